@@ -1,0 +1,195 @@
+"""The adapted layers.  Each is an nn.Linear that adopts a frozen one and adds a trainable delta:
+
+    forward(x) == F.linear(x, weight + strength * delta(), bias),    delta() == up @ down,    (down, up) = low_rank()
+
+M is out_features, N is in_features, T the number of tokens, r the rank, k GraLoRA's blocks per side.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class LoRALinear(nn.Linear):
+    """LoRA (arXiv 2106.09685): delta = scale * lora_B @ lora_A with lora_A [r, N] Kaiming-uniform and lora_B [M, r] zero.
+
+    `strength` (1.0) and `enabled` (True) may be set at any time; the adapter's parameters are fp32 whatever the base is.
+    """
+
+    k = 1
+    hybrid_rank = 0
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, rank: int, alpha: float | None = None, dropout: float = 0.0, rslora: bool = False) -> "LoRALinear":
+        """Adopt `linear`'s own weight and bias, freeze them, and add an adapter that starts as zero.
+
+        scale = alpha / rank, or alpha / sqrt(rank) with rslora (arXiv 2312.03732); alpha defaults to rank.
+        Raises ValueError when the rank does not fit the layer.
+        """
+        self = cls._adopt(linear, rank, alpha, dropout, rslora)
+        self._add_lora(rank)
+        return self
+
+    @classmethod
+    def _adopt(cls, linear, rank, alpha, dropout, rslora):
+        if not isinstance(linear, nn.Linear) or isinstance(linear, LoRALinear):
+            raise ValueError(f"only a plain nn.Linear can be adapted, and this is a {type(linear).__name__}")
+        if not isinstance(rank, int) or not 1 <= rank <= 2**16:
+            raise ValueError(f"rank is {rank}; it must be a whole number from 1 to {2**16}")
+        alpha = rank if alpha is None else alpha
+        if not (math.isfinite(alpha) and alpha > 0):
+            raise ValueError(f"alpha is {alpha}; it must be a positive number")
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight.requires_grad_(False), linear.bias
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
+        self.rank, self.alpha, self.dropout, self.rslora = rank, float(alpha), dropout, rslora
+        self.scale = alpha / (math.sqrt(rank) if rslora else rank)
+        self.strength, self.enabled, self.unmerged_weight = 1.0, True, None
+        return self.train(linear.training)
+
+    def _add_lora(self, rank: int) -> None:
+        like = dict(device=self.weight.device, dtype=torch.float32)
+        self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, **like))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, **like))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., N] -> [..., M]"""
+        out = F.linear(x, self.weight, self.bias)
+        if not self.enabled or self.unmerged_weight is not None or self.strength == 0:
+            return out
+        if not torch.is_autocast_enabled(x.device.type):  # autocast picks the dtype itself
+            x = x.to(self.parameter_dtype)
+        x = F.dropout(x, self.dropout, self.training)
+        return out + (self.adapter(x) * (self.scale * self.strength)).to(out.dtype)
+
+    def adapter(self, x: torch.Tensor) -> torch.Tensor:
+        """The adapter's own path before its scale: x [..., N] -> [..., M]"""
+        return F.linear(F.linear(x, self.lora_A), self.lora_B)
+
+    def low_rank(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(down [R, N], up [M, R]): the plain LoRA that this layer is, with the scale folded into `up`, strength not included."""
+        return self.lora_A.detach(), self.lora_B.detach() * self.scale
+
+    def delta(self) -> torch.Tensor:
+        """What is added to the weight at strength 1: [M, N], in the adapter's dtype."""
+        down, up = self.low_rank()
+        return up @ down
+
+    def merge(self) -> None:
+        """Bake strength * delta into the weight: no cost at inference.  The old weight is kept, so that unmerge() is exact."""
+        if self.unmerged_weight is None:
+            self.unmerged_weight = self.weight.data
+            wide = torch.promote_types(self.weight.dtype, torch.float32)
+            self.weight.data = (self.weight.to(wide) + self.strength * self.delta().to(wide)).to(self.weight.dtype)
+
+    def unmerge(self) -> None:
+        if self.unmerged_weight is not None:
+            self.weight.data, self.unmerged_weight = self.unmerged_weight, None
+
+    def to_linear(self) -> nn.Linear:
+        """The plain layer again, with the weight as it is now: the base's own, or the merged one."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        linear.weight, linear.bias = self.weight, self.bias
+        return linear.train(self.training)
+
+    @property
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters(recurse=False) if name not in ("weight", "bias")}
+
+    @property
+    def parameter_dtype(self) -> torch.dtype:
+        return self.lora_A.dtype
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}, k={self.k}, hybrid_rank={self.hybrid_rank}, alpha={self.alpha:g}"
+
+
+class GraLoRALinear(LoRALinear):
+    """GraLoRA (arXiv 2505.20355, section 3): the weight is cut into k x k blocks, and block (i, j) has a LoRA of rank r/k of its own.
+
+    gralora_A [k, N/k, r]: the r columns of slice n are k groups of r/k, and group j feeds output block j.
+    gralora_B [k, r, M/k]: the r rows of slice j are k groups of r/k, and group n comes from input block n.
+    Parameters r(M + N) for every k; rank of delta up to k*r.  With hybrid_rank > 0 (Hybrid GraLoRA) a part of the total
+    rank goes to a plain lora_A, lora_B beside the blocks; r above is then rank - hybrid_rank.
+    """
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        rank: int,
+        k: int | None = None,
+        alpha: float | None = None,
+        hybrid_rank: int = 0,
+        dropout: float = 0.0,
+        rslora: bool = False,
+    ) -> "GraLoRALinear":
+        """As LoRALinear.from_linear; k=None takes choose_k().  Raises ValueError when rank, k or the sizes do not fit together."""
+        self = cls._adopt(linear, rank, alpha, dropout, rslora)
+        if not isinstance(hybrid_rank, int) or not 0 <= hybrid_rank < rank:
+            raise ValueError(f"hybrid_rank is {hybrid_rank}; as a part of the rank {rank} it must be from 0 to {rank - 1}")
+        r, n, m = rank - hybrid_rank, self.in_features, self.out_features
+        k = choose_k(r, n, m) if k is None else k
+        if not isinstance(k, int) or k < 1 or n % k or m % k or r % k:
+            raise ValueError(misfit(r, k, n, m, hybrid_rank))
+        self.k, self.hybrid_rank = k, hybrid_rank
+        like = dict(device=self.weight.device, dtype=torch.float32)
+        self.gralora_A = nn.Parameter(torch.empty(k, n // k, r, **like))
+        self.gralora_B = nn.Parameter(torch.zeros(k, r, m // k, **like))
+        bound = math.sqrt(k / n)  # Kaiming-uniform(a = sqrt 5) for fan_in N/k
+        nn.init.uniform_(self.gralora_A, -bound, bound)
+        if hybrid_rank:
+            self._add_lora(hybrid_rank)
+        return self
+
+    def adapter(self, x: torch.Tensor) -> torch.Tensor:
+        k, r = self.k, self.gralora_A.shape[2]
+        slices = x.reshape(-1, k, self.in_features // k).transpose(0, 1)  # [k(n), T, N/k]
+        h = torch.bmm(slices, self.gralora_A)  # [k(n), T, r]
+        h = h.view(k, -1, k, r // k).transpose(0, 2).reshape(k, -1, r)  # groups swap: [k(j), T, k(n) * r/k]
+        out = torch.bmm(h, self.gralora_B).transpose(0, 1).reshape(*x.shape[:-1], self.out_features)  # [k(j), T, M/k] -> [..., M]
+        return out + super().adapter(x) if self.hybrid_rank else out
+
+    def low_rank(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The exact plain LoRA of rank k*r + hybrid_rank, with block-sparse factors: no SVD, no error.
+
+        Column (n, j, s) of `up` lives in output block j, row (n, j, s) of `down` in input block n; n, j < k and s < r/k.
+        """
+        k, g = self.k, self.gralora_A.shape[2] // self.k
+        n, m = self.in_features // k, self.out_features // k
+        a, b = self.gralora_A.detach(), self.gralora_B.detach()
+        down, up = a.new_zeros(k, k, g, k, n), b.new_zeros(k, m, k, k, g)
+        for i in range(k):
+            down[i, :, :, i] = a[i].view(n, k, g).permute(1, 2, 0)  # [j, s, N/k]
+            up[i, :, :, i] = b[i].view(k, g, m).permute(2, 0, 1)  # [M/k, n, s]
+        down, up = down.view(-1, self.in_features), up.view(self.out_features, -1) * self.scale
+        if self.hybrid_rank:
+            down, up = torch.cat([down, self.lora_A.detach()]), torch.cat([up, self.lora_B.detach() * self.scale], 1)
+        return down, up
+
+    @property
+    def parameter_dtype(self) -> torch.dtype:
+        return self.gralora_A.dtype
+
+
+def choose_k(rank: int, in_features: int, out_features: int) -> int:
+    """GraLoRA's rule: rank/k^2 about 8 (2 blocks per side at rank 16 to 32, 4 at 64 to 128), k dividing all three sizes."""
+    fits = [k for k in range(1, rank + 1) if rank % k == 0 and in_features % k == 0 and out_features % k == 0]
+    return min(fits, key=lambda k: (round(abs(math.log2(rank / k**2 / 8)), 6), -k))
+
+
+def misfit(r: int, k: int, n: int, m: int, hybrid_rank: int) -> str:
+    if not isinstance(k, int) or k < 1:
+        return f"k is {k}; it must be a whole number of at least 1"
+    if n % k or m % k:
+        fits = [d for d in range(1, min(n, m, 64) + 1) if n % d == 0 and m % d == 0]
+        return f"k {k} does not divide the layer's sizes {n} -> {m}; these do: {', '.join(map(str, fits))}"
+    low, of = r // k * k, f"rank {r}" if not hybrid_rank else f"rank {r + hybrid_rank} less hybrid_rank {hybrid_rank}, {r},"
+    fits = " and ".join(str(v + hybrid_rank) for v in (low, low + k) if v > 0)
+    return f"{of} is not divisible by k {k}; the nearest ranks that fit are {fits}, or choose another k"

@@ -1,0 +1,126 @@
+"""Which layers of a model are adapted: put adapters in, walk over them, scale, switch off, merge, take out."""
+
+import re
+
+from torch import nn
+
+from .adapters import GraLoRALinear, LoRALinear
+from .config import AdapterConfig
+
+ATTENTION = r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$|\.self_attn\.(q_proj|k_proj|v_proj|out_proj)$"  # diffusers | CLIP
+FEED_FORWARD = r"\.ff\.net\.(0\.proj|2)$|\.mlp\.fc[12]$"
+TARGETS = {"attention": ATTENTION, "attention+ff": f"{ATTENTION}|{FEED_FORWARD}", "all-linear": ""}
+
+
+def inject(model: nn.Module, config: AdapterConfig) -> dict[str, LoRALinear]:
+    """Freeze `model`, replace each linear layer that config.targets matches by an adapted one: {module path: layer}.
+
+    targets is "attention", "attention+ff", "all-linear", or a regular expression searched in each module path, so that any
+    torch model will do; rank_pattern and k_pattern give other sizes to the paths they match (the first that matches counts).
+    Raises ValueError, before anything is changed, when the model is adapted already, nothing matches, or a size does not fit.
+    """
+    if adapters(model):
+        raise ValueError("the model has adapters already: call remove() first")
+    linears = {path: m for path, m in model.named_modules() if type(m) is nn.Linear}
+    pattern = compiled(TARGETS.get(config.targets, config.targets), "targets")
+    chosen = {path: m for path, m in linears.items() if pattern.search(path)}
+    if not chosen:
+        known = ", ".join(TARGETS)
+        some = ", ".join(list(linears)[:3]) or "none"
+        raise ValueError(
+            f"targets {config.targets!r} is not one of {known}, and as a regular expression it matches no linear layer (the first are: {some})"
+        )
+    layers, trainable = {}, [p for p in model.parameters() if p.requires_grad]
+    for path, linear in chosen.items():
+        try:
+            layers[path] = adapted(linear, config, first_match(config.rank_pattern, path, config.rank), first_match(config.k_pattern, path, config.k))
+        except ValueError as error:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+            raise ValueError(f"{path}: {error}") from None
+    model.requires_grad_(False)
+    for path, layer in layers.items():
+        for parameter in layer.adapter_parameters.values():
+            parameter.requires_grad_(True)
+        replace(model, path, layer)
+    model.adapter_config = config
+    return layers
+
+
+def adapted(linear: nn.Linear, config: AdapterConfig, rank: int, k: int | None) -> LoRALinear:
+    common = dict(rank=rank, alpha=config.alpha, dropout=config.dropout, rslora=config.rslora)
+    if config.method == "lora":
+        return LoRALinear.from_linear(linear, **common)
+    return GraLoRALinear.from_linear(linear, k=k, hybrid_rank=config.hybrid_rank, **common)
+
+
+def replace(model: nn.Module, path: str, layer: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, layer)
+
+
+def compiled(pattern: str, option: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{option} {pattern!r} is not a regular expression: {error}") from None
+
+
+def first_match(patterns: dict, path: str, default):
+    return next((value for p, value in patterns.items() if compiled(p, "rank_pattern or k_pattern").search(path)), default)
+
+
+def adapters(model: nn.Module) -> dict[str, LoRALinear]:
+    """{module path: adapted layer}, in the model's order."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoRALinear)}
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """{path.name: parameter} of all adapters."""
+    return {f"{path}.{name}": p for path, layer in adapters(model).items() for name, p in layer.adapter_parameters.items()}
+
+
+def set_strength(model: nn.Module, strength: float) -> None:
+    """0 is the base, 1 the adapter as trained; merged layers are merged anew."""
+    for layer in adapters(model).values():
+        merged = layer.unmerged_weight is not None
+        layer.unmerge()
+        layer.strength = float(strength)
+        if merged:
+            layer.merge()
+
+
+def enable(model: nn.Module, on: bool = True) -> None:
+    """Switch all adapters on or off; off, the layers compute as the base does."""
+    for layer in adapters(model).values():
+        layer.enabled = on
+
+
+def merge(model: nn.Module) -> None:
+    for layer in adapters(model).values():
+        layer.merge()
+
+
+def unmerge(model: nn.Module) -> None:
+    for layer in adapters(model).values():
+        layer.unmerge()
+
+
+def remove(model: nn.Module) -> None:
+    """Give the plain layers back, with their weights as they are: the base's, or merged ones."""
+    for path, layer in adapters(model).items():
+        replace(model, path, layer.to_linear())
+    model.adapter_config = None
+
+
+def table(layers: dict[str, LoRALinear]) -> str:
+    """The adapted layers, one line each, with shapes, ranks and numbers of parameters; the last line is the sum."""
+    width = max(len(path) for path in layers)
+    rows = [f"{'layer':<{width}}  {'in -> out':>13}  {'rank':>4}  {'k':>2}  {'hybrid':>6}  {'parameters':>11}"]
+    total = 0
+    for path, layer in layers.items():
+        count = sum(p.numel() for p in layer.adapter_parameters.values())
+        total += count
+        sizes = f"{layer.in_features} -> {layer.out_features}"
+        rows.append(f"{path:<{width}}  {sizes:>13}  {layer.rank:>4}  {layer.k:>2}  {layer.hybrid_rank:>6}  {count:>11,}")
+    return "\n".join([*rows, f"{len(layers)} layers, {total:,} parameters"])

@@ -1,0 +1,112 @@
+"""Load an SDXL base, wherever it lies, and turn prompts and pictures into what its UNet is given."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from .config import ConfigError
+
+EMBEDDED = Path(__file__).parent / "tiny"
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # those that adapters go into
+
+
+def load_sdxl(
+    path: str | None = None, vae: str | None = None, dtype: torch.dtype = torch.float32, revision=None, variant=None, cache_dir=None, unet=None
+):
+    """A StableDiffusionXLPipeline in eval mode on the CPU, its weights in `dtype` and the VAE in fp32; `unet` is taken as it is when given.
+
+    path: None for the embedded tiny base, a folder in diffusers layout, a single .safetensors checkpoint, or a hub id.
+    vae: another VAE, likewise.  Raises ConfigError when there is no such base, or it is not an SDXL one.
+    """
+    from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    path = str(path or EMBEDDED)
+    if Path(path).suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
+        raise ConfigError(f"{path} is a pickle, which can run code when it is read: convert it to .safetensors first")
+    common = dict(torch_dtype=dtype, cache_dir=cache_dir, add_watermarker=False) | ({} if unet is None else dict(unet=unet))
+    try:
+        if path.endswith(".safetensors"):
+            pipeline = StableDiffusionXLPipeline.from_single_file(path, **common)
+        else:
+            pipeline = StableDiffusionXLPipeline.from_pretrained(path, revision=revision, variant=variant, use_safetensors=True, **common)
+        if vae:
+            pipeline.vae = AutoencoderKL.from_pretrained(vae, use_safetensors=True, cache_dir=cache_dir)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ConfigError(f"no SDXL base can be loaded from {(vae and f'{path} with the VAE {vae}') or path}: {first}") from error
+    if getattr(pipeline, "text_encoder_2", None) is None or pipeline.unet.config.addition_embed_type != "text_time":
+        raise ConfigError(f"{path} is not an SDXL base: it lacks the second text encoder or the size conditioning (SD 1.5, or the refiner?)")
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.to(torch.float32)
+    for name in (*COMPONENTS, "vae"):
+        if getattr(pipeline, name) is not unet:
+            getattr(pipeline, name).eval().requires_grad_(False)
+    return pipeline
+
+
+SDXL_UNET = dict(  # the public config of stabilityai/stable-diffusion-xl-base-1.0
+    sample_size=128, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280), layers_per_block=2, cross_attention_dim=2048,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), use_linear_projection=True, addition_embed_type="text_time",
+    addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+)  # fmt: skip
+
+
+def unet_shapes(path: str | None = None, revision=None, cache_dir=None):
+    """The base's UNet on the meta device: its shapes without its weights.  A single-file checkpoint is taken to be SDXL's."""
+    from diffusers import UNet2DConditionModel
+
+    path = str(path or EMBEDDED)
+    config = SDXL_UNET
+    if not path.endswith(".safetensors"):
+        try:
+            config = UNet2DConditionModel.load_config(path, subfolder="unet", revision=revision, cache_dir=cache_dir)
+        except OSError as error:
+            raise ConfigError(f"no SDXL base can be read from {path}: {str(error).strip().splitlines()[0][:300]}") from None
+    elif not Path(path).is_file():
+        raise ConfigError(f"{path} is not there")
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(config)
+
+
+def resolution_of(pipeline) -> int:
+    """The side, in pixels, of the pictures that the base was made for: 1024 for SDXL."""
+    return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+
+
+def fingerprint(unet) -> str:
+    """16 hex digits that tell one base from another: names, shapes and the first values (as bf16) of the UNet's own tensors."""
+    from .injection import adapters
+
+    layers = adapters(unet)
+    digest = hashlib.sha256()
+    for name, tensor in unet.state_dict().items():
+        path, _, leaf = name.rpartition(".")
+        if path in layers and leaf not in ("weight", "bias"):
+            continue
+        if path in layers and leaf == "weight" and layers[path].unmerged_weight is not None:
+            tensor = layers[path].unmerged_weight
+        head = tensor.flatten()[:16].to("cpu", torch.bfloat16).view(torch.int16).tolist()
+        digest.update(f"{name}{tuple(tensor.shape)}{head}".encode())
+    return digest.hexdigest()[:16]
+
+
+def encode_prompts(pipeline, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(prompt_embeds [n, tokens, width], pooled_prompt_embeds [n, width of encoder 2]); gradients flow if they are enabled."""
+    embeds, _, pooled, _ = pipeline.encode_prompt(prompt=prompts, device=pipeline.text_encoder.device, do_classifier_free_guidance=False)
+    return embeds, pooled
+
+
+def encode_images(vae, pixels: torch.Tensor) -> torch.Tensor:
+    """pixels [n, 3, h, w] in [-1, 1] -> the posterior's (mean, std) of the scaled latents: [n, 2, channels, h/8, w/8], fp32."""
+    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    return torch.stack([posterior.mean, posterior.std], 1).float() * vae.config.scaling_factor
+
+
+def time_ids(original_size, crop, target_size) -> torch.Tensor:
+    """SDXL's size and crop conditioning (arXiv 2307.01952, section 2.2): six fp32 numbers, pixels as (height, width) or (top, left)."""
+    return torch.tensor([*original_size, *crop, *target_size], dtype=torch.float32)

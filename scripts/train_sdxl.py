@@ -1,0 +1,35 @@
+"""Personalise SDXL with a GraLoRA or LoRA adapter, from a few pictures.
+
+    accelerate launch scripts/train_sdxl.py --gralora_rank 64
+
+trains on the embedded tiny base and the bundled pictures of a robot.  On SDXL itself:
+
+    accelerate launch scripts/train_sdxl.py --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 \\
+        --instance_data_dir photos/my_dog --instance_prompt "a photo of sks dog" --output_dir runs/my_dog \\
+        --gralora_rank 64 --mixed_precision bf16 --gradient_checkpointing
+
+--dry_run prints the resolved config and the plan: layers, parameters, memory, files, steps.
+"""
+
+from gralora_diffusion.config import ConfigError, fail, parse
+
+
+def main():
+    config = parse(__doc__)
+    from gralora_diffusion.training import TrainingError, plan, train  # torch only after --help and wrong flags are dealt with
+
+    try:
+        if config.dry_run:
+            print(plan(config))
+            return
+        run = train(config)
+    except ConfigError as error:
+        fail(str(error))
+    except TrainingError as error:
+        fail(str(error), code=1)
+    print(f"done: {run} holds the adapter (adapter.safetensors, pytorch_lora_weights.safetensors), metrics.jsonl and config.json", end="")
+    print("" if config.skip_final_inference else f"; look at {run}/before_after.png")
+
+
+if __name__ == "__main__":
+    main()
