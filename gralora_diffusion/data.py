@@ -1,6 +1,7 @@
 """Pictures and captions from a folder, and their latents: what one training step takes."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def open_picture(path: Path) -> Image.Image:
     if os.path.getsize(path) == 0:
         raise ValueError("empty file")
     try:
-        image = Image.open(path)
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # refused below
+            image = Image.open(path)
     except Image.UnidentifiedImageError:
         raise ValueError("not a picture, whatever its name says") from None
     with image:

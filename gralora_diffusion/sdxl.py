@@ -20,13 +20,15 @@ def load_sdxl(
     vae: another VAE, likewise.  Raises ConfigError when there is no such base, or it is not an SDXL one.
     """
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline
-    from diffusers.utils import logging
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     path = str(path or EMBEDDED)
     if Path(path).suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
         raise ConfigError(f"{path} is a pickle, which can run code when it is read: convert it to .safetensors first")
-    common = dict(torch_dtype=dtype, cache_dir=cache_dir, add_watermarker=False) | ({} if unet is None else dict(unet=unet))
+    common = dict(dtype={"default": dtype, "vae": torch.float32}, cache_dir=cache_dir, add_watermarker=False) | ({} if unet is None else dict(unet=unet))
     try:
         if path.endswith(".safetensors"):
             pipeline = StableDiffusionXLPipeline.from_single_file(path, **common)
@@ -40,7 +42,6 @@ def load_sdxl(
     if getattr(pipeline, "text_encoder_2", None) is None or pipeline.unet.config.addition_embed_type != "text_time":
         raise ConfigError(f"{path} is not an SDXL base: it lacks the second text encoder or the size conditioning (SD 1.5, or the refiner?)")
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.vae.to(torch.float32)
     for name in (*COMPONENTS, "vae"):
         if getattr(pipeline, name) is not unet:
             getattr(pipeline, name).eval().requires_grad_(False)

@@ -117,7 +117,7 @@ def fit(stage, args, modules: dict, loss_of, steps, lr, warmup=100, flat=0.0, em
         done = step / steps
         now = lr * min(1, (step + 1) / warmup) * (1 if done < flat else 0.5 + 0.5 * np.cos(np.pi * (done - flat) / (1 - flat)))
         for group in optimizer.param_groups:
-            group["lr"] = now
+            group["lr"] = float(now)
         loss = loss_of(step, np.random.default_rng((hash_of(stage), step, rank)))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -136,7 +136,7 @@ def fit(stage, args, modules: dict, loss_of, steps, lr, warmup=100, flat=0.0, em
                 stage=stage,
                 step=step,
                 loss=round(loss.item(), 4),
-                lr=round(now, 6),
+                lr=round(float(now), 6),
                 s_per_step=round(speed, 4),
                 eta_min=round(speed * (steps - step) / 60, 1),
             )
@@ -292,6 +292,10 @@ def export(args, vae, unet, tokenizers, encoders):
     )  # fmt: skip
     pipeline.to(torch.float16).save_pretrained(args.output)
     encoders[2].half().save_pretrained(args.output / "vision_encoder")
+    for config in args.output.glob("*_encoder*/config.json"):  # transformers loads in this dtype when none is asked for, diffusers in fp32
+        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    for weights in args.output.glob("*/*.safetensors"):
+        weights.chmod(0o644)
 
 
 if __name__ == "__main__":

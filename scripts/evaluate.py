@@ -1,0 +1,43 @@
+"""How much do generated pictures resemble the subject's?  Mean cosine in the features of an ImageNet encoder.
+
+python scripts/evaluate.py --run runs/robot-gralora-r64        samples before and after training against the training pictures
+python scripts/evaluate.py --reference photos --generated out1 out2
+"""
+
+import json
+from pathlib import Path
+
+from gralora_diffusion.config import ConfigError, Parser, TrainConfig, fail, from_dict
+
+
+def main():
+    parser = Parser(description=__doc__)
+    parser.add_argument("--run", type=Path, help="a run folder")
+    parser.add_argument("--reference", type=Path, help="folder with the subject's pictures")
+    parser.add_argument("--generated", type=Path, nargs="+", default=[], help="folders with generated pictures")
+    args = parser.parse_args()
+    if (args.run is None) == (args.reference is None) or (args.reference is not None and not args.generated):
+        parser.error("give --run, or --reference with --generated")
+    from gralora_diffusion.evaluation import imagenet_encoder, pictures_in, similarities
+    from gralora_diffusion.training import instance
+
+    try:
+        if args.run:
+            if not (args.run / "config.json").is_file():
+                raise ConfigError(f"{args.run} is not a run folder: it holds no config.json")
+            args.reference = instance(from_dict(TrainConfig, json.loads((args.run / "config.json").read_text())))[0]
+            args.generated = sorted((args.run / "samples").glob("step-*"))
+        encode = imagenet_encoder()
+        references = encode(pictures_in(args.reference))
+        print(f"mean cosine to the {len(references)} pictures in {args.reference}, EfficientNet-Lite2 (ImageNet) features")
+        for folder in args.generated:
+            scores = similarities(encode(pictures_in(folder)), references)
+            print(f"  {folder!s:<40} {scores.mean():.3f}  (sd {scores.std(correction=0):.3f}, n {len(scores)})")
+    except ConfigError as error:
+        fail(str(error))
+    except ImportError as error:
+        fail(f"the evaluators need the extra eval, {error.name} is missing: pip install 'gralora-diffusion[eval]'")
+
+
+if __name__ == "__main__":
+    main()
