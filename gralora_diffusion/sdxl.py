@@ -1,6 +1,7 @@
 """Load an SDXL base, wherever it lies, and turn prompts and pictures into what its UNet is given."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -28,7 +29,9 @@ def load_sdxl(
     path = str(path or EMBEDDED)
     if Path(path).suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
         raise ConfigError(f"{path} is a pickle, which can run code when it is read: convert it to .safetensors first")
-    common = dict(dtype={"default": dtype, "vae": torch.float32}, cache_dir=cache_dir, add_watermarker=False) | ({} if unet is None else dict(unet=unet))
+    common = dict(dtype={"default": dtype, "vae": torch.float32}, cache_dir=cache_dir, add_watermarker=False) | (
+        {} if unet is None else dict(unet=unet)
+    )
     try:
         if path.endswith(".safetensors"):
             pipeline = StableDiffusionXLPipeline.from_single_file(path, **common)
@@ -72,6 +75,12 @@ def unet_shapes(path: str | None = None, revision=None, cache_dir=None):
         raise ConfigError(f"{path} is not there")
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(config)
+
+
+def prompt_tokens(path: str | None = None) -> int:
+    """The length that prompts are padded to: 77 in SDXL, less in the embedded base."""
+    config = Path(path or EMBEDDED) / "text_encoder" / "config.json"
+    return json.loads(config.read_text())["max_position_embeddings"] if config.is_file() else 77
 
 
 def resolution_of(pipeline) -> int:

@@ -17,7 +17,7 @@ from .formats import DIFFUSERS, NATIVE, file_sizes, save_adapter, save_diffusers
 from .injection import adapter_parameters, adapters, inject, table
 from .loss import add_noise, diffusion_loss, draw
 from .sampling import sample, sheet
-from .sdxl import encode_prompts, load_sdxl, resolution_of, unet_shapes
+from .sdxl import encode_prompts, load_sdxl, prompt_tokens, resolution_of, unet_shapes
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PLACES = ("", " on a blue background", " in the snow", " on the beach")
@@ -218,7 +218,7 @@ def plan(config: TrainConfig) -> str:
         raise ConfigError(f"unet: {error}") from None
     resolution = config.resolution or unet.config.sample_size * 8
     dtype = DTYPES[config.mixed_precision or "no"]
-    memory = forecast(unet.config, config, resolution, dtype)
+    memory = forecast(unet.config, config, resolution, dtype, prompt_tokens(config.pretrained_model_name_or_path))
     sizes = file_sizes(layers, torch.float32)
     per_step = config.train_batch_size * config.gradient_accumulation_steps
     steps = config.max_train_steps or math.ceil(config.num_train_epochs * len(pictures) / per_step)
@@ -236,7 +236,7 @@ def plan(config: TrainConfig) -> str:
     return "\n".join(lines)
 
 
-def forecast(unet_config, config: TrainConfig, resolution: int, dtype) -> dict[str, int]:
+def forecast(unet_config, config: TrainConfig, resolution: int, dtype, tokens: int = 77) -> dict[str, int]:
     """Bytes that a training step of the UNet needs, counted on fake tensors: the weights, the adapters with their gradients and
     AdamW's moments, and what the forward pass keeps for the backward pass (with checkpointing: the checkpoints and the largest block).
     """
@@ -265,7 +265,7 @@ def forecast(unet_config, config: TrainConfig, resolution: int, dtype) -> dict[s
             own = {p.untyped_storage()._cdata for p in unet.parameters()}
             n, side, c = config.train_batch_size, resolution // 8, unet.config.cross_attention_dim
             width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-            inputs = (torch.empty(n, unet.config.in_channels, side, side), torch.zeros(n, dtype=torch.long), torch.empty(n, 77, c))
+            inputs = (torch.empty(n, unet.config.in_channels, side, side), torch.zeros(n, dtype=torch.long), torch.empty(n, tokens, c))
             conditions = dict(text_embeds=torch.empty(n, width), time_ids=torch.empty(n, 6))
             for module in unet.modules():
                 if type(module).__name__ in ("BasicTransformerBlock", "ResnetBlock2D"):

@@ -19,6 +19,15 @@ def adapted_pipeline(config: AdapterConfig, names=MODELS):
     return pipeline, models
 
 
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps the first run's precision for the whole process."""
+    from accelerate.state import AcceleratorState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """A short training run of the real command's own code."""

@@ -65,7 +65,7 @@ def test_native_and_diffusers_files_give_the_same_pictures(config, tmp_path, bas
 
 
 def test_strength(tmp_path, base_images):
-    pipeline, models = adapted_pipeline(CONFIGS["gralora"], ["unet"])
+    _, models = adapted_pipeline(CONFIGS["gralora"], ["unet"])
     save_adapter(tmp_path / "a.safetensors", models)
     save_diffusers(tmp_path / "lora.safetensors", models)
     plain = StableDiffusionXLPipeline.from_pretrained(EMBEDDED, add_watermarker=False)

@@ -1,0 +1,43 @@
+"""Pictures: the same whatever the batch size, and nothing left behind in the pipeline."""
+
+import numpy as np
+import pytest
+from conftest import adapted_pipeline
+from PIL import Image
+
+from gralora_diffusion import AdapterConfig, load_sdxl
+from gralora_diffusion.sampling import sample, sheet
+
+
+def pixels(images):
+    return np.stack([np.asarray(i, dtype=int) for i in images])
+
+
+def test_a_picture_does_not_depend_on_the_batch_size():
+    pipeline, _ = adapted_pipeline(AdapterConfig(rank=16, k=2), ["unet"])
+    options = dict(prompts=["a dog", "a red heart on a blue background"], seed=5, num_images=3, num_inference_steps=4)
+    one, many = (pixels(sample(pipeline, **options, batch_size=b)) for b in (1, 6))
+    assert one.shape == (6, 64, 64, 3)
+    assert np.abs(one - many).max() <= 1  # of 255: other batch sizes round otherwise
+    assert np.abs(one[0] - one[1]).max() > 10
+    alone = pixels(sample(pipeline, options["prompts"][1:], seed=6, num_inference_steps=4))
+    assert np.abs(alone[0] - one[4]).max() <= 1
+
+
+def test_sampling_leaves_the_schedule_as_it_was():
+    pipeline = load_sdxl()
+    scheduler = pipeline.scheduler
+    first = pixels(sample(pipeline, ["a dog"], num_inference_steps=3))
+    assert pipeline.scheduler is scheduler
+    assert scheduler.num_inference_steps is None
+    assert np.array_equal(first, pixels(sample(pipeline, ["a dog"], num_inference_steps=3)))
+
+
+@pytest.mark.parametrize("size", [64, 512])
+def test_sheet_shows_every_picture(size):
+    red, blue = Image.new("RGB", (size, size), "red"), Image.new("RGB", (size, size), "blue")
+    page = sheet(
+        {"base": [red, red], "with the adapter": [blue, blue]}, ["a prompt that is much too long for the column it stands above, really", "b"]
+    )
+    colours = {c: n for n, c in page.getcolors(1 << 20)}
+    assert colours[(255, 0, 0)] == colours[(0, 0, 255)] == 2 * 192 * 192

@@ -1,0 +1,113 @@
+"""The real commands, as people type them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "scripts"
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+
+
+def run(*command, cwd, **kwargs):
+    return subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, timeout=600, **kwargs)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_from_the_scripts_folder(tmp_path):
+    done = run(
+        *ACCELERATE,
+        "train_sdxl.py",
+        "--gralora_rank",
+        64,
+        "--max_train_steps",
+        3,
+        "--num_inference_steps",
+        2,
+        "--output_dir",
+        tmp_path / "r",
+        cwd=SCRIPTS,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "56 layers, 1,089,536 parameters" in done.stdout
+    assert "before_after.png" in done.stdout
+    drawn = run(
+        sys.executable, SCRIPTS / "sample_sdxl.py", "--adapter", tmp_path / "r", "--prompt", "a photo of sks robot|a dog", "--num_images", 2,
+        "--num_inference_steps", 2, "--strength", 0.7, "--compare", "--output", tmp_path / "sheet.png", cwd=tmp_path,
+    )  # fmt: skip
+    assert drawn.returncode == 0, drawn.stderr
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 4 * 192
+    assert sorted(p.name for p in (tmp_path / "sheet").iterdir()) == [f"{x}-{i:03d}.png" for x in ("base", "strength-0.7") for i in range(4)]
+    scored = run(sys.executable, SCRIPTS / "evaluate.py", "--run", tmp_path / "r", cwd=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    assert "step-00000" in scored.stdout
+    assert "step-00003" in scored.stdout
+    assert "n 4" in scored.stdout
+
+
+def one_sentence(done, *words):
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    lines = [line for line in done.stderr.strip().splitlines() if line.startswith("train_sdxl: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gralora_ranck", "64"], ["unknown option --gralora_ranck", "did you mean '--gralora_rank'"]),
+        (["--rank", "many"], ["--gralora_rank", "many"]),
+        (["--learning_rat", "1"], ["unknown option --learning_rat"]),
+        (["--adapter", "dora"], ["dora", "gralora"]),
+        (["--instance_data_dir", "nowhere", "--instance_prompt", "x"], ["nowhere is not a folder"]),
+        (["--instance_data_dir", "empty", "--instance_prompt", "x"], ["empty holds no pictures"]),
+        (["--instance_data_dir", "broken", "--instance_prompt", "x"], ["broken.png", "not a picture"]),
+        (["--instance_data_dir", "texts", "--instance_prompt", "x"], ["notes.txt", "no picture named notes"]),
+        (["--instance_data_dir", "empty"], ["--instance_prompt"]),
+        (["--gralora_rank", "63", "--gralora_k", "4"], ["rank 63", "k 4", "60 and 64", "down_blocks"]),
+        (["--targets", "to_nowhere"], ["'to_nowhere'", "matches no linear layer"]),
+        (["--adapter", "lora", "--gralora_k", "4"], ["belong to GraLoRA"]),
+        (["--resolution", "100"], ["divisible by 8"]),
+        (["--pretrained_model_name_or_path", "nowhere/model"], ["nowhere/model"]),
+        (["--pretrained_model_name_or_path", "model.ckpt"], ["pickle"]),
+        (["--rank_pattern", "[1]"], ["not a JSON object"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_writes_nothing(arguments, words, tmp_path):
+    for folder in ("empty", "broken", "texts"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "broken" / "broken.png").write_bytes(b"nonsense")
+    (tmp_path / "texts" / "notes.txt").write_text("milk")
+    Image.new("RGB", (64, 64)).save(tmp_path / "texts" / "a.png")
+    before = sorted(tmp_path.rglob("*"))
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path.parent / "hub")}
+    done = run(sys.executable, SCRIPTS / "train_sdxl.py", *arguments, "--output_dir", tmp_path / "out" / "run", cwd=tmp_path, env=offline)
+    one_sentence(done, *words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_dry_run_prints_the_plan(tmp_path):
+    done = run(sys.executable, SCRIPTS / "train_sdxl.py", "--dry_run", "--rank", 32, "--train_text_encoder", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert '"rank": 32' in done.stdout
+    assert "mid_block.attentions.0.transformer_blocks.0.attn2.to_k" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--help", "--gralora_ranks"])
+def test_help_and_mistakes_do_not_load_torch(option, tmp_path):
+    (tmp_path / "probe.py").write_text(
+        "import runpy, sys\n"
+        "script, sys.argv = sys.argv[1], ['train_sdxl.py', sys.argv[2]]\n"
+        "try:\n    runpy.run_path(script, run_name='__main__')\n"
+        "except SystemExit:\n    print('torch' in sys.modules)\n"
+    )
+    done = run(sys.executable, tmp_path / "probe.py", SCRIPTS / "train_sdxl.py", option, cwd=tmp_path)
+    assert done.stdout.strip().endswith("False"), done.stderr
+    assert "--gralora_rank" in done.stdout + done.stderr

@@ -1,0 +1,167 @@
+"""Training on the embedded base: what it writes, that it learns, and that it is exact."""
+
+import dataclasses
+import gc
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from gralora_diffusion import AdapterConfig, TrainConfig, load_adapter, load_sdxl, training
+from gralora_diffusion.config import ConfigError, from_dict
+from gralora_diffusion.injection import adapters
+from gralora_diffusion.sdxl import SDXL_UNET, prompt_tokens
+from gralora_diffusion.training import forecast, plan, train
+
+QUICK = TrainConfig(adapter=AdapterConfig(rank=16, k=2), max_train_steps=4, train_batch_size=4, skip_final_inference=True)
+
+
+def quick(tmp_path, name="run", **options):
+    """{tensor name: tensor} of a short run's adapter."""
+    run = train(dataclasses.replace(QUICK, output_dir=str(tmp_path / name), **options))
+    return load_file(run / "adapter.safetensors")
+
+
+def test_the_run_folder_holds_everything(finished_run):
+    names = {str(p.relative_to(finished_run)) for p in finished_run.rglob("*") if p.is_file()}
+    samples = {f"samples/step-{step:05d}/{i:02d}.png" for step in (0, 20) for i in range(4)}
+    assert names == samples | {"config.json", "metrics.jsonl", "adapter.safetensors", "pytorch_lora_weights.safetensors", "before_after.png"}
+    config = from_dict(TrainConfig, json.loads((finished_run / "config.json").read_text()))
+    assert config.adapter.rank == 16
+    assert config.learning_rate == 1e-3
+    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert all(line["loss"] > 0 and line["grad_norm"] > 0 and line["lr"] == 1e-3 for line in lines)
+    facts = load_adapter(load_sdxl(), finished_run)
+    assert facts["config"]["rank"] == 16
+    assert facts["prompts"]["instance_prompt"] == "a photo of sks robot"
+
+
+def test_samples_before_are_the_bases_and_samples_after_are_not(finished_run):
+    from gralora_diffusion.sampling import sample
+
+    prompts = ["a photo of sks robot" + place for place in training.PLACES]
+    base = sample(load_sdxl(), prompts, seed=3, num_inference_steps=4)
+    for i, image in enumerate(base):
+        before, after = (Image.open(finished_run / f"samples/step-{step:05d}/{i:02d}.png") for step in (0, 20))
+        assert image.tobytes() == before.tobytes()
+        assert image.tobytes() != after.tobytes()
+
+
+def test_the_same_command_gives_the_same_adapter_and_another_seed_another(tmp_path):
+    first, second = quick(tmp_path, "a"), quick(tmp_path, "b")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = quick(tmp_path, "c", seed=1)
+    assert not torch.equal(first[next(iter(first))], other[next(iter(first))])
+
+
+def test_accumulation_equals_the_larger_batch(tmp_path):
+    whole = quick(tmp_path, "a", adam_epsilon=1e-3)  # else Adam makes a whole step of the sign of a rounding error
+    parts = quick(tmp_path, "b", adam_epsilon=1e-3, train_batch_size=1, gradient_accumulation_steps=4)
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=0, atol=1e-5)
+
+
+def test_checkpointing_changes_memory_not_results(tmp_path):
+    plain, checkpointed = (quick(tmp_path, name, adam_epsilon=1e-3, gradient_checkpointing=name == "b") for name in "ab")
+    for name in plain:
+        torch.testing.assert_close(plain[name], checkpointed[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_adapters_stay_fp32_and_all_of_them_learn(tmp_path, precision):
+    tensors = quick(tmp_path, mixed_precision=precision)
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+    assert all(t.isfinite().all() and t.abs().sum() > 0 for t in tensors.values())
+
+
+def test_text_encoders_learn_too(tmp_path):
+    tensors = quick(tmp_path, train_text_encoder=True, text_encoder_lr=1e-3)
+    for component in ("unet.", "text_encoder.", "text_encoder_2."):
+        mine = [t for name, t in tensors.items() if name.startswith(component) and name.endswith("_B")]
+        assert mine
+        moved = [t.abs().sum() > 0 for t in mine]
+        # SDXL reads the encoders' penultimate states: the last layer of the first one has no part in them
+        assert sum(moved) == len(moved) - (4 if component == "text_encoder." else 0)
+
+
+def test_the_vae_and_the_text_encoders_leave_memory(tmp_path, monkeypatch):
+    seen = []
+    real = training.diffusion_loss
+
+    def spy(*args):
+        gc.collect()
+        seen.append({type(o).__name__ for o in gc.get_objects() if isinstance(o, torch.nn.Module)})
+        return real(*args)
+
+    monkeypatch.setattr(training, "diffusion_loss", spy)
+    gc.collect()
+    quick(tmp_path, max_train_steps=1)
+    assert "UNet2DConditionModel" in seen[0]
+    assert not seen[0] & {"AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection"}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(training.TrainingError, match="of step 2 is not finite"):
+        quick(tmp_path, learning_rate=1e30, max_grad_norm=1e30)
+    assert not (tmp_path / "run" / "adapter.safetensors").exists()
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(dataclasses.replace(QUICK, output_dir=str(tmp_path)))
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_plan_on_the_embedded_base_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = plan(TrainConfig())
+    layers = adapters_of_a_run()
+    assert f"{len(layers)} layers, {sum(p.numel() for x in layers.values() for p in x.adapter_parameters.values()):,} parameters" in text
+    assert "steps: 300 of 8" in text
+    assert "adapter.safetensors 4.4 MB" in text
+    assert "memory of a training step" in text
+    assert not list(tmp_path.iterdir())
+
+
+def adapters_of_a_run():
+    from gralora_diffusion import inject
+
+    unet = load_sdxl().unet
+    inject(unet, AdapterConfig())
+    return adapters(unet)
+
+
+def test_forecast_at_full_size():
+    """SDXL at 1024 px in bf16, batch 1: 4.8 GiB of weights, and far less kept with checkpointing than without."""
+    config = TrainConfig(pretrained_model_name_or_path="x", train_batch_size=1)
+    plain = forecast(SDXL_UNET, config, 1024, torch.bfloat16)
+    checkpointed = forecast(SDXL_UNET, dataclasses.replace(config, gradient_checkpointing=True), 1024, torch.bfloat16)
+    assert plain["weights"] == 2 * 2_567_463_684
+    assert plain["adapters"] == 16 * 92_897_280
+    assert 4 * checkpointed["activations"] < plain["activations"] < 20 * 2**30
+
+
+def test_the_forecast_counts_what_autograd_keeps():
+    """Against the real forward pass of the embedded base, tensor by tensor."""
+    config = TrainConfig(train_batch_size=4)
+    unet = load_sdxl().unet.train()
+    expected = forecast(unet.config, config, 64, torch.float32, prompt_tokens())["activations"]
+    from gralora_diffusion import inject
+
+    inject(unet, config.adapter)
+    own, kept = {p.untyped_storage().data_ptr() for p in unet.parameters()}, {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    conditions = dict(text_embeds=torch.zeros(4, 128), time_ids=torch.zeros(4, 6))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = unet(torch.zeros(4, 16, 8, 8), torch.zeros(4).long(), torch.zeros(4, 32, 192), added_cond_kwargs=conditions).sample
+    assert out.requires_grad
+    assert sum(kept.values()) == expected
