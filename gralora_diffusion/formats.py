@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import warnings
 from pathlib import Path
@@ -184,10 +183,12 @@ def write_safetensors(path: str | Path, tensors: dict[str, torch.Tensor], metada
         part.unlink(missing_ok=True)
 
 
-def file_sizes(layers: dict[str, LoRALinear], dtype=torch.float32) -> dict[str, int]:
-    """Bytes of each file that a run will write, from shapes alone."""
-    width = torch.finfo(dtype).bits // 8
-    native = sum(p.numel() for layer in layers.values() for p in layer.adapter_parameters.values()) * width
-    rank = max(math.prod((layer.k, layer.rank - layer.hybrid_rank)) + layer.hybrid_rank if layer.k > 1 else layer.rank for layer in layers.values())
-    exported = sum(rank * (layer.in_features + layer.out_features) for layer in layers.values()) * width
-    return {NATIVE: native, DIFFUSERS: exported}
+def file_sizes(layers: dict[str, LoRALinear]) -> tuple[int, int]:
+    """Bytes in fp32 of the native file and of the exported LoRA, from shapes alone; layers: {component.path: layer}."""
+    native = sum(p.numel() for layer in layers.values() for p in layer.adapter_parameters.values())
+    exported = 0
+    for component in COMPONENTS:
+        mine = [layer for path, layer in layers.items() if path.startswith(f"{component}.")]
+        rank = max((layer.k * (layer.rank - layer.hybrid_rank) + layer.hybrid_rank for layer in mine), default=0)
+        exported += sum(rank * (layer.in_features + layer.out_features) for layer in mine)
+    return 4 * native, 4 * exported

@@ -22,10 +22,13 @@ def sample(
     try:
         for start in range(0, len(wanted), batch_size):
             part = wanted[start : start + batch_size]
-            images += pipeline(
+            latents = pipeline(
                 [prompt for prompt, _ in part], num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=resolution,
-                width=resolution, generator=[torch.Generator().manual_seed(s) for _, s in part],
+                width=resolution, generator=[torch.Generator().manual_seed(s) for _, s in part], output_type="latent",
             ).images  # fmt: skip
+            for latent in latents:  # one by one, in fp32: SDXL's VAE overflows in fp16, and it takes more memory than the UNet
+                pixels = pipeline.vae.decode(latent[None].to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor).sample
+                images += pipeline.image_processor.postprocess(pixels, output_type="pil")
     finally:
         pipeline.scheduler = scheduler
     return images

@@ -1,7 +1,6 @@
 """Load an SDXL base, wherever it lies, and turn prompts and pictures into what its UNet is given."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
@@ -60,27 +59,36 @@ SDXL_UNET = dict(  # the public config of stabilityai/stable-diffusion-xl-base-1
 )  # fmt: skip
 
 
-def unet_shapes(path: str | None = None, revision=None, cache_dir=None):
-    """The base's UNet on the meta device: its shapes without its weights.  A single-file checkpoint is taken to be SDXL's."""
+SDXL_TEXT = dict(vocab_size=49408, max_position_embeddings=77, bos_token_id=49406, eos_token_id=49407)
+SDXL_TEXT_ENCODER = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, **SDXL_TEXT)
+SDXL_TEXT_ENCODER_2 = dict(
+    hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280, hidden_act="gelu", **SDXL_TEXT
+)
+
+
+def shapes(path: str | None = None, revision=None, cache_dir=None) -> dict:
+    """The base's UNet and text encoders on the meta device, {component: model}: their shapes without their weights.
+
+    A single-file checkpoint is taken to be of SDXL's own shape.  Raises ConfigError when there is no such base.
+    """
     from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     path = str(path or EMBEDDED)
-    config = SDXL_UNET
-    if not path.endswith(".safetensors"):
+    if path.endswith(".safetensors"):
+        if not Path(path).is_file():
+            raise ConfigError(f"{path} is not there")
+        configs = SDXL_UNET, CLIPTextConfig(**SDXL_TEXT_ENCODER), CLIPTextConfig(**SDXL_TEXT_ENCODER_2)
+    else:
+        where = dict(revision=revision, cache_dir=cache_dir)
         try:
-            config = UNet2DConditionModel.load_config(path, subfolder="unet", revision=revision, cache_dir=cache_dir)
-        except OSError as error:
+            unet = UNet2DConditionModel.load_config(path, subfolder="unet", **where)
+            configs = unet, *(CLIPTextConfig.from_pretrained(path, subfolder=name, **where) for name in COMPONENTS[1:])
+        except (OSError, ValueError) as error:
             raise ConfigError(f"no SDXL base can be read from {path}: {str(error).strip().splitlines()[0][:300]}") from None
-    elif not Path(path).is_file():
-        raise ConfigError(f"{path} is not there")
     with torch.device("meta"):
-        return UNet2DConditionModel.from_config(config)
-
-
-def prompt_tokens(path: str | None = None) -> int:
-    """The length that prompts are padded to: 77 in SDXL, less in the embedded base."""
-    config = Path(path or EMBEDDED) / "text_encoder" / "config.json"
-    return json.loads(config.read_text())["max_position_embeddings"] if config.is_file() else 77
+        models = UNet2DConditionModel.from_config(configs[0]), CLIPTextModel(configs[1]), CLIPTextModelWithProjection(configs[2])
+    return dict(zip(COMPONENTS, models, strict=True))
 
 
 def resolution_of(pipeline) -> int:

@@ -17,7 +17,7 @@ from .formats import DIFFUSERS, NATIVE, file_sizes, save_adapter, save_diffusers
 from .injection import adapter_parameters, adapters, inject, table
 from .loss import add_noise, diffusion_loss, draw
 from .sampling import sample, sheet
-from .sdxl import encode_prompts, load_sdxl, prompt_tokens, resolution_of, unet_shapes
+from .sdxl import COMPONENTS, encode_prompts, load_sdxl, resolution_of, shapes
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PLACES = ("", " on a blue background", " in the snow", " on the beach")
@@ -38,14 +38,14 @@ def train(config: TrainConfig) -> Path:
     base |= dict(revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
     pipeline = load_sdxl(**base)
     unet, resolution = pipeline.unet, config.resolution or resolution_of(pipeline)
-    models = inject_all(pipeline, config)
+    models = inject_all(pipeline.components, config)
     pipeline.to(accelerator.device)
 
     main = accelerator.is_main_process
     if main:
         run.mkdir(parents=True, exist_ok=True)
         write_text(run / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
-        print(table({f"{name}.{path}": layer for name, m in models.items() for path, layer in adapters(m).items()}).splitlines()[-1] + f" -> {run}")
+        print(f"{table(all_layers(models)).splitlines()[-1]} -> {run}", flush=True)
     prompts = [p.strip() for p in config.validation_prompt.split("|")] if config.validation_prompt else [instance_prompt + place for place in PLACES]
     drawing = dict(prompts=prompts, seed=config.seed, num_images=config.num_validation_images, resolution=resolution)
     drawing |= dict(num_inference_steps=config.num_inference_steps, guidance_scale=config.guidance_scale)
@@ -66,14 +66,13 @@ def train(config: TrainConfig) -> Path:
         groups.append(dict(params=encoders, lr=config.text_encoder_lr or config.learning_rate))
     betas = (config.adam_beta1, config.adam_beta2)
     optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=config.adam_weight_decay, eps=config.adam_epsilon)
-    per_step = config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
-    steps = config.max_train_steps or math.ceil(config.num_train_epochs * len(records) / per_step)
+    steps = steps_of(config, len(records), accelerator.num_processes)
     schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=steps)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     for model in models.values():
         model.train()
-    wrapped, optimizer = accelerator.prepare(unet, optimizer)
+    optimizer = accelerator.prepare(optimizer)
     parameters = [p for group in groups for p in group["params"]]
 
     def loss_at(index: int) -> torch.Tensor:
@@ -90,7 +89,7 @@ def train(config: TrainConfig) -> Path:
             else:
                 embeds, pooled = (torch.cat(e) for e in zip(*(known[r.caption] for r in batch), strict=True))
             conditions = dict(text_embeds=pooled.to(accelerator.device), time_ids=torch.stack([r.time_ids for r in batch]).to(accelerator.device))
-            predicted = wrapped(
+            predicted = unet(
                 noisy.to(accelerator.device, dtype), t.to(accelerator.device), embeds.to(accelerator.device), added_cond_kwargs=conditions
             ).sample
         wanted = [x.to(accelerator.device) for x in (latents, noise, t, alphas)]
@@ -105,11 +104,11 @@ def train(config: TrainConfig) -> Path:
             loss = loss_at(micro * accelerator.num_processes + accelerator.process_index) / config.gradient_accumulation_steps
             accelerator.backward(loss)
             total += loss.item()
+        average_gradients(parameters, accelerator)
         norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
-        if not math.isfinite(total):
-            raise TrainingError(
-                f"the loss of step {step} is not finite: nothing of this step was applied; lower --learning_rate, or use --mixed_precision bf16"
-            )
+        if not math.isfinite(total) or not (math.isfinite(norm) or accelerator.mixed_precision == "fp16"):  # fp16's scaler skips such a step
+            what = "loss" if not math.isfinite(total) else "gradient"
+            raise TrainingError(f"the {what} of step {step} is not finite, and the step was not applied: lower --learning_rate")
         lr = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
@@ -137,6 +136,16 @@ def train(config: TrainConfig) -> Path:
     return run
 
 
+def average_gradients(parameters: list, accelerator) -> None:
+    """Over all processes, in one message: adapters are small, and the frozen base needs no wrapper for it."""
+    if accelerator.num_processes == 1:
+        return
+    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
+    flat = accelerator.reduce(flat, "mean")
+    for p, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad = gradient.view_as(p)
+
+
 def instance(config: TrainConfig) -> tuple[Path, str]:
     """(folder, prompt) of the pictures to learn."""
     if config.instance_data_dir is None:
@@ -144,17 +153,20 @@ def instance(config: TrainConfig) -> tuple[Path, str]:
     return Path(config.instance_data_dir), config.instance_prompt
 
 
-def inject_all(pipeline, config: TrainConfig) -> dict:
+def inject_all(components: dict, config: TrainConfig) -> dict:
     """Adapt the UNet, and both text encoders if they train: {component: model}.  Raises ConfigError when a size does not fit."""
-    names = ("unet", "text_encoder", "text_encoder_2") if config.train_text_encoder else ("unet",)
+    models = {name: components[name] for name in (COMPONENTS if config.train_text_encoder else ("unet",))}
     torch.manual_seed(config.seed)
-    models = {name: getattr(pipeline, name) for name in names}
     for name, model in models.items():
         try:
             inject(model, config.adapter)
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from None
     return models
+
+
+def all_layers(models: dict) -> dict:
+    return {f"{name}.{path}": layer for name, model in models.items() for path, layer in adapters(model).items()}
 
 
 def run_folder(config: TrainConfig) -> Path:
@@ -210,30 +222,33 @@ def write_text(path: Path, text: str) -> None:
 def plan(config: TrainConfig) -> str:
     """What train(config) would do, from shapes alone: layers, parameters, memory, files, steps.  Writes nothing."""
     config = config.resolved()
-    pictures = find_pictures(*instance(config))
-    unet = unet_shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir)
-    try:
-        layers = inject(unet, config.adapter)
-    except ValueError as error:
-        raise ConfigError(f"unet: {error}") from None
+    pictures, run = find_pictures(*instance(config)), run_folder(config)
+    components = shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir)
+    unet, tokens = components["unet"], components["text_encoder"].config.max_position_embeddings
+    layers = all_layers(inject_all(components, config))
     resolution = config.resolution or unet.config.sample_size * 8
-    dtype = DTYPES[config.mixed_precision or "no"]
-    memory = forecast(unet.config, config, resolution, dtype, prompt_tokens(config.pretrained_model_name_or_path))
-    sizes = file_sizes(layers, torch.float32)
-    per_step = config.train_batch_size * config.gradient_accumulation_steps
-    steps = config.max_train_steps or math.ceil(config.num_train_epochs * len(pictures) / per_step)
-    lines = [
-        json.dumps(to_dict(config), indent=2),
-        table(layers),
-        "text encoders: both adapted too, 48 + 128 layers in SDXL" if config.train_text_encoder else "text encoders: not trained",
-        f"pictures: {len(pictures)} at {resolution} x {resolution} from {instance(config)[0]}",
-        f"steps: {steps} of {per_step} picture(s) per process, {steps * per_step / len(pictures):.1f} passes",
-        f"memory of a training step, about: {sum(memory.values()) / 2**30:.2f} GiB = "
-        + " + ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
-        "files: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()),
-        f"run folder: {run_folder(config)} (not made: this is a dry run)",
-    ]
-    return "\n".join(lines)
+    dtype = DTYPES[config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")]
+    memory = forecast(unet.config, config, resolution, dtype, tokens)
+    native, exported = file_sizes(layers)
+    exported = exported if dtype == torch.float32 else exported // 2
+    steps, per_step = steps_of(config, len(pictures), 1), config.train_batch_size * config.gradient_accumulation_steps
+    return "\n".join(
+        [
+            json.dumps(to_dict(config), indent=2),
+            table(layers),
+            f"pictures: {len(pictures)} at {resolution} x {resolution} from {instance(config)[0]}",
+            f"steps: {steps} of {per_step} picture(s) per process, {steps * per_step / len(pictures):.1f} passes",
+            f"memory of a training step, about: {sum(memory.values()) / 2**30:.2f} GiB = "
+            + " + ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
+            f"files: {NATIVE} {native / 1e6:.1f} MB, {DIFFUSERS} {exported / 1e6:.1f} MB",
+            f"run folder: {run} (not made: this is a dry run)",
+        ]
+    )
+
+
+def steps_of(config: TrainConfig, pictures: int, processes: int) -> int:
+    per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
+    return config.max_train_steps or math.ceil(config.num_train_epochs * pictures / per_step)
 
 
 def forecast(unet_config, config: TrainConfig, resolution: int, dtype, tokens: int = 77) -> dict[str, int]:

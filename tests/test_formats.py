@@ -108,7 +108,8 @@ def test_sizes_are_forecast(tmp_path):
     _, models = adapted_pipeline(CONFIGS["mixed"], ["unet"])
     save_adapter(tmp_path / "adapter.safetensors", models)
     save_diffusers(tmp_path / "pytorch_lora_weights.safetensors", models)
-    for name, size in file_sizes(adapters(models["unet"])).items():
+    sizes = file_sizes({f"unet.{path}": layer for path, layer in adapters(models["unet"]).items()})
+    for name, size in zip(("adapter.safetensors", "pytorch_lora_weights.safetensors"), sizes, strict=True):
         assert (tmp_path / name).stat().st_size == pytest.approx(size, rel=0.05)
 
 

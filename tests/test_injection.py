@@ -4,23 +4,19 @@ import json
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
+from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
 
 from gralora_diffusion import AdapterConfig, GraLoRALinear, LoRALinear, inject
 from gralora_diffusion.injection import adapter_parameters, adapters, enable, merge, remove, set_strength, table, unmerge
-from gralora_diffusion.sdxl import SDXL_UNET
+from gralora_diffusion.sdxl import shapes
 
 
-def full_unet():
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(SDXL_UNET)
-
-
-def text_encoder(cls, layers, width, heads):
-    config = CLIPTextConfig(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width, projection_dim=width)
-    with torch.device("meta"):
-        return cls(config)
+@pytest.fixture
+def sdxl(tmp_path):
+    """SDXL's three models on the meta device, in full size: what a single-file checkpoint is taken to hold."""
+    path = tmp_path / "sd_xl_base_1.0.safetensors"
+    path.write_bytes(b"")
+    return shapes(path)
 
 
 def llama():
@@ -35,8 +31,9 @@ def count(model):
 
 
 @pytest.mark.parametrize("method", ["gralora", "lora"])
-def test_full_size_sdxl(method):
-    unet = full_unet()
+def test_full_size_sdxl(method, sdxl):
+    unet = sdxl["unet"]
+    assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684
     layers = inject(unet, AdapterConfig(method=method, rank=64))
     assert len(layers) == 560
     assert count(unet) == 92_897_280
@@ -45,17 +42,21 @@ def test_full_size_sdxl(method):
     assert last == "560 layers, 92,897,280 parameters"
 
 
-def test_full_size_text_encoders_and_other_targets():
-    assert len(inject(text_encoder(CLIPTextModel, 12, 768, 12), AdapterConfig(rank=16))) == 48
-    assert len(inject(text_encoder(CLIPTextModelWithProjection, 32, 1280, 20), AdapterConfig(rank=16))) == 128
-    assert len(inject(full_unet(), AdapterConfig(rank=16, targets="attention+ff"))) == 560 + 140
-    assert len(inject(full_unet(), AdapterConfig(rank=16, targets="all-linear"))) == 743
-    assert len(inject(full_unet(), AdapterConfig(rank=16, targets=r"attn2\.to_[kv]$"))) == 140
+def test_full_size_text_encoders(sdxl):
+    assert sum(p.numel() for p in sdxl["text_encoder"].parameters()) == 123_060_480
+    assert sum(p.numel() for p in sdxl["text_encoder_2"].parameters()) == 694_659_840
+    assert len(inject(sdxl["text_encoder"], AdapterConfig())) == 48
+    assert len(inject(sdxl["text_encoder_2"], AdapterConfig())) == 128
 
 
-def test_ranks_and_k_per_target():
+@pytest.mark.parametrize(("targets", "count"), [("attention+ff", 560 + 140), ("all-linear", 743), (r"attn2\.to_[kv]$", 140)])
+def test_other_targets(targets, count, sdxl):
+    assert len(inject(sdxl["unet"], AdapterConfig(rank=16, targets=targets))) == count
+
+
+def test_ranks_and_k_per_target(sdxl):
     config = AdapterConfig(rank=16, rank_pattern={r"mid_block.*attn2": 64, "attn2": 32}, k_pattern={"attn2": 4, "attn1": 1})
-    layers = inject(full_unet(), config)
+    layers = inject(sdxl["unet"], config)
     for path, layer in layers.items():
         assert layer.k == (4 if "attn2" in path else 1)
         assert layer.rank == (64 if path.startswith("mid_block") and "attn2" in path else 32 if "attn2" in path else 16)

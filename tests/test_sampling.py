@@ -24,6 +24,15 @@ def test_a_picture_does_not_depend_on_the_batch_size():
     assert np.abs(alone[0] - one[4]).max() <= 1
 
 
+def test_half_precision_draws_the_same_picture():
+    """The base in bf16, the VAE in fp32, as a run in mixed precision draws its samples."""
+    import torch
+
+    full = pixels(sample(load_sdxl(), ["a dog"], num_inference_steps=4))
+    half = pixels(sample(load_sdxl(dtype=torch.bfloat16), ["a dog"], num_inference_steps=4))
+    assert 0 < np.abs(full - half).mean() < 4
+
+
 def test_sampling_leaves_the_schedule_as_it_was():
     pipeline = load_sdxl()
     scheduler = pipeline.scheduler

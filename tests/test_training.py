@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from gralora_diffusion import AdapterConfig, TrainConfig, load_adapter, load_sdxl, training
 from gralora_diffusion.config import ConfigError, from_dict
 from gralora_diffusion.injection import adapters
-from gralora_diffusion.sdxl import SDXL_UNET, prompt_tokens
+from gralora_diffusion.sdxl import SDXL_UNET
 from gralora_diffusion.training import forecast, plan, train
 
 QUICK = TrainConfig(adapter=AdapterConfig(rank=16, k=2), max_train_steps=4, train_batch_size=4, skip_final_inference=True)
@@ -149,7 +149,7 @@ def test_the_forecast_counts_what_autograd_keeps():
     """Against the real forward pass of the embedded base, tensor by tensor."""
     config = TrainConfig(train_batch_size=4)
     unet = load_sdxl().unet.train()
-    expected = forecast(unet.config, config, 64, torch.float32, prompt_tokens())["activations"]
+    expected = forecast(unet.config, config, 64, torch.float32, 32)["activations"]
     from gralora_diffusion import inject
 
     inject(unet, config.adapter)
