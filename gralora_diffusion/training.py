@@ -230,6 +230,10 @@ def plan(config: TrainConfig) -> str:
     dtype = DTYPES[config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")]
     memory = forecast(unet.config, config, resolution, dtype, tokens)
     native, exported = file_sizes(layers)
+    memory["adapters"] = 4 * native  # fp32: the parameters, their gradients, and AdamW's two moments
+    if config.train_text_encoder:
+        encoders = [p for name in COMPONENTS[1:] for p in components[name].parameters() if not p.requires_grad]
+        memory["text encoders"] = sum(p.numel() for p in encoders) * torch.finfo(dtype).bits // 8
     exported = exported if dtype == torch.float32 else exported // 2
     steps, per_step = steps_of(config, len(pictures), 1), config.train_batch_size * config.gradient_accumulation_steps
     return "\n".join(
