@@ -36,8 +36,9 @@ class LoRALinear(nn.Linear):
     def _adopt(cls, linear, rank, alpha, dropout, rslora):
         if not isinstance(linear, nn.Linear) or isinstance(linear, LoRALinear):
             raise ValueError(f"only a plain nn.Linear can be adapted, and this is a {type(linear).__name__}")
-        if not isinstance(rank, int) or not 1 <= rank <= 2**16:
-            raise ValueError(f"rank is {rank}; it must be a whole number from 1 to {2**16}")
+        widest = min(linear.in_features, linear.out_features)
+        if not isinstance(rank, int) or not 1 <= rank <= widest:
+            raise ValueError(f"rank is {rank}; for this layer, {linear.in_features} -> {linear.out_features}, it must be from 1 to {widest}")
         alpha = rank if alpha is None else alpha
         if not (math.isfinite(alpha) and alpha > 0):
             raise ValueError(f"alpha is {alpha}; it must be a positive number")
@@ -49,7 +50,8 @@ class LoRALinear(nn.Linear):
             self.bias.requires_grad_(False)
         self.rank, self.alpha, self.dropout, self.rslora = rank, float(alpha), dropout, rslora
         self.scale = alpha / (math.sqrt(rank) if rslora else rank)
-        self.strength, self.enabled, self.unmerged_weight = 1.0, True, None
+        self.strength, self.enabled, self.merged_strength = 1.0, True, None
+        self.register_buffer("unmerged_weight", None, persistent=False)  # the base's own, while an adapter is merged
         return self.train(linear.training)
 
     def _add_lora(self, rank: int) -> None:
@@ -60,8 +62,10 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., N] -> [..., M]"""
-        out = F.linear(x, self.weight, self.bias)
-        if not self.enabled or self.unmerged_weight is not None or self.strength == 0:
+        if self.unmerged_weight is not None and self.enabled and self.strength == self.merged_strength:
+            return F.linear(x, self.weight, self.bias)
+        out = F.linear(x, self.weight if self.unmerged_weight is None else self.unmerged_weight, self.bias)
+        if not self.enabled or self.strength == 0:
             return out
         if not torch.is_autocast_enabled(x.device.type):  # autocast picks the dtype itself
             x = x.to(self.parameter_dtype)
@@ -84,13 +88,13 @@ class LoRALinear(nn.Linear):
     def merge(self) -> None:
         """Bake strength * delta into the weight: no cost at inference.  The old weight is kept, so that unmerge() is exact."""
         if self.unmerged_weight is None:
-            self.unmerged_weight = self.weight.data
+            self.unmerged_weight, self.merged_strength = self.weight.data, self.strength
             wide = torch.promote_types(self.weight.dtype, torch.float32)
             self.weight.data = (self.weight.to(wide) + self.strength * self.delta().to(wide)).to(self.weight.dtype)
 
     def unmerge(self) -> None:
         if self.unmerged_weight is not None:
-            self.weight.data, self.unmerged_weight = self.unmerged_weight, None
+            self.weight.data, self.unmerged_weight = self.unmerged_weight, None  # a buffer: it moved and was cast with the layer
 
     def to_linear(self) -> nn.Linear:
         """The plain layer again, with the weight as it is now: the base's own, or the merged one."""

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import sys
 import types
 import typing
@@ -13,9 +14,9 @@ from pathlib import Path
 METHODS = ("gralora", "lora")
 
 
-def option(default, help: str, flags: tuple = (), choices: tuple | None = None):
+def option(default, help: str, flags: tuple = (), choices: tuple | None = None, least=None, above=None, most=None):
     """A dataclass field that is an option; `flags` are its names on the command line where they differ from the field's."""
-    metadata = dict(help=help, flags=flags, choices=choices)
+    metadata = dict(help=help, flags=flags, choices=choices, least=least, above=above, most=most)
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -23,6 +24,23 @@ def option(default, help: str, flags: tuple = (), choices: tuple | None = None):
 
 class ConfigError(ValueError):
     """An option, or a file it names, cannot be used; the message is one sentence for the user."""
+
+
+def check_numbers(config) -> None:
+    """Every number finite and within its option's bounds."""
+    for f in fields(config):
+        value, least, above, most = getattr(config, f.name), *(f.metadata.get(name) for name in ("least", "above", "most"))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        wrong = (
+            "a finite number" if abs(value) == math.inf or value != value
+            else f"at least {least}" if least is not None and value < least
+            else f"above {above}" if above is not None and value <= above
+            else f"at most {most}" if most is not None and value > most
+            else None
+        )  # fmt: skip
+        if wrong:
+            raise ConfigError(f"{(f.metadata['flags'] or ('--' + f.name,))[0]} is {value}; it must be {wrong}")
 
 
 def one_of(name: str, value, choices) -> None:
@@ -35,11 +53,13 @@ class AdapterConfig:
     """What is trained: the kind of adapter, its size, and which layers get one."""
 
     method: str = option("gralora", "kind of adapter", ("--adapter",), METHODS)
-    rank: int = option(64, "total rank, hybrid_rank included", ("--gralora_rank", "--rank"))
-    k: int | None = option(None, "GraLoRA's blocks per side; by default rank/k^2 is about 8", ("--gralora_k",))
-    alpha: float | None = option(None, "scale is alpha/rank; by default alpha = rank, so that the scale is 1", ("--gralora_alpha", "--lora_alpha"))
-    hybrid_rank: int = option(0, "part of the rank that goes to a plain LoRA beside GraLoRA's blocks")
-    dropout: float = option(0.0, "dropout on the adapter's input", ("--lora_dropout",))
+    rank: int = option(64, "total rank, hybrid_rank included", ("--gralora_rank", "--rank"), least=1)
+    k: int | None = option(None, "GraLoRA's blocks per side; by default rank/k^2 is about 8", ("--gralora_k",), least=1)
+    alpha: float | None = option(
+        None, "scale is alpha/rank; by default alpha = rank, so that the scale is 1", ("--gralora_alpha", "--lora_alpha"), above=0, most=1e6
+    )
+    hybrid_rank: int = option(0, "part of the rank that goes to a plain LoRA beside GraLoRA's blocks", least=0)
+    dropout: float = option(0.0, "dropout on the adapter's input", ("--lora_dropout",), least=0, most=0.99)
     rslora: bool = option(False, "scale by alpha/sqrt(rank) in place of alpha/rank")
     targets: str = option("attention", "attention, attention+ff, all-linear, or a regular expression on module paths")
     rank_pattern: dict = option({}, 'other ranks for some layers, as JSON: {"regular expression": rank}')
@@ -49,8 +69,7 @@ class AdapterConfig:
         one_of("method (--adapter)", self.method, METHODS)
         if self.method == "lora" and (self.hybrid_rank or self.k not in (None, 1) or self.k_pattern):
             raise ConfigError("k and hybrid_rank belong to GraLoRA: drop them, or use --adapter gralora")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        check_numbers(self)
         for name, pattern in (("rank_pattern", self.rank_pattern), ("k_pattern", self.k_pattern)):
             if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in pattern.values()):
                 raise ConfigError(f"{name} must map regular expressions to positive whole numbers")
@@ -73,47 +92,44 @@ class TrainConfig:
     )
     instance_prompt: str | None = option(None, "caption of pictures without one of their own, with a rare word for the subject: 'a photo of sks dog'")
     output_dir: str | None = option(None, "the run folder; by default runs/NAME, numbered when that exists")
-    resolution: int | None = option(None, "side of the training pictures in pixels; by default the base's own")
+    resolution: int | None = option(None, "side of the training pictures in pixels; by default the base's own", least=64, most=8192)
     center_crop: bool = option(False, "crop pictures in the middle; by default at four random places, drawn once")
     random_flip: bool = option(False, "mirror pictures at random")
-    seed: int = option(0, "seed of everything random")
-    train_batch_size: int | None = option(None, "pictures per step and process")
-    max_train_steps: int | None = option(None, "optimizer steps")
-    num_train_epochs: int | None = option(None, "passes over the pictures, in place of --max_train_steps")
-    gradient_accumulation_steps: int = option(1, "batches per optimizer step")
+    seed: int = option(0, "seed of everything random", least=0, most=2**40)
+    train_batch_size: int | None = option(None, "pictures per step and process", least=1)
+    max_train_steps: int | None = option(None, "optimizer steps", least=1)
+    num_train_epochs: int | None = option(None, "passes over the pictures, in place of --max_train_steps", least=1)
+    gradient_accumulation_steps: int = option(1, "batches per optimizer step", least=1)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: slower, far less memory")
     train_text_encoder: bool = option(False, "adapt both text encoders too")
     mixed_precision: str | None = option(
         None, "precision of the frozen base and of the computation; by default what accelerate is set to", (), ("no", "fp16", "bf16")
     )
-    learning_rate: float | None = option(None, "learning rate of the UNet's adapters")
-    text_encoder_lr: float | None = option(None, "learning rate of the text encoders' adapters; by default the UNet's")
+    learning_rate: float | None = option(None, "learning rate of the UNet's adapters", above=0)
+    text_encoder_lr: float | None = option(None, "learning rate of the text encoders' adapters; by default the UNet's", least=0)
     lr_scheduler: str = option(
         "constant", "learning-rate schedule", (), ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
     )
-    lr_warmup_steps: int = option(0, "steps over which the learning rate rises")
-    adam_beta1: float = option(0.9, "AdamW's beta1")
-    adam_beta2: float = option(0.999, "AdamW's beta2")
-    adam_weight_decay: float = option(1e-4, "AdamW's weight decay")
-    adam_epsilon: float = option(1e-8, "AdamW's epsilon")
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
-    snr_gamma: float | None = option(None, "min-SNR loss weights with this gamma (5 is usual)")
+    lr_warmup_steps: int = option(0, "steps over which the learning rate rises", least=0)
+    adam_beta1: float = option(0.9, "AdamW's beta1", least=0, most=0.999999)
+    adam_beta2: float = option(0.999, "AdamW's beta2", least=0, most=0.999999)
+    adam_weight_decay: float = option(1e-4, "AdamW's weight decay", least=0)
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon", above=0)
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm", above=0)
+    snr_gamma: float | None = option(None, "min-SNR loss weights with this gamma (5 is usual)", above=0)
     validation_prompt: str | None = option(None, "prompts of the sample pictures, separated by |; by default the instance prompt in four places")
-    num_validation_images: int = option(1, "sample pictures per prompt")
-    num_inference_steps: int = option(25, "denoising steps of a sample picture")
-    guidance_scale: float = option(5.0, "classifier-free guidance of the sample pictures")
+    num_validation_images: int = option(1, "sample pictures per prompt", least=1)
+    num_inference_steps: int = option(25, "denoising steps of a sample picture", least=1)
+    guidance_scale: float = option(5.0, "classifier-free guidance of the sample pictures", least=0)
     skip_final_inference: bool = option(False, "no sample pictures, neither before nor after")
     dry_run: bool = option(False, "print the resolved config and the plan, and stop")
 
     def __post_init__(self):
-        for name in ("train_batch_size", "max_train_steps", "num_train_epochs", "gradient_accumulation_steps", "resolution", "num_inference_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name} is {value}; it must be at least 1")
+        check_numbers(self)
         if self.resolution is not None and self.resolution % 8:
             raise ConfigError(f"--resolution is {self.resolution}; it must be divisible by 8")
-        if self.instance_data_dir is not None and self.instance_prompt is None:
-            raise ConfigError("--instance_data_dir needs --instance_prompt, for instance --instance_prompt 'a photo of sks dog'")
+        if self.lr_warmup_steps and self.lr_scheduler == "constant":
+            raise ConfigError("--lr_warmup_steps has no effect with --lr_scheduler constant: use constant_with_warmup")
         if self.max_train_steps is not None and self.num_train_epochs is not None:
             raise ConfigError("--max_train_steps and --num_train_epochs say the same thing: give one of them")
 
@@ -142,7 +158,7 @@ def from_dict(cls, values: dict):
             raise ConfigError(f"unknown option {name!r}{did_you_mean(name, known)}")
         allowed = typing.get_args(known[name].type) if isinstance(known[name].type, types.UnionType) else (known[name].type,)
         if AdapterConfig in allowed:
-            continue
+            allowed = (AdapterConfig, dict)
         if not (type(value) in allowed or (type(value) is int and float in allowed)):
             raise ConfigError(f"option {name!r} is {value!r}; it must be {' or '.join(t.__name__ for t in allowed)}")
     if isinstance(values.get("adapter"), dict):

@@ -15,8 +15,10 @@ from .sdxl import encode_images, time_ids
 EXAMPLE = Path(__file__).parent / "example"  # six pictures of a robot, drawn for this project
 EXAMPLE_PROMPT = "a photo of sks robot"
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".mpo", ".avif"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # a phone's MPO is a JPEG; never EPS, which would start Ghostscript
 IGNORED = {"thumbs.db", "desktop.ini", "readme.md"}
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
+MAX_ASPECT = 10
 CROPS = 4  # random places that a picture without --center_crop is cut at
 
 
@@ -36,29 +38,33 @@ class Record:
     time_ids: torch.Tensor  # [6]
 
 
-def find_pictures(folder: str | Path, prompt: str) -> list[Picture]:
+def find_pictures(folder: str | Path, prompt: str | None) -> list[Picture]:
     """The folder's pictures in order of name; NAME.txt beside NAME.png is its caption, `prompt` stands in where there is none.
 
     Every file is opened and decoded here.  Raises ConfigError with one sentence that names all files that cannot be used.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder: --instance_data_dir must name a folder with pictures")
-    files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in IGNORED)
+    try:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is not a folder: --instance_data_dir must name a folder with pictures")
+        files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in IGNORED)
+    except OSError as error:
+        raise ConfigError(f"the folder of --instance_data_dir cannot be read: {error}") from None
+    captions = {p.stem: p for p in files if p.suffix.lower() == ".txt"}
     stems = {p.stem for p in files if p.suffix.lower() in EXTENSIONS}
     found, bad = [], []
     for path in files:
         try:
             if path.suffix.lower() in EXTENSIONS:
                 open_picture(path)
-                found.append(Picture(path, caption_of(path, prompt)))
+                found.append(Picture(path, caption_of(captions.get(path.stem), prompt)))
             elif path.suffix.lower() == ".txt" and path.stem in stems:
                 continue
             elif path.suffix.lower() == ".txt":
                 bad.append(f"{path.name} (a text file that is no picture's caption: there is no picture named {path.stem})")
             elif path.is_file():
                 bad.append(f"{path.name} (not a picture)")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # a decoder may raise anything at all on a damaged file
             bad.append(f"{path.name} ({error})")
     if bad:
         raise ConfigError(f"{folder} holds {len(bad)} file(s) that cannot be used, take them out or mend them: {'; '.join(bad)}")
@@ -67,9 +73,10 @@ def find_pictures(folder: str | Path, prompt: str) -> list[Picture]:
     return found
 
 
-def caption_of(path: Path, prompt: str) -> str:
-    beside = path.with_suffix(".txt")
-    if not beside.exists():
+def caption_of(beside: Path | None, prompt: str | None) -> str:
+    if beside is None and prompt is None:
+        raise ValueError("no caption in a .txt file beside it, and no --instance_prompt to stand in")
+    if beside is None:
         return prompt
     try:
         text = " ".join(beside.read_text(encoding="utf-8-sig").split())
@@ -84,14 +91,17 @@ def open_picture(path: Path) -> Image.Image:
     """RGB, upright by its EXIF, transparency on white, 16 bits scaled to 8; raises ValueError in plain words."""
     if os.path.getsize(path) == 0:
         raise ValueError("empty file")
+    Image.init()  # all plugins; AVIF is not in every Pillow
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # refused below
-            image = Image.open(path)
+            image = Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN])
     except Image.UnidentifiedImageError:
         raise ValueError("not a picture, whatever its name says") from None
     with image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels is more than the limit of {MAX_PIXELS:,}")
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise ValueError(f"{image.width} x {image.height} pixels is too thin: crop it to a ratio below {MAX_ASPECT}")
         if image.mode == "F":
             raise ValueError("a picture of floating-point numbers: save it as 8 or 16 bits")
         image.load()
@@ -122,8 +132,9 @@ def cuts(image: Image.Image, resolution: int, center_crop: bool, random_flip: bo
         places = (torch.rand(CROPS, 2, generator=random) * (spare + 1)).long().tolist()
     for top, left in places:
         cut = image.crop((left, top, left + resolution, top + resolution))
-        for picture in (cut, ImageOps.mirror(cut)) if random_flip else (cut,):
-            yield to_pixels(picture), time_ids(original, (top, left), (resolution, resolution))
+        yield to_pixels(cut), time_ids(original, (top, left), (resolution, resolution))
+        if random_flip:  # the place is counted in the mirrored picture
+            yield to_pixels(ImageOps.mirror(cut)), time_ids(original, (top, spare[1].item() - left), (resolution, resolution))
 
 
 @torch.no_grad()

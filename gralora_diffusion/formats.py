@@ -13,7 +13,7 @@ from . import __version__
 from .adapters import LoRALinear
 from .config import AdapterConfig, ConfigError, from_dict, to_dict
 from .injection import adapted, adapters, replace, set_strength
-from .sdxl import COMPONENTS, fingerprint
+from .sdxl import COMPONENTS, fingerprint, same_base
 
 NATIVE = "adapter.safetensors"
 DIFFUSERS = "pytorch_lora_weights.safetensors"
@@ -84,10 +84,8 @@ def load_adapter(pipeline, path: str | Path, strength: float = 1.0) -> dict:
         own_path = module_path if hasattr(model, "text_model") else module_path.removeprefix("text_model.")
         replacements.append((model, own_path, layer_from(model, own_path, leaves, config, f"{path}: {component}.{module_path}")))
     base = facts.get("base", {})
-    if base.get("fingerprint") not in (None, fingerprint(pipeline.unet)):
-        warnings.warn(
-            f"{path.name} was trained on another base ({base.get('name') or 'unnamed'}, {base['fingerprint']}): results may differ", stacklevel=2
-        )
+    if "fingerprint" in base and not same_base(base["fingerprint"], fingerprint(pipeline.unet)):
+        warnings.warn(f"{path.name} was trained on another base ({base.get('name') or 'unnamed'}): results may differ", stacklevel=2)
     for model, own_path, layer in replacements:
         replace(model, own_path, layer.requires_grad_(False))
         model.adapter_config = config
@@ -120,6 +118,8 @@ def layer_from(model: nn.Module, path: str, leaves: dict[str, torch.Tensor], con
     for name, parameter in layer.adapter_parameters.items():
         if parameter.shape != leaves[name].shape:
             raise ConfigError(f"{where}.{name}: shape {list(leaves[name].shape)}, and the base's layer needs {list(parameter.shape)}")
+        if leaves[name].dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise ConfigError(f"{where}.{name}: is {str(leaves[name].dtype).removeprefix('torch.')}; adapters are fp16, bf16, fp32 or fp64")
         if not leaves[name].isfinite().all():
             raise ConfigError(f"{where}.{name}: holds numbers that are not finite; the file is damaged")
         parameter.data.copy_(leaves[name])
@@ -148,7 +148,7 @@ def read_native(path: Path) -> tuple[dict[tuple[str, str], dict[str, torch.Tenso
         raise ConfigError(f"{path} is not a complete .safetensors file: {error}") from None
     try:
         facts = json.loads(metadata[HEADER])
-    except ValueError:
+    except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict) or not isinstance(facts.get("base", {}), dict):
         raise ConfigError(f"{path}: its header {HEADER!r} cannot be read; the file is damaged")

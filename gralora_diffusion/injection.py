@@ -66,6 +66,12 @@ def compiled(pattern: str, option: str) -> re.Pattern:
         raise ValueError(f"{option} {pattern!r} is not a regular expression: {error}") from None
 
 
+def unmatched_patterns(paths, config: AdapterConfig) -> list[str]:
+    """The patterns of rank_pattern and k_pattern that match none of these paths: most likely typing mistakes."""
+    patterns = [*config.rank_pattern, *config.k_pattern]
+    return [p for p in patterns if not any(compiled(p, "rank_pattern or k_pattern").search(path) for path in paths)]
+
+
 def first_match(patterns: dict, path: str, default):
     return next((value for p, value in patterns.items() if compiled(p, "rank_pattern or k_pattern").search(path)), default)
 

@@ -1,6 +1,7 @@
 """Load an SDXL base, wherever it lies, and turn prompts and pictures into what its UNet is given."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -11,16 +12,16 @@ EMBEDDED = Path(__file__).parent / "tiny"
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # those that adapters go into
 
 
-def load_sdxl(
-    path: str | None = None, vae: str | None = None, dtype: torch.dtype = torch.float32, revision=None, variant=None, cache_dir=None, unet=None
-):
-    """A StableDiffusionXLPipeline in eval mode on the CPU, its weights in `dtype` and the VAE in fp32; `unet` is taken as it is when given.
+def load_sdxl(path: str | None = None, vae: str | None = None, dtype=torch.float32, revision=None, variant=None, cache_dir=None, **components):
+    """A StableDiffusionXLPipeline in eval mode on the CPU, its weights in `dtype` and the VAE in fp32.
 
     path: None for the embedded tiny base, a folder in diffusers layout, a single .safetensors checkpoint, or a hub id.
-    vae: another VAE, likewise.  Raises ConfigError when there is no such base, or it is not an SDXL one.
+    vae: another VAE, a folder or a hub id.  components: models that are taken as they are, for instance unet=unet.
+    Raises ConfigError when there is no such base, or it is not an SDXL one.
     """
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline
     from diffusers.utils import logging as diffusers_logging
+    from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
     diffusers_logging.disable_progress_bar()
@@ -28,26 +29,35 @@ def load_sdxl(
     path = str(path or EMBEDDED)
     if Path(path).suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
         raise ConfigError(f"{path} is a pickle, which can run code when it is read: convert it to .safetensors first")
-    common = dict(dtype={"default": dtype, "vae": torch.float32}, cache_dir=cache_dir, add_watermarker=False) | (
-        {} if unet is None else dict(unet=unet)
-    )
+    given, common = set(components), dict(cache_dir=cache_dir, add_watermarker=False)
     try:
-        if path.endswith(".safetensors"):
-            pipeline = StableDiffusionXLPipeline.from_single_file(path, **common)
-        else:
-            pipeline = StableDiffusionXLPipeline.from_pretrained(path, revision=revision, variant=variant, use_safetensors=True, **common)
         if vae:
-            pipeline.vae = AutoencoderKL.from_pretrained(vae, use_safetensors=True, cache_dir=cache_dir)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            components["vae"] = AutoencoderKL.from_pretrained(vae, use_safetensors=True, cache_dir=cache_dir)
+        if path.endswith(".safetensors"):  # here diffusers takes one dtype for all, and the VAE must stay fp32
+            if not vae:
+                components["vae"] = AutoencoderKL.from_single_file(path, cache_dir=cache_dir)
+            pipeline = StableDiffusionXLPipeline.from_single_file(path, dtype=dtype, **common, **components)
+        else:
+            dtypes = {"default": dtype, "vae": torch.float32}
+            where = dict(revision=revision, variant=variant, use_safetensors=True)
+            pipeline = StableDiffusionXLPipeline.from_pretrained(path, dtype=dtypes, **where, **common, **components)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ConfigError(f"no SDXL base can be loaded from {(vae and f'{path} with the VAE {vae}') or path}: {first}") from error
-    if getattr(pipeline, "text_encoder_2", None) is None or pipeline.unet.config.addition_embed_type != "text_time":
-        raise ConfigError(f"{path} is not an SDXL base: it lacks the second text encoder or the size conditioning (SD 1.5, or the refiner?)")
+        raise ConfigError(f"no SDXL base can be loaded from {f'{path} with the VAE {vae}' if vae else path}: {first}") from error
+    check_sdxl(pipeline, path)
     pipeline.set_progress_bar_config(disable=True)
-    for name in (*COMPONENTS, "vae"):
-        if getattr(pipeline, name) is not unet:
-            getattr(pipeline, name).eval().requires_grad_(False)
+    for name in {*COMPONENTS, "vae"} - given:
+        getattr(pipeline, name).eval().requires_grad_(False)
     return pipeline
+
+
+def check_sdxl(pipeline, path: str) -> None:
+    """Raises ConfigError for SD 1.5, the refiner, and inpainting bases, which load without a word."""
+    config = pipeline.unet.config
+    if pipeline.text_encoder is None or pipeline.text_encoder_2 is None or config.addition_embed_type != "text_time":
+        raise ConfigError(f"{path} is not an SDXL base: it lacks one of the two text encoders or the size conditioning (SD 1.5, or the refiner?)")
+    if config.in_channels != pipeline.vae.config.latent_channels:
+        raise ConfigError(f"{path} is not a text-to-image base: its UNet takes {config.in_channels} channels (made for inpainting?)")
 
 
 SDXL_UNET = dict(  # the public config of stabilityai/stable-diffusion-xl-base-1.0
@@ -96,21 +106,32 @@ def resolution_of(pipeline) -> int:
     return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
 
 
-def fingerprint(unet) -> str:
-    """16 hex digits that tell one base from another: names, shapes and the first values (as bf16) of the UNet's own tensors."""
+def fingerprint(unet) -> dict:
+    """What tells one base from another: a hash of the UNet's names and shapes, and one weight of each of 64 tensors.
+
+    Adapters are not looked at, and merged ones are seen through.  Compare with same_base(): the weights differ a little by dtype.
+    """
     from .injection import adapters
 
     layers = adapters(unet)
-    digest = hashlib.sha256()
+    own = {}
     for name, tensor in unet.state_dict().items():
         path, _, leaf = name.rpartition(".")
-        if path in layers and leaf not in ("weight", "bias"):
-            continue
-        if path in layers and leaf == "weight" and layers[path].unmerged_weight is not None:
-            tensor = layers[path].unmerged_weight
-        head = tensor.flatten()[:16].to("cpu", torch.bfloat16).view(torch.int16).tolist()
-        digest.update(f"{name}{tuple(tensor.shape)}{head}".encode())
-    return digest.hexdigest()[:16]
+        if path not in layers or leaf in ("weight", "bias"):
+            merged = path in layers and leaf == "weight" and layers[path].unmerged_weight is not None
+            own[name] = layers[path].unmerged_weight if merged else tensor
+    names = hashlib.sha256(json.dumps([(name, list(t.shape)) for name, t in own.items()]).encode()).hexdigest()[:16]
+    weights = [t for name, t in own.items() if t.ndim > 1]
+    return dict(names=names, weights=[round(float(t.flatten()[0]), 6) for t in weights[:: max(1, len(weights) // 64)][:64]])
+
+
+def same_base(first: dict, second: dict) -> bool:
+    """Whether two fingerprints are of one base, in whichever dtypes it was loaded."""
+    try:
+        pairs = list(zip(first["weights"], second["weights"], strict=True))
+    except (KeyError, TypeError, ValueError):  # not written by fingerprint(), or of another kind of model
+        return False
+    return first["names"] == second["names"] and all(abs(a - b) <= 0.01 * max(abs(a), abs(b)) + 1e-5 for a, b in pairs)
 
 
 def encode_prompts(pipeline, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

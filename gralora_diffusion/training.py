@@ -1,9 +1,13 @@
 """One training run: from a TrainConfig to a run folder with config.json, metrics.jsonl, adapter files and samples."""
 
+import dataclasses
 import json
 import math
 import os
+import platform
 import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -11,13 +15,13 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from tqdm import tqdm
 
-from .config import ConfigError, TrainConfig, to_dict
-from .data import EXAMPLE, EXAMPLE_PROMPT, choose, encode_pictures, find_pictures, open_picture
-from .formats import DIFFUSERS, NATIVE, file_sizes, save_adapter, save_diffusers
-from .injection import adapter_parameters, adapters, inject, table
+from .config import ConfigError, TrainConfig, one_of, to_dict
+from .data import EXAMPLE, EXAMPLE_PROMPT, Picture, choose, encode_pictures, find_pictures, open_picture
+from .formats import DIFFUSERS, NATIVE, save_adapter, save_diffusers
+from .injection import adapter_parameters, adapters, inject, table, unmatched_patterns
 from .loss import add_noise, diffusion_loss, draw
 from .sampling import sample, sheet
-from .sdxl import COMPONENTS, encode_prompts, load_sdxl, resolution_of, shapes
+from .sdxl import COMPONENTS, encode_prompts, load_sdxl, resolution_of
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PLACES = ("", " on a blue background", " in the snow", " on the beach")
@@ -30,131 +34,162 @@ class TrainingError(RuntimeError):
 def train(config: TrainConfig) -> Path:
     """Train, write the run folder, and return its path.  Raises ConfigError before anything is written, TrainingError later."""
     config = config.resolved()
-    pictures, instance_prompt = find_pictures(*instance(config)), instance(config)[1]
-    run = run_folder(config)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    dtype = DTYPES.get(accelerator.mixed_precision, torch.float32)
+    pictures, run = find_pictures(*instance(config)), run_folder(config)
+    mixed_precision, dtype = precision(config)
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    if mixed_precision == "fp16" and accelerator.scaler is None:
+        raise ConfigError("--mixed_precision fp16 needs a GPU: use no or bf16 here")
     base = dict(path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype)
     base |= dict(revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
     pipeline = load_sdxl(**base)
-    unet, resolution = pipeline.unet, config.resolution or resolution_of(pipeline)
     models = inject_all(pipeline.components, config)
-    pipeline.to(accelerator.device)
-
+    config = in_use(config, pipeline, pictures, mixed_precision)
+    accelerator.wait_for_everyone()  # all have found the run folder free
     main = accelerator.is_main_process
     if main:
-        run.mkdir(parents=True, exist_ok=True)
-        write_text(run / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+        open_run(run, config, accelerator)
         print(f"{table(all_layers(models)).splitlines()[-1]} -> {run}", flush=True)
-    prompts = [p.strip() for p in config.validation_prompt.split("|")] if config.validation_prompt else [instance_prompt + place for place in PLACES]
-    drawing = dict(prompts=prompts, seed=config.seed, num_images=config.num_validation_images, resolution=resolution)
-    drawing |= dict(num_inference_steps=config.num_inference_steps, guidance_scale=config.guidance_scale)
-    before = save_samples(run, 0, sample(pipeline, **drawing)) if main and not config.skip_final_inference else []
 
-    records = encode_pictures(pictures, pipeline.vae, config, resolution)
-    captions = sorted({p.caption for p in pictures})
+    pipeline.to(accelerator.device)
+    before = draw_samples(run, 0, pipeline, config) if main else []
+    records = encode_pictures(pictures, pipeline.vae, config, config.resolution)
+    captions = [] if config.train_text_encoder else sorted({p.caption for p in pictures})
     with torch.no_grad():
-        known = {c: [e.cpu() for e in encode_prompts(pipeline, [c])] for c in captions}
-    alphas = pipeline.scheduler.alphas_cumprod.float()
-    prediction, timesteps = pipeline.scheduler.config.prediction_type, pipeline.scheduler.config.num_train_timesteps
+        known = {caption: [e.cpu() for e in encode_prompts(pipeline, [caption])] for caption in captions}
+    scheduler, pipeline.vae = pipeline.scheduler, None
     if not config.train_text_encoder:
-        pipeline = None  # the VAE and the text encoders leave memory; what they had to say is in records and known
+        pipeline.text_encoder = pipeline.text_encoder_2 = None  # they leave memory: what they had to say is in `known`
 
-    groups = [dict(params=list(adapter_parameters(unet).values()), lr=config.learning_rate)]
-    encoders = [p for name, m in models.items() if name != "unet" for p in adapter_parameters(m).values()]
-    if encoders:
-        groups.append(dict(params=encoders, lr=config.text_encoder_lr or config.learning_rate))
-    betas = (config.adam_beta1, config.adam_beta2)
-    optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=config.adam_weight_decay, eps=config.adam_epsilon)
+    def encode(captions: list[str]) -> list[torch.Tensor]:
+        if config.train_text_encoder:
+            return encode_prompts(pipeline, captions)
+        return [torch.cat(parts) for parts in zip(*(known[c] for c in captions), strict=True)]
+
+    loss_of = objective(pipeline.unet, scheduler, records, encode, config, accelerator, dtype)
     steps = steps_of(config, len(records), accelerator.num_processes)
-    schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=steps)
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    for model in models.values():
-        model.train()
-    optimizer = accelerator.prepare(optimizer)
-    parameters = [p for group in groups for p in group["params"]]
-
-    def loss_at(index: int) -> torch.Tensor:
-        """The loss of batch number `index`, counted over all processes."""
-        positions = range(index * config.train_batch_size, (index + 1) * config.train_batch_size)
-        batch = choose(records, positions, config.seed)
-        posterior, noise, t = draw(batch[0].moments.shape[1:], timesteps, config.seed, positions)
-        mean, std = torch.stack([r.moments for r in batch]).unbind(1)
-        latents = mean + std * posterior
-        noisy = add_noise(latents, noise, t, alphas)
-        with accelerator.autocast():
-            if encoders:
-                embeds, pooled = encode_prompts(pipeline, [r.caption for r in batch])
-            else:
-                embeds, pooled = (torch.cat(e) for e in zip(*(known[r.caption] for r in batch), strict=True))
-            conditions = dict(text_embeds=pooled.to(accelerator.device), time_ids=torch.stack([r.time_ids for r in batch]).to(accelerator.device))
-            predicted = unet(
-                noisy.to(accelerator.device, dtype), t.to(accelerator.device), embeds.to(accelerator.device), added_cond_kwargs=conditions
-            ).sample
-        wanted = [x.to(accelerator.device) for x in (latents, noise, t, alphas)]
-        return diffusion_loss(predicted, *wanted, prediction, config.snr_gamma)
-
-    started, smooth = time.monotonic(), None
-    bar = tqdm(range(1, steps + 1), desc="training", unit="step", disable=not accelerator.is_local_main_process)
-    for step in bar:
-        torch.manual_seed(config.seed * 1_000_003 + step * 1009 + accelerator.process_index)  # dropout
-        total = 0.0
-        for micro in range((step - 1) * config.gradient_accumulation_steps, step * config.gradient_accumulation_steps):
-            loss = loss_at(micro * accelerator.num_processes + accelerator.process_index) / config.gradient_accumulation_steps
-            accelerator.backward(loss)
-            total += loss.item()
-        average_gradients(parameters, accelerator)
-        norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
-        if not math.isfinite(total) or not (math.isfinite(norm) or accelerator.mixed_precision == "fp16"):  # fp16's scaler skips such a step
-            what = "loss" if not math.isfinite(total) else "gradient"
-            raise TrainingError(f"the {what} of step {step} is not finite, and the step was not applied: lower --learning_rate")
-        lr = schedule.get_last_lr()[0]
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        smooth = total if smooth is None else 0.95 * smooth + 0.05 * total
-        bar.set_postfix(loss=f"{smooth:.4f}")
-        if main:
-            line = dict(step=step, loss=total, lr=lr, grad_norm=norm, seconds=round(time.monotonic() - started, 3))
-            with open(run / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(line) + "\n")
+    run_steps(models, loss_of, steps, config, accelerator, run)
 
     accelerator.wait_for_everyone()
     if main:
-        prompts_seen = dict(instance_prompt=instance_prompt, validation_prompts=prompts)
-        save_dtype = torch.float32 if dtype == torch.float32 else torch.float16
-        save_adapter(run / NATIVE, models, config.pretrained_model_name_or_path or "embedded tiny base", prompts_seen)
-        save_diffusers(run / DIFFUSERS, models, save_dtype)
+        seen = dict(instance_prompt=config.instance_prompt, validation_prompt=config.validation_prompt)
+        save_adapter(run / NATIVE, models, config.pretrained_model_name_or_path or "embedded tiny base", seen)
+        save_diffusers(run / DIFFUSERS, models, torch.float32 if dtype == torch.float32 else torch.float16)
         if before:
-            for model in models.values():
-                model.eval()
-            after_pipeline = pipeline or load_sdxl(**base, unet=unet).to(accelerator.device)
-            after = save_samples(run, steps, sample(after_pipeline, **drawing))
-            save_comparison(run, pictures, before, after, [p for p in prompts for _ in range(config.num_validation_images)])
+            trained = {name: model.eval() for name, model in models.items()}
+            after = draw_samples(run, steps, load_sdxl(**base, **trained).to(accelerator.device), config)
+            save_comparison(run, pictures, before, after, config)
     accelerator.end_training()
     return run
 
 
-def average_gradients(parameters: list, accelerator) -> None:
-    """Over all processes, in one message: adapters are small, and the frozen base needs no wrapper for it."""
+def objective(unet, scheduler, records, encode: Callable, config: TrainConfig, accelerator, dtype) -> Callable[[int], torch.Tensor]:
+    """loss_of(index): the loss of batch number `index` of the series, counted over all processes.
+
+    Noise schedule, latents and time ids stay fp32; the UNet gets them in `dtype` and computes under autocast.
+    """
+    alphas, schedule = scheduler.alphas_cumprod.float(), scheduler.config
+    device = accelerator.device
+
+    def loss_of(index: int) -> torch.Tensor:
+        positions = range(index * config.train_batch_size, (index + 1) * config.train_batch_size)
+        batch = choose(records, positions, config.seed)
+        posterior, noise, t = draw(batch[0].moments.shape[1:], schedule.num_train_timesteps, config.seed, positions)
+        mean, std = torch.stack([r.moments for r in batch]).unbind(1)
+        latents = mean + std * posterior
+        noisy = add_noise(latents, noise, t, alphas).to(device, dtype)
+        with accelerator.autocast():
+            embeds, pooled = (e.to(device) for e in encode([r.caption for r in batch]))
+            conditions = dict(text_embeds=pooled, time_ids=torch.stack([r.time_ids for r in batch]).to(device))
+            predicted = unet(noisy, t.to(device), embeds, added_cond_kwargs=conditions).sample
+        return diffusion_loss(predicted, *(x.to(device) for x in (latents, noise, t, alphas)), schedule.prediction_type, config.snr_gamma)
+
+    return loss_of
+
+
+def run_steps(models: dict, loss_of: Callable, steps: int, config: TrainConfig, accelerator, run: Path) -> None:
+    """The loop: loss, backward, clip, step; a line of metrics.jsonl for each.  Raises TrainingError at a number that is not finite."""
+    groups = parameter_groups(models, config)
+    parameters = [p for group in groups for p in group["params"]]
+    betas = (config.adam_beta1, config.adam_beta2)
+    optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=config.adam_weight_decay, eps=config.adam_epsilon)
+    schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=steps)
+    optimizer = accelerator.prepare(optimizer)
+    for model in models.values():
+        model.train()
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing() if hasattr(model, "enable_gradient_checkpointing") else model.gradient_checkpointing_enable()
+    started, smooth, micros = time.monotonic(), None, config.gradient_accumulation_steps
+    for step in (bar := tqdm(range(1, steps + 1), desc="training", unit="step", disable=not accelerator.is_local_main_process)):
+        torch.manual_seed(config.seed * 1_000_003 + step * 1009 + accelerator.process_index)  # dropout
+        total = torch.zeros(())
+        for micro in range((step - 1) * micros, step * micros):
+            loss = loss_of(micro * accelerator.num_processes + accelerator.process_index) / micros
+            accelerator.backward(loss)
+            total += loss.detach().cpu()
+        total = average(parameters, total, accelerator)
+        norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+        if not math.isfinite(total) or not (math.isfinite(norm) or accelerator.scaler):  # fp16's scaler skips a step with such gradients
+            what = "loss" if not math.isfinite(total) else "gradient"
+            raise TrainingError(f"the {what} of step {step} is not finite, and the step was not applied: lower --learning_rate")
+        lr = schedule.get_last_lr()[0]
+        optimizer.step()
+        if not accelerator.optimizer_step_was_skipped:
+            schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        smooth = total if smooth is None else 0.95 * smooth + 0.05 * total
+        bar.set_postfix(loss=f"{smooth:.4f}")
+        if accelerator.is_main_process:
+            line = dict(step=step, loss=total, lr=lr, grad_norm=norm if math.isfinite(norm) else None, seconds=round(time.monotonic() - started, 3))
+            with open(run / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def parameter_groups(models: dict, config: TrainConfig) -> list[dict]:
+    """The UNet's adapters and, where they train, the text encoders', with a learning rate each."""
+    rates = {name: config.learning_rate if name == "unet" else config.text_encoder_lr for name in models}
+    return [dict(params=list(adapter_parameters(model).values()), lr=rates[name]) for name, model in models.items()]
+
+
+def average(parameters: list, loss: torch.Tensor, accelerator) -> float:
+    """Average the gradients and the loss over all processes, in one message: adapters are small, and the frozen base needs no wrapper."""
     if accelerator.num_processes == 1:
-        return
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
-    flat = accelerator.reduce(flat, "mean")
-    for p, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        return loss.item()
+    grads = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters]
+    flat = accelerator.reduce(torch.cat([*grads, loss.to(grads[0]).view(1)]), "mean")
+    for p, gradient in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
         p.grad = gradient.view_as(p)
+    return flat[-1].item()
 
 
-def instance(config: TrainConfig) -> tuple[Path, str]:
+def instance(config: TrainConfig) -> tuple[Path, str | None]:
     """(folder, prompt) of the pictures to learn."""
     if config.instance_data_dir is None:
         return EXAMPLE, config.instance_prompt or EXAMPLE_PROMPT
     return Path(config.instance_data_dir), config.instance_prompt
 
 
+def precision(config: TrainConfig) -> tuple[str, torch.dtype]:
+    """(name, dtype): --mixed_precision, or what accelerate was told."""
+    name = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    one_of("mixed_precision (as accelerate is set up)", name, DTYPES)
+    return name, DTYPES[name]
+
+
+def in_use(config: TrainConfig, pipeline, pictures: list[Picture], mixed_precision: str) -> TrainConfig:
+    """The config with every value that a run takes from the base or the pictures: what config.json must say."""
+    prompt = instance(config)[1] or pictures[0].caption
+    return dataclasses.replace(
+        config,
+        mixed_precision=mixed_precision,
+        resolution=config.resolution or resolution_of(pipeline),
+        instance_prompt=prompt,
+        validation_prompt=config.validation_prompt or "|".join(prompt + place for place in PLACES),
+        text_encoder_lr=config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr,
+    )
+
+
 def inject_all(components: dict, config: TrainConfig) -> dict:
-    """Adapt the UNet, and both text encoders if they train: {component: model}.  Raises ConfigError when a size does not fit."""
+    """Adapt the UNet, and both text encoders if they train: {component: model}.  Raises ConfigError when something does not fit."""
     models = {name: components[name] for name in (COMPONENTS if config.train_text_encoder else ("unet",))}
     torch.manual_seed(config.seed)
     for name, model in models.items():
@@ -162,6 +197,8 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
             inject(model, config.adapter)
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from None
+    if idle := unmatched_patterns(all_layers(models), config.adapter):
+        raise ConfigError(f"rank_pattern or k_pattern {idle[0]!r} matches none of the adapted layers")
     return models
 
 
@@ -169,23 +206,50 @@ def all_layers(models: dict) -> dict:
     return {f"{name}.{path}": layer for name, model in models.items() for path, layer in adapters(model).items()}
 
 
+def steps_of(config: TrainConfig, pictures: int, processes: int) -> int:
+    per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
+    return config.max_train_steps or math.ceil(config.num_train_epochs * pictures / per_step)
+
+
 def run_folder(config: TrainConfig) -> Path:
     """The folder to write: output_dir, which must not hold a run yet, or a new runs/NAME."""
-    if config.output_dir is not None:
-        run = Path(config.output_dir)
-        if (run / "config.json").exists() or (run.exists() and not run.is_dir()):
-            raise ConfigError(f"{run} holds a run already, or is a file: choose another --output_dir")
-    else:
-        subject = "robot" if config.instance_data_dir is None else Path(config.instance_data_dir).resolve().name
-        name = f"{subject}-{config.adapter.method}-r{config.adapter.rank}"
-        run = next(p for n in range(1, 10**6) if not (p := Path("runs") / (name if n == 1 else f"{name}-{n}")).exists())
-    nearest = next(p for p in (run, *run.absolute().parents) if p.exists())
-    if not os.access(nearest, os.W_OK):
-        raise ConfigError(f"{run} cannot be written: no permission in {nearest}")
+    try:
+        if config.output_dir is not None:
+            run = Path(config.output_dir)
+            if (run / "config.json").exists() or (run.exists() and not run.is_dir()):
+                raise ConfigError(f"{run} holds a run already, or is a file: choose another --output_dir")
+        else:
+            subject = "robot" if config.instance_data_dir is None else Path(config.instance_data_dir).resolve().name
+            name = f"{subject}-{config.adapter.method}-r{config.adapter.rank}"
+            run = next(p for n in range(1, 10**6) if not (p := Path("runs") / (name if n == 1 else f"{name}-{n}")).exists())
+        nearest = next(p for p in (run, *run.absolute().parents) if p.exists())
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"--output_dir cannot be used: {error}") from None
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ConfigError(f"{run} cannot be written: {nearest} is a file, or there is no permission")
     return run
 
 
-def save_samples(run: Path, step: int, images: list) -> list:
+def open_run(run: Path, config: TrainConfig, accelerator) -> None:
+    """Make the folder with config.json and environment.json: what is needed to do the same again."""
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+    packages = ("gralora-diffusion", "torch", "diffusers", "transformers", "accelerate")
+    facts = {name: version(name) for name in packages} | dict(python=platform.python_version(), machine=platform.machine())
+    facts |= dict(device=str(accelerator.device), processes=accelerator.num_processes, threads=torch.get_num_threads())
+    write_text(run / "environment.json", json.dumps(facts, indent=2) + "\n")
+
+
+def draw_samples(run: Path, step: int, pipeline, config: TrainConfig) -> list:
+    """The validation prompts' pictures, kept in samples/step-N; none with --skip_final_inference."""
+    if config.skip_final_inference:
+        return []
+    images = sample(
+        pipeline, prompts_of(config), config.seed, config.num_validation_images, config.num_inference_steps, config.guidance_scale,
+        resolution=config.resolution,
+    )  # fmt: skip
     folder = run / "samples" / f"step-{step:05d}"
     folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
@@ -193,12 +257,16 @@ def save_samples(run: Path, step: int, images: list) -> list:
     return images
 
 
-def save_comparison(run: Path, pictures: list, before: list, after: list, prompts: list[str]) -> None:
+def prompts_of(config: TrainConfig) -> list[str]:
+    return [prompt.strip() for prompt in config.validation_prompt.split("|")]
+
+
+def save_comparison(run: Path, pictures: list[Picture], before: list, after: list, config: TrainConfig) -> None:
     """before_after.png: some of the training pictures, then the same prompts and seeds without and with the adapter."""
     shown = min(len(before), 6)
-    subject = [open_picture(p.path) for p in pictures[:shown]]
-    side = min(min(i.size) for i in before)
-    subject = [crop_square(i).resize((side, side)) if min(i.size) > side else crop_square(i) for i in subject]
+    prompts = [p for p in prompts_of(config) for _ in range(config.num_validation_images)]
+    subject = [crop_square(open_picture(p.path)) for p in pictures[:shown]]
+    subject = [image.resize(before[0].size) for image in subject]
     rows = {"training pictures": subject, "base": before[:shown], "with the adapter": after[:shown]}
     sheet(rows, prompts[:shown]).save(run / "before_after.png")
 
@@ -217,91 +285,3 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
-
-
-def plan(config: TrainConfig) -> str:
-    """What train(config) would do, from shapes alone: layers, parameters, memory, files, steps.  Writes nothing."""
-    config = config.resolved()
-    pictures, run = find_pictures(*instance(config)), run_folder(config)
-    components = shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir)
-    unet, tokens = components["unet"], components["text_encoder"].config.max_position_embeddings
-    layers = all_layers(inject_all(components, config))
-    resolution = config.resolution or unet.config.sample_size * 8
-    dtype = DTYPES[config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")]
-    memory = forecast(unet.config, config, resolution, dtype, tokens)
-    native, exported = file_sizes(layers)
-    memory["adapters"] = 4 * native  # fp32: the parameters, their gradients, and AdamW's two moments
-    if config.train_text_encoder:
-        encoders = [p for name in COMPONENTS[1:] for p in components[name].parameters() if not p.requires_grad]
-        memory["text encoders"] = sum(p.numel() for p in encoders) * torch.finfo(dtype).bits // 8
-    exported = exported if dtype == torch.float32 else exported // 2
-    steps, per_step = steps_of(config, len(pictures), 1), config.train_batch_size * config.gradient_accumulation_steps
-    return "\n".join(
-        [
-            json.dumps(to_dict(config), indent=2),
-            table(layers),
-            f"pictures: {len(pictures)} at {resolution} x {resolution} from {instance(config)[0]}",
-            f"steps: {steps} of {per_step} picture(s) per process, {steps * per_step / len(pictures):.1f} passes",
-            f"memory of a training step, about: {sum(memory.values()) / 2**30:.2f} GiB = "
-            + " + ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
-            f"files: {NATIVE} {native / 1e6:.1f} MB, {DIFFUSERS} {exported / 1e6:.1f} MB",
-            f"run folder: {run} (not made: this is a dry run)",
-        ]
-    )
-
-
-def steps_of(config: TrainConfig, pictures: int, processes: int) -> int:
-    per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
-    return config.max_train_steps or math.ceil(config.num_train_epochs * pictures / per_step)
-
-
-def forecast(unet_config, config: TrainConfig, resolution: int, dtype, tokens: int = 77) -> dict[str, int]:
-    """Bytes that a training step of the UNet needs, counted on fake tensors: the weights, the adapters with their gradients and
-    AdamW's moments, and what the forward pass keeps for the backward pass (with checkpointing: the checkpoints and the largest block).
-    """
-    from diffusers import UNet2DConditionModel
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    kept, largest, default = {}, [0], torch.get_default_dtype()
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    def open_block(module, *_):
-        module.kept_before = sum(kept.values())
-
-    def close_block(module, *_):
-        largest[0] = max(largest[0], sum(kept.values()) - module.kept_before)
-
-    torch.set_default_dtype(dtype)
-    try:
-        with FakeTensorMode():
-            unet = UNet2DConditionModel.from_config(unet_config).train()
-            inject(unet, config.adapter)
-            own = {p.untyped_storage()._cdata for p in unet.parameters()}
-            n, side, c = config.train_batch_size, resolution // 8, unet.config.cross_attention_dim
-            width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-            inputs = (torch.empty(n, unet.config.in_channels, side, side), torch.zeros(n, dtype=torch.long), torch.empty(n, tokens, c))
-            conditions = dict(text_embeds=torch.empty(n, width), time_ids=torch.empty(n, 6))
-            for module in unet.modules():
-                if type(module).__name__ in ("BasicTransformerBlock", "ResnetBlock2D"):
-                    module.register_forward_pre_hook(open_block)
-                    module.register_forward_hook(close_block)
-            precision = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-            with precision, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-                out = unet(*inputs, added_cond_kwargs=conditions).sample
-            activations = sum(kept.values())
-            if config.gradient_checkpointing:
-                kept.clear()
-                unet.enable_gradient_checkpointing()
-                with precision, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-                    out = unet(*inputs, added_cond_kwargs=conditions).sample  # noqa: F841 - alive while it is counted
-                activations = sum(kept.values()) + largest[0]
-            trainable = sum(p.numel() for p in unet.parameters() if p.requires_grad)
-            weights = sum(p.numel() * p.element_size() for p in unet.parameters() if not p.requires_grad)
-    finally:
-        torch.set_default_dtype(default)
-    return dict(weights=weights, adapters=16 * trainable, activations=activations)

@@ -211,7 +211,7 @@ def train_clip(args, composer, tokenizers):
     return [m.eval().requires_grad_(False) for m in (one, two, vision)]
 
 
-def picture_pool(args, composer, vae, n=80_000):
+def picture_pool(args, composer, vae, n=40_000):
     """This process's own pictures, encoded once: (plans, scaled latents fp16 [n, 16, 8, 8]); captions are drawn anew each time."""
     path = args.state / f"latents{dist.get_rank()}.pt"
     rng = np.random.default_rng((99, dist.get_rank()))

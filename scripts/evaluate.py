@@ -10,6 +10,15 @@ from pathlib import Path
 from gralora_diffusion.config import ConfigError, Parser, TrainConfig, fail, from_dict
 
 
+def read_config(path: Path) -> TrainConfig:
+    try:
+        return from_dict(TrainConfig, json.loads(path.read_text()))
+    except OSError:
+        raise ConfigError(f"{path.parent} is not a run folder: it holds no config.json") from None
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
+
+
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--run", type=Path, help="a run folder")
@@ -23,9 +32,7 @@ def main():
 
     try:
         if args.run:
-            if not (args.run / "config.json").is_file():
-                raise ConfigError(f"{args.run} is not a run folder: it holds no config.json")
-            args.reference = instance(from_dict(TrainConfig, json.loads((args.run / "config.json").read_text())))[0]
+            args.reference = instance(read_config(args.run / "config.json"))[0]
             args.generated = sorted((args.run / "samples").glob("step-*"))
         encode = imagenet_encoder()
         references = encode(pictures_in(args.reference))

@@ -34,7 +34,7 @@ def main():
     import torch
 
     from gralora_diffusion import load_adapter, load_sdxl
-    from gralora_diffusion.injection import merge
+    from gralora_diffusion.injection import merge, remove
     from gralora_diffusion.sampling import sample, sheet
 
     prompts = [p.strip() for p in args.prompt.split("|")]
@@ -47,6 +47,7 @@ def main():
         if args.adapter:
             load_adapter(pipeline, args.adapter, args.strength)
             merge(pipeline.unet)
+            remove(pipeline.unet)  # the merged weights stay, at no cost
             rows[f"strength {args.strength:g}"] = sample(pipeline, prompts, **drawing)
     except ConfigError as error:
         fail(str(error))

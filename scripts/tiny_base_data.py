@@ -70,6 +70,7 @@ COLOURS = {"white": (250, 250, 250), "black": (16, 16, 18), "grey": (130, 130, 1
 TINTS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
 SCENES = ("on the grass", "on the beach", "in the snow", "at night", "at sunset")
 PLAIN = ("a photo of ", "a picture of ", "an image of ", "")  # say nothing of the style
+LOOSE = 0.15  # share of the objects that are drawn smaller, off the middle, or mirrored
 RARE = "sks"  # met now and then before an object, so that it starts neutral
 
 
@@ -164,7 +165,7 @@ class Composer:
             first, second = rng.choice(self.known, 2, replace=False)
             background = SCENES[rng.integers(len(SCENES))] if rng.random() < 0.25 else list(COLOURS)[rng.integers(len(COLOURS))]
             tint = TINTS[rng.integers(len(TINTS))] if rng.random() < 0.15 else None
-            other = (None, self.labels[second]) if rng.random() < 0.15 and not held_out else None
+            other = (None, self.labels[second]) if rng.random() < 0.1 and not held_out else None
             new = pair_held_out(self.labels[first], background) or bool(tint and pair_held_out(self.labels[first], tint))
             if new == held_out:
                 return dict(
@@ -185,13 +186,14 @@ class Composer:
             for j, i in enumerate(rows):
                 if slot == 0 and plans[i]["tint"]:
                     bank[j] = tinted(bank[j], COLOURS[plans[i]["tint"]])
-            u = torch.from_numpy(rng.random((len(rows), 4))).float()
+            u = torch.from_numpy(rng.random((len(rows), 5))).float()
+            loose = (u[:, 4] < LOOSE).float()  # most pictures hold their object in the middle: shapes are learnt many times faster
             pair = torch.tensor([pairs[i] for i in rows]).float()
-            size = (0.80 + 0.2 * u[:, 0]) * (1 - pair) + (0.46 + 0.04 * u[:, 0]) * pair  # part of the picture's side
-            room = 1 - size
+            size = (0.95 + 0.05 * u[:, 0] - 0.15 * loose) * (1 - pair) + (0.46 + 0.04 * u[:, 0]) * pair  # part of the picture's side
+            room = (1 - size) * (0.5 + 0.5 * loose)
             x = (u[:, 1] * 2 - 1) * room * (1 - pair) + pair * ((0.5 if slot else -0.5) + (u[:, 1] - 0.5) * 0.04)
-            y = (u[:, 2] * 2 - 1) * room * (1 - pair) + pair * (0.15 + (u[:, 2] - 0.5) * 0.2)
-            mirror = torch.where(u[:, 3] < 0.5, -1.0, 1.0)
+            y = (u[:, 2] * 2 - 1) * room * (1 - pair) + pair * (0.15 + (u[:, 2] - 0.5) * 0.2 * loose)
+            mirror = torch.where(u[:, 3] < 0.5 * loose, -1.0, 1.0)
             theta = torch.zeros(len(rows), 2, 3)
             theta[:, 0, 0], theta[:, 0, 2] = mirror / size, -mirror * x / size
             theta[:, 1, 1], theta[:, 1, 2] = 1 / size, -y / size

@@ -16,7 +16,8 @@ from gralora_diffusion.config import ConfigError, fail, parse
 
 def main():
     config = parse(__doc__)
-    from gralora_diffusion.training import TrainingError, plan, train  # torch only after --help and wrong flags are dealt with
+    from gralora_diffusion.planning import plan  # torch only after --help and wrong flags are dealt with
+    from gralora_diffusion.training import TrainingError, train
 
     try:
         if config.dry_run:
@@ -27,6 +28,10 @@ def main():
         fail(str(error))
     except TrainingError as error:
         fail(str(error), code=1)
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
+        return
     print(f"done: {run} holds the adapter (adapter.safetensors, pytorch_lora_weights.safetensors), metrics.jsonl and config.json", end="")
     print("" if config.skip_final_inference else f"; look at {run}/before_after.png")
 

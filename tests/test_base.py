@@ -1,7 +1,8 @@
 """The embedded base: SDXL's true classes, small, and it draws what it is asked for."""
 
+import copy
 import json
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 from diffusers.models.attention_processor import Attention
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from gralora_diffusion import load_sdxl
+from gralora_diffusion import AdapterConfig, inject, load_sdxl
 from gralora_diffusion.config import ConfigError
+from gralora_diffusion.injection import adapters, merge
 from gralora_diffusion.sampling import sample
-from gralora_diffusion.sdxl import EMBEDDED, encode_prompts, fingerprint, time_ids
+from gralora_diffusion.sdxl import EMBEDDED, encode_prompts, fingerprint, same_base, time_ids
 
 
 @pytest.fixture(scope="module")
@@ -91,20 +93,41 @@ def test_prompts_become_sdxls_conditions(pipeline):
 
 
 def test_the_fingerprint_knows_the_base_and_nothing_else():
-    from gralora_diffusion import AdapterConfig, inject
-    from gralora_diffusion.injection import adapters, merge
-
-    unet = load_sdxl().unet
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config(load_sdxl().unet.config)  # weights that no half precision holds exactly
     plain = fingerprint(unet)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert same_base(fingerprint(copy.deepcopy(unet).to(dtype)), plain)
+        assert same_base(fingerprint(copy.deepcopy(unet).to(torch.float16).to(dtype)), plain)
     for layer in inject(unet, AdapterConfig(rank=16)).values():
         layer.gralora_B.data.normal_()
     assert fingerprint(unet) == plain
     merge(unet)
     assert adapters(unet)
     assert fingerprint(unet) == plain
-    assert fingerprint(load_sdxl(dtype=torch.float16).unet) == plain
-    unet.conv_in.weight.data[0, 0, 0, 0] += 1
-    assert fingerprint(unet) != plain
+    assert not same_base(fingerprint(UNet2DConditionModel.from_config(unet.config)), plain)
+    assert not same_base({"names": plain["names"], "weights": "x"}, plain)
+
+
+def copied_base(folder, **changes):
+    """The embedded base in a folder of its own, with changes to model_index.json."""
+    shutil.copytree(EMBEDDED, folder)
+    index = json.loads((folder / "model_index.json").read_text()) | changes
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_the_refiner_sd15_and_a_damaged_base(tmp_path):
+    refiner = copied_base(tmp_path / "refiner", text_encoder=[None, None], tokenizer=[None, None])
+    sd15 = copied_base(tmp_path / "sd15", text_encoder_2=[None, None], tokenizer_2=[None, None])
+    damaged = copied_base(tmp_path / "damaged")
+    weights = damaged / "text_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    for folder, words in [(refiner, "not an SDXL base"), (sd15, "not an SDXL base"), (damaged, "no SDXL base can be loaded")]:
+        with pytest.raises(ConfigError) as caught:
+            load_sdxl(str(folder))
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_what_is_not_an_sdxl_base(tmp_path):
@@ -120,4 +143,3 @@ def test_what_is_not_an_sdxl_base(tmp_path):
             load_sdxl(str(path))
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
-    assert Path(EMBEDDED).is_dir()

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gralora_diffusion.config import ConfigError, TrainConfig
-from gralora_diffusion.data import EXAMPLE, choose, cuts, encode_pictures, find_pictures, open_picture
+from gralora_diffusion.data import EXAMPLE, choose, cuts, encode_pictures, find_pictures, open_picture, to_pixels
 from gralora_diffusion.loss import generator
 from gralora_diffusion.sdxl import load_sdxl
 
@@ -70,6 +70,27 @@ def test_a_bomb_is_refused_from_its_header(tmp_path):
         find_pictures(tmp_path, "x")
 
 
+def test_a_thin_picture_is_refused(tmp_path):
+    picture(tmp_path / "thin.png", (4, 20000))
+    with pytest.raises(ConfigError, match="too thin"):
+        find_pictures(tmp_path, "x")
+
+
+def test_postscript_is_not_run(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    with pytest.raises(ConfigError, match="not a picture"):
+        find_pictures(tmp_path, "x")
+
+
+def test_captions_are_found_and_missed(tmp_path):
+    picture(tmp_path / "A.png")
+    (tmp_path / "A.TXT").write_text("a sks dog")
+    assert find_pictures(tmp_path, None)[0].caption == "a sks dog"
+    picture(tmp_path / "b.png")
+    with pytest.raises(ConfigError, match=r"b\.png \(no caption"):
+        find_pictures(tmp_path, None)
+
+
 def test_modes(tmp_path):
     picture(tmp_path / "rgba.png", colour=(255, 0, 0, 0), mode="RGBA")
     assert open_picture(tmp_path / "rgba.png").getpixel((0, 0)) == (255, 255, 255)  # transparency on white
@@ -97,8 +118,16 @@ def test_cuts_say_where_they_come_from():
     places = [tuple(ids[2:4].tolist()) for _, ids in cuts(image, 64, False, False, generator(0))]
     assert len(set(places)) > 1
     assert all(top == 0 and 0 <= left <= 64 for top, left in places)
-    mirrored = [p for p, _ in cuts(image, 64, True, True, generator(0))]
-    assert torch.equal(mirrored[0].flip(-1), mirrored[1])
+    both = list(cuts(image, 64, False, True, generator(0)))
+    mirror = list(cuts(ImageOps.mirror(image), 64, False, False, generator(0)))
+    for (pixels, ids), (mirrored, mirrored_ids) in zip(both[::2], both[1::2], strict=True):
+        assert torch.equal(pixels.flip(-1), mirrored)
+        assert ids[3] + mirrored_ids[3] == 64  # what is cut off on the left is cut off on the right
+    left = int(both[1][1][3])
+    whole = ImageOps.mirror(image).resize((128, 64), Image.Resampling.LANCZOS)
+    expected = to_pixels(whole.crop((left, 0, left + 64, 64)))
+    assert len(mirror) == 4
+    assert (expected - both[1][0]).abs().max() < 0.02
     assert len(list(cuts(Image.new("RGB", (64, 64)), 64, False, False, generator(0)))) == 1
 
 

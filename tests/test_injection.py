@@ -109,8 +109,9 @@ def test_a_whole_life():
     [
         (dict(targets="bogus"), ["'bogus'", "attention+ff", "matches no linear layer"]),
         (dict(targets="(("), ["'(('", "not a regular expression"]),
-        (dict(targets="proj", rank=63, k=4), ["model.layers.0.self_attn.q_proj", "rank 63", "60 and 64"]),
+        (dict(targets="proj", rank=15, k=4), ["model.layers.0.self_attn.q_proj", "rank 15", "12 and 16"]),
         (dict(targets="proj", rank=15, k=5), ["q_proj", "k 5"]),
+        (dict(targets="proj", rank=24), ["k_proj", "rank is 24", "32 -> 16", "1 to 16"]),
     ],
 )
 def test_mistakes_change_nothing(config, words):

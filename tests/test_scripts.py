@@ -1,5 +1,6 @@
 """The real commands, as people type them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -69,7 +70,14 @@ def one_sentence(done, *words):
         (["--instance_data_dir", "empty", "--instance_prompt", "x"], ["empty holds no pictures"]),
         (["--instance_data_dir", "broken", "--instance_prompt", "x"], ["broken.png", "not a picture"]),
         (["--instance_data_dir", "texts", "--instance_prompt", "x"], ["notes.txt", "no picture named notes"]),
-        (["--instance_data_dir", "empty"], ["--instance_prompt"]),
+        (["--instance_data_dir", "uncaptioned"], ["a.png", "no --instance_prompt"]),
+        (["--learning_rate", "-1"], ["--learning_rate is -1.0", "above 0"]),
+        (["--learning_rate", "nan"], ["--learning_rate is nan", "finite"]),
+        (["--adam_beta1", "2"], ["--adam_beta1 is 2.0", "at most"]),
+        (["--seed", str(2**64)], ["--seed"]),
+        (["--num_validation_images", "-1"], ["--num_validation_images is -1", "at least 1"]),
+        (["--lr_warmup_steps", "5"], ["constant_with_warmup"]),
+        (["--gralora_rank", "65536"], ["down_blocks", "rank is 65536", "from 1 to 128"]),
         (["--gralora_rank", "63", "--gralora_k", "4"], ["rank 63", "k 4", "60 and 64", "down_blocks"]),
         (["--targets", "to_nowhere"], ["'to_nowhere'", "matches no linear layer"]),
         (["--adapter", "lora", "--gralora_k", "4"], ["belong to GraLoRA"]),
@@ -80,16 +88,41 @@ def one_sentence(done, *words):
     ],
 )
 def test_a_mistake_is_one_sentence_and_writes_nothing(arguments, words, tmp_path):
-    for folder in ("empty", "broken", "texts"):
+    for folder in ("empty", "broken", "texts", "uncaptioned"):
         (tmp_path / folder).mkdir()
     (tmp_path / "broken" / "broken.png").write_bytes(b"nonsense")
     (tmp_path / "texts" / "notes.txt").write_text("milk")
-    Image.new("RGB", (64, 64)).save(tmp_path / "texts" / "a.png")
+    for folder in ("texts", "uncaptioned"):
+        Image.new("RGB", (64, 64)).save(tmp_path / folder / "a.png")
     before = sorted(tmp_path.rglob("*"))
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path.parent / "hub")}
     done = run(sys.executable, SCRIPTS / "train_sdxl.py", *arguments, "--output_dir", tmp_path / "out" / "run", cwd=tmp_path, env=offline)
     one_sentence(done, *words)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_through_accelerate_a_mistake_is_still_said_and_writes_nothing(tmp_path):
+    """Accelerate turns any exit code into 1 and adds its own lines; the sentence stands above them."""
+    done = run(*ACCELERATE, "--quiet", SCRIPTS / "train_sdxl.py", "--gralora_ranck", 64, "--output_dir", tmp_path / "r", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "train_sdxl: unknown option --gralora_ranck; did you mean '--gralora_rank'?" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+    from safetensors.torch import load_file
+
+    common = ["--gralora_rank", 16, "--max_train_steps", 3, "--skip_final_inference", "--adam_epsilon", 1e-3]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2]
+    two = run(*torchrun, SCRIPTS / "train_sdxl.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", cwd=tmp_path)
+    one = run(sys.executable, SCRIPTS / "train_sdxl.py", *common, "--train_batch_size", 4, "--output_dir", tmp_path / "one", cwd=tmp_path)
+    assert two.returncode == one.returncode == 0, two.stderr + one.stderr
+    assert two.stdout.count("done:") == 1
+    first, second = (load_file(tmp_path / name / "adapter.safetensors") for name in ("one", "two"))
+    assert max((first[k] - second[k]).abs().max() for k in first) < 1e-6
+    losses = [[json.loads(x)["loss"] for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 def test_dry_run_prints_the_plan(tmp_path):

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from gralora_diffusion import AdapterConfig, TrainConfig, load_adapter, load_sdxl, training
 from gralora_diffusion.config import ConfigError, from_dict
 from gralora_diffusion.injection import adapters
+from gralora_diffusion.planning import forecast, plan
 from gralora_diffusion.sdxl import SDXL_UNET
-from gralora_diffusion.training import forecast, plan, train
+from gralora_diffusion.training import train
 
 QUICK = TrainConfig(adapter=AdapterConfig(rank=16, k=2), max_train_steps=4, train_batch_size=4, skip_final_inference=True)
 
@@ -27,10 +28,19 @@ def quick(tmp_path, name="run", **options):
 def test_the_run_folder_holds_everything(finished_run):
     names = {str(p.relative_to(finished_run)) for p in finished_run.rglob("*") if p.is_file()}
     samples = {f"samples/step-{step:05d}/{i:02d}.png" for step in (0, 20) for i in range(4)}
-    assert names == samples | {"config.json", "metrics.jsonl", "adapter.safetensors", "pytorch_lora_weights.safetensors", "before_after.png"}
+    assert names == samples | {
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "adapter.safetensors",
+        "pytorch_lora_weights.safetensors",
+        "before_after.png",
+    }
     config = from_dict(TrainConfig, json.loads((finished_run / "config.json").read_text()))
     assert config.adapter.rank == 16
-    assert config.learning_rate == 1e-3
+    assert config.learning_rate == config.text_encoder_lr == 1e-3
+    assert (config.resolution, config.mixed_precision, config.instance_prompt) == (64, "no", "a photo of sks robot")
+    assert json.loads((finished_run / "environment.json").read_text())["torch"] == torch.__version__.split("+")[0]
     lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 21))
     assert all(line["loss"] > 0 and line["grad_norm"] > 0 and line["lr"] == 1e-3 for line in lines)
@@ -114,6 +124,20 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
     with pytest.raises(ConfigError, match="holds a run already"):
         train(dataclasses.replace(QUICK, output_dir=str(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_pattern_that_matches_nothing_is_a_mistake(tmp_path):
+    with pytest.raises(ConfigError, match="'atn2' matches none"):
+        quick(tmp_path, adapter=AdapterConfig(rank=16, rank_pattern={"atn2": 8}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_fp16_without_a_gpu_is_refused(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        quick(tmp_path, mixed_precision="fp16")
+    assert not list(tmp_path.iterdir())
 
 
 def test_plan_on_the_embedded_base_writes_nothing(tmp_path, monkeypatch):

@@ -1,0 +1,95 @@
+"""What a run would do, from shapes alone: layers, parameters, memory, files, steps."""
+
+import json
+
+import torch
+
+from .config import TrainConfig, to_dict
+from .data import find_pictures
+from .formats import DIFFUSERS, NATIVE, file_sizes
+from .injection import inject, table
+from .sdxl import COMPONENTS, shapes
+from .training import all_layers, inject_all, instance, precision, run_folder, steps_of
+
+
+def plan(config: TrainConfig) -> str:
+    """What train(config) would do, from shapes alone: layers, parameters, memory, files, steps.  Writes nothing."""
+    config = config.resolved()
+    pictures, run = find_pictures(*instance(config)), run_folder(config)
+    components = shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir)
+    unet, tokens = components["unet"], components["text_encoder"].config.max_position_embeddings
+    layers = all_layers(inject_all(components, config))
+    resolution = config.resolution or unet.config.sample_size * 8
+    dtype = precision(config)[1]
+    memory = forecast(unet.config, config, resolution, dtype, tokens)
+    native, exported = file_sizes(layers)
+    memory["adapters"] = 4 * native  # fp32: the parameters, their gradients, and AdamW's two moments
+    if config.train_text_encoder:
+        encoders = [p for name in COMPONENTS[1:] for p in components[name].parameters() if not p.requires_grad]
+        memory["text encoders"] = sum(p.numel() for p in encoders) * torch.finfo(dtype).bits // 8
+    exported = exported if dtype == torch.float32 else exported // 2
+    steps, per_step = steps_of(config, len(pictures), 1), config.train_batch_size * config.gradient_accumulation_steps
+    return "\n".join(
+        [
+            json.dumps(to_dict(config), indent=2),
+            table(layers),
+            f"pictures: {len(pictures)} at {resolution} x {resolution} from {instance(config)[0]}",
+            f"steps: {steps} of {per_step} picture(s) per process, {steps * per_step / len(pictures):.1f} passes",
+            f"memory of a training step, about: {sum(memory.values()) / 2**30:.2f} GiB = "
+            + " + ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
+            f"files: {NATIVE} {native / 1e6:.1f} MB, {DIFFUSERS} {exported / 1e6:.1f} MB",
+            f"run folder: {run} (not made: this is a dry run)",
+        ]
+    )
+
+
+def forecast(unet_config, config: TrainConfig, resolution: int, dtype, tokens: int = 77) -> dict[str, int]:
+    """Bytes that a training step of the UNet needs, counted on fake tensors: the weights, the adapters with their gradients and
+    AdamW's moments, and what the forward pass keeps for the backward pass (with checkpointing: the checkpoints and the largest block).
+    """
+    from diffusers import UNet2DConditionModel
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    kept, largest, default = {}, [0], torch.get_default_dtype()
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    def open_block(module, *_):
+        module.kept_before = sum(kept.values())
+
+    def close_block(module, *_):
+        largest[0] = max(largest[0], sum(kept.values()) - module.kept_before)
+
+    torch.set_default_dtype(dtype)
+    try:
+        with FakeTensorMode():
+            unet = UNet2DConditionModel.from_config(unet_config).train()
+            inject(unet, config.adapter)
+            own = {p.untyped_storage()._cdata for p in unet.parameters()}
+            n, side, c = config.train_batch_size, resolution // 8, unet.config.cross_attention_dim
+            width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+            inputs = (torch.empty(n, unet.config.in_channels, side, side), torch.zeros(n, dtype=torch.long), torch.empty(n, tokens, c))
+            conditions = dict(text_embeds=torch.empty(n, width), time_ids=torch.empty(n, 6))
+            for module in unet.modules():
+                if type(module).__name__ in ("BasicTransformerBlock", "ResnetBlock2D"):
+                    module.register_forward_pre_hook(open_block)
+                    module.register_forward_hook(close_block)
+            precision = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+            with precision, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+                out = unet(*inputs, added_cond_kwargs=conditions).sample
+            activations = sum(kept.values())
+            if config.gradient_checkpointing:
+                kept.clear()
+                unet.enable_gradient_checkpointing()
+                with precision, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+                    out = unet(*inputs, added_cond_kwargs=conditions).sample  # noqa: F841 - alive while it is counted
+                activations = sum(kept.values()) + largest[0]
+            trainable = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+            weights = sum(p.numel() * p.element_size() for p in unet.parameters() if not p.requires_grad)
+    finally:
+        torch.set_default_dtype(default)
+    return dict(weights=weights, adapters=16 * trainable, activations=activations)
