@@ -48,7 +48,7 @@ def grade(images: torch.Tensor, plans: list[dict], composer: Composer, pipeline,
 
     seen = F.normalize(vision(images).image_embeds, dim=-1)
     parts = {
-        "label": [composer.labels[i] for i in composer.known],
+        "label": [composer.labels[i] for i in composer.drawn],
         "background": [*COLOURS, *SCENES],
         "tint": [None, *TINTS],
         "style": list(TRAIN_STYLES),
@@ -85,7 +85,7 @@ def main():
         page.save(args.grid)
     composer, rng = Composer(args.state), np.random.default_rng(123)
     vision = CLIPVisionModelWithProjection.from_pretrained(Path(args.base) / "vision_encoder").eval()
-    plans = [composer.plan(rng, held_out=True) for _ in range(args.captions)]
+    plans = [composer.plan(rng, held_out=True, objects=composer.drawn) for _ in range(args.captions)]
     captions = [caption(p["style"], p["tint"], p["label"], p["background"]) for p in plans]
     drawn = torch.stack([to_pixels(image) for image in sample(pipeline, captions, seed=1000, batch_size=32)])
     composed = composer.draw(plans, rng)
@@ -95,7 +95,7 @@ def main():
     psnr = (10 * torch.log10(4 / (composed - round_trip).square().mean((1, 2, 3)))).mean()
     for name, images in (("drawn by the base", drawn), ("composed, after the VAE", round_trip), ("composed", composed)):
         print(json.dumps({"pictures": name, "captions": len(plans)} | grade(images, plans, composer, pipeline, vision)))
-    print(json.dumps({"vae_psnr_db": round(float(psnr), 2), "chance": {"label": round(1 / len(composer.known), 4), "background": round(1 / 17, 3)}}))
+    print(json.dumps({"vae_psnr_db": round(float(psnr), 2), "chance": {"label": round(1 / len(composer.drawn), 4), "background": round(1 / 17, 3)}}))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,19 @@ microscope; telescope; syringe; pill; door; bed; chair; toilet; bucket; toothbru
 poodle; otter; parrot; hamster; cupcake; sailboat; castle; motor scooter; banjo; teddy bear"""
 OBJECTS = [" ".join(name.split()) for name in OBJECTS.split(";")]
 HELD_OUT = ("poodle", "otter", "parrot", "hamster", "cupcake", "sailboat", "castle", "motor scooter", "banjo", "teddy bear")
+DRAWN = """robot; ghost; alien; skull; red heart; dog; fox; cat; lion; horse; unicorn; zebra; cow; pig; elephant; mouse; rabbit; bear; koala;
+panda; rooster; baby chick; bird; penguin; duck; owl; flamingo; frog; crocodile; turtle; snake; dragon; whale; dolphin; fish; shark; octopus;
+crab; snail; butterfly; honeybee; lady beetle; spider; rose; sunflower; tulip; potted plant; evergreen tree; palm tree; cactus; maple leaf;
+mushroom; grapes; watermelon; tangerine; lemon; banana; pineapple; red apple; green apple; pear; peach; cherries; strawberry; tomato; avocado;
+eggplant; carrot; ear of corn; broccoli; bread; croissant; pretzel; pancakes; cheese wedge; hamburger; french fries; pizza; hot dog; taco; egg;
+popcorn; sushi; ice cream; soft ice cream; doughnut; cookie; birthday cake; shortcake; candy; lollipop; glass of milk; hot beverage; teapot;
+wine glass; beer mug; volcano; house; church; tent; locomotive; bus; ambulance; fire engine; police car; taxi; automobile; tractor; motorcycle;
+bicycle; vertical traffic light; stop sign; anchor; ship; airplane; helicopter; rocket; flying saucer; alarm clock; full moon; crescent moon;
+sun; ringed planet; star; cloud; rainbow; umbrella; snowman; fire; droplet; jack-o-lantern; Christmas tree; balloon; wrapped gift; trophy;
+soccer ball; basketball; kite; game die; glasses; sunglasses; t-shirt; jeans; dress; handbag; backpack; running shoe; crown; top hat; ring;
+gem stone; bell; guitar; drum; mobile phone; laptop; television; camera; candle; light bulb; closed book; coin; envelope; pencil; scissors;
+locked; key; hammer; bomb; magnet; door; chair"""
+DRAWN = [" ".join(name.split()) for name in DRAWN.split(";")]  # what the UNet learns; VAE and image-text encoder see all of OBJECTS
 RENAMED = {"hourglass done": "hourglass", "locked": "padlock", "tennis": "tennis ball", "bowling": "bowling ball", "T-Rex": "t-rex",
            "hot beverage": "cup of coffee", "automobile": "car", "vertical traffic light": "traffic light", "headphone": "headphones",
            "Christmas tree": "christmas tree", "flying saucer": "ufo", "soft ice cream": "ice cream cone"}  # fmt: skip
@@ -157,12 +170,13 @@ class Composer:
         self.small = F.interpolate(F.interpolate(flat, scale_factor=0.5, mode="area"), scale_factor=2, mode="bilinear").unflatten(0, data.shape[:2])
         self.labels = [RENAMED.get(name, name) for name in OBJECTS]
         self.known = [i for i, name in enumerate(OBJECTS) if name not in HELD_OUT]
+        self.drawn = [OBJECTS.index(name) for name in DRAWN]
 
-    def plan(self, rng: np.random.Generator, held_out=False) -> dict:
-        """What to draw.  held_out=True: a known object with a background or tint that training never pairs it with."""
+    def plan(self, rng: np.random.Generator, held_out=False, objects: list[int] | None = None) -> dict:
+        """What to draw, of self.known or `objects`.  held_out=True: with a background or tint that training never pairs it with."""
         while True:
             style = TRAIN_STYLES[rng.integers(2)]
-            first, second = rng.choice(self.known, 2, replace=False)
+            first, second = rng.choice(objects or self.known, 2, replace=False)
             background = SCENES[rng.integers(len(SCENES))] if rng.random() < 0.25 else list(COLOURS)[rng.integers(len(COLOURS))]
             tint = TINTS[rng.integers(len(TINTS))] if rng.random() < 0.15 else None
             other = (None, self.labels[second]) if rng.random() < 0.1 and not held_out else None
