@@ -104,7 +104,7 @@ def fingerprint(unet) -> str:
     digest = hashlib.sha256()
     for name, tensor in unet.state_dict().items():
         path, _, leaf = name.rpartition(".")
-        if path in layers and leaf not in ("weight", "bias"):
+        if path.split(".beside.")[0] in layers and leaf not in ("weight", "bias"):
             continue
         if path in layers and leaf == "weight" and layers[path].unmerged_weight is not None:
             tensor = layers[path].unmerged_weight

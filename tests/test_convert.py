@@ -1,0 +1,324 @@
+"""One adapter through every format and loader: names, sizes, scales, and the delta of every layer."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import MODELS, adapted_pipeline
+from diffusers import StableDiffusionXLPipeline
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_formats import CONFIGS
+
+from gralora_diffusion import AdapterConfig, load_adapter, load_sdxl
+from gralora_diffusion.adapters import truncate
+from gralora_diffusion.config import ConfigError
+from gralora_diffusion.exchange import Adapter, sizes, to_lora
+from gralora_diffusion.formats import read_adapter, write_comfyui, write_diffusers, write_native, write_peft
+from gralora_diffusion.injection import adapters
+from gralora_diffusion.names import canonical, from_kohya, from_sgm, kohya, sgm
+from gralora_diffusion.sdxl import EMBEDDED, shapes
+
+COMPONENT = dict(unet="lora_unet_", text_encoder="lora_te1_", text_encoder_2="lora_te2_")
+
+
+def kohya_sgm(path, adapter, dtype):
+    write_comfyui(path, adapter, dtype)
+
+
+def kohya_diffusers(path, adapter, dtype):
+    write_comfyui(path, adapter, dtype, sgm=False)
+
+
+WRITERS = dict(native=write_native, comfyui=kohya_sgm, kohya=kohya_diffusers, diffusers=write_diffusers, peft=write_peft)
+
+
+@pytest.fixture(scope="module", params=CONFIGS.values(), ids=CONFIGS)
+def adapter(request) -> Adapter:
+    """Random factors in all three models of the embedded base."""
+    return Adapter.from_models(adapted_pipeline(request.param)[1])
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Adapter:
+    return Adapter.from_models(adapted_pipeline(CONFIGS["mixed"])[1])
+
+
+def deltas(adapter: Adapter) -> dict[str, torch.Tensor]:
+    pairs = {f"{component}.{path}": adapter.low_rank(component, path) for component, path, _ in adapter.items()}
+    return {layer: up.double() @ down.double() for layer, (down, up) in pairs.items()}
+
+
+def close(got: dict, wanted: dict, tolerance: float):
+    """The same layers, each with a delta that differs by no more than this, relative to it (Frobenius)."""
+    assert set(got) == set(wanted)
+    worst = max(float((got[layer] - wanted[layer]).norm() / wanted[layer].norm()) for layer in wanted)
+    assert worst <= tolerance, worst
+
+
+def changes(pipeline, base) -> dict[str, torch.Tensor]:
+    """{component.path: how far each weight is from the base's}, for the weights that differ; every other tensor must be the base's."""
+    found = {}
+    for component in MODELS:
+        before = getattr(base, component).state_dict()
+        after = getattr(pipeline, component).state_dict()
+        assert before.keys() == after.keys()
+        for name, tensor in before.items():
+            if not torch.equal(after[name], tensor):
+                found[f"{component}.{canonical(component, name.removesuffix('.weight'))}"] = after[name].double() - tensor.double()
+    return found
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3)], ids=["fp32", "fp16"])
+def test_there_and_back(kind, dtype, tolerance, adapter, tmp_path):
+    there, back = tmp_path / ("x" if kind == "peft" else "x.safetensors"), tmp_path / "back.safetensors"
+    if kind == "peft" and len({sizes(f) for _, _, f in adapter.items()}) > 1:
+        with pytest.raises(ConfigError, match=r"one rank and one k .* --energy 1"):
+            write_peft(there, adapter, dtype)
+        assert not list(tmp_path.iterdir())
+        return
+    WRITERS[kind](there, adapter, dtype)
+    write_native(back, read_adapter(there))
+    again = read_adapter(back)
+    close(deltas(again), deltas(adapter), tolerance)
+    if dtype == torch.float32 and (kind == "native" or (kind == "peft" and adapter.config.method == "gralora")):
+        for component, path, factors in adapter.items():
+            mine = again.layers[component][path]
+            assert mine.keys() == factors.keys()
+            assert all(torch.equal(mine[leaf], factors[leaf]) for leaf in factors)
+        assert again.config.rank == adapter.config.rank
+
+
+def test_a_lora_is_the_same_tensors_after_every_format(tmp_path):
+    """Also with a rank of its own in some layers: the padding is taken off again."""
+    config = AdapterConfig(method="lora", rank=8, rank_pattern={"attn2": 12, "q_proj": 4})
+    adapter = Adapter.from_models(adapted_pipeline(config)[1])
+    for kind, write in WRITERS.items():
+        write(there := tmp_path / (kind if kind == "peft" else f"{kind}.safetensors"), adapter, torch.float32)
+        again = read_adapter(there)
+        for component, path, factors in adapter.items():
+            mine, power = again.layers[component][path], 1.0
+            if kind in ("comfyui", "kohya"):
+                power = float(mine["lora_A"].flatten()[0] / factors["lora_A"].flatten()[0])
+                assert math.log2(power).is_integer()
+            assert torch.equal(mine["lora_A"], factors["lora_A"] * power), (kind, path)
+            assert torch.equal(mine["lora_B"], factors["lora_B"] / power), (kind, path)
+        assert {again.config.rank, *again.config.rank_pattern.values()} == {4, 8, 12}
+
+
+def by_kohyas_arithmetic(path, strength=1.0) -> dict[str, torch.Tensor]:
+    """delta = up @ down * alpha / rank, as sd-scripts' merge computes it, by kohya's names."""
+    tensors = load_file(path)
+    names = {key.split(".")[0] for key in tensors}
+    assert set(tensors) == {f"{name}.{leaf}" for name in names for leaf in ("lora_down.weight", "lora_up.weight", "alpha")}
+    found = {}
+    for name in names:
+        down, up, alpha = (tensors[f"{name}.{leaf}"] for leaf in ("lora_down.weight", "lora_up.weight", "alpha"))
+        assert alpha.dtype == torch.float32
+        assert alpha.item() == down.shape[0] == up.shape[1]
+        found[name] = strength * (up.double() @ down.double()) * alpha.item() / down.shape[0]
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3)], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("style", ["comfyui", "kohya"])
+def test_kohyas_arithmetic(style, dtype, tolerance, adapter, tmp_path):
+    WRITERS[style](tmp_path / "x.safetensors", adapter, dtype)
+    wanted = {kohya(*layer.split(".", 1), 1 if style == "comfyui" else None): delta for layer, delta in deltas(adapter).items()}
+    close(by_kohyas_arithmetic(tmp_path / "x.safetensors"), wanted, tolerance)
+    ranks = {}
+    for name, tensor in load_file(tmp_path / "x.safetensors").items():
+        if name.endswith("lora_down.weight"):
+            ranks.setdefault(name.split("_")[1], set()).add(tensor.shape[0])
+    assert all(len(found) == 1 for found in ranks.values()), ranks
+
+
+@pytest.mark.parametrize("kind", ["comfyui", "kohya", "diffusers"])
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
+def test_plain_diffusers_applies_every_layer(kind, strength, adapter, tmp_path):
+    """Fused into the base, so that what is compared is the weights."""
+    WRITERS[kind](tmp_path / "x.safetensors", adapter, torch.float32)
+    plain = StableDiffusionXLPipeline.from_pretrained(EMBEDDED, add_watermarker=False)
+    base = StableDiffusionXLPipeline.from_pretrained(EMBEDDED, add_watermarker=False)
+    plain.load_lora_weights(str(tmp_path), weight_name="x.safetensors", adapter_name="x")
+    plain.set_adapters("x", strength)
+    plain.fuse_lora(components=list(MODELS))
+    plain.unload_lora_weights()
+    wanted = {layer: strength * delta for layer, delta in deltas(adapter).items()} if strength else {}
+    found = changes(plain, base)
+    assert set(found) == set(wanted)
+    for layer, delta in wanted.items():
+        torch.testing.assert_close(found[layer], delta, rtol=0, atol=1e-6 * max(1.0, float(delta.abs().max())))
+
+
+@pytest.mark.parametrize("name", ["lora", "gralora", "hybrid"])
+def test_peft_loads_its_folders(name, tmp_path):
+    pipeline, models = adapted_pipeline(CONFIGS[name])
+    adapter = Adapter.from_models(models)
+    write_peft(tmp_path / "x", adapter)
+    wanted, base = deltas(adapter), load_sdxl()
+    for component in MODELS:
+        model = PeftModel.from_pretrained(getattr(load_sdxl(), component), tmp_path / "x" / component).merge_and_unload()
+        before = getattr(base, component).state_dict()
+        for path in adapter.layers[component]:
+            own = path if component != "text_encoder" or f"{path}.weight" in before else path.removeprefix("text_model.")
+            change = model.state_dict()[f"{own}.weight"] - before[f"{own}.weight"]
+            torch.testing.assert_close(change.double(), wanted[f"{component}.{path}"], rtol=0, atol=2e-6)
+    assert pipeline is not base
+
+
+def test_peft_takes_other_sizes_as_a_lora(mixed, tmp_path):
+    lora, _, whole = to_lora(mixed)
+    assert whole < 1e-6
+    write_peft(tmp_path / "x", lora)
+    close(deltas(read_adapter(tmp_path / "x")), deltas(mixed), 1e-6)
+    base, wanted = load_sdxl().unet, deltas(mixed)
+    model = PeftModel.from_pretrained(load_sdxl().unet, tmp_path / "x" / "unet").merge_and_unload().state_dict()
+    for path in mixed.layers["unet"]:
+        change = (model[f"{path}.weight"] - base.get_submodule(path).weight).double()
+        torch.testing.assert_close(change, wanted[f"unet.{path}"], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
+def test_peft_strength(strength, tmp_path):
+    adapter = Adapter.from_models(adapted_pipeline(CONFIGS["hybrid"], ["unet"])[1])
+    write_peft(tmp_path / "x", adapter)
+    model, path = PeftModel.from_pretrained(load_sdxl().unet, tmp_path / "x" / "unet"), next(iter(adapter.layers["unet"]))
+    layer = model.get_submodule(f"base_model.model.{path}")
+    layer.scaling["default"] *= strength
+    x = torch.randn(3, layer.in_features)
+    wanted = torch.nn.functional.linear(x, layer.weight, layer.bias) + strength * x @ deltas(adapter)[f"unet.{path}"].float().T
+    torch.testing.assert_close(layer(x), wanted, rtol=0, atol=1e-5)
+
+
+def test_both_conventions_of_hybrid_rank(tmp_path):
+    """PEFT: r 8 beside hybrid_r 8.  The paper's code: r 16, of which hybrid_r 8.  The tensors are the same, and so is the scale, alpha/16."""
+    adapter = Adapter.from_models(adapted_pipeline(AdapterConfig(rank=16, k=4, hybrid_rank=8, alpha=24.0), ["unet"])[1])
+    write_peft(tmp_path / "x", adapter)
+    file = tmp_path / "x" / "unet" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    assert (config["r"], config["hybrid_r"], config["alpha"]) == (8, 8, 24.0)
+    for r in (8, 16):
+        file.write_text(json.dumps(config | dict(r=r)))
+        again = read_adapter(tmp_path / "x")
+        assert (again.config.rank, again.config.hybrid_rank, again.config.k, again.config.alpha) == (16, 8, 4, 24.0)
+        close(deltas(again), deltas(adapter), 0)
+    file.write_text(json.dumps(config | dict(r=12)))
+    with pytest.raises(ConfigError, match=r"says r 12.* and the tensors 8"):
+        read_adapter(tmp_path / "x" / "unet")
+
+
+def test_a_peft_folder_made_by_peft(tmp_path):
+    from peft import GraloraConfig, LoraConfig, get_peft_model
+
+    for config in (
+        GraloraConfig(r=8, hybrid_r=4, gralora_k=2, alpha=18, target_modules=["to_q", "to_v"], init_weights=False),
+        LoraConfig(r=4, lora_alpha=6, target_modules=["to_q", "to_v"], rank_pattern={"attn2.to_v": 8}, use_rslora=True, init_lora_weights=False),
+    ):
+        model = get_peft_model(load_sdxl().unet, config)
+        model.save_pretrained(tmp_path / config.peft_type)
+        merged, base = model.merge_and_unload(), load_sdxl()
+        load_adapter(base, tmp_path / config.peft_type)
+        for path, layer in adapters(base.unet).items():
+            change = merged.get_submodule(path).weight - layer.weight
+            torch.testing.assert_close(layer.delta(), change, rtol=0, atol=2e-6)
+
+
+def test_the_header_of_diffusers_is_honoured(tmp_path):
+    """A file as diffusers' own trainers write it: alpha is not the rank, and stands in the header alone."""
+    from diffusers.training_utils import _collate_lora_metadata
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    unet = load_sdxl().unet
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["to_q", "to_v"], rank_pattern={"attn2.to_v": 8}, init_lora_weights=False)
+    unet.add_adapter(config)
+    StableDiffusionXLPipeline.save_lora_weights(tmp_path, get_peft_model_state_dict(unet), **_collate_lora_metadata({"unet": unet}))
+    with safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as file:
+        assert '"unet.lora_alpha": 6' in file.metadata()["lora_adapter_metadata"]
+    unet.fuse_lora()
+    ours = load_sdxl()
+    load_adapter(ours, tmp_path)
+    assert len(adapters(ours.unet)) == 28
+    for path, layer in adapters(ours.unet).items():
+        change = unet.get_submodule(path).base_layer.weight - layer.weight
+        torch.testing.assert_close(layer.delta(), change, rtol=0, atol=2e-6)
+
+
+def test_old_names_of_diffusers(tmp_path):
+    down, up = torch.randn(4, 192), torch.randn(128, 4)
+    name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    save_file({f"{name}.lora.down.weight": down, f"{name}.lora.up.weight": up, f"{name}.alpha": torch.tensor(2.0)}, tmp_path / "x.safetensors")
+    close(deltas(read_adapter(tmp_path / "x.safetensors")), {name: (up.double() @ down.double()) / 2}, 1e-6)
+
+
+@pytest.mark.parametrize("how", [dict(rank=6), dict(energy=0.9), dict(energy=1.0)], ids=str)
+def test_the_best_lora_of_a_size(how, mixed):
+    """Against a full SVD of the dense delta, which the code itself never forms."""
+    lora, errors, whole = to_lora(mixed, **how)
+    wanted, got = deltas(mixed), deltas(lora)
+    lost = total = 0.0
+    for layer, delta in wanted.items():
+        rank, error = errors[layer]
+        s = torch.linalg.svdvals(delta)
+        kept = s.square().cumsum(0) / s.square().sum()
+        assert rank == (how["rank"] if "rank" in how else int((kept < how["energy"] * (1 - 1e-13)).sum()) + 1)
+        best = float(s[rank:].norm() / s.norm())
+        assert error == pytest.approx(best, abs=1e-6)
+        assert float((got[layer] - delta).norm() / delta.norm()) == pytest.approx(best, abs=1e-6)
+        lost, total = lost + float((got[layer] - delta).norm()) ** 2, total + float(delta.norm()) ** 2
+    assert whole == pytest.approx(math.sqrt(lost / total), abs=1e-6)
+    assert (whole < 1e-6) == (how == dict(energy=1.0))
+
+
+def test_an_untrained_adapter_shrinks_to_zero():
+    down, up, error, norm = truncate(torch.randn(8, 6), torch.zeros(5, 8), energy=0.9)
+    assert (down.shape, up.shape, error, norm) == ((1, 6), (5, 1), 0.0, 0.0)
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-3, 30.0])
+def test_fp16_keeps_its_digits_at_every_size_of_the_weights(size, tmp_path):
+    adapter = Adapter.from_models(adapted_pipeline(AdapterConfig(rank=16, k=2, targets="mid_block.*attn"), ["unet"])[1])
+    for _, _, factors in adapter.items():
+        factors["gralora_B"] *= size / factors["gralora_B"].std()
+    write_comfyui(tmp_path / "x.safetensors", adapter)
+    close(deltas(read_adapter(tmp_path / "x.safetensors")), deltas(adapter), 1e-3)
+
+
+def test_the_header_files_it_under_sdxl(mixed, tmp_path):
+    write_comfyui(tmp_path / "my_dog.safetensors", mixed)
+    with safe_open(tmp_path / "my_dog.safetensors", "pt") as file:
+        said = file.metadata()
+    assert said["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert said["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert said["modelspec.sai_model_spec"] == "1.0.1"
+    assert (said["ss_v2"], said["ss_network_module"], said["ss_output_name"]) == ("False", "networks.lora", "my_dog")
+    assert said["ss_network_dim"] == said["ss_network_alpha"] == "128"
+    assert said["gralora.layers_per_block"] == "1"
+    assert {"modelspec.title", "modelspec.implementation", "modelspec.resolution", "ss_tag_frequency"} <= set(said)
+    assert "lora_adapter_metadata" not in said
+    assert all(isinstance(json.loads(said[name]), dict) for name in ("ss_tag_frequency", "gralora.config", "gralora.facts"))
+
+
+@pytest.mark.parametrize("of_sdxl", [False, True], ids=["embedded", "SDXL"])
+def test_names_there_and_back(of_sdxl, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    models, number = shapes(tmp_path / "x.safetensors" if of_sdxl else None), 2 if of_sdxl else 1
+    for component, model in models.items():
+        modules = {canonical(component, p): m for p, m in model.named_modules() if list(m.parameters(recurse=False))}
+        linears = [path for path, m in modules.items() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+        for style in (number, None):
+            names = {kohya(component, path, style): path for path in linears}
+            assert len(names) == len(linears)
+            assert all(from_kohya(name, number) == (component, path) for name, path in names.items())
+        if component == "unet":
+            assert all(from_sgm(sgm(path, number), number) == path for path in modules)
+    some = "down_blocks.1.attentions.1.transformer_blocks.0.attn1.to_out.0"
+    assert kohya("unet", some, 2) == "lora_unet_input_blocks_5_1_transformer_blocks_0_attn1_to_out_0"
+    assert sgm("up_blocks.0.upsamplers.0.conv", 2) == "output_blocks.2.2.conv"
+    for name in ("lora_unet_Down_blocks_1", "lora_te3_x", "lora_unet_input_blocks_3_1_proj_in", "lora_unet_input_blocks_5_0_proj_in", "lora_unet_"):
+        with pytest.raises(ValueError, match="is not"):
+            from_kohya(name)
