@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from .config import ConfigError, TrainConfig, to_dict
 from .data import EXAMPLE, EXAMPLE_PROMPT, choose, encode_pictures, find_pictures, open_picture
-from .formats import DIFFUSERS, NATIVE, file_sizes, save_adapter, save_diffusers
+from .exchange import Adapter
+from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, file_sizes, write_comfyui, write_diffusers, write_native
 from .injection import adapter_parameters, adapters, inject, table
 from .loss import add_noise, diffusion_loss, draw
 from .sampling import sample, sheet
@@ -124,8 +125,12 @@ def train(config: TrainConfig) -> Path:
     if main:
         prompts_seen = dict(instance_prompt=instance_prompt, validation_prompts=prompts)
         save_dtype = torch.float32 if dtype == torch.float32 else torch.float16
-        save_adapter(run / NATIVE, models, config.pretrained_model_name_or_path or "embedded tiny base", prompts_seen)
-        save_diffusers(run / DIFFUSERS, models, save_dtype)
+        adapter = Adapter.from_models(models, config.pretrained_model_name_or_path or "embedded tiny base", prompts_seen)
+        write_native(run / NATIVE, adapter)
+        write_diffusers(run / DIFFUSERS, adapter, save_dtype)
+        write_comfyui(run / COMFYUI, adapter)
+        if config.output_kohya_format:
+            write_comfyui(run / KOHYA, adapter, sgm=False)
         if before:
             for model in models.values():
                 model.eval()
@@ -230,11 +235,12 @@ def plan(config: TrainConfig) -> str:
     dtype = DTYPES[config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")]
     memory = forecast(unet.config, config, resolution, dtype, tokens)
     native, exported = file_sizes(layers)
+    files = {NATIVE: native, DIFFUSERS: exported if dtype == torch.float32 else exported // 2, COMFYUI: exported // 2}
+    files |= {KOHYA: exported // 2} if config.output_kohya_format else {}
     memory["adapters"] = 4 * native  # fp32: the parameters, their gradients, and AdamW's two moments
     if config.train_text_encoder:
         encoders = [p for name in COMPONENTS[1:] for p in components[name].parameters() if not p.requires_grad]
         memory["text encoders"] = sum(p.numel() for p in encoders) * torch.finfo(dtype).bits // 8
-    exported = exported if dtype == torch.float32 else exported // 2
     steps, per_step = steps_of(config, len(pictures), 1), config.train_batch_size * config.gradient_accumulation_steps
     return "\n".join(
         [
@@ -244,7 +250,7 @@ def plan(config: TrainConfig) -> str:
             f"steps: {steps} of {per_step} picture(s) per process, {steps * per_step / len(pictures):.1f} passes",
             f"memory of a training step, about: {sum(memory.values()) / 2**30:.2f} GiB = "
             + " + ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
-            f"files: {NATIVE} {native / 1e6:.1f} MB, {DIFFUSERS} {exported / 1e6:.1f} MB",
+            "files: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in files.items()),
             f"run folder: {run} (not made: this is a dry run)",
         ]
     )
