@@ -2,6 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,11 +21,12 @@ from gralora_diffusion.adapters import truncate
 from gralora_diffusion.config import ConfigError
 from gralora_diffusion.exchange import Adapter, sizes, to_lora
 from gralora_diffusion.formats import read_adapter, write_comfyui, write_diffusers, write_native, write_peft
-from gralora_diffusion.injection import adapters
+from gralora_diffusion.injection import adapters, enable, merge, remove, set_strength, unmerge
+from gralora_diffusion.merging import checkpoint, write_merged
 from gralora_diffusion.names import canonical, from_kohya, from_sgm, kohya, sgm
 from gralora_diffusion.sdxl import EMBEDDED, shapes
 
-COMPONENT = dict(unet="lora_unet_", text_encoder="lora_te1_", text_encoder_2="lora_te2_")
+SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 def kohya_sgm(path, adapter, dtype):
@@ -322,3 +327,196 @@ def test_names_there_and_back(of_sdxl, tmp_path):
     for name in ("lora_unet_Down_blocks_1", "lora_te3_x", "lora_unet_input_blocks_3_1_proj_in", "lora_unet_input_blocks_5_0_proj_in", "lora_unet_"):
         with pytest.raises(ValueError, match="is not"):
             from_kohya(name)
+
+
+def sdxl_sized(config: AdapterConfig, file) -> Adapter:
+    """Random factors for all attention layers of SDXL's three models, from the public config's shapes alone."""
+    from gralora_diffusion import inject
+
+    file.write_bytes(b"")
+    torch.manual_seed(0)
+    layers = {}
+    for component, model in shapes(file).items():
+        for path, layer in inject(model, config).items():
+            factors = {leaf: torch.empty(p.shape).normal_(std=0.02) for leaf, p in layer.adapter_parameters.items()}
+            layers.setdefault(component, {})[canonical(component, path)] = factors
+    return Adapter(config, layers, dict(layers_per_block=2))
+
+
+@pytest.mark.slow
+def test_full_size_export(tmp_path):
+    """Rank 64, k 4: every key has a name that the original checkpoint's layers give it, each once.  Memory in a process of its own."""
+    adapter = sdxl_sized(AdapterConfig(rank=64, k=4), tmp_path / "sdxl.safetensors")
+    assert {component: len(found) for component, found in adapter.layers.items()} == dict(unet=560, text_encoder=48, text_encoder_2=128)
+    write_native(tmp_path / "adapter.safetensors", adapter)
+    del adapter
+    code = (
+        "import resource, runpy, sys, time\n"
+        "sys.argv = ['convert_adapter.py', *sys.argv[2:]] if (script := sys.argv[1]) else []\n"
+        "started = time.monotonic()\n"
+        "runpy.run_path(script, run_name='__main__')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.monotonic() - started)\n"
+    )
+    command = [sys.executable, "-c", code, SCRIPTS / "convert_adapter.py", tmp_path / "adapter.safetensors", tmp_path / "x.safetensors"]
+    done = subprocess.run([*map(str, command), "--to", "comfyui"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "736 layers of " in done.stdout
+    memory, seconds = map(float, done.stdout.split()[-2:])
+    print(f"export of 736 layers, rank 64, k 4: {seconds:.1f} s, {memory / 2**30:.2f} GiB at most")
+    assert memory < 4 * 2**30
+    adapter = read_adapter(tmp_path / "adapter.safetensors")
+    names = {kohya(component, path, 2): (component, path) for component, path, _ in adapter.items()}
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        keys = set(file.keys())
+        assert keys == {f"{name}.{leaf}" for name in names for leaf in ("lora_down.weight", "lora_up.weight", "alpha")}
+        for name in list(names)[::60]:
+            down, up, alpha = (file.get_tensor(f"{name}.{leaf}") for leaf in ("lora_down.weight", "lora_up.weight", "alpha"))
+            assert alpha.item() == down.shape[0] == 256
+            mine, theirs = adapter.low_rank(*names[name]), (down.float(), up.float())
+            wanted = mine[1] @ mine[0]
+            assert float((theirs[1] @ theirs[0] - wanted).norm() / wanted.norm()) < 1e-3
+
+
+def test_full_size_names_are_the_original_checkpoints(tmp_path):
+    """Shapes alone: what merging writes for SDXL is read back by diffusers' own conversion, tensor for tensor."""
+    from diffusers import AutoencoderKL
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+
+    (tmp_path / "sdxl.safetensors").write_bytes(b"")
+    models = shapes(tmp_path / "sdxl.safetensors")
+    levels = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(128, 256, 512, 512))
+    with torch.device("meta"):
+        models["vae"] = AutoencoderKL(**levels, layers_per_block=2, latent_channels=4)
+    written = {name: torch.cat(parts) for name, parts in checkpoint(types.SimpleNamespace(**models)).items()}
+    assert len(written) == 2515 - 2  # the original has a logit_scale and a position_ids, which nothing in SDXL reads
+    assert written["conditioner.embedders.1.model.transformer.resblocks.9.attn.in_proj_weight"].shape == (3840, 1280)
+    unet = convert_ldm_unet_checkpoint(dict(written), models["unet"].config)
+    vae = convert_ldm_vae_checkpoint(dict(written), models["vae"].config)
+    for model, found in ((models["unet"], unet), (models["vae"], vae)):
+        wanted = model.state_dict()
+        assert wanted.keys() == found.keys()
+        assert all(found[name].shape == tensor.shape for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["folder", "checkpoint"])
+def test_merged_bases_load_again(single, mixed, tmp_path):
+    out = tmp_path / ("merged.safetensors" if single else "merged")
+    write_merged(out, mixed, None, torch.float32)
+    if single:
+        again = StableDiffusionXLPipeline.from_single_file(str(out), config=str(EMBEDDED), local_files_only=True, add_watermarker=False)
+    else:
+        again = StableDiffusionXLPipeline.from_pretrained(out, add_watermarker=False)
+    found, wanted, base = changes(again, load_sdxl()), deltas(mixed), load_sdxl()
+    assert set(found) == set(wanted)
+    for layer, delta in wanted.items():
+        torch.testing.assert_close(found[layer], delta, rtol=0, atol=2e-6)
+    assert all(torch.equal(again.vae.state_dict()[name], tensor) for name, tensor in base.vae.state_dict().items())
+    with pytest.raises(ConfigError, match="exists already"):
+        write_merged(out, mixed, None, torch.float32)
+
+
+def test_a_merge_that_leaves_the_range_of_fp16_writes_nothing(mixed, tmp_path):
+    component, path, factors = next(mixed.items())
+    huge = Adapter(mixed.config, {component: {path: factors | dict(gralora_B=factors["gralora_B"] * 1e7)}}, {})
+    with pytest.raises(ConfigError, match=r"leaves the range of float16; take --dtype"):
+        write_merged(tmp_path / "x", huge, None, torch.float16)
+    with pytest.raises(ValueError, match="not finite as float16"):
+        write_diffusers(tmp_path / "x.safetensors", huge, torch.float16)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def two_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    first, second = (Adapter.from_models(adapted_pipeline(CONFIGS[name])[1]) for name in ("mixed", "lora"))
+    write_native(folder / "dog.safetensors", first)
+    write_comfyui(folder / "style.safetensors", second, torch.float32)
+    return folder, deltas(first), deltas(second)
+
+
+def weights_now(pipeline) -> dict[str, torch.Tensor]:
+    """What each adapted layer adds to its weight, from its answer to the identity."""
+    found = {}
+    for component in MODELS:
+        for path, layer in adapters(getattr(pipeline, component)).items():
+            plain = layer.to_linear()
+            identity = torch.eye(layer.in_features)
+            found[f"{component}.{canonical(component, path)}"] = (layer(identity) - plain(identity)).T.double()
+    return found
+
+
+def same(got, wanted):
+    assert got.keys() == wanted.keys()
+    for layer in wanted:
+        torch.testing.assert_close(got[layer], wanted[layer], rtol=0, atol=5e-6)
+
+
+def test_several_adapters_in_a_plain_pipeline(two_files):
+    folder, dog, style = two_files
+    pipeline = StableDiffusionXLPipeline.from_pretrained(EMBEDDED, add_watermarker=False)
+    keys = {c: set(getattr(pipeline, c).state_dict()) for c in MODELS}
+    weights = {c: {n: id(p) for n, p in getattr(pipeline, c).named_parameters()} for c in MODELS}
+    assert load_adapter(pipeline, folder / "dog.safetensors", 0.5)["name"] == "dog"
+    load_adapter(pipeline, folder / "style.safetensors", 2.0, name="paint")
+    same(weights_now(pipeline), {layer: 0.5 * dog[layer] + 2 * style[layer] for layer in dog})
+    for c in MODELS:  # the base's tensors are where they were, and no other name is taken by a weight
+        assert keys[c] <= set(getattr(pipeline, c).state_dict())
+        assert weights[c].items() <= {n: id(p) for n, p in getattr(pipeline, c).named_parameters()}.items()
+    with pytest.raises(ConfigError, match="named 'dog' already"):
+        load_adapter(pipeline, folder / "dog.safetensors")
+    with pytest.raises(ValueError, match=r"no adapter named 'cat'; there are: dog, paint"):
+        set_strength(pipeline, 1, "cat")
+    set_strength(pipeline, 1.0, "dog")
+    enable(pipeline, False, "paint")
+    same(weights_now(pipeline), dog)
+    enable(pipeline, True, "paint")
+    merge(pipeline.unet)
+    set_strength(pipeline, 0.25, "paint")  # merged layers are merged anew
+    unet = {layer: delta for layer, delta in dog.items() if layer.startswith("unet.")}
+    for path, layer in adapters(pipeline.unet).items():
+        wanted = unet[f"unet.{path}"] + 0.25 * style[f"unet.{path}"]
+        torch.testing.assert_close(layer.weight.double() - layer.unmerged_weight.double(), wanted, rtol=0, atol=5e-6)
+    unmerge(pipeline.unet)
+    remove(pipeline, "dog")
+    same(weights_now(pipeline), {layer: 0.25 * delta for layer, delta in style.items()})
+    load_adapter(pipeline, folder / "dog.safetensors")
+    remove(pipeline, "dog")
+    remove(pipeline, "paint")
+    assert not any(adapters(getattr(pipeline, c)) for c in MODELS)
+    assert weights == {c: {n: id(p) for n, p in getattr(pipeline, c).named_parameters()} for c in MODELS}
+    assert {c: set(getattr(pipeline, c).state_dict()) for c in MODELS} == keys
+
+
+def test_a_pipeline_with_two_adapters_is_saved_one_at_a_time(two_files, tmp_path):
+    from gralora_diffusion import save_adapter
+
+    folder, _, style = two_files
+    pipeline = load_sdxl()
+    load_adapter(pipeline, folder / "dog.safetensors")
+    load_adapter(pipeline, folder / "style.safetensors")
+    models = {name: getattr(pipeline, name) for name in MODELS}
+    with pytest.raises(ValueError, match="several adapters"):
+        save_adapter(tmp_path / "x.safetensors", models)
+    remove(pipeline, "dog")
+    save_adapter(tmp_path / "x.safetensors", models)
+    close(deltas(read_adapter(tmp_path / "x.safetensors")), style, 1e-6)
+
+
+def test_compiled_models_follow_strength(two_files):
+    folder, _, _ = two_files
+    pipeline = load_sdxl()
+    load_adapter(pipeline, folder / "dog.safetensors")
+    load_adapter(pipeline, folder / "style.safetensors", 0.5)
+    block = pipeline.unet.mid_block.attentions[0].transformer_blocks[0]
+    width, cross = block.attn1.to_q.in_features, block.attn2.to_k.in_features
+    x, text = torch.randn(1, 4, width), torch.randn(1, 3, cross)
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        for strength in (0.5, 0.0, 2.0):
+            set_strength(pipeline, strength, "style")
+            torch.testing.assert_close(compiled(x, encoder_hidden_states=text), block(x, encoder_hidden_states=text), rtol=0, atol=1e-5)
+        before = compiled(x, encoder_hidden_states=text)
+        remove(pipeline, "style")
+        after = compiled(x, encoder_hidden_states=text)
+        torch.testing.assert_close(after, block(x, encoder_hidden_states=text), rtol=0, atol=1e-5)
+        assert (after - before).abs().max() > 1e-3
