@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import types
@@ -20,7 +21,7 @@ from gralora_diffusion import AdapterConfig, load_adapter, load_sdxl
 from gralora_diffusion.adapters import truncate
 from gralora_diffusion.config import ConfigError
 from gralora_diffusion.exchange import Adapter, sizes, to_lora
-from gralora_diffusion.formats import read_adapter, write_comfyui, write_diffusers, write_native, write_peft
+from gralora_diffusion.formats import check_fits, read_adapter, write_comfyui, write_diffusers, write_native, write_peft
 from gralora_diffusion.injection import adapters, enable, merge, remove, set_strength, unmerge
 from gralora_diffusion.merging import checkpoint, write_merged
 from gralora_diffusion.names import canonical, from_kohya, from_sgm, kohya, sgm
@@ -520,3 +521,139 @@ def test_compiled_models_follow_strength(two_files):
         after = compiled(x, encoder_hidden_states=text)
         torch.testing.assert_close(after, block(x, encoder_hidden_states=text), rtol=0, atol=1e-5)
         assert (after - before).abs().max() > 1e-3
+
+
+def bad_files(folder, adapter) -> dict[str, tuple]:
+    """{what is wrong: (path, words of the sentence)}"""
+    write_native(native := folder / "native.safetensors", adapter)
+    write_comfyui(exported := folder / "exported.safetensors", adapter)
+    write_diffusers(diffusers := folder / "diffusers.safetensors", adapter)
+    write_peft(folder / "peft", adapter)
+    config = json.loads((folder / "peft" / "unet" / "adapter_config.json").read_text())
+    found = {}
+
+    def bad(what, words, source, change=None, metadata=None):
+        tensors, said = load_file(source), safe_open(source, "pt").metadata()
+        first = next(name for name in sorted(tensors) if "alpha" not in name)
+        tensors = change(tensors, first) if change else tensors
+        save_file(
+            {name: tensor.clone() for name, tensor in tensors.items()}, folder / f"{what}.safetensors", said | (metadata(said) if metadata else {})
+        )
+        found[what] = folder / f"{what}.safetensors", words
+
+    def bad_peft(what, words, change):
+        shutil.copytree(folder / "peft" / "unet", folder / what)
+        (folder / what / "adapter_config.json").write_text(change if isinstance(change, str) else json.dumps(config | change))
+        found[what] = folder / what, words
+
+    for source in (native, exported, diffusers):
+        kind = source.stem
+        bad(f"{kind}, half a pair", "needs", source, lambda t, first: {n: v for n, v in t.items() if n != first})
+        bad(f"{kind}, not finite", "not finite", source, lambda t, first: t | {first: t[first] * float("nan")})
+        bad(f"{kind}, wrong shape", "fit", source, lambda t, first: t | {first: t[first][:1].repeat(3, *[1] * (t[first].ndim - 1))})
+        bad(f"{kind}, dimensions", "dimensions", source, lambda t, first: t | {first: t[first].flatten()})
+        bad(f"{kind}, whole numbers", "not finite", source, lambda t, first: t | {first: t[first].int()})
+        bad(f"{kind}, unknown layer", "SDXL has no such layer", source, lambda t, _: {n.replace("to_q", "to_k2"): v for n, v in t.items()})
+    bad("exported, a surprise", "unknown tensor", exported, lambda t, _: t | {"surprise": torch.zeros(1)})
+    bad("exported, LoCon", "LoCon", exported, lambda t, first: t | {first.split(".")[0] + ".lora_mid.weight": torch.zeros(1)})
+    bad("exported, DoRA", "DoRA", exported, lambda t, first: t | {first.split(".")[0] + ".dora_scale": torch.zeros(1)})
+    bad("exported, no alpha", "alpha", exported, lambda t, first: t | {first.split(".")[0] + ".alpha": torch.tensor(float("nan"))})
+    bad("exported, odd block count", "layers_per_block", exported, metadata=lambda _: {"gralora.layers_per_block": "many"})
+    bad("exported, facts", "gralora.facts", exported, metadata=lambda _: {"gralora.facts": "["})
+    bad("SD 1.5, text encoder", "Stable Diffusion 1 or 2", exported, lambda t, _: {n.replace("lora_te1", "lora_te"): v for n, v in t.items()})
+    old = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    pair = {f"{old}.lora_down.weight": torch.ones(4, 320), f"{old}.lora_up.weight": torch.ones(320, 4)}
+    bad("SD 1.5, UNet", "Stable Diffusion 1 or 2", exported, lambda t, _: pair)
+    bad(
+        "both styles",
+        "two styles",
+        exported,
+        lambda t, _: t | {kohya(*from_kohya(n.split(".")[0], 1)) + "." + n.split(".", 1)[1]: v for n, v in t.items()},
+    )
+    bad("diffusers, lie", "the header says rank 99", diffusers, metadata=lambda _: {"lora_adapter_metadata": '{"unet.r": 99, "unet.lora_alpha": 4}'})
+    bad("diffusers, alpha", "its alpha is 'x'", diffusers, metadata=lambda _: {"lora_adapter_metadata": '{"unet.r": 28, "unet.lora_alpha": "x"}'})
+    bad("diffusers, header", "cannot be read", diffusers, metadata=lambda _: {"lora_adapter_metadata": "no JSON"})
+    bad_peft("PEFT, lie", "says r 64", dict(r=64))
+    bad_peft("PEFT, alpha", "says alpha None", dict(alpha=None))
+    bad_peft("PEFT, kind", "type OFT", dict(peft_type="OFT"))
+    bad_peft("PEFT, config", "not a JSON object", "[]")
+    bad_peft("PEFT, pickle", "pickle", {})
+    (folder / "PEFT, pickle" / "adapter_model.safetensors").rename(folder / "PEFT, pickle" / "adapter_model.bin")
+    for name, content in (("pickle", b"\x80\x04\x95."), ("empty", b""), ("liar", (2**62).to_bytes(8, "little") + b"{}"), ("text", b"hello world")):
+        (folder / f"{name}.safetensors").write_bytes(content)
+        found[name] = folder / f"{name}.safetensors", "not a complete .safetensors file"
+    (folder / "cut.safetensors").write_bytes(exported.read_bytes()[:-100])
+    found["cut"] = folder / "cut.safetensors", "not a complete .safetensors file"
+    (folder / "nothing").mkdir()
+    found["empty folder"] = folder / "nothing", "is not there"
+    return found
+
+
+def test_what_is_wrong_is_one_sentence_and_nothing_is_applied(tmp_path):
+    adapter = Adapter.from_models(adapted_pipeline(AdapterConfig(rank=16, k=2, hybrid_rank=4, targets=r"attn1\.to_[qv]$|self_attn\.[qv]"))[1])
+    pipeline = load_sdxl()
+    for what, (path, words) in bad_files(tmp_path, adapter).items():
+        with pytest.raises(ConfigError) as caught:
+            load_adapter(pipeline, path)
+        assert words in str(caught.value), (what, str(caught.value))
+        assert "\n" not in str(caught.value)
+        assert not any(adapters(getattr(pipeline, c)) for c in MODELS), what
+
+
+def test_headers_that_lie_about_the_native_file(tmp_path):
+    adapter = Adapter.from_models(adapted_pipeline(AdapterConfig(rank=16, k=2, alpha=8.0), ["unet"])[1])
+    write_native(tmp_path / "x.safetensors", adapter)
+    tensors = load_file(tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        facts = json.loads(file.metadata()["gralora_diffusion"])
+    lies = dict(rank=dict(rank=64), k=dict(k=4), hybrid_rank=dict(hybrid_rank=8), alpha=dict(alpha=16.0), method=dict(method="lora", k=None))
+    words = dict(rank="says rank 64", k="k 4", hybrid_rank="hybrid_rank 8", alpha="alpha is not the one of the header", method="a lora layer needs")
+    for name, lie in lies.items():
+        save_file(tensors, tmp_path / "lie.safetensors", {"gralora_diffusion": json.dumps(facts | dict(config=facts["config"] | lie))})
+        with pytest.raises(ConfigError, match=words[name]):
+            read_adapter(tmp_path / "lie.safetensors")
+
+
+def test_another_width(mixed, tmp_path):
+    """SDXL's own shapes against an adapter of the embedded base, without any weights."""
+    (tmp_path / "sdxl.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"do not fit the base's layer \d+ -> \d+; the adapter was made for another base|no such layer"):
+        check_fits(mixed, str(tmp_path / "sdxl.safetensors"), "x")
+    check_fits(mixed, None, "x")
+
+
+def convert(*arguments, cwd):
+    command = [sys.executable, SCRIPTS / "convert_adapter.py", *arguments]
+    return subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, timeout=600)
+
+
+def test_the_command_round_trips_and_says_what_is_lost(mixed, tmp_path):
+    write_native(tmp_path / "adapter.safetensors", mixed)
+    done = convert(tmp_path, "small.safetensors", "--to", "comfyui", "--rank", 8, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == sum(map(len, mixed.layers.values())) + 2
+    assert "unet.mid_block" in done.stdout
+    assert lines[-2].startswith("relative error of the whole: ")
+    assert 0 < float(lines[-2].split()[-1]) < 1
+    done = convert("small.safetensors", "back.safetensors", "--to", "native", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_adapter(tmp_path / "back.safetensors").config.rank == 8
+
+
+def test_the_commands_mistakes_are_one_sentence_and_write_nothing(mixed, tmp_path):
+    write_native(tmp_path / "adapter.safetensors", mixed)
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, words in [
+        (["nowhere", "x.safetensors", "--to", "comfyui"], "nowhere is not there"),
+        ([tmp_path, "x.pt", "--to", "comfyui"], "must end in .safetensors"),
+        ([tmp_path, "x", "--to", "peft"], "--energy 1"),
+        ([tmp_path, "x.safetensors", "--to", "comfyui", "--rank", 8, "--energy", 0.9], "give one of them"),
+        ([tmp_path, "x.safetensors", "--to", "native", "--energy", 1.5], "above 0 and at most 1"),
+    ]:
+        done = convert(*arguments, cwd=tmp_path)
+        assert done.returncode == 2, done.stdout
+        (line,) = [text for text in done.stderr.strip().splitlines() if text.startswith("convert_adapter: ")]
+        assert words in line
+        assert "Traceback" not in done.stderr
+        assert sorted(tmp_path.rglob("*")) == before

@@ -167,3 +167,10 @@ def test_the_forecast_counts_what_autograd_keeps():
         out = unet(torch.zeros(4, 16, 8, 8), torch.zeros(4).long(), torch.zeros(4, 32, 192), added_cond_kwargs=conditions).sample
     assert out.requires_grad
     assert sum(kept.values()) == expected
+
+
+def test_kohyas_format_is_written_when_asked_for(tmp_path):
+    quick(tmp_path, max_train_steps=1, output_kohya_format=True)
+    names = {path.name for path in (tmp_path / "run").glob("*.safetensors")}
+    assert names == {"adapter.safetensors", "comfyui.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights_kohya.safetensors"}
+    assert all(name.startswith("lora_unet_") and "blocks_" in name for name in load_file(tmp_path / "run" / "pytorch_lora_weights_kohya.safetensors"))
