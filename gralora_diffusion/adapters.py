@@ -2,6 +2,8 @@
 
     forward(x) == F.linear(x, weight + strength * delta(), bias),    delta() == up @ down,    (down, up) = low_rank()
 
+More adapters may stand `beside` the one that adopted the weight, each with a name, a strength and a switch of its own.
+
 M is out_features, N is in_features, T the number of tokens, r the rank, k GraLoRA's blocks per side.
 """
 
@@ -49,9 +51,10 @@ class LoRALinear(nn.Linear):
         if self.bias is not None:
             self.bias.requires_grad_(False)
         self.rank, self.alpha, self.dropout, self.rslora = rank, float(alpha), dropout, rslora
-        self.scale = alpha / (math.sqrt(rank) if rslora else rank)
-        self.strength, self.enabled, self.merged_strength = 1.0, True, None
-        self.register_buffer("unmerged_weight", None, persistent=False)  # the base's own, while an adapter is merged
+        self.scale = scale_of(rank, alpha, rslora)
+        self.name, self.strength, self.enabled, self.merged_state = "default", 1.0, True, None
+        self.register_buffer("unmerged_weight", None, persistent=False)  # the base's own, while adapters are merged
+        self.beside = nn.ModuleList()  # adapted layers without a weight
         return self.train(linear.training)
 
     def _add_lora(self, rank: int) -> None:
@@ -62,15 +65,20 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., N] -> [..., M]"""
-        if self.unmerged_weight is not None and self.enabled and self.strength == self.merged_strength:
+        if self.unmerged_weight is not None and self.state == self.merged_state:
             return F.linear(x, self.weight, self.bias)
         out = F.linear(x, self.weight if self.unmerged_weight is None else self.unmerged_weight, self.bias)
-        if not self.enabled or self.strength == 0:
-            return out
+        for layer in self.stack:
+            if layer.enabled and layer.strength != 0:
+                out = out + layer.added(x).to(out.dtype)
+        return out
+
+    def added(self, x: torch.Tensor) -> torch.Tensor:
+        """strength * delta applied to x: [..., N] -> [..., M], in the adapter's dtype"""
         if not torch.is_autocast_enabled(x.device.type):  # autocast picks the dtype itself
             x = x.to(self.parameter_dtype)
         x = F.dropout(x, self.dropout, self.training)
-        return out + (self.adapter(x) * (self.scale * self.strength)).to(out.dtype)
+        return self.adapter(x) * (self.scale * self.strength)
 
     def adapter(self, x: torch.Tensor) -> torch.Tensor:
         """The adapter's own path before its scale: x [..., N] -> [..., M]"""
@@ -78,7 +86,7 @@ class LoRALinear(nn.Linear):
 
     def low_rank(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(down [R, N], up [M, R]): the plain LoRA that this layer is, with the scale folded into `up`, strength not included."""
-        return self.lora_A.detach(), self.lora_B.detach() * self.scale
+        return low_rank({name: p.detach() for name, p in self.adapter_parameters.items()}, self.scale)
 
     def delta(self) -> torch.Tensor:
         """What is added to the weight at strength 1: [M, N], in the adapter's dtype."""
@@ -86,11 +94,12 @@ class LoRALinear(nn.Linear):
         return up @ down
 
     def merge(self) -> None:
-        """Bake strength * delta into the weight: no cost at inference.  The old weight is kept, so that unmerge() is exact."""
+        """Bake strength * delta of all that is enabled into the weight: no cost at inference; unmerge() gives the old weight back."""
         if self.unmerged_weight is None:
-            self.unmerged_weight, self.merged_strength = self.weight.data, self.strength
+            self.unmerged_weight, self.merged_state = self.weight.data, self.state
             wide = torch.promote_types(self.weight.dtype, torch.float32)
-            self.weight.data = (self.weight.to(wide) + self.strength * self.delta().to(wide)).to(self.weight.dtype)
+            deltas = [layer.strength * layer.delta().to(wide) for layer in self.stack if layer.enabled]
+            self.weight.data = sum(deltas, self.weight.to(wide)).to(self.weight.dtype)
 
     def unmerge(self) -> None:
         if self.unmerged_weight is not None:
@@ -101,6 +110,16 @@ class LoRALinear(nn.Linear):
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         linear.weight, linear.bias = self.weight, self.bias
         return linear.train(self.training)
+
+    @property
+    def stack(self) -> tuple["LoRALinear", ...]:
+        """This adapter and those beside it."""
+        return (self, *self.beside)
+
+    @property
+    def state(self) -> list[float]:
+        """The strength of each, 0 for those that are switched off."""
+        return [layer.strength if layer.enabled else 0.0 for layer in self.stack]
 
     @property
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
@@ -160,26 +179,52 @@ class GraLoRALinear(LoRALinear):
         out = torch.bmm(h, self.gralora_B).transpose(0, 1).reshape(*x.shape[:-1], self.out_features)  # [k(j), T, M/k] -> [..., M]
         return out + super().adapter(x) if self.hybrid_rank else out
 
-    def low_rank(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The exact plain LoRA of rank k*r + hybrid_rank, with block-sparse factors: no SVD, no error.
-
-        Column (n, j, s) of `up` lives in output block j, row (n, j, s) of `down` in input block n; n, j < k and s < r/k.
-        """
-        k, g = self.k, self.gralora_A.shape[2] // self.k
-        n, m = self.in_features // k, self.out_features // k
-        a, b = self.gralora_A.detach(), self.gralora_B.detach()
-        down, up = a.new_zeros(k, k, g, k, n), b.new_zeros(k, m, k, k, g)
-        for i in range(k):
-            down[i, :, :, i] = a[i].view(n, k, g).permute(1, 2, 0)  # [j, s, N/k]
-            up[i, :, :, i] = b[i].view(k, g, m).permute(2, 0, 1)  # [M/k, n, s]
-        down, up = down.view(-1, self.in_features), up.view(self.out_features, -1) * self.scale
-        if self.hybrid_rank:
-            down, up = torch.cat([down, self.lora_A.detach()]), torch.cat([up, self.lora_B.detach() * self.scale], 1)
-        return down, up
-
     @property
     def parameter_dtype(self) -> torch.dtype:
         return self.gralora_A.dtype
+
+
+def scale_of(rank: int, alpha: float | None, rslora: bool) -> float:
+    """alpha / rank, or alpha / sqrt(rank) with rslora; alpha defaults to rank."""
+    return (rank if alpha is None else alpha) / (math.sqrt(rank) if rslora else rank)
+
+
+def low_rank(factors: dict[str, torch.Tensor], scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(down [R, N], up [M, R]) of a layer with these tensors: GraLoRA's blocks, a plain LoRA, or the one beside the other."""
+    parts = [block_low_rank(factors["gralora_A"], factors["gralora_B"])] if "gralora_A" in factors else []
+    parts += [(factors["lora_A"], factors["lora_B"])] if "lora_A" in factors else []
+    down, up = parts[0] if len(parts) == 1 else (torch.cat([d for d, _ in parts]), torch.cat([u for _, u in parts], 1))
+    return down, up * scale
+
+
+def block_low_rank(gralora_A: torch.Tensor, gralora_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """gralora_A [k, N/k, r], gralora_B [k, r, M/k] -> (down [k*r, N], up [M, k*r]): the same delta as block-sparse factors, no error.
+
+    Column (n, j, s) of `up` lives in output block j, row (n, j, s) of `down` in input block n; n, j < k and s < r/k.
+    """
+    k, n, r = gralora_A.shape
+    m, g = gralora_B.shape[2], r // k
+    down, up = gralora_A.new_zeros(k, k, g, k, n), gralora_B.new_zeros(k, m, k, k, g)
+    for i in range(k):
+        down[i, :, :, i] = gralora_A[i].view(n, k, g).permute(1, 2, 0)  # [j, s, N/k]
+        up[i, :, :, i] = gralora_B[i].view(k, g, m).permute(2, 0, 1)  # [M/k, n, s]
+    return down.view(k * r, k * n), up.view(k * m, k * r)
+
+
+def truncate(down: torch.Tensor, up: torch.Tensor, rank: int | None = None, energy: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, float, float]:
+    """The best LoRA of this rank, or the smallest that keeps this part of |delta|^2: (down, up, |error|, |delta|), Frobenius norms.
+
+    Eckart-Young on delta = up @ down through QR of the thin factors and an SVD of the R x R core, in float64; delta is never formed.
+    """
+    q_up, r_up = torch.linalg.qr(up.double())
+    q_down, r_down = torch.linalg.qr(down.double().T)
+    u, s, v = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    kept = s.square().cumsum(0)
+    if rank is None:
+        rank = int((kept < energy * kept[-1] * (1 - 1e-14)).sum()) + 1
+    rank = min(rank, len(s))
+    root = s[:rank].sqrt()
+    return root[:, None] * (v[:rank] @ q_down.T), (q_up @ u[:, :rank]) * root, float(s[rank:].norm()), float(s.norm())
 
 
 def choose_k(rank: int, in_features: int, out_features: int) -> int:

@@ -121,6 +121,7 @@ class TrainConfig:
     num_validation_images: int = option(1, "sample pictures per prompt", least=1)
     num_inference_steps: int = option(25, "denoising steps of a sample picture", least=1)
     guidance_scale: float = option(5.0, "classifier-free guidance of the sample pictures", least=0)
+    output_kohya_format: bool = option(False, "write the adapter in kohya's naming with diffusers' UNet names too, as diffusers' trainers do")
     skip_final_inference: bool = option(False, "no sample pictures, neither before nor after")
     dry_run: bool = option(False, "print the resolved config and the plan, and stop")
 

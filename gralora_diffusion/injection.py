@@ -43,7 +43,7 @@ def inject(model: nn.Module, config: AdapterConfig) -> dict[str, LoRALinear]:
         for parameter in layer.adapter_parameters.values():
             parameter.requires_grad_(True)
         replace(model, path, layer)
-    model.adapter_config = config
+    model.adapter_configs = {"default": config}
     return layers
 
 
@@ -77,8 +77,8 @@ def first_match(patterns: dict, path: str, default):
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
-    """{module path: adapted layer}, in the model's order."""
-    return {path: m for path, m in model.named_modules() if isinstance(m, LoRALinear)}
+    """{module path: adapted layer}, in the model's order; where there are several adapters, the one that holds the weight."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoRALinear) and m.weight is not None}
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -86,20 +86,47 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {f"{path}.{name}": p for path, layer in adapters(model).items() for name, p in layer.adapter_parameters.items()}
 
 
-def set_strength(model: nn.Module, strength: float) -> None:
-    """0 is the base, 1 the adapter as trained; merged layers are merged anew."""
-    for layer in adapters(model).values():
-        merged = layer.unmerged_weight is not None
-        layer.unmerge()
-        layer.strength = float(strength)
+def put(model: nn.Module, path: str, layer: LoRALinear) -> None:
+    """Into the model: in place of the plain layer, or beside the adapter that is there already."""
+    there = model.get_submodule(path)
+    if isinstance(there, LoRALinear):
+        layer.weight = layer.bias = None
+        there.beside.append(layer)
+    else:
+        replace(model, path, layer)
+
+
+def parts(model) -> list[nn.Module]:
+    """A model as it is, or the models of a pipeline."""
+    return [model] if isinstance(model, nn.Module) else [m for m in model.components.values() if isinstance(m, nn.Module)]
+
+
+def set_strength(model, strength: float, name: str | None = None) -> None:
+    """0 is the base, 1 the adapter as trained; of all adapters or the one of this name, in a model or a pipeline; merged layers are merged anew."""
+    change(model, name, strength=float(strength))
+
+
+def enable(model, on: bool = True, name: str | None = None) -> None:
+    """Switch all adapters, or the one of this name, on or off; off, the layers compute as the base does."""
+    change(model, name, enabled=on)
+
+
+def change(model, name: str | None, **settings) -> None:
+    tops = [top for part in parts(model) for top in adapters(part).values()]
+    check_name(name, {layer.name for top in tops for layer in top.stack})
+    for top in tops:
+        merged = top.unmerged_weight is not None
+        top.unmerge()
+        for layer in top.stack:
+            if name in (None, layer.name):
+                vars(layer).update(settings)
         if merged:
-            layer.merge()
+            top.merge()
 
 
-def enable(model: nn.Module, on: bool = True) -> None:
-    """Switch all adapters on or off; off, the layers compute as the base does."""
-    for layer in adapters(model).values():
-        layer.enabled = on
+def check_name(name: str | None, there: set[str]) -> None:
+    if name is not None and name not in there:
+        raise ValueError(f"there is no adapter named {name!r}; there are: {', '.join(sorted(there)) or 'none'}")
 
 
 def merge(model: nn.Module) -> None:
@@ -112,11 +139,29 @@ def unmerge(model: nn.Module) -> None:
         layer.unmerge()
 
 
-def remove(model: nn.Module) -> None:
-    """Give the plain layers back, with their weights as they are: the base's, or merged ones."""
-    for path, layer in adapters(model).items():
-        replace(model, path, layer.to_linear())
-    model.adapter_config = None
+def remove(model, name: str | None = None) -> None:
+    """Take out the adapter of this name, or give the plain layers back, with their weights as they are: the base's, or merged ones."""
+    check_name(name, {layer.name for part in parts(model) for top in adapters(part).values() for layer in top.stack})
+    for part in parts(model):
+        for path, top in adapters(part).items():
+            if name is None:
+                replace(part, path, top.to_linear())
+            elif name in [layer.name for layer in top.stack]:
+                replace(part, path, without(top, name))
+        configs = getattr(part, "adapter_configs", {})
+        part.adapter_configs = {n: c for n, c in configs.items() if name not in (None, n)}
+
+
+def without(top: LoRALinear, name: str) -> nn.Linear:
+    """The layer that stands in the model when this adapter is gone: the next one takes the weight over."""
+    merged = top.unmerged_weight is not None
+    top.unmerge()
+    first, *others = [layer for layer in top.stack if layer.name != name] or [top.to_linear()]
+    if isinstance(first, LoRALinear):
+        first.weight, first.bias, first.beside = top.weight, top.bias, nn.ModuleList(others)
+        if merged:
+            first.merge()
+    return first
 
 
 def table(layers: dict[str, LoRALinear]) -> str:

@@ -6,7 +6,7 @@ import torch
 
 from .config import TrainConfig, to_dict
 from .data import find_pictures
-from .formats import DIFFUSERS, NATIVE, file_sizes
+from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, file_sizes
 from .injection import inject, table
 from .sdxl import COMPONENTS, shapes
 from .training import all_layers, inject_all, instance, precision, run_folder, steps_of
@@ -23,11 +23,12 @@ def plan(config: TrainConfig) -> str:
     dtype = precision(config)[1]
     memory = forecast(unet.config, config, resolution, dtype, tokens)
     native, exported = file_sizes(layers)
+    files = {NATIVE: native, DIFFUSERS: exported if dtype == torch.float32 else exported // 2, COMFYUI: exported // 2}
+    files |= {KOHYA: exported // 2} if config.output_kohya_format else {}
     memory["adapters"] = 4 * native  # fp32: the parameters, their gradients, and AdamW's two moments
     if config.train_text_encoder:
         encoders = [p for name in COMPONENTS[1:] for p in components[name].parameters() if not p.requires_grad]
         memory["text encoders"] = sum(p.numel() for p in encoders) * torch.finfo(dtype).bits // 8
-    exported = exported if dtype == torch.float32 else exported // 2
     steps, per_step = steps_of(config, len(pictures), 1), config.train_batch_size * config.gradient_accumulation_steps
     return "\n".join(
         [
@@ -37,7 +38,7 @@ def plan(config: TrainConfig) -> str:
             f"steps: {steps} of {per_step} picture(s) per process, {steps * per_step / len(pictures):.1f} passes",
             f"memory of a training step, about: {sum(memory.values()) / 2**30:.2f} GiB = "
             + " + ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
-            f"files: {NATIVE} {native / 1e6:.1f} MB, {DIFFUSERS} {exported / 1e6:.1f} MB",
+            "files: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in files.items()),
             f"run folder: {run} (not made: this is a dry run)",
         ]
     )

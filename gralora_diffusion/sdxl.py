@@ -117,7 +117,7 @@ def fingerprint(unet) -> dict:
     own = {}
     for name, tensor in unet.state_dict().items():
         path, _, leaf = name.rpartition(".")
-        if path not in layers or leaf in ("weight", "bias"):
+        if path.split(".beside.")[0] not in layers or leaf in ("weight", "bias"):
             merged = path in layers and leaf == "weight" and layers[path].unmerged_weight is not None
             own[name] = layers[path].unmerged_weight if merged else tensor
     names = hashlib.sha256(json.dumps([(name, list(t.shape)) for name, t in own.items()]).encode()).hexdigest()[:16]

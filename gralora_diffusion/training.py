@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from .config import ConfigError, TrainConfig, one_of, to_dict
 from .data import EXAMPLE, EXAMPLE_PROMPT, Picture, choose, encode_pictures, find_pictures, open_picture
-from .formats import DIFFUSERS, NATIVE, save_adapter, save_diffusers
+from .exchange import Adapter
+from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, write_comfyui, write_diffusers, write_native
 from .injection import adapter_parameters, adapters, inject, table, unmatched_patterns
 from .loss import add_noise, diffusion_loss, draw
 from .sampling import sample, sheet
@@ -72,8 +73,12 @@ def train(config: TrainConfig) -> Path:
     accelerator.wait_for_everyone()
     if main:
         seen = dict(instance_prompt=config.instance_prompt, validation_prompt=config.validation_prompt)
-        save_adapter(run / NATIVE, models, config.pretrained_model_name_or_path or "embedded tiny base", seen)
-        save_diffusers(run / DIFFUSERS, models, torch.float32 if dtype == torch.float32 else torch.float16)
+        adapter = Adapter.from_models(models, config.pretrained_model_name_or_path or "embedded tiny base", seen)
+        write_native(run / NATIVE, adapter)
+        write_diffusers(run / DIFFUSERS, adapter, torch.float32 if dtype == torch.float32 else torch.float16)
+        write_comfyui(run / COMFYUI, adapter)
+        if config.output_kohya_format:
+            write_comfyui(run / KOHYA, adapter, sgm=False)
         if before:
             trained = {name: model.eval() for name, model in models.items()}
             after = draw_samples(run, steps, load_sdxl(**base, **trained).to(accelerator.device), config)

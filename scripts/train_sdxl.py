@@ -32,7 +32,7 @@ def main():
 
     if not PartialState().is_main_process:
         return
-    print(f"done: {run} holds the adapter (adapter.safetensors, pytorch_lora_weights.safetensors), metrics.jsonl and config.json", end="")
+    print(f"done: {run} holds the adapter (adapter.safetensors; for other tools, comfyui.safetensors and pytorch_lora_weights.safetensors)", end="")
     print("" if config.skip_final_inference else f"; look at {run}/before_after.png")
 
 

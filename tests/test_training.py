@@ -28,14 +28,8 @@ def quick(tmp_path, name="run", **options):
 def test_the_run_folder_holds_everything(finished_run):
     names = {str(p.relative_to(finished_run)) for p in finished_run.rglob("*") if p.is_file()}
     samples = {f"samples/step-{step:05d}/{i:02d}.png" for step in (0, 20) for i in range(4)}
-    assert names == samples | {
-        "config.json",
-        "environment.json",
-        "metrics.jsonl",
-        "adapter.safetensors",
-        "pytorch_lora_weights.safetensors",
-        "before_after.png",
-    }
+    files = {"adapter.safetensors", "pytorch_lora_weights.safetensors", "comfyui.safetensors"}
+    assert names == samples | files | {"config.json", "environment.json", "metrics.jsonl", "before_after.png"}
     config = from_dict(TrainConfig, json.loads((finished_run / "config.json").read_text()))
     assert config.adapter.rank == 16
     assert config.learning_rate == config.text_encoder_lr == 1e-3
@@ -147,6 +141,7 @@ def test_plan_on_the_embedded_base_writes_nothing(tmp_path, monkeypatch):
     assert f"{len(layers)} layers, {sum(p.numel() for x in layers.values() for p in x.adapter_parameters.values()):,} parameters" in text
     assert "steps: 300 of 8" in text
     assert "adapter.safetensors 4.4 MB" in text
+    assert "comfyui.safetensors 8.7 MB" in text
     assert "memory of a training step" in text
     assert not list(tmp_path.iterdir())
 
@@ -189,3 +184,10 @@ def test_the_forecast_counts_what_autograd_keeps():
         out = unet(torch.zeros(4, 16, 8, 8), torch.zeros(4).long(), torch.zeros(4, 32, 192), added_cond_kwargs=conditions).sample
     assert out.requires_grad
     assert sum(kept.values()) == expected
+
+
+def test_kohyas_format_is_written_when_asked_for(tmp_path):
+    quick(tmp_path, max_train_steps=1, output_kohya_format=True)
+    names = {path.name for path in (tmp_path / "run").glob("*.safetensors")}
+    assert names == {"adapter.safetensors", "comfyui.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights_kohya.safetensors"}
+    assert all(name.startswith("lora_unet_") and "blocks_" in name for name in load_file(tmp_path / "run" / "pytorch_lora_weights_kohya.safetensors"))
