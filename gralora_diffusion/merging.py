@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import re
-import shutil
 from pathlib import Path
 
 import torch
@@ -15,7 +13,7 @@ from .formats import fitted
 from .injection import put, replace
 from .names import canonical, sgm
 from .sdxl import COMPONENTS, load_sdxl
-from .writing import complete_or_absent
+from .writing import complete_or_absent, new_folder
 
 DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 VAE = [
@@ -65,12 +63,8 @@ def write_merged(out: Path, adapter: Adapter, base: str | None, dtype: torch.dty
     if out.suffix == ".safetensors":
         write_streamed(out, checkpoint(pipeline), dtype)
         return
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
+    with new_folder(out) as part:
         pipeline.save_pretrained(part, safe_serialization=True)
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def checkpoint(pipeline) -> dict[str, list[torch.Tensor]]:

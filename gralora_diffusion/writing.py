@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,6 +116,11 @@ def write_peft(folder: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
         raise ConfigError(f"{folder} exists already: give the name of a new folder")
     make = peft_gralora if adapter.config.method == "gralora" else peft_lora
     parts = {component: make(adapter, component) for component in adapter.layers}
+    with new_folder(folder) as part:
+        write_parts(part, parts, dtype)
+
+
+def write_parts(folder: Path, parts: dict[str, tuple[dict, dict]], dtype: torch.dtype) -> None:
     for component, (config, tensors) in parts.items():
         paths = {path: installed_path(component, path) for path in tensors}
         config |= dict(target_modules=sorted(paths.values()), bias="none", fan_in_fan_out=False, inference_mode=True)
@@ -192,6 +198,17 @@ def complete_or_absent(path: str | Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Another name to write a folder under; then renamed to `path`."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def file_sizes(layers: dict[str, LoRALinear]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_convert import sdxl_sized
+from test_names import sdxl_sized
 
 import gralora_diffusion
 from gralora_diffusion import AdapterConfig

@@ -1,0 +1,181 @@
+"""What other tools wrote is read as they mean it; what is damaged, foreign or lying is refused in one sentence."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import MODELS, adapted_pipeline
+from diffusers import StableDiffusionXLPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_convert import close, deltas
+from test_formats import CONFIGS
+
+from gralora_diffusion import AdapterConfig, load_adapter, load_sdxl
+from gralora_diffusion.config import ConfigError
+from gralora_diffusion.exchange import Adapter
+from gralora_diffusion.formats import check_fits, read_adapter, write_comfyui, write_diffusers, write_native, write_peft
+from gralora_diffusion.injection import adapters
+from gralora_diffusion.names import from_kohya, kohya
+
+
+def test_both_conventions_of_hybrid_rank(tmp_path):
+    """PEFT: r 8 beside hybrid_r 8.  The paper's code: r 16, of which hybrid_r 8.  The tensors are the same, and so is the scale, alpha/16."""
+    adapter = Adapter.from_models(adapted_pipeline(AdapterConfig(rank=16, k=4, hybrid_rank=8, alpha=24.0), ["unet"])[1])
+    write_peft(tmp_path / "x", adapter)
+    file = tmp_path / "x" / "unet" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    assert (config["r"], config["hybrid_r"], config["alpha"]) == (8, 8, 24.0)
+    for r in (8, 16):
+        file.write_text(json.dumps(config | dict(r=r)))
+        again = read_adapter(tmp_path / "x")
+        assert (again.config.rank, again.config.hybrid_rank, again.config.k, again.config.alpha) == (16, 8, 4, 24.0)
+        close(deltas(again), deltas(adapter), 0)
+    file.write_text(json.dumps(config | dict(r=12)))
+    with pytest.raises(ConfigError, match=r"says r 12.* and the tensors 8"):
+        read_adapter(tmp_path / "x" / "unet")
+
+
+def test_a_peft_folder_made_by_peft(tmp_path):
+    from peft import GraloraConfig, LoraConfig, get_peft_model
+
+    for config in (
+        GraloraConfig(r=8, hybrid_r=4, gralora_k=2, alpha=18, target_modules=["to_q", "to_v"], init_weights=False),
+        LoraConfig(r=4, lora_alpha=6, target_modules=["to_q", "to_v"], rank_pattern={"attn2.to_v": 8}, use_rslora=True, init_lora_weights=False),
+    ):
+        model = get_peft_model(load_sdxl().unet, config)
+        model.save_pretrained(tmp_path / config.peft_type)
+        merged, base = model.merge_and_unload(), load_sdxl()
+        load_adapter(base, tmp_path / config.peft_type)
+        for path, layer in adapters(base.unet).items():
+            change = merged.get_submodule(path).weight - layer.weight
+            torch.testing.assert_close(layer.delta(), change, rtol=0, atol=2e-6)
+
+
+def test_the_header_of_diffusers_is_honoured(tmp_path):
+    """A file as diffusers' own trainers write it: alpha is not the rank, and stands in the header alone."""
+    from diffusers.training_utils import _collate_lora_metadata
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    unet = load_sdxl().unet
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["to_q", "to_v"], rank_pattern={"attn2.to_v": 8}, init_lora_weights=False)
+    unet.add_adapter(config)
+    StableDiffusionXLPipeline.save_lora_weights(tmp_path, get_peft_model_state_dict(unet), **_collate_lora_metadata({"unet": unet}))
+    with safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as file:
+        assert '"unet.lora_alpha": 6' in file.metadata()["lora_adapter_metadata"]
+    unet.fuse_lora()
+    ours = load_sdxl()
+    load_adapter(ours, tmp_path)
+    assert len(adapters(ours.unet)) == 28
+    for path, layer in adapters(ours.unet).items():
+        change = unet.get_submodule(path).base_layer.weight - layer.weight
+        torch.testing.assert_close(layer.delta(), change, rtol=0, atol=2e-6)
+
+
+def test_old_names_of_diffusers(tmp_path):
+    down, up = torch.randn(4, 192), torch.randn(128, 4)
+    name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    save_file({f"{name}.lora.down.weight": down, f"{name}.lora.up.weight": up, f"{name}.alpha": torch.tensor(2.0)}, tmp_path / "x.safetensors")
+    close(deltas(read_adapter(tmp_path / "x.safetensors")), {name: (up.double() @ down.double()) / 2}, 1e-6)
+
+
+def bad_files(folder, adapter) -> dict[str, tuple]:
+    """{what is wrong: (path, words of the sentence)}"""
+    write_native(native := folder / "native.safetensors", adapter)
+    write_comfyui(exported := folder / "exported.safetensors", adapter)
+    write_diffusers(diffusers := folder / "diffusers.safetensors", adapter)
+    write_peft(folder / "peft", adapter)
+    config = json.loads((folder / "peft" / "unet" / "adapter_config.json").read_text())
+    found = {}
+
+    def bad(what, words, source, change=None, metadata=None):
+        tensors, said = load_file(source), safe_open(source, "pt").metadata()
+        first = next(name for name in sorted(tensors) if "alpha" not in name)
+        tensors = change(tensors, first) if change else tensors
+        save_file(
+            {name: tensor.clone() for name, tensor in tensors.items()}, folder / f"{what}.safetensors", said | (metadata(said) if metadata else {})
+        )
+        found[what] = folder / f"{what}.safetensors", words
+
+    def bad_peft(what, words, change):
+        shutil.copytree(folder / "peft" / "unet", folder / what)
+        (folder / what / "adapter_config.json").write_text(change if isinstance(change, str) else json.dumps(config | change))
+        found[what] = folder / what, words
+
+    for source in (native, exported, diffusers):
+        kind = source.stem
+        bad(f"{kind}, half a pair", "needs", source, lambda t, first: {n: v for n, v in t.items() if n != first})
+        bad(f"{kind}, not finite", "not finite", source, lambda t, first: t | {first: t[first] * float("nan")})
+        bad(f"{kind}, wrong shape", "fit", source, lambda t, first: t | {first: t[first][:1].repeat(3, *[1] * (t[first].ndim - 1))})
+        bad(f"{kind}, dimensions", "dimensions", source, lambda t, first: t | {first: t[first].flatten()})
+        bad(f"{kind}, whole numbers", "not finite", source, lambda t, first: t | {first: t[first].int()})
+        bad(f"{kind}, unknown layer", "SDXL has no such layer", source, lambda t, _: {n.replace("to_q", "to_k2"): v for n, v in t.items()})
+    bad("exported, a surprise", "unknown tensor", exported, lambda t, _: t | {"surprise": torch.zeros(1)})
+    bad("exported, LoCon", "LoCon", exported, lambda t, first: t | {first.split(".")[0] + ".lora_mid.weight": torch.zeros(1)})
+    bad("exported, DoRA", "DoRA", exported, lambda t, first: t | {first.split(".")[0] + ".dora_scale": torch.zeros(1)})
+    bad("exported, no alpha", "alpha", exported, lambda t, first: t | {first.split(".")[0] + ".alpha": torch.tensor(float("nan"))})
+    bad("exported, odd block count", "layers_per_block", exported, metadata=lambda _: {"gralora.layers_per_block": "many"})
+    bad("exported, facts", "gralora.facts", exported, metadata=lambda _: {"gralora.facts": "["})
+    bad("SD 1.5, text encoder", "Stable Diffusion 1 or 2", exported, lambda t, _: {n.replace("lora_te1", "lora_te"): v for n, v in t.items()})
+    old = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    pair = {f"{old}.lora_down.weight": torch.ones(4, 320), f"{old}.lora_up.weight": torch.ones(320, 4)}
+    bad("SD 1.5, UNet", "Stable Diffusion 1 or 2", exported, lambda t, _: pair)
+    bad(
+        "both styles",
+        "two styles",
+        exported,
+        lambda t, _: t | {kohya(*from_kohya(n.split(".")[0], 1)) + "." + n.split(".", 1)[1]: v for n, v in t.items()},
+    )
+    bad("diffusers, lie", "the header says rank 99", diffusers, metadata=lambda _: {"lora_adapter_metadata": '{"unet.r": 99, "unet.lora_alpha": 4}'})
+    bad("diffusers, alpha", "its alpha is 'x'", diffusers, metadata=lambda _: {"lora_adapter_metadata": '{"unet.r": 28, "unet.lora_alpha": "x"}'})
+    bad("diffusers, header", "cannot be read", diffusers, metadata=lambda _: {"lora_adapter_metadata": "no JSON"})
+    bad_peft("PEFT, lie", "says r 64", dict(r=64))
+    bad_peft("PEFT, alpha", "says alpha None", dict(alpha=None))
+    bad_peft("PEFT, kind", "type OFT", dict(peft_type="OFT"))
+    bad_peft("PEFT, config", "not a JSON object", "[]")
+    bad_peft("PEFT, pickle", "pickle", {})
+    (folder / "PEFT, pickle" / "adapter_model.safetensors").rename(folder / "PEFT, pickle" / "adapter_model.bin")
+    for name, content in (("pickle", b"\x80\x04\x95."), ("empty", b""), ("liar", (2**62).to_bytes(8, "little") + b"{}"), ("text", b"hello world")):
+        (folder / f"{name}.safetensors").write_bytes(content)
+        found[name] = folder / f"{name}.safetensors", "not a complete .safetensors file"
+    (folder / "cut.safetensors").write_bytes(exported.read_bytes()[:-100])
+    found["cut"] = folder / "cut.safetensors", "not a complete .safetensors file"
+    (folder / "nothing").mkdir()
+    found["empty folder"] = folder / "nothing", "is not there"
+    return found
+
+
+def test_what_is_wrong_is_one_sentence_and_nothing_is_applied(tmp_path):
+    adapter = Adapter.from_models(adapted_pipeline(AdapterConfig(rank=16, k=2, hybrid_rank=4, targets=r"attn1\.to_[qv]$|self_attn\.[qv]"))[1])
+    pipeline = load_sdxl()
+    for what, (path, words) in bad_files(tmp_path, adapter).items():
+        with pytest.raises(ConfigError) as caught:
+            load_adapter(pipeline, path)
+        assert words in str(caught.value), (what, str(caught.value))
+        assert "\n" not in str(caught.value)
+        assert not any(adapters(getattr(pipeline, c)) for c in MODELS), what
+
+
+def test_headers_that_lie_about_the_native_file(tmp_path):
+    adapter = Adapter.from_models(adapted_pipeline(AdapterConfig(rank=16, k=2, alpha=8.0), ["unet"])[1])
+    write_native(tmp_path / "x.safetensors", adapter)
+    tensors = load_file(tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        facts = json.loads(file.metadata()["gralora_diffusion"])
+    lies = dict(rank=dict(rank=64), k=dict(k=4), hybrid_rank=dict(hybrid_rank=8), alpha=dict(alpha=16.0), method=dict(method="lora", k=None))
+    words = dict(rank="says rank 64", k="k 4", hybrid_rank="hybrid_rank 8", alpha="alpha is not the one of the header", method="a lora layer needs")
+    for name, lie in lies.items():
+        save_file(tensors, tmp_path / "lie.safetensors", {"gralora_diffusion": json.dumps(facts | dict(config=facts["config"] | lie))})
+        with pytest.raises(ConfigError, match=words[name]):
+            read_adapter(tmp_path / "lie.safetensors")
+
+
+def test_another_width(tmp_path):
+    """SDXL's own shapes against an adapter of the embedded base, without any weights."""
+    mixed = Adapter.from_models(adapted_pipeline(CONFIGS["mixed"])[1])
+    (tmp_path / "sdxl.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"do not fit the base's layer \d+ -> \d+; the adapter was made for another base|no such layer"):
+        check_fits(mixed, str(tmp_path / "sdxl.safetensors"), "x")
+    check_fits(mixed, None, "x")
