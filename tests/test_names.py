@@ -97,7 +97,7 @@ def test_full_size_names_are_the_original_checkpoints(tmp_path):
     with torch.device("meta"):
         models["vae"] = AutoencoderKL(**levels, layers_per_block=2, latent_channels=4)
     written = {name: torch.cat(parts) for name, parts in checkpoint(types.SimpleNamespace(**models)).items()}
-    assert len(written) == 2515 - 2  # the original has a logit_scale and a position_ids, which nothing in SDXL reads
+    assert len(written) == 2513
     assert written["conditioner.embedders.1.model.transformer.resblocks.9.attn.in_proj_weight"].shape == (3840, 1280)
     unet = convert_ldm_unet_checkpoint(dict(written), models["unet"].config)
     vae = convert_ldm_vae_checkpoint(dict(written), models["vae"].config)
