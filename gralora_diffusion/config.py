@@ -120,7 +120,7 @@ class TrainConfig:
     validation_prompt: str | None = option(None, "prompts of the sample pictures, separated by |; by default the instance prompt in four places")
     num_validation_images: int = option(1, "sample pictures per prompt", least=1)
     num_inference_steps: int = option(25, "denoising steps of a sample picture", least=1)
-    guidance_scale: float = option(5.0, "classifier-free guidance of the sample pictures", least=0)
+    guidance_scale: float | None = option(None, "classifier-free guidance of the sample pictures", least=0)
     output_kohya_format: bool = option(False, "write the adapter in kohya's naming with diffusers' UNet names too, as diffusers' trainers do")
     skip_final_inference: bool = option(False, "no sample pictures, neither before nor after")
     dry_run: bool = option(False, "print the resolved config and the plan, and stop")
@@ -143,8 +143,8 @@ class TrainConfig:
         return dataclasses.replace(self, **{name: value for name, value in defaults.items() if name not in given})
 
 
-EMBEDDED = dict(learning_rate=1e-3, train_batch_size=8, max_train_steps=300)
-SDXL = dict(learning_rate=1e-4, train_batch_size=1, max_train_steps=500)
+EMBEDDED = dict(learning_rate=1e-3, train_batch_size=8, max_train_steps=600, guidance_scale=3.0)
+SDXL = dict(learning_rate=1e-4, train_batch_size=1, max_train_steps=500, guidance_scale=5.0)
 
 
 def to_dict(config) -> dict:

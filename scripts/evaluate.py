@@ -27,6 +27,8 @@ def main():
     args = parser.parse_args()
     if (args.run is None) == (args.reference is None) or (args.reference is not None and not args.generated):
         parser.error("give --run, or --reference with --generated")
+    from PIL import ImageOps
+
     from gralora_diffusion.evaluation import imagenet_encoder, pictures_in, similarities
     from gralora_diffusion.training import instance
 
@@ -35,10 +37,12 @@ def main():
             args.reference = instance(read_config(args.run / "config.json"))[0]
             args.generated = sorted((args.run / "samples").glob("step-*"))
         encode = imagenet_encoder()
-        references = encode(pictures_in(args.reference))
-        print(f"mean cosine to the {len(references)} pictures in {args.reference}, EfficientNet-Lite2 (ImageNet) features")
+        subject = pictures_in(args.reference)
+        print(f"mean cosine to the {len(subject)} pictures in {args.reference}, EfficientNet-Lite2 (ImageNet) features")
         for folder in args.generated:
-            scores = similarities(encode(pictures_in(folder)), references)
+            images = pictures_in(folder)
+            references = [ImageOps.fit(picture, images[0].size) for picture in subject]  # as many pixels on both sides
+            scores = similarities(encode(images), encode(references))
             print(f"  {folder!s:<40} {scores.mean():.3f}  (sd {scores.std(correction=0):.3f}, n {len(scores)})")
     except ConfigError as error:
         fail(str(error))

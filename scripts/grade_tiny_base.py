@@ -18,10 +18,12 @@ from tiny_base_data import COLOURS, SCENES, TINTS, TRAIN_STYLES, Composer, capti
 from transformers import CLIPVisionModelWithProjection
 
 from gralora_diffusion import load_sdxl
+from gralora_diffusion.config import EMBEDDED as DEFAULTS
 from gralora_diffusion.data import to_pixels
 from gralora_diffusion.sampling import sample, sheet
 from gralora_diffusion.sdxl import EMBEDDED
 
+GUIDANCE = DEFAULTS["guidance_scale"]
 GRID = """
 objects: a dog | a cat | a rocket | a cactus | a red heart | a teapot | a robot | a bus
 colours, styles: a purple apple | a green snail | a blue rabbit | a yellow bird | a 3d render of a guitar | a drawing of a guitar
@@ -76,7 +78,7 @@ def main():
     pipeline = load_sdxl(args.base)
     if args.grid:
         grid = grid_prompts()
-        pictures = sample(pipeline, [p for prompts in grid.values() for p in prompts], seed=0)
+        pictures = sample(pipeline, [p for prompts in grid.values() for p in prompts], seed=0, guidance_scale=GUIDANCE)
         args.grid.parent.mkdir(parents=True, exist_ok=True)
         rows = [sheet({name: pictures[8 * r : 8 * r + 8]}, prompts, 128) for r, (name, prompts) in enumerate(grid.items())]
         page = rows[0].resize((rows[0].width, sum(r.height for r in rows)))
@@ -87,7 +89,7 @@ def main():
     vision = CLIPVisionModelWithProjection.from_pretrained(Path(args.base) / "vision_encoder").eval()
     plans = [composer.plan(rng, held_out=True, objects=composer.drawn) for _ in range(args.captions)]
     captions = [caption(p["style"], p["tint"], p["label"], p["background"]) for p in plans]
-    drawn = torch.stack([to_pixels(image) for image in sample(pipeline, captions, seed=1000, batch_size=32)])
+    drawn = torch.stack([to_pixels(image) for image in sample(pipeline, captions, seed=1000, batch_size=32, guidance_scale=GUIDANCE)])
     composed = composer.draw(plans, rng)
     with torch.no_grad():
         latents = torch.cat([pipeline.vae.encode(part).latent_dist.mean for part in composed.split(32)])

@@ -5,7 +5,7 @@ python scripts/sample_sdxl.py --adapter runs/robot-gralora-r64 --prompt "a photo
 
 from pathlib import Path
 
-from gralora_diffusion.config import ConfigError, Parser, fail
+from gralora_diffusion.config import EMBEDDED, SDXL, ConfigError, Parser, fail
 
 
 def main():
@@ -17,7 +17,7 @@ def main():
     parser.add_argument("--strength", type=float, default=1.0, help="0 is the base, 1 the adapter as trained")
     parser.add_argument("--num_images", type=int, default=4, help="pictures per prompt")
     parser.add_argument("--num_inference_steps", type=int, default=25)
-    parser.add_argument("--guidance_scale", type=float, default=5.0)
+    parser.add_argument("--guidance_scale", type=float, help="3 on the embedded base, 5 on others")
     parser.add_argument("--batch_size", type=int, default=4, help="pictures drawn at once; changes the speed, not the pictures")
     parser.add_argument("--compare", action="store_true", help="draw the base's pictures too, in a row above")
     parser.add_argument(
@@ -39,7 +39,9 @@ def main():
 
     prompts = [p.strip() for p in args.prompt.split("|")]
     drawing = dict(seed=args.seed, num_images=args.num_images, num_inference_steps=args.num_inference_steps)
-    drawing |= dict(guidance_scale=args.guidance_scale, batch_size=args.batch_size)
+    base = SDXL if args.pretrained_model_name_or_path else EMBEDDED
+    guidance = base["guidance_scale"] if args.guidance_scale is None else args.guidance_scale
+    drawing |= dict(guidance_scale=guidance, batch_size=args.batch_size)
     try:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         pipeline = load_sdxl(args.pretrained_model_name_or_path, dtype=torch.float16 if device == "cuda" else torch.float32).to(device)

@@ -139,7 +139,7 @@ def test_plan_on_the_embedded_base_writes_nothing(tmp_path, monkeypatch):
     text = plan(TrainConfig())
     layers = adapters_of_a_run()
     assert f"{len(layers)} layers, {sum(p.numel() for x in layers.values() for p in x.adapter_parameters.values()):,} parameters" in text
-    assert "steps: 300 of 8" in text
+    assert "steps: 600 of 8" in text
     assert "adapter.safetensors 4.4 MB" in text
     assert "comfyui.safetensors 8.7 MB" in text
     assert "memory of a training step" in text
