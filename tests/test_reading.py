@@ -110,7 +110,7 @@ def bad_files(folder, adapter) -> dict[str, tuple]:
         bad(f"{kind}, not finite", "not finite", source, lambda t, first: t | {first: t[first] * float("nan")})
         bad(f"{kind}, wrong shape", "fit", source, lambda t, first: t | {first: t[first][:1].repeat(3, *[1] * (t[first].ndim - 1))})
         bad(f"{kind}, dimensions", "dimensions", source, lambda t, first: t | {first: t[first].flatten()})
-        bad(f"{kind}, whole numbers", "not finite", source, lambda t, first: t | {first: t[first].int()})
+        bad(f"{kind}, whole numbers", "adapters are fp16", source, lambda t, first: t | {first: t[first].int()})
         bad(f"{kind}, unknown layer", "SDXL has no such layer", source, lambda t, _: {n.replace("to_q", "to_k2"): v for n, v in t.items()})
     bad("exported, a surprise", "unknown tensor", exported, lambda t, _: t | {"surprise": torch.zeros(1)})
     bad("exported, LoCon", "LoCon", exported, lambda t, first: t | {first.split(".")[0] + ".lora_mid.weight": torch.zeros(1)})

@@ -11,7 +11,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def commands():
-    blocks = re.findall(r"```\n(.*?)```", README, re.S)
+    blocks = [text for language, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M) if not language]
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
         yield shlex.split(line, comments=True)
 

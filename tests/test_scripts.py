@@ -115,8 +115,9 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
 
     common = ["--gralora_rank", 16, "--max_train_steps", 3, "--skip_final_inference", "--adam_epsilon", 1e-3]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2]
-    two = run(*torchrun, SCRIPTS / "train_sdxl.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", cwd=tmp_path)
-    one = run(sys.executable, SCRIPTS / "train_sdxl.py", *common, "--train_batch_size", 4, "--output_dir", tmp_path / "one", cwd=tmp_path)
+    here = dict(cwd=tmp_path, env=os.environ | {"ACCELERATE_USE_CPU": "true"})  # gloo, also where there is a GPU
+    two = run(*torchrun, SCRIPTS / "train_sdxl.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", **here)
+    one = run(sys.executable, SCRIPTS / "train_sdxl.py", *common, "--train_batch_size", 4, "--output_dir", tmp_path / "one", **here)
     assert two.returncode == one.returncode == 0, two.stderr + one.stderr
     assert two.stdout.count("done:") == 1
     first, second = (load_file(tmp_path / name / "adapter.safetensors") for name in ("one", "two"))

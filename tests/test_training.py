@@ -47,7 +47,7 @@ def test_samples_before_are_the_bases_and_samples_after_are_not(finished_run):
     from gralora_diffusion.sampling import sample
 
     prompts = ["a photo of sks robot" + place for place in training.PLACES]
-    base = sample(load_sdxl(), prompts, seed=3, num_inference_steps=4)
+    base = sample(load_sdxl(), prompts, seed=3, num_inference_steps=4, guidance_scale=3.0)
     for i, image in enumerate(base):
         before, after = (Image.open(finished_run / f"samples/step-{step:05d}/{i:02d}.png") for step in (0, 20))
         assert image.tobytes() == before.tobytes()
