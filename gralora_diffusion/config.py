@@ -8,15 +8,19 @@ import math
 import sys
 import types
 import typing
+import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 METHODS = ("gralora", "lora")
 
 
-def option(default, help: str, flags: tuple = (), choices: tuple | None = None, least=None, above=None, most=None):
-    """A dataclass field that is an option; `flags` are its names on the command line where they differ from the field's."""
-    metadata = dict(help=help, flags=flags, choices=choices, least=least, above=above, most=most)
+def option(default, help: str, flags: tuple = (), choices: tuple | None = None, least=None, above=None, most=None, free=False):
+    """A dataclass field that is an option; `flags` are its names on the command line where they differ from the field's.
+
+    free: the option changes nothing of what is learnt up to a step, so that a run may be resumed with another value.
+    """
+    metadata = dict(help=help, flags=flags, choices=choices, least=least, above=above, most=most, free=free)
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -24,6 +28,10 @@ def option(default, help: str, flags: tuple = (), choices: tuple | None = None, 
 
 class ConfigError(ValueError):
     """An option, or a file it names, cannot be used; the message is one sentence for the user."""
+
+
+class TrainingError(RuntimeError):
+    """A run cannot go on; the message is one sentence for the user."""
 
 
 def check_numbers(config) -> None:
@@ -86,19 +94,19 @@ class TrainConfig:
     pretrained_vae_model_name_or_path: str | None = option(None, "another VAE, for instance madebyollin/sdxl-vae-fp16-fix")
     revision: str | None = option(None, "revision of the base on the hub")
     variant: str | None = option(None, "variant of the base's files, for instance fp16")
-    cache_dir: str | None = option(None, "where downloads from the hub are kept")
+    cache_dir: str | None = option(None, "where downloads from the hub are kept", free=True)
     instance_data_dir: str | None = option(
         None, "folder with the pictures to learn; NAME.txt beside a picture is its caption; by default the bundled robot"
     )
     instance_prompt: str | None = option(None, "caption of pictures without one of their own, with a rare word for the subject: 'a photo of sks dog'")
-    output_dir: str | None = option(None, "the run folder; by default runs/NAME, numbered when that exists")
+    output_dir: str | None = option(None, "the run folder; by default runs/NAME, numbered when that exists", free=True)
     resolution: int | None = option(None, "side of the training pictures in pixels; by default the base's own", least=64, most=8192)
     center_crop: bool = option(False, "crop pictures in the middle; by default at four random places, drawn once")
     random_flip: bool = option(False, "mirror pictures at random")
     seed: int = option(0, "seed of everything random", least=0, most=2**40)
     train_batch_size: int | None = option(None, "pictures per step and process", least=1)
-    max_train_steps: int | None = option(None, "optimizer steps", least=1)
-    num_train_epochs: int | None = option(None, "passes over the pictures, in place of --max_train_steps", least=1)
+    max_train_steps: int | None = option(None, "optimizer steps", least=1, free=True)
+    num_train_epochs: int | None = option(None, "passes over the pictures, in place of --max_train_steps", least=1, free=True)
     gradient_accumulation_steps: int = option(1, "batches per optimizer step", least=1)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: slower, far less memory")
     train_text_encoder: bool = option(False, "adapt both text encoders too")
@@ -117,13 +125,31 @@ class TrainConfig:
     adam_epsilon: float = option(1e-8, "AdamW's epsilon", above=0)
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm", above=0)
     snr_gamma: float | None = option(None, "min-SNR loss weights with this gamma (5 is usual)", above=0)
-    validation_prompt: str | None = option(None, "prompts of the sample pictures, separated by |; by default the instance prompt in four places")
-    num_validation_images: int = option(1, "sample pictures per prompt", least=1)
-    num_inference_steps: int = option(25, "denoising steps of a sample picture", least=1)
-    guidance_scale: float | None = option(None, "classifier-free guidance of the sample pictures", least=0)
-    output_kohya_format: bool = option(False, "write the adapter in kohya's naming with diffusers' UNet names too, as diffusers' trainers do")
-    skip_final_inference: bool = option(False, "no sample pictures, neither before nor after")
-    dry_run: bool = option(False, "print the resolved config and the plan, and stop")
+    validation_prompt: str | None = option(
+        None, "prompts of the sample pictures, separated by |; by default the instance prompt in four places", free=True
+    )
+    num_validation_images: int = option(1, "sample pictures per prompt", least=1, free=True)
+    num_inference_steps: int = option(25, "denoising steps of a sample picture", least=1, free=True)
+    guidance_scale: float | None = option(None, "classifier-free guidance of the sample pictures", least=0, free=True)
+    output_kohya_format: bool = option(
+        False, "write the adapter in kohya's naming with diffusers' UNet names too, as diffusers' trainers do", free=True
+    )
+    skip_final_inference: bool = option(False, "no sample pictures, neither before nor after", free=True)
+    validation_epochs: int | None = option(None, "sample pictures every so many passes over the pictures too", least=1, free=True)
+    validation_steps: int | None = option(None, "sample pictures every so many steps too", least=1, free=True)
+    checkpointing_steps: int = option(500, "a checkpoint every so many steps, and at the end", least=1, free=True)
+    checkpoints_total_limit: int | None = option(None, "keep no more than so many checkpoints; the oldest go", least=1, free=True)
+    resume_from_checkpoint: str | None = option(
+        None, "latest, or a checkpoint-N folder of this run; the same command resumes the latest without this option", free=True
+    )
+    report_to: str = option("none", "tracker beside metrics.jsonl", (), ("none", "tensorboard", "wandb", "all"), free=True)
+    logging_dir: str = option("logs", "folder in the run folder for tensorboard's files", free=True)
+    allow_tf32: bool = option(False, "let the GPU multiply fp32 matrices in TF32: faster, and a little less exact")
+    upcast_before_saving: bool = option(False, "write pytorch_lora_weights.safetensors in fp32 also after mixed precision", free=True)
+    push_to_hub: bool = option(False, "upload the run's adapter, samples and a model card to the hub at the end", free=True)
+    hub_token: str | None = option(None, "token for --push_to_hub; by default that of `hf auth login`; never written to a file", free=True)
+    hub_model_id: str | None = option(None, "repository for --push_to_hub; by default the run folder's name", free=True)
+    dry_run: bool = option(False, "print the resolved config and the plan, and stop", free=True)
 
     def __post_init__(self):
         check_numbers(self)
@@ -190,6 +216,12 @@ def fail(message: str, code: int = 2):
     """One sentence on stderr, and the exit code: 2 for a mistake in what was asked, 1 for a run that failed."""
     print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def plain_warnings() -> None:
+    """Warnings as one line for a user, without the place in the code."""
+    name = Path(sys.argv[0]).stem
+    warnings.formatwarning = lambda message, *_, **__: f"{name}: {message}\n"
 
 
 def add_options(parser: argparse.ArgumentParser, cls) -> None:

@@ -1,21 +1,25 @@
-"""What a run would do, from shapes alone: layers, parameters, memory, files, steps."""
+"""What a run would do: from shapes alone, layers, parameters, memory, files, steps; from a few batches, time, memory and disk."""
 
 import json
+import time
+from pathlib import Path
 
+import psutil
 import torch
 
 from .config import TrainConfig, to_dict
 from .data import find_pictures
 from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, file_sizes
 from .injection import inject, table
+from .jobs import Job, all_layers, inject_all, instance, precision, steps_of
+from .runs import locate
 from .sdxl import COMPONENTS, shapes
-from .training import all_layers, inject_all, instance, precision, run_folder, steps_of
 
 
 def plan(config: TrainConfig) -> str:
     """What train(config) would do, from shapes alone: layers, parameters, memory, files, steps.  Writes nothing."""
     config = config.resolved()
-    pictures, run = find_pictures(*instance(config)), run_folder(config)
+    pictures, run = find_pictures(*instance(config)), locate(config)
     components = shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir)
     unet, tokens = components["unet"], components["text_encoder"].config.max_position_embeddings
     layers = all_layers(inject_all(components, config))
@@ -94,3 +98,49 @@ def forecast(unet_config, config: TrainConfig, resolution: int, dtype, tokens: i
     finally:
         torch.set_default_dtype(default)
     return dict(weights=weights, adapters=16 * trainable, activations=activations)
+
+
+def forecast_run(job: Job, loss_of, previews) -> dict[str, float]:
+    """{"seconds", "memory in MB", "disk in MB"} of what is left of a run, measured on three batches whose gradients are dropped."""
+    config, steps, layers, times = job.config, job.steps - job.start, all_layers(job.models), []
+    parameters = [p for layer in layers.values() for p in layer.adapter_parameters.values()]
+    for batch in range(3):
+        began = time.monotonic()
+        job.accelerator.backward(loss_of(batch))
+        times.append(time.monotonic() - began)
+    for parameter in parameters:
+        parameter.grad = None
+    size = sum(p.numel() * p.element_size() for p in parameters)
+    memory = max(peak_memory(job.accelerator.device), memory_in_use(job.accelerator.device) + 2 * size)  # AdamW's moments are to come
+    every = [n for n in (config.validation_steps,) if n]
+    pictures = (1 + sum(steps // n for n in every)) if previews else 0
+    saves = len({*range(job.start // config.checkpointing_steps, job.steps // config.checkpointing_steps), -1}) if steps else 0
+    native, exported = file_sizes(layers)
+    disk = disk_used(job.path) + min(saves, config.checkpoints_total_limit or saves) * 3 * size + native + exported
+    seconds = steps * config.gradient_accumulation_steps * sum(times[1:]) / 2 + pictures * (previews.seconds if previews else 0)
+    return {"seconds": seconds, "memory in MB": memory / 1e6, "disk in MB": disk / 1e6}
+
+
+def what_was_used(job: Job) -> tuple[float, float]:
+    """(memory, disk), both in MB, to compare with forecast_run()."""
+    return peak_memory(job.accelerator.device) / 1e6, disk_used(job.path) / 1e6
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes of this process on the GPU, or in RAM."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process had on the GPU, or in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if hasattr(psutil.Process().memory_info(), "peak_wset"):  # Windows
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def disk_used(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

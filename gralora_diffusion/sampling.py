@@ -6,7 +6,6 @@ from PIL import Image, ImageDraw, ImageFont
 from .sdxl import resolution_of
 
 
-@torch.no_grad()
 def sample(
     pipeline, prompts: list[str], seed: int = 0, num_images: int = 1, num_inference_steps: int = 25, guidance_scale: float = 5.0,
     batch_size: int = 8, resolution: int | None = None,
@@ -15,16 +14,29 @@ def sample(
 
     The pipeline's own scheduler draws them, a copy of it, so that nothing is left behind.
     """
-    resolution = resolution or resolution_of(pipeline)
     wanted = [(prompt, seed + n) for prompt in prompts for n in range(num_images)]
+    return draw(pipeline, wanted, num_inference_steps, guidance_scale, batch_size, resolution)
+
+
+@torch.no_grad()
+def draw(
+    pipeline, wanted: list[tuple[str, int]], num_inference_steps: int = 25, guidance_scale: float = 5.0, batch_size: int = 8,
+    resolution: int | None = None, embeds: dict | None = None,
+) -> list[Image.Image]:  # fmt: skip
+    """A picture for each (prompt, seed).  embeds: what embed_prompts() gave, for a pipeline whose text encoders have left memory."""
+    resolution, device = resolution or resolution_of(pipeline), pipeline.unet.device
     scheduler, pipeline.scheduler = pipeline.scheduler, type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     images = []
     try:
         for start in range(0, len(wanted), batch_size):
             part = wanted[start : start + batch_size]
+            prompts = [prompt for prompt, _ in part]
+            given = dict(prompt=prompts)
+            if embeds is not None:
+                given = {name: torch.cat([embeds[prompt][name] for prompt in prompts]).to(device) for name in embeds[prompts[0]]}
             latents = pipeline(
-                [prompt for prompt, _ in part], num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=resolution,
-                width=resolution, generator=[torch.Generator().manual_seed(s) for _, s in part], output_type="latent",
+                **given, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=resolution, width=resolution,
+                generator=[torch.Generator().manual_seed(seed) for _, seed in part], output_type="latent",
             ).images  # fmt: skip
             for latent in latents:  # one by one, in fp32: SDXL's VAE overflows in fp16, and it takes more memory than the UNet
                 pixels = pipeline.vae.decode(latent[None].to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor).sample
@@ -32,6 +44,17 @@ def sample(
     finally:
         pipeline.scheduler = scheduler
     return images
+
+
+@torch.no_grad()
+def embed_prompts(pipeline, prompts: list[str]) -> dict[str, dict[str, torch.Tensor]]:
+    """{prompt: what the pipeline takes in its place, guidance's negative included}, on the CPU."""
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    found = {}
+    for prompt in dict.fromkeys(prompts):
+        parts = pipeline.encode_prompt(prompt=[prompt], device=pipeline.text_encoder.device, do_classifier_free_guidance=True)
+        found[prompt] = {name: part.cpu() for name, part in zip(names, parts, strict=True)}
+    return found
 
 
 def sheet(rows: dict[str, list[Image.Image]], columns: list[str], size: int = 192) -> Image.Image:

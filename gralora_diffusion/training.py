@@ -1,90 +1,208 @@
-"""One training run: from a TrainConfig to a run folder with config.json, metrics.jsonl, adapter files and samples."""
+"""One training run: from a TrainConfig to a run folder with config.json, metrics.jsonl, checkpoints, adapter files and samples."""
 
 import dataclasses
-import json
 import math
-import os
-import platform
 import time
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from diffusers.optimization import get_scheduler
 from tqdm import tqdm
 
-from .config import ConfigError, TrainConfig, one_of, to_dict
-from .data import EXAMPLE, EXAMPLE_PROMPT, Picture, choose, encode_pictures, find_pictures, open_picture
-from .exchange import Adapter
+from . import checkpoints
+from .config import ConfigError, TrainConfig, TrainingError, to_dict
+from .data import choose, encode_pictures
 from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, write_comfyui, write_diffusers, write_native
-from .injection import adapter_parameters, adapters, inject, table, unmatched_patterns
+from .hub import push
+from .injection import adapter_parameters, table
+from .interrupts import Interrupts, Stopped
+from .jobs import Job, adapter_of, all_layers, positions_of, prepare
 from .loss import add_noise, diffusion_loss, draw
-from .sampling import sample, sheet
-from .sdxl import COMPONENTS, encode_prompts, load_sdxl, resolution_of
+from .planning import forecast_run, memory_in_use, what_was_used
+from .previews import Previews, save_comparison
+from .report import write_report
+from .runs import Run, read_status
+from .sdxl import encode_prompts
 
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-PLACES = ("", " on a blue background", " in the snow", " on the beach")
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message is one sentence for the user."""
+SKIPS = 25  # fp16's scaler may skip so many steps in a row
 
 
 def train(config: TrainConfig) -> Path:
-    """Train, write the run folder, and return its path.  Raises ConfigError before anything is written, TrainingError later."""
-    config = config.resolved()
-    pictures, run = find_pictures(*instance(config)), run_folder(config)
-    mixed_precision, dtype = precision(config)
-    accelerator = Accelerator(mixed_precision=mixed_precision)
-    if mixed_precision == "fp16" and accelerator.scaler is None:
-        raise ConfigError("--mixed_precision fp16 needs a GPU: use no or bf16 here")
-    base = dict(path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype)
-    base |= dict(revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
-    pipeline = load_sdxl(**base)
-    models = inject_all(pipeline.components, config)
-    config = in_use(config, pipeline, pictures, mixed_precision)
-    accelerator.wait_for_everyone()  # all have found the run folder free
-    main = accelerator.is_main_process
-    if main:
-        open_run(run, config, accelerator)
-        print(f"{table(all_layers(models)).splitlines()[-1]} -> {run}", flush=True)
+    """Train, or go on with the run that this config began, and return the run folder.
 
-    pipeline.to(accelerator.device)
-    before = draw_samples(run, 0, pipeline, config) if main else []
-    records = encode_pictures(pictures, pipeline.vae, config, config.resolution)
-    captions = [] if config.train_text_encoder else sorted({p.caption for p in pictures})
-    with torch.no_grad():
-        known = {caption: [e.cpu() for e in encode_prompts(pipeline, [caption])] for caption in captions}
-    scheduler, pipeline.vae = pipeline.scheduler, None
-    if not config.train_text_encoder:
-        pipeline.text_encoder = pipeline.text_encoder_2 = None  # they leave memory: what they had to say is in `known`
+    Raises ConfigError before anything is written, TrainingError later, and Stopped after SIGINT or SIGTERM, when all that was learnt is saved.
+    """
+    runs: list[Run] = []  # the folder, once this process has it
 
-    def encode(captions: list[str]) -> list[torch.Tensor]:
-        if config.train_text_encoder:
-            return encode_prompts(pipeline, captions)
-        return [torch.cat(parts) for parts in zip(*(known[c] for c in captions), strict=True)]
+    def last_words(state: str, message: str) -> None:
+        for run in runs:
+            run.status(state, message=message)
 
-    loss_of = objective(pipeline.unet, scheduler, records, encode, config, accelerator, dtype)
-    steps = steps_of(config, len(records), accelerator.num_processes)
-    run_steps(models, loss_of, steps, config, accelerator, run)
+    with Interrupts(lambda: last_words("stopped", "stopped at once: the same command goes on from the newest checkpoint")) as interrupts:
+        try:
+            job = prepare(config.resolved())
+            if job.start == job.steps and read_status(job.path)["state"] == "done":
+                return job.path
+            run = open_run(job)
+            runs += [run] if run else []
+            work(job, run, interrupts)
+            last_words("done", "")
+            return job.path
+        except BaseException as error:
+            sentence = isinstance(error, ConfigError | TrainingError | Stopped)
+            last_words("stopped" if isinstance(error, Stopped) else "failed", str(error) if sentence else f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            for run in runs:
+                run.lock.release()
 
-    accelerator.wait_for_everyone()
-    if main:
-        seen = dict(instance_prompt=config.instance_prompt, validation_prompt=config.validation_prompt)
-        adapter = Adapter.from_models(models, config.pretrained_model_name_or_path or "embedded tiny base", seen)
-        write_native(run / NATIVE, adapter)
-        write_diffusers(run / DIFFUSERS, adapter, torch.float32 if dtype == torch.float32 else torch.float16)
-        write_comfyui(run / COMFYUI, adapter)
-        if config.output_kohya_format:
-            write_comfyui(run / KOHYA, adapter, sgm=False)
-        if before:
-            trained = {name: model.eval() for name, model in models.items()}
-            after = draw_samples(run, steps, load_sdxl(**base, **trained).to(accelerator.device), config)
-            save_comparison(run, pictures, before, after, config)
-    accelerator.end_training()
+
+def open_run(job: Job) -> Run | None:
+    """Take the folder; only the main process gets it, and all of them stop when it cannot be taken."""
+    run, refused, accelerator = None, [None], job.accelerator
+    accelerator.wait_for_everyone()  # all have read what they need
+    if accelerator.is_main_process:
+        try:
+            run = Run(job.path)
+            run.begin(job.config, job.facts, job.start)
+        except (ConfigError, OSError) as error:
+            refused = [f"{job.path} cannot be written: {error}" if isinstance(error, OSError) else str(error)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(refused)
+    if refused[0]:
+        raise ConfigError(refused[0])
+    if run:
+        run.status("starting", step=job.start, steps=job.steps)
+        print(f"{table(all_layers(job.models)).splitlines()[-1]} -> {job.path}" + (f", from step {job.start}" if job.start else ""), flush=True)
+    if accelerator.log_with:
+        values = to_dict(dataclasses.replace(job.config, hub_token=None)).items()
+        accelerator.init_trackers("gralora_diffusion", {name: value for name, value in values if isinstance(value, str | int | float)})
     return run
+
+
+def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
+    """Encode, train, export."""
+    config, accelerator, pipeline = job.config, job.accelerator, job.pipeline
+    pipeline.to(accelerator.device)
+    previews = None if config.skip_final_inference else Previews(pipeline, config, job.path, accelerator.process_index, accelerator.num_processes)
+    records = encode_pictures(job.pictures, pipeline.vae, config, config.resolution)
+    encode = prompt_encoder(pipeline, sorted({p.caption for p in job.pictures}), config)
+    pipeline.vae = None
+    if not config.train_text_encoder:
+        pipeline.text_encoder = pipeline.text_encoder_2 = None  # they leave memory: what they had to say is in `encode` and `previews`
+    if previews and job.start == 0:
+        previews.draw(0)
+    loss_of = objective(pipeline.unet, pipeline.scheduler, records, encode, config, accelerator, job.dtype)
+    expected = forecast_run(job, loss_of, previews)
+    if run:
+        print(f"forecast: {', '.join(f'{name} {amount:,.1f}' for name, amount in expected.items())}", flush=True)
+        run.status("running", forecast=expected)
+    began = time.monotonic()
+    learn(job, run, loss_of, records, previews, interrupts)
+    if previews:
+        previews.draw(job.steps)
+    accelerator.wait_for_everyone()
+    if run:
+        export(job)
+        if previews:
+            save_comparison(job.path, job.pictures, job.steps, config)
+        run.status("running", actual=dict(zip(expected, (time.monotonic() - began, *what_was_used(job)), strict=True)))
+        write_report(job.path)
+        if config.push_to_hub:
+            print(f"uploaded: {push(job.path, config)}", flush=True)
+    accelerator.end_training()
+
+
+def learn(job: Job, run: Run | None, loss_of: Callable, records: list, previews: Previews | None, interrupts: Interrupts) -> None:
+    """All steps that are left: each with its line in metrics.jsonl, with pictures and checkpoints when they are due.
+
+    Raises Stopped when a signal asked for it, TrainingError at a loss or gradient that is not finite; the last good state is saved before.
+    """
+    config, accelerator = job.config, job.accelerator
+    optimizer, schedule = optimization(job.models, config, job.steps, accelerator)
+    restore(job.state, optimizer, schedule, accelerator)
+    saved = job.start
+
+    def save(step: int) -> None:
+        nonlocal saved
+        if run and step > saved:
+            state = state_of(optimizer, schedule, accelerator) | dict(facts=job.facts)
+            checkpoints.save(job.path, step, adapter_of(job), state, config.checkpoints_total_limit)
+        saved = step
+
+    interrupts.patient = True
+    try:
+        for line, stopping in run_steps(job, optimizer, schedule, loss_of, interrupts):
+            step = line["step"]
+            if run:
+                run.log(line)
+                accelerator.log({name: value for name, value in line.items() if value is not None}, step=step)
+            if previews and step < job.steps and preview_due(step, job):
+                previews.draw(step)
+            if step == job.steps or stopping or step % config.checkpointing_steps == 0:
+                save(step)
+            if stopping and step < job.steps:
+                raise Stopped(f"stopped at step {step} of {job.steps}; the same command goes on from {job.path / f'checkpoint-{step}'}")
+    except NotFinite as error:
+        save(error.step - 1)
+        files = dict.fromkeys(r.path.name for r in choose(records, positions_of(error.step, job), config.seed))
+        last = f"{job.path}/checkpoint-{error.step - 1} holds the last good state" if error.step > 1 else "no step was taken before it"
+        raise TrainingError(f"{error}, and the step, which learnt {', '.join(files)}, was not applied; {last}: lower --learning_rate") from None
+
+
+class NotFinite(ArithmeticError):
+    def __init__(self, what: str, step: int):
+        super().__init__(f"the {what} of step {step} is not finite")
+        self.step = step
+
+
+def run_steps(job: Job, optimizer, schedule, loss_of: Callable, interrupts: Interrupts) -> Iterator[tuple[dict, bool]]:
+    """The loop: loss, backward, clip, step.  Yields (line of metrics, whether a signal has asked to stop) after each; raises NotFinite."""
+    config, accelerator, models = job.config, job.accelerator, job.models
+    parameters = [p for model in models.values() for p in adapter_parameters(model).values()]
+    for model in models.values():
+        model.train()
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing() if hasattr(model, "enable_gradient_checkpointing") else model.gradient_checkpointing_enable()
+    smooth, skipped, micros = None, 0, config.gradient_accumulation_steps
+    shown = dict(desc="training", unit="step", initial=job.start, total=job.steps, disable=not accelerator.is_local_main_process)
+    for step in (bar := tqdm(range(job.start + 1, job.steps + 1), **shown)):
+        began = time.monotonic()
+        torch.manual_seed(config.seed * 1_000_003 + step * 1009 + accelerator.process_index)  # dropout
+        total = torch.zeros(())
+        try:
+            for micro in range((step - 1) * micros, step * micros):
+                loss = loss_of(micro * accelerator.num_processes + accelerator.process_index) / micros
+                accelerator.backward(loss)
+                total += loss.detach().cpu()
+        except torch.OutOfMemoryError:
+            raise TrainingError(f"out of memory at step {step}: {what_to_lower(config)}") from None
+        total, stopping = average(parameters, total, interrupts.asked, accelerator)
+        norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+        skipped = 0 if math.isfinite(norm) else skipped + 1
+        if not math.isfinite(total) or (skipped and not accelerator.scaler) or skipped > SKIPS:  # fp16's scaler skips a step now and then
+            raise NotFinite("loss" if not math.isfinite(total) else "gradient", step)
+        lr = schedule.get_last_lr()[0]
+        optimizer.step()
+        if not accelerator.optimizer_step_was_skipped:
+            schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        smooth = total if smooth is None else 0.95 * smooth + 0.05 * total
+        bar.set_postfix(loss=f"{smooth:.4f}")
+        seconds = time.monotonic() - began
+        line = dict(step=step, loss=total, lr=lr, grad_norm=norm if math.isfinite(norm) else None, seconds=round(seconds, 4))
+        yield line | dict(memory=memory_in_use(accelerator.device)), stopping
+
+
+def optimization(models: dict, config: TrainConfig, steps: int, accelerator) -> tuple:
+    """(optimizer, learning-rate schedule)"""
+    betas = (config.adam_beta1, config.adam_beta2)
+    groups = parameter_groups(models, config)
+    optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=config.adam_weight_decay, eps=config.adam_epsilon)
+    schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=steps)
+    return accelerator.prepare(optimizer), schedule
 
 
 def objective(unet, scheduler, records, encode: Callable, config: TrainConfig, accelerator, dtype) -> Callable[[int], torch.Tensor]:
@@ -111,182 +229,75 @@ def objective(unet, scheduler, records, encode: Callable, config: TrainConfig, a
     return loss_of
 
 
-def run_steps(models: dict, loss_of: Callable, steps: int, config: TrainConfig, accelerator, run: Path) -> None:
-    """The loop: loss, backward, clip, step; a line of metrics.jsonl for each.  Raises TrainingError at a number that is not finite."""
-    groups = parameter_groups(models, config)
-    parameters = [p for group in groups for p in group["params"]]
-    betas = (config.adam_beta1, config.adam_beta2)
-    optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=config.adam_weight_decay, eps=config.adam_epsilon)
-    schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=steps)
-    optimizer = accelerator.prepare(optimizer)
-    for model in models.values():
-        model.train()
-        if config.gradient_checkpointing:
-            model.enable_gradient_checkpointing() if hasattr(model, "enable_gradient_checkpointing") else model.gradient_checkpointing_enable()
-    started, smooth, micros = time.monotonic(), None, config.gradient_accumulation_steps
-    for step in (bar := tqdm(range(1, steps + 1), desc="training", unit="step", disable=not accelerator.is_local_main_process)):
-        torch.manual_seed(config.seed * 1_000_003 + step * 1009 + accelerator.process_index)  # dropout
-        total = torch.zeros(())
-        for micro in range((step - 1) * micros, step * micros):
-            loss = loss_of(micro * accelerator.num_processes + accelerator.process_index) / micros
-            accelerator.backward(loss)
-            total += loss.detach().cpu()
-        total = average(parameters, total, accelerator)
-        norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
-        if not math.isfinite(total) or not (math.isfinite(norm) or accelerator.scaler):  # fp16's scaler skips a step with such gradients
-            what = "loss" if not math.isfinite(total) else "gradient"
-            raise TrainingError(f"the {what} of step {step} is not finite, and the step was not applied: lower --learning_rate")
-        lr = schedule.get_last_lr()[0]
-        optimizer.step()
-        if not accelerator.optimizer_step_was_skipped:
-            schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        smooth = total if smooth is None else 0.95 * smooth + 0.05 * total
-        bar.set_postfix(loss=f"{smooth:.4f}")
-        if accelerator.is_main_process:
-            line = dict(step=step, loss=total, lr=lr, grad_norm=norm if math.isfinite(norm) else None, seconds=round(time.monotonic() - started, 3))
-            with open(run / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(line) + "\n")
-
-
 def parameter_groups(models: dict, config: TrainConfig) -> list[dict]:
     """The UNet's adapters and, where they train, the text encoders', with a learning rate each."""
     rates = {name: config.learning_rate if name == "unet" else config.text_encoder_lr for name in models}
     return [dict(params=list(adapter_parameters(model).values()), lr=rates[name]) for name, model in models.items()]
 
 
-def average(parameters: list, loss: torch.Tensor, accelerator) -> float:
-    """Average the gradients and the loss over all processes, in one message: adapters are small, and the frozen base needs no wrapper."""
+def average(parameters: list, loss: torch.Tensor, stopping: bool, accelerator) -> tuple[float, bool]:
+    """Average the gradients and the loss over all processes, in one message: adapters are small, and the frozen base needs no wrapper.
+
+    `stopping` becomes true for all where it is for one, so that all stop after the same step.
+    """
     if accelerator.num_processes == 1:
-        return loss.item()
+        return loss.item(), stopping
     grads = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters]
-    flat = accelerator.reduce(torch.cat([*grads, loss.to(grads[0]).view(1)]), "mean")
-    for p, gradient in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
+    flat = accelerator.reduce(torch.cat([*grads, grads[0].new_tensor([loss, float(stopping)])]), "mean")
+    for p, gradient in zip(parameters, flat[:-2].split([p.numel() for p in parameters]), strict=True):
         p.grad = gradient.view_as(p)
-    return flat[-1].item()
+    return flat[-2].item(), flat[-1].item() > 0
 
 
-def instance(config: TrainConfig) -> tuple[Path, str | None]:
-    """(folder, prompt) of the pictures to learn."""
-    if config.instance_data_dir is None:
-        return EXAMPLE, config.instance_prompt or EXAMPLE_PROMPT
-    return Path(config.instance_data_dir), config.instance_prompt
+def preview_due(step: int, job: Job) -> bool:
+    config = job.config
+    per_epoch = math.ceil(len(job.pictures) / len(positions_of(step, job)))
+    every = [config.validation_steps, config.validation_epochs and config.validation_epochs * per_epoch]
+    return any(n and step % n == 0 for n in every)
 
 
-def precision(config: TrainConfig) -> tuple[str, torch.dtype]:
-    """(name, dtype): --mixed_precision, or what accelerate was told."""
-    name = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    one_of("mixed_precision (as accelerate is set up)", name, DTYPES)
-    return name, DTYPES[name]
+def what_to_lower(config: TrainConfig) -> str:
+    ways = [
+        (not config.gradient_checkpointing, "add --gradient_checkpointing"),
+        (config.mixed_precision == "no", "--mixed_precision bf16"),
+        (config.train_batch_size > 1, "--train_batch_size 1 with --gradient_accumulation_steps"),
+        (True, "lower --resolution or the rank"),
+    ]
+    return ", ".join(way for wanted, way in ways if wanted)
 
 
-def in_use(config: TrainConfig, pipeline, pictures: list[Picture], mixed_precision: str) -> TrainConfig:
-    """The config with every value that a run takes from the base or the pictures: what config.json must say."""
-    prompt = instance(config)[1] or pictures[0].caption
-    return dataclasses.replace(
-        config,
-        mixed_precision=mixed_precision,
-        resolution=config.resolution or resolution_of(pipeline),
-        instance_prompt=prompt,
-        validation_prompt=config.validation_prompt or "|".join(prompt + place for place in PLACES),
-        text_encoder_lr=config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr,
-    )
-
-
-def inject_all(components: dict, config: TrainConfig) -> dict:
-    """Adapt the UNet, and both text encoders if they train: {component: model}.  Raises ConfigError when something does not fit."""
-    models = {name: components[name] for name in (COMPONENTS if config.train_text_encoder else ("unet",))}
-    torch.manual_seed(config.seed)
-    for name, model in models.items():
-        try:
-            inject(model, config.adapter)
-        except ValueError as error:
-            raise ConfigError(f"{name}: {error}") from None
-    if idle := unmatched_patterns(all_layers(models), config.adapter):
-        raise ConfigError(f"rank_pattern or k_pattern {idle[0]!r} matches none of the adapted layers")
-    return models
-
-
-def all_layers(models: dict) -> dict:
-    return {f"{name}.{path}": layer for name, model in models.items() for path, layer in adapters(model).items()}
-
-
-def steps_of(config: TrainConfig, pictures: int, processes: int) -> int:
-    per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
-    return config.max_train_steps or math.ceil(config.num_train_epochs * pictures / per_step)
-
-
-def run_folder(config: TrainConfig) -> Path:
-    """The folder to write: output_dir, which must not hold a run yet, or a new runs/NAME."""
+def export(job: Job) -> None:
+    """The files for people: the adapter in each tool's format.  Raises TrainingError when it holds a number that is not finite."""
+    config, adapter = job.config, adapter_of(job)
+    single = job.dtype == torch.float32 or config.upcast_before_saving
     try:
-        if config.output_dir is not None:
-            run = Path(config.output_dir)
-            if (run / "config.json").exists() or (run.exists() and not run.is_dir()):
-                raise ConfigError(f"{run} holds a run already, or is a file: choose another --output_dir")
-        else:
-            subject = "robot" if config.instance_data_dir is None else Path(config.instance_data_dir).resolve().name
-            name = f"{subject}-{config.adapter.method}-r{config.adapter.rank}"
-            run = next(p for n in range(1, 10**6) if not (p := Path("runs") / (name if n == 1 else f"{name}-{n}")).exists())
-        nearest = next(p for p in (run, *run.absolute().parents) if p.exists())
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"--output_dir cannot be used: {error}") from None
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ConfigError(f"{run} cannot be written: {nearest} is a file, or there is no permission")
-    return run
+        write_native(job.path / NATIVE, adapter)
+        write_diffusers(job.path / DIFFUSERS, adapter, torch.float32 if single else torch.float16)
+        write_comfyui(job.path / COMFYUI, adapter)
+        if config.output_kohya_format:
+            write_comfyui(job.path / KOHYA, adapter, sgm=False)
+    except ValueError as error:
+        raise TrainingError(f"the adapter cannot be exported: {error}") from None
 
 
-def open_run(run: Path, config: TrainConfig, accelerator) -> None:
-    """Make the folder with config.json and environment.json: what is needed to do the same again."""
-    run.mkdir(parents=True, exist_ok=True)
-    write_text(run / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
-    packages = ("gralora-diffusion", "torch", "diffusers", "transformers", "accelerate")
-    facts = {name: version(name) for name in packages} | dict(python=platform.python_version(), machine=platform.machine())
-    facts |= dict(device=str(accelerator.device), processes=accelerator.num_processes, threads=torch.get_num_threads())
-    write_text(run / "environment.json", json.dumps(facts, indent=2) + "\n")
+def prompt_encoder(pipeline, captions: list[str], config: TrainConfig) -> Callable[[list[str]], list[torch.Tensor]]:
+    """captions -> (prompt_embeds, pooled_prompt_embeds); all captions are embedded now, unless the text encoders train."""
+    if config.train_text_encoder:
+        return lambda captions: encode_prompts(pipeline, captions)
+    with torch.no_grad():
+        known = {caption: [e.cpu() for e in encode_prompts(pipeline, [caption])] for caption in captions}
+    return lambda captions: [torch.cat(parts) for parts in zip(*(known[c] for c in captions), strict=True)]
 
 
-def draw_samples(run: Path, step: int, pipeline, config: TrainConfig) -> list:
-    """The validation prompts' pictures, kept in samples/step-N; none with --skip_final_inference."""
-    if config.skip_final_inference:
-        return []
-    images = sample(
-        pipeline, prompts_of(config), config.seed, config.num_validation_images, config.num_inference_steps, config.guidance_scale,
-        resolution=config.resolution,
-    )  # fmt: skip
-    folder = run / "samples" / f"step-{step:05d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images):
-        image.save(folder / f"{i:02d}.png")
-    return images
+def state_of(optimizer, schedule, accelerator) -> dict:
+    """What a checkpoint must hold beside the adapter, the counter of steps and the facts."""
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
+    return dict(optimizer=optimizer.state_dict(), schedule=schedule.state_dict(), scaler=scaler)
 
 
-def prompts_of(config: TrainConfig) -> list[str]:
-    return [prompt.strip() for prompt in config.validation_prompt.split("|")]
-
-
-def save_comparison(run: Path, pictures: list[Picture], before: list, after: list, config: TrainConfig) -> None:
-    """before_after.png: some of the training pictures, then the same prompts and seeds without and with the adapter."""
-    shown = min(len(before), 6)
-    prompts = [p for p in prompts_of(config) for _ in range(config.num_validation_images)]
-    subject = [crop_square(open_picture(p.path)) for p in pictures[:shown]]
-    subject = [image.resize(before[0].size) for image in subject]
-    rows = {"training pictures": subject, "base": before[:shown], "with the adapter": after[:shown]}
-    sheet(rows, prompts[:shown]).save(run / "before_after.png")
-
-
-def crop_square(image):
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Complete or absent."""
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+def restore(state: dict, optimizer, schedule, accelerator) -> None:
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(state["scaler"])

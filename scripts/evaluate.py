@@ -30,7 +30,7 @@ def main():
     from PIL import ImageOps
 
     from gralora_diffusion.evaluation import imagenet_encoder, pictures_in, similarities
-    from gralora_diffusion.training import instance
+    from gralora_diffusion.jobs import instance
 
     try:
         if args.run:

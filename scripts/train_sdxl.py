@@ -11,13 +11,15 @@ trains on the embedded tiny base and the bundled pictures of a robot.  On SDXL i
 --dry_run prints the resolved config and the plan: layers, parameters, memory, files, steps.
 """
 
-from gralora_diffusion.config import ConfigError, fail, parse
+from gralora_diffusion.config import ConfigError, TrainingError, fail, parse, plain_warnings
 
 
 def main():
     config = parse(__doc__)
+    plain_warnings()
+    from gralora_diffusion.interrupts import Stopped
     from gralora_diffusion.planning import plan  # torch only after --help and wrong flags are dealt with
-    from gralora_diffusion.training import TrainingError, train
+    from gralora_diffusion.training import train
 
     try:
         if config.dry_run:
@@ -28,12 +30,15 @@ def main():
         fail(str(error))
     except TrainingError as error:
         fail(str(error), code=1)
+    except Stopped as stop:
+        print(f"train_sdxl: {stop}", flush=True)
+        return
     from accelerate import PartialState
 
     if not PartialState().is_main_process:
         return
     print(f"done: {run} holds the adapter (adapter.safetensors; for other tools, comfyui.safetensors and pytorch_lora_weights.safetensors)", end="")
-    print("" if config.skip_final_inference else f"; look at {run}/before_after.png")
+    print(f"; look at {run}/report.html" + ("" if config.skip_final_inference else f" and {run}/before_after.png"))
 
 
 if __name__ == "__main__":

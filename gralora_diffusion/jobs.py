@@ -1,0 +1,181 @@
+"""What a run works with: everything checked, the base loaded and adapted, the checkpoint read, and nothing written."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from . import checkpoints
+from .config import ConfigError, TrainConfig, one_of
+from .data import EXAMPLE, EXAMPLE_PROMPT, Picture, find_pictures
+from .exchange import Adapter
+from .hub import check_hub
+from .injection import adapters, inject, unmatched_patterns
+from .names import canonical
+from .runs import check_same, environment, locate, start_of
+from .sdxl import COMPONENTS, fingerprint, load_sdxl, resolution_of
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PLACES = ("", " on a blue background", " in the snow", " on the beach")
+
+
+@dataclass
+class Job:
+    """What a run works with, once everything is checked and nothing written yet."""
+
+    config: TrainConfig
+    path: Path
+    accelerator: Accelerator
+    pipeline: object
+    models: dict  # {component: adapted model}
+    pictures: list[Picture]
+    dtype: torch.dtype
+    facts: dict  # what must be the same when the run is resumed, and what should be
+    start: int  # the step of the checkpoint to go on from, or 0
+    steps: int
+    state: dict  # what the checkpoint holds beside the adapter
+
+
+def prepare(config: TrainConfig) -> Job:
+    """Check everything, load the base and adapt it, read the checkpoint; writes nothing."""
+    pictures, path = find_pictures(*instance(config)), locate(config)
+    mixed_precision, dtype = precision(config)
+    if config.push_to_hub:
+        check_hub(config)
+    torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
+    accelerator = Accelerator(mixed_precision=mixed_precision, log_with=trackers_of(config), project_dir=path / config.logging_dir)
+    if mixed_precision == "fp16" and accelerator.scaler is None:
+        raise ConfigError("--mixed_precision fp16 needs a GPU: use no or bf16 here")
+    base = dict(path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype)
+    pipeline = load_sdxl(**base, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
+    models = inject_all(pipeline.components, config)
+    config = in_use(config, pipeline, pictures, mixed_precision)
+    facts = facts_of(pipeline, pictures, accelerator)
+    start, state = resume(path, config, models, facts)
+    steps = steps_of(config, len(pictures), accelerator.num_processes)
+    if start > steps:
+        raise ConfigError(f"{path} is at step {start} already, beyond the {steps} asked for: nothing is left to do")
+    return Job(config, path, accelerator, pipeline, models, pictures, dtype, facts, start, steps, state)
+
+
+def resume(path: Path, config: TrainConfig, models: dict, facts: dict) -> tuple[int, dict]:
+    """(step, state) of the checkpoint to go on from, its adapter in the models; (0, {}) where there is none.
+
+    Raises ConfigError, with what differs, when the run was begun with other options, pictures or another base.
+    """
+    if not (path / "config.json").exists():
+        if config.resume_from_checkpoint:
+            raise ConfigError(f"--resume_from_checkpoint {config.resume_from_checkpoint}: {path} holds no run")
+        return 0, {}
+    check_same(path, config)
+    checkpoint = start_of(path, config)
+    if checkpoint is None:
+        return 0, {}
+    tensors, state = checkpoints.load(checkpoint)
+    check_facts(checkpoint, state["facts"], facts)
+    own = {
+        f"{name}.{canonical(name, layer_path)}.{leaf}": parameter
+        for name, model in models.items()
+        for layer_path, layer in adapters(model).items()
+        for leaf, parameter in layer.adapter_parameters.items()
+    }
+    if missing := [name for name, p in own.items() if name not in tensors or tensors[name].shape != p.shape]:
+        raise ConfigError(f"{checkpoint} does not fit this run's adapter: {missing[0]} is missing or of another shape")
+    for name, parameter in own.items():
+        parameter.data.copy_(tensors[name])
+    return int(checkpoint.name.rpartition("-")[2]), state
+
+
+def facts_of(pipeline, pictures: list[Picture], accelerator) -> dict:
+    """What a run rests on beside its config."""
+    learnt = hashlib.sha256()
+    for picture in pictures:
+        learnt.update(f"{picture.path.name}\0{picture.caption}\0{checkpoints.sha256(picture.path)}\0".encode())
+    same = dict(pictures=learnt.hexdigest(), base=fingerprint(pipeline.unet), processes=accelerator.num_processes)
+    return dict(same=same, like=dict(device=str(accelerator.device.type), threads=torch.get_num_threads(), **environment()))
+
+
+def check_facts(checkpoint: Path, before: dict, now: dict) -> None:
+    """Raises ConfigError where the run would learn something else, warns where its numbers may differ in their last digits."""
+    words = dict(pictures="other pictures or captions", base="another base", processes="another number of processes")
+    if other := [words[name] for name in words if before["same"][name] != now["same"][name]]:
+        raise ConfigError(f"{checkpoint} was made with {' and '.join(other)}: give the same to go on, or choose another --output_dir")
+    if other := [f"{name} {was}, now {now['like'].get(name)}" for name, was in before["like"].items() if now["like"].get(name) != was]:
+        warnings.warn(f"{checkpoint} was made with {', '.join(other)}: the run goes on, but not bit by bit as it would have", stacklevel=2)
+
+
+def instance(config: TrainConfig) -> tuple[Path, str | None]:
+    """(folder, prompt) of the pictures to learn."""
+    if config.instance_data_dir is None:
+        return EXAMPLE, config.instance_prompt or EXAMPLE_PROMPT
+    return Path(config.instance_data_dir), config.instance_prompt
+
+
+def precision(config: TrainConfig) -> tuple[str, torch.dtype]:
+    """(name, dtype): --mixed_precision, or what accelerate was told."""
+    name = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    one_of("mixed_precision (as accelerate is set up)", name, DTYPES)
+    return name, DTYPES[name]
+
+
+def in_use(config: TrainConfig, pipeline, pictures: list[Picture], mixed_precision: str) -> TrainConfig:
+    """The config with every value that a run takes from the base or the pictures: what config.json must say."""
+    prompt = instance(config)[1] or pictures[0].caption
+    return dataclasses.replace(
+        config,
+        mixed_precision=mixed_precision,
+        resolution=config.resolution or resolution_of(pipeline),
+        instance_prompt=prompt,
+        validation_prompt=config.validation_prompt or "|".join(prompt + place for place in PLACES),
+        text_encoder_lr=config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr,
+    )
+
+
+def inject_all(components: dict, config: TrainConfig) -> dict:
+    """Adapt the UNet, and both text encoders if they train: {component: model}.  Raises ConfigError when something does not fit."""
+    models = {name: components[name] for name in (COMPONENTS if config.train_text_encoder else ("unet",))}
+    torch.manual_seed(config.seed)
+    for name, model in models.items():
+        try:
+            inject(model, config.adapter)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from None
+    if idle := unmatched_patterns(all_layers(models), config.adapter):
+        raise ConfigError(f"rank_pattern or k_pattern {idle[0]!r} matches none of the adapted layers")
+    return models
+
+
+def all_layers(models: dict) -> dict:
+    return {f"{name}.{path}": layer for name, model in models.items() for path, layer in adapters(model).items()}
+
+
+def steps_of(config: TrainConfig, pictures: int, processes: int) -> int:
+    per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
+    return config.max_train_steps or math.ceil(config.num_train_epochs * pictures / per_step)
+
+
+def positions_of(step: int, job: Job) -> range:
+    """Where in the series of pictures this step stands, over all its batches and processes."""
+    per_step = job.config.train_batch_size * job.config.gradient_accumulation_steps * job.accelerator.num_processes
+    return range((step - 1) * per_step, step * per_step)
+
+
+def adapter_of(job: Job) -> Adapter:
+    seen = dict(instance_prompt=job.config.instance_prompt, validation_prompt=job.config.validation_prompt)
+    return Adapter.from_models(job.models, job.config.pretrained_model_name_or_path or "embedded tiny base", seen)
+
+
+def trackers_of(config: TrainConfig) -> list[str] | None:
+    """For accelerate; raises ConfigError when a tracker's package is not installed."""
+    names = {"none": [], "all": ["tensorboard", "wandb"]}.get(config.report_to, [config.report_to])
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"--report_to {config.report_to} needs the package {name}: pip install {name}")
+    return names or None
