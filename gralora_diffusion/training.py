@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
 from tqdm import tqdm
 
 from .config import ConfigError, TrainConfig, one_of, to_dict
@@ -20,7 +19,8 @@ from .data import EXAMPLE, EXAMPLE_PROMPT, Picture, choose, encode_pictures, fin
 from .exchange import Adapter
 from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, write_comfyui, write_diffusers, write_native
 from .injection import adapter_parameters, adapters, inject, table, unmatched_patterns
-from .loss import add_noise, diffusion_loss, draw
+from .loss import add_noise, diffusion_loss, draw, noise_schedule
+from .optimization import EMA, check_optimizer, learning_rates, make_optimizer, make_schedule, parameter_groups, rate_in_use, settle
 from .sampling import sample, sheet
 from .sdxl import COMPONENTS, encode_prompts, load_sdxl, resolution_of
 
@@ -40,11 +40,12 @@ def train(config: TrainConfig) -> Path:
     accelerator = Accelerator(mixed_precision=mixed_precision)
     if mixed_precision == "fp16" and accelerator.scaler is None:
         raise ConfigError("--mixed_precision fp16 needs a GPU: use no or bf16 here")
+    check_optimizer(config, accelerator.device)
     base = dict(path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype)
     base |= dict(revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
     pipeline = load_sdxl(**base)
     models = inject_all(pipeline.components, config)
-    config = in_use(config, pipeline, pictures, mixed_precision)
+    config = in_use(config, pipeline, pictures, mixed_precision, accelerator.num_processes)
     accelerator.wait_for_everyone()  # all have found the run folder free
     main = accelerator.is_main_process
     if main:
@@ -92,13 +93,14 @@ def objective(unet, scheduler, records, encode: Callable, config: TrainConfig, a
 
     Noise schedule, latents and time ids stay fp32; the UNet gets them in `dtype` and computes under autocast.
     """
-    alphas, schedule = scheduler.alphas_cumprod.float(), scheduler.config
-    device = accelerator.device
+    alphas, device = noise_schedule(scheduler, config.rescale_betas_zero_snr), accelerator.device
+    names = ("prediction_type", "snr_gamma", "debiased_estimation", "loss_type", "huber_c", "huber_schedule")
+    options = {name: getattr(config, name) for name in names}
 
     def loss_of(index: int) -> torch.Tensor:
         positions = range(index * config.train_batch_size, (index + 1) * config.train_batch_size)
         batch = choose(records, positions, config.seed)
-        posterior, noise, t = draw(batch[0].moments.shape[1:], schedule.num_train_timesteps, config.seed, positions)
+        posterior, noise, t = draw(batch[0].moments.shape[1:], len(alphas), config.seed, positions, config.noise_offset)
         mean, std = torch.stack([r.moments for r in batch]).unbind(1)
         latents = mean + std * posterior
         noisy = add_noise(latents, noise, t, alphas).to(device, dtype)
@@ -106,19 +108,18 @@ def objective(unet, scheduler, records, encode: Callable, config: TrainConfig, a
             embeds, pooled = (e.to(device) for e in encode([r.caption for r in batch]))
             conditions = dict(text_embeds=pooled, time_ids=torch.stack([r.time_ids for r in batch]).to(device))
             predicted = unet(noisy, t.to(device), embeds, added_cond_kwargs=conditions).sample
-        return diffusion_loss(predicted, *(x.to(device) for x in (latents, noise, t, alphas)), schedule.prediction_type, config.snr_gamma)
+        return diffusion_loss(predicted, *(x.to(device) for x in (latents, noise, t, alphas)), **options)
 
     return loss_of
 
 
 def run_steps(models: dict, loss_of: Callable, steps: int, config: TrainConfig, accelerator, run: Path) -> None:
     """The loop: loss, backward, clip, step; a line of metrics.jsonl for each.  Raises TrainingError at a number that is not finite."""
-    groups = parameter_groups(models, config)
-    parameters = [p for group in groups for p in group["params"]]
-    betas = (config.adam_beta1, config.adam_beta2)
-    optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=config.adam_weight_decay, eps=config.adam_epsilon)
-    schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=steps)
+    optimizer = make_optimizer(parameter_groups(models, config, accelerator.num_processes), config)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    schedule = make_schedule(optimizer, config, steps)
     optimizer = accelerator.prepare(optimizer)
+    ema = EMA(all_parameters(models), config.ema_decay) if config.ema_decay else None
     for model in models.values():
         model.train()
         if config.gradient_checkpointing:
@@ -136,10 +137,12 @@ def run_steps(models: dict, loss_of: Callable, steps: int, config: TrainConfig, 
         if not math.isfinite(total) or not (math.isfinite(norm) or accelerator.scaler):  # fp16's scaler skips a step with such gradients
             what = "loss" if not math.isfinite(total) else "gradient"
             raise TrainingError(f"the {what} of step {step} is not finite, and the step was not applied: lower --learning_rate")
-        lr = schedule.get_last_lr()[0]
+        lr = rate_in_use(optimizer)
         optimizer.step()
         if not accelerator.optimizer_step_was_skipped:
             schedule.step()
+            if ema:
+                ema.update()
         optimizer.zero_grad(set_to_none=True)
         smooth = total if smooth is None else 0.95 * smooth + 0.05 * total
         bar.set_postfix(loss=f"{smooth:.4f}")
@@ -147,12 +150,7 @@ def run_steps(models: dict, loss_of: Callable, steps: int, config: TrainConfig, 
             line = dict(step=step, loss=total, lr=lr, grad_norm=norm if math.isfinite(norm) else None, seconds=round(time.monotonic() - started, 3))
             with open(run / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
-
-
-def parameter_groups(models: dict, config: TrainConfig) -> list[dict]:
-    """The UNet's adapters and, where they train, the text encoders', with a learning rate each."""
-    rates = {name: config.learning_rate if name == "unet" else config.text_encoder_lr for name in models}
-    return [dict(params=list(adapter_parameters(model).values()), lr=rates[name]) for name, model in models.items()]
+    settle(optimizer, ema)
 
 
 def average(parameters: list, loss: torch.Tensor, accelerator) -> float:
@@ -180,16 +178,18 @@ def precision(config: TrainConfig) -> tuple[str, torch.dtype]:
     return name, DTYPES[name]
 
 
-def in_use(config: TrainConfig, pipeline, pictures: list[Picture], mixed_precision: str) -> TrainConfig:
+def in_use(config: TrainConfig, pipeline, pictures: list[Picture], mixed_precision: str, processes: int) -> TrainConfig:
     """The config with every value that a run takes from the base or the pictures: what config.json must say."""
-    prompt = instance(config)[1] or pictures[0].caption
+    prompt, rates = instance(config)[1] or pictures[0].caption, learning_rates(config, processes)
     return dataclasses.replace(
         config,
         mixed_precision=mixed_precision,
         resolution=config.resolution or resolution_of(pipeline),
         instance_prompt=prompt,
         validation_prompt=config.validation_prompt or "|".join(prompt + place for place in PLACES),
-        text_encoder_lr=config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr,
+        text_encoder_lr=rates["text_encoder"] if config.train_text_encoder else None,
+        text_encoder_2_lr=rates["text_encoder_2"] if config.train_text_encoder else None,
+        prediction_type=config.prediction_type or pipeline.scheduler.config.prediction_type,
     )
 
 
@@ -209,6 +209,10 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
 
 def all_layers(models: dict) -> dict:
     return {f"{name}.{path}": layer for name, model in models.items() for path, layer in adapters(model).items()}
+
+
+def all_parameters(models: dict) -> dict:
+    return {f"{name}.{path}": p for name, model in models.items() for path, p in adapter_parameters(model).items()}
 
 
 def steps_of(config: TrainConfig, pictures: int, processes: int) -> int:
