@@ -30,8 +30,10 @@ class ConfigError(ValueError):
 
 
 def check_numbers(config) -> None:
-    """Every number finite and within its option's bounds."""
+    """Every number finite and within its option's bounds, every choice one of its option's."""
     for f in fields(config):
+        if f.metadata.get("choices") and getattr(config, f.name) not in (None, *f.metadata["choices"]):
+            one_of((f.metadata["flags"] or (f"--{f.name}",))[0], getattr(config, f.name), f.metadata["choices"])
         value, least, above, most = getattr(config, f.name), *(f.metadata.get(name) for name in ("least", "above", "most"))
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
@@ -123,7 +125,7 @@ class TrainConfig:
     lr_power: float = option(1.0, "power of the polynomial schedule", above=0)
     lr_step_rules: str | None = option(None, "piecewise_constant's factors: '1:100,0.5:300,0.1' is 1 up to step 100, 0.5 up to step 300, then 0.1")
     optimizer: str = option("AdamW", f"{', '.join(OPTIMIZERS)}, in capitals or not")
-    use_8bit_adam: bool = option(False, "AdamW with its state in 8 bits: needs a GPU and the package bitsandbytes")
+    use_8bit_adam: bool = option(False, "AdamW with its state in 8 bits: needs the package bitsandbytes")
     adam_beta1: float = option(0.9, "beta1 of AdamW and Prodigy", least=0, most=0.999999)
     adam_beta2: float = option(0.999, "beta2 of AdamW and Prodigy", least=0, most=0.999999)
     adam_weight_decay: float = option(1e-4, "weight decay, of every optimizer", least=0)
@@ -142,7 +144,9 @@ class TrainConfig:
     noise_offset: float = option(
         0.0, "noise of this strength that is the same at all places of a channel: darker and brighter pictures", least=0, most=1
     )
-    prediction_type: str | None = option(None, "what the UNet is to predict; by default what the base does", (), ("epsilon", "v_prediction"))
+    prediction_type: str | None = option(
+        None, "what the UNet is to predict; by default what the base does", (), ("epsilon", "v_prediction", "sample")
+    )
     rescale_betas_zero_snr: bool = option(False, "a noise schedule that ends in pure noise (meant for v_prediction)")
     loss_type: str = option("l2", "squared error, pseudo-Huber, or pseudo-Huber divided by its c", (), ("l2", "huber", "smooth_l1"))
     huber_c: float = option(0.1, "where the Huber loss goes from squared to absolute error", above=0, most=1)

@@ -16,13 +16,18 @@ PACKAGES = {"Prodigy": ("prodigyopt", "prodigy"), "AdamWScheduleFree": ("schedul
 
 
 def check_optimizer(config: TrainConfig, device: torch.device) -> None:
-    """Raises ConfigError where the optimizer's package, or the GPU that it needs, is not there."""
+    """Raises ConfigError where the optimizer's package is not there, or does not run on this device."""
     name = "8-bit AdamW" if config.use_8bit_adam else config.optimizer
-    if config.use_8bit_adam and device.type != "cuda":
-        raise ConfigError("--use_8bit_adam needs a CUDA GPU, and this run is on the CPU: drop it")
-    if name in PACKAGES and importlib.util.find_spec(PACKAGES[name][0]) is None:
-        package, extra = PACKAGES[name]
-        raise ConfigError(f"{name} needs the package {package}: pip install 'gralora-diffusion[{extra}]'")
+    package, extra = PACKAGES.get(name, (None, None))
+    if package and importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{name} needs the package {package}: pip install 'gralora-diffusion[{extra}]', or drop the option")
+    if config.use_8bit_adam:  # older versions need a GPU: one step on a parameter large enough for 8 bits tells
+        trial = nn.Parameter(torch.zeros(64, 64, device=device))
+        trial.grad = torch.ones_like(trial)
+        try:
+            make_optimizer([dict(params=[trial])], config).step()
+        except Exception as error:  # whatever a driver or a missing kernel raises
+            raise ConfigError(f"{name} does not run on {device} here, drop --use_8bit_adam: {str(error).strip().splitlines()[0]}") from None
 
 
 def learning_rates(config: TrainConfig, processes: int = 1) -> dict[str, float]:
@@ -177,7 +182,8 @@ def optimizer_state(optimizer) -> tuple[dict[str, torch.Tensor], dict]:
             else:
                 states.setdefault(str(i), {})[name] = value
     groups = [{name: plain(v) for name, v in group.items() if name != "params"} for group in optimizer.param_groups]
-    return tensors, dict(groups=groups, sizes=[len(group["params"]) for group in optimizer.param_groups], states=states)
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    return tensors, dict(optimizer=type(optimizer).__name__, groups=groups, sizes=sizes, states=states)
 
 
 def plain(value):
@@ -191,10 +197,10 @@ def load_optimizer_state(optimizer, tensors: dict[str, torch.Tensor], facts: dic
     """Put optimizer_state()'s answer into a fresh optimizer of the same groups.  Raises ValueError when it is of another adapter or optimizer."""
     optimizer = bare(optimizer)
     parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+    if facts["optimizer"] != type(optimizer).__name__:
+        raise ValueError(f"the optimizer's state is of another optimizer, {facts['optimizer']}")
     if facts["sizes"] != [len(group["params"]) for group in optimizer.param_groups]:
         raise ValueError("the optimizer's state is of another adapter")
-    if any(set(saved) < set(group) - {"params"} for saved, group in zip(facts["groups"], optimizer.param_groups, strict=True)):
-        raise ValueError("the optimizer's state is of another optimizer")
     for group, saved in zip(optimizer.param_groups, facts["groups"], strict=True):
         for name, value in saved.items():  # a list that was a tuple, a string that was an infinity
             group[name] = type(group[name])(value) if isinstance(value, list | str) and group.get(name) is not None else value
