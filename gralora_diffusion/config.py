@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import sys
 import types
 import typing
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 METHODS = ("gralora", "lora")
+OPTIMIZERS = ("AdamW", "Prodigy", "Adafactor", "AdamWScheduleFree")
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "piecewise_constant")
 
 
 def option(default, help: str, flags: tuple = (), choices: tuple | None = None, least=None, above=None, most=None, free=False):
@@ -35,8 +38,10 @@ class TrainingError(RuntimeError):
 
 
 def check_numbers(config) -> None:
-    """Every number finite and within its option's bounds."""
+    """Every number finite and within its option's bounds, every choice one of its option's."""
     for f in fields(config):
+        if f.metadata.get("choices") and getattr(config, f.name) not in (None, *f.metadata["choices"]):
+            one_of((f.metadata["flags"] or (f"--{f.name}",))[0], getattr(config, f.name), f.metadata["choices"])
         value, least, above, most = getattr(config, f.name), *(f.metadata.get(name) for name in ("least", "above", "most"))
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
@@ -72,12 +77,16 @@ class AdapterConfig:
     targets: str = option("attention", "attention, attention+ff, all-linear, or a regular expression on module paths")
     rank_pattern: dict = option({}, 'other ranks for some layers, as JSON: {"regular expression": rank}')
     k_pattern: dict = option({}, 'other k for some layers, as JSON: {"regular expression": k}')
+    tlora: bool = option(False, "T-LoRA: fewer ranks of the UNet's adapters take part where there is more noise")
+    tlora_min_rank: int | None = option(None, "T-LoRA's rank at the noisiest timestep; by default half of the rank", least=1)
 
     def __post_init__(self):
         one_of("method (--adapter)", self.method, METHODS)
         if self.method == "lora" and (self.hybrid_rank or self.k not in (None, 1) or self.k_pattern):
             raise ConfigError("k and hybrid_rank belong to GraLoRA: drop them, or use --adapter gralora")
         check_numbers(self)
+        if self.tlora_min_rank is not None and not (self.tlora and self.tlora_min_rank <= self.rank):
+            raise ConfigError(f"--tlora_min_rank is {self.tlora_min_rank}; it belongs to --tlora, and is at most the rank {self.rank}")
         for name, pattern in (("rank_pattern", self.rank_pattern), ("k_pattern", self.k_pattern)):
             if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in pattern.values()):
                 raise ConfigError(f"{name} must map regular expressions to positive whole numbers")
@@ -113,18 +122,45 @@ class TrainConfig:
     mixed_precision: str | None = option(
         None, "precision of the frozen base and of the computation; by default what accelerate is set to", (), ("no", "fp16", "bf16")
     )
-    learning_rate: float | None = option(None, "learning rate of the UNet's adapters", above=0)
+    learning_rate: float | None = option(None, "learning rate of the UNet's adapters; Prodigy finds its own and multiplies it by this, 1", above=0)
     text_encoder_lr: float | None = option(None, "learning rate of the text encoders' adapters; by default the UNet's", least=0)
-    lr_scheduler: str = option(
-        "constant", "learning-rate schedule", (), ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
-    )
+    text_encoder_2_lr: float | None = option(None, "learning rate of the second text encoder's adapters; by default the first one's", least=0)
+    scale_lr: bool = option(False, "multiply --learning_rate by the pictures per optimizer step: batch size x accumulation x processes")
+    loraplus_lr_ratio: float = option(1.0, "LoRA+: the learning rate of every B is this times that of its A (16 is usual)", above=0)
+    lr_scheduler: str = option("constant", "learning-rate schedule", (), SCHEDULES)
     lr_warmup_steps: int = option(0, "steps over which the learning rate rises", least=0)
-    adam_beta1: float = option(0.9, "AdamW's beta1", least=0, most=0.999999)
-    adam_beta2: float = option(0.999, "AdamW's beta2", least=0, most=0.999999)
-    adam_weight_decay: float = option(1e-4, "AdamW's weight decay", least=0)
-    adam_epsilon: float = option(1e-8, "AdamW's epsilon", above=0)
+    lr_num_cycles: int = option(1, "restarts of cosine_with_restarts", least=1)
+    lr_power: float = option(1.0, "power of the polynomial schedule", above=0)
+    lr_step_rules: str | None = option(None, "piecewise_constant's factors: '1:100,0.5:300,0.1' is 1 up to step 100, 0.5 up to step 300, then 0.1")
+    optimizer: str = option("AdamW", f"{', '.join(OPTIMIZERS)}, in capitals or not")
+    use_8bit_adam: bool = option(False, "AdamW with its state in 8 bits: needs the package bitsandbytes")
+    adam_beta1: float = option(0.9, "beta1 of AdamW and Prodigy", least=0, most=0.999999)
+    adam_beta2: float = option(0.999, "beta2 of AdamW and Prodigy", least=0, most=0.999999)
+    adam_weight_decay: float = option(1e-4, "weight decay, of every optimizer", least=0)
+    adam_weight_decay_text_encoder: float | None = option(None, "weight decay of the text encoders' adapters; by default the UNet's", least=0)
+    adam_epsilon: float = option(1e-8, "epsilon of AdamW and Prodigy", above=0)
+    prodigy_beta3: float | None = option(None, "beta3 of Prodigy's step size; by default the root of beta2", least=0, most=0.999999)
+    prodigy_decouple: bool = option(True, "Prodigy's weight decay as AdamW's")
+    prodigy_use_bias_correction: bool = option(True, "Adam's bias correction in Prodigy")
+    prodigy_safeguard_warmup: bool = option(True, "keep a warm-up's small learning rates out of Prodigy's step size")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm", above=0)
+    ema_decay: float | None = option(
+        None, "sample and export a moving average of the adapter with this decay (0.999 is usual)", above=0, most=0.999999
+    )
     snr_gamma: float | None = option(None, "min-SNR loss weights with this gamma (5 is usual)", above=0)
+    debiased_estimation: bool = option(False, "loss weights 1/sqrt(SNR), so that the error of the picture itself is not biased by the noise level")
+    noise_offset: float = option(
+        0.0, "noise of this strength that is the same at all places of a channel: darker and brighter pictures", least=0, most=1
+    )
+    prediction_type: str | None = option(
+        None, "what the UNet is to predict; by default what the base does", (), ("epsilon", "v_prediction", "sample")
+    )
+    rescale_betas_zero_snr: bool = option(False, "a noise schedule that ends in pure noise (meant for v_prediction)")
+    loss_type: str = option("l2", "squared error, pseudo-Huber, or pseudo-Huber divided by its c", (), ("l2", "huber", "smooth_l1"))
+    huber_c: float = option(0.1, "where the Huber loss goes from squared to absolute error", above=0, most=1)
+    huber_schedule: str = option(
+        "snr", "how c depends on the timestep: near 1 with little noise, huber_c with much, or always huber_c", (), ("snr", "exponential", "constant")
+    )
     validation_prompt: str | None = option(
         None, "prompts of the sample pictures, separated by |; by default the instance prompt in four places", free=True
     )
@@ -155,18 +191,56 @@ class TrainConfig:
         check_numbers(self)
         if self.resolution is not None and self.resolution % 8:
             raise ConfigError(f"--resolution is {self.resolution}; it must be divisible by 8")
-        if self.lr_warmup_steps and self.lr_scheduler == "constant":
-            raise ConfigError("--lr_warmup_steps has no effect with --lr_scheduler constant: use constant_with_warmup")
+        check_optimization(self)
         if self.max_train_steps is not None and self.num_train_epochs is not None:
             raise ConfigError("--max_train_steps and --num_train_epochs say the same thing: give one of them")
 
     def resolved(self) -> "TrainConfig":
         """Fill the options that depend on the base: what suits the embedded one differs from what suits SDXL."""
-        defaults = EMBEDDED if self.pretrained_model_name_or_path is None else SDXL
+        defaults = dict(EMBEDDED if self.pretrained_model_name_or_path is None else SDXL)
+        if self.optimizer == "Prodigy":
+            defaults["learning_rate"] = 1.0
         given = {name for name in defaults if getattr(self, name) is not None}
         if self.num_train_epochs is not None:
             given.add("max_train_steps")
         return dataclasses.replace(self, **{name: value for name, value in defaults.items() if name not in given})
+
+
+def check_optimization(config: TrainConfig) -> None:
+    """The optimizer, the schedule and the loss fit together, and no option that was given is without effect; spells the optimizer's name."""
+    spelled = next((name for name in OPTIMIZERS if name.lower() == config.optimizer.lower()), config.optimizer)
+    one_of("--optimizer", spelled, OPTIMIZERS)
+    object.__setattr__(config, "optimizer", spelled)
+    needs = {
+        "lr_num_cycles": (config.lr_scheduler == "cosine_with_restarts", "--lr_scheduler cosine_with_restarts"),
+        "lr_power": (config.lr_scheduler == "polynomial", "--lr_scheduler polynomial"),
+        "lr_step_rules": (config.lr_scheduler == "piecewise_constant", "--lr_scheduler piecewise_constant"),
+        "lr_warmup_steps": (
+            config.lr_scheduler not in ("constant", "piecewise_constant") or spelled == "AdamWScheduleFree",
+            "a schedule with a warm-up, such as --lr_scheduler constant_with_warmup",
+        ),
+        "use_8bit_adam": (spelled == "AdamW", "--optimizer AdamW"),
+        "prodigy_": (spelled == "Prodigy", "--optimizer Prodigy"),
+        "adam_beta": (spelled != "Adafactor", "another optimizer than Adafactor"),
+        "adam_epsilon": (spelled != "Adafactor", "another optimizer than Adafactor"),
+        "ema_decay": (spelled != "AdamWScheduleFree", "another optimizer than AdamWScheduleFree, which averages by itself"),
+        "huber_": (config.loss_type != "l2", "--loss_type huber or smooth_l1"),
+        "text_encoder_": (config.train_text_encoder, "--train_text_encoder"),
+        "adam_weight_decay_text_encoder": (config.train_text_encoder, "--train_text_encoder"),
+    }
+    for f in fields(config):
+        for start, (fits, needed) in needs.items():
+            if f.name.startswith(start) and not fits and getattr(config, f.name) != f.default:
+                raise ConfigError(f"--{f.name} is given, and has no effect here: it needs {needed}")
+    if spelled == "AdamWScheduleFree" and (config.lr_scheduler != "constant" or config.adam_beta1 == 0):
+        raise ConfigError("AdamWScheduleFree needs --lr_scheduler constant (it takes --lr_warmup_steps by itself) and an --adam_beta1 above 0")
+    rates = {rate for rate in (config.text_encoder_lr, config.text_encoder_2_lr) if rate} - {config.learning_rate or 1.0}
+    if spelled == "Prodigy" and (rates or config.scale_lr or config.loraplus_lr_ratio != 1):
+        raise ConfigError("Prodigy finds one learning rate for all: drop --scale_lr, --loraplus_lr_ratio, and a text encoder's rate unless it is 0")
+    if config.lr_scheduler == "piecewise_constant" and not re.fullmatch(r"(\d+(\.\d+)?:\d+,)+\d+(\.\d+)?", config.lr_step_rules or ""):
+        raise ConfigError(f"--lr_step_rules is {config.lr_step_rules!r}; piecewise_constant needs rules such as '1:100,0.5:300,0.1'")
+    if config.max_train_steps is not None and config.lr_warmup_steps >= config.max_train_steps:
+        raise ConfigError(f"--lr_warmup_steps is {config.lr_warmup_steps}, and the run ends after {config.max_train_steps} steps: take fewer")
 
 
 EMBEDDED = dict(learning_rate=1e-3, train_batch_size=8, max_train_steps=600, guidance_scale=3.0)
@@ -234,12 +308,21 @@ def add_options(parser: argparse.ArgumentParser, cls) -> None:
         shown = "" if f.default in (None, dataclasses.MISSING) else f" (default: {f.default})"
         common = dict(dest=f.name, default=argparse.SUPPRESS, help=f.metadata["help"].replace("%", "%%") + shown)
         if kind is bool:
-            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
+            parser.add_argument(*names, type=switch, nargs="?", const=True, metavar="BOOL", **common)
+            opposite = dict(action="store_const", const=False, dest=f.name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+            parser.add_argument(*(f"--no-{name[2:]}" for name in names), **opposite)
         else:
             convert = json_object if kind is dict else kind
             parser.add_argument(
                 *names, type=convert, choices=f.metadata["choices"], metavar=None if f.metadata["choices"] else kind.__name__.upper(), **common
             )
+
+
+def switch(text: str) -> bool:
+    """--flag True and --flag=False, as command lines for diffusers' scripts have them."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text.lower() == "true"
 
 
 def json_object(text: str) -> dict:

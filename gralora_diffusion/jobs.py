@@ -19,6 +19,7 @@ from .exchange import Adapter
 from .hub import check_hub
 from .injection import adapters, inject, unmatched_patterns
 from .names import canonical
+from .optimization import check_optimizer, learning_rates
 from .runs import check_same, environment, locate, start_of
 from .sdxl import COMPONENTS, fingerprint, load_sdxl, resolution_of
 
@@ -53,10 +54,11 @@ def prepare(config: TrainConfig) -> Job:
     accelerator = Accelerator(mixed_precision=mixed_precision, log_with=trackers_of(config), project_dir=path / config.logging_dir)
     if mixed_precision == "fp16" and accelerator.scaler is None:
         raise ConfigError("--mixed_precision fp16 needs a GPU: use no or bf16 here")
+    check_optimizer(config, accelerator.device)
     base = dict(path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype)
     pipeline = load_sdxl(**base, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
     models = inject_all(pipeline.components, config)
-    config = in_use(config, pipeline, pictures, mixed_precision)
+    config = in_use(config, pipeline, pictures, mixed_precision, accelerator.num_processes)
     facts = facts_of(pipeline, pictures, accelerator)
     start, state = resume(path, config, models, facts)
     steps = steps_of(config, len(pictures), accelerator.num_processes)
@@ -125,16 +127,18 @@ def precision(config: TrainConfig) -> tuple[str, torch.dtype]:
     return name, DTYPES[name]
 
 
-def in_use(config: TrainConfig, pipeline, pictures: list[Picture], mixed_precision: str) -> TrainConfig:
+def in_use(config: TrainConfig, pipeline, pictures: list[Picture], mixed_precision: str, processes: int) -> TrainConfig:
     """The config with every value that a run takes from the base or the pictures: what config.json must say."""
-    prompt = instance(config)[1] or pictures[0].caption
+    prompt, rates = instance(config)[1] or pictures[0].caption, learning_rates(config, processes)
     return dataclasses.replace(
         config,
         mixed_precision=mixed_precision,
         resolution=config.resolution or resolution_of(pipeline),
         instance_prompt=prompt,
         validation_prompt=config.validation_prompt or "|".join(prompt + place for place in PLACES),
-        text_encoder_lr=config.learning_rate if config.text_encoder_lr is None else config.text_encoder_lr,
+        text_encoder_lr=rates["text_encoder"] if config.train_text_encoder else None,
+        text_encoder_2_lr=rates["text_encoder_2"] if config.train_text_encoder else None,
+        prediction_type=config.prediction_type or pipeline.scheduler.config.prediction_type,
     )
 
 

@@ -4,11 +4,11 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
-from diffusers.optimization import get_scheduler
 from tqdm import tqdm
 
 from . import checkpoints
@@ -19,7 +19,8 @@ from .hub import push
 from .injection import adapter_parameters, table
 from .interrupts import Interrupts, Stopped
 from .jobs import Job, adapter_of, all_layers, positions_of, prepare
-from .loss import add_noise, diffusion_loss, draw
+from .loss import add_noise, diffusion_loss, draw, noise_schedule
+from .optimization import EMA, load_optimizer_state, make_optimizer, make_schedule, optimizer_state, parameter_groups, rate_in_use, settle, settled
 from .planning import forecast_run, memory_in_use, what_was_used
 from .previews import Previews, save_comparison
 from .report import write_report
@@ -116,31 +117,31 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
 
 
 def learn(job: Job, run: Run | None, loss_of: Callable, records: list, previews: Previews | None, interrupts: Interrupts) -> None:
-    """All steps that are left: each with its line in metrics.jsonl, with pictures and checkpoints when they are due.
+    """All steps that are left: each with its line in metrics.jsonl, with pictures and checkpoints when they are due; at the end the models
+    hold what is to be exported, the moving average where there is one.
 
     Raises Stopped when a signal asked for it, TrainingError at a loss or gradient that is not finite; the last good state is saved before.
     """
     config, accelerator = job.config, job.accelerator
-    optimizer, schedule = optimization(job.models, config, job.steps, accelerator)
-    restore(job.state, optimizer, schedule, accelerator)
-    saved = job.start
+    optimization, saved = Optimization.of(job), job.start
 
     def save(step: int) -> None:
         nonlocal saved
         if run and step > saved:
-            state = state_of(optimizer, schedule, accelerator) | dict(facts=job.facts)
+            state = optimization.state() | dict(facts=job.facts)
             checkpoints.save(job.path, step, adapter_of(job), state, config.checkpoints_total_limit)
         saved = step
 
     interrupts.patient = True
     try:
-        for line, stopping in run_steps(job, optimizer, schedule, loss_of, interrupts):
+        for line, stopping in run_steps(job, optimization, loss_of, interrupts):
             step = line["step"]
             if run:
                 run.log(line)
                 accelerator.log({name: value for name, value in line.items() if value is not None}, step=step)
             if previews and step < job.steps and preview_due(step, job):
-                previews.draw(step)
+                with settled(optimization.optimizer, optimization.ema):
+                    previews.draw(step)
             if step == job.steps or stopping or step % config.checkpointing_steps == 0:
                 save(step)
             if stopping and step < job.steps:
@@ -150,6 +151,7 @@ def learn(job: Job, run: Run | None, loss_of: Callable, records: list, previews:
         files = dict.fromkeys(r.path.name for r in choose(records, positions_of(error.step, job), config.seed))
         last = f"{job.path}/checkpoint-{error.step - 1} holds the last good state" if error.step > 1 else "no step was taken before it"
         raise TrainingError(f"{error}, and the step, which learnt {', '.join(files)}, was not applied; {last}: lower --learning_rate") from None
+    settle(optimization.optimizer, optimization.ema)
 
 
 class NotFinite(ArithmeticError):
@@ -158,9 +160,43 @@ class NotFinite(ArithmeticError):
         self.step = step
 
 
-def run_steps(job: Job, optimizer, schedule, loss_of: Callable, interrupts: Interrupts) -> Iterator[tuple[dict, bool]]:
+@dataclass
+class Optimization:
+    """What turns gradients into a new adapter, and its state between two steps."""
+
+    optimizer: object
+    schedule: object
+    ema: EMA | None
+    scaler: object
+
+    @classmethod
+    def of(cls, job: Job) -> "Optimization":
+        config, accelerator = job.config, job.accelerator
+        optimizer = make_optimizer(parameter_groups(job.models, config, accelerator.num_processes), config)
+        schedule = make_schedule(optimizer, config, job.steps)
+        named = {f"{name}.{path}": p for name, model in job.models.items() for path, p in adapter_parameters(model).items()}
+        self = cls(accelerator.prepare(optimizer), schedule, EMA(named, config.ema_decay) if config.ema_decay else None, accelerator.scaler)
+        self.load(job.state)
+        return self
+
+    def state(self) -> dict:
+        scaler, ema = self.scaler.state_dict() if self.scaler else None, self.ema.state() if self.ema else None
+        return dict(optimizer=optimizer_state(self.optimizer), schedule=self.schedule.state_dict(), scaler=scaler, ema=ema)
+
+    def load(self, state: dict) -> None:
+        if state:
+            load_optimizer_state(self.optimizer, *state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            if self.scaler:
+                self.scaler.load_state_dict(state["scaler"])
+            if self.ema:
+                self.ema.load(*state["ema"])
+
+
+def run_steps(job: Job, optimization: Optimization, loss_of: Callable, interrupts: Interrupts) -> Iterator[tuple[dict, bool]]:
     """The loop: loss, backward, clip, step.  Yields (line of metrics, whether a signal has asked to stop) after each; raises NotFinite."""
     config, accelerator, models = job.config, job.accelerator, job.models
+    optimizer, schedule, ema = optimization.optimizer, optimization.schedule, optimization.ema
     parameters = [p for model in models.values() for p in adapter_parameters(model).values()]
     for model in models.values():
         model.train()
@@ -184,10 +220,12 @@ def run_steps(job: Job, optimizer, schedule, loss_of: Callable, interrupts: Inte
         skipped = 0 if math.isfinite(norm) else skipped + 1
         if not math.isfinite(total) or (skipped and not accelerator.scaler) or skipped > SKIPS:  # fp16's scaler skips a step now and then
             raise NotFinite("loss" if not math.isfinite(total) else "gradient", step)
-        lr = schedule.get_last_lr()[0]
+        lr = rate_in_use(optimizer)
         optimizer.step()
         if not accelerator.optimizer_step_was_skipped:
             schedule.step()
+            if ema:
+                ema.update()
         optimizer.zero_grad(set_to_none=True)
         smooth = total if smooth is None else 0.95 * smooth + 0.05 * total
         bar.set_postfix(loss=f"{smooth:.4f}")
@@ -196,27 +234,19 @@ def run_steps(job: Job, optimizer, schedule, loss_of: Callable, interrupts: Inte
         yield line | dict(memory=memory_in_use(accelerator.device)), stopping
 
 
-def optimization(models: dict, config: TrainConfig, steps: int, accelerator) -> tuple:
-    """(optimizer, learning-rate schedule)"""
-    betas = (config.adam_beta1, config.adam_beta2)
-    groups = parameter_groups(models, config)
-    optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=config.adam_weight_decay, eps=config.adam_epsilon)
-    schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=steps)
-    return accelerator.prepare(optimizer), schedule
-
-
 def objective(unet, scheduler, records, encode: Callable, config: TrainConfig, accelerator, dtype) -> Callable[[int], torch.Tensor]:
     """loss_of(index): the loss of batch number `index` of the series, counted over all processes.
 
     Noise schedule, latents and time ids stay fp32; the UNet gets them in `dtype` and computes under autocast.
     """
-    alphas, schedule = scheduler.alphas_cumprod.float(), scheduler.config
-    device = accelerator.device
+    alphas, device = noise_schedule(scheduler, config.rescale_betas_zero_snr), accelerator.device
+    names = ("prediction_type", "snr_gamma", "debiased_estimation", "loss_type", "huber_c", "huber_schedule")
+    options = {name: getattr(config, name) for name in names}
 
     def loss_of(index: int) -> torch.Tensor:
         positions = range(index * config.train_batch_size, (index + 1) * config.train_batch_size)
         batch = choose(records, positions, config.seed)
-        posterior, noise, t = draw(batch[0].moments.shape[1:], schedule.num_train_timesteps, config.seed, positions)
+        posterior, noise, t = draw(batch[0].moments.shape[1:], len(alphas), config.seed, positions, config.noise_offset)
         mean, std = torch.stack([r.moments for r in batch]).unbind(1)
         latents = mean + std * posterior
         noisy = add_noise(latents, noise, t, alphas).to(device, dtype)
@@ -224,15 +254,9 @@ def objective(unet, scheduler, records, encode: Callable, config: TrainConfig, a
             embeds, pooled = (e.to(device) for e in encode([r.caption for r in batch]))
             conditions = dict(text_embeds=pooled, time_ids=torch.stack([r.time_ids for r in batch]).to(device))
             predicted = unet(noisy, t.to(device), embeds, added_cond_kwargs=conditions).sample
-        return diffusion_loss(predicted, *(x.to(device) for x in (latents, noise, t, alphas)), schedule.prediction_type, config.snr_gamma)
+        return diffusion_loss(predicted, *(x.to(device) for x in (latents, noise, t, alphas)), **options)
 
     return loss_of
-
-
-def parameter_groups(models: dict, config: TrainConfig) -> list[dict]:
-    """The UNet's adapters and, where they train, the text encoders', with a learning rate each."""
-    rates = {name: config.learning_rate if name == "unet" else config.text_encoder_lr for name in models}
-    return [dict(params=list(adapter_parameters(model).values()), lr=rates[name]) for name, model in models.items()]
 
 
 def average(parameters: list, loss: torch.Tensor, stopping: bool, accelerator) -> tuple[float, bool]:
@@ -287,17 +311,3 @@ def prompt_encoder(pipeline, captions: list[str], config: TrainConfig) -> Callab
     with torch.no_grad():
         known = {caption: [e.cpu() for e in encode_prompts(pipeline, [caption])] for caption in captions}
     return lambda captions: [torch.cat(parts) for parts in zip(*(known[c] for c in captions), strict=True)]
-
-
-def state_of(optimizer, schedule, accelerator) -> dict:
-    """What a checkpoint must hold beside the adapter, the counter of steps and the facts."""
-    scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
-    return dict(optimizer=optimizer.state_dict(), schedule=schedule.state_dict(), scaler=scaler)
-
-
-def restore(state: dict, optimizer, schedule, accelerator) -> None:
-    if state:
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        if accelerator.scaler:
-            accelerator.scaler.load_state_dict(state["scaler"])

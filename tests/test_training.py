@@ -36,7 +36,7 @@ def test_the_run_folder_holds_everything(finished_run):
     assert names == samples | files | checkpoint | told
     config = from_dict(TrainConfig, json.loads((finished_run / "config.json").read_text()))
     assert config.adapter.rank == 16
-    assert config.learning_rate == config.text_encoder_lr == 1e-3
+    assert (config.learning_rate, config.text_encoder_lr, config.prediction_type) == (1e-3, None, "epsilon")
     assert (config.resolution, config.mixed_precision, config.instance_prompt) == (64, "no", "a photo of sks robot")
     assert json.loads((finished_run / "environment.json").read_text())["torch"] == torch.__version__.split("+")[0]
     lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
@@ -103,10 +103,10 @@ def test_the_vae_and_the_text_encoders_leave_memory(tmp_path, monkeypatch):
     seen = []
     real = training.diffusion_loss
 
-    def spy(*args):
+    def spy(*args, **options):
         gc.collect()
         seen.append({type(o).__name__ for o in gc.get_objects() if isinstance(o, torch.nn.Module)})
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(training, "diffusion_loss", spy)
     gc.collect()
