@@ -335,11 +335,17 @@ def json_object(text: str) -> dict:
     return value
 
 
+PRESETS = json.loads(Path(__file__).with_name("presets.json").read_text())  # {name: options, and the forecast of a step's memory in GiB}
+
+
 def parse(description: str, argv=None) -> TrainConfig:
-    """The command line of training."""
+    """The command line of training: what is given counts more than the preset."""
     parser = Parser(description=description)
+    parser.add_argument("--preset", choices=list(PRESETS), default=argparse.SUPPRESS, help="options for SDXL by what is learnt and the card's memory")
     add_options(parser, TrainConfig)
     given = vars(parser.parse_args(argv))
+    if "preset" in given:
+        given = PRESETS[given.pop("preset")]["options"] | given
     names = {f.name for f in fields(AdapterConfig)}
     try:
         adapter = AdapterConfig(**{n: v for n, v in given.items() if n in names})
