@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 
@@ -12,12 +13,12 @@ class Stopped(Exception):
 class Interrupts:
     """with Interrupts(at_once) as interrupts: the first signal raises Stopped, or with `patient` is only noted in `asked`.
 
-    A second one calls at_once() and ends the process with 128 + the signal's number.  Outside the main thread, where no signal arrives,
-    nothing is changed.
+    A second one calls at_once() and ends the process with 128 + the signal's number; one within a second of the first is the same request,
+    which a launcher passes on.  Outside the main thread, where no signal arrives, nothing is changed.
     """
 
     def __init__(self, at_once: Callable[[], None]):
-        self.at_once, self.patient, self.asked = at_once, False, False
+        self.at_once, self.patient, self.asked, self.first = at_once, False, False, 0.0
 
     def __enter__(self):
         try:
@@ -32,8 +33,10 @@ class Interrupts:
 
     def receive(self, number, _frame):
         if self.asked:
+            if time.monotonic() - self.first < 1:
+                return
             self.at_once()
             os._exit(128 + number)
-        self.asked = True
+        self.asked, self.first = True, time.monotonic()
         if not self.patient:
             raise Stopped("stopped before the first step; nothing is lost, and the same command begins again")

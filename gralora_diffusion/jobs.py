@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
 from . import checkpoints
 from .config import ConfigError, TrainConfig, one_of
@@ -54,6 +54,11 @@ def prepare(config: TrainConfig) -> Job:
     accelerator = Accelerator(mixed_precision=mixed_precision, log_with=trackers_of(config), project_dir=path / config.logging_dir)
     if mixed_precision == "fp16" and accelerator.scaler is None:
         raise ConfigError("--mixed_precision fp16 needs a GPU: use no or bf16 here")
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ConfigError(
+            f"accelerate is set to {accelerator.distributed_type.value}, which shards a model; here each GPU holds the whole frozen base and only "
+            "the adapters' gradients travel: run `accelerate config` and choose plain multi-GPU"
+        )
     check_optimizer(config, accelerator.device)
     base = dict(path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype)
     pipeline = load_sdxl(**base, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)

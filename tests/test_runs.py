@@ -230,6 +230,59 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, unbrok
     assert equal(learnt(tmp_path / "run"), learnt(unbroken))
 
 
+def real_command(run: Path, launcher: list[str], *flags: str):
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*launcher, str(SCRIPT), "--gralora_rank", "8", "--max_train_steps", "400", "--skip_final_inference", "--output_dir", str(run), *flags]
+    return subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(run: Path, step: int, process) -> None:
+    while process.poll() is None and len(read_metrics(run)) < step:
+        time.sleep(0.02)
+
+
+LAUNCHERS = {
+    "python": [sys.executable],
+    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"],
+    "two processes": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_ctrl_c_in_a_terminal_saves_whatever_launched_it(tmp_path, launcher):
+    """The signal goes to the whole group of processes, as a terminal sends it."""
+    run = tmp_path / "run"
+    with real_command(run, LAUNCHERS[launcher]) as process:
+        wait_for_step(run, 3, process)
+        os.killpg(process.pid, signal.SIGINT)
+        said, errors = process.communicate()
+    assert "the same command goes on from" in said, said + errors
+    if launcher == "python":
+        assert process.returncode == 0
+        assert "Traceback" not in errors
+    steps = len(read_metrics(run))
+    assert checkpoints.newest(run).name == f"checkpoint-{steps}"
+    assert read_status(run)["state"] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_second_signal_stops_at_once(tmp_path):
+    run = tmp_path / "run"
+    with real_command(run, [sys.executable], "--gradient_accumulation_steps", "200") as process:  # a step takes long
+        while process.poll() is None and read_status(run)["state"] != "running":
+            time.sleep(0.02)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        time.sleep(1.5)
+        assert process.poll() is None  # it finishes the step
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGINT
+    assert read_status(run)["state"] == "stopped"
+    assert checkpoints.newest(run) is None
+
+
 def test_a_full_disk_is_one_sentence_and_the_last_good_checkpoint_stays(broken, unbroken, tmp_path):
     """A limit on the size of files, which the system enforces in the real write."""
     import resource
