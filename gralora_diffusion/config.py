@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 import re
+import os
 import sys
 import types
 import typing
@@ -16,6 +17,7 @@ from pathlib import Path
 METHODS = ("gralora", "lora")
 OPTIMIZERS = ("AdamW", "Prodigy", "Adafactor", "AdamWScheduleFree")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "piecewise_constant")
+INTERPOLATIONS = ("nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 def option(default, help: str, flags: tuple = (), choices: tuple | None = None, least=None, above=None, most=None, free=False):
@@ -105,13 +107,40 @@ class TrainConfig:
     variant: str | None = option(None, "variant of the base's files, for instance fp16")
     cache_dir: str | None = option(None, "where downloads from the hub are kept", free=True)
     instance_data_dir: str | None = option(
-        None, "folder with the pictures to learn; NAME.txt beside a picture is its caption; by default the bundled robot"
+        None,
+        "folder with the pictures to learn; a picture's caption is NAME.txt, else NAME.json (caption, text or tags) beside it, else its line in "
+        "metadata.jsonl (file_name and text or caption); by default the bundled robot",
     )
+    dataset_name: str | None = option(None, "data set on the hub, or a local folder that the package datasets reads, in place of --instance_data_dir")
+    dataset_config_name: str | None = option(None, "the data set's configuration, where it has several")
+    image_column: str = option("image", "the data set's column of pictures")
+    caption_column: str | None = option(None, "column of captions in the data set or in metadata.jsonl; a data set's are used only if it is named")
+    streaming: bool = option(False, "read the data set row by row and keep the pictures in the cache, in place of downloading all of it", free=True)
+    max_train_samples: int | None = option(None, "use only the first rows of the data set", least=1)
     instance_prompt: str | None = option(None, "caption of pictures without one of their own, with a rare word for the subject: 'a photo of sks dog'")
     output_dir: str | None = option(None, "the run folder; by default runs/NAME, numbered when that exists", free=True)
     resolution: int | None = option(None, "side of the training pictures in pixels; by default the base's own", least=64, most=8192)
-    center_crop: bool = option(False, "crop pictures in the middle; by default at four random places, drawn once")
+    center_crop: bool = option(False, "crop pictures in the middle; by default at up to four places, drawn by each picture's content")
     random_flip: bool = option(False, "mirror pictures at random")
+    use_aspect_ratio_buckets: bool = option(False, "cut pictures to the nearest of SDXL's shapes with the area of --resolution, in place of a square")
+    image_interpolation_mode: str = option("lanczos", "how pictures are resized", (), INTERPOLATIONS)
+    repeats: int = option(1, "how often each picture comes in one pass", least=1)
+    caption_dropout: float = option(0.0, "share of the instance pictures that train without their caption (0.1 is usual)", least=0, most=1)
+    shuffle_captions: bool = option(False, "show comma-separated tags in other orders too: eight a caption, drawn once")
+    keep_tokens: int = option(0, "tags at the front that --shuffle_captions leaves in place", least=0)
+    on_bad_image: str = option("stop", "what to do about files that cannot be used: stop with a list of them, or skip them", (), ("stop", "skip"), free=True)
+    dataloader_num_workers: int = option(0, "threads that read and cut pictures for the cache", least=0, most=256, free=True)
+    cache_latents: bool = option(True, "keep latents and prompt embeddings for later runs; without it they last as long as the run, in its folder", free=True)
+    latent_cache_dir: str | None = option(None, "where they are kept; by default gralora_diffusion in $XDG_CACHE_HOME or ~/.cache", free=True)
+    with_prior_preservation: bool = option(False, "learn pictures of the class too, so that it stays as it was (DreamBooth)")
+    class_data_dir: str | None = option(None, "folder with pictures of the class; those missing are drawn by the base and kept there")
+    class_prompt: str | None = option(None, "caption of class pictures without one of their own, and the prompt to draw those missing")
+    prior_loss_weight: float = option(1.0, "weight of the class pictures' loss", least=0)
+    num_class_images: int = option(100, "class pictures to learn", least=1)
+    sample_batch_size: int = option(4, "class pictures drawn at once, per process", least=1, free=True)
+    prior_generation_precision: str | None = option(
+        None, "precision in which class pictures are drawn; by default that of the run", (), ("no", "fp32", "fp16", "bf16")
+    )
     seed: int = option(0, "seed of everything random", least=0, most=2**40)
     train_batch_size: int | None = option(None, "pictures per step and process", least=1)
     max_train_steps: int | None = option(None, "optimizer steps", least=1, free=True)
@@ -194,6 +223,7 @@ class TrainConfig:
         check_optimization(self)
         if self.max_train_steps is not None and self.num_train_epochs is not None:
             raise ConfigError("--max_train_steps and --num_train_epochs say the same thing: give one of them")
+        check_data(self)
 
     def resolved(self) -> "TrainConfig":
         """Fill the options that depend on the base: what suits the embedded one differs from what suits SDXL."""
@@ -247,6 +277,21 @@ EMBEDDED = dict(learning_rate=1e-3, train_batch_size=8, max_train_steps=600, gui
 SDXL = dict(learning_rate=1e-4, train_batch_size=1, max_train_steps=500, guidance_scale=5.0)
 
 
+def check_data(config: TrainConfig) -> None:
+    """What the options of pictures and captions say together."""
+    if config.dataset_name is not None and config.instance_data_dir is not None:
+        raise ConfigError("--dataset_name and --instance_data_dir both say where the pictures are: give one of them")
+    for name in ("dataset_config_name", "streaming", "max_train_samples"):
+        if getattr(config, name) and config.dataset_name is None:
+            raise ConfigError(f"--{name} belongs to --dataset_name, which is not given")
+    if config.keep_tokens and not config.shuffle_captions:
+        raise ConfigError("--keep_tokens belongs to --shuffle_captions, which is not given")
+    if config.with_prior_preservation and not (config.class_data_dir and config.class_prompt):
+        raise ConfigError("--with_prior_preservation needs --class_data_dir and --class_prompt")
+    if config.latent_cache_dir is not None and not config.cache_latents:
+        raise ConfigError("--latent_cache_dir and --no-cache_latents contradict each other: give one of them")
+
+
 def to_dict(config) -> dict:
     return dataclasses.asdict(config)
 
@@ -296,6 +341,12 @@ def plain_warnings() -> None:
     """Warnings as one line for a user, without the place in the code."""
     name = Path(sys.argv[0]).stem
     warnings.formatwarning = lambda message, *_, **__: f"{name}: {message}\n"
+
+
+def say(sentence: str) -> None:
+    """One sentence on stderr about something that does not stop the run, from the first process alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {sentence}", file=sys.stderr, flush=True)
 
 
 def add_options(parser: argparse.ArgumentParser, cls) -> None:

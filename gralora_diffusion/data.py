@@ -1,165 +1,238 @@
-"""Pictures and captions from a folder, and their latents: what one training step takes."""
+"""Which pictures a run learns, with which captions: found, checked, and told in one sentence if they cannot be used."""
 
+import collections
+import hashlib
+import io
 import os
+import stat
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from PIL import Image, ImageOps
+import PIL
+from PIL import Image
 
-from .config import ConfigError
-from .loss import generator
-from .sdxl import encode_images, time_ids
+from .cache import Cache, default_folder, key_of
+from .captions import METADATA, caption_of, read_metadata
+from .config import ConfigError, TrainConfig, say
+from .pictures import DRAWINGS, EXTENSIONS, MAX_BYTES, decode, open_picture
 
 EXAMPLE = Path(__file__).parent / "example"  # six pictures of a robot, drawn for this project
 EXAMPLE_PROMPT = "a photo of sks robot"
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".mpo", ".avif"}
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # a phone's MPO is a JPEG; never EPS, which would start Ghostscript
-IGNORED = {"thumbs.db", "desktop.ini", "readme.md"}
-MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
-MAX_ASPECT = 10
-CROPS = 4  # random places that a picture without --center_crop is cut at
+IGNORED = {"thumbs.db", "desktop.ini", "readme.md", METADATA}
 
 
 @dataclass(frozen=True)
 class Picture:
-    path: Path
+    path: Path  # for a row of a data set, a name to tell it by
     caption: str
+    digest: str  # SHA-256 of the file's bytes
+    size: tuple[int, int]  # height and width in pixels, upright
+    note: str | None = None  # what is left out of it
+    read: Callable[[], bytes] | None = None  # the file's bytes, where it is not a file in a folder
+
+    def open(self) -> Image.Image:
+        """Raises ConfigError if it has gone or changed since it was checked."""
+        try:
+            with open(self.path, "rb") if self.read is None else io.BytesIO(self.read()) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != self.digest:
+                    raise ValueError("its content has changed")
+                file.seek(0)
+                return open_picture(file)
+        except Exception as error:
+            raise ConfigError(f"{shown(self.path)} could be used when the run began, and no longer can: {plain(error)}") from None
 
 
-@dataclass(frozen=True)
-class Record:
-    """One cut of one picture: what belongs together stays together."""
+def instance(config: TrainConfig) -> tuple[Path, str | None]:
+    """(folder or data set, prompt) of the pictures to learn."""
+    if config.dataset_name is not None:
+        return Path(config.dataset_name), config.instance_prompt
+    if config.instance_data_dir is None:
+        return EXAMPLE, config.instance_prompt or EXAMPLE_PROMPT
+    return Path(config.instance_data_dir), config.instance_prompt
 
-    path: Path
-    caption: str
-    moments: torch.Tensor  # [2, channels, h/8, w/8]: mean and std of the scaled latents
-    time_ids: torch.Tensor  # [6]
+
+def instance_pictures(config: TrainConfig, cache: Cache | None = None) -> list[Picture]:
+    """The pictures to learn.  Raises ConfigError with one sentence that names all files that cannot be used."""
+    common = dict(skip=config.on_bad_image == "skip", cache=cache, workers=config.dataloader_num_workers)
+    if config.dataset_name is not None:
+        from .rows import find_rows
+
+        return find_rows(config, **common)
+    folder, prompt = instance(config)
+    if config.caption_column is not None and not (folder / METADATA).is_file():
+        raise ConfigError(f"--caption_column names a column of --dataset_name or of {METADATA}, and there is neither")
+    return find_pictures(folder, prompt, column=config.caption_column, **common)
 
 
-def find_pictures(folder: str | Path, prompt: str | None) -> list[Picture]:
-    """The folder's pictures in order of name; NAME.txt beside NAME.png is its caption, `prompt` stands in where there is none.
+def pass_length(config: TrainConfig, pictures: list[Picture]) -> int:
+    """Pictures of one pass (epoch): each `repeats` times, or the class pictures where those are more."""
+    return max(len(pictures) * config.repeats, config.num_class_images if config.with_prior_preservation else 0)
 
-    Every file is opened and decoded here.  Raises ConfigError with one sentence that names all files that cannot be used.
+
+def picture_cache(config: TrainConfig) -> Cache | None:
+    """The cache that runs share, unless --no-cache_latents."""
+    return Cache(config.latent_cache_dir or default_folder()) if config.cache_latents else None
+
+
+def find_pictures(
+    folder: str | Path,
+    prompt: str | None,
+    option="--instance_data_dir",
+    column: str | None = None,
+    skip=False,
+    cache: Cache | None = None,
+    workers=0,
+    least: int = 1,
+) -> list[Picture]:
+    """The folder's pictures in order of name, each with its caption; `prompt` stands in where there is none (captions.caption_of).
+
+    Every file that the cache does not know is opened and decoded here, in `workers` threads.
+    Raises ConfigError with one sentence that names all files that cannot be used, unless they are to be skipped.
     """
     folder = Path(folder)
+    files, folders, bad = listing(folder, option)
+    try:
+        metadata = read_metadata(folder, column)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{folder / METADATA} cannot be used: {plain(error)}") from None
+    paths = sorted({p for p in files if p.suffix.lower() in EXTENSIONS} | metadata.keys())
+    beside = {f"{p.stem}{p.suffix.lower()}": p for p in files if p.suffix.lower() in (".txt", ".json")}
+    stems = {p.stem for p in paths}
+    bad |= {p: reason for p in files if p not in metadata and (reason := why_not(p, stems))}
+
+    def examine(path: Path) -> Picture | str:
+        try:
+            digest, size, note = known(path, cache)
+            return Picture(path, caption_of(path, beside, metadata, prompt), digest, size, note)
+        except ConfigError:
+            raise
+        except Exception as error:  # a decoder may raise anything at all on a damaged file
+            return plain(error)
+
+    results = dict(zip(paths, check(examine, paths, workers), strict=True))
+    found = {path: result for path, result in results.items() if isinstance(result, Picture)}
+    bad |= {path: result for path, result in results.items() if not isinstance(result, Picture)}
+    refuse(folder, {shown(path.relative_to(folder)): reason for path, reason in sorted(bad.items())}, skip)
+    if folders:
+        say(f"{folder} has sub-folders, which are left out: {', '.join(map(shown, folders))}")
+    if len(found) < least:
+        raise ConfigError(f"{folder} holds no pictures that can be used ({', '.join(sorted(EXTENSIONS))})")
+    tell(folder, list(found.values()))
+    return list(found.values())
+
+
+def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path, str]]:
+    """(files in order of name, names of sub-folders, {entry that is neither: reason})"""
+    files, folders, bad = [], [], {}
     try:
         if not folder.is_dir():
-            raise ConfigError(f"{folder} is not a folder: --instance_data_dir must name a folder with pictures")
-        files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in IGNORED)
-    except OSError as error:
-        raise ConfigError(f"the folder of --instance_data_dir cannot be read: {error}") from None
-    captions = {p.stem: p for p in files if p.suffix.lower() == ".txt"}
-    stems = {p.stem for p in files if p.suffix.lower() in EXTENSIONS}
-    found, bad = [], []
-    for path in files:
+            raise ConfigError(f"{folder} is not a folder: {option} must name a folder with pictures")
+        entries = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in IGNORED)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"the folder of {option} cannot be read: {error}") from None
+    for path in entries:
         try:
-            if path.suffix.lower() in EXTENSIONS:
-                open_picture(path)
-                found.append(Picture(path, caption_of(captions.get(path.stem), prompt)))
-            elif path.suffix.lower() == ".txt" and path.stem in stems:
-                continue
-            elif path.suffix.lower() == ".txt":
-                bad.append(f"{path.name} (a text file that is no picture's caption: there is no picture named {path.stem})")
-            elif path.is_file():
-                bad.append(f"{path.name} (not a picture)")
-        except Exception as error:  # a decoder may raise anything at all on a damaged file
-            bad.append(f"{path.name} ({error})")
-    if bad:
-        raise ConfigError(f"{folder} holds {len(bad)} file(s) that cannot be used, take them out or mend them: {'; '.join(bad)}")
-    if not found:
-        raise ConfigError(f"{folder} holds no pictures ({', '.join(sorted(EXTENSIONS))})")
-    return found
+            mode = path.stat().st_mode
+        except OSError as error:
+            bad[path] = plain(error)
+            continue
+        if stat.S_ISDIR(mode):
+            folders.append(path.name)
+        elif stat.S_ISREG(mode):
+            files.append(path)
+        else:
+            bad[path] = "a pipe, a socket or a device, not a file"
+    return files, folders, bad
 
 
-def caption_of(beside: Path | None, prompt: str | None) -> str:
-    if beside is None and prompt is None:
-        raise ValueError("no caption in a .txt file beside it, and no --instance_prompt to stand in")
-    if beside is None:
-        return prompt
-    try:
-        text = " ".join(beside.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError:
-        raise ValueError(f"its caption {beside.name} is not UTF-8 text") from None
-    if not text:
-        raise ValueError(f"its caption {beside.name} is empty")
-    return text
+def why_not(path: Path, stems: set[str]) -> str | None:
+    """Why a file of the folder cannot be used, as far as its name tells."""
+    suffix = path.suffix.lower()
+    if suffix in EXTENSIONS or (suffix in (".txt", ".json") and path.stem in stems):
+        return None
+    if suffix in (".txt", ".json"):
+        return f"a text file that is no picture's caption: there is no picture named {shown(path.stem)}"
+    return "a drawing, not pixels: export it as PNG" if suffix in DRAWINGS else "not a picture"
 
 
-def open_picture(path: Path) -> Image.Image:
-    """RGB, upright by its EXIF, transparency on white, 16 bits scaled to 8; raises ValueError in plain words."""
-    if os.path.getsize(path) == 0:
+def known(source: Path | bytes, cache: Cache | None) -> tuple[str, tuple[int, int], str | None]:
+    """(SHA-256, (height, width), note) of a picture file; decoded unless the cache knows its bytes.  Raises ValueError in plain words."""
+    length = os.path.getsize(source) if isinstance(source, Path) else len(source)
+    if length == 0:
         raise ValueError("empty file")
-    Image.init()  # all plugins; AVIF is not in every Pillow
-    try:
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # refused below
-            image = Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN])
-    except Image.UnidentifiedImageError:
-        raise ValueError("not a picture, whatever its name says") from None
-    with image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels is more than the limit of {MAX_PIXELS:,}")
-        if max(image.size) > MAX_ASPECT * min(image.size):
-            raise ValueError(f"{image.width} x {image.height} pixels is too thin: crop it to a ratio below {MAX_ASPECT}")
-        if image.mode == "F":
-            raise ValueError("a picture of floating-point numbers: save it as 8 or 16 bits")
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            image = image.point(lambda v: v / 257).convert("L")
-        if "A" in image.getbands() or "transparency" in image.info:
-            image = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        return image.convert("RGB")
+    if length > MAX_BYTES:
+        raise ValueError(f"{length:,} bytes is more than the limit of {MAX_BYTES:,}")
+    with open(source, "rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        key = key_of("picture", 1, PIL.__version__, digest)
+        facts = cache.facts(key) if cache else None
+        if facts is None:
+            file.seek(0)
+            image, note = decode(file)
+            facts = dict(size=[image.height, image.width], note=note)
+            if cache:
+                cache.put_facts(key, facts)
+    return digest, tuple(facts["size"]), facts["note"]
 
 
-def to_pixels(image: Image.Image) -> torch.Tensor:
-    """[3, h, w] in [-1, 1]"""
-    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
-    return data.permute(2, 0, 1).float() / 127.5 - 1
+def check(examine: Callable, items: Iterable, workers: int) -> list:
+    """examine(item) for each, in threads, without Pillow's warnings: of bombs, which are refused, and of damaged EXIF."""
+    with warnings.catch_warnings(action="ignore"):  # here, once: it is not made for threads
+        return list(ahead(examine, items, workers))
 
 
-def cuts(image: Image.Image, resolution: int, center_crop: bool, random_flip: bool, random: torch.Generator):
-    """The shorter side scaled to `resolution`, then square cuts: yields (pixels [3, r, r], time ids [6])."""
-    original = (image.height, image.width)
-    scale = resolution / min(image.size)
-    image = image.resize([max(resolution, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
-    spare = torch.tensor([image.height - resolution, image.width - resolution])
-    if center_crop or not spare.any():
-        places = [(spare // 2).tolist()]
-    else:
-        places = (torch.rand(CROPS, 2, generator=random) * (spare + 1)).long().tolist()
-    for top, left in places:
-        cut = image.crop((left, top, left + resolution, top + resolution))
-        yield to_pixels(cut), time_ids(original, (top, left), (resolution, resolution))
-        if random_flip:  # the place is counted in the mirrored picture
-            yield to_pixels(ImageOps.mirror(cut)), time_ids(original, (top, spare[1].item() - left), (resolution, resolution))
+def refuse(where, bad: dict[str, str], skip: bool) -> None:
+    """Raises ConfigError that names all bad files, or says how many are skipped."""
+    if not bad:
+        return
+    names = "; ".join(f"{name} ({reason})" for name, reason in bad.items())
+    if not skip:
+        raise ConfigError(f"{where} holds {len(bad)} file(s) that cannot be used, mend them, take them out, or give --on_bad_image skip: {names}")
+    say(f"{len(bad)} file(s) of {where} are skipped: {names}")
 
 
-@torch.no_grad()
-def encode_pictures(pictures: list[Picture], vae, config, resolution: int) -> list[list[Record]]:
-    """One list per picture, with a record for each of its cuts; on the CPU, fp32."""
-    out = []
-    for i, picture in enumerate(pictures):
-        made = cuts(open_picture(picture.path), resolution, config.center_crop, config.random_flip, generator(config.seed, 1, i))
-        records = []
-        for pixels, ids in made:
-            moments = encode_images(vae, pixels[None])[0].cpu()
-            if not moments.isfinite().all():
-                raise ConfigError(
-                    f"the VAE gives numbers that are not finite for {picture.path.name}: use another, e.g. madebyollin/sdxl-vae-fp16-fix"
-                )
-            records.append(Record(picture.path, picture.caption, moments, ids))
-        out.append(records)
-    return out
+def tell(where, pictures: list[Picture]) -> None:
+    """What one should know about pictures that are used."""
+    same = collections.defaultdict(list)
+    for picture in pictures:
+        same[picture.digest].append(shown(picture.path.name))
+        if picture.note:
+            say(f"{shown(picture.path.name)} {picture.note}")
+    for names in same.values():
+        if len(names) > 1:
+            say(f"{' and '.join(names)} in {where} hold the same bytes: that picture counts {len(names)} times")
 
 
-def choose(records: list[list[Record]], positions, seed: int) -> list[Record]:
-    """The records at these positions of an endless shuffled series: a function of its arguments alone, so that any run can resume at any step."""
-    chosen = []
-    for position in positions:
-        epoch, place = divmod(position, len(records))
-        cuts_of = records[torch.randperm(len(records), generator=generator(seed, 2, epoch))[place]]
-        chosen.append(cuts_of[torch.randint(len(cuts_of), (1,), generator=generator(seed, 3, position)).item()])
-    return chosen
+def ahead(function: Callable, items: Iterable, workers: int) -> Iterator:
+    """function(item) for each item, in order; computed in threads, two each ahead of what is taken."""
+    if workers == 0:
+        yield from map(function, items)
+        return
+    waiting = collections.deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def shown(name) -> str:
+    """A name as one line of text, whatever characters it has."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name))
+
+
+def plain(error: Exception) -> str:
+    """An error's words in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return shown(" ".join(str(error).split())[:300] or type(error).__name__)

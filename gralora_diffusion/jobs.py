@@ -14,12 +14,13 @@ from accelerate import Accelerator, DistributedType
 
 from . import checkpoints
 from .config import ConfigError, TrainConfig, one_of
-from .data import EXAMPLE, EXAMPLE_PROMPT, Picture, find_pictures
+from .data import Picture, instance, instance_pictures, pass_length, picture_cache
 from .exchange import Adapter
 from .hub import check_hub
 from .injection import adapters, inject, unmatched_patterns
 from .names import canonical
 from .optimization import check_optimizer, learning_rates
+from .prior import class_pictures
 from .runs import check_same, environment, locate, start_of
 from .sdxl import COMPONENTS, fingerprint, load_sdxl, resolution_of
 
@@ -37,6 +38,7 @@ class Job:
     pipeline: object
     models: dict  # {component: adapted model}
     pictures: list[Picture]
+    of_class: list[Picture]  # for prior preservation
     dtype: torch.dtype
     facts: dict  # what must be the same when the run is resumed, and what should be
     start: int  # the step of the checkpoint to go on from, or 0
@@ -45,8 +47,8 @@ class Job:
 
 
 def prepare(config: TrainConfig) -> Job:
-    """Check everything, load the base and adapt it, read the checkpoint; writes nothing."""
-    pictures, path = find_pictures(*instance(config)), locate(config)
+    """Check everything, load the base and adapt it, read the checkpoint; writes nothing but class pictures, and the cache."""
+    pictures, path = instance_pictures(config, picture_cache(config)), locate(config)
     mixed_precision, dtype = precision(config)
     if config.push_to_hub:
         check_hub(config)
@@ -61,15 +63,17 @@ def prepare(config: TrainConfig) -> Job:
         )
     check_optimizer(config, accelerator.device)
     base = dict(path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype)
-    pipeline = load_sdxl(**base, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
+    base |= dict(revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
+    of_class = class_pictures(config, pictures, base, accelerator, picture_cache(config))
+    pipeline = load_sdxl(**base)
     models = inject_all(pipeline.components, config)
     config = in_use(config, pipeline, pictures, mixed_precision, accelerator.num_processes)
-    facts = facts_of(pipeline, pictures, accelerator)
+    facts = facts_of(pipeline, pictures + of_class, accelerator)
     start, state = resume(path, config, models, facts)
-    steps = steps_of(config, len(pictures), accelerator.num_processes)
+    steps = steps_of(config, pass_length(config, pictures), accelerator.num_processes)
     if start > steps:
         raise ConfigError(f"{path} is at step {start} already, beyond the {steps} asked for: nothing is left to do")
-    return Job(config, path, accelerator, pipeline, models, pictures, dtype, facts, start, steps, state)
+    return Job(config, path, accelerator, pipeline, models, pictures, of_class, dtype, facts, start, steps, state)
 
 
 def resume(path: Path, config: TrainConfig, models: dict, facts: dict) -> tuple[int, dict]:
@@ -104,7 +108,7 @@ def facts_of(pipeline, pictures: list[Picture], accelerator) -> dict:
     """What a run rests on beside its config."""
     learnt = hashlib.sha256()
     for picture in pictures:
-        learnt.update(f"{picture.path.name}\0{picture.caption}\0{checkpoints.sha256(picture.path)}\0".encode())
+        learnt.update(f"{picture.path.name}\0{picture.caption}\0{picture.digest}\0".encode())
     same = dict(pictures=learnt.hexdigest(), base=fingerprint(pipeline.unet), processes=accelerator.num_processes)
     return dict(same=same, like=dict(device=str(accelerator.device.type), threads=torch.get_num_threads(), **environment()))
 
@@ -116,13 +120,6 @@ def check_facts(checkpoint: Path, before: dict, now: dict) -> None:
         raise ConfigError(f"{checkpoint} was made with {' and '.join(other)}: give the same to go on, or choose another --output_dir")
     if other := [f"{name} {was}, now {now['like'].get(name)}" for name, was in before["like"].items() if now["like"].get(name) != was]:
         warnings.warn(f"{checkpoint} was made with {', '.join(other)}: the run goes on, but not bit by bit as it would have", stacklevel=2)
-
-
-def instance(config: TrainConfig) -> tuple[Path, str | None]:
-    """(folder, prompt) of the pictures to learn."""
-    if config.instance_data_dir is None:
-        return EXAMPLE, config.instance_prompt or EXAMPLE_PROMPT
-    return Path(config.instance_data_dir), config.instance_prompt
 
 
 def precision(config: TrainConfig) -> tuple[str, torch.dtype]:

@@ -8,18 +8,21 @@ import psutil
 import torch
 
 from .config import TrainConfig, to_dict
-from .data import find_pictures
+from .data import instance, instance_pictures, pass_length, picture_cache
 from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, file_sizes
 from .injection import inject, table
-from .jobs import Job, all_layers, inject_all, instance, precision, steps_of
+from .jobs import Job, all_layers, inject_all, precision, steps_of
 from .runs import locate
 from .sdxl import COMPONENTS, shapes
 
 
 def plan(config: TrainConfig) -> str:
-    """What train(config) would do, from shapes alone: layers, parameters, memory, files, steps.  Writes nothing."""
+    """What train(config) would do, from shapes alone: layers, parameters, memory, files, steps.
+
+    Writes nothing, but for what it learns of the pictures, which goes to the cache.
+    """
     config = config.resolved()
-    pictures, run = find_pictures(*instance(config)), locate(config)
+    pictures, run = instance_pictures(config, picture_cache(config)), locate(config)
     components = shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir)
     unet, tokens = components["unet"], components["text_encoder"].config.max_position_embeddings
     layers = all_layers(inject_all(components, config))
@@ -33,13 +36,13 @@ def plan(config: TrainConfig) -> str:
     if config.train_text_encoder:
         encoders = [p for name in COMPONENTS[1:] for p in components[name].parameters() if not p.requires_grad]
         memory["text encoders"] = sum(p.numel() for p in encoders) * torch.finfo(dtype).bits // 8
-    steps, per_step = steps_of(config, len(pictures), 1), config.train_batch_size * config.gradient_accumulation_steps
+    steps, per_step = steps_of(config, pass_length(config, pictures), 1), config.train_batch_size * config.gradient_accumulation_steps
     return "\n".join(
         [
             json.dumps(to_dict(config), indent=2),
             table(layers),
             f"pictures: {len(pictures)} at {resolution} x {resolution} from {instance(config)[0]}",
-            f"steps: {steps} of {per_step} picture(s) per process, {steps * per_step / len(pictures):.1f} passes",
+            f"steps: {steps} of {per_step} picture(s) per process, {steps * per_step / pass_length(config, pictures):.1f} passes",
             f"memory of a training step, about: {sum(memory.values()) / 2**30:.2f} GiB = "
             + " + ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
             "files: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in files.items()),
@@ -75,7 +78,7 @@ def forecast(unet_config, config: TrainConfig, resolution: int, dtype, tokens: i
             unet = UNet2DConditionModel.from_config(unet_config).train()
             inject(unet, config.adapter)
             own = {p.untyped_storage()._cdata for p in unet.parameters()}
-            n, side, c = config.train_batch_size, resolution // 8, unet.config.cross_attention_dim
+            n, side, c = config.train_batch_size * (1 + config.with_prior_preservation), resolution // 8, unet.config.cross_attention_dim
             width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
             inputs = (torch.empty(n, unet.config.in_channels, side, side), torch.zeros(n, dtype=torch.long), torch.empty(n, tokens, c))
             conditions = dict(text_embeds=torch.empty(n, width), time_ids=torch.empty(n, 6))

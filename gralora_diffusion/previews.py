@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from .config import TrainConfig
-from .data import Picture, open_picture
+from .data import Picture
+from .pictures import open_picture
 from .sampling import draw, embed_prompts, sheet
 from .writing import complete_or_absent
 
@@ -63,14 +64,18 @@ def drawn(run: Path, step: int) -> list[Image.Image]:
     return [open_picture(path) for path in sorted((run / "samples" / f"step-{step:05d}").glob("*.png"))]
 
 
-def save_comparison(run: Path, pictures: list[Picture], step: int, config: TrainConfig) -> None:
+def subject_of(pictures: list[Picture], config: TrainConfig) -> list[Image.Image]:
+    """Some of the training pictures, in small; read when the run begins, since they may be gone when it ends."""
+    return [crop_square(p.open()).resize((config.resolution, config.resolution)) for p in pictures[:6]]
+
+
+def save_comparison(run: Path, subject: list[Image.Image], step: int, config: TrainConfig) -> None:
     """before_after.png: some of the training pictures, then the same prompts and seeds at step 0 and at `step`."""
     before, after = drawn(run, 0)[:6], drawn(run, step)[:6]
     if not before or len(before) != len(after):
         return
     prompts = [p for p in prompts_of(config) for _ in range(config.num_validation_images)]
-    subject = [crop_square(open_picture(p.path)).resize(before[0].size) for p in pictures[: len(before)]]
-    page = sheet({"training pictures": subject, "base": before, "with the adapter": after}, prompts[: len(before)])
+    page = sheet({"training pictures": subject[: len(before)], "base": before, "with the adapter": after}, prompts[: len(before)])
     save_picture(page, run / "before_after.png")
 
 

@@ -108,7 +108,8 @@ def locate(config: TrainConfig) -> Path:
             if (run / "config.json").exists():
                 check_same(run, config, given_only=True)
         else:
-            subject = "robot" if config.instance_data_dir is None else Path(config.instance_data_dir).resolve().name
+            given = config.instance_data_dir or config.dataset_name
+            subject = "robot" if given is None else Path(given).resolve().name
             name = f"{subject}-{config.adapter.method}-r{config.adapter.rank}"
             names = (name if n == 1 else f"{name}-{n}" for n in range(1, 10**6))
             run = next(path for name in names if not (path := Path("runs") / name).exists() or resumable(path, config))

@@ -21,10 +21,11 @@ def sample(
 @torch.no_grad()
 def draw(
     pipeline, wanted: list[tuple[str, int]], num_inference_steps: int = 25, guidance_scale: float = 5.0, batch_size: int = 8,
-    resolution: int | None = None, embeds: dict | None = None,
+    resolution: int | tuple[int, int] | None = None, embeds: dict | None = None,
 ) -> list[Image.Image]:  # fmt: skip
-    """A picture for each (prompt, seed).  embeds: what embed_prompts() gave, for a pipeline whose text encoders have left memory."""
+    """A picture for each (prompt, seed), square or (height, width).  embeds: what embed_prompts() gave, for a pipeline whose text encoders have left memory."""
     resolution, device = resolution or resolution_of(pipeline), pipeline.unet.device
+    height, width = resolution if isinstance(resolution, tuple) else (resolution, resolution)
     scheduler, pipeline.scheduler = pipeline.scheduler, type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     images = []
     try:
@@ -35,7 +36,7 @@ def draw(
             if embeds is not None:
                 given = {name: torch.cat([embeds[prompt][name] for prompt in prompts]).to(device) for name in embeds[prompts[0]]}
             latents = pipeline(
-                **given, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=resolution, width=resolution,
+                **given, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width,
                 generator=[torch.Generator().manual_seed(seed) for _, seed in part], output_type="latent",
             ).images  # fmt: skip
             for latent in latents:  # one by one, in fp32: SDXL's VAE overflows in fp16, and it takes more memory than the UNet

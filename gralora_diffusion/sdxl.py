@@ -135,8 +135,14 @@ def same_base(first: dict, second: dict) -> bool:
 
 
 def encode_prompts(pipeline, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(prompt_embeds [n, tokens, width], pooled_prompt_embeds [n, width of encoder 2]); gradients flow if they are enabled."""
+    """(prompt_embeds [n, tokens, width], pooled_prompt_embeds [n, width of encoder 2]); gradients flow if they are enabled.
+
+    An empty prompt gives what the pipeline guides away from: zeros, where the base was trained with them as SDXL was.
+    """
     embeds, _, pooled, _ = pipeline.encode_prompt(prompt=prompts, device=pipeline.text_encoder.device, do_classifier_free_guidance=False)
+    if not all(prompts) and pipeline.config.force_zeros_for_empty_prompt:
+        words = torch.tensor([bool(prompt) for prompt in prompts], dtype=embeds.dtype, device=embeds.device)
+        return embeds * words[:, None, None], pooled * words[:, None]
     return embeds, pooled
 
 

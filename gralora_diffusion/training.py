@@ -1,7 +1,9 @@
 """One training run: from a TrainConfig to a run folder with config.json, metrics.jsonl, checkpoints, adapter files and samples."""
 
 import dataclasses
+import functools
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +15,8 @@ from tqdm import tqdm
 
 from . import checkpoints
 from .config import ConfigError, TrainConfig, TrainingError, to_dict
-from .data import choose, encode_pictures
+from .cache import Cache
+from .data import pass_length, picture_cache
 from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, write_comfyui, write_diffusers, write_native
 from .hub import push
 from .injection import adapter_parameters, table
@@ -22,11 +25,13 @@ from .jobs import Job, adapter_of, all_layers, positions_of, prepare
 from .loss import add_noise, diffusion_loss, draw, noise_schedule
 from .optimization import EMA, load_optimizer_state, make_optimizer, make_schedule, optimizer_state, parameter_groups, rate_in_use, settle, settled
 from .planning import forecast_run, memory_in_use, what_was_used
-from .previews import Previews, save_comparison
+from .previews import Previews, save_comparison, subject_of
 from .report import write_report
 from .runs import Run, read_status
 from .sdxl import encode_prompts
+from .series import Series, choose, encode_captions, make_series, tell_long_captions
 
+CACHE = "cache"  # of a run with --no-cache_latents, in its folder until it ends
 SKIPS = 25  # fp16's scaler may skip so many steps in a row
 
 
@@ -88,27 +93,30 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
     config, accelerator, pipeline = job.config, job.accelerator, job.pipeline
     pipeline.to(accelerator.device)
     previews = None if config.skip_final_inference else Previews(pipeline, config, job.path, accelerator.process_index, accelerator.num_processes)
-    records = encode_pictures(job.pictures, pipeline.vae, config, config.resolution)
-    encode = prompt_encoder(pipeline, sorted({p.caption for p in job.pictures}), config)
-    pipeline.vae = None
+    subject = subject_of(job.pictures, config) if previews else []
+    tell_long_captions(job.pictures + job.of_class, pipeline)
+    series = make_series(job.pictures, job.of_class, pipeline.vae, config, picture_cache(config) or Cache(job.path / CACHE), accelerator)
+    pipeline.vae, encode = None, functools.partial(encode_prompts, pipeline)
     if not config.train_text_encoder:
-        pipeline.text_encoder = pipeline.text_encoder_2 = None  # they leave memory: what they had to say is in `encode` and `previews`
+        encode = encode_captions(series.captions(), pipeline, series.cache, accelerator)
+        pipeline.text_encoder = pipeline.text_encoder_2 = None  # they leave memory: what they had to say is in the cache and in `previews`
     if previews and job.start == 0:
         previews.draw(0)
-    loss_of = objective(pipeline.unet, pipeline.scheduler, records, encode, config, accelerator, job.dtype)
+    loss_of = objective(pipeline.unet, pipeline.scheduler, series, encode, config, accelerator, job.dtype)
     expected = forecast_run(job, loss_of, previews)
     if run:
         print(f"forecast: {', '.join(f'{name} {amount:,.1f}' for name, amount in expected.items())}", flush=True)
         run.status("running", forecast=expected)
     began = time.monotonic()
-    learn(job, run, loss_of, records, previews, interrupts)
+    learn(job, run, loss_of, series, previews, interrupts)
     if previews:
         previews.draw(job.steps)
     accelerator.wait_for_everyone()
     if run:
+        shutil.rmtree(job.path / CACHE, ignore_errors=True)
         export(job)
         if previews:
-            save_comparison(job.path, job.pictures, job.steps, config)
+            save_comparison(job.path, subject, job.steps, config)
         run.status("running", actual=dict(zip(expected, (time.monotonic() - began, *what_was_used(job)), strict=True)))
         write_report(job.path)
         if config.push_to_hub:
@@ -116,7 +124,7 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
     accelerator.end_training()
 
 
-def learn(job: Job, run: Run | None, loss_of: Callable, records: list, previews: Previews | None, interrupts: Interrupts) -> None:
+def learn(job: Job, run: Run | None, loss_of: Callable, series: Series, previews: Previews | None, interrupts: Interrupts) -> None:
     """All steps that are left: each with its line in metrics.jsonl, with pictures and checkpoints when they are due; at the end the models
     hold what is to be exported, the moving average where there is one.
 
@@ -148,7 +156,7 @@ def learn(job: Job, run: Run | None, loss_of: Callable, records: list, previews:
                 raise Stopped(f"stopped at step {step} of {job.steps}; the same command goes on from {job.path / f'checkpoint-{step}'}")
     except NotFinite as error:
         save(error.step - 1)
-        files = dict.fromkeys(r.path.name for r in choose(records, positions_of(error.step, job), config.seed))
+        files = dict.fromkeys(r.path.name for r in choose(series, positions_of(error.step, job)))
         last = f"{job.path}/checkpoint-{error.step - 1} holds the last good state" if error.step > 1 else "no step was taken before it"
         raise TrainingError(f"{error}, and the step, which learnt {', '.join(files)}, was not applied; {last}: lower --learning_rate") from None
     settle(optimization.optimizer, optimization.ema)
@@ -234,7 +242,7 @@ def run_steps(job: Job, optimization: Optimization, loss_of: Callable, interrupt
         yield line | dict(memory=memory_in_use(accelerator.device)), stopping
 
 
-def objective(unet, scheduler, records, encode: Callable, config: TrainConfig, accelerator, dtype) -> Callable[[int], torch.Tensor]:
+def objective(unet, scheduler, series: Series, encode: Callable, config: TrainConfig, accelerator, dtype) -> Callable[[int], torch.Tensor]:
     """loss_of(index): the loss of batch number `index` of the series, counted over all processes.
 
     Noise schedule, latents and time ids stay fp32; the UNet gets them in `dtype` and computes under autocast.
@@ -245,8 +253,8 @@ def objective(unet, scheduler, records, encode: Callable, config: TrainConfig, a
 
     def loss_of(index: int) -> torch.Tensor:
         positions = range(index * config.train_batch_size, (index + 1) * config.train_batch_size)
-        batch = choose(records, positions, config.seed)
-        posterior, noise, t = draw(batch[0].moments.shape[1:], len(alphas), config.seed, positions, config.noise_offset)
+        batch = choose(series, positions)
+        posterior, noise, t = draw(batch[0].moments.shape[1:], len(alphas), config.seed, [r.position for r in batch], config.noise_offset)
         mean, std = torch.stack([r.moments for r in batch]).unbind(1)
         latents = mean + std * posterior
         noisy = add_noise(latents, noise, t, alphas).to(device, dtype)
@@ -254,7 +262,8 @@ def objective(unet, scheduler, records, encode: Callable, config: TrainConfig, a
             embeds, pooled = (e.to(device) for e in encode([r.caption for r in batch]))
             conditions = dict(text_embeds=pooled, time_ids=torch.stack([r.time_ids for r in batch]).to(device))
             predicted = unet(noisy, t.to(device), embeds, added_cond_kwargs=conditions).sample
-        return diffusion_loss(predicted, *(x.to(device) for x in (latents, noise, t, alphas)), **options)
+        weights = torch.tensor([r.weight for r in batch]) * len(batch) / len(positions)  # the instance's mean plus the weighted mean of the class
+        return diffusion_loss(predicted, *(x.to(device) for x in (latents, noise, t, alphas)), **options, weights=weights.to(device))
 
     return loss_of
 
@@ -275,7 +284,7 @@ def average(parameters: list, loss: torch.Tensor, stopping: bool, accelerator) -
 
 def preview_due(step: int, job: Job) -> bool:
     config = job.config
-    per_epoch = math.ceil(len(job.pictures) / len(positions_of(step, job)))
+    per_epoch = math.ceil(pass_length(config, job.pictures) / len(positions_of(step, job)))
     every = [config.validation_steps, config.validation_epochs and config.validation_epochs * per_epoch]
     return any(n and step % n == 0 for n in every)
 
@@ -302,12 +311,3 @@ def export(job: Job) -> None:
             write_comfyui(job.path / KOHYA, adapter, sgm=False)
     except ValueError as error:
         raise TrainingError(f"the adapter cannot be exported: {error}") from None
-
-
-def prompt_encoder(pipeline, captions: list[str], config: TrainConfig) -> Callable[[list[str]], list[torch.Tensor]]:
-    """captions -> (prompt_embeds, pooled_prompt_embeds); all captions are embedded now, unless the text encoders train."""
-    if config.train_text_encoder:
-        return lambda captions: encode_prompts(pipeline, captions)
-    with torch.no_grad():
-        known = {caption: [e.cpu() for e in encode_prompts(pipeline, [caption])] for caption in captions}
-    return lambda captions: [torch.cat(parts) for parts in zip(*(known[c] for c in captions), strict=True)]

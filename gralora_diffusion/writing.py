@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,7 +189,7 @@ def complete_or_absent(path: str | Path) -> Iterator[Path]:
     """Another name to write under; then synced, given the umask's mode, and renamed to `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")  # threads and other machines may write it too
     try:
         yield part
         os.umask(mask := os.umask(0))

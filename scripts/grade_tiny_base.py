@@ -19,7 +19,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from gralora_diffusion import load_sdxl
 from gralora_diffusion.config import EMBEDDED as DEFAULTS
-from gralora_diffusion.data import to_pixels
+from gralora_diffusion.pictures import to_pixels
 from gralora_diffusion.sampling import sample, sheet
 from gralora_diffusion.sdxl import EMBEDDED
 

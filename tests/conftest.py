@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -17,6 +19,14 @@ def adapted_pipeline(config: AdapterConfig, names=MODELS):
         for name, p in adapter_parameters(model).items():
             p.data.normal_(std=0.1 if name.endswith("_B") else p.data.std().item())
     return pipeline, models
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """Latents and prompt embeddings of all tests, and of the commands that they start."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    return folder / "gralora_diffusion"
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ import torch
 from PIL import Image, ImageOps
 
 from gralora_diffusion.config import ConfigError, TrainConfig
-from gralora_diffusion.data import EXAMPLE, choose, cuts, encode_pictures, find_pictures, open_picture, to_pixels
+from gralora_diffusion.data import EXAMPLE, find_pictures
+from gralora_diffusion.pictures import cuts, open_picture, to_pixels
 from gralora_diffusion.loss import generator
 from gralora_diffusion.sdxl import load_sdxl
 
