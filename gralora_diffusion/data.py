@@ -129,7 +129,7 @@ def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path
     files, folders, bad = [], [], {}
     try:
         if not folder.is_dir():
-            raise ConfigError(f"{folder} is not a folder: {option} must name a folder with pictures")
+            raise ConfigError(f"{shown(folder)} is not a folder: {option} must name a folder with pictures")
         entries = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in IGNORED)
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
