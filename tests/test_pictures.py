@@ -35,7 +35,12 @@ def png_with(*chunks: bytes) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def flipped(name: bytes, offset: int) -> bytes:
@@ -155,7 +160,9 @@ def test_exif_turns_the_picture_upright(orientation):
     assert opened(data).size == ((80, 40) if orientation < 5 else (40, 80))
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0"]
+)
 def test_damaged_exif_does_not_spoil_the_picture(tmp_path, exif):
     Image.fromarray(NOISE).save(tmp_path / "a.jpg", exif=exif)
     assert find_pictures(tmp_path, "x")[0].size == (90, 90)
