@@ -74,7 +74,12 @@ def pass_length(config: TrainConfig, pictures: list[Picture]) -> int:
 
 def picture_cache(config: TrainConfig) -> Cache | None:
     """The cache that runs share, unless --no-cache_latents."""
-    return Cache(config.latent_cache_dir or default_folder()) if config.cache_latents else None
+    if not config.cache_latents:
+        return None
+    try:
+        return Cache(config.latent_cache_dir or default_folder())
+    except RuntimeError:
+        raise ConfigError("there is no home folder to keep latents in: name a folder with --latent_cache_dir, or use --no-cache_latents") from None
 
 
 def find_pictures(

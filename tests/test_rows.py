@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pytest
 from PIL import Image
 
@@ -9,7 +10,6 @@ from gralora_diffusion.cache import Cache
 from gralora_diffusion.config import ConfigError, TrainConfig
 from gralora_diffusion.data import instance_pictures
 
-datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
