@@ -5,8 +5,8 @@ import dataclasses
 import difflib
 import json
 import math
-import re
 import os
+import re
 import sys
 import types
 import typing
@@ -128,9 +128,9 @@ class TrainConfig:
     caption_dropout: float = option(0.0, "share of the instance pictures that train without their caption (0.1 is usual)", least=0, most=1)
     shuffle_captions: bool = option(False, "show comma-separated tags in other orders too: eight a caption, drawn once")
     keep_tokens: int = option(0, "tags at the front that --shuffle_captions leaves in place", least=0)
-    on_bad_image: str = option("stop", "what to do about files that cannot be used: stop with a list of them, or skip them", (), ("stop", "skip"), free=True)
+    on_bad_image: str = option("stop", "stop with a list of the files that cannot be used, or skip them", (), ("stop", "skip"), free=True)
     dataloader_num_workers: int = option(0, "threads that read and cut pictures for the cache", least=0, most=256, free=True)
-    cache_latents: bool = option(True, "keep latents and prompt embeddings for later runs; without it they last as long as the run, in its folder", free=True)
+    cache_latents: bool = option(True, "keep latents and prompt embeddings for later runs, not only for this one in its folder", free=True)
     latent_cache_dir: str | None = option(None, "where they are kept; by default gralora_diffusion in $XDG_CACHE_HOME or ~/.cache", free=True)
     with_prior_preservation: bool = option(False, "learn pictures of the class too, so that it stays as it was (DreamBooth)")
     class_data_dir: str | None = option(None, "folder with pictures of the class; those missing are drawn by the base and kept there")

@@ -38,6 +38,6 @@ def similarities(generated: torch.Tensor, references: torch.Tensor) -> torch.Ten
 
 
 def pictures_in(folder: Path) -> list[Image.Image]:
-    from .data import find_pictures
+    from .folders import find_pictures
 
     return [p.open() for p in find_pictures(folder, "")]

@@ -14,8 +14,9 @@ from accelerate import Accelerator, DistributedType
 
 from . import checkpoints
 from .config import ConfigError, TrainConfig, one_of
-from .data import Picture, instance, instance_pictures, pass_length, picture_cache
+from .data import instance, instance_pictures, pass_length, picture_cache
 from .exchange import Adapter
+from .folders import Picture
 from .hub import check_hub
 from .injection import adapters, inject, unmatched_patterns
 from .names import canonical

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from .config import TrainConfig
-from .data import Picture
+from .folders import Picture
 from .pictures import open_picture
 from .sampling import draw, embed_prompts, sheet
 from .writing import complete_or_absent

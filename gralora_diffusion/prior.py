@@ -8,7 +8,7 @@ import torch
 
 from .cache import Cache, key_of
 from .config import ConfigError, TrainConfig, say
-from .data import Picture, find_pictures
+from .folders import Picture, find_pictures
 from .loss import generator
 from .pictures import bucket_of
 from .sampling import draw

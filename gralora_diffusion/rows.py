@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .cache import Cache
 from .config import ConfigError, TrainConfig, say
-from .data import Picture, check, known, plain, refuse, tell
+from .folders import Picture, check, known, plain, refuse, tell
 from .pictures import MAX_BYTES
 
 

@@ -23,7 +23,10 @@ def draw(
     pipeline, wanted: list[tuple[str, int]], num_inference_steps: int = 25, guidance_scale: float = 5.0, batch_size: int = 8,
     resolution: int | tuple[int, int] | None = None, embeds: dict | None = None,
 ) -> list[Image.Image]:  # fmt: skip
-    """A picture for each (prompt, seed), square or (height, width).  embeds: what embed_prompts() gave, for a pipeline whose text encoders have left memory."""
+    """A picture for each (prompt, seed).  resolution: a side, or (height, width).
+
+    embeds: what embed_prompts() gave, for a pipeline whose text encoders have left memory.
+    """
     resolution, device = resolution or resolution_of(pipeline), pipeline.unet.device
     height, width = resolution if isinstance(resolution, tuple) else (resolution, resolution)
     scheduler, pipeline.scheduler = pipeline.scheduler, type(pipeline.scheduler).from_config(pipeline.scheduler.config)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .cache import Cache, key_of, weights_hash
 from .captions import cut_tokens, orders
 from .config import ConfigError, TrainConfig, say
-from .data import Picture, ahead, shown
+from .folders import Picture, ahead, shown
 from .loss import generator
 from .pictures import CROPS, bucket_of, cuts
 from .sdxl import encode_images, encode_prompts

@@ -14,8 +14,8 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from . import checkpoints
-from .config import ConfigError, TrainConfig, TrainingError, to_dict
 from .cache import Cache
+from .config import ConfigError, TrainConfig, TrainingError, to_dict
 from .data import pass_length, picture_cache
 from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, write_comfyui, write_diffusers, write_native
 from .hub import push

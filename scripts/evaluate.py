@@ -29,8 +29,8 @@ def main():
         parser.error("give --run, or --reference with --generated")
     from PIL import ImageOps
 
+    from gralora_diffusion.data import instance
     from gralora_diffusion.evaluation import imagenet_encoder, pictures_in, similarities
-    from gralora_diffusion.jobs import instance
 
     try:
         if args.run:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from gralora_diffusion.cache import Cache
 from gralora_diffusion.config import ConfigError, TrainConfig
-from gralora_diffusion.data import EXAMPLE, find_pictures, instance_pictures, pass_length
+from gralora_diffusion.data import EXAMPLE, instance_pictures, pass_length
+from gralora_diffusion.folders import find_pictures
 
 
 def picture(path, size=(80, 64), colour=(200, 30, 30), mode="RGB", **options):
@@ -148,11 +149,11 @@ def test_bad_files_can_be_skipped_and_are_counted(tmp_path, capsys):
 
 def test_the_cache_knows_pictures_by_their_bytes(tmp_path, monkeypatch):
     """What was decoded once is not decoded again, whatever its name; other bytes are."""
-    import gralora_diffusion.data as data
+    import gralora_diffusion.folders as folders
 
     decoded = []
-    real = data.decode
-    monkeypatch.setattr(data, "decode", lambda file: decoded.append(1) or real(file))
+    real = folders.decode
+    monkeypatch.setattr(folders, "decode", lambda file: decoded.append(1) or real(file))
     cache, folder = Cache(tmp_path / "cache"), tmp_path / "pictures"
     folder.mkdir()
     picture(folder / "a.png", size=(96, 64))

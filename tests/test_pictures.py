@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 
 from gralora_diffusion.config import ConfigError
-from gralora_diffusion.data import find_pictures
+from gralora_diffusion.folders import find_pictures
 from gralora_diffusion.pictures import bucket_of, buckets, cuts, open_picture, to_pixels
 
 NOISE = numpy.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=numpy.uint8)

@@ -21,7 +21,8 @@ from gralora_diffusion import AdapterConfig, TrainConfig, load_sdxl, training
 from gralora_diffusion.cache import Cache
 from gralora_diffusion.captions import ORDERS, orders
 from gralora_diffusion.config import ConfigError, TrainingError
-from gralora_diffusion.data import EXAMPLE, find_pictures
+from gralora_diffusion.data import EXAMPLE
+from gralora_diffusion.folders import find_pictures
 from gralora_diffusion.pictures import bucket_of, cuts, to_pixels
 from gralora_diffusion.prior import class_pictures
 from gralora_diffusion.sampling import sample

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig, load_adapter, load_sdxl, training
 from gralora_diffusion.config import ConfigError, TrainingError, from_dict
-from gralora_diffusion.data import open_picture
 from gralora_diffusion.injection import adapters
 from gralora_diffusion.jobs import PLACES
+from gralora_diffusion.pictures import open_picture
 from gralora_diffusion.planning import forecast, plan
 from gralora_diffusion.sdxl import SDXL_UNET
 from gralora_diffusion.training import train
