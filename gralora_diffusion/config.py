@@ -77,7 +77,7 @@ class AdapterConfig:
     targets: str = option("attention", "attention, attention+ff, all-linear, or a regular expression on module paths")
     rank_pattern: dict = option({}, 'other ranks for some layers, as JSON: {"regular expression": rank}')
     k_pattern: dict = option({}, 'other k for some layers, as JSON: {"regular expression": k}')
-    tlora: bool = option(False, "T-LoRA: fewer ranks of the UNet's adapters take part where there is more noise")
+    tlora: bool = option(False, "T-LoRA: where there is more noise, fewer ranks of the UNet's adapters act (in other programs all act)")
     tlora_min_rank: int | None = option(None, "T-LoRA's rank at the noisiest timestep; by default half of the rank", least=1)
 
     def __post_init__(self):

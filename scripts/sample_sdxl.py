@@ -47,9 +47,10 @@ def main():
         pipeline = load_sdxl(args.pretrained_model_name_or_path, dtype=torch.float16 if device == "cuda" else torch.float32).to(device)
         rows = {"base": sample(pipeline, prompts, **drawing)} if args.compare or not args.adapter else {}
         if args.adapter:
-            load_adapter(pipeline, args.adapter, args.strength)
-            merge(pipeline.unet)
-            remove(pipeline.unet)  # the merged weights stay, at no cost
+            facts = load_adapter(pipeline, args.adapter, args.strength)
+            if not facts["config"]["tlora"]:  # its ranks act by the timestep
+                merge(pipeline.unet)
+                remove(pipeline.unet)  # the merged weights stay, at no cost
             rows[f"strength {args.strength:g}"] = sample(pipeline, prompts, **drawing)
     except ConfigError as error:
         fail(str(error))
