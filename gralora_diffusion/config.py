@@ -16,6 +16,7 @@ from pathlib import Path
 METHODS = ("gralora", "lora")
 OPTIMIZERS = ("AdamW", "Prodigy", "Adafactor", "AdamWScheduleFree")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "piecewise_constant")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def option(default, help: str, flags: tuple = (), choices: tuple | None = None, least=None, above=None, most=None, free=False):
@@ -152,9 +153,7 @@ class TrainConfig:
     noise_offset: float = option(
         0.0, "noise of this strength that is the same at all places of a channel: darker and brighter pictures", least=0, most=1
     )
-    prediction_type: str | None = option(
-        None, "what the UNet is to predict; by default what the base does", (), ("epsilon", "v_prediction", "sample")
-    )
+    prediction_type: str | None = option(None, "what the UNet is to predict; by default what the base does", (), PREDICTIONS)
     rescale_betas_zero_snr: bool = option(False, "a noise schedule that ends in pure noise (meant for v_prediction)")
     loss_type: str = option("l2", "squared error, pseudo-Huber, or pseudo-Huber divided by its c", (), ("l2", "huber", "smooth_l1"))
     huber_c: float = option(0.1, "where the Huber loss goes from squared to absolute error", above=0, most=1)

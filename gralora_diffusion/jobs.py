@@ -178,7 +178,9 @@ def positions_of(step: int, job: Job) -> range:
 
 def adapter_of(job: Job) -> Adapter:
     seen = dict(instance_prompt=job.config.instance_prompt, validation_prompt=job.config.validation_prompt)
-    return Adapter.from_models(job.models, job.config.pretrained_model_name_or_path or "embedded tiny base", seen)
+    adapter = Adapter.from_models(job.models, job.config.pretrained_model_name_or_path or "embedded tiny base", seen)
+    adapter.facts["objective"] = {name: getattr(job.config, name) for name in ("prediction_type", "rescale_betas_zero_snr")}
+    return adapter
 
 
 def trackers_of(config: TrainConfig) -> list[str] | None:
