@@ -105,7 +105,10 @@ class LoRALinear(nn.Linear):
         return up @ down
 
     def merge(self) -> None:
-        """Bake strength * delta of all that is enabled into the weight: no cost at inference; unmerge() gives the old weight back."""
+        """Bake strength * delta of all that is enabled into the weight: no cost at inference; unmerge() gives the old weight back.
+
+        T-LoRA's ranks all act then, at every timestep.
+        """
         if self.unmerged_weight is None:
             self.unmerged_weight, self.merged_state = self.weight.data, self.state
             wide = torch.promote_types(self.weight.dtype, torch.float32)

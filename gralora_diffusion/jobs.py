@@ -59,7 +59,7 @@ def prepare(config: TrainConfig) -> Job:
             f"accelerate is set to {accelerator.distributed_type.value}, which shards a model; here each GPU holds the whole frozen base and only "
             "the adapters' gradients travel: run `accelerate config` and choose plain multi-GPU"
         )
-    check_optimizer(config, accelerator.device)
+    check_optimizer(config, accelerator.device, steps_of(config, len(pictures), accelerator.num_processes))
     base = dict(path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype)
     pipeline = load_sdxl(**base, revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
     models = inject_all(pipeline.components, config)

