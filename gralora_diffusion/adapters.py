@@ -3,6 +3,7 @@
     forward(x) == F.linear(x, weight + strength * delta(), bias),    delta() == up @ down,    (down, up) = low_rank()
 
 More adapters may stand `beside` the one that adopted the weight, each with a name, a strength and a switch of its own.
+While `active` is set (T-LoRA, arXiv 2507.05964) only a part of the ranks acts, by the sample's timestep; low_rank() is of all ranks.
 
 M is out_features, N is in_features, T the number of tokens, r the rank, k GraLoRA's blocks per side.
 """
@@ -22,6 +23,7 @@ class LoRALinear(nn.Linear):
 
     k = 1
     hybrid_rank = 0
+    active = None  # T-LoRA: {ranks of a part: which of them act, bool [samples or 1, ranks]}, see active_ranks()
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, rank: int, alpha: float | None = None, dropout: float = 0.0, rslora: bool = False) -> "LoRALinear":
@@ -81,8 +83,17 @@ class LoRALinear(nn.Linear):
         return self.adapter(x) * (self.scale * self.strength)
 
     def adapter(self, x: torch.Tensor) -> torch.Tensor:
-        """The adapter's own path before its scale: x [..., N] -> [..., M]"""
-        return F.linear(F.linear(x, self.lora_A), self.lora_B)
+        """The adapter's own path before its scale: x [..., N] -> [..., M]; [samples, ..., N] where `active` is set"""
+        h = F.linear(x, self.lora_A)
+        if self.active is not None:
+            mask = self.active[h.shape[-1]]
+            h = h * mask.view(len(mask), *[1] * (h.ndim - 2), -1)
+        return F.linear(h, self.lora_B)
+
+    @property
+    def part_ranks(self) -> tuple[int, ...]:
+        """How many ranks each part has that T-LoRA masks alike: a group of GraLoRA's r/k, and the plain LoRA."""
+        return (self.lora_A.shape[0],)
 
     def low_rank(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(down [R, N], up [M, R]): the plain LoRA that this layer is, with the scale folded into `up`, strength not included."""
@@ -94,7 +105,10 @@ class LoRALinear(nn.Linear):
         return up @ down
 
     def merge(self) -> None:
-        """Bake strength * delta of all that is enabled into the weight: no cost at inference; unmerge() gives the old weight back."""
+        """Bake strength * delta of all that is enabled into the weight: no cost at inference; unmerge() gives the old weight back.
+
+        T-LoRA's ranks all act then, at every timestep.
+        """
         if self.unmerged_weight is None:
             self.unmerged_weight, self.merged_state = self.weight.data, self.state
             wide = torch.promote_types(self.weight.dtype, torch.float32)
@@ -174,14 +188,27 @@ class GraLoRALinear(LoRALinear):
     def adapter(self, x: torch.Tensor) -> torch.Tensor:
         k, r = self.k, self.gralora_A.shape[2]
         slices = x.reshape(-1, k, self.in_features // k).transpose(0, 1)  # [k(n), T, N/k]
-        h = torch.bmm(slices, self.gralora_A)  # [k(n), T, r]
-        h = h.view(k, -1, k, r // k).transpose(0, 2).reshape(k, -1, r)  # groups swap: [k(j), T, k(n) * r/k]
+        h = torch.bmm(slices, self.gralora_A).view(k, -1, k, r // k)  # [k(n), T, k(j), r/k]
+        if self.active is not None:
+            mask = self.active[r // k]
+            h = h * mask.repeat_interleave(h.shape[1] // len(mask), 0)[:, None]  # [T, 1, r/k]
+        h = h.transpose(0, 2).reshape(k, -1, r)  # groups swap: [k(j), T, k(n) * r/k]
         out = torch.bmm(h, self.gralora_B).transpose(0, 1).reshape(*x.shape[:-1], self.out_features)  # [k(j), T, M/k] -> [..., M]
         return out + super().adapter(x) if self.hybrid_rank else out
 
     @property
+    def part_ranks(self) -> tuple[int, ...]:
+        return (self.gralora_A.shape[2] // self.k, *((self.hybrid_rank,) if self.hybrid_rank else ()))
+
+    @property
     def parameter_dtype(self) -> torch.dtype:
         return self.gralora_A.dtype
+
+
+def active_ranks(timesteps: torch.Tensor, ranks: int, least: int, num_train_timesteps: int = 1000) -> torch.Tensor:
+    """Which ranks act at these timesteps: bool [samples, ranks], the first r(t) = floor((r - r_min)(T - t) / T) + r_min (arXiv 2507.05964, eq. 3)."""
+    left = (num_train_timesteps - timesteps.long().view(-1, 1)).clamp(min=0)
+    return torch.arange(ranks, device=timesteps.device) < (ranks - least) * left // num_train_timesteps + least
 
 
 def scale_of(rank: int, alpha: float | None, rslora: bool) -> float:

@@ -18,6 +18,7 @@ METHODS = ("gralora", "lora")
 OPTIMIZERS = ("AdamW", "Prodigy", "Adafactor", "AdamWScheduleFree")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "piecewise_constant")
 INTERPOLATIONS = ("nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def option(default, help: str, flags: tuple = (), choices: tuple | None = None, least=None, above=None, most=None, free=False):
@@ -79,7 +80,7 @@ class AdapterConfig:
     targets: str = option("attention", "attention, attention+ff, all-linear, or a regular expression on module paths")
     rank_pattern: dict = option({}, 'other ranks for some layers, as JSON: {"regular expression": rank}')
     k_pattern: dict = option({}, 'other k for some layers, as JSON: {"regular expression": k}')
-    tlora: bool = option(False, "T-LoRA: fewer ranks of the UNet's adapters take part where there is more noise")
+    tlora: bool = option(False, "T-LoRA: where there is more noise, fewer ranks of the UNet's adapters act (in other programs all act)")
     tlora_min_rank: int | None = option(None, "T-LoRA's rank at the noisiest timestep; by default half of the rank", least=1)
 
     def __post_init__(self):
@@ -181,9 +182,7 @@ class TrainConfig:
     noise_offset: float = option(
         0.0, "noise of this strength that is the same at all places of a channel: darker and brighter pictures", least=0, most=1
     )
-    prediction_type: str | None = option(
-        None, "what the UNet is to predict; by default what the base does", (), ("epsilon", "v_prediction", "sample")
-    )
+    prediction_type: str | None = option(None, "what the UNet is to predict; by default what the base does", (), PREDICTIONS)
     rescale_betas_zero_snr: bool = option(False, "a noise schedule that ends in pure noise (meant for v_prediction)")
     loss_type: str = option("l2", "squared error, pseudo-Huber, or pseudo-Huber divided by its c", (), ("l2", "huber", "smooth_l1"))
     huber_c: float = option(0.1, "where the Huber loss goes from squared to absolute error", above=0, most=1)

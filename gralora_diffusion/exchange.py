@@ -11,7 +11,7 @@ from torch import nn
 
 from . import __version__
 from .adapters import low_rank, scale_of, truncate
-from .config import AdapterConfig, ConfigError
+from .config import PREDICTIONS, AdapterConfig, ConfigError
 from .injection import TARGETS, adapters
 from .names import canonical, known
 from .sdxl import fingerprint
@@ -25,7 +25,7 @@ class Adapter:
     """What an adapter file holds, whatever its format, without a model.
 
     layers: {component: {module path: factors}} with diffusers' paths; factors: gralora_A [k, N/k, r], gralora_B [k, r, M/k],
-    lora_A [r, N], lora_B [M, r]; facts: base, prompts, layers_per_block and resolution, as far as the file tells them.
+    lora_A [r, N], lora_B [M, r]; facts: base, prompts, objective, layers_per_block and resolution, as far as the file tells them.
     """
 
     config: AdapterConfig
@@ -149,8 +149,11 @@ def checked(adapter: Adapter, path) -> Adapter:
     """Raises ConfigError unless every layer is whole and of SDXL's UNet, and of the sizes that the config names."""
     config, facts = adapter.config, adapter.facts
     number, resolution = facts.get("layers_per_block", 2), facts.get("resolution", 1024)
-    if not isinstance(facts.get("base", {}), dict) or number not in (1, 2, 3, 4) or type(resolution) is not int:
-        raise ConfigError(f"{path}: its header cannot be read: base, layers_per_block or resolution is not what it must be; the file is damaged")
+    objective = facts.get("objective", {})
+    fit = isinstance(facts.get("base", {}), dict) and number in (1, 2, 3, 4) and type(resolution) is int
+    fit &= objective in [{}, *({"prediction_type": p, "rescale_betas_zero_snr": z} for p in PREDICTIONS for z in (False, True))]
+    if not fit:
+        raise ConfigError(f"{path}: its header cannot be read: base, layers_per_block, resolution or objective is wrong; the file is damaged")
     ranks, ks = {config.rank, *config.rank_pattern.values()}, {config.k, *config.k_pattern.values()}
     for component, module_path, factors in adapter.items():
         where = f"{path}: {component}.{module_path}"

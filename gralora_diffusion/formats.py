@@ -10,7 +10,7 @@ from torch import nn
 from .adapters import LoRALinear
 from .config import AdapterConfig, ConfigError, to_dict
 from .exchange import Adapter, sizes
-from .injection import adapted, adapters, put
+from .injection import adapted, adapters, follow_timesteps, put
 from .reading import DIFFUSERS, NATIVE, read_adapter
 from .sdxl import fingerprint, same_base, shapes
 from .writing import COMFYUI, KOHYA, file_sizes, write_comfyui, write_diffusers, write_native, write_peft, write_safetensors
@@ -56,6 +56,9 @@ def load_adapter(pipeline, path: str | Path, strength: float = 1.0, name: str | 
         layer.name, layer.strength = name, float(strength)
         put(model, own_path, layer.requires_grad_(False))
         model.adapter_configs = getattr(model, "adapter_configs", {}) | {name: adapter.config}
+    for component in adapter.layers:
+        model = pipeline.components[component]
+        follow_timesteps(model, name, adapter.config, [layer for there, _, layer in layers if there is model])
     return adapter.facts | dict(config=to_dict(adapter.config), name=name)
 
 

@@ -1,10 +1,13 @@
 """Which layers of a model are adapted: put adapters in, walk over them, scale, switch off, merge, take out."""
 
+import functools
+import inspect
 import re
 
+import torch
 from torch import nn
 
-from .adapters import GraLoRALinear, LoRALinear
+from .adapters import GraLoRALinear, LoRALinear, active_ranks
 from .config import AdapterConfig
 
 ATTENTION = r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$|\.self_attn\.(q_proj|k_proj|v_proj|out_proj)$"  # diffusers | CLIP
@@ -44,7 +47,32 @@ def inject(model: nn.Module, config: AdapterConfig) -> dict[str, LoRALinear]:
             parameter.requires_grad_(True)
         replace(model, path, layer)
     model.adapter_configs = {"default": config}
+    follow_timesteps(model, "default", config, list(layers.values()))
     return layers
+
+
+def follow_timesteps(model: nn.Module, name: str, config: AdapterConfig, layers: list[LoRALinear]) -> None:
+    """With T-LoRA, in training and in sampling: before each forward(sample, timestep, ...) of the model, set which ranks of its adapter act.
+
+    A model that is given no timestep, such as a text encoder, keeps all ranks.
+    """
+    if config.tlora and "timestep" in inspect.signature(model.forward).parameters:
+        handle = model.register_forward_pre_hook(functools.partial(set_active_ranks, config, layers), with_kwargs=True)
+        model.timestep_hooks = getattr(model, "timestep_hooks", {}) | {name: handle}
+
+
+def set_active_ranks(config: AdapterConfig, layers: list[LoRALinear], model: nn.Module, args: tuple, kwargs: dict) -> None:
+    """tlora_min_rank is of the whole rank: each part of a layer, a group of r/k or the plain LoRA, keeps its share of it, rounded up."""
+    device = next(layers[0].parameters()).device
+    timesteps = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1], device=device)
+    masks = {}  # the same for all parts of one size
+    for layer in layers:
+        smallest = config.tlora_min_rank or (layer.rank + 1) // 2
+        least = {ranks: min(ranks, -(-smallest * ranks // layer.rank)) for ranks in layer.part_ranks}
+        for part in least.items():
+            if part not in masks:
+                masks[part] = active_ranks(timesteps, *part)
+        layer.active = {ranks: masks[ranks, few] for ranks, few in least.items()}
 
 
 def adapted(linear: nn.Linear, config: AdapterConfig, rank: int, k: int | None) -> LoRALinear:
@@ -150,6 +178,8 @@ def remove(model, name: str | None = None) -> None:
                 replace(part, path, without(top, name))
         configs = getattr(part, "adapter_configs", {})
         part.adapter_configs = {n: c for n, c in configs.items() if name not in (None, n)}
+        for hooked in [n for n in getattr(part, "timestep_hooks", {}) if name in (None, n)]:
+            part.timestep_hooks.pop(hooked).remove()
 
 
 def without(top: LoRALinear, name: str) -> nn.Linear:

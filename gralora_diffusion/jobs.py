@@ -62,7 +62,7 @@ def prepare(config: TrainConfig) -> Job:
             f"accelerate is set to {accelerator.distributed_type.value}, which shards a model; here each GPU holds the whole frozen base and only "
             "the adapters' gradients travel: run `accelerate config` and choose plain multi-GPU"
         )
-    check_optimizer(config, accelerator.device)
+    check_optimizer(config, accelerator.device, steps_of(config, len(pictures), accelerator.num_processes))
     base = dict(path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype)
     base |= dict(revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
     of_class = class_pictures(config, pictures, base, accelerator, picture_cache(config))
@@ -176,7 +176,9 @@ def positions_of(step: int, job: Job) -> range:
 
 def adapter_of(job: Job) -> Adapter:
     seen = dict(instance_prompt=job.config.instance_prompt, validation_prompt=job.config.validation_prompt)
-    return Adapter.from_models(job.models, job.config.pretrained_model_name_or_path or "embedded tiny base", seen)
+    adapter = Adapter.from_models(job.models, job.config.pretrained_model_name_or_path or "embedded tiny base", seen)
+    adapter.facts["objective"] = {name: getattr(job.config, name) for name in ("prediction_type", "rescale_betas_zero_snr")}
+    return adapter
 
 
 def trackers_of(config: TrainConfig) -> list[str] | None:

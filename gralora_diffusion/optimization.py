@@ -15,8 +15,9 @@ from .injection import adapter_parameters
 PACKAGES = {"Prodigy": ("prodigyopt", "prodigy"), "AdamWScheduleFree": ("schedulefree", "schedulefree"), "8-bit AdamW": ("bitsandbytes", "8bit")}
 
 
-def check_optimizer(config: TrainConfig, device: torch.device) -> None:
-    """Raises ConfigError where the optimizer's package is not there, or does not run on this device."""
+def check_optimizer(config: TrainConfig, device: torch.device, steps: int) -> None:
+    """Raises ConfigError where the optimizer's package is not there or does not run on this device, or the schedule does not fit the steps."""
+    make_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate), config, steps)
     name = "8-bit AdamW" if config.use_8bit_adam else config.optimizer
     package, extra = PACKAGES.get(name, (None, None))
     if package and importlib.util.find_spec(package) is None:
@@ -27,7 +28,8 @@ def check_optimizer(config: TrainConfig, device: torch.device) -> None:
         try:
             make_optimizer([dict(params=[trial])], config).step()
         except Exception as error:  # whatever a driver or a missing kernel raises
-            raise ConfigError(f"{name} does not run on {device} here, drop --use_8bit_adam: {str(error).strip().splitlines()[0]}") from None
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"{name} does not run on {device} here, drop --use_8bit_adam: {why}") from None
 
 
 def learning_rates(config: TrainConfig, processes: int = 1) -> dict[str, float]:
@@ -67,7 +69,10 @@ def make_optimizer(groups: list[dict], config: TrainConfig) -> torch.optim.Optim
         return AdamW8bit(groups, **adam)
     if config.optimizer == "AdamW":
         device = groups[0]["params"][0].device
-        return torch.optim.AdamW(groups, **adam, fused=device.type in ("cpu", "cuda", "mps", "xpu"))
+        fused = (
+            device.type in ("cpu", "cuda", "mps", "xpu") and config.mixed_precision != "fp16"
+        )  # fused, it hides the steps that fp16's scaler skips
+        return torch.optim.AdamW(groups, **adam, fused=fused)
     if config.optimizer == "Adafactor":  # arXiv 1804.04235, with the rates that are asked for in place of its own
         from transformers.optimization import Adafactor
 
@@ -83,6 +88,12 @@ def make_optimizer(groups: list[dict], config: TrainConfig) -> torch.optim.Optim
     names = ("beta3", "decouple", "use_bias_correction", "safeguard_warmup")
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # it prints
         return Prodigy(groups, **adam, **{name: getattr(config, f"prodigy_{name}") for name in names})
+
+
+def bytes_per_parameter(config: TrainConfig) -> int:
+    """What one trainable number takes in training: itself, its gradient, the optimizer's state, and its moving average."""
+    state = {"AdamW": 2 if config.use_8bit_adam else 8, "Prodigy": 14, "Adafactor": 0, "AdamWScheduleFree": 8}[config.optimizer]
+    return 8 + state + (4 if config.ema_decay else 0)  # Prodigy's fourth tensor is empty for every B, which begins as zero
 
 
 def make_schedule(optimizer, config: TrainConfig, steps: int):

@@ -12,6 +12,7 @@ from .data import instance, instance_pictures, pass_length, picture_cache
 from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, file_sizes
 from .injection import inject, table
 from .jobs import Job, all_layers, inject_all, precision, steps_of
+from .optimization import bytes_per_parameter
 from .runs import locate
 from .sdxl import COMPONENTS, shapes
 
@@ -32,7 +33,7 @@ def plan(config: TrainConfig) -> str:
     native, exported = file_sizes(layers)
     files = {NATIVE: native, DIFFUSERS: exported if dtype == torch.float32 else exported // 2, COMFYUI: exported // 2}
     files |= {KOHYA: exported // 2} if config.output_kohya_format else {}
-    memory["adapters"] = 4 * native  # fp32: the parameters, their gradients, and AdamW's two moments
+    memory["adapters"] = bytes_per_parameter(config) * native // 4  # the file holds fp32
     if config.train_text_encoder:
         encoders = [p for name in COMPONENTS[1:] for p in components[name].parameters() if not p.requires_grad]
         memory["text encoders"] = sum(p.numel() for p in encoders) * torch.finfo(dtype).bits // 8
@@ -100,7 +101,7 @@ def forecast(unet_config, config: TrainConfig, resolution: int, dtype, tokens: i
             weights = sum(p.numel() * p.element_size() for p in unet.parameters() if not p.requires_grad)
     finally:
         torch.set_default_dtype(default)
-    return dict(weights=weights, adapters=16 * trainable, activations=activations)
+    return dict(weights=weights, adapters=bytes_per_parameter(config) * trainable, activations=activations)
 
 
 def forecast_run(job: Job, loss_of, previews) -> dict[str, float]:
@@ -114,7 +115,8 @@ def forecast_run(job: Job, loss_of, previews) -> dict[str, float]:
     for parameter in parameters:
         parameter.grad = None
     size = sum(p.numel() * p.element_size() for p in parameters)
-    memory = max(peak_memory(job.accelerator.device), memory_in_use(job.accelerator.device) + 2 * size)  # AdamW's moments are to come
+    optimizer = (bytes_per_parameter(config) - 8) * size // 4  # its state is to come
+    memory = max(peak_memory(job.accelerator.device), memory_in_use(job.accelerator.device) + optimizer)
     every = [n for n in (config.validation_steps,) if n]
     pictures = (1 + sum(steps // n for n in every)) if previews else 0
     saves = len({*range(job.start // config.checkpointing_steps, job.steps // config.checkpointing_steps), -1}) if steps else 0

@@ -10,7 +10,7 @@ from PIL import Image
 from .config import TrainConfig
 from .folders import Picture
 from .pictures import open_picture
-from .sampling import draw, embed_prompts, sheet
+from .sampling import as_trained, draw, embed_prompts, sheet
 from .writing import complete_or_absent
 
 
@@ -40,6 +40,7 @@ class Previews:
             images = draw(
                 pipeline, [(prompt, config.seed + n) for _, prompt, n in self.mine], config.num_inference_steps, config.guidance_scale,
                 config.train_batch_size, config.resolution, self.embeds,
+                as_trained(pipeline.scheduler, config.prediction_type, config.rescale_betas_zero_snr) if step else None,
             )  # fmt: skip
             for (i, _, _), image in zip(self.mine, images, strict=True):
                 if all(low == high for low, high in image.getextrema()):

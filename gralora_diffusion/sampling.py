@@ -8,20 +8,20 @@ from .sdxl import resolution_of
 
 def sample(
     pipeline, prompts: list[str], seed: int = 0, num_images: int = 1, num_inference_steps: int = 25, guidance_scale: float = 5.0,
-    batch_size: int = 8, resolution: int | None = None,
+    batch_size: int = 8, resolution: int | None = None, scheduler=None,
 ) -> list[Image.Image]:  # fmt: skip
     """num_images pictures for each prompt, prompt by prompt; picture n of a prompt starts from the noise of seed + n.
 
-    The pipeline's own scheduler draws them, a copy of it, so that nothing is left behind.
+    The pipeline's own scheduler draws them, or the one given; a copy of it, so that nothing is left behind.
     """
     wanted = [(prompt, seed + n) for prompt in prompts for n in range(num_images)]
-    return draw(pipeline, wanted, num_inference_steps, guidance_scale, batch_size, resolution)
+    return draw(pipeline, wanted, num_inference_steps, guidance_scale, batch_size, resolution, scheduler=scheduler)
 
 
 @torch.no_grad()
 def draw(
     pipeline, wanted: list[tuple[str, int]], num_inference_steps: int = 25, guidance_scale: float = 5.0, batch_size: int = 8,
-    resolution: int | tuple[int, int] | None = None, embeds: dict | None = None,
+    resolution: int | tuple[int, int] | None = None, embeds: dict | None = None, scheduler=None,
 ) -> list[Image.Image]:  # fmt: skip
     """A picture for each (prompt, seed).  resolution: a side, or (height, width).
 
@@ -29,7 +29,8 @@ def draw(
     """
     resolution, device = resolution or resolution_of(pipeline), pipeline.unet.device
     height, width = resolution if isinstance(resolution, tuple) else (resolution, resolution)
-    scheduler, pipeline.scheduler = pipeline.scheduler, type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+    own, scheduler = pipeline.scheduler, scheduler or pipeline.scheduler
+    pipeline.scheduler = type(scheduler).from_config(scheduler.config)
     images = []
     try:
         for start in range(0, len(wanted), batch_size):
@@ -46,8 +47,24 @@ def draw(
                 pixels = pipeline.vae.decode(latent[None].to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor).sample
                 images += pipeline.image_processor.postprocess(pixels, output_type="pil")
     finally:
-        pipeline.scheduler = scheduler
+        pipeline.scheduler = own
     return images
+
+
+def as_trained(scheduler, prediction_type: str | None = None, rescale_betas_zero_snr: bool = False):
+    """The scheduler that draws what was trained with this objective: the base's own, or a changed copy where the objective is another.
+
+    With zero terminal SNR sampling begins at the last timestep (arXiv 2305.08891, section 3.3).
+    """
+    from diffusers import EulerDiscreteScheduler
+
+    changes = {}
+    if prediction_type not in (None, scheduler.config.prediction_type):
+        changes["prediction_type"] = prediction_type
+    if rescale_betas_zero_snr and not scheduler.config.get("rescale_betas_zero_snr"):
+        changes |= dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    kind = type(scheduler) if set(changes) <= set(scheduler.config) else EulerDiscreteScheduler
+    return kind.from_config(scheduler.config, **changes) if changes else scheduler
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ def main():
 
     from gralora_diffusion import load_adapter, load_sdxl
     from gralora_diffusion.injection import merge, remove
-    from gralora_diffusion.sampling import sample, sheet
+    from gralora_diffusion.sampling import as_trained, sample, sheet
 
     prompts = [p.strip() for p in args.prompt.split("|")]
     drawing = dict(seed=args.seed, num_images=args.num_images, num_inference_steps=args.num_inference_steps)
@@ -47,10 +47,12 @@ def main():
         pipeline = load_sdxl(args.pretrained_model_name_or_path, dtype=torch.float16 if device == "cuda" else torch.float32).to(device)
         rows = {"base": sample(pipeline, prompts, **drawing)} if args.compare or not args.adapter else {}
         if args.adapter:
-            load_adapter(pipeline, args.adapter, args.strength)
-            merge(pipeline.unet)
-            remove(pipeline.unet)  # the merged weights stay, at no cost
-            rows[f"strength {args.strength:g}"] = sample(pipeline, prompts, **drawing)
+            facts = load_adapter(pipeline, args.adapter, args.strength)
+            if not facts["config"]["tlora"]:  # its ranks act by the timestep
+                merge(pipeline.unet)
+                remove(pipeline.unet)  # the merged weights stay, at no cost
+            scheduler = as_trained(pipeline.scheduler, **facts.get("objective", {}))
+            rows[f"strength {args.strength:g}"] = sample(pipeline, prompts, **drawing, scheduler=scheduler)
     except ConfigError as error:
         fail(str(error))
     folder = args.output.with_suffix("")

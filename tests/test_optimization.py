@@ -15,6 +15,7 @@ from gralora_diffusion import AdapterConfig, TrainConfig
 from gralora_diffusion.config import SCHEDULES, ConfigError, parse
 from gralora_diffusion.optimization import (
     EMA,
+    bytes_per_parameter,
     check_optimizer,
     learning_rates,
     load_optimizer_state,
@@ -284,9 +285,33 @@ def test_switches_take_true_and_false_as_diffusers_command_lines_have_them():
 def test_a_package_that_is_not_there_is_named(kind, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=f"needs the package {package}: pip install"):
-        check_optimizer(TrainConfig(**dict(learning_rate=1e-2) | KINDS[kind]), torch.device("cpu"))
+        check_optimizer(TrainConfig(**dict(learning_rate=1e-2) | KINDS[kind]), torch.device("cpu"), 100)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(lr_scheduler="polynomial", lr_warmup_steps=5, num_train_epochs=1), "the run ends after 5 steps"),
+        (dict(lr_scheduler="polynomial", learning_rate=1e-8), "lr_end"),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_refused_before_anything_is_written(options, words):
+    with pytest.raises(ConfigError, match=words):
+        check_optimizer(TrainConfig(**dict(learning_rate=1e-3) | options), torch.device("cpu"), 5)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "AdamW 8 bit"])
+def test_the_forecast_knows_what_each_optimizer_keeps(kind):
+    problem = Problem(config_of(kind))
+    problem.go(0, 1)
+    sizes = [p.numel() for p in problem.parameters[:4]]
+    kept = sum(t.nbytes for t in optimizer_state(problem.optimizer)[0].values())
+    if kind.startswith("Prodigy"):
+        kept -= sum(2 * n for n in sizes)  # here no parameter begins as zero; half of an adapter's do
+    assert kept / sum(sizes) == pytest.approx(bytes_per_parameter(config_of(kind)) - 8, abs=0.3)
+    assert bytes_per_parameter(TrainConfig(ema_decay=0.99)) == 20
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_optimizers_that_are_there_pass_the_check(kind):
-    check_optimizer(config_of(kind), torch.device("cpu"))
+    check_optimizer(config_of(kind), torch.device("cpu"), 100)
