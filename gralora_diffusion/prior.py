@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .cache import Cache, key_of
-from .config import ConfigError, TrainConfig, say
+from .config import ConfigError, TrainConfig, TrainingError, say
 from .folders import Picture, find_pictures
 from .loss import generator
 from .pictures import bucket_of
@@ -82,6 +82,8 @@ def draw_missing(numbers: list[int], config: TrainConfig, pictures: list[Picture
         wanted = [(config.class_prompt, generator(config.seed, SEEDS, i).initial_seed()) for i in part]
         images = draw(pipeline, wanted, config.num_inference_steps, config.guidance_scale, len(part), shape)
         for i, image in zip(part, images, strict=True):
+            if all(low == high for low, high in image.getextrema()):
+                raise TrainingError(f"class picture {i} has a single colour, as after an overflow: use --prior_generation_precision fp32")
             try:
                 with complete_or_absent(folder / f"class-{mark}-{i:05d}.png") as file:
                     image.save(file, "PNG")

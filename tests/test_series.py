@@ -358,14 +358,16 @@ def test_prior_preservation_is_dreambooths_loss(tmp_path):
 
 @pytest.mark.parametrize("text", [False, True])
 def test_everything_together(tmp_path, text):
-    """Every option of pictures and captions at once; and again, from the cache, the same."""
+    """Every option of pictures and captions at once; and the same from the cache, stopped after one step and resumed."""
     folder_of(tmp_path / "p")
     options = dict(
         instance_data_dir=str(tmp_path / "p"), with_prior_preservation=True, class_data_dir=str(tmp_path / "class"), class_prompt="a robot",
         num_class_images=4, use_aspect_ratio_buckets=True, random_flip=True, caption_dropout=0.3, shuffle_captions=True, keep_tokens=1, repeats=2,
         dataloader_num_workers=2, snr_gamma=5.0, train_text_encoder=text,
     )  # fmt: skip
-    first, again = (quick(tmp_path / name, **options) for name in "ab")
+    first = quick(tmp_path / "a", **options)
+    quick(tmp_path / "b", **options | dict(max_train_steps=1))
+    again = quick(tmp_path / "b", **options)
     assert first[1] == again[1]
     assert all(torch.equal(first[0][name], again[0][name]) for name in first[0])
     assert len(list((tmp_path / "class").iterdir())) == 4
