@@ -23,7 +23,7 @@ from .names import canonical
 from .optimization import check_optimizer, learning_rates
 from .prior import class_pictures
 from .runs import check_same, environment, locate, start_of
-from .sdxl import COMPONENTS, fingerprint, load_sdxl, resolution_of
+from .sdxl import COMPONENTS, fingerprint, load_sdxl, resolution_of, shapes
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PLACES = ("", " on a blue background", " in the snow", " on the beach")
@@ -65,6 +65,8 @@ def prepare(config: TrainConfig) -> Job:
     check_optimizer(config, accelerator.device, steps_of(config, len(pictures), accelerator.num_processes))
     base = dict(path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype)
     base |= dict(revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
+    if config.with_prior_preservation:  # pictures are drawn for it: first see that the adapter fits
+        inject_all(shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir), config)
     of_class = class_pictures(config, pictures, base, accelerator, picture_cache(config))
     pipeline = load_sdxl(**base)
     models = inject_all(pipeline.components, config)

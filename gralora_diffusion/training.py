@@ -89,17 +89,21 @@ def open_run(job: Job) -> Run | None:
 
 
 def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
-    """Encode, train, export."""
+    """Encode, train, export.  The text encoders, the VAE and the UNet come onto the device one after the other: small cards do not hold all."""
     config, accelerator, pipeline = job.config, job.accelerator, job.pipeline
-    pipeline.to(accelerator.device)
+    pipeline.text_encoder.to(accelerator.device)
+    pipeline.text_encoder_2.to(accelerator.device)
     previews = None if config.skip_final_inference else Previews(pipeline, config, job.path, accelerator.process_index, accelerator.num_processes)
     subject = subject_of(job.pictures, config) if previews else []
     tell_long_captions(job.pictures + job.of_class, pipeline)
+    pipeline.vae.to(accelerator.device)
     series = make_series(job.pictures, job.of_class, pipeline.vae, config, picture_cache(config) or Cache(job.path / CACHE), accelerator)
+    pipeline.vae.to("cpu")
     pipeline.vae, encode = None, functools.partial(encode_prompts, pipeline)
     if not config.train_text_encoder:
         encode = encode_captions(series.captions(), pipeline, series.cache, accelerator)
         pipeline.text_encoder = pipeline.text_encoder_2 = None  # they leave memory: what they had to say is in the cache and in `previews`
+    pipeline.unet.to(accelerator.device)
     if previews and job.start == 0:
         previews.draw(0)
     loss_of = objective(pipeline.unet, pipeline.scheduler, series, encode, config, accelerator, job.dtype)
