@@ -60,7 +60,7 @@ def again(run: Path, **options) -> Path:
     return train(dataclasses.replace(QUICK, output_dir=str(run), **options))
 
 
-def test_resumed_at_every_step_it_is_bit_equal(unbroken, tmp_path):
+def test_trap_3_resumed_at_every_step_it_is_bit_equal(unbroken, tmp_path):
     """With accumulation, dropout, and six pictures that four per step do not divide."""
     for steps in range(1, 6):
         again(tmp_path / "run", max_train_steps=steps)
@@ -218,7 +218,7 @@ def signal_at_step(run: Path, step: int, number: int) -> threading.Thread:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, unbroken, number):
+def test_trap_9_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, unbroken, number):
     thread = signal_at_step(tmp_path / "run", 2, number)
     with pytest.raises(Stopped, match=r"stopped at step (\d) of 5; the same command goes on from .*/checkpoint-\1"):
         again(tmp_path / "run")

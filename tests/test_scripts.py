@@ -145,3 +145,49 @@ def test_help_and_mistakes_do_not_load_torch(option, tmp_path):
     done = run(sys.executable, tmp_path / "probe.py", SCRIPTS / "train_sdxl.py", option, cwd=tmp_path)
     assert done.stdout.strip().endswith("False"), done.stderr
     assert "--gralora_rank" in done.stdout + done.stderr
+
+
+DIFFUSERS_FLAGS = """--pretrained_model_name_or_path --pretrained_vae_model_name_or_path --revision --variant --cache_dir --dataset_name
+--dataset_config_name --instance_data_dir --image_column --caption_column --repeats --instance_prompt --resolution --center_crop
+--random_flip --image_interpolation_mode --dataloader_num_workers --with_prior_preservation --class_data_dir --class_prompt
+--prior_loss_weight --num_class_images --sample_batch_size --prior_generation_precision --validation_prompt
+--num_validation_images --validation_epochs --seed --train_batch_size --num_train_epochs --max_train_steps
+--gradient_accumulation_steps --gradient_checkpointing --train_text_encoder --snr_gamma --mixed_precision --allow_tf32
+--learning_rate --text_encoder_lr --scale_lr --lr_scheduler --lr_warmup_steps --lr_num_cycles --lr_power --optimizer
+--use_8bit_adam --adam_beta1 --adam_beta2 --adam_weight_decay --adam_epsilon --max_grad_norm --prodigy_beta3 --prodigy_decouple
+--prodigy_use_bias_correction --prodigy_safeguard_warmup --lora_dropout --output_dir --output_kohya_format --checkpointing_steps
+--checkpoints_total_limit --resume_from_checkpoint --logging_dir --report_to --push_to_hub --hub_token --hub_model_id --rank
+--lora_alpha --cache_latents --use_aspect_ratio_buckets --caption_dropout --upcast_before_saving --skip_final_inference"""
+
+
+def test_every_flag_of_diffusers_trainer_is_an_option():
+    from gralora_diffusion.config import Parser, TrainConfig, add_options
+
+    parser = Parser()
+    add_options(parser, TrainConfig)
+    assert set(DIFFUSERS_FLAGS.split()) <= parser._option_string_actions.keys()
+
+
+@pytest.mark.slow
+def test_a_command_line_written_for_diffusers_runs_unchanged(tmp_path):
+    """Its README's DreamBooth command, with the embedded base's size and steps, leaves the files that its users expect."""
+    from diffusers import StableDiffusionXLPipeline
+
+    from gralora_diffusion.data import EXAMPLE
+    from gralora_diffusion.sdxl import EMBEDDED
+
+    done = run(
+        *ACCELERATE, SCRIPTS / "train_sdxl.py", f"--pretrained_model_name_or_path={EMBEDDED}", f"--instance_data_dir={EXAMPLE}",
+        "--output_dir=lora-trained-xl", "--mixed_precision=no", "--instance_prompt=a photo of sks robot", "--resolution=64", "--train_batch_size=1",
+        "--gradient_accumulation_steps=2", "--learning_rate=1e-4", "--report_to=tensorboard", "--lr_scheduler=constant", "--lr_warmup_steps=0",
+        "--max_train_steps=4", "--validation_prompt=A photo of sks robot in a bucket", "--validation_epochs=1", "--seed=0", "--rank=8",
+        "--checkpointing_steps=2", "--checkpoints_total_limit=1", "--train_text_encoder", "--num_validation_images=2", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "lora-trained-xl"
+    assert [p.name for p in out.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert list((out / "logs").rglob("events*"))
+    assert sorted(p.name for p in (out / "samples").iterdir()) == ["step-00000", "step-00003", "step-00004"]
+    pipeline = StableDiffusionXLPipeline.from_pretrained(EMBEDDED)
+    pipeline.load_lora_weights(out)
+    assert pipeline.get_list_adapters() == {name: ["default_0"] for name in ("unet", "text_encoder", "text_encoder_2")}

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from PIL import ImageChops
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig, load_adapter, load_sdxl, training
@@ -115,6 +116,23 @@ def test_the_vae_and_the_text_encoders_leave_memory(tmp_path, monkeypatch):
     assert not seen[0] & {"AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection"}
 
 
+def test_trap_6_saving_casts_no_base_and_loads_no_second_one(tmp_path, monkeypatch):
+    """diffusers' script casts the whole UNet to fp32 to save, then loads a pipeline anew, and runs out of memory at the very end."""
+    seen = []
+    real = training.export
+
+    def spy(job):
+        gc.collect()
+        unets = [o for o in gc.get_objects() if type(o).__name__ == "UNet2DConditionModel"]
+        seen.append((len(unets), {p.dtype for p in unets[0].parameters() if not p.requires_grad}))
+        return real(job)
+
+    monkeypatch.setattr(training, "export", spy)
+    gc.collect()
+    quick(tmp_path, max_train_steps=1, mixed_precision="bf16", skip_final_inference=False, num_inference_steps=1)
+    assert seen == [(1, {torch.bfloat16})]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_state_is_kept(tmp_path):
     with pytest.raises(TrainingError, match=r"of step 2 is not finite, .* learnt \S+\.png.*checkpoint-1 holds the last good state"):
         quick(tmp_path, learning_rate=1e30, max_grad_norm=1e30)
@@ -194,3 +212,18 @@ def test_kohyas_format_is_written_when_asked_for(tmp_path):
     names = {path.name for path in (tmp_path / "run").glob("*.safetensors")}
     assert names == {"adapter.safetensors", "comfyui.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights_kohya.safetensors"}
     assert all(name.startswith("lora_unet_") and "blocks_" in name for name in load_file(tmp_path / "run" / "pytorch_lora_weights_kohya.safetensors"))
+
+
+def test_traps_10_and_11_the_file_for_other_tools_has_alphas_a_header_and_both_encoders_keys(tmp_path):
+    """diffusers' files have neither; and with transformers 5 its converter writes lora_te1_encoder_layers_*, which ComfyUI does not map."""
+    quick(tmp_path, max_train_steps=1, train_text_encoder=True)
+    with safe_open(tmp_path / "run" / "comfyui.safetensors", "pt") as file:
+        names, facts = set(file.keys()), file.metadata()
+    layers = {name.partition(".")[0] for name in names}
+    assert all(f"{layer}.alpha" in names for layer in layers)
+    for encoder in ("te1", "te2"):
+        mine = [layer for layer in layers if layer.startswith(f"lora_{encoder}_")]
+        assert mine
+        assert all(layer.startswith(f"lora_{encoder}_text_model_encoder_layers_") for layer in mine)
+    assert facts["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert facts["ss_network_dim"] == facts["ss_network_alpha"] == "32"
