@@ -48,14 +48,19 @@ def read_adapter(path: str | Path) -> Adapter:
     return checked(adapter, path)
 
 
-def open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def opened(path: Path):
+    """safetensors' own file object, which checks the header as it opens; raises ConfigError when it is not true."""
     import safetensors
 
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        return safetensors.safe_open(path, "pt")
     except (safetensors.SafetensorError, OSError) as error:
         raise ConfigError(f"{path} is not a complete .safetensors file: {error}") from None
+
+
+def open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    with opened(path) as file:
+        metadata, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     if not tensors:
         raise ConfigError(f"{path} holds no tensors")
     return metadata, tensors

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import types
 
 import pytest
 import torch
@@ -12,9 +11,9 @@ from test_convert import SCRIPTS
 from gralora_diffusion import AdapterConfig
 from gralora_diffusion.exchange import Adapter
 from gralora_diffusion.formats import read_adapter, write_native
-from gralora_diffusion.merging import checkpoint
-from gralora_diffusion.names import canonical, from_kohya, from_sgm, kohya, sgm
-from gralora_diffusion.sdxl import shapes
+from gralora_diffusion.merging import Stored, file_name, to_checkpoint
+from gralora_diffusion.names import canonical, checkpoint_names, from_kohya, from_sgm, kohya, sgm
+from gralora_diffusion.sdxl import shapes, vae_shapes
 
 
 @pytest.mark.parametrize("of_sdxl", [False, True], ids=["embedded", "SDXL"])
@@ -88,15 +87,13 @@ def test_full_size_export(tmp_path):
 
 def test_full_size_names_are_the_original_checkpoints(tmp_path):
     """Shapes alone: what merging writes for SDXL is read back by diffusers' own conversion, tensor for tensor."""
-    from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
     (tmp_path / "sdxl.safetensors").write_bytes(b"")
-    models = shapes(tmp_path / "sdxl.safetensors")
-    levels = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(128, 256, 512, 512))
-    with torch.device("meta"):
-        models["vae"] = AutoencoderKL(**levels, layers_per_block=2, latent_channels=4)
-    written = {name: torch.cat(parts) for name, parts in checkpoint(types.SimpleNamespace(**models)).items()}
+    models = shapes(tmp_path / "sdxl.safetensors") | {"vae": vae_shapes(tmp_path / "sdxl.safetensors")}
+    shaped = {c: {file_name(c, n): Stored(list(t.shape), t.dtype, None) for n, t in model.state_dict().items()} for c, model in models.items()}
+    merged = to_checkpoint(shaped, checkpoint_names(shaped, 2, 4))
+    written = {name: torch.empty(tensor.shape, device="meta") for name, tensor in merged.items()}
     assert len(written) == 2513
     assert written["conditioner.embedders.1.model.transformer.resblocks.9.attn.in_proj_weight"].shape == (3840, 1280)
     unet = convert_ldm_unet_checkpoint(dict(written), models["unet"].config)
