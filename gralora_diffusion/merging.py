@@ -48,10 +48,8 @@ def write_merged(out: Path, adapter: Adapter, base: str | None, dtype: torch.dty
     if out.exists():
         raise ConfigError(f"{out} exists already: give the name of a new folder, or of a new file that ends in .safetensors")
     base = local(base)
-    models = shapes(base) | {"vae": vae_shapes(base)}
+    models, names, layout = structure(base)
     fitted(adapter, models, base)
-    names = {c: {file_name(c, name): list(tensor.shape) for name, tensor in model.state_dict().items()} for c, model in models.items()}
-    layout = checkpoint_names(names, models["unet"].config.layers_per_block, len(models["vae"].config.block_out_channels))
     tensors, others, metadata = from_checkpoint(base, names, layout) if base.is_file() else (from_folder(base, names), {}, {"format": "pt"})
     for component, path, _ in adapter.items():
         name = f"{path}.weight"
@@ -68,6 +66,13 @@ def write_merged(out: Path, adapter: Adapter, base: str | None, dtype: torch.dty
             elif of_it is not None:
                 of_it.save_pretrained(part / component)
         pipeline.save_config(part)
+
+
+def structure(base: Path) -> tuple[dict, dict[str, dict[str, list[int]]], dict[str, list[tuple[str, str]]]]:
+    """The base's models without weights, {component: {name: shape}} of all their tensors, and checkpoint_names() of those."""
+    models = shapes(base) | {"vae": vae_shapes(base)}
+    names = {c: {file_name(c, name): list(tensor.shape) for name, tensor in model.state_dict().items()} for c, model in models.items()}
+    return models, names, checkpoint_names(names, models["unet"].config.layers_per_block, len(models["vae"].config.block_out_channels))
 
 
 def local(base: str | None) -> Path:
@@ -94,9 +99,9 @@ def from_folder(folder: Path, names: dict[str, dict[str, list[int]]]) -> dict[st
     """{component: {name: tensor}} of a pipeline folder; names: {component: {name: shape}}, all of which must be there."""
     tensors = {}
     for component, wanted in names.items():
-        found = {}
-        for file in (folder / component).glob("*.safetensors"):
-            if re.fullmatch(rf"{stem(component)}(-\d+-of-\d+)?\.safetensors", file.name):
+        found, files = {}, sorted((folder / component).glob("*.safetensors"))
+        for variant in ("\\.fp16", ""):  # whole or in parts; of both, the one without a variant counts
+            for file in (f for f in files if re.fullmatch(rf"{stem(component)}{variant}(-\d+-of-\d+)?\.safetensors", f.name)):
                 found |= {file_name(component, name): tensor for name, tensor in stored(file)[1].items()}
         where = folder / component
         tensors[component] = {name: shaped(found.get(name), shape, f"{where}: its weight {name!r}") for name, shape in wanted.items()}
@@ -123,7 +128,7 @@ def from_checkpoint(file: Path, names: dict, layout: dict) -> tuple[dict, dict[s
             elif whole is not None and name == TRANSPOSED:
                 part = transposed(whole)
             tensors[component][name] = shaped(part, names[component][name], f"{file}: its weight {original!r}")
-    return tensors, found, metadata
+    return tensors, found, {name: value for name, value in metadata.items() if "hash" not in name}
 
 
 def to_checkpoint(tensors: dict[str, dict[str, Stored]], layout: dict) -> dict[str, Stored]:
@@ -211,7 +216,7 @@ def write_streamed(path: Path, tensors: dict[str, Stored], dtype: torch.dtype, m
     with complete_or_absent(path) as part, open(part, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors.items():
-            numbers = tensor.read().to(dtypes[name]).contiguous()
-            if not numbers.isfinite().all():
+            values = tensor.read().to(dtypes[name]).contiguous()
+            if not values.isfinite().all():
                 raise ConfigError(f"{name}: a number leaves the range of {str(dtype).removeprefix('torch.')}; take --dtype bf16 or fp32")
-            file.write(numbers.flatten().view(torch.uint8).numpy().data)
+            file.write(values.flatten().view(torch.uint8).numpy().data)

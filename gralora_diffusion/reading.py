@@ -80,7 +80,10 @@ def read_native(path: Path, metadata: dict, tensors: dict) -> Adapter:
     facts = parsed(metadata[HEADER], f"{path}: its header {HEADER!r}")
     if not isinstance(facts.get("config"), dict):
         raise ConfigError(f"{path}: its header {HEADER!r} cannot be read; the file is damaged")
-    adapter = Adapter(from_dict(AdapterConfig, facts["config"]), {}, facts)
+    try:
+        adapter = Adapter(from_dict(AdapterConfig, facts["config"]), {}, facts)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: its header says what cannot be: {error}") from None
     for key, tensor in tensors.items():
         component, _, rest = key.partition(".")
         module_path, _, leaf = rest.rpartition(".")

@@ -9,6 +9,7 @@ import torch
 from .config import ConfigError
 
 EMBEDDED = Path(__file__).parent / "tiny"
+NOT_SDXL = "is not an SDXL base: it lacks one of the two text encoders or the size conditioning (SD 1.5, or the refiner?)"
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # those that adapters go into
 
 
@@ -57,7 +58,7 @@ def check_sdxl(pipeline, path: str) -> None:
     """Raises ConfigError for SD 1.5, the refiner, and inpainting bases, which load without a word."""
     config = pipeline.unet.config
     if pipeline.text_encoder is None or pipeline.text_encoder_2 is None or config.addition_embed_type != "text_time":
-        raise ConfigError(f"{path} is not an SDXL base: it lacks one of the two text encoders or the size conditioning (SD 1.5, or the refiner?)")
+        raise ConfigError(f"{path} {NOT_SDXL}")
     if config.in_channels != pipeline.vae.config.latent_channels:
         raise ConfigError(f"{path} is not a text-to-image base: its UNet takes {config.in_channels} channels (made for inpainting?)")
 
@@ -101,9 +102,12 @@ def shapes(path: str | None = None, revision=None, cache_dir=None) -> dict:
         where = dict(revision=revision, cache_dir=cache_dir)
         try:
             unet = UNet2DConditionModel.load_config(path, subfolder="unet", **where)
-            configs = unet, *(CLIPTextConfig.from_pretrained(path, subfolder=name, **where) for name in COMPONENTS[1:])
+            texts = [CLIPTextConfig.get_config_dict(path, subfolder=name, **where)[0] for name in COMPONENTS[1:]]
         except (OSError, ValueError) as error:
             raise ConfigError(f"no SDXL base can be read from {path}: {str(error).strip().splitlines()[0][:300]}") from None
+        if not all(texts) or unet.get("addition_embed_type") != "text_time":
+            raise ConfigError(f"{path} {NOT_SDXL}")
+        configs = unet, *map(CLIPTextConfig.from_dict, texts)
     with torch.device("meta"):
         models = UNet2DConditionModel.from_config(configs[0]), CLIPTextModel(configs[1]), CLIPTextModelWithProjection(configs[2])
     return dict(zip(COMPONENTS, models, strict=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_names import sdxl_sized
+from test_names import merged_sdxl, sdxl_sized
 
 import gralora_diffusion
 from gralora_diffusion import AdapterConfig
@@ -58,23 +58,20 @@ def weight_of(component: str, path: str) -> str:
 def check(comfyui, sdxl, file, adapter, tolerance, caplog):
     """The stock Load LoRA node puts the file into both models; then what each patch adds to a weight is the delta of that layer."""
     comfyui.folder_paths.add_model_folder_path("loras", str(file.parent), is_default=True)
-    node, deltas = comfyui.nodes.LoraLoader(), {}
-    for strength in (1.0, 0.0, 0.5, 2.0):
+    node, patches = comfyui.nodes.LoraLoader(), {}
+    for strength in (0.0, 0.5, 1.0, 2.0):
         model, clip = node.load_lora(*sdxl, file.name, strength, strength)
-        patches = {**model.patches, **clip.patcher.patches}
-        if strength == 0:
-            assert not patches
-            continue
-        assert len(patches) == 736
-        assert set(patches) == {weight_of(component, path) for component, path, _ in adapter.items()}
-        for component, path, _ in adapter.items():
-            key = weight_of(component, path)
-            if strength == 1:
-                down, up = adapter.low_rank(component, path)
-                deltas[key] = (up @ down).half() if tolerance > 1e-4 else up @ down
-            delta = strength * deltas[key].float()
-            patched = comfyui.comfy.lora.calculate_weight(patches[key], torch.zeros_like(delta), key)
-            assert float((patched - delta).norm() / delta.norm()) <= tolerance, (key, strength)
+        patches[strength] = {**model.patches, **clip.patcher.patches}
+    assert not patches.pop(0.0)
+    for found in patches.values():
+        assert len(found) == 736
+        assert set(found) == {weight_of(component, path) for component, path, _ in adapter.items()}
+    for component, path, _ in adapter.items():
+        key, (down, up) = weight_of(component, path), adapter.low_rank(component, path)
+        delta = up @ down
+        for strength, found in patches.items():
+            patched = comfyui.comfy.lora.calculate_weight(found[key], torch.zeros_like(delta), key)
+            assert float((patched - strength * delta).norm() / (strength * delta).norm()) <= tolerance, (key, strength)
     assert not [r.getMessage() for r in caplog.records if r.levelname in ("WARNING", "ERROR")]
 
 
@@ -113,3 +110,27 @@ def test_the_custom_node_reads_native_files(comfyui, sdxl, config, tmp_path, cap
     adapter = sdxl_sized(config, tmp_path / "sdxl.safetensors")
     write_native(tmp_path / "x.safetensors", adapter)
     check(comfyui, sdxl, tmp_path / "x.safetensors", adapter, 1e-6, caplog)
+    if hasattr(comfyui.comfy.weight_adapter.WeightAdapterBase, "h"):  # ComfyUI 0.16 and later: the nodes that leave weights alone
+        component, path, _ = next(adapter.items())
+        down, up = adapter.low_rank(component, path)
+        patches = comfyui.nodes.LoraLoader().load_lora(*sdxl, "x.safetensors", 1.0, 1.0)[0].patches
+        ((_, reader, *_),) = patches[weight_of(component, path)]
+        reader.multiplier, x = 0.5, torch.randn(2, 3, down.shape[1])
+        torch.testing.assert_close(reader.h(x, None), 0.5 * x @ (up @ down).T)
+
+
+def test_a_merged_checkpoint_is_a_whole_sdxl_there(comfyui, tmp_path, caplog):
+    """By its names and shapes: ComfyUI takes it for SDXL, and each of the three models lacks nothing and leaves nothing over."""
+    _, written = merged_sdxl(tmp_path / "sdxl.safetensors")
+    comfy, unet, vae = comfyui.comfy, "model.diffusion_model.", "first_stage_model."
+    config = comfy.model_detection.model_config_from_unet(written, unet)
+    assert type(config) is comfy.supported_models.SDXL
+    config.set_inference_dtype(torch.float16, None)
+    model = config.get_model(written, unet, device="meta").diffusion_model.state_dict()
+    assert {n: t.shape for n, t in model.items()} == {n.removeprefix(unet): t.shape for n, t in written.items() if n.startswith(unet)}
+    clip = comfy.sd.CLIP(config.clip_target(written), model_options=dict(initial_device=torch.device("meta"), dtype=torch.float16))
+    missing, unexpected = clip.load_sd(config.process_clip_state_dict(dict(written)), full_model=True)
+    assert not unexpected
+    assert all("logit_scale" in name or name == "clip_l.transformer.text_projection.weight" for name in missing), missing
+    comfy.sd.VAE(sd={n.removeprefix(vae): torch.zeros(t.shape) for n, t in written.items() if n.startswith(vae)})
+    assert not [r.getMessage() for r in caplog.records if r.levelname in ("WARNING", "ERROR") or "VAE keys" in r.getMessage()]
