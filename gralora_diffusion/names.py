@@ -29,6 +29,31 @@ RESNET = {
 }
 INSIDE = r"norm|proj_in|proj_out|transformer_blocks\.\d+\.(norm[123]|attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))"  # of attentions
 TEXT = r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])|text_projection"
+VAE = [
+    (r"(encoder\.down)_blocks\.(\d+)\.downsamplers\.0\.", r"\1.\2.downsample."),
+    (r"(decoder\.up)_blocks\.(\d+)\.upsamplers\.0\.", r"\1.\2.upsample."),
+    (r"(encoder\.down|decoder\.up)_blocks\.(\d+)\.resnets\.", r"\1.\2.block."),
+    (r"mid_block\.resnets\.0\.", "mid.block_1."),
+    (r"mid_block\.resnets\.1\.", "mid.block_2."),
+    (r"mid_block\.attentions\.0\.", "mid.attn_1."),
+    (r"attn_1\.group_norm\.", "attn_1.norm."),
+    (r"attn_1\.to_([qkv])\.", r"attn_1.\1."),
+    (r"attn_1\.to_out\.0\.", "attn_1.proj_out."),
+    (r"conv_shortcut", "nin_shortcut"),
+    (r"conv_norm_out", "norm_out"),
+]
+OPEN_CLIP = [
+    (r"text_model\.embeddings\.token_embedding\.weight", "token_embedding.weight"),
+    (r"text_model\.embeddings\.position_embedding\.weight", "positional_embedding"),
+    (r"text_model\.final_layer_norm\.", "ln_final."),
+    (r"text_projection\.weight", "text_projection"),
+    (r"text_model\.encoder\.layers\.", "transformer.resblocks."),
+    (r"\.layer_norm([12])\.", r".ln_\1."),
+    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
+    (r"\.self_attn\.[qkv]_proj\.(weight|bias)", r".attn.in_proj_\1"),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+]
 MIDDLE = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
 
 
@@ -116,3 +141,34 @@ def renamed(names: dict[str, str], name: str, path: str) -> str:
     if name not in names:
         raise ValueError(f"{path!r} is not a layer of SDXL's UNet")
     return names[name]
+
+
+def checkpoint_names(names: dict[str, list[str]], layers_per_block: int, levels: int) -> dict[str, list[tuple[str, str]]]:
+    """{name in an original checkpoint: the tensors of it, as (component, name)}, of UNet, text encoders and VAE with `levels` resolutions.
+
+    One tensor there is one here, but for q, k, v of the second text encoder, which lie one below the other.
+    """
+    found = {}
+    for name in names["unet"]:
+        path, _, leaf = name.rpartition(".")
+        found[f"model.diffusion_model.{sgm(path, layers_per_block)}.{leaf}"] = [("unet", name)]
+    for name in names["text_encoder"]:
+        found[f"conditioner.embedders.0.transformer.{name}"] = [("text_encoder", name)]
+    for name in sorted(names["text_encoder_2"], key=qkv_last):
+        found.setdefault(f"conditioner.embedders.1.model.{substituted(name, OPEN_CLIP)}", []).append(("text_encoder_2", name))
+    for name in names["vae"]:
+        new = re.sub(r"(?<=decoder\.up\.)\d+", lambda i: str(levels - 1 - int(i[0])), substituted(name, VAE))
+        found[f"first_stage_model.{new}"] = [("vae", name)]
+    return found
+
+
+def qkv_last(name: str) -> tuple[bool, int]:
+    """Sorts q before k before v; all else stays in place."""
+    found = re.search(r"self_attn\.([qkv])_proj", name)
+    return (True, "qkv".index(found[1])) if found else (False, 0)
+
+
+def substituted(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, new in rules:
+        name = re.sub(pattern, new, name)
+    return name

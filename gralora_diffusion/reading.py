@@ -48,14 +48,19 @@ def read_adapter(path: str | Path) -> Adapter:
     return checked(adapter, path)
 
 
-def open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def opened(path: Path):
+    """safetensors' own file object, which checks the header as it opens; raises ConfigError when it is not true."""
     import safetensors
 
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        return safetensors.safe_open(path, "pt")
     except (safetensors.SafetensorError, OSError) as error:
         raise ConfigError(f"{path} is not a complete .safetensors file: {error}") from None
+
+
+def open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    with opened(path) as file:
+        metadata, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     if not tensors:
         raise ConfigError(f"{path} holds no tensors")
     return metadata, tensors
@@ -75,7 +80,10 @@ def read_native(path: Path, metadata: dict, tensors: dict) -> Adapter:
     facts = parsed(metadata[HEADER], f"{path}: its header {HEADER!r}")
     if not isinstance(facts.get("config"), dict):
         raise ConfigError(f"{path}: its header {HEADER!r} cannot be read; the file is damaged")
-    adapter = Adapter(from_dict(AdapterConfig, facts["config"]), {}, facts)
+    try:
+        adapter = Adapter(from_dict(AdapterConfig, facts["config"]), {}, facts)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: its header says what cannot be: {error}") from None
     for key, tensor in tensors.items():
         component, _, rest = key.partition(".")
         module_path, _, leaf = rest.rpartition(".")

@@ -9,14 +9,15 @@ import torch
 from .config import ConfigError
 
 EMBEDDED = Path(__file__).parent / "tiny"
+NOT_SDXL = "is not an SDXL base: it lacks one of the two text encoders or the size conditioning (SD 1.5, or the refiner?)"
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # those that adapters go into
 
 
-def load_sdxl(path: str | None = None, vae: str | None = None, dtype=torch.float32, revision=None, variant=None, cache_dir=None, **components):
+def load_sdxl(path: str | None = None, vae=None, dtype=torch.float32, revision=None, variant=None, cache_dir=None, **components):
     """A StableDiffusionXLPipeline in eval mode on the CPU, its weights in `dtype` and the VAE in fp32.
 
     path: None for the embedded tiny base, a folder in diffusers layout, a single .safetensors checkpoint, or a hub id.
-    vae: another VAE, a folder or a hub id.  components: models that are taken as they are, for instance unet=unet.
+    vae: another VAE, as a folder, a hub id, or a model.  components: models that are taken as they are, for instance unet=unet.
     Raises ConfigError when there is no such base, or it is not an SDXL one.
     """
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline
@@ -31,7 +32,9 @@ def load_sdxl(path: str | None = None, vae: str | None = None, dtype=torch.float
         raise ConfigError(f"{path} is a pickle, which can run code when it is read: convert it to .safetensors first")
     given, common = set(components), dict(cache_dir=cache_dir, add_watermarker=False)
     try:
-        if vae:
+        if isinstance(vae, torch.nn.Module):
+            components["vae"] = vae
+        elif vae:
             components["vae"] = AutoencoderKL.from_pretrained(vae, use_safetensors=True, cache_dir=cache_dir)
         if path.endswith(".safetensors"):  # here diffusers takes one dtype for all, and the VAE must stay fp32
             if not vae:
@@ -55,7 +58,7 @@ def check_sdxl(pipeline, path: str) -> None:
     """Raises ConfigError for SD 1.5, the refiner, and inpainting bases, which load without a word."""
     config = pipeline.unet.config
     if pipeline.text_encoder is None or pipeline.text_encoder_2 is None or config.addition_embed_type != "text_time":
-        raise ConfigError(f"{path} is not an SDXL base: it lacks one of the two text encoders or the size conditioning (SD 1.5, or the refiner?)")
+        raise ConfigError(f"{path} {NOT_SDXL}")
     if config.in_channels != pipeline.vae.config.latent_channels:
         raise ConfigError(f"{path} is not a text-to-image base: its UNet takes {config.in_channels} channels (made for inpainting?)")
 
@@ -76,6 +79,12 @@ SDXL_TEXT_ENCODER_2 = dict(
 )
 
 
+SDXL_VAE = dict(
+    block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    layers_per_block=2, latent_channels=4, sample_size=1024, scaling_factor=0.13025, force_upcast=True,
+)  # fmt: skip
+
+
 def shapes(path: str | None = None, revision=None, cache_dir=None) -> dict:
     """The base's UNet and text encoders on the meta device, {component: model}: their shapes without their weights.
 
@@ -93,12 +102,28 @@ def shapes(path: str | None = None, revision=None, cache_dir=None) -> dict:
         where = dict(revision=revision, cache_dir=cache_dir)
         try:
             unet = UNet2DConditionModel.load_config(path, subfolder="unet", **where)
-            configs = unet, *(CLIPTextConfig.from_pretrained(path, subfolder=name, **where) for name in COMPONENTS[1:])
+            texts = [CLIPTextConfig.get_config_dict(path, subfolder=name, **where)[0] for name in COMPONENTS[1:]]
         except (OSError, ValueError) as error:
             raise ConfigError(f"no SDXL base can be read from {path}: {str(error).strip().splitlines()[0][:300]}") from None
+        if not all(texts) or unet.get("addition_embed_type") != "text_time":
+            raise ConfigError(f"{path} {NOT_SDXL}")
+        configs = unet, *map(CLIPTextConfig.from_dict, texts)
     with torch.device("meta"):
         models = UNet2DConditionModel.from_config(configs[0]), CLIPTextModel(configs[1]), CLIPTextModelWithProjection(configs[2])
     return dict(zip(COMPONENTS, models, strict=True))
+
+
+def vae_shapes(path: str | None = None):
+    """The base's VAE on the meta device, as shapes() does it for the models that adapters go into."""
+    from diffusers import AutoencoderKL
+
+    path = str(path or EMBEDDED)
+    try:
+        config = SDXL_VAE if path.endswith(".safetensors") else AutoencoderKL.load_config(path, subfolder="vae")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no VAE can be read from {path}: {str(error).strip().splitlines()[0][:300]}") from None
+    with torch.device("meta"):
+        return AutoencoderKL.from_config(config)
 
 
 def resolution_of(pipeline) -> int:

@@ -63,7 +63,9 @@ def write_comfyui(path: str | Path, adapter: Adapter, dtype=torch.float16, sgm: 
         tensors[f"{name}.lora_down.weight"] = (down * balance).to("cpu", dtype).contiguous()
         tensors[f"{name}.lora_up.weight"] = (up / balance).to("cpu", dtype).contiguous()
         tensors[f"{name}.alpha"] = torch.tensor(float(ranks[component]))
-    write_safetensors(path, tensors, header(Path(path).stem, adapter, max(ranks.values())))
+    path = Path(path).resolve()
+    title = path.parent.name if path.name in (COMFYUI, KOHYA) else path.stem  # a run's own name tells more than "comfyui"
+    write_safetensors(path, tensors, header(title, adapter, max(ranks.values())))
 
 
 def header(title: str, adapter: Adapter, rank: int) -> dict[str, str]:

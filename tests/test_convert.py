@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import MODELS, adapted_pipeline
@@ -15,13 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_formats import CONFIGS
 
-from gralora_diffusion import AdapterConfig, load_sdxl
+from gralora_diffusion import AdapterConfig, load_adapter, load_sdxl
 from gralora_diffusion.adapters import truncate
 from gralora_diffusion.config import ConfigError
 from gralora_diffusion.exchange import Adapter, sizes, to_lora
 from gralora_diffusion.formats import read_adapter, write_comfyui, write_diffusers, write_native, write_peft
 from gralora_diffusion.names import canonical, kohya
 from gralora_diffusion.sdxl import EMBEDDED
+from gralora_diffusion.writing import KOHYA, installed_path
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -34,6 +36,7 @@ def kohya_diffusers(path, adapter, dtype):
     write_comfyui(path, adapter, dtype, sgm=False)
 
 
+STRENGTHS = (0.0, 0.5, 1.0, 2.0)
 WRITERS = dict(native=write_native, comfyui=kohya_sgm, kohya=kohya_diffusers, diffusers=write_diffusers, peft=write_peft)
 
 
@@ -53,11 +56,22 @@ def deltas(adapter: Adapter) -> dict[str, torch.Tensor]:
     return {layer: up.double() @ down.double() for layer, (down, up) in pairs.items()}
 
 
+def scaled(wanted: dict, strength: float) -> dict:
+    return {layer: strength * delta for layer, delta in wanted.items()}
+
+
 def close(got: dict, wanted: dict, tolerance: float):
-    """The same layers, each with a delta that differs by no more than this, relative to it (Frobenius)."""
+    """The same layers, each with a delta that differs by no more than this, relative to it (Frobenius); where it is zero, exactly."""
     assert set(got) == set(wanted)
-    worst = max(float((got[layer] - wanted[layer]).norm() / wanted[layer].norm()) for layer in wanted)
-    assert worst <= tolerance, worst
+    wrong = {layer: float((got[layer] - delta).norm() / delta.norm().clamp_min(1e-30)) for layer, delta in wanted.items()}
+    assert max(wrong.values(), default=0.0) <= tolerance, max(wrong.items(), key=lambda item: item[1])
+
+
+def blank(model):
+    """Every weight is zero, so that whatever is added to one is seen to its last digit."""
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    return model
 
 
 def changes(pipeline, base) -> dict[str, torch.Tensor]:
@@ -111,7 +125,7 @@ def test_a_lora_is_the_same_tensors_after_every_format(tmp_path):
         assert {again.config.rank, *again.config.rank_pattern.values()} == {4, 8, 12}
 
 
-def by_kohyas_arithmetic(path, strength=1.0) -> dict[str, torch.Tensor]:
+def by_kohyas_arithmetic(path, strength) -> dict[str, torch.Tensor]:
     """delta = up @ down * alpha / rank, as sd-scripts' merge computes it, by kohya's names."""
     tensors = load_file(path)
     names = {key.split(".")[0] for key in tensors}
@@ -130,7 +144,8 @@ def by_kohyas_arithmetic(path, strength=1.0) -> dict[str, torch.Tensor]:
 def test_kohyas_arithmetic(style, dtype, tolerance, adapter, tmp_path):
     WRITERS[style](tmp_path / "x.safetensors", adapter, dtype)
     wanted = {kohya(*layer.split(".", 1), 1 if style == "comfyui" else None): delta for layer, delta in deltas(adapter).items()}
-    close(by_kohyas_arithmetic(tmp_path / "x.safetensors"), wanted, tolerance)
+    for strength in STRENGTHS:
+        close(by_kohyas_arithmetic(tmp_path / "x.safetensors", strength), scaled(wanted, strength), tolerance)
     ranks = {}
     for name, tensor in load_file(tmp_path / "x.safetensors").items():
         if name.endswith("lora_down.weight"):
@@ -138,62 +153,62 @@ def test_kohyas_arithmetic(style, dtype, tolerance, adapter, tmp_path):
     assert all(len(found) == 1 for found in ranks.values()), ranks
 
 
+LOADED = [(torch.float32, 1e-6, strength) for strength in STRENGTHS] + [(torch.float16, 1e-3, 1.0)]
+
+
 @pytest.mark.parametrize("kind", ["comfyui", "kohya", "diffusers"])
-@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
-def test_plain_diffusers_applies_every_layer(kind, strength, adapter, tmp_path):
-    """Fused into the base, so that what is compared is the weights."""
-    WRITERS[kind](tmp_path / "x.safetensors", adapter, torch.float32)
+@pytest.mark.parametrize(("dtype", "tolerance", "strength"), LOADED)
+def test_plain_diffusers_applies_every_layer(kind, dtype, tolerance, strength, adapter, tmp_path):
+    """load_lora_weights, set_adapters, and fuse_lora, so that what is compared is the weights."""
+    WRITERS[kind](tmp_path / "x.safetensors", adapter, dtype)
     plain = StableDiffusionXLPipeline.from_pretrained(EMBEDDED, add_watermarker=False)
-    base = StableDiffusionXLPipeline.from_pretrained(EMBEDDED, add_watermarker=False)
+    for component in MODELS:
+        blank(getattr(plain, component))
     plain.load_lora_weights(str(tmp_path), weight_name="x.safetensors", adapter_name="x")
     plain.set_adapters("x", strength)
     plain.fuse_lora(components=list(MODELS))
     plain.unload_lora_weights()
-    wanted = {layer: strength * delta for layer, delta in deltas(adapter).items()} if strength else {}
-    found = changes(plain, base)
-    assert set(found) == set(wanted)
-    for layer, delta in wanted.items():
-        torch.testing.assert_close(found[layer], delta, rtol=0, atol=1e-6 * max(1.0, float(delta.abs().max())))
+    found = {
+        f"{c}.{canonical(c, n.removesuffix('.weight'))}": t.double() for c in MODELS for n, t in getattr(plain, c).state_dict().items() if t.any()
+    }
+    close(found, scaled(deltas(adapter), strength) if strength else {}, tolerance)
 
 
-@pytest.mark.parametrize("name", ["lora", "gralora", "hybrid"])
-def test_peft_loads_its_folders(name, tmp_path):
-    pipeline, models = adapted_pipeline(CONFIGS[name])
-    adapter = Adapter.from_models(models)
-    write_peft(tmp_path / "x", adapter)
+def test_the_scale_of_a_call_to_diffusers(mixed, tmp_path):
+    """cross_attention_kwargs=dict(scale=...) is the strength of the UNet and of both text encoders."""
+    write_comfyui(tmp_path / "x.safetensors", mixed, torch.float32)
+    plain = StableDiffusionXLPipeline.from_pretrained(EMBEDDED, add_watermarker=False)
+    plain.set_progress_bar_config(disable=True)
+    plain.load_lora_weights(str(tmp_path), weight_name="x.safetensors")
+    common = dict(prompt="a dog", num_inference_steps=2, guidance_scale=3.0, output_type="np")
+    for strength in STRENGTHS:
+        ours = load_sdxl()
+        load_adapter(ours, tmp_path / "x.safetensors", strength)
+        pictures = ours(**common, generator=torch.manual_seed(0)).images
+        theirs = plain(**common, generator=torch.manual_seed(0), cross_attention_kwargs=dict(scale=strength)).images
+        np.testing.assert_allclose(theirs, pictures, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3)], ids=["fp32", "fp16"])
+def test_peft_loads_its_folders(dtype, tolerance, adapter, tmp_path):
+    """Each layer's answer to the identity at every strength, then the merged weights."""
+    whole = len({sizes(factors) for _, _, factors in adapter.items()}) == 1
+    write_peft(tmp_path / "x", adapter if whole else to_lora(adapter)[0], dtype)
     wanted, base = deltas(adapter), load_sdxl()
     for component in MODELS:
-        model = PeftModel.from_pretrained(getattr(load_sdxl(), component), tmp_path / "x" / component).merge_and_unload()
-        before = getattr(base, component).state_dict()
-        for path in adapter.layers[component]:
-            own = path if component != "text_encoder" or f"{path}.weight" in before else path.removeprefix("text_model.")
-            change = model.state_dict()[f"{own}.weight"] - before[f"{own}.weight"]
-            torch.testing.assert_close(change.double(), wanted[f"{component}.{path}"], rtol=0, atol=2e-6)
-    assert pipeline is not base
-
-
-def test_peft_takes_other_sizes_as_a_lora(mixed, tmp_path):
-    lora, _, whole = to_lora(mixed)
-    assert whole < 1e-6
-    write_peft(tmp_path / "x", lora)
-    close(deltas(read_adapter(tmp_path / "x")), deltas(mixed), 1e-6)
-    base, wanted = load_sdxl().unet, deltas(mixed)
-    model = PeftModel.from_pretrained(load_sdxl().unet, tmp_path / "x" / "unet").merge_and_unload().state_dict()
-    for path in mixed.layers["unet"]:
-        change = (model[f"{path}.weight"] - base.get_submodule(path).weight).double()
-        torch.testing.assert_close(change, wanted[f"unet.{path}"], rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
-def test_peft_strength(strength, tmp_path):
-    adapter = Adapter.from_models(adapted_pipeline(CONFIGS["hybrid"], ["unet"])[1])
-    write_peft(tmp_path / "x", adapter)
-    model, path = PeftModel.from_pretrained(load_sdxl().unet, tmp_path / "x" / "unet"), next(iter(adapter.layers["unet"]))
-    layer = model.get_submodule(f"base_model.model.{path}")
-    layer.scaling["default"] *= strength
-    x = torch.randn(3, layer.in_features)
-    wanted = torch.nn.functional.linear(x, layer.weight, layer.bias) + strength * x @ deltas(adapter)[f"unet.{path}"].float().T
-    torch.testing.assert_close(layer(x), wanted, rtol=0, atol=1e-5)
+        mine = {path: wanted[f"{component}.{path}"] for path in adapter.layers[component]}
+        own = {path: installed_path(component, path) for path in mine}
+        model = PeftModel.from_pretrained(blank(getattr(base, component)), tmp_path / "x" / component)
+        model.base_model.float()  # the folder's own dtype would round the answers too
+        layers = {path: model.get_submodule(f"base_model.model.{own[path]}") for path in mine}
+        learnt = {path: dict(layer.scaling) for path, layer in layers.items()}
+        for strength in STRENGTHS:
+            for path, layer in layers.items():
+                layer.scaling["default"] = strength * learnt[path]["default"]
+            got = {path: layer(torch.eye(layer.in_features)).T.detach().double() for path, layer in layers.items()}
+            close(got, scaled(mine, strength), tolerance)
+        model = model.merge_and_unload()
+        close({path: model.get_submodule(own[path]).weight.detach().double() for path in mine}, scaled(mine, STRENGTHS[-1]), tolerance)
 
 
 @pytest.mark.parametrize("how", [dict(rank=6), dict(energy=0.9), dict(energy=1.0)], ids=str)
@@ -227,6 +242,21 @@ def test_fp16_keeps_its_digits_at_every_size_of_the_weights(size, tmp_path):
         factors["gralora_B"] *= size / factors["gralora_B"].std()
     write_comfyui(tmp_path / "x.safetensors", adapter)
     close(deltas(read_adapter(tmp_path / "x.safetensors")), deltas(adapter), 1e-3)
+
+
+def test_kohyas_file_is_the_one_that_diffusers_trainers_write(mixed, tmp_path):
+    """--output_kohya_format: the names, shapes and deltas that diffusers' own conversion makes of pytorch_lora_weights.safetensors."""
+    from diffusers.utils import convert_all_state_dict_to_peft, convert_state_dict_to_kohya
+
+    write_diffusers(tmp_path / "x.safetensors", mixed)
+    write_comfyui(tmp_path / KOHYA, mixed, torch.float32, sgm=False)
+    theirs = convert_state_dict_to_kohya(convert_all_state_dict_to_peft(load_file(tmp_path / "x.safetensors")))
+    ours = load_file(tmp_path / KOHYA)
+    assert {name: tensor.shape for name, tensor in ours.items()} == {name: tensor.shape for name, tensor in theirs.items()}
+    for name in {name.split(".")[0] for name in ours}:
+        assert ours[f"{name}.alpha"].item() == theirs[f"{name}.alpha"].item()
+        mine, other = (t[f"{name}.lora_up.weight"].double() @ t[f"{name}.lora_down.weight"].double() for t in (ours, theirs))
+        close({name: mine}, {name: other}, 1e-6)
 
 
 def test_the_header_files_it_under_sdxl(mixed, tmp_path):

@@ -1,9 +1,12 @@
 """Merged bases load again in plain diffusers, and hold base + delta in every weight."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import adapted_pipeline
 from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 from test_convert import changes, deltas
 from test_formats import CONFIGS
 
@@ -11,7 +14,7 @@ from gralora_diffusion import load_sdxl
 from gralora_diffusion.config import ConfigError
 from gralora_diffusion.exchange import Adapter
 from gralora_diffusion.formats import write_diffusers
-from gralora_diffusion.merging import write_merged
+from gralora_diffusion.merging import OLD_VAE, from_checkpoint, structure, to_checkpoint, write_merged, write_streamed
 from gralora_diffusion.sdxl import EMBEDDED
 
 
@@ -35,6 +38,45 @@ def test_merged_bases_load_again(single, mixed, tmp_path):
     assert all(torch.equal(again.vae.state_dict()[name], tensor) for name, tensor in base.vae.state_dict().items())
     with pytest.raises(ConfigError, match="exists already"):
         write_merged(out, mixed, None, torch.float32)
+
+
+def test_other_ways_to_store_a_base(mixed, tmp_path):
+    """In parts, as a variant, and with the names and shapes that the VAE's attention had before diffusers 0.15."""
+    base = tmp_path / "base"
+    shutil.copytree(EMBEDDED, base)
+    unet, vae = base / "unet" / "diffusion_pytorch_model.safetensors", base / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(unet)
+    unet.unlink()
+    for i in (0, 1):
+        save_file(dict(list(tensors.items())[i::2]), unet.with_name(f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors"))
+    old, tensors = {new: name for name, new in OLD_VAE.items()}, load_file(vae)
+    for name in [name for name in tensors if any(new in name for new in old)]:
+        tensor = tensors.pop(name)
+        for new in old:
+            name = name.replace(new, old[new])
+        tensors[name] = tensor[..., None, None] if tensor.ndim == 2 else tensor
+    assert "encoder.mid_block.attentions.0.query.weight" in tensors
+    save_file(tensors, vae)
+    (base / "text_encoder" / "model.safetensors").rename(base / "text_encoder" / "model.fp16.safetensors")
+    write_merged(tmp_path / "a.safetensors", mixed, str(base), torch.float32)
+    write_merged(tmp_path / "b.safetensors", mixed, None, torch.float32)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_checkpoint_is_read_as_it_was_written(mixed, tmp_path):
+    """And what is no model's stays in it: marks of v-prediction, old buffers, the header without the hashes of what it was."""
+    write_merged(tmp_path / "x.safetensors", mixed, None, torch.float32)
+    more = dict(v_pred=torch.zeros(0), position_ids=torch.arange(77)[None], logit_scale=torch.tensor(4.6))
+    tensors = load_file(tmp_path / "x.safetensors") | more
+    save_file(tensors, tmp_path / "x.safetensors", {"modelspec.title": "x", "modelspec.hash_sha256": "0x0"})
+    _, names, layout = structure(EMBEDDED)
+    found, others, metadata = from_checkpoint(tmp_path / "x.safetensors", names, layout)
+    assert others.keys() == more.keys()
+    assert metadata == {"modelspec.title": "x"}
+    write_streamed(tmp_path / "y.safetensors", to_checkpoint(found, layout) | others, torch.float32, metadata)
+    again = load_file(tmp_path / "y.safetensors")
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensor) and again[name].dtype == tensor.dtype for name, tensor in tensors.items())
 
 
 def test_a_merge_that_leaves_the_range_of_fp16_writes_nothing(mixed, tmp_path):

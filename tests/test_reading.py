@@ -1,23 +1,29 @@
 """What other tools wrote is read as they mean it; what is damaged, foreign or lying is refused in one sentence."""
 
 import json
+import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import MODELS, adapted_pipeline
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_convert import close, deltas
 from test_formats import CONFIGS
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from gralora_diffusion import AdapterConfig, load_adapter, load_sdxl
 from gralora_diffusion.config import ConfigError
-from gralora_diffusion.exchange import Adapter
+from gralora_diffusion.exchange import Adapter, describe
 from gralora_diffusion.formats import check_fits, read_adapter, write_comfyui, write_diffusers, write_native, write_peft
-from gralora_diffusion.injection import adapters
+from gralora_diffusion.injection import adapters, remove
+from gralora_diffusion.merging import write_merged
 from gralora_diffusion.names import from_kohya, kohya
+
+WIDTH = r"do not fit the base's layer \d+ -> \d+; the adapter was made for another base"
 
 
 def test_both_conventions_of_hybrid_rank(tmp_path):
@@ -172,10 +178,158 @@ def test_headers_that_lie_about_the_native_file(tmp_path):
             read_adapter(tmp_path / "lie.safetensors")
 
 
-def test_another_width(tmp_path):
-    """SDXL's own shapes against an adapter of the embedded base, without any weights."""
-    mixed = Adapter.from_models(adapted_pipeline(CONFIGS["mixed"])[1])
-    (tmp_path / "sdxl.safetensors").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"do not fit the base's layer \d+ -> \d+; the adapter was made for another base|no such layer"):
-        check_fits(mixed, str(tmp_path / "sdxl.safetensors"), "x")
-    check_fits(mixed, None, "x")
+@pytest.fixture(scope="module")
+def foreign_bases(tmp_path_factory):
+    """{kind: (pipeline, its folder)}: a Stable Diffusion 1.5 in small, and an SDXL of another width."""
+    folder = tmp_path_factory.mktemp("bases")
+    torch.manual_seed(0)
+    text = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    sides = dict(down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+    unet = UNet2DConditionModel(block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=48, attention_head_dim=8, sample_size=8, **sides)
+    small = load_sdxl()
+    sd15 = StableDiffusionPipeline(
+        vae=small.vae,
+        unet=unet,
+        text_encoder=CLIPTextModel(CLIPTextConfig(**text)),
+        tokenizer=small.tokenizer,
+        scheduler=small.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    config = dict(small.unet.config)
+    wide = load_sdxl(unet=UNet2DConditionModel.from_config(config | dict(block_out_channels=[2 * n for n in config["block_out_channels"]])))
+    found = {"SD 1.5": sd15, "another width": wide}
+    for name, pipeline in found.items():
+        pipeline.save_pretrained(folder / name)
+    return {name: (pipeline, folder / name) for name, pipeline in found.items()}
+
+
+WRONG_BASES = [
+    (
+        "SD 1.5",
+        "unet",
+        r"the base has no such layer; the adapter was made for another kind of model",
+        r"SD 1\.5 is not an SDXL base",
+    ),
+    ("SD 1.5", "all", r"do not fit the base's layer 48 -> 48", r"SD 1\.5 is not an SDXL base"),
+    ("another width", "unet", WIDTH, WIDTH),
+    ("another width", "all", WIDTH, WIDTH),
+]
+
+
+@pytest.mark.parametrize(("base", "models", "loading", "converting"), WRONG_BASES)
+def test_a_wrong_base_is_one_sentence_and_stays_as_it_was(base, models, loading, converting, foreign_bases, tmp_path):
+    pipeline, folder = foreign_bases[base]
+    adapter = Adapter.from_models(adapted_pipeline(CONFIGS["mixed"], MODELS if models == "all" else ["unet"])[1])
+    write_native(tmp_path / "adapter.safetensors", adapter)
+    weights = {c: {n: id(p) for n, p in m.named_parameters()} for c, m in pipeline.components.items() if isinstance(m, torch.nn.Module)}
+    with pytest.raises(ConfigError, match=loading) as caught:
+        load_adapter(pipeline, tmp_path / "adapter.safetensors")
+    assert "\n" not in str(caught.value)
+    assert weights == {c: {n: id(p) for n, p in getattr(pipeline, c).named_parameters()} for c in weights}
+    for attempt in (
+        lambda: check_fits(adapter, str(folder), "x"),
+        lambda: write_merged(tmp_path / "merged", adapter, str(folder), torch.float16),
+        lambda: write_merged(tmp_path / "merged.safetensors", adapter, str(folder), torch.float16),
+    ):
+        with pytest.raises(ConfigError, match=converting) as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter.safetensors"]
+
+
+def test_the_embedded_bases_adapter_does_not_fit_sdxl(tmp_path):
+    """By SDXL's own shapes, without any weights; a checkpoint without its weights is refused too."""
+    adapter = Adapter.from_models(adapted_pipeline(AdapterConfig(rank=16, k=2, targets="down_blocks.1.*attn1"), ["unet"])[1])
+    save_file({"model.diffusion_model.out.2.bias": torch.zeros(4)}, tmp_path / "sdxl.safetensors")
+    with pytest.raises(ConfigError, match=WIDTH):
+        check_fits(adapter, str(tmp_path / "sdxl.safetensors"), "x")
+    check_fits(adapter, None, "x")
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    fits = {"unet": {name: dict(lora_A=torch.ones(4, 640), lora_B=torch.ones(640, 4))}}
+    with pytest.raises(ConfigError, match=r"'model.diffusion_model.input_blocks.0.0.weight' is missing: it is not a whole SDXL base"):
+        write_merged(tmp_path / "x.safetensors", Adapter(describe(fits), fits), str(tmp_path / "sdxl.safetensors"), torch.float16)
+    assert [path.name for path in tmp_path.iterdir()] == ["sdxl.safetensors"]
+
+
+def headers_that_lie(good: bytes) -> dict[str, bytes]:
+    """{what is wrong: a .safetensors file}, made from one that is right."""
+    size = int.from_bytes(good[:8], "little")
+    text, data = good[8 : 8 + size], good[8 + size :]
+    header = json.loads(text)
+    first, second = [name for name in header if name != "__metadata__"][:2]
+
+    def file(changed) -> bytes:
+        changed = changed if isinstance(changed, bytes) else json.dumps(changed).encode()
+        return len(changed).to_bytes(8, "little") + changed + data
+
+    def entry(**changes):
+        return file(header | {first: header[first] | changes})
+
+    twice = json.dumps({first: header[second]})[1:-1].encode()
+    begin, end = header[first]["data_offsets"]
+    found = {
+        "a huge header": (2**40).to_bytes(8, "little") + good[8:],
+        "a header longer than the file": (len(good) + 1).to_bytes(8, "little") + good[8:],
+        "a header of no length": bytes(8) + good[8:],
+        "half a header": (size // 2).to_bytes(8, "little") + good[8:],
+        "a header that is a list": file(b"[]"),
+        "a header that is no text": file(b"\xff\xfe" * 20),
+        "a key twice": file(text.rstrip()[:-1] + b", " + twice + b"}"),
+        "an offset beyond the end": entry(data_offsets=[begin, end + 10**9]),
+        "an offset below zero": entry(data_offsets=[-end, 0]),
+        "offsets backwards": entry(data_offsets=[end, begin]),
+        "two tensors at one place": entry(data_offsets=header[second]["data_offsets"]),
+        "a shape that is not there": entry(shape=[2**31, 2**31]),
+        "a negative shape": entry(shape=[-1, 4]),
+        "a type that is none": entry(dtype="PICKLE"),
+        "no offsets": file(header | {first: dict(dtype="F32", shape=[1])}),
+        "metadata that is no text": file(header | {"__metadata__": {"gralora_diffusion": {"config": {}}}}),
+        "bytes too many": good + b"surplus",
+        "nested too deep": file(b'{"a":' * 5000 + b"1" + b"}" * 5000),
+    }
+    random = torch.Generator().manual_seed(0)
+    for _ in range(60):  # anywhere in the header, and cut anywhere
+        place, value = (int(torch.randint(n, (), generator=random)) for n in (8 + size, 256))
+        found[f"byte {place} is {value}"] = good[:place] + bytes([value]) + good[place + 1 :]
+        found[f"{place} bytes"] = good[:place]
+    return found
+
+
+def refusal(pipeline, path) -> str:
+    try:
+        load_adapter(pipeline, path)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_any_damage_to_a_header_is_one_sentence(tmp_path):
+    """A changed byte may leave a file that is right, a space for a space; then it is read as before, and never as another adapter."""
+    adapter = Adapter.from_models(adapted_pipeline(AdapterConfig(rank=16, k=2, targets=r"mid_block.*attn1\.to_[qv]$"), ["unet"])[1])
+    pipeline, read = load_sdxl(), 0
+    for write in (write_native, write_comfyui):
+        write(tmp_path / "good.safetensors", adapter)
+        for what, content in headers_that_lie((tmp_path / "good.safetensors").read_bytes()).items():
+            (tmp_path / "x.safetensors").write_bytes(content)
+            sentence = refusal(pipeline, tmp_path / "x.safetensors")
+            assert sentence or what.startswith("byte"), what
+            assert "\n" not in sentence, what
+            assert bool(sentence) != bool(adapters(pipeline.unet)), what
+            read += not sentence
+            remove(pipeline)
+    assert read < 60
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["torch.save", "pickle"])
+def test_a_pickle_with_another_name_is_not_run(pickled, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "run",))
+
+    with open(tmp_path / "x.safetensors", "wb") as file:
+        (pickle.dump if pickled else torch.save)({"unet.x.lora_A": Trap()}, file)
+    with pytest.raises(ConfigError, match=r"not a complete \.safetensors file"):
+        load_adapter(load_sdxl(), tmp_path / "x.safetensors")
+    assert not (tmp_path / "run").exists()

@@ -111,3 +111,21 @@ def test_compiled_models_follow_strength(two_files):
         after = compiled(x, encoder_hidden_states=text)
         torch.testing.assert_close(after, block(x, encoder_hidden_states=text), rtol=0, atol=1e-5)
         assert (after - before).abs().max() > 1e-3
+
+
+def test_a_whole_unet_compiles(two_files):
+    """With two adapters in it, as one graph; inductor, which needs a C++ compiler, takes the same graph."""
+    folder, _, _ = two_files
+    pipeline = load_sdxl()
+    load_adapter(pipeline, folder / "dog.safetensors")
+    load_adapter(pipeline, folder / "style.safetensors", 0.5)
+    unet, config = pipeline.unet, pipeline.unet.config
+    random = torch.Generator().manual_seed(0)
+    text = torch.randn(1, 4, config.cross_attention_dim, generator=random)
+    added = dict(text_embeds=torch.randn(1, pipeline.text_encoder_2.config.projection_dim, generator=random), time_ids=torch.full((1, 6), 64.0))
+    given = torch.randn(1, config.in_channels, 8, 8, generator=random), torch.tensor(500), text
+    with torch.no_grad():
+        compiled = torch.compile(unet, backend="aot_eager", fullgraph=True)(*given, added_cond_kwargs=added).sample
+        torch.testing.assert_close(compiled, unet(*given, added_cond_kwargs=added).sample, rtol=0, atol=1e-5)
+        enable(pipeline, False)
+        assert (unet(*given, added_cond_kwargs=added).sample - compiled).abs().max() > 1e-2

@@ -53,6 +53,10 @@ class GraLoRAAdapter(comfy.weight_adapter.WeightAdapterBase):
         weight += function((strength * delta).to(weight.dtype))
         return weight
 
+    def h(self, x, base_out):
+        """What the layer's answer to x [..., N] gains, [..., M], in the nodes that leave weights alone (they set the multiplier)."""
+        return torch.nn.functional.linear(x, self.delta(x.device, x.dtype)) * self.multiplier
+
 
 if not any(adapter.name == GraLoRAAdapter.name for adapter in comfy.weight_adapter.adapters if hasattr(adapter, "name")):
     comfy.weight_adapter.adapters.append(GraLoRAAdapter)
