@@ -98,7 +98,7 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
     series = make_series(job.pictures, job.of_class, pipeline.vae, config, picture_cache(config) or Cache(job.path / CACHE), accelerator)
     pipeline.vae, encode = None, functools.partial(encode_prompts, pipeline)
     if not config.train_text_encoder:
-        encode = encode_captions(series.captions(), pipeline, series.cache, accelerator)
+        encode = encode_captions(series.captions(), pipeline, series.cache, accelerator, config.dataloader_num_workers)
         pipeline.text_encoder = pipeline.text_encoder_2 = None  # they leave memory: what they had to say is in the cache and in `previews`
     if previews and job.start == 0:
         previews.draw(0)
