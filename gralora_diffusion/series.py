@@ -185,7 +185,7 @@ def encode_pictures(jobs: list[tuple], vae, config: TrainConfig, cache: Cache, a
 
 
 @torch.no_grad()
-def encode_captions(captions: list[str], pipeline, cache: Cache, accelerator) -> Callable[[list[str]], list[torch.Tensor]]:
+def encode_captions(captions: list[str], pipeline, cache: Cache, accelerator, workers: int = 0) -> Callable[[list[str]], list[torch.Tensor]]:
     """Encode what the cache lacks, each process its share; returns a function from captions to [prompt_embeds, pooled_prompt_embeds].
 
     That function reads from the cache, and keeps 64 captions in memory.
@@ -197,10 +197,12 @@ def encode_captions(captions: list[str], pipeline, cache: Cache, accelerator) ->
         tokens = [t(caption, truncation=True, max_length=t.model_max_length).input_ids for t in tokenizers]
         return key_of("prompt", 1, caption == "", tokens, *model)
 
-    absent = [c for c in captions[accelerator.process_index :: accelerator.num_processes] if not cache.rows("prompts", key(c))]
-    for caption in tqdm(absent, "captions", unit="caption", disable=len(absent) < 20 or not accelerator.is_local_main_process):
+    mine = [(caption, key(caption)) for caption in captions[accelerator.process_index :: accelerator.num_processes]]
+    there = ahead(lambda item: cache.rows("prompts", item[1]), mine, workers)
+    absent = [item for item, rows in zip(mine, there, strict=True) if not rows]
+    for caption, address in tqdm(absent, "captions", unit="caption", disable=len(absent) < 20 or not accelerator.is_local_main_process):
         embeds, pooled = encode_prompts(pipeline, [caption])
-        cache.put("prompts", key(caption), embeds=embeds, pooled=pooled)
+        cache.put("prompts", address, embeds=embeds, pooled=pooled)
     accelerator.wait_for_everyone()
 
     @functools.lru_cache(maxsize=64)

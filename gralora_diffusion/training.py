@@ -101,7 +101,7 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
     pipeline.vae.to("cpu")
     pipeline.vae, encode = None, functools.partial(encode_prompts, pipeline)
     if not config.train_text_encoder:
-        encode = encode_captions(series.captions(), pipeline, series.cache, accelerator)
+        encode = encode_captions(series.captions(), pipeline, series.cache, accelerator, config.dataloader_num_workers)
         pipeline.text_encoder = pipeline.text_encoder_2 = None  # they leave memory: what they had to say is in the cache and in `previews`
     pipeline.unet.to(accelerator.device)
     if previews and job.start == 0:

@@ -3,13 +3,15 @@
     python scripts/measure_data.py --pictures 500 2000
 
 For each number: draws that many JPEGs (512 x 384) once, then runs two processes, the first with an empty cache, the second with what the
-first left there.  A process finds and checks the pictures, loads the embedded base, encodes what the cache lacks, and reads a batch.
+first left there.  A process loads the embedded base, and is measured from there: it finds and checks the pictures, encodes what the cache lacks, and reads a
+batch.  grown_mb is the resident size after that, less that before.
 Prints a table and, last, one line of JSON.
 """
 
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,18 +47,22 @@ def start(folder: str, cache: str) -> None:
     config = TrainConfig(instance_data_dir=folder, latent_cache_dir=cache, **options)
     pipeline, accelerator = load_sdxl(), Accelerator(cpu=True)
     choose(make_series(instance_pictures(TrainConfig(resolution=64), None)[:1], [], pipeline.vae, config, Cache(cache + "/warm"), accelerator), [0])
-    before, begun = peak(), time.monotonic()
+    before, begun, cpu = resident(), time.monotonic(), time.process_time()
     pictures = instance_pictures(config, picture_cache(config))
     found = time.monotonic() - begun
     series = make_series(pictures, [], pipeline.vae, config, picture_cache(config), accelerator)
-    encode = encode_captions(series.captions(), pipeline, series.cache, accelerator)
+    encode = encode_captions(series.captions(), pipeline, series.cache, accelerator, 2)
     encode([record.caption for record in choose(series, range(8))])
-    print(json.dumps(dict(pictures=len(pictures), check_s=found, start_s=time.monotonic() - begun, grown_mb=peak() - before, peak_mb=peak())))
+    seconds = dict(check_s=found, start_s=time.monotonic() - begun, start_cpu_s=time.process_time() - cpu)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(json.dumps(dict(pictures=len(pictures)) | seconds | dict(grown_mb=resident() - before, peak_mb=peak)))
 
 
-def peak() -> float:
-    """The largest resident size of this process until now, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+def resident() -> float:
+    """The size of this process in memory, in MB."""
+    import psutil
+
+    return psutil.Process().memory_info().rss / 1e6
 
 
 def main():
@@ -73,6 +79,7 @@ def main():
         for count in given.pictures:
             folder = Path(given.folder or temporary) / str(count)
             draw(folder / "pictures", count)
+            shutil.rmtree(folder / "cache", ignore_errors=True)
             for cached in (False, True):
                 command = [sys.executable, __file__, "--start", str(folder / "pictures"), str(folder / "cache")]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
