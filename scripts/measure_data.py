@@ -2,10 +2,9 @@
 
     python scripts/measure_data.py --pictures 500 2000
 
-For each number: draws that many JPEGs (512 x 384) once, then runs two processes, the first with an empty cache, the second with what the
-first left there.  A process loads the embedded base, and is measured from there: it finds and checks the pictures, encodes what the cache lacks, and reads a
-batch.  grown_mb is the resident size after that, less that before.
-Prints a table and, last, one line of JSON.
+For each number: draws that many JPEGs (512 x 384), then runs two processes, the first with an empty cache, the second with what the first
+left there.  A process loads the embedded base, and is measured from there: it finds and checks the pictures, encodes what the cache lacks,
+and reads a batch.  grown_mb is the resident size after that, less that before.  Prints one line each, and last all of it as JSON.
 """
 
 import argparse
