@@ -105,17 +105,18 @@ def measure(
     if narrow := [path for path, layer in layers.items() if min(layer.weight.shape) < min(ranks)]:
         raise ConfigError(f"{narrow[0]} has {min(layers[narrow[0]].weight.shape)} channels, fewer than every one of --ranks: give a lower rank")
     rows, totals, binned = {path: {} for path in layers}, {}, {path: [] for path in layers}
+    order = {path: i for i, path in enumerate(layers)}  # every layer draws an A of its own, the same in each bin
     for loss_of in losses:
         with Channels(layers) as seen:
             for path, G in Gradients(layers, loss_of, accelerator, batches):
                 totals[path] = totals.get(path, 0) + G.cpu() / len(losses)
                 rows[path].setdefault("channels", []).extend(seen[path])
-                binned[path].append(align_all(G, ranks, ks, outlier_of(rows[path]["channels"])["channel"], seed))
+                binned[path].append(align_all(G, ranks, ks, outlier_of(rows[path]["channels"])["channel"], seed, order[path]))
     for path, G in totals.items():
         row, shape = rows[path], list(G.shape)
         row["outlier"] = outlier_of(row.pop("channels"))
         row |= dict(shape=shape, importance=importance(layers[path].weight.cpu(), G), effective_rank=effective_rank(G))
-        row["alignment"] = align_all(G, ranks, ks, row["outlier"]["channel"], seed)
+        row["alignment"] = align_all(G, ranks, ks, row["outlier"]["channel"], seed, order[path])
         row["by_bin"] = {r: {k: [one[r][k]["mean"] for one in binned[path]] for k in by_k} for r, by_k in row["alignment"].items()}
         for kind, g in (("whitened", whitened(G)), ("raw", G)):
             held = {k: energies(g, k) for k in sorted({k for by_k in row["alignment"].values() for k in by_k})}
@@ -127,11 +128,11 @@ def measure(
     return rows
 
 
-def align_all(G: torch.Tensor, ranks, ks, channel: int, seed: int) -> dict[int, dict[int, dict]]:
-    """alignment() for fresh adapters of every rank and k that fit the layer; the same seed draws the same A for each layer and bin."""
+def align_all(G: torch.Tensor, ranks, ks, channel: int, *key: int) -> dict[int, dict[int, dict]]:
+    """alignment() for fresh adapters of every rank and k that fit the layer; the same key draws the same A."""
     m, n = G.shape
     fits = {r: [k for k in ks if r % k == 0 and m % k == 0 and n % k == 0] for r in ranks if r <= min(m, n)}
-    return {r: {k: alignment(G, kaiming_blocks(r, k, n, generator(seed, 10, r, k)), channel) for k in by_k} for r, by_k in fits.items()}
+    return {r: {k: alignment(G, kaiming_blocks(r, k, n, generator(*key, 10, r, k)), channel) for k in by_k} for r, by_k in fits.items()}
 
 
 def summary(rows: dict[str, dict]) -> dict[str, dict]:

@@ -8,6 +8,7 @@ takes all options of training (data, targets, precision, loss), and writes repor
 """
 
 import functools
+import hashlib
 import json
 from pathlib import Path
 
@@ -60,10 +61,10 @@ def report(config: TrainConfig, output: Path, ranks: list[int], ks: list[int], b
     needs = pipeline.unet, pipeline.scheduler, series, encode, config, job.accelerator, job.dtype
     losses = [objective(*needs, stratified(draw, i / bins, (i + 1) / bins)) for i in range(bins)]
     rows = measure(all_layers(job.models), losses, job.accelerator, batches, ranks, ks, config.seed, deltas)
-    facts = dict(
-        base=config.pretrained_model_name_or_path or "the embedded base", fingerprint=job.facts["same"]["base"]["names"], pictures=len(job.pictures),
-        prompt=config.instance_prompt, bins=bins, batches_per_bin=batches, batch_size=config.train_batch_size, means=summary(rows),
-    )  # fmt: skip
+    weights = hashlib.sha256(json.dumps(job.facts["same"]["base"]).encode()).hexdigest()[:16]
+    facts = dict(base=config.pretrained_model_name_or_path or "the embedded base", fingerprint=weights, trained=str(trained) if trained else None)
+    facts |= dict(pictures=len(job.pictures), prompt=config.instance_prompt, bins=bins, batches_per_bin=batches, batch_size=config.train_batch_size)
+    facts["means"] = summary(rows)
     text, images = table(rows, facts), plots(rows, facts)
     output.mkdir(parents=True, exist_ok=True)
     for name, data in images.items():
