@@ -14,7 +14,8 @@ import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-METHODS = ("gralora", "lora")
+METHODS = ("gralora", "lora", "gora")
+ALLOCATE = ("gora", "energy", "uniform", "random", "inverse", "ralora")
 OPTIMIZERS = ("AdamW", "Prodigy", "Adafactor", "AdamWScheduleFree")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "piecewise_constant")
 INTERPOLATIONS = ("nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -85,7 +86,10 @@ class AdapterConfig:
 
     def __post_init__(self):
         one_of("method (--adapter)", self.method, METHODS)
-        if self.method == "lora" and (self.hybrid_rank or self.k not in (None, 1) or self.k_pattern):
+        if self.method == "gora":  # rsLoRA's scale is part of the method
+            object.__setattr__(self, "rslora", True)
+            object.__setattr__(self, "alpha", 16.0 if self.alpha is None else self.alpha)
+        if self.method != "gralora" and (self.hybrid_rank or self.k not in (None, 1) or self.k_pattern):
             raise ConfigError("k and hybrid_rank belong to GraLoRA: drop them, or use --adapter gralora")
         check_numbers(self)
         if self.tlora_min_rank is not None and not (self.tlora and self.tlora_min_rank <= self.rank):
@@ -189,6 +193,26 @@ class TrainConfig:
     huber_schedule: str = option(
         "snr", "how c depends on the timestep: near 1 with little noise, huber_c with much, or always huber_c", (), ("snr", "exponential", "constant")
     )
+    allocate: str | None = option(
+        None, "ranks by layer at the parameters of --rank everywhere: by importance as GoRA, by captured gradient energy, or the controls; "
+        "with --adapter gora it is gora", (), ALLOCATE,
+    )  # fmt: skip
+    allocation: str | None = option(None, "allocation.json of another run, whose ranks and k are taken")
+    gora_init: str | None = option(
+        None, "how adapters start: from the gradient with a random A (GoRA's default), its singular vectors (the default with --allocate), or zero",
+        (), ("random", "svd", "zero"),
+    )  # fmt: skip
+    gora_gamma: float | None = option(
+        None, "size of the first delta, as a part of the gradient's (0.05 as published); by default searched on held-out noise", least=0, most=1e6
+    )
+    gora_batches: int = option(64, "most batches of the gradient pass", least=1, most=2**20)
+    gora_tolerance: float = option(0.05, "the pass stops when ranks would move less than this part of the parameters; 0: never", least=0, most=1)
+    gora_min_rank: int | None = option(None, "lowest rank; by default half of --rank", least=1)
+    gora_max_rank: int | None = option(None, "highest rank; by default four times --rank", least=1)
+    gora_rounding: str = option(
+        "exact", "exact: the parameters of --rank everywhere, to the last one; paper: rounded and clipped", (), ("exact", "paper")
+    )
+    gora_memory: float | None = option(None, "GiB of gradient sums kept at once; what does not fit waits for another pass", above=0)
     validation_prompt: str | None = option(
         None, "prompts of the sample pictures, separated by |; by default the instance prompt in four places", free=True
     )
@@ -220,6 +244,7 @@ class TrainConfig:
         if self.resolution is not None and self.resolution % 8:
             raise ConfigError(f"--resolution is {self.resolution}; it must be divisible by 8")
         check_optimization(self)
+        check_allocation(self)
         if self.max_train_steps is not None and self.num_train_epochs is not None:
             raise ConfigError("--max_train_steps and --num_train_epochs say the same thing: give one of them")
         check_data(self)
@@ -232,7 +257,13 @@ class TrainConfig:
         given = {name for name in defaults if getattr(self, name) is not None}
         if self.num_train_epochs is not None:
             given.add("max_train_steps")
-        return dataclasses.replace(self, **{name: value for name, value in defaults.items() if name not in given})
+        filled = {name: value for name, value in defaults.items() if name not in given}
+        gora = self.adapter.method == "gora"
+        if gora and not self.allocation:
+            filled["allocate"] = self.allocate or "gora"
+        if gora or self.allocate or self.allocation:
+            filled["gora_init"] = self.gora_init or ("random" if gora else "svd")
+        return dataclasses.replace(self, **filled)
 
 
 def check_optimization(config: TrainConfig) -> None:
@@ -255,6 +286,7 @@ def check_optimization(config: TrainConfig) -> None:
         "ema_decay": (spelled != "AdamWScheduleFree", "another optimizer than AdamWScheduleFree, which averages by itself"),
         "huber_": (config.loss_type != "l2", "--loss_type huber or smooth_l1"),
         "text_encoder_": (config.train_text_encoder, "--train_text_encoder"),
+        "gora_": (config.adapter.method == "gora" or config.allocate or config.allocation, "--adapter gora, --allocate or --allocation"),
         "adam_weight_decay_text_encoder": (config.train_text_encoder, "--train_text_encoder"),
     }
     for f in fields(config):
@@ -270,6 +302,22 @@ def check_optimization(config: TrainConfig) -> None:
         raise ConfigError(f"--lr_step_rules is {config.lr_step_rules!r}; piecewise_constant needs rules such as '1:100,0.5:300,0.1'")
     if config.max_train_steps is not None and config.lr_warmup_steps >= config.max_train_steps:
         raise ConfigError(f"--lr_warmup_steps is {config.lr_warmup_steps}, and the run ends after {config.max_train_steps} steps: take fewer")
+
+
+def check_allocation(config: TrainConfig) -> None:
+    """Ranks come from one place, and the rule fits the adapter."""
+    adapter = config.adapter
+    for name in ("allocate", "gora_init", "gora_rounding"):
+        if getattr(config, name) is not None:
+            one_of(f"--{name}", getattr(config, name), next(f for f in fields(config) if f.name == name).metadata["choices"])
+    if config.allocate and config.allocation:
+        raise ConfigError("--allocate makes ranks and --allocation takes them from a file: give one of them")
+    if (config.allocate or config.allocation or adapter.method == "gora") and (adapter.rank_pattern or adapter.k_pattern or adapter.hybrid_rank):
+        raise ConfigError("--allocate, --allocation and --adapter gora do not go with --rank_pattern, --k_pattern or --hybrid_rank: drop these")
+    if config.allocate == "ralora" and (adapter.method != "gralora" or adapter.k):
+        raise ConfigError("--allocate ralora chooses GraLoRA's k: use --adapter gralora without --gralora_k")
+    if config.gora_rounding == "paper" and config.allocate in ("energy", "uniform"):
+        raise ConfigError(f"--gora_rounding paper is a rounding of importances, and --allocate {config.allocate} has none")
 
 
 EMBEDDED = dict(learning_rate=1e-3, train_batch_size=8, max_train_steps=600, guidance_scale=3.0)
@@ -396,9 +444,14 @@ def parse(description: str, argv=None) -> TrainConfig:
     given = vars(parser.parse_args(argv))
     if "preset" in given:
         given = PRESETS[given.pop("preset")]["options"] | given
-    names = {f.name for f in fields(AdapterConfig)}
     try:
-        adapter = AdapterConfig(**{n: v for n, v in given.items() if n in names})
-        return TrainConfig(adapter=adapter, **{n: v for n, v in given.items() if n not in names})
+        return from_options(given)
     except ConfigError as error:
         parser.error(str(error))
+
+
+def from_options(given: dict) -> TrainConfig:
+    """The config of a command line's options, {field name: value}, the adapter's among them."""
+    names = {f.name for f in fields(AdapterConfig)}
+    adapter = AdapterConfig(**{n: v for n, v in given.items() if n in names})
+    return TrainConfig(adapter=adapter, **{n: v for n, v in given.items() if n not in names})

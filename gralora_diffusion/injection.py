@@ -1,5 +1,6 @@
 """Which layers of a model are adapted: put adapters in, walk over them, scale, switch off, merge, take out."""
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -24,6 +25,8 @@ def inject(model: nn.Module, config: AdapterConfig) -> dict[str, LoRALinear]:
     """
     if adapters(model):
         raise ValueError("the model has adapters already: call remove() first")
+    if config.method == "gora":  # its layers are LoRA's; ranks and factors come from gradients, in allocation.py
+        config = dataclasses.replace(config, method="lora")
     linears = {path: m for path, m in model.named_modules() if type(m) is nn.Linear}
     pattern = compiled(TARGETS.get(config.targets, config.targets), "targets")
     chosen = {path: m for path, m in linears.items() if pattern.search(path)}
@@ -77,9 +80,9 @@ def set_active_ranks(config: AdapterConfig, layers: list[LoRALinear], model: nn.
 
 def adapted(linear: nn.Linear, config: AdapterConfig, rank: int, k: int | None) -> LoRALinear:
     common = dict(rank=rank, alpha=config.alpha, dropout=config.dropout, rslora=config.rslora)
-    if config.method == "lora":
-        return LoRALinear.from_linear(linear, **common)
-    return GraLoRALinear.from_linear(linear, k=k, hybrid_rank=config.hybrid_rank, **common)
+    if config.method == "gralora":
+        return GraLoRALinear.from_linear(linear, k=k, hybrid_rank=config.hybrid_rank, **common)
+    return LoRALinear.from_linear(linear, **common)
 
 
 def replace(model: nn.Module, path: str, layer: nn.Module) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedType
 
-from . import checkpoints
+from . import allocation, checkpoints
+from .allocation import all_layers
 from .config import ConfigError, TrainConfig, one_of
 from .data import instance, instance_pictures, pass_length, picture_cache
 from .exchange import Adapter
@@ -94,6 +95,8 @@ def resume(path: Path, config: TrainConfig, models: dict, facts: dict) -> tuple[
         return 0, {}
     tensors, state = checkpoints.load(checkpoint)
     check_facts(checkpoint, state["facts"], facts)
+    if config.allocate:
+        allocation.inject_from(path / allocation.FILE, models, config)
     own = {
         f"{name}.{canonical(name, layer_path)}.{leaf}": parameter
         for name, model in models.items()
@@ -150,6 +153,9 @@ def in_use(config: TrainConfig, pipeline, pictures: list[Picture], mixed_precisi
 def inject_all(components: dict, config: TrainConfig) -> dict:
     """Adapt the UNet, and both text encoders if they train: {component: model}.  Raises ConfigError when something does not fit."""
     models = {name: components[name] for name in (COMPONENTS if config.train_text_encoder else ("unet",))}
+    if config.allocation:
+        allocation.inject_from(config.allocation, models, config)
+        return models
     torch.manual_seed(config.seed)
     for name, model in models.items():
         try:
@@ -159,10 +165,6 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
     if idle := unmatched_patterns(all_layers(models), config.adapter):
         raise ConfigError(f"rank_pattern or k_pattern {idle[0]!r} matches none of the adapted layers")
     return models
-
-
-def all_layers(models: dict) -> dict:
-    return {f"{name}.{path}": layer for name, model in models.items() for path, layer in adapters(model).items()}
 
 
 def steps_of(config: TrainConfig, pictures: int, processes: int) -> int:

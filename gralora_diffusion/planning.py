@@ -7,11 +7,13 @@ from pathlib import Path
 import psutil
 import torch
 
+from . import allocation
+from .allocation import all_layers
 from .config import TrainConfig, to_dict
 from .data import instance, instance_pictures, pass_length, picture_cache
 from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, file_sizes
 from .injection import inject, table
-from .jobs import Job, all_layers, inject_all, precision, steps_of
+from .jobs import Job, inject_all, precision, steps_of
 from .optimization import bytes_per_parameter
 from .runs import locate
 from .sdxl import COMPONENTS, shapes
@@ -46,10 +48,23 @@ def plan(config: TrainConfig) -> str:
             f"steps: {steps} of {per_step} picture(s) per process, {steps * per_step / pass_length(config, pictures):.1f} passes",
             f"memory of a training step, about: {sum(memory.values()) / 2**30:.2f} GiB = "
             + " + ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
+            *gradient_pass(config, layers, torch.finfo(dtype).bits // 8),
             "files: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in files.items()),
             f"run folder: {run} (not made: this is a dry run)",
         ]
     )
+
+
+def gradient_pass(config: TrainConfig, layers: dict, itemsize: int) -> list[str]:
+    """What the gradient pass of GoRA needs, beside the frozen base and the activations of a step; nothing without it."""
+    if config.gora_init in (None, "zero") and not config.allocate:
+        return []
+    sizes = {path: dict(shape=tuple(layer.weight.shape), rank=layer.rank) for path, layer in layers.items()}
+    bytes_of = allocation.forecast(sizes, itemsize)
+    return [
+        f"memory of the gradient pass: {bytes_of['storing'] / 2**30:.2f} GiB to keep all sums (less, in more passes, with --gora_memory); "
+        f"{bytes_of['streaming'] / 2**30:.2f} GiB where --allocation gives the ranks and --gora_init is random"
+    ]
 
 
 def forecast(unet_config, config: TrainConfig, resolution: int, dtype, tokens: int = 77) -> dict[str, int]:

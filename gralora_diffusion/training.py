@@ -13,11 +13,12 @@ import torch
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from . import checkpoints
+from . import allocation, checkpoints
 from .cache import Cache
 from .config import ConfigError, TrainConfig, TrainingError, to_dict
 from .data import pass_length, picture_cache
 from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, write_comfyui, write_diffusers, write_native
+from .gradients import stratified
 from .hub import push
 from .injection import adapter_parameters, table
 from .interrupts import Interrupts, Stopped
@@ -106,7 +107,16 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
     pipeline.unet.to(accelerator.device)
     if previews and job.start == 0:
         previews.draw(0)
-    loss_of = objective(pipeline.unet, pipeline.scheduler, series, encode, config, accelerator, job.dtype)
+    needs = pipeline.unet, pipeline.scheduler, series, encode, config, accelerator, job.dtype
+    loss_of = objective(*needs)
+    make_trainable(job.models, config)
+    if config.gora_init and job.start == 0:
+        try:
+            allocation.apply(job.models, objective(*needs, stratified(draw)), config, accelerator, job.path)
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                f"out of memory in the gradient pass: give it fewer sums at once with --gora_memory 1, {what_to_lower(config)}"
+            ) from None
     expected = forecast_run(job, loss_of, previews)
     if run:
         print(f"forecast: {', '.join(f'{name} {amount:,.1f}' for name, amount in expected.items())}", flush=True)
@@ -205,15 +215,18 @@ class Optimization:
                 self.ema.load(*state["ema"])
 
 
+def make_trainable(models: dict, config: TrainConfig) -> None:
+    for model in models.values():
+        model.train()
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing() if hasattr(model, "enable_gradient_checkpointing") else model.gradient_checkpointing_enable()
+
+
 def run_steps(job: Job, optimization: Optimization, loss_of: Callable, interrupts: Interrupts) -> Iterator[tuple[dict, bool]]:
     """The loop: loss, backward, clip, step.  Yields (line of metrics, whether a signal has asked to stop) after each; raises NotFinite."""
     config, accelerator, models = job.config, job.accelerator, job.models
     optimizer, schedule, ema = optimization.optimizer, optimization.schedule, optimization.ema
     parameters = [p for model in models.values() for p in adapter_parameters(model).values()]
-    for model in models.values():
-        model.train()
-        if config.gradient_checkpointing:
-            model.enable_gradient_checkpointing() if hasattr(model, "enable_gradient_checkpointing") else model.gradient_checkpointing_enable()
     smooth, skipped, micros = None, 0, config.gradient_accumulation_steps
     shown = dict(desc="training", unit="step", initial=job.start, total=job.steps, disable=not accelerator.is_local_main_process)
     for step in (bar := tqdm(range(job.start + 1, job.steps + 1), **shown)):
@@ -246,7 +259,7 @@ def run_steps(job: Job, optimization: Optimization, loss_of: Callable, interrupt
         yield line | dict(memory=memory_in_use(accelerator.device)), stopping
 
 
-def objective(unet, scheduler, series: Series, encode: Callable, config: TrainConfig, accelerator, dtype) -> Callable[[int], torch.Tensor]:
+def objective(unet, scheduler, series: Series, encode: Callable, config: TrainConfig, accelerator, dtype, draw=draw) -> Callable[[int], torch.Tensor]:
     """loss_of(index): the loss of batch number `index` of the series, counted over all processes.
 
     Noise schedule, latents and time ids stay fp32; the UNet gets them in `dtype` and computes under autocast.
