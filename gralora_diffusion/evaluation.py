@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from PIL import Image, ImageOps
 from .config import ConfigError
 from .encoders import Encoder
 from .loss import generator
+from .writing import complete_or_absent
 
 SCORES = {  # what each score is, as results say it
     "subject": "mean cosine with each of the subject's pictures (DreamBooth's pairing): higher is more alike",
@@ -311,15 +311,5 @@ def recall(cache: Path | None, key: str) -> torch.Tensor | None:
 def remember(cache: Path | None, key: str, vector: torch.Tensor) -> None:
     if cache:
         data = vector.contiguous().numpy().tobytes()
-        write_whole(cache / key[:2] / key, hashlib.sha256(data).digest() + data)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Complete or absent, also when several processes write it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+        with complete_or_absent(cache / key[:2] / key) as part:
+            part.write_bytes(hashlib.sha256(data).digest() + data)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from .evaluation import Against, Generated, open_to_score, write_whole
+from .evaluation import Against, Generated, open_to_score
+from .writing import complete_or_absent
 
 SHOWN = 200  # pictures of a run on the page
 SIDE = 192
@@ -83,7 +84,8 @@ def write_report(folder: Path, result: dict, runs: list[Generated], against: Aga
         if entries:
             files[f"{name}.csv"] = csv_text(entries)
     for name, text in files.items():
-        write_whole(folder / name, text.encode())
+        with complete_or_absent(folder / name) as part:
+            part.write_text(text, encoding="utf-8")
 
 
 def page(result: dict, runs: list[Generated], against: Against) -> str:

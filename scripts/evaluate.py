@@ -26,6 +26,8 @@ def read_config(path: Path) -> TrainConfig:
         return from_dict(TrainConfig, json.loads(path.read_text()))
     except OSError:
         raise ConfigError(f"{path.parent} is not a run folder: it holds no config.json") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path} cannot be used: {error}") from None
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{path} is damaged: {error}") from None
 

@@ -3,6 +3,9 @@
 import csv
 import json
 import math
+import runpy
+import subprocess
+import sys
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -238,9 +241,47 @@ def test_the_report_holds_everything_and_needs_no_network(photos, tiny_clip, tin
         assert len(list(csv.DictReader(file))) == len(result["values"]) == 2 * (6 + 5) * 4 - 2 * 2 * 3
 
 
-def test_import_does_not_load_the_evaluators_models():
-    import subprocess
-    import sys
+def command(*arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "evaluate.py"), run_name="__main__")
 
-    code = "import sys, gralora_diffusion, gralora_diffusion.encoders, gralora_diffusion.evaluation; print({'open_clip', 'timm'} & set(sys.modules))"
+
+def test_the_command_scores_a_run(finished_run, tmp_path, monkeypatch, capsys):
+    command("--run", finished_run, "--cache", tmp_path / "cache", "--output", tmp_path / "out", monkeypatch=monkeypatch)
+    printed = capsys.readouterr().out
+    assert "step-00020 - step-00000" in printed
+    assert "EfficientNet-Lite2 (ImageNet classes)" in printed
+    assert "the embedded base's own image-text encoder" in printed
+    result = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert {(s["run"], s["n"]) for s in result["scores"]} == {("step-00000", 4), ("step-00020", 4)}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"scores.json", "scores.csv", "differences.csv", "pictures.csv", "index.html"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--generated", "PHOTOS", "--reference", "PHOTOS"], ["weights of CLIP ViT-L-14-quickgelu, tag openai are not on this machine"]),
+        (["--generated", "PHOTOS", "--reference", "PHOTOS", "--encoder", "dinov2-base"], ["weights of DINOv2 facebook/dinov2-base are not"]),
+        (["--generated", "PHOTOS", "--paired", "PHOTOS/1*.png", "--encoder", "embedded"], ["has 6 pictures", "has 2"]),
+        (["--generated", "PHOTOS", "PHOTOS/1*.png", "--encoder", "embedded"], ["has 2 pictures", "has 6", "--unpaired"]),
+        (["--generated", "PHOTOS", "--prompts", "gone", "--encoder", "embedded"], ["prompts cannot be read"]),
+        (["--generated", "PHOTOS", "--encoder", "embeded"], ["did you mean 'embedded'"]),
+        (["--generated", "nowhere"], ["nowhere holds no pictures"]),
+        (["--run", "nowhere"], ["not a run folder"]),
+        (["--run", "a", "--subjects", "b"], ["give one of"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_writes_nothing(arguments, words, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit) as error:
+        command(*(a.replace("PHOTOS", str(photos)) for a in arguments), "--cache", tmp_path / "cache", monkeypatch=monkeypatch)
+    assert error.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert all(word in line for word in words), line
+    assert not [p for p in tmp_path.iterdir() if p.name != "cache"]
+
+
+def test_import_does_not_load_the_evaluators_models():
+    code = "import sys, gralora_diffusion, gralora_diffusion.encoders; print({'open_clip', 'timm'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent).stdout.strip() == "set()"
