@@ -209,7 +209,7 @@ def run_steps(job: Job, optimization: Optimization, loss_of: Callable, interrupt
     """The loop: loss, backward, clip, step.  Yields (line of metrics, whether a signal has asked to stop) after each; raises NotFinite."""
     config, accelerator, models = job.config, job.accelerator, job.models
     optimizer, schedule, ema = optimization.optimizer, optimization.schedule, optimization.ema
-    parameters = [p for model in models.values() for p in adapter_parameters(model).values()]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for model in models.values():
         model.train()
         if config.gradient_checkpointing:
