@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import socket
 import statistics
@@ -21,7 +20,7 @@ from .config import ConfigError, TrainConfig
 from .data import Picture, encode_pictures
 from .evaluation import Against, Encoder, Generated, measure
 from .interrupts import Interrupts, Stopped
-from .jobs import Job
+from .jobs import Job, in_use
 from .loss import generator
 from .optimization import make_optimizer, make_schedule
 from .sampling import draw
@@ -35,7 +34,7 @@ HELD_OUT_BATCHES = 8
 
 def name_of(run: dict) -> str:
     """A run's name: what can be read of it, and a hash of all of it."""
-    parts = [run["method"], f"s{run['size']}", f"k{run['k']}" if run.get("k") else "", f"lr{run['lr']:g}", f"seed{run['seed']}"]
+    parts = [run["method"], f"r{run['rank']}", f"k{run['k']}" if run.get("k") else "", f"lr{run['lr']:g}", f"seed{run['seed']}"]
     return "-".join(filter(None, parts)) + "-" + hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -122,10 +121,10 @@ class Bench:
     features: Callable
     prepared: tuple | None = None
 
-    def prepare(self, pipeline) -> tuple:
+    def prepare(self, pipeline, config: TrainConfig) -> tuple:
         """(records to learn, records held out, encode): made once for all runs."""
         if self.prepared is None:
-            parts = [encode_pictures(p, pipeline.vae, self.config, self.config.resolution) for p in (self.pictures, self.held)]
+            parts = [encode_pictures(p, pipeline.vae, self.config, config.resolution) for p in (self.pictures, self.held)]
             captions = sorted({p.caption for p in [*self.pictures, *self.held]})
             self.prepared = (*parts, prompt_encoder(pipeline, captions, self.config))
         return self.prepared
@@ -139,7 +138,8 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
     config = dataclasses.replace(bench.config, seed=run["seed"], learning_rate=run["lr"], max_train_steps=run["steps"])
     device, folder = bench.accelerator.device, bench.folder / "runs" / name_of(run)
     pipeline = load_sdxl(config.pretrained_model_name_or_path, dtype=torch.float32).to(device)
-    learnt, held, encode = bench.prepare(pipeline)
+    config = in_use(config, pipeline, bench.pictures, "no", 1)
+    learnt, held, encode = bench.prepare(pipeline, config)
     loss_of = objective(pipeline.unet, pipeline.scheduler, learnt, encode, config, bench.accelerator, torch.float32)
 
     def look(index: int) -> None:
@@ -167,13 +167,13 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
     found |= dict(seconds_per_step=statistics.median(line["seconds"] for line in lines), memory=memory, losses=[round(x["loss"], 5) for x in lines])
     adapted.save(folder / "adapter.safetensors")
     pipeline.unet.eval()
-    return found | dict(file_bytes=(folder / "adapter.safetensors").stat().st_size, scores=scores_of(pipeline, held, encode, bench, folder))
+    return found | dict(file_bytes=(folder / "adapter.safetensors").stat().st_size, scores=scores_of(pipeline, held, encode, bench, config, folder))
 
 
 @torch.no_grad()
-def scores_of(pipeline, held: list, encode: Callable, bench: Bench, folder: Path) -> dict[str, list[float]]:
+def scores_of(pipeline, held: list, encode: Callable, bench: Bench, config: TrainConfig, folder: Path) -> dict[str, list[float]]:
     """{score: a value per picture}: the loss on pictures held out, with the same noise in every run, and the scores of what is drawn."""
-    config, scores = bench.config, {}
+    scores = {}
     if held:
         fixed = dataclasses.replace(config, seed=0)
         loss_of = objective(pipeline.unet, pipeline.scheduler, held, encode, fixed, bench.accelerator, torch.float32)
@@ -190,54 +190,3 @@ def scores_of(pipeline, held: list, encode: Callable, bench: Bench, folder: Path
         for score in measure(encoder, Generated(folder.name, paths, prompts), against, bench.features):
             scores[f"{score.name}, {encoder.name}"] = [round(v, 6) for v in score.values.tolist()]
     return scores
-
-
-def by_setting(done: list[dict]) -> dict[tuple, list[dict]]:
-    """{(method, size, k, learning rate, steps, part): its runs, one for each seed}"""
-    groups = {}
-    for entry in done:
-        run = entry["run"]
-        groups.setdefault((run["method"], run["size"], run.get("k"), run["lr"], run["steps"], run["part"]), []).append(entry)
-    return dict(sorted(groups.items(), key=lambda item: (item[0][5], item[1][0]["parameters"], str(item[0]))))
-
-
-def t_interval(values: list[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Student's interval of the mean: for the few seeds or subjects of a sweep, where a bootstrap is too narrow.  None for one value."""
-    n = len(values)
-    if n < 2:
-        return None
-    nu = n - 1
-    x = torch.linspace(0, math.atan(1000), 200_001, dtype=torch.float64)  # the density after t = tan x
-    density = (1 + x.tan().square() / nu) ** (-(nu + 1) / 2) * (1 + x.tan().square())
-    area = torch.cumulative_trapezoid(density, x)
-    area = area / area[-1] if nu > 1 else area / (math.pi / 2)
-    t = math.tan(x[1:][int(torch.searchsorted(area, level))].item())
-    half = t * statistics.stdev(values) / math.sqrt(n)
-    return statistics.mean(values) - half, statistics.mean(values) + half
-
-
-def differences(done: list[dict], score: str, baseline: str) -> list[dict]:
-    """Each setting less the baseline method's of the same size and part, at its own best learning rate, seed by seed: mean and t interval.
-
-    The rate of each method and size is the one that is best in the validation runs where there are any, else in these.
-    """
-    tuned = {}
-    lower = "loss" in score or score.startswith("drift")
-    for (method, size, k, lr, steps, part), runs in by_setting([d for d in done if score in d.get("scores", {})]).items():
-        mean = statistics.mean(statistics.mean(r["scores"][score]) for r in runs)
-        rank = (part == "validation", -mean if lower else mean)
-        if (method, size, k, steps) not in tuned or rank > tuned[method, size, k, steps][0]:
-            tuned[method, size, k, steps] = rank, lr
-    seeds = {}
-    for d in done:
-        r = d["run"]
-        if score in d.get("scores", {}) and r["lr"] == tuned[r["method"], r["size"], r.get("k"), r["steps"]][1]:
-            seeds.setdefault((r["part"], r["steps"], r["size"], r["method"], r.get("k")), {})[r["seed"]] = statistics.mean(d["scores"][score])
-    rows = []
-    for (part, steps, size, method, k), mine in seeds.items():
-        base = seeds.get((part, steps, size, baseline, None), {})
-        gaps = [mine[seed] - base[seed] for seed in sorted(mine.keys() & base.keys())]
-        if gaps and method != baseline:
-            row = dict(part=part, method=method, k=k, size=size, against=baseline, n=len(gaps), mean=statistics.mean(gaps), interval=t_interval(gaps))
-            rows.append(row | dict(lr=tuned[method, size, k, steps][1]))
-    return rows
