@@ -74,6 +74,26 @@ def table_of_runs(args, shapes: list[tuple[int, int]], setting: str) -> list[dic
     return runs
 
 
+def tuned(runs: list[dict], done: list[dict], score: str | None) -> list[dict]:
+    """The runs at the learning rate that is best in the validation runs of the same method, rank and k."""
+    from gralora_diffusion.comparison import at_best_rate
+
+    done = [d for d in done if d["run"]["part"] == "validation" and d["run"]["setting"] == runs[0]["setting"]]
+    score = score or first_score(done)
+    best = {key[1:]: found[0]["run"]["lr"] for key, found in at_best_rate(done, score).items()}
+    for run in runs:
+        if (run["rank"], run["method"], run["k"] or 0, run["steps"]) not in best:
+            raise ConfigError(f"--tuned: {run['method']} at rank {run['rank']} has no validation runs with these options yet; make them first")
+    return [run for run in runs if run["lr"] == best[run["rank"], run["method"], run["k"] or 0, run["steps"]]]
+
+
+def first_score(done: list[dict]) -> str:
+    scores = [s for d in done for s in d.get("scores", {}) if "loss" not in s]
+    if not scores:
+        raise ConfigError("the sweep holds no finished runs to choose or report from")
+    return scores[0]
+
+
 def forecast(args, runs: list[dict], unet, config, drawn: int) -> str:
     """Operations of the whole sweep, counted on the UNet's shapes; and what that is in hours of a GPU that does 400 TFLOP/s."""
     import torch
@@ -116,10 +136,7 @@ def main():
         ).resolved()  # fmt: skip
         if args.report:
             done = results(args.output)
-            scores = [s for d in done for s in d.get("scores", {}) if "loss" not in s]
-            if not scores:
-                raise ConfigError(f"{args.output} holds no finished runs")
-            score = args.score or scores[0]
+            score = args.score or first_score(done)
             print(summary_table(done, score, args.baseline))
             print("plots:", *plot(done, score, args.output))
             return
@@ -135,6 +152,7 @@ def main():
         embedded = args.pretrained_model_name_or_path in (None, str(EMBEDDED))
         names = args.encoder or (["imagenet", "embedded"] if embedded else ["clip-vit-l-14", "dinov2-base"])
         runs = table_of_runs(args, shapes_of(unet, args.targets), setting_of(config, pictures, prompts, names))
+        runs = tuned(runs, results(args.output), args.score) if args.tuned and runs else runs
         learnt, held = (pictures, []) if prompts else split(pictures, args.part)
         if args.dry_run:
             for run in runs:
