@@ -1,7 +1,6 @@
 """The models that turn pictures and prompts into vectors to be compared: each with its own preprocessing, and a name that says what it is."""
 
 import contextlib
-import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
+from .cache import weights_hash
 from .config import ConfigError, did_you_mean
 
 PRESETS = {
@@ -207,7 +207,7 @@ def embedded() -> tuple[nn.Module, dict]:
     """The image-text encoder that the embedded base's text encoders were trained with: it knows composed emoji and nothing else."""
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
-    from .data import to_pixels
+    from .pictures import to_pixels
     from .sdxl import EMBEDDED
 
     vision = loaded(CLIPVisionModelWithProjection, EMBEDDED / "vision_encoder")
@@ -275,11 +275,3 @@ def read_json(path: Path) -> dict:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-
-
-def weights_hash(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from .config import ConfigError
 from .encoders import Encoder
 from .loss import generator
+from .pictures import EXTENSIONS, open_picture
 from .writing import complete_or_absent
 
 SCORES = {  # what each score is, as results say it
@@ -190,8 +191,6 @@ def subject_retrieval(features: torch.Tensor, subjects: list[str]) -> dict:
 
 def pictures_in(where: str | Path) -> list[Path]:
     """The pictures of a folder, or of a pattern such as out/base-*.png, in order of name with numbers as numbers.  Raises ConfigError when none."""
-    from .data import EXTENSIONS
-
     where = Path(where)
     try:
         found = [p for p in (where.iterdir() if where.is_dir() else where.parent.glob(where.name)) if p.suffix.lower() in EXTENSIONS]
@@ -279,8 +278,6 @@ def run(encoder: Encoder, side: Callable, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def open_to_score(path: Path, size: tuple[int, int] | None) -> Image.Image:
-    from .data import open_picture
-
     try:
         image = open_picture(path)
     except Exception as error:  # a decoder may raise anything at all on a damaged file

@@ -15,17 +15,19 @@ import psutil
 import torch
 from filelock import FileLock
 
+from .cache import Cache
 from .comparators import Spec, adapt
 from .config import ConfigError, TrainConfig
-from .data import Picture, encode_pictures
 from .evaluation import Against, Encoder, Generated, measure
+from .folders import Picture
 from .interrupts import Interrupts, Stopped
 from .jobs import Job, in_use
 from .loss import generator
 from .optimization import make_optimizer, make_schedule
 from .sampling import draw
 from .sdxl import load_sdxl
-from .training import NotFinite, Optimization, objective, prompt_encoder, run_steps
+from .series import Series, encode_captions, make_series
+from .training import NotFinite, Optimization, objective, run_steps
 from .writing import complete_or_absent
 
 RESULTS = "runs.jsonl"
@@ -119,15 +121,6 @@ class Bench:
     prompts: list[str]
     encoders: list[Encoder]
     features: Callable
-    prepared: tuple | None = None
-
-    def prepare(self, pipeline, config: TrainConfig) -> tuple:
-        """(records to learn, records held out, encode): made once for all runs."""
-        if self.prepared is None:
-            parts = [encode_pictures(p, pipeline.vae, self.config, config.resolution) for p in (self.pictures, self.held)]
-            captions = sorted({p.caption for p in [*self.pictures, *self.held]})
-            self.prepared = (*parts, prompt_encoder(pipeline, captions, self.config))
-        return self.prepared
 
 
 def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
@@ -139,8 +132,12 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
     device, folder = bench.accelerator.device, bench.folder / "runs" / name_of(run)
     pipeline = load_sdxl(config.pretrained_model_name_or_path, dtype=torch.float32).to(device)
     config = in_use(config, pipeline, bench.pictures, "no", 1)
-    learnt, held, encode = bench.prepare(pipeline, config)
-    loss_of = objective(pipeline.unet, pipeline.scheduler, learnt, encode, config, bench.accelerator, torch.float32)
+    fixed = dataclasses.replace(config, seed=0)
+    cache, accelerator = Cache(bench.folder / "cache"), bench.accelerator
+    learnt = make_series(bench.pictures, [], pipeline.vae, config, cache, accelerator)
+    held = make_series(bench.held, [], pipeline.vae, fixed, cache, accelerator) if bench.held else None
+    encode = encode_captions(sorted({*learnt.captions(), *(p.caption for p in bench.held)}), pipeline, cache, accelerator)
+    loss_of = objective(pipeline.unet, pipeline.scheduler, learnt, encode, config, accelerator, torch.float32)
 
     def look(index: int) -> None:
         with torch.no_grad():
@@ -149,9 +146,9 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
     spec = Spec(run["method"], run["size"], run.get("k"), run["seed"], config.adapter.targets)
     adapted = adapt(pipeline.unet, spec, look)
     optimizer = make_optimizer(adapted.groups(run["lr"], config.adam_weight_decay), config)
-    schedule, accelerator = make_schedule(optimizer, config, run["steps"]), bench.accelerator
+    schedule = make_schedule(optimizer, config, run["steps"])
     optimization = Optimization(accelerator.prepare(optimizer), schedule, None, accelerator.scaler)
-    job = Job(config, folder, accelerator, pipeline, dict(unet=pipeline.unet), bench.pictures, torch.float32, {}, 0, run["steps"], {})
+    job = Job(config, folder, accelerator, pipeline, dict(unet=pipeline.unet), bench.pictures, [], torch.float32, {}, 0, run["steps"], {})
     found = dict(parameters=sum(p.numel() for p in adapted.parameters.values()))
     lines = []
     if device.type == "cuda":
@@ -171,12 +168,11 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
 
 
 @torch.no_grad()
-def scores_of(pipeline, held: list, encode: Callable, bench: Bench, config: TrainConfig, folder: Path) -> dict[str, list[float]]:
+def scores_of(pipeline, held: Series | None, encode: Callable, bench: Bench, config: TrainConfig, folder: Path) -> dict[str, list[float]]:
     """{score: a value per picture}: the loss on pictures held out, with the same noise in every run, and the scores of what is drawn."""
     scores = {}
     if held:
-        fixed = dataclasses.replace(config, seed=0)
-        loss_of = objective(pipeline.unet, pipeline.scheduler, held, encode, fixed, bench.accelerator, torch.float32)
+        loss_of = objective(pipeline.unet, pipeline.scheduler, held, encode, held.config, bench.accelerator, torch.float32)
         scores["held-out loss"] = [round(loss_of(index).item(), 6) for index in range(HELD_OUT_BATCHES)]
     prompts = bench.prompts or [p.caption for p in bench.held]
     images = draw(pipeline, list(zip(prompts, range(len(prompts)), strict=True)), config.num_inference_steps, config.guidance_scale)

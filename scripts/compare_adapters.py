@@ -52,7 +52,7 @@ def setting_of(config: TrainConfig, pictures: list, prompts: list[str], encoders
     """A hash of what all runs have in common, so that another command never takes their results for its own."""
     digest = hashlib.sha256(json.dumps([to_dict(config), prompts, encoders], sort_keys=True).encode())
     for picture in pictures:
-        digest.update(picture.caption.encode() + picture.path.read_bytes())
+        digest.update(f"{picture.caption}\0{picture.digest}".encode())
     return digest.hexdigest()[:12]
 
 
@@ -120,11 +120,10 @@ def main():
 
     from gralora_diffusion.comparators import shapes_of
     from gralora_diffusion.comparison import plot, summary_table
-    from gralora_diffusion.data import find_pictures
+    from gralora_diffusion.data import instance_pictures
     from gralora_diffusion.encoders import load_encoder
     from gralora_diffusion.evaluation import picture_features
     from gralora_diffusion.interrupts import Interrupts, Stopped
-    from gralora_diffusion.jobs import instance
     from gralora_diffusion.sdxl import EMBEDDED, SDXL_UNET, shapes
     from gralora_diffusion.sweep import Bench, results, split, sweep, train_one
 
@@ -148,7 +147,7 @@ def main():
         else:
             unet = shapes(args.pretrained_model_name_or_path)["unet"]
         prompts = [line for line in args.prompts.read_text().splitlines() if line.strip()] if args.prompts else []
-        pictures = find_pictures(*instance(config))
+        pictures = instance_pictures(config)
         embedded = args.pretrained_model_name_or_path in (None, str(EMBEDDED))
         names = args.encoder or (["imagenet", "embedded"] if embedded else ["clip-vit-l-14", "dinov2-base"])
         runs = table_of_runs(args, shapes_of(unet, args.targets), setting_of(config, pictures, prompts, names))

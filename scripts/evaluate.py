@@ -75,7 +75,7 @@ def what_to_score(args):
             for name, paths in found
         ]
         return runs, Against(drop=tuple(args.drop), **given), ["clip-vit-l-14", "dinov2-base"]
-    from gralora_diffusion.jobs import instance
+    from gralora_diffusion.data import instance
     from gralora_diffusion.previews import prompts_of
 
     config = read_config(args.run / "config.json")
