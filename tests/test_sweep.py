@@ -1,0 +1,163 @@
+"""The table of runs: each done once, by whichever process comes first, and never lost; what is learnt is as the trainer would."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from gralora_diffusion import AdapterConfig, TrainConfig
+from gralora_diffusion.comparators import Spec
+from gralora_diffusion.config import ConfigError
+from gralora_diffusion.data import EXAMPLE, EXAMPLE_PROMPT
+from gralora_diffusion.encoders import load_encoder
+from gralora_diffusion.evaluation import picture_features
+from gralora_diffusion.folders import Picture, find_pictures
+from gralora_diffusion.interrupts import Interrupts, Stopped
+from gralora_diffusion.sweep import RESULTS, Bench, claimed, name_of, results, split, sweep, train_one
+from gralora_diffusion.training import train
+
+RUNS = [dict(method="lora", rank=4, size=4, k=None, lr=1e-3, seed=seed, steps=2, part="test") for seed in range(12)]
+
+
+def test_a_sweep_resumes_at_any_run(tmp_path):
+    did = []
+
+    def do(run):
+        if len(did) == 3:
+            raise Stopped("enough")
+        did.append(run["seed"])
+        return dict(parameters=run["seed"])
+
+    with pytest.raises(Stopped):
+        sweep(tmp_path, RUNS[:5], do, lambda _: None)
+    assert [r["run"]["seed"] for r in results(tmp_path)] == [0, 1, 2]
+    assert not list((tmp_path / "claims").iterdir())
+    did.clear()
+    sweep(tmp_path, RUNS[:5], do, lambda _: None)
+    assert did == [3, 4]
+    assert [r["run"] for r in results(tmp_path)] == RUNS[:5]
+
+
+def test_a_half_written_line_is_no_result_and_spoils_none(tmp_path):
+    sweep(tmp_path, RUNS[:2], lambda run: {}, lambda _: None)
+    text = (tmp_path / RESULTS).read_text()
+    (tmp_path / RESULTS).write_text(text[:-20])
+    assert [r["run"] for r in results(tmp_path)] == RUNS[:1]
+    sweep(tmp_path, RUNS[:3], lambda run: {}, lambda _: None)
+    assert sorted(r["run"]["seed"] for r in results(tmp_path)) == [0, 1, 2]
+
+
+def write_claim(tmp_path, **owner):
+    (tmp_path / "claims").mkdir(exist_ok=True)
+    (tmp_path / "claims" / name_of(RUNS[0])).write_text(json.dumps(owner))
+
+
+def test_a_claim_counts_while_its_process_lives(tmp_path):
+    here, began = socket.gethostname(), psutil.Process().create_time()
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True).stdout
+    for owner, free in (
+        (dict(host=here, pid=os.getpid(), began=began), False),
+        (dict(host="elsewhere", pid=1, began=0), False),
+        (dict(host=here, pid=os.getpid(), began=began - 100), True),  # another process of the same number
+        (dict(host=here, pid=int(dead), began=began), True),
+        (dict(nonsense=1), True),
+    ):
+        write_claim(tmp_path, **owner)
+        with claimed(tmp_path, RUNS[0]) as mine:
+            assert mine == free, owner
+        assert (tmp_path / "claims" / name_of(RUNS[0])).exists() != free
+
+
+def slowly(run):
+    time.sleep(0.05)
+    return dict(by=os.getpid())
+
+
+def test_processes_share_a_sweep_and_do_no_run_twice(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=sweep, args=(tmp_path, RUNS, slowly, lambda _: None)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    deadline = time.monotonic() + 60
+    while len(results(tmp_path)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers[0].kill()  # in the middle of a run, as likely as not: others take it over
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers[1:]] == [0, 0]
+    sweep(tmp_path, RUNS, slowly, lambda _: None)
+    assert Counter(r["run"]["seed"] for r in results(tmp_path)) == Counter(range(12))
+    assert len({r["by"] for r in results(tmp_path)}) > 1
+
+
+def test_the_split_is_fixed_and_its_parts_are_apart():
+    pictures = [Picture(Path(f"{i}.png"), str(i), "", (64, 64)) for i in range(30)]
+    learnt, test = split(pictures, "test")
+    same, validation = split(pictures, "validation")
+    assert (len(learnt), len(test), len(validation)) == (24, 3, 3)
+    assert learnt == same
+    assert len({p.path for p in (*learnt, *test, *validation)}) == 30
+    with pytest.raises(ConfigError, match="too few"):
+        split(pictures[:9], "test")
+
+
+def bench(tmp_path, prompts=()):
+    config = TrainConfig(adapter=AdapterConfig(method="lora", rank=4), train_batch_size=2, num_inference_steps=2, resolution=64).resolved()
+    pictures = find_pictures(EXAMPLE, EXAMPLE_PROMPT)
+    learnt, held = (pictures, []) if prompts else (pictures[:4], pictures[4:])
+    features = partial(picture_features, cache=tmp_path / "features")
+    return Bench(tmp_path, config, Accelerator(), learnt, held, list(prompts), [load_encoder("embedded")], features)
+
+
+def test_a_run_of_the_sweep_is_a_run_of_the_trainer(tmp_path):
+    """Our own LoRA learns, step by step and bit by bit, what train() teaches it: one trainer, one data order."""
+    mine = bench(tmp_path, ["a photo of sks robot"])
+    found = train_one(RUNS[3] | dict(method="our-lora"), mine, Interrupts(lambda: None))
+    config = dataclasses.replace(
+        mine.config, seed=3, learning_rate=1e-3, max_train_steps=2, skip_final_inference=True, output_dir=str(tmp_path / "t")
+    )
+    theirs = load_file(train(config) / "adapter.safetensors")
+    ours = load_file(tmp_path / "runs" / name_of(RUNS[3] | dict(method="our-lora")) / "adapter.safetensors")
+    assert len(ours) == len(theirs)
+    assert all(torch.equal(tensor, theirs[f"unet.{name}"]) for name, tensor in ours.items())
+    lines = [json.loads(line) for line in (tmp_path / "t" / "metrics.jsonl").read_text().splitlines()]
+    assert found["losses"] == [round(line["loss"], 5) for line in lines]
+    assert set(found["scores"]) == {f"{s}, {mine.encoders[0].name}" for s in ("subject", "prompt", "copy")}
+
+
+def test_captions_held_out_are_drawn_and_compared_with_their_pictures(tmp_path):
+    mine = bench(tmp_path)
+    found = train_one(RUNS[0] | dict(method="mora"), mine, Interrupts(lambda: None))
+    assert len(found["scores"]["held-out loss"]) == 8
+    assert len(found["scores"][f"paired, {mine.encoders[0].name}"]) == 2
+    assert found["parameters"] > 0 < found["seconds_per_step"]
+    assert found["file_bytes"] == (tmp_path / "runs" / name_of(RUNS[0] | dict(method="mora")) / "adapter.safetensors").stat().st_size
+    again = train_one(RUNS[0] | dict(method="mora"), mine, Interrupts(lambda: None))
+    assert (again["losses"], again["scores"]) == (found["losses"], found["scores"])
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path):
+    mine = bench(tmp_path, ["a robot"])
+    mine.config = dataclasses.replace(mine.config, max_grad_norm=1e30)
+    found = train_one(RUNS[0] | dict(lr=1e30), mine, Interrupts(lambda: None))
+    assert "not finite" in found["failed"]
+    assert "scores" not in found
+
+
+def test_names_tell_runs_apart():
+    assert len({name_of(run) for run in RUNS}) == 12
+    assert name_of(RUNS[0]).startswith("lora-r4-lr0.001-seed0-")
+    assert Spec("lora", 4).k is None
