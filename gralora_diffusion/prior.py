@@ -44,7 +44,10 @@ def class_pictures(config: TrainConfig, pictures: list[Picture], base: dict, acc
         draw_missing(missing[accelerator.process_index :: accelerator.num_processes], config, pictures, base | dict(dtype=dtype), accelerator)
         accelerator.wait_for_everyone()
         theirs, drawn, _ = existing(config, cache, drawn_for(config, dtype))
-    return (theirs + [drawn[i] for i in sorted(drawn)])[: config.num_class_images]
+    found = (theirs + [drawn[i] for i in sorted(drawn)])[: config.num_class_images]
+    if len(found) < config.num_class_images:
+        raise ConfigError(f"class pictures that were just drawn are not in {folder}: --class_data_dir must name a folder that all processes share")
+    return found
 
 
 def drawn_for(config: TrainConfig, dtype: torch.dtype) -> str:

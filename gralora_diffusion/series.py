@@ -180,7 +180,8 @@ def encode_pictures(jobs: list[tuple], vae, config: TrainConfig, cache: Cache, a
     out = []
     for picture, shape in jobs:
         keys = tuple(key(picture, shape, mirrored) for mirrored in flips)
-        out.append(Encoded(picture, keys, cache.rows("latents", keys[0], check=False)))
+        out.append(Encoded(picture, keys, min(cache.rows("latents", k, check=False) for k in keys)))
+    check_shared(cache, all(e.rows for e in out))
     return out
 
 
@@ -204,12 +205,19 @@ def encode_captions(captions: list[str], pipeline, cache: Cache, accelerator, wo
         embeds, pooled = encode_prompts(pipeline, [caption])
         cache.put("prompts", address, embeds=embeds, pooled=pooled)
     accelerator.wait_for_everyone()
+    check_shared(cache, accelerator.num_processes == 1 or all(cache.rows("prompts", key(c), check=False) for c in captions))
 
     @functools.lru_cache(maxsize=64)
     def known(caption: str) -> dict[str, torch.Tensor]:
         return cache.row("prompts", key(caption), 0)
 
     return lambda wanted: [torch.stack([known(caption)[name] for caption in wanted]) for name in ("embeds", "pooled")]
+
+
+def check_shared(cache: Cache, complete: bool) -> None:
+    """Raises ConfigError where this process does not find what the others wrote."""
+    if not complete:
+        raise ConfigError(f"entries that were just written are not in {cache.folder}: --latent_cache_dir must name a folder that all processes share")
 
 
 def tell_long_captions(pictures: list[Picture], pipeline) -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -287,6 +288,16 @@ def test_a_picture_that_goes_while_it_is_needed_is_named_and_later_it_is_not_nee
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(TrainingError, match="removed or damaged during the run"):
         choose(series, range(4))
+
+
+def test_processes_that_do_not_share_a_folder_are_told(tmp_path, pipeline):
+    """The first of two machines, and the other's share is not where it should be."""
+    lonely = SimpleNamespace(process_index=0, num_processes=2, is_local_main_process=True, wait_for_everyone=lambda: None)
+    pictures = find_pictures(folder_of(tmp_path / "p", SIZES[:2]), None)
+    with pytest.raises(ConfigError, match="a folder that all processes share"):
+        make_series(pictures, [], pipeline.vae, BASE, Cache(tmp_path / "cache"), lonely)
+    with pytest.raises(ConfigError, match="a folder that all processes share"):
+        encode_captions(["a dog", "a cat"], pipeline, Cache(tmp_path / "cache"), lonely)
 
 
 def test_class_pictures_are_drawn_where_they_are_missing_and_go_on_where_they_were(tmp_path, pipeline, capsys):
