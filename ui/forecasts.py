@@ -33,7 +33,9 @@ def absolute(config: TrainConfig, home: Home) -> TrainConfig:
 
 def forecast_of(config: TrainConfig, home: Home) -> list[list[str]]:
     """[what, how much]; raises ConfigError, with the reason, when the run cannot be."""
-    return list(map(list, _plan(json.dumps(to_dict(absolute(replace(config, output_dir=str(home.root / "runs" / ".planned")), home)), sort_keys=True))))
+    return list(
+        map(list, _plan(json.dumps(to_dict(absolute(replace(config, output_dir=str(home.root / "runs" / ".planned")), home)), sort_keys=True)))
+    )
 
 
 @functools.lru_cache(32)
@@ -66,7 +68,14 @@ def known_time(config: TrainConfig, home: Home) -> str | None:
 def alike(config: TrainConfig) -> str:
     """What the time of a step hangs on."""
     values = to_dict(replace(config.resolved(), **dict.fromkeys(("instance_prompt", "validation_prompt", "output_dir"))))
-    names = ("adapter", "pretrained_model_name_or_path", "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "train_text_encoder")
+    names = (
+        "adapter",
+        "pretrained_model_name_or_path",
+        "train_batch_size",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "train_text_encoder",
+    )
     return json.dumps([values[n] for n in names] + [config.resolution], sort_keys=True)
 
 

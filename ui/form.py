@@ -13,6 +13,7 @@ from home import BUNDLED, EMBEDDED, Home, shown
 
 from gralora_diffusion.config import AdapterConfig, ConfigError, TrainConfig, did_you_mean, json_object, to_dict
 from gralora_diffusion.config import EMBEDDED as EMBEDDED_DEFAULTS
+from gralora_diffusion.config import PRESETS as TRAINER_PRESETS
 from gralora_diffusion.config import SDXL as SDXL_DEFAULTS
 
 ELSEWHERE = {"output_dir": "the run's name", "dry_run": "Check", "resume_from_checkpoint": "Resume"}  # options that are a name or a button here
@@ -25,13 +26,8 @@ GROUPS = {  # the first whose pattern is found in an option's name; the adapter'
     "Sample pictures": r"validation|inference|guidance",
     "Machine and files": r"",
 }
-PRESETS = {
-    "Balanced": {},
-    "Quick look": dict(max_train_steps=120, rank=32, num_inference_steps=15),
-    "More likeness": dict(rank=128, targets="attention+ff", max_train_steps=1000),
-    "Plain LoRA": dict(method="lora"),
-    "Little memory": dict(train_batch_size=1, gradient_accumulation_steps=4, gradient_checkpointing=True),
-}
+PRESETS = {"default": {}, "quick look": dict(max_train_steps=120, rank=32, num_inference_steps=15)}
+PRESETS |= {name: preset["options"] for name, preset in TRAINER_PRESETS.items()}
 LONGEST = 2000  # characters of a text
 
 
@@ -221,7 +217,9 @@ def command(config: TrainConfig) -> str:
     words = []
     for option, text in given(config):
         plain = f"{option.flag} {shlex.quote(text)}"
-        words.append(option.flag if option.kind is bool and text == "True" else shlex.quote(f"{option.flag}={text}") if text.startswith("-") else plain)
+        words.append(
+            option.flag if option.kind is bool and text == "True" else shlex.quote(f"{option.flag}={text}") if text.startswith("-") else plain
+        )
     return " \\\n    ".join(["accelerate launch scripts/train_sdxl.py", *words])
 
 
@@ -232,9 +230,12 @@ def default_text(option: Option, base: str | None) -> str:
     return "" if value in (None, {}) else str(value)
 
 
-def with_preset(values: dict, preset: str) -> dict:
+def with_preset(values: dict, preset: str, home: Home) -> dict:
     """The form's values with the preset's options, and the defaults of those that other presets change."""
     if preset not in PRESETS:
         raise ConfigError(f"there is no preset named {shown(preset)}{did_you_mean(preset, PRESETS)}")
-    touched = {name for options in PRESETS.values() for name in options}
-    return values | {name: BY_NAME[name].default for name in touched} | PRESETS[preset]
+    own, touched = {f.name for f in dataclasses.fields(AdapterConfig)}, {name for options in PRESETS.values() for name in options}
+    options = PRESETS[preset]
+    adapter = AdapterConfig(**{n: v for n, v in options.items() if n in own})
+    filled = from_config(TrainConfig(adapter=adapter, **{n: v for n, v in options.items() if n not in own}), home)
+    return values | {name: filled[name] for name in touched}

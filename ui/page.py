@@ -1,7 +1,9 @@
 """The page: header, status strip, tabs, and what goes from one tab to another."""
 
 import gradio as gr
+import tab_compare
 import tab_dataset
+import tab_export
 import tab_sample
 import tab_train
 import tab_watch
@@ -32,6 +34,10 @@ def build(home: Home, work: Work, studio: Studio) -> gr.Blocks:
                 watch = tab_watch.build(home, work)
             with gr.Tab("Sample", id="sample") as sample_tab:
                 sample = tab_sample.build(home, studio)
+            with gr.Tab("Compare", id="compare") as compare_tab:
+                compare = tab_compare.build(home, studio)
+            with gr.Tab("Export", id="export") as export_tab:
+                export = tab_export.build(home)
         connect(page, home, work, tabs, dataset, train, watch)
         quiet = dict(queue=False, show_progress="hidden")
         timer, seen = gr.Timer(1), gr.State([])
@@ -43,7 +49,8 @@ def build(home: Home, work: Work, studio: Studio) -> gr.Blocks:
         page.load(**watch.watch)
         page.load(plain(dataset.show), dataset.chosen, dataset.shown, api_visibility="private")
         page.load(plain(train.preview), train.inputs, train.equal, api_visibility="private", show_progress="hidden")
-        gr.on([page.load, sample_tab.select], **sample.listed)
+        for tab, lists in ((sample_tab, sample.listed), (compare_tab, compare.listed), (export_tab, export.listed)):
+            gr.on([page.load, tab.select], **lists)
         gr.api(lambda: watching.history(work), api_name="list_runs")
     return page
 
@@ -52,12 +59,23 @@ def connect(page, home, work, tabs, dataset, train, watch) -> None:
     """Start goes to Watch, Clone to Train, and the set of Dataset is the one that Train learns."""
     sets = train.fields["instance_data_dir"]
     start = train.start.click(
-        plain(train.begin), train.inputs, [train.name, watch.run, tabs], validator=train.judge, api_name="start",
-        cancels=[train.checking], concurrency_id="start", concurrency_limit=1
+        plain(train.begin),
+        train.inputs,
+        [train.name, watch.run, tabs],
+        validator=train.judge,
+        api_name="start",
+        cancels=[train.checking],
+        concurrency_id="start",
+        concurrency_limit=1,
     )
     start.then(**watch.watch)
     dataset.chosen.change(
-        plain(lambda name: gr.update(choices=home.set_names(), value=name)), dataset.chosen, sets, queue=False, show_progress="hidden", api_visibility="private"
+        plain(lambda name: gr.update(choices=home.set_names(), value=name)),
+        dataset.chosen,
+        sets,
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
     )
 
     def clone(name):

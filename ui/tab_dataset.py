@@ -29,7 +29,9 @@ def build(home: Home) -> SimpleNamespace:
             notes = gr.Textbox(label="What happened to each file", lines=3, interactive=False, visible=False, elem_id="notes")
         with gr.Column(scale=5, min_width=300):
             gallery = gr.Gallery(label="Pictures", columns=6, height="auto", object_fit="cover", format="png", elem_id="pictures", allow_preview=True)
-            gr.Markdown("**Captions** · click into one to edit it; every edit is saved at once. Name the subject with a rare word: *a photo of sks dog*.")
+            gr.Markdown(
+                "**Captions** · click into one to edit it; every edit is saved at once. Name the subject with a rare word: *a photo of sks dog*."
+            )
             table = gr.Dataframe(
                 headers=["picture", "caption"], datatype="str", column_count=(2, "fixed"), static_columns=[0], interactive=True, wrap=True, row_count=1,
                 label="Captions", show_label=False, elem_id="captions", column_widths=["160px", "auto"],
@@ -43,7 +45,13 @@ def build(home: Home) -> SimpleNamespace:
         size = gr.Dropdown(RESOLUTIONS, value="64", label="Check for resolution", elem_id="check-size", scale=1, min_width=140)
         check = gr.Button("Check the pictures", elem_id="check-set", scale=1, min_width=160)
     findings = gr.Dataframe(
-        headers=["picture", "what was found", "what to do"], datatype="str", interactive=False, wrap=True, visible=False, label="Checks", elem_id="findings"
+        headers=["picture", "what was found", "what to do"],
+        datatype="str",
+        interactive=False,
+        wrap=True,
+        visible=False,
+        label="Checks",
+        elem_id="findings",
     )
 
     def show(name):
@@ -100,7 +108,9 @@ def build(home: Home) -> SimpleNamespace:
     apply.click(plain(put_before), [chosen, before], shown, api_visibility="private")
     remove.click(plain(take_out), [chosen, gone], shown, api_visibility="private")
     create.click(plain(lambda new: made(picture_sets.create(home, new))), name, [chosen, *shown, name, findings], api_visibility="private")
-    copy.click(plain(lambda old, new: made(picture_sets.copy(home, old, new))), [chosen, name], [chosen, *shown, name, findings], api_visibility="private")
+    copy.click(
+        plain(lambda old, new: made(picture_sets.copy(home, old, new))), [chosen, name], [chosen, *shown, name, findings], api_visibility="private"
+    )
     check.click(plain(look), [chosen, size], findings, api_visibility="private")
     return SimpleNamespace(chosen=chosen, shown=shown, show=show)
 

@@ -16,8 +16,12 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             adapter = gr.Dropdown([], label="Adapter", info="A run, one of its checkpoints, or a file that was added", elem_id="adapter")
-            strength = gr.Slider(0, MOST_STRENGTH, 1.0, step=0.05, label="Strength", info="0 is the base, 1 the adapter as trained", elem_id="strength")
-            prompt = gr.Textbox(label="Prompt", lines=2, max_length=drawing.LONGEST, placeholder="a photo of sks robot on the beach", elem_id="prompt")
+            strength = gr.Slider(
+                0, MOST_STRENGTH, 1.0, step=0.05, label="Strength", info="0 is the base, 1 the adapter as trained", elem_id="strength"
+            )
+            prompt = gr.Textbox(
+                label="Prompt", lines=2, max_length=drawing.LONGEST, placeholder="a photo of sks robot on the beach", elem_id="prompt"
+            )
             with gr.Row():
                 count = gr.Slider(1, MOST_PICTURES, 2, step=1, label="Pictures", elem_id="count", min_width=140)
                 seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=100)
@@ -35,8 +39,12 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
                 halt = gr.Button("Stop drawing", elem_id="halt", min_width=110)
         with gr.Column(scale=3, min_width=300):
             empty = gr.Markdown("### No adapter yet\nTrain one first; meanwhile the base alone draws here.", elem_id="no-adapters", visible=False)
-            slider = gr.ImageSlider(label="Base | personalised: drag the line", elem_id="slider", format="png", type="filepath", height=380, interactive=False)
-            gallery = gr.Gallery(label="Pictures: choose one to see it beside the base", columns=4, height="auto", format="png", elem_id="drawn", allow_preview=False)
+            slider = gr.ImageSlider(
+                label="Base | personalised: drag the line", elem_id="slider", format="png", type="filepath", height=380, interactive=False
+            )
+            gallery = gr.Gallery(
+                label="Pictures: choose one to see it beside the base", columns=4, height="auto", format="png", elem_id="drawn", allow_preview=False
+            )
 
     def sample(adapter, strength, prompt, count, seed, second, weight, steps, guidance, base, beside):
         adapters = [(name, float(value)) for name, value in ((adapter, strength), (second, weight)) if name and name != NONE]
@@ -75,6 +83,13 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
     halt.click(None, cancels=[drawn], queue=False)
     gallery.select(plain(turn_to), pairs, slider, queue=False, api_visibility="private", show_progress="hidden")
     adapter.change(plain(choose), [adapter, prompt], prompt, queue=False, api_visibility="private", show_progress="hidden")
-    listed = dict(fn=plain(lists), inputs=[adapter, second, base], outputs=[adapter, second, base, empty], queue=False, show_progress="hidden", api_visibility="private")
+    listed = dict(
+        fn=plain(lists),
+        inputs=[adapter, second, base],
+        outputs=[adapter, second, base, empty],
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
     upload.upload(plain(added), [upload, adapter, second, base], listed["outputs"], api_visibility="private")
     return SimpleNamespace(listed=listed, prompt=prompt)

@@ -56,11 +56,20 @@ def build(home: Home, work: Work) -> SimpleNamespace:
             with gr.Row():
                 pictures = BY_NAME["instance_data_dir"]
                 fields["instance_data_dir"] = field(pictures, home)
-                name = gr.Textbox(free_name(BUNDLED, home.run_names()), label="Name of the run", info="Its folder under runs", max_length=64, elem_id="run-name")
+                name = gr.Textbox(
+                    free_name(BUNDLED, home.run_names()), label="Name of the run", info="Its folder under runs", max_length=64, elem_id="run-name"
+                )
             with gr.Row(elem_id="front"):
                 for option in OPTIONS[:2]:
                     fields[option.name] = field(option, home)
-                preset = gr.Dropdown(list(PRESETS), value="Balanced", label="Preset", info="Sets the other options; change any of them after", elem_id="preset", min_width=220)
+                preset = gr.Dropdown(
+                    list(PRESETS),
+                    value="default",
+                    label="Preset",
+                    info="By what is learnt and the memory of the card",
+                    elem_id="preset",
+                    min_width=220,
+                )
                 for option in OPTIONS[2 : len(FRONT)]:
                     fields[option.name] = field(option, home)
             with gr.Accordion("All options", open=False, elem_id="all-options"):
@@ -79,7 +88,13 @@ def build(home: Home, work: Work) -> SimpleNamespace:
             gr.Markdown("#### What this will do", elem_classes="group-title")
             problem = gr.Textbox(label="To mend first", visible=False, interactive=False, elem_id="problem", lines=2)
             forecast = gr.Dataframe(
-                [["memory, time, files", "press Check"]], headers=["what", "how much"], datatype="str", interactive=False, wrap=True, label="Forecast", elem_id="forecast"
+                [["memory, time, files", "press Check"]],
+                headers=["what", "how much"],
+                datatype="str",
+                interactive=False,
+                wrap=True,
+                label="Forecast",
+                elem_id="forecast",
             )
             equal = gr.Code(label="The equal command", language="shell", interactive=False, elem_id="equal-command", wrap_lines=True, lines=3)
             with gr.Row(elem_classes="tight"):
@@ -148,8 +163,18 @@ def build(home: Home, work: Work) -> SimpleNamespace:
         write_text(path, json.dumps(to_dict(to_config(values_of(values[1:]), home)), indent=2) + "\n")
         return str(path)
 
-    gr.on([c.change for c in inputs], plain(preview), inputs, [problem, equal], trigger_mode="always_last", show_progress="hidden", api_visibility="private")
-    preset.input(plain(lambda p, *v: filled(with_preset(values_of(v), p))), [preset, *fields.values()], [*fields.values()], api_visibility="private")
+    gr.on(
+        [c.change for c in inputs],
+        plain(preview),
+        inputs,
+        [problem, equal],
+        trigger_mode="always_last",
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    preset.input(
+        plain(lambda p, *v: filled(with_preset(values_of(v), p, home))), [preset, *fields.values()], [*fields.values()], api_visibility="private"
+    )
     fields["instance_data_dir"].input(
         plain(lambda s: free_name(s or "run", home.run_names())), fields["instance_data_dir"], name, api_visibility="private", show_progress="hidden"
     )
@@ -157,4 +182,15 @@ def build(home: Home, work: Work) -> SimpleNamespace:
     checking = check.click(plain(checked), inputs, forecast, validator=judge, api_name="validate", concurrency_id="check", concurrency_limit=1)
     load.upload(plain(loaded), load, [*fields.values()], api_visibility="private")
     save.click(plain(to_save), inputs, save, api_visibility="private")
-    return SimpleNamespace(fields=fields, name=name, inputs=inputs, start=start, begin=begin, judge=judge, checking=checking, filled=filled, preview=preview, equal=[problem, equal])
+    return SimpleNamespace(
+        fields=fields,
+        name=name,
+        inputs=inputs,
+        start=start,
+        begin=begin,
+        judge=judge,
+        checking=checking,
+        filled=filled,
+        preview=preview,
+        equal=[problem, equal],
+    )

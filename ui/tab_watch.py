@@ -14,7 +14,11 @@ HEAD = ["run", "state", "step", "loss", "adapter", "rank", "base"]
 
 
 def build(home: Home, work: Work) -> SimpleNamespace:
-    empty = gr.Markdown("### Nothing has run yet\nGo to **Train** and press **Start**: with nothing changed, it learns the bundled robot.", visible=False, elem_id="no-runs")
+    empty = gr.Markdown(
+        "### Nothing has run yet\nGo to **Train** and press **Start**: with nothing changed, it learns the bundled robot.",
+        visible=False,
+        elem_id="no-runs",
+    )
     with gr.Row(elem_classes="tight", elem_id="run-row"):
         run = gr.Dropdown([], label="Run", elem_id="run", scale=3, min_width=200)
         stop = gr.Button("Stop & save", variant="stop", elem_id="stop", interactive=False, min_width=110)
@@ -24,13 +28,24 @@ def build(home: Home, work: Work) -> SimpleNamespace:
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300):
             plot = gr.LinePlot(
-                x="step", y="loss", color="line", title="Loss", height=280, elem_id="loss", color_map={"each step": "#94a3b855", "smoothed": "#0d9488"}
+                x="step",
+                y="loss",
+                color="line",
+                title="Loss",
+                height=280,
+                elem_id="loss",
+                color_map={"each step": "#94a3b855", "smoothed": "#0d9488"},
             )
             smoothing = gr.Slider(0, 0.99, 0.9, step=0.01, label="Smoothing", elem_id="smoothing")
         with gr.Column(scale=2, min_width=300):
             log = gr.Textbox(label="Log", lines=13, max_lines=13, interactive=False, elem_id="log", autoscroll=True)
     pictures = gr.Gallery(
-        label="Sample pictures: a row for each prompt, the base first, then step by step", columns=4, height="auto", format="png", elem_id="samples", object_fit="contain"
+        label="Sample pictures: a row for each prompt, the base first, then step by step",
+        columns=4,
+        height="auto",
+        format="png",
+        elem_id="samples",
+        object_fit="contain",
     )
     history = gr.Dataframe(headers=HEAD, datatype="str", interactive=False, label="All runs", elem_id="history", wrap=True)
     seen = gr.State({})

@@ -65,12 +65,16 @@ class Work:
             queued = sorted((read_job(self.home.runs / name)["created"], name) for name, state in states.items() if state == "queued")
             if queued and not busy:
                 name = queued.pop(0)[1]
-                self.start(self.home.runs / name)
+                try:
+                    self.start(self.home.runs / name)
+                except (ConfigError, OSError, TypeError) as error:  # a job.json that this page did not write, no memory for a process
+                    self.write_job(self.home.runs / name, read_job(self.home.runs / name) | dict(state="broken", message=str(error)))
+                    return f"{name} cannot be started: {error}"
                 return f"{name} is starting"
             return f"{len(queued)} in the queue, after {busy[0]}" if busy and queued else ""
 
     def start(self, run: Path) -> None:
-        job, env = read_job(run), os.environ | {"TQDM_MININTERVAL": "5", "PYTHONUNBUFFERED": "1", "TMPDIR": env.get("PAGE_TMPDIR", "/tmp")}
+        job, env = read_job(run), os.environ | {"TQDM_MININTERVAL": "5", "PYTHONUNBUFFERED": "1"}
         if token := self.tokens.pop(run.name, None):
             env["HF_TOKEN"] = token
         self.before_start()
@@ -107,6 +111,8 @@ class Work:
         job = read_job(run)
         if job.get("state") in ("queued", "withdrawn"):
             return dict(state=job["state"], message="")
+        if job.get("state") == "broken":
+            return dict(state="failed", message=f"it cannot be started: {job.get('message')}")
         if alive(job):
             status = raw_status(run)
             own = status.get("time", 0) >= job["started"]
@@ -130,12 +136,14 @@ class Work:
 
     def watch(self) -> None:
         """For ever: let children end, start what waits, end what was asked to stop and did not."""
+        said = ""
         while True:
             time.sleep(0.5)
             try:
                 self.look_after()
             except Exception as error:  # a folder that goes away in between must not end the queue
-                print(f"queue: {type(error).__name__}: {error}", file=sys.stderr)
+                if said != (said := f"queue: {type(error).__name__}: {error}"):
+                    print(said, file=sys.stderr)
 
     def look_after(self) -> None:
         with self.lock:
@@ -153,7 +161,11 @@ def read_job(run: Path) -> dict:
     """job.json, or {} where there is none or it is not what this page writes."""
     try:
         job = json.loads((run / "job.json").read_text())
-        good = isinstance(job["config"], dict) and isinstance(job["created"], int | float) and job["state"] in ("queued", "withdrawn", "started")
+        good = (
+            isinstance(job["config"], dict)
+            and isinstance(job["created"], int | float)
+            and job["state"] in ("queued", "withdrawn", "started", "broken")
+        )
         return job if good else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
