@@ -7,8 +7,6 @@ GRALORA_AUTH).  Runs, picture sets, bases and added adapters are in the folders 
 """
 
 import os
-import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -65,11 +63,11 @@ def serve(home, args) -> None:
     page.queue(max_size=32, default_concurrency_limit=4)
     for task in (work.watch, warm_up):
         threading.Thread(target=task, daemon=True).start()
+    auth = tuple(args.auth.split(":", 1)) if args.auth else None
     page.launch(
-        server_name=args.listen or "127.0.0.1", server_port=args.port or None, share=args.share, auth=tuple(args.auth.split(":", 1)) if args.auth else None,
-        show_error=False, max_file_size=MOST_BYTES, theme=theme(), css=CSS, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False,
-        mcp_server=False, pwa=False, quiet=True, prevent_thread_lock=True,
-        app_kwargs=dict(openapi_url=None, docs_url=None, redoc_url=None, middleware=middleware(args.listen, args.share)),
+        server_name=args.listen or "127.0.0.1", server_port=args.port or None, share=args.share, auth=auth, show_error=False, max_file_size=MOST_BYTES,
+        theme=theme(), css=CSS, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False, quiet=True,
+        prevent_thread_lock=True, app_kwargs=dict(openapi_url=None, docs_url=None, redoc_url=None, middleware=middleware(args.listen, args.share)),
     )  # fmt: skip
     print(f"the page is at {page.local_url}{f' and {page.share_url}' if args.share else ''}, its folders are in {home.root}", flush=True)
     page.block_thread()

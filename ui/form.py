@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from home import BUNDLED, EMBEDDED, Home, shown
 
-from gralora_diffusion.config import AdapterConfig, ConfigError, TrainConfig, did_you_mean, json_object, to_dict
 from gralora_diffusion.config import EMBEDDED as EMBEDDED_DEFAULTS
 from gralora_diffusion.config import PRESETS as TRAINER_PRESETS
 from gralora_diffusion.config import SDXL as SDXL_DEFAULTS
+from gralora_diffusion.config import AdapterConfig, ConfigError, TrainConfig, did_you_mean, json_object, to_dict
 
 ELSEWHERE = {"output_dir": "the run's name", "dry_run": "Check", "resume_from_checkpoint": "Resume"}  # options that are a name or a button here
 FRONT = ("pretrained_model_name_or_path", "instance_prompt", "max_train_steps", "rank", "seed")  # beside the preset
@@ -170,9 +170,7 @@ def from_config(config: TrainConfig, home: Home) -> dict:
         elif option.holds == "base":
             value = EMBEDDED if value is None else value.removeprefix("models/")
             value = "" if option.name != "pretrained_model_name_or_path" and value == EMBEDDED else value
-        elif option.holds == "secret":
-            value = ""
-        elif value is None:
+        elif option.holds == "secret" or value is None:
             value = ""
         elif option.default is None and option.kind in (int, float):
             value = f"{value:g}" if option.kind is float else str(value)  # a text, since it may be blank

@@ -20,7 +20,7 @@ def build(home: Home, work: Work, studio: Studio) -> gr.Blocks:
         gr.HTML(HEADER, elem_id="header", padding=False)
         with gr.Row(elem_id="strip"):
             strip = [
-                gr.Textbox("–", label=label, interactive=False, max_lines=1, elem_id=f"strip-{label.lower()}", min_width=80, container=True)
+                gr.Textbox("-", label=label, interactive=False, max_lines=1, elem_id=f"strip-{label.lower()}", min_width=80, container=True)
                 for label in ("Run", "State", "Step", "Speed", "Left", "Memory")
             ]
             stop = gr.Button("Stop & save", variant="stop", elem_id="strip-stop", interactive=False, min_width=110, size="sm")
@@ -89,9 +89,9 @@ def status(work: Work, before: list) -> tuple:
     """The strip's texts, whether Stop can be pressed, the bar; what has not changed is left as it is."""
     name = watching.at_work(work)
     now = watching.progress(work, work.home.runs / name) if name else {}
-    step = f"{now['step']} / {now['steps']}" if now.get("steps") else "–"
-    memory = f"{now['memory'] / 2**30:.2f} GiB" if now.get("memory") else "–"
-    texts = [name or "–", now.get("state", "nothing has run yet"), step, watching.speed(now.get("seconds")), watching.clock(now.get("left")), memory]
+    step = f"{now['step']} / {now['steps']}" if now.get("steps") else "-"
+    memory = f"{now['memory'] / 2**30:.2f} GiB" if now.get("memory") else "-"
+    texts = [name or "-", now.get("state", "nothing has run yet"), step, watching.speed(now.get("seconds")), watching.clock(now.get("left")), memory]
     stoppable = now.get("state") in ("starting", "running")
     fraction = now["step"] / now["steps"] if now.get("steps") else 0
     values = [*texts, stoppable, round(fraction, 4)]

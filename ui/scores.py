@@ -9,9 +9,10 @@ HEAD = ["pictures", "score", "n", "mean", "sd", "encoder"]
 
 def scores(groups: dict[str, list[Path]], references: list[Path]) -> list[list]:
     """A row for each group of pictures: how like the subject's pictures they are.  Raises ConfigError when the evaluators are not installed."""
+    from PIL import ImageOps
+
     from gralora_diffusion.data import open_picture
     from gralora_diffusion.evaluation import imagenet_encoder, similarities
-    from PIL import ImageOps
 
     try:
         encode = imagenet_encoder()

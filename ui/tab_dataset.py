@@ -33,8 +33,8 @@ def build(home: Home) -> SimpleNamespace:
                 "**Captions** · click into one to edit it; every edit is saved at once. Name the subject with a rare word: *a photo of sks dog*."
             )
             table = gr.Dataframe(
-                headers=["picture", "caption"], datatype="str", column_count=(2, "fixed"), static_columns=[0], interactive=True, wrap=True, row_count=1,
-                label="Captions", show_label=False, elem_id="captions", column_widths=["160px", "auto"],
+                headers=["picture", "caption"], datatype="str", column_count=(2, "fixed"), static_columns=[0], interactive=True, wrap=True,
+                row_count=1,                 label="Captions", show_label=False, elem_id="captions", column_widths=["160px", "auto"],
             )  # fmt: skip
             with gr.Row(elem_classes="tight"):
                 before = gr.Textbox(label="Put before every caption", placeholder="a photo of sks dog,", max_length=200, elem_id="before", scale=3)

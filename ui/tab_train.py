@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import gradio as gr
 from answers import plain, tell
-from form import BY_NAME, FRONT, GROUPS, LONGEST, OPTIONS, PRESETS, Option, command, default_text, field_of, from_config, to_config, with_preset
 from forecasts import forecast_of, known_time, try_out
+from form import BY_NAME, FRONT, GROUPS, LONGEST, OPTIONS, PRESETS, Option, command, default_text, field_of, from_config, to_config, with_preset
 from home import BUNDLED, EMBEDDED, Home, free_name, new_name
 from work import Work
 

@@ -143,12 +143,12 @@ def history(work: Work) -> list[list]:
 def clock(seconds: float | None) -> str:
     """4:05, or 1:02:03."""
     if seconds is None or seconds != seconds or seconds == float("inf"):
-        return "–"
+        return "-"
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 def speed(seconds: float | None) -> str:
     if not seconds:
-        return "–"
+        return "-"
     return f"{1 / seconds:.2f} it/s" if seconds < 1 else f"{seconds:.2f} s/it"

@@ -107,7 +107,10 @@ class Work:
             return f"{name} finishes its step and saves"
 
     def state(self, run: Path) -> dict:
-        """What status.json says, made true: {"state": queued, starting, running, stopping, stopped, done, failed, killed or unknown, "message", ...}."""
+        """What status.json says, made true: {"state", "message", ...}.
+
+        The states: queued, withdrawn, starting, running, stopping, stopped, done, failed, killed, unknown.
+        """
         job = read_job(run)
         if job.get("state") in ("queued", "withdrawn"):
             return dict(state=job["state"], message="")
