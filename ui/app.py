@@ -67,7 +67,8 @@ def serve(home, args) -> None:
     page.launch(
         server_name=args.listen or "127.0.0.1", server_port=args.port or None, share=args.share, auth=auth, show_error=False, max_file_size=MOST_BYTES,
         theme=theme(), css=CSS, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False, quiet=True,
-        prevent_thread_lock=True, app_kwargs=dict(openapi_url=None, docs_url=None, redoc_url=None, middleware=middleware(args.listen, args.share)),
+        prevent_thread_lock=True,
+        app_kwargs=dict(openapi_url=None, docs_url=None, redoc_url=None, middleware=middleware(args.listen, args.share)),
     )  # fmt: skip
     print(f"the page is at {page.local_url}{f' and {page.share_url}' if args.share else ''}, its folders are in {home.root}", flush=True)
     page.block_thread()

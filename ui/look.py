@@ -20,7 +20,8 @@ def theme() -> gr.themes.Base:
         background_fill_secondary_dark="#0f161b", border_color_primary="#dfe5ea", border_color_primary_dark="#25313a", block_border_color="#dfe5ea",
         block_border_color_dark="#25313a", block_shadow="0 1px 2px rgba(15,23,42,.04)", block_shadow_dark="none", input_background_fill="#f7f9fa",
         input_background_fill_dark="#0d1419", input_border_color="#d3dbe1", input_border_color_dark="#2a3741", input_border_width="1px",
-        block_label_background_fill="transparent", block_label_background_fill_dark="transparent",
+        block_label_background_fill="#ffffff", block_label_background_fill_dark="#131b21", body_text_color_subdued="#5b6b7c",
+        body_text_color_subdued_dark="#93a3ae",
         block_label_border_width="0px",
         block_label_text_color="#475569", block_label_text_color_dark="#a7b4be", block_title_text_weight="600", block_title_text_size="13px",
         block_title_text_color="#334155", block_title_text_color_dark="#cbd5dc", block_info_text_color="#5b6b7c",
@@ -30,7 +31,10 @@ def theme() -> gr.themes.Base:
         button_secondary_background_fill="#ffffff", button_secondary_background_fill_hover="#f1f5f7", button_secondary_background_fill_dark="#1a242b",
         button_secondary_background_fill_hover_dark="#22303a", button_secondary_border_color="#cfd8df", button_secondary_border_color_dark="#30404b",
         button_border_width="1px", button_large_text_size="14px", button_large_text_weight="600", button_large_padding="9px 16px",
-        button_small_text_size="13px", slider_color="#0d9488", slider_color_dark="#2dd4bf", link_text_color="#0f766e", link_text_color_dark="#5eead4",
+        button_small_text_size="13px", table_even_background_fill_dark="#131b21", table_odd_background_fill_dark="#0f161b", table_even_background_fill="#ffffff",
+        table_odd_background_fill="#f7f9fa", table_border_color="#dfe5ea", table_border_color_dark="#25313a",
+        background_fill_primary_dark="#131b21",
+        slider_color="#0d9488", slider_color_dark="#2dd4bf", link_text_color="#0f766e", link_text_color_dark="#5eead4",
     )  # fmt: skip
 
 

@@ -18,13 +18,14 @@ from work import AT_WORK, Work
 def build(home: Home, work: Work, studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="GraLoRA: personalise SDXL", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(HEADER, elem_id="header", padding=False)
-        with gr.Row(elem_id="strip"):
-            strip = [
-                gr.Textbox("-", label=label, interactive=False, max_lines=1, elem_id=f"strip-{label.lower()}", min_width=80, container=True)
-                for label in ("Run", "State", "Step", "Speed", "Left", "Memory")
-            ]
-            stop = gr.Button("Stop & save", variant="stop", elem_id="strip-stop", interactive=False, min_width=110, size="sm")
-        bar = gr.HTML(progress_bar(0), elem_id="bar", padding=False)
+        with gr.Column(elem_id="status"):
+            with gr.Row(elem_id="strip"):
+                strip = [
+                    gr.Textbox("-", label=label, interactive=False, max_lines=1, elem_id=f"strip-{label.lower()}", min_width=80, container=True)
+                    for label in ("Run", "State", "Step", "Speed", "Left", "Memory")
+                ]
+                stop = gr.Button("Stop & save", variant="stop", elem_id="strip-stop", interactive=False, min_width=110, size="sm")
+            bar = gr.HTML(progress_bar(0), elem_id="bar", padding=False)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Dataset", id="dataset"):
                 dataset = tab_dataset.build(home)

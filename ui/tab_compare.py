@@ -32,7 +32,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
             with gr.Row():
                 seed = gr.Number(0, label="First seed", precision=0, elem_id="compare-seed", min_width=90)
                 seeds = gr.Slider(1, 8, 1, step=1, label="Seeds", elem_id="seeds", min_width=120)
-                steps = gr.Slider(1, drawing.MOST_STEPS, 25, step=1, label="Denoising steps", elem_id="compare-steps", min_width=120)
+            steps = gr.Slider(1, drawing.MOST_STEPS, 25, step=1, label="Denoising steps", elem_id="compare-steps", min_width=120)
             with gr.Row(elem_classes="tight"):
                 draw = gr.Button("Draw the grid", variant="primary", elem_id="draw-grid", scale=2, min_width=130)
                 halt = gr.Button("Stop drawing", elem_id="halt-grid", min_width=110)

@@ -94,6 +94,7 @@ def build(home: Home, work: Work) -> SimpleNamespace:
                 interactive=False,
                 wrap=True,
                 label="Forecast",
+                column_widths=["32%", "68%"],
                 elem_id="forecast",
             )
             equal = gr.Code(label="The equal command", language="shell", interactive=False, elem_id="equal-command", wrap_lines=True, lines=3)
