@@ -31,7 +31,8 @@ class Page:
             )  # fmt: skip
         until = time.monotonic() + PATIENCE
         while "the page is at" not in self.log.read_text():
-            assert self.process.poll() is None and time.monotonic() < until, self.log.read_text()
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < until, self.log.read_text()
             time.sleep(0.1)
         self.url = self.log.read_text().partition("the page is at ")[2].split()[0].rstrip("/,")
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)

@@ -61,7 +61,7 @@ def test_a2_a4_texts_are_data(page):
             assert not refused(answer), answer
             job = json.loads((page.home / "runs" / f"text-{i}" / "job.json").read_text())
             assert (job["state"], job["config"]["instance_prompt"], job["config"]["push_to_hub"]) == ("queued", text, False)
-            assert "is out of the queue" in str(page_stop(page, f"text-{i}")) or True
+            page_stop(page, f"text-{i}")
             assert json.loads((page.home / "runs" / f"text-{i}" / "job.json").read_text())["state"] == "withdrawn"
         assert not Path("/tmp/owned").exists()
     finally:
@@ -204,8 +204,11 @@ def test_a14_a16_pickles_are_never_read(page, tmp_path):
     assert not list(page.home.glob("adapters/*"))
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "", '{"adapter": {"method": "gralora", "rank": "x"}}', '{"no_such": 1}',
-                                  '{"instance_data_dir": "/etc"}', '{"pretrained_model_name_or_path": "/etc"}', '{"output_dir": {"a": []}}'])  # fmt: skip
+CONFIGS = ["[" * 100_000, "[1]", "", '{"adapter": {"method": "gralora", "rank": "x"}}', '{"no_such": 1}', '{"output_dir": {"a": []}}']
+CONFIGS += ['{"instance_data_dir": "/etc"}', '{"pretrained_model_name_or_path": "/etc"}']
+
+
+@pytest.mark.parametrize("text", CONFIGS, ids=range(len(CONFIGS)))
 def test_a15_a17_hostile_configs(page, tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     assert refused(page.send(by_element(page, "load-config", "upload"), [page.upload(tmp_path / "config.json")[0]]))

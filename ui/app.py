@@ -65,7 +65,8 @@ def serve(home, args) -> None:
         threading.Thread(target=task, daemon=True).start()
     auth = tuple(args.auth.split(":", 1)) if args.auth else None
     page.launch(
-        server_name=args.listen or "127.0.0.1", server_port=args.port or None, share=args.share, auth=auth, show_error=False, max_file_size=MOST_BYTES,
+        server_name=args.listen or "127.0.0.1", server_port=args.port or None, share=args.share, auth=auth, show_error=False,
+        max_file_size=MOST_BYTES,
         theme=theme(), css=CSS, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False, quiet=True,
         prevent_thread_lock=True,
         app_kwargs=dict(openapi_url=None, docs_url=None, redoc_url=None, middleware=middleware(args.listen, args.share)),

@@ -31,10 +31,10 @@ def theme() -> gr.themes.Base:
         button_secondary_background_fill="#ffffff", button_secondary_background_fill_hover="#f1f5f7", button_secondary_background_fill_dark="#1a242b",
         button_secondary_background_fill_hover_dark="#22303a", button_secondary_border_color="#cfd8df", button_secondary_border_color_dark="#30404b",
         button_border_width="1px", button_large_text_size="14px", button_large_text_weight="600", button_large_padding="9px 16px",
-        button_small_text_size="13px", table_even_background_fill_dark="#131b21", table_odd_background_fill_dark="#0f161b", table_even_background_fill="#ffffff",
-        table_odd_background_fill="#f7f9fa", table_border_color="#dfe5ea", table_border_color_dark="#25313a",
-        background_fill_primary_dark="#131b21",
-        slider_color="#0d9488", slider_color_dark="#2dd4bf", link_text_color="#0f766e", link_text_color_dark="#5eead4",
+        button_small_text_size="13px", table_even_background_fill_dark="#131b21", table_odd_background_fill_dark="#0f161b",
+        table_even_background_fill="#ffffff", table_odd_background_fill="#f7f9fa", table_border_color="#dfe5ea", table_border_color_dark="#25313a",
+        background_fill_primary_dark="#131b21",        slider_color="#0d9488", slider_color_dark="#2dd4bf",
+        link_text_color="#0f766e", link_text_color_dark="#5eead4",
     )  # fmt: skip
 
 

@@ -23,7 +23,13 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             adapters = gr.Dropdown(
-                [], multiselect=True, max_choices=8, label="Adapters", info="One row each: runs, checkpoints, added files", elem_id="compare-adapters"
+                [],
+                multiselect=True,
+                allow_custom_value=True,
+                max_choices=8,
+                label="Adapters",
+                info="One row each: runs, checkpoints, added files",
+                elem_id="compare-adapters",
             )
             strengths = gr.Textbox("0, 0.5, 1", label="Strengths", info="One column each; 0 is the base", max_length=100, elem_id="strengths")
             prompt = gr.Textbox(
@@ -36,7 +42,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
             with gr.Row(elem_classes="tight"):
                 draw = gr.Button("Draw the grid", variant="primary", elem_id="draw-grid", scale=2, min_width=130)
                 halt = gr.Button("Stop drawing", elem_id="halt-grid", min_width=110)
-            subject = gr.Dropdown([AS_LEARNT], value=AS_LEARNT, label="Score against the pictures of", elem_id="subject")
+            subject = gr.Dropdown([AS_LEARNT], value=AS_LEARNT, allow_custom_value=True, label="Score against the pictures of", elem_id="subject")
             score = gr.Button("Score the grid", elem_id="score")
         with gr.Column(scale=3, min_width=300):
             hint = gr.Markdown(

@@ -18,7 +18,9 @@ RESOLUTIONS = ["64", "512", "768", "1024"]
 def build(home: Home) -> SimpleNamespace:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            chosen = gr.Dropdown(home.set_names(), value=BUNDLED, label="Picture set", info="robot comes with the page", elem_id="set")
+            chosen = gr.Dropdown(
+                home.set_names(), value=BUNDLED, allow_custom_value=True, label="Picture set", info="robot comes with the page", elem_id="set"
+            )
             drop = gr.File(
                 label="Drop 3 to 20 pictures of your subject here", file_count="multiple", file_types=sorted(EXTENSIONS), elem_id="drop", height=150
             )
@@ -39,7 +41,7 @@ def build(home: Home) -> SimpleNamespace:
             with gr.Row(elem_classes="tight"):
                 before = gr.Textbox(label="Put before every caption", placeholder="a photo of sks dog,", max_length=200, elem_id="before", scale=3)
                 apply = gr.Button("Put", elem_id="put-before", scale=1, min_width=80)
-                gone = gr.Dropdown([], label="Take a picture out", elem_id="gone", scale=3)
+                gone = gr.Dropdown([], allow_custom_value=True, label="Take a picture out", elem_id="gone", scale=3)
                 remove = gr.Button("Remove", elem_id="remove-picture", scale=1, min_width=80, variant="stop")
     with gr.Row(elem_classes="tight"):
         size = gr.Dropdown(RESOLUTIONS, value="64", label="Check for resolution", elem_id="check-size", scale=1, min_width=140)

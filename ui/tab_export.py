@@ -17,7 +17,9 @@ def build(home: Home) -> SimpleNamespace:
     )
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
-            adapter = gr.Dropdown([], label="Adapter", info="A run, one of its checkpoints, or a file that was added", elem_id="export-adapter")
+            adapter = gr.Dropdown(
+                [], allow_custom_value=True, label="Adapter", info="A run, one of its checkpoints, or a file that was added", elem_id="export-adapter"
+            )
             kinds = gr.CheckboxGroup([(f"{kind}: {text}", kind) for kind, text in KINDS.items()], value=["comfyui"], label="Formats", elem_id="kinds")
             with gr.Row():
                 dtype = gr.Dropdown(list(DTYPES), value="fp16", label="Precision", elem_id="dtype", min_width=120)

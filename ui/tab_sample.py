@@ -15,7 +15,9 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
     pairs = gr.State([])
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
-            adapter = gr.Dropdown([], label="Adapter", info="A run, one of its checkpoints, or a file that was added", elem_id="adapter")
+            adapter = gr.Dropdown(
+                [], allow_custom_value=True, label="Adapter", info="A run, one of its checkpoints, or a file that was added", elem_id="adapter"
+            )
             strength = gr.Slider(
                 0, MOST_STRENGTH, 1.0, step=0.05, label="Strength", info="0 is the base, 1 the adapter as trained", elem_id="strength"
             )
@@ -26,7 +28,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
                 count = gr.Slider(1, MOST_PICTURES, 2, step=1, label="Pictures", elem_id="count", min_width=140)
                 seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=100)
             with gr.Accordion("More: a second adapter, steps, guidance, base", open=False, elem_id="sample-more"):
-                second = gr.Dropdown([NONE], value=NONE, label="Second adapter", elem_id="second")
+                second = gr.Dropdown([NONE], value=NONE, allow_custom_value=True, label="Second adapter", elem_id="second")
                 weight = gr.Slider(0, MOST_STRENGTH, 0.5, step=0.05, label="Its strength", elem_id="second-strength")
                 with gr.Row():
                     steps = gr.Slider(1, MOST_STEPS, 25, step=1, label="Denoising steps", elem_id="sample-steps", min_width=140)

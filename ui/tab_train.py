@@ -33,7 +33,7 @@ def field(option: Option, home: Home):
     info = option.help[0].upper() + option.help[1:]
     if option.holds == "set":
         sets = home.set_names() if option.name == "instance_data_dir" else ["", *home.set_names()]
-        return gr.Dropdown(sets, value=BUNDLED if option.name == "instance_data_dir" else "", info=info, **common)
+        return gr.Dropdown(sets, value=BUNDLED if option.name == "instance_data_dir" else "", allow_custom_value=True, info=info, **common)
     if option.name == "pretrained_model_name_or_path":
         info = "The embedded one, a hub id, or a checkpoint in the folder models"
         return gr.Dropdown(home.base_names(), value=EMBEDDED, allow_custom_value=True, info=info, **common)

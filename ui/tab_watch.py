@@ -20,7 +20,7 @@ def build(home: Home, work: Work) -> SimpleNamespace:
         elem_id="no-runs",
     )
     with gr.Row(elem_classes="tight", elem_id="run-row"):
-        run = gr.Dropdown([], label="Run", elem_id="run", scale=3, min_width=200)
+        run = gr.Dropdown([], allow_custom_value=True, label="Run", elem_id="run", scale=3, min_width=200)
         stop = gr.Button("Stop & save", variant="stop", elem_id="stop", interactive=False, min_width=110)
         resume = gr.Button("Resume", elem_id="resume", interactive=False, min_width=90)
         clone = gr.Button("Clone", elem_id="clone", interactive=False, min_width=80)
