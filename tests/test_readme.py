@@ -45,7 +45,7 @@ def test_pictures_are_there():
 
 def test_the_file_tree_is_the_tree():
     tree = README[README.index("## Files") :]
-    here = [p for folder in ("gralora_diffusion", "scripts", "tests") for p in (ROOT / folder).glob("*.py")]
+    here = [p for folder in ("gralora_diffusion", "scripts", "ui", "tests") for p in (ROOT / folder).glob("*.py")]
     for path in here:
         assert path.name in tree, f"{path.name} is not in the README's file tree"
     for name in re.findall(r"[\w/]+\.py", tree):

@@ -121,7 +121,11 @@ def base_of(home: Home, adapter: str) -> str | None:
         from gralora_diffusion.reading import HEADER, open_safetensors
 
         header = open_safetensors(home.adapter(adapter))[0].get(HEADER, "{}")
-        base = facts.get("base") if isinstance(facts := json.loads(header), dict) else None
+        try:
+            facts = json.loads(header)
+        except (ValueError, RecursionError):
+            facts = None
+        base = facts.get("base") if isinstance(facts, dict) else None
         named = base.get("name") if isinstance(base, dict) else None
         return None if named in (None, "embedded tiny base") else home.base(str(named).removeprefix("models/"))
     try:

@@ -5,7 +5,7 @@ import json
 from types import SimpleNamespace
 
 import gradio as gr
-from answers import plain, tell
+from answers import plain, said, tell
 from forecasts import forecast_of, known_time, try_out
 from form import BY_NAME, FRONT, GROUPS, LONGEST, OPTIONS, PRESETS, Option, command, default_text, field_of, from_config, to_config, with_preset
 from home import BUNDLED, EMBEDDED, Home, free_name, new_name
@@ -126,6 +126,8 @@ def build(home: Home, work: Work) -> SimpleNamespace:
             forecast_of(to_config(values_of(values[1:]), home), home)
         except ConfigError as error:
             wrong[getattr(error, "name", None) or field_of(str(error)) or "instance_data_dir"] = str(error)
+        except Exception as error:
+            return [gr.validate(n != "name", said(error).message) for n in ("name", *fields)]
         return [gr.validate(n not in wrong, html.escape(wrong.get(n, ""))) for n in ("name", *fields)]
 
     def checked(*values):

@@ -25,14 +25,18 @@ def metrics(run: Path) -> list[dict]:
         return []
     version = (stat.st_mtime_ns, stat.st_size)
     if _seen.get(run, (None,))[0] != version:
-        lines = [line for line in read_metrics(run) if isinstance(line, dict) and all(number(line.get(n)) for n in ("step", "loss", "seconds"))]
+        try:
+            found = read_metrics(run)
+        except (OSError, RecursionError):
+            found = []
+        lines = [line for line in found if isinstance(line, dict) and all(number(line.get(n)) for n in ("step", "loss", "seconds"))]
         _seen.clear()  # one run is watched at a time, mostly
         _seen[run] = version, lines
     return _seen[run][1]
 
 
 def number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def progress(work: Work, run: Path) -> dict:

@@ -121,8 +121,8 @@ class Work:
             own = status.get("time", 0) >= job["started"]
             status = status if own else {k: v for k, v in status.items() if k in ("step", "steps")} | dict(state="starting", message="")
             return status | dict(state="stopping") if job.get("stop_asked") and status["state"] in AT_WORK else status
-        status = read_status(run)
-        if job.get("pid") and status.get("time", 0) < job["started"]:  # it ended before it could say anything
+        status = read_status(run) if raw_status(run) else dict(state="unknown")
+        if job.get("state") == "started" and status.get("time", 0) < job["started"]:  # it ended before it could say anything
             asked = "stopped before it began" if job.get("stop_asked") else ""
             return dict(state="stopped" if asked else "failed", message=asked or last_words(run))
         if status["state"] == "unknown" and (run / "adapter.safetensors").is_file():
@@ -162,24 +162,25 @@ class Work:
 
 def read_job(run: Path) -> dict:
     """job.json, or {} where there is none or it is not what this page writes."""
-    try:
-        job = json.loads((run / "job.json").read_text())
-        good = (
-            isinstance(job["config"], dict)
-            and isinstance(job["created"], int | float)
-            and job["state"] in ("queued", "withdrawn", "started", "broken")
-        )
-        return job if good else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
+    job = read_json(run / "job.json")
+    numbers = ("created", *(("pid", "born", "started") if job.get("state") == "started" else ()))
+    good = isinstance(job.get("config"), dict) and all(isinstance(job.get(n), int | float) for n in numbers)
+    return job if good and job.get("state") in ("queued", "withdrawn", "started", "broken") else {}
 
 
 def raw_status(run: Path) -> dict:
+    """status.json as it stands, or {} where there is none or it is not what the trainer writes."""
+    status = read_json(run / "status.json")
+    good = isinstance(status.get("state"), str) and isinstance(status.get("time"), int | float)
+    return status if good else {}
+
+
+def read_json(path: Path) -> dict:
     try:
-        status = json.loads((run / "status.json").read_text())
-        return status if isinstance(status["state"], str) else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
+        found = json.loads(path.read_text()) if real_file(path) else {}
+    except (OSError, ValueError, RecursionError):
+        found = {}
+    return found if isinstance(found, dict) else {}
 
 
 def alive(job: dict) -> bool:
