@@ -1,7 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+EXTRA_demo := eval
+EXTRA_ui := ui,eval
+EXTRA_test := test
+
+.PHONY: demo ui test chromium clean
 
 # Train on the embedded base and the bundled pictures, draw before and after, and measure both.
 demo: .venv/demo
@@ -11,15 +15,25 @@ demo: .venv/demo
 	    --prompt "sks robot at sunset|a drawing of sks robot|sks robot next to a red apple on a white background|sks robot on a purple background"
 	$(BIN)/python scripts/evaluate.py --run demo
 
-test: .venv/test
+# Train, watch, sample, compare and export in a browser, at http://127.0.0.1:7860; PORT=8000 for another.
+ui: .venv/ui
+	$(BIN)/python ui/app.py --port $(or $(PORT),7860)
+
+test: .venv/test chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
 .venv/%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[$(if $(filter demo,$*),eval,test)]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[$(EXTRA_$*)]"
 	touch $@
+
+# The browser that the tests of the page need, where it is missing and can be had; without it those tests fail and say so.
+chromium:
+	@command -v chromium chromium-browser google-chrome >/dev/null || (apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null) || \
+	    echo "Chromium could not be installed: install it yourself, the tests of the page need it"
 
 clean:
 	rm -rf .venv build demo runs

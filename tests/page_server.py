@@ -1,0 +1,128 @@
+"""The page as a process of its own, requests to it without a browser, and a browser."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+PATIENCE = 300  # seconds; a busy machine takes its time
+
+
+class Page:
+    """python ui/app.py --home HOME on a free port; requests() and the browser speak to `url`."""
+
+    def __init__(self, home: Path, *arguments, **env):
+        self.home, self.log = home, home / "page.log"
+        home.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, ROOT / "ui" / "app.py", "--port", "0", "--home", home, *arguments], stdout=log, stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"} | env, cwd=home,
+            )  # fmt: skip
+        until = time.monotonic() + PATIENCE
+        while "the page is at" not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < until, self.log.read_text()
+            time.sleep(0.1)
+        self.url = self.log.read_text().partition("the page is at ")[2].split()[0].rstrip("/,")
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
+
+    def config(self) -> dict:
+        return self.client.get("/config").json()
+
+    def function(self, name: str) -> dict:
+        return next(d for d in self.config()["dependencies"] if d["api_name"] == name)
+
+    def call(self, name, *data):
+        """What an endpoint, named or numbered, answers: its data, or {"error": ...}."""
+        found = self.function(name) if isinstance(name, str) else next(d for d in self.config()["dependencies"] if d["id"] == name)
+        return self.send(found["id"], list(data))
+
+    def send(self, number: int, data: list, session: str | None = None):
+        session = session or uuid.uuid4().hex
+        joined = self.client.post("/gradio_api/queue/join", json=dict(data=data, fn_index=number, session_hash=session))
+        if joined.status_code != 200:
+            return dict(error=joined.text, status=joined.status_code)
+        event, last = joined.json()["event_id"], None
+        with self.client.stream("GET", "/gradio_api/queue/data", params=dict(session_hash=session)) as stream:
+            for line in stream.iter_lines():
+                message = json.loads(line[5:]) if line.startswith("data:") else {}
+                if message.get("event_id") != event:
+                    continue
+                last = message.get("output") or last
+                if message["msg"] == "process_completed":
+                    output = message["output"]
+                    return output["data"] if message["success"] else dict(error=output.get("error") or "error")
+        return dict(error="no answer", output=last)
+
+    def form(self, **values) -> list:
+        """The inputs of start and validate: every field as the page shows it at first, but for these."""
+        config = self.config()
+        components = {c["id"]: c["props"] for c in config["components"]}
+        found = []
+        for number in self.function("start")["inputs"]:
+            name = (components[number].get("elem_id") or "").removeprefix("option-").replace("run-name", "name")
+            found.append(values.pop(name, components[number].get("value")))
+        assert not values, f"no such fields: {values}"
+        return found
+
+    def upload(self, *paths: Path) -> list[dict]:
+        files = [("files", (path.name, path.read_bytes())) for path in paths]
+        sent = self.client.post("/gradio_api/upload", files=files)
+        assert sent.status_code == 200, sent.text
+        return [dict(path=p, orig_name=path.name, meta={"_type": "gradio.FileData"}) for p, path in zip(sent.json(), paths, strict=True)]
+
+    def alive(self) -> bool:
+        return self.process.poll() is None and self.client.get("/").status_code == 200
+
+    def close(self, number=signal.SIGTERM) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+            self.process.wait(30)
+        self.client.close()
+
+
+def end_runs(home: Path) -> None:
+    """Kill the runs that a test left at work."""
+    for job in home.glob("runs/*/job.json"):
+        try:
+            os.killpg(json.loads(job.read_text())["pid"], signal.SIGKILL)
+        except (OSError, KeyError, ValueError):
+            continue
+
+
+@contextmanager
+def browser():
+    """Debian's Chromium, with no way out of this machine."""
+    from playwright.sync_api import sync_playwright
+
+    assert CHROMIUM, "the tests of the page need Chromium: apt-get install -y --no-install-recommends chromium"
+    away = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", away]
+        )
+        try:
+            yield chromium
+        finally:
+            chromium.close()
+
+
+def until(condition, what: str, seconds: float = PATIENCE):
+    """Wait for a condition and return its value."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.2)
+    raise AssertionError(f"in {seconds} seconds never: {what}")
