@@ -30,8 +30,8 @@ def comfyui():
         comfy.cli_args.args.cpu = True
         import folder_paths
         import nodes
+    yield types.SimpleNamespace(comfy=comfy, nodes=nodes, folder_paths=folder_paths)
     sys.path.remove(os.environ["COMFYUI_DIR"])
-    return types.SimpleNamespace(comfy=comfy, nodes=nodes, folder_paths=folder_paths)
 
 
 @pytest.fixture(scope="module")
