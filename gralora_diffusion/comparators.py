@@ -20,7 +20,8 @@ from .config import AdapterConfig, ConfigError, one_of
 from .injection import TARGETS, adapter_parameters, adapters, compiled, inject, merge, remove, replace
 from .writing import complete_or_absent
 
-OURS = ("gralora", "hybrid", "our-lora")
+OURS = ("gralora", "hybrid", "our-lora", "t-lora", "t-gralora")
+GRIDS = ("gralora", "hybrid", "t-gralora")  # those with k
 LORA = {  # LoraConfig's options; all have alpha = rank
     "lora": dict(), "rslora": dict(use_rslora=True), "lora+": dict(), "dora": dict(use_dora=True),
     "pissa": dict(init_lora_weights="pissa"), "olora": dict(init_lora_weights="olora"), "eva": dict(init_lora_weights="eva"),
@@ -44,8 +45,8 @@ class Spec:
 
     def __post_init__(self):
         one_of("method", self.method, METHODS)
-        if self.k is not None and self.method not in ("gralora", "hybrid"):
-            raise ConfigError(f"k belongs to gralora and hybrid, not to {self.method}")
+        if self.k is not None and self.method not in GRIDS:
+            raise ConfigError(f"k belongs to {', '.join(GRIDS)}, not to {self.method}")
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,9 @@ def adapt(model: nn.Module, spec: Spec, batches: Callable[[int], object] | None 
         return adapt_with_peft(model, spec, list(layers), batches)
     if spec.method in OURS:
         hybrid = spec.size // 2 if spec.method == "hybrid" else 0
-        name = "lora" if spec.method == "our-lora" else "gralora"
+        kind = dict(method="gralora" if spec.method in GRIDS else "lora", tlora=spec.method.startswith("t-"))
         try:
-            inject(model, AdapterConfig(method=name, rank=spec.size, k=spec.k, hybrid_rank=hybrid, targets=spec.targets))
+            inject(model, AdapterConfig(**kind, rank=spec.size, k=spec.k, hybrid_rank=hybrid, targets=spec.targets))
         except ValueError as error:
             raise ConfigError(f"{spec.method} of rank {spec.size}: {error}") from None
         return Adapted(spec, adapter_parameters(model), lambda: (merge(model), remove(model)))
@@ -279,7 +280,7 @@ def sizes(method: str, shapes: list[tuple[int, int]], k: int | None = None) -> l
         return list(range(1, min(m * n for m, n in shapes) + 1))
     if method == "vera":
         return list(range(1, max(max(shape) for shape in shapes) + 1))
-    if method in ("gralora", "hybrid"):
+    if method in GRIDS:
         k = k or 2
         return [r for r in range(2, narrow + 1) if (r - (r // 2 if method == "hybrid" else 0)) % k == 0]
     if method == "mora":

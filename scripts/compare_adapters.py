@@ -27,13 +27,14 @@ def arguments():
     parser.add_argument("--pretrained_model_name_or_path", help="the base; by default the embedded tiny one")
     parser.add_argument("--methods", nargs="+", default=["lora", "gralora"])
     parser.add_argument("--ranks", nargs="+", type=int, default=[8], help="ranks of the LoRA whose number of parameters all must have")
-    parser.add_argument("--k", nargs="+", type=int, default=[2], help="GraLoRA's and Hybrid's blocks per side")
+    parser.add_argument("--k", nargs="+", type=int, default=[2], help="blocks per side of gralora, hybrid and t-gralora")
     parser.add_argument("--lrs", nargs="+", type=float, default=[1e-3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, help="pictures per step; by default the base's")
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--targets", default="attention")
+    parser.add_argument("--tuned", action="store_true", help="of --lrs, for each method and rank only the one that its validation runs chose")
     parser.add_argument("--part", choices=("validation", "test"), default="validation")
     parser.add_argument(
         "--encoder", nargs="+", help="what scores, as in evaluate.py; by default imagenet and embedded, or clip-vit-l-14 and dinov2-base"
@@ -58,11 +59,11 @@ def setting_of(config: TrainConfig, pictures: list, prompts: list[str], encoders
 
 def table_of_runs(args, shapes: list[tuple[int, int]], setting: str) -> list[dict]:
     """Every run that fits its budget; those that cannot are said."""
-    from gralora_diffusion.comparators import Spec, count, fit
+    from gralora_diffusion.comparators import GRIDS, Spec, count, fit
 
     runs = []
     for rank, method in itertools.product(args.ranks, args.methods):
-        for k in args.k if method in ("gralora", "hybrid") else [None]:
+        for k in args.k if method in GRIDS else [None]:
             Spec(method, 1, k, targets=args.targets)
             try:
                 size, parameters = fit(method, count("lora", rank, shapes), shapes, k)

@@ -23,12 +23,12 @@ def spec(method):
     return Spec(method, SIZE.get(method, 8), targets=SOME, seed=3)
 
 
-def draw(unet):
+def draw(unet, times=(10, 700)):
     random = generator(7)
     shapes = ((2, 16, 8, 8), (2, 32, 192), (2, 128), (2, 6))
     noisy, embeds, pooled, ids = (torch.randn(shape, generator=random) for shape in shapes)
     with torch.no_grad():
-        return unet(noisy, torch.tensor([10, 700]), embeds, added_cond_kwargs=dict(text_embeds=pooled, time_ids=ids)).sample
+        return unet(noisy, torch.tensor(times), embeds, added_cond_kwargs=dict(text_embeds=pooled, time_ids=ids)).sample
 
 
 def disturb(adapted):
@@ -51,8 +51,9 @@ def test_identity_merge_and_file(method, plain, tmp_path):
     again = copy.deepcopy(plain)
     Adapted.load(again, tmp_path / "adapter.safetensors")
     torch.testing.assert_close(draw(again), changed, rtol=0, atol=1e-6)
+    whole = draw(unet, (0, 0)) if method.startswith("t-") else changed  # all of T-LoRA's ranks take part at timestep 0 alone
     adapted.merge()
-    torch.testing.assert_close(draw(unet), changed, rtol=0, atol=2e-5)
+    torch.testing.assert_close(draw(unet, (0, 0)) if method.startswith("t-") else draw(unet), whole, rtol=0, atol=2e-5)
     assert {path: type(m) for path, m in unet.named_modules()} == {path: type(m) for path, m in plain.named_modules()}
     assert not [p for p in unet.parameters() if p.requires_grad]
 
@@ -71,6 +72,15 @@ def test_loraplus_gives_b_its_own_rate(plain):
     slow, fast = adapted.groups(1e-3, 0.0)
     assert fast["lr"] == LORAPLUS_RATIO * slow["lr"] == pytest.approx(0.016)
     assert {p.shape[1] for p in fast["params"]} == {8} == {p.shape[0] for p in slow["params"]}
+
+
+def test_tlora_takes_fewer_ranks_where_there_is_more_noise(plain):
+    both = [copy.deepcopy(plain), copy.deepcopy(plain)]
+    for unet, method in zip(both, ("our-lora", "t-lora"), strict=True):
+        disturb(adapt(unet, spec(method)))
+    full, masked = (draw(unet, (0, 700)) for unet in both)
+    torch.testing.assert_close(full[0], masked[0], rtol=0, atol=1e-6)
+    assert (full[1] - masked[1]).abs().max() > 1e-5
 
 
 def test_rasa_shares_its_pool(plain):

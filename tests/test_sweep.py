@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -155,6 +156,30 @@ def test_a_run_that_diverges_is_a_result(tmp_path):
     found = train_one(RUNS[0] | dict(lr=1e30), mine, Interrupts(lambda: None))
     assert "not finite" in found["failed"]
     assert "scores" not in found
+
+
+@pytest.mark.slow
+def test_the_command_compares_tunes_resumes_and_reports(tmp_path, monkeypatch, capsys):
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["compare_adapters.py", "--output", str(tmp_path / "out"), *map(str, arguments)])
+        runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "compare_adapters.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    (tmp_path / "prompts.txt").write_text("a photo of sks robot at night\n\n")
+    common = ["--prompts", tmp_path / "prompts.txt", "--methods", "lora", "vera", "--ranks", 4, "--steps", 1, "--batch_size", 1]
+    common += ["--lrs", 1e-3, 1e-1, "--encoder", "embedded"]
+    with pytest.raises(SystemExit):
+        command(*common, "--part", "test", "--tuned")
+    assert "no finished runs" in capsys.readouterr().err
+    planned = command(*common, "--dry_run")
+    assert "vera cannot have 68,096 parameters" in planned
+    assert "2 runs:" in planned
+    assert not (tmp_path / "out").exists()
+    assert command(*common).count("lora-r4") == 2
+    assert command(*common).count("lora-r4") == 0  # they are done
+    assert command(*common, "--part", "test", "--tuned").count("lora-r4") == 1
+    assert "test" in command("--report")
+    assert (tmp_path / "out" / "score-rank.png").is_file()
 
 
 def test_names_tell_runs_apart():
