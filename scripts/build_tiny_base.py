@@ -4,7 +4,7 @@
 
 Stages, each of which resumes from --state when it is stopped: pictures (npm) -> vae -> clip -> unet -> export.  Two
 processes of one thread each, gradients averaged: on two cores that wastes less than two threads in one process.
-Needs the extra `build` and npm.  About 25 + 6 + 80 minutes on two free cores.
+Needs the extra `build` and npm.  About 25 + 12 + 150 minutes on two free cores.
 """
 
 import argparse
@@ -307,9 +307,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--state", type=Path, default=Path("build/tiny_base"), help="where a stopped build resumes from")
     parser.add_argument("--output", type=Path, default=Path("gralora_diffusion/tiny"))
-    parser.add_argument("--vae_steps", type=int, default=14000)
-    parser.add_argument("--clip_steps", type=int, default=2000)
-    parser.add_argument("--unet_steps", type=int, default=14000, help="may be changed when resuming: the decay begins at 60 %%")
+    parser.add_argument("--vae_steps", type=int, default=10000)
+    parser.add_argument("--clip_steps", type=int, default=1200)
+    parser.add_argument("--unet_steps", type=int, default=26000, help="may be changed when resuming: the decay begins at 60 %%")
     parser.add_argument("--until", choices=["vae", "clip", "unet"], default="unet", help="stop after this stage")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
