@@ -24,6 +24,7 @@ class Cell:
     strength: float
     seed: int
     path: str
+    prompt: str = ""
 
     @property
     def group(self) -> str:

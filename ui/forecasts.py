@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from drawing import ONE_AT_A_TIME
-from form import arguments
+from form import BY_NAME, arguments
 from home import Home
 from watching import clock
 from work import SCRIPT, last_words, raw_status
@@ -27,8 +27,9 @@ PATIENCE = 180.0  # seconds for a measurement
 
 def absolute(config: TrainConfig, home: Home) -> TrainConfig:
     """The config with its folders in HOME as full paths, for this process, which is elsewhere."""
-    full = {n: str(home.root / v) for n, v in to_dict(config).items() if isinstance(v, str) and v.startswith(("pictures/", "models/", "runs/"))}
-    return replace(config, **full)
+    values = {n: v for n, v in to_dict(config).items() if isinstance(v, str)}
+    own = {n for n, v in values.items() if v.startswith(("pictures/", "models/", "runs/")) or (n in BY_NAME and BY_NAME[n].holds == "folder")}
+    return replace(config, **{n: str(home.root / values[n]) for n in own})
 
 
 def forecast_of(config: TrainConfig, home: Home) -> list[list[str]]:

@@ -9,7 +9,7 @@ import types
 import typing
 from dataclasses import dataclass
 
-from home import BUNDLED, EMBEDDED, Home, shown
+from home import BUNDLED, EMBEDDED, Home, real_file, shown
 
 from gralora_diffusion.config import EMBEDDED as EMBEDDED_DEFAULTS
 from gralora_diffusion.config import PRESETS as TRAINER_PRESETS
@@ -20,10 +20,11 @@ ELSEWHERE = {"output_dir": "the run's name", "dry_run": "Check", "resume_from_ch
 FRONT = ("pretrained_model_name_or_path", "instance_prompt", "max_train_steps", "rank", "seed")  # beside the preset
 TITLES = {"pretrained_model_name_or_path": "Base", "instance_prompt": "Trigger prompt", "instance_data_dir": "Pictures", "max_train_steps": "Steps"}
 GROUPS = {  # the first whose pattern is found in an option's name; the adapter's options are a group of their own
-    "Pictures and captions": r"_data_dir|resolution|crop|flip|class_|prior_|caption|bucket|repeats|mask|cache_latents|dataset|column",
-    "Learning": r"learning_rate|lr|optimizer|adam|prodigy|grad|ema_|decay|seed|batch|epochs|train_steps|text_encoder|dora|loraplus",
-    "Objective": r"snr|noise|loss|huber|prediction|debiased|betas|timestep|cond",
+    "Ranks by gradients": r"^gora_|^allocat",
     "Sample pictures": r"validation|inference|guidance",
+    "Pictures and captions": r"_data_dir|^dataset|resolution|crop|flip|class_|prior_|caption|bucket|repeat|column|image|stream|tokens|_samples|latent",
+    "Learning": r"learning_rate|lr|optimizer|adam|prodigy|grad|ema_|seed|batch|epochs|train_steps|text_encoder",
+    "Objective": r"snr|noise|loss|huber|prediction|debiased|betas",
     "Machine and files": r"",
 }
 PRESETS = {"default": {}, "quick look": dict(max_train_steps=120, rank=32, num_inference_steps=15)}
@@ -58,13 +59,15 @@ class Option:
 
     @property
     def holds(self) -> str:
-        """What the form offers: "set", "base", "secret", "folder", or "value"."""
+        """What the form offers in place of a path: "set", "base", "hub", "allocation", "secret", "folder"; or "value"."""
         if self.name.endswith("_data_dir"):
             return "set"
         if self.name.endswith("model_name_or_path"):
             return "base"
         if self.name.endswith("_token"):
             return "secret"
+        if self.name in ("dataset_name", "allocation"):
+            return "hub" if self.name == "dataset_name" else "allocation"
         return "folder" if self.kind is str and self.name.endswith("_dir") else "value"
 
 
@@ -148,9 +151,17 @@ def in_home(option: Option, text: str, home: Home) -> str | None:
         if text == BUNDLED and option.name == "instance_data_dir":
             return None
         home.picture_set(text)
-        return f"pictures/{text}" if text != BUNDLED else str(home.picture_set(text))
+        if text == BUNDLED:
+            raise ConfigError(f"{option.flag} cannot be the bundled pictures: copy them into a set of your own")
+        return f"pictures/{text}"
     if option.holds == "base":
         return home.base(text) if option.name == "pretrained_model_name_or_path" else home.hub_id(text)
+    if option.holds == "hub":
+        return home.hub_id(text)
+    if option.holds == "allocation":
+        if not real_file(home.run(text) / "allocation.json"):
+            raise ConfigError(f"the run {shown(text)} has no allocation.json")
+        return f"runs/{text}/allocation.json"
     if option.holds == "folder" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", text):
         raise ConfigError(f"{option.flag} is {shown(text)}; here it must be a plain name, without a path")
     return text

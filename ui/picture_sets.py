@@ -10,7 +10,7 @@ from PIL import Image
 
 from gralora_diffusion.checkpoints import write_text
 from gralora_diffusion.config import ConfigError
-from gralora_diffusion.data import EXTENSIONS, open_picture
+from gralora_diffusion.pictures import EXTENSIONS, open_picture
 
 MOST_FILES = 500  # of a set
 MOST_BYTES = 50_000_000  # of a picture

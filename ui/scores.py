@@ -1,28 +1,47 @@
-"""The only place where the page meets the evaluators: pictures and a set in, rows of scores out."""
+"""The only place where the page meets the evaluators: pictures, prompts and a set in, rows of scores out."""
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from gralora_diffusion.config import ConfigError
+from gralora_diffusion.config import ConfigError, one_of
 
-HEAD = ["pictures", "score", "n", "mean", "sd", "encoder"]
+HEAD = ["pictures", "score", "n", "mean", "sd", "95 % interval", "encoder"]
 
 
-def scores(groups: dict[str, list[Path]], references: list[Path]) -> list[list]:
-    """A row for each group of pictures: how like the subject's pictures they are.  Raises ConfigError when the evaluators are not installed."""
-    from PIL import ImageOps
+@dataclass(frozen=True)
+class Group:
+    """Pictures that are scored together, and their prompts."""
 
-    from gralora_diffusion.data import open_picture
-    from gralora_diffusion.evaluation import imagenet_encoder, similarities
+    name: str
+    files: list[Path]
+    prompts: list[str]
 
+
+def encoder_names() -> list[str]:
+    from gralora_diffusion.encoders import PRESETS
+
+    return list(PRESETS)
+
+
+def scores(groups: list[Group], references: list[Path], encoders: list[str], cache: Path) -> list[list]:
+    """Rows as HEAD: how like the subject's pictures, how true to the prompt, how varied.  Raises ConfigError when an encoder cannot be had."""
+    from PIL import Image
+
+    from gralora_diffusion.encoders import load_encoder
+    from gralora_diffusion.evaluation import Against, Generated, evaluate, picture_features
+    from gralora_diffusion.scoresheet import rows_of
+
+    if not encoders:
+        raise ConfigError("choose at least one encoder")
+    for name in encoders:
+        one_of("the encoder", name, encoder_names())  # by name alone: some kinds take paths
+    with Image.open(groups[0].files[0]) as image:
+        size = image.size  # as many pixels on both sides
     try:
-        encode = imagenet_encoder()
+        loaded = [load_encoder(name) for name in encoders]
     except ImportError as error:
         raise ConfigError(f"the scores need the extra eval, {error.name} is missing: pip install 'gralora-diffusion[eval]'") from None
-    rows, subject = [], [open_picture(path) for path in references]
-    for name, files in groups.items():
-        images = [open_picture(path) for path in files]
-        found = similarities(encode(images), encode([ImageOps.fit(picture, images[0].size) for picture in subject]))  # as many pixels on both sides
-        rows.append(
-            [name, "like the subject", len(found), round(found.mean().item(), 4), round(found.std(correction=0).item(), 4), "EfficientNet-Lite2"]
-        )
-    return rows
+    runs = [Generated(group.name, group.files, group.prompts) for group in groups]
+    found = evaluate(loaded, runs, Against(references=references, size=size), partial(picture_features, cache=cache), paired=False)
+    return rows_of(found["scores"])

@@ -1,5 +1,6 @@
 """Compare: a grid of adapters and strengths, the base beside any of its pictures, and the scores."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import comparing
@@ -43,6 +44,14 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
                 draw = gr.Button("Draw the grid", variant="primary", elem_id="draw-grid", scale=2, min_width=130)
                 halt = gr.Button("Stop drawing", elem_id="halt-grid", min_width=110)
             subject = gr.Dropdown([AS_LEARNT], value=AS_LEARNT, allow_custom_value=True, label="Score against the pictures of", elem_id="subject")
+            encoders = gr.Dropdown(
+                scores.encoder_names(),
+                value=["imagenet"],
+                multiselect=True,
+                label="Encoders",
+                info="imagenet and embedded need no download",
+                elem_id="encoders",
+            )
             score = gr.Button("Score the grid", elem_id="score")
         with gr.Column(scale=3, min_width=300):
             hint = gr.Markdown(
@@ -82,7 +91,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         shape = gr.update(columns=len(columns) * int(seeds))
         for cell, image in comparing.grid(studio, names, columns, first, int(seeds)):
             path = drawing.serve(home, image, "cell.png")
-            made.append(Cell(cell.adapter, cell.strength, cell.seed, path))
+            made.append(Cell(cell.adapter, cell.strength, cell.seed, path, first.prompt))
             shown = [(c.path, f"{c.group} · seed {c.seed}") for c in made]
             yield gr.update(value=shown, columns=len(columns) * int(seeds)), (made[0].path, path), made, gr.skip()
         rows = {name: [Image.open(c.path) for c in made if c.adapter == name] for name in names}
@@ -90,19 +99,19 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         path = drawing.serve(home, sheet(rows, heads), "grid.png")
         yield shape, (made[0].path, made[-1].path), made, gr.update(value=[path], visible=True)
 
-    def evaluate(made, against):
+    def evaluate(made, against, encoders):
         made = [cell for cell in made if isinstance(cell, Cell)]
         if not made:
             raise ConfigError("draw a grid first; then it can be scored")
-        names = list(dict.fromkeys(c.adapter for c in made))
         rows = []
-        for name in names:
+        for name in dict.fromkeys(c.adapter for c in made):
             references = comparing.subject_of(home, name) if against in (None, AS_LEARNT) else comparing.set_pictures(home, against)
-            groups: dict[str, list] = {}
+            cells: dict[str, list[Cell]] = {}
             for cell in made:
                 if cell.adapter == name:
-                    groups.setdefault(cell.group, []).append(cell.path)
-            rows += scores.scores(groups, references)
+                    cells.setdefault(cell.group, []).append(cell)
+            groups = [scores.Group(label, [Path(c.path) for c in found], [c.prompt for c in found]) for label, found in cells.items()]
+            rows += scores.scores(groups, references, list(encoders or []), home.root / ".page" / "features")
         return rows, gr.update(value=comparing.save_table(home, scores.HEAD, rows), visible=True)
 
     def turn_to(made, event: gr.SelectData):
@@ -129,7 +138,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         plain(compare), [adapters, strengths, prompt, seed, seeds, steps], [gallery, slider, cells, files], api_name="compare", concurrency_id="gpu"
     )
     halt.click(None, cancels=[drawn], queue=False)
-    score.click(plain(evaluate), [cells, subject], [table, files], api_name="evaluate", concurrency_id="gpu")
+    score.click(plain(evaluate), [cells, subject, encoders], [table, files], api_name="evaluate", concurrency_id="gpu")
     quiet = dict(queue=False, show_progress="hidden", api_visibility="private")
     gallery.select(plain(turn_to), cells, slider, **quiet)
     adapters.change(plain(first_prompt), [adapters, prompt], prompt, **quiet)

@@ -10,7 +10,7 @@ from home import BUNDLED, Home
 from PIL import Image
 
 from gralora_diffusion.config import ConfigError
-from gralora_diffusion.data import EXTENSIONS, open_picture
+from gralora_diffusion.pictures import EXTENSIONS, open_picture
 
 RESOLUTIONS = ["64", "512", "768", "1024"]
 

@@ -8,7 +8,7 @@ from home import Home, folders, real_file
 from work import AT_WORK, Work, config_of
 
 from gralora_diffusion.config import ConfigError
-from gralora_diffusion.data import open_picture
+from gralora_diffusion.pictures import open_picture
 from gralora_diffusion.previews import prompts_of
 from gralora_diffusion.runs import read_metrics
 
