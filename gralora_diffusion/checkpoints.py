@@ -52,6 +52,11 @@ def save(run: Path, step: int, adapter: Adapter, state: dict, limit: int | None 
         needed = sum(t.nbytes for t in tensors.values()) + sum(t.nbytes for _, _, factors in adapter.items() for t in factors.values())
         shutil.rmtree(staged, ignore_errors=True)
         raise TrainingError(not_saved(run, step, error, needed)) from error
+    except ValueError as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise TrainingError(f"checkpoint-{step} was not written, since a number is not finite ({error}): lower --learning_rate") from error
+    for later in [other for other in candidates(run) if other > step]:  # passed over as damaged, or this run would have begun there
+        discard(run / f"checkpoint-{later}")
     if limit is not None:
         for old in sorted(candidates(run))[:-limit]:
             discard(run / f"checkpoint-{old}")

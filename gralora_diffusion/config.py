@@ -442,6 +442,8 @@ def parse(description: str, argv=None) -> TrainConfig:
     parser.add_argument("--preset", choices=list(PRESETS), default=argparse.SUPPRESS, help="options for SDXL by what is learnt and the card's memory")
     add_options(parser, TrainConfig)
     given = vars(parser.parse_args(argv))
+    if given.get("hub_token"):  # trackers publish the command line
+        sys.argv = [word.replace(given["hub_token"], "***") for word in sys.argv]
     if "preset" in given:
         given = PRESETS[given.pop("preset")]["options"] | given
     try:

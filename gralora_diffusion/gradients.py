@@ -88,7 +88,10 @@ class Gradients:
         """{path: project(G, A)} without any G: only these sums, [k, k, M/k, g] each, are kept, and one pass over the batches is enough."""
         if self.kept is not None:
             return {path: project(G, A[path]) for path, G in self}
-        sums = {path: torch.zeros((), device=layer.weight.device) for path, layer in self.layers.items()}
+        sums = {}
+        for path, layer in self.layers.items():
+            k, _, g, _ = A[path].shape
+            sums[path] = torch.zeros(k, k, layer.out_features // k, g, device=layer.weight.device)
 
         def take(path, _, gradient):
             sums[path] = sums[path] + project(gradient, A[path])

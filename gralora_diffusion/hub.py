@@ -1,6 +1,7 @@
 """A finished run on the hub: its adapter files, its samples, and a model card."""
 
 import json
+import re
 from pathlib import Path
 
 import yaml
@@ -20,9 +21,11 @@ def check_hub(config: TrainConfig) -> None:
     try:
         if config.hub_model_id:
             validate_repo_id(config.hub_model_id)
+        if config.hub_token and not re.fullmatch(r"[!-~]+", config.hub_token):
+            raise ValueError("--hub_token holds a space or a line break")
         HfApi(token=config.hub_token).whoami()
     except Exception as error:  # its HTTP library's errors have no common class
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(config.hub_token or "\0", "***")
         raise ConfigError(f"--push_to_hub cannot work here: {first}; log in with `hf auth login`, or drop it") from None
 
 
@@ -36,7 +39,8 @@ def push(run: Path, config: TrainConfig) -> str:
         repository = api.create_repo(name, exist_ok=True).repo_id
         api.upload_folder(repo_id=repository, folder_path=run, allow_patterns=UPLOADED, ignore_patterns=KEPT_HERE)
     except Exception as error:  # whatever the network does, the run is safe
-        raise TrainingError(f"{run} is complete, but it could not be uploaded as {name}: {str(error).strip().splitlines()[0]}") from error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(config.hub_token or "\0", "***")
+        raise TrainingError(f"{run} is complete, but it could not be uploaded as {name}: {first}") from None
     return f"https://huggingface.co/{repository}"
 
 

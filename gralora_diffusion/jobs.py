@@ -14,6 +14,7 @@ from accelerate import Accelerator, DistributedType
 
 from . import allocation, checkpoints
 from .allocation import all_layers
+from .cache import weights_hash
 from .config import ConfigError, TrainConfig, one_of
 from .data import instance, instance_pictures, pass_length, picture_cache
 from .exchange import Adapter
@@ -27,6 +28,7 @@ from .runs import check_same, environment, locate, start_of
 from .sdxl import COMPONENTS, fingerprint, load_sdxl, resolution_of, shapes
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FLAT = ("constant", "constant_with_warmup", "piecewise_constant")  # schedules that do not ask when the run ends
 PLACES = ("", " on a blue background", " in the snow", " on the beach")
 
 
@@ -63,7 +65,7 @@ def prepare(config: TrainConfig) -> Job:
             f"accelerate is set to {accelerator.distributed_type.value}, which shards a model; here each GPU holds the whole frozen base and only "
             "the adapters' gradients travel: run `accelerate config` and choose plain multi-GPU"
         )
-    check_optimizer(config, accelerator.device, steps_of(config, len(pictures), accelerator.num_processes))
+    check_optimizer(config, accelerator.device, steps_of(config, pass_length(config, pictures), accelerator.num_processes))
     base = dict(path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype)
     base |= dict(revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
     if config.with_prior_preservation:  # pictures are drawn for it: first see that the adapter fits
@@ -72,9 +74,9 @@ def prepare(config: TrainConfig) -> Job:
     pipeline = load_sdxl(**base)
     models = inject_all(pipeline.components, config)
     config = in_use(config, pipeline, pictures, mixed_precision, accelerator.num_processes)
-    facts = facts_of(pipeline, pictures + of_class, accelerator)
-    start, state = resume(path, config, models, facts)
     steps = steps_of(config, pass_length(config, pictures), accelerator.num_processes)
+    facts = facts_of(pipeline, pictures + of_class, None if config.lr_scheduler in FLAT else steps, accelerator)
+    start, state = resume(path, config, models, facts)
     if start > steps:
         raise ConfigError(f"{path} is at step {start} already, beyond the {steps} asked for: nothing is left to do")
     return Job(config, path, accelerator, pipeline, models, pictures, of_class, dtype, facts, start, steps, state)
@@ -110,19 +112,22 @@ def resume(path: Path, config: TrainConfig, models: dict, facts: dict) -> tuple[
     return int(checkpoint.name.rpartition("-")[2]), state
 
 
-def facts_of(pipeline, pictures: list[Picture], accelerator) -> dict:
-    """What a run rests on beside its config."""
+def facts_of(pipeline, pictures: list[Picture], steps: int | None, accelerator) -> dict:
+    """What a run rests on beside its config; steps: their number, where the learning rate depends on it."""
     learnt = hashlib.sha256()
     for picture in pictures:
         learnt.update(f"{picture.path.name}\0{picture.caption}\0{picture.digest}\0".encode())
-    same = dict(pictures=learnt.hexdigest(), base=fingerprint(pipeline.unet), processes=accelerator.num_processes)
+    same = dict(pictures=learnt.hexdigest(), base=fingerprint(pipeline.unet), processes=accelerator.num_processes, steps=steps)
+    same["others"] = weights_hash(pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
+    same["noise"] = hashlib.sha256(pipeline.scheduler.alphas_cumprod.float().numpy().tobytes()).hexdigest()
     return dict(same=same, like=dict(device=str(accelerator.device.type), threads=torch.get_num_threads(), **environment()))
 
 
 def check_facts(checkpoint: Path, before: dict, now: dict) -> None:
     """Raises ConfigError where the run would learn something else, warns where its numbers may differ in their last digits."""
     words = dict(pictures="other pictures or captions", base="another base", processes="another number of processes")
-    if other := [words[name] for name in words if before["same"][name] != now["same"][name]]:
+    words |= dict(others="another VAE or other text encoders", noise="another noise schedule", steps="other steps, which --lr_scheduler depends on")
+    if other := [words[name] for name, was in before["same"].items() if now["same"].get(name) != was]:
         raise ConfigError(f"{checkpoint} was made with {' and '.join(other)}: give the same to go on, or choose another --output_dir")
     if other := [f"{name} {was}, now {now['like'].get(name)}" for name, was in before["like"].items() if now["like"].get(name) != was]:
         warnings.warn(f"{checkpoint} was made with {', '.join(other)}: the run goes on, but not bit by bit as it would have", stacklevel=2)

@@ -53,7 +53,9 @@ def class_pictures(config: TrainConfig, pictures: list[Picture], base: dict, acc
 def drawn_for(config: TrainConfig, dtype: torch.dtype) -> str:
     """What tells the pictures that this run would draw from others: part of their names."""
     base = [config.pretrained_model_name_or_path, config.pretrained_vae_model_name_or_path, config.revision, config.variant]
-    return key_of("class", *base, config.class_prompt, config.seed, config.resolution, str(dtype))[:12]
+    return key_of("class", *base, config.class_prompt, config.seed, config.resolution, str(dtype), config.num_inference_steps, config.guidance_scale)[
+        :12
+    ]
 
 
 def existing(config: TrainConfig, cache: Cache | None, mark: str) -> tuple[list[Picture], dict[int, Picture], int]:

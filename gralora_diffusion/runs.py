@@ -29,7 +29,7 @@ class Run:
         path.mkdir(parents=True, exist_ok=True)
         self.path, self.lock, self.told = path, FileLock(path / LOCK), {}
         try:
-            self.lock.acquire(timeout=0)
+            self.lock.acquire(timeout=2, poll_interval=0.05)  # others may be looking whether it is free
         except Timeout:
             raise ConfigError(in_use(path)) from None
         checkpoints.sweep(path)
@@ -81,7 +81,7 @@ def busy(run: Path) -> bool:
         return False
     lock = FileLock(run / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.3, poll_interval=0.02)  # longer than another one's look takes
     except Timeout:
         return True
     lock.release()

@@ -1,5 +1,6 @@
 """One training run: from a TrainConfig to a run folder with config.json, metrics.jsonl, checkpoints, adapter files and samples."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -45,7 +46,8 @@ def train(config: TrainConfig) -> Path:
 
     def last_words(state: str, message: str) -> None:
         for run in runs:
-            run.status(state, message=message)
+            with contextlib.suppress(OSError):  # a full disk must not hide what happened
+                run.status(state, message=message)
 
     with Interrupts(lambda: last_words("stopped", "stopped at once: the same command goes on from the newest checkpoint")) as interrupts:
         try:
@@ -117,7 +119,10 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
             raise TrainingError(
                 f"out of memory in the gradient pass: give it fewer sums at once with --gora_memory 1, {what_to_lower(config)}"
             ) from None
-    expected = forecast_run(job, loss_of, previews)
+    try:
+        expected = forecast_run(job, loss_of, previews)
+    except torch.OutOfMemoryError:
+        raise TrainingError(f"out of memory before the first step: {what_to_lower(config)}") from None
     if run:
         print(f"forecast: {', '.join(f'{name} {amount:,.1f}' for name, amount in expected.items())}", flush=True)
         run.status("running", forecast=expected)
@@ -159,7 +164,7 @@ def learn(job: Job, run: Run | None, loss_of: Callable, series: Series, previews
         for line, stopping in run_steps(job, optimization, loss_of, interrupts):
             step = line["step"]
             if run:
-                run.log(line)
+                log(run, line)
                 accelerator.log({name: value for name, value in line.items() if value is not None}, step=step)
             if previews and step < job.steps and preview_due(step, job):
                 with settled(optimization.optimizer, optimization.ema):
@@ -174,6 +179,13 @@ def learn(job: Job, run: Run | None, loss_of: Callable, series: Series, previews
         last = f"{job.path}/checkpoint-{error.step - 1} holds the last good state" if error.step > 1 else "no step was taken before it"
         raise TrainingError(f"{error}, and the step, which learnt {', '.join(files)}, was not applied; {last}: lower --learning_rate") from None
     settle(optimization.optimizer, optimization.ema)
+
+
+def log(run: Run, line: dict) -> None:
+    try:
+        run.log(line)
+    except OSError as error:
+        raise TrainingError(f"metrics.jsonl cannot be written ({error}); the same command goes on from the newest checkpoint") from None
 
 
 class NotFinite(ArithmeticError):

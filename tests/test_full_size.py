@@ -107,4 +107,4 @@ def test_a_presets_forecast_is_what_the_planner_says(name):
 
     config = parse("", ["--preset", name, "--pretrained_model_name_or_path", "x"])
     bytes_of = forecast(sdxl.SDXL_UNET, config, config.resolution, torch.bfloat16)
-    assert sum(bytes_of.values()) / 2**30 == pytest.approx(PRESETS[name]["forecast_gib"], abs=0.01)
+    assert sum(bytes_of.values()) / 2**30 == pytest.approx(PRESETS[name]["forecast_gib"], abs=0.05)

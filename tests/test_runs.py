@@ -158,6 +158,22 @@ def test_resuming_what_is_done_changes_nothing(unbroken):
     assert {p: p.stat().st_mtime_ns for p in unbroken.rglob("*") if p.is_file() and p.name != ".lock"} == before
 
 
+def test_the_limit_never_keeps_a_damaged_checkpoint_for_a_good_one(broken, unbroken):
+    (broken / "checkpoint-3" / "state.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="checkpoint-3 is passed over"):
+        again(broken, checkpoints_total_limit=1, max_train_steps=4)
+    assert checkpoints.newest(broken).name == "checkpoint-4"
+    assert [p.name for p in broken.glob("checkpoint-*")] == ["checkpoint-4"]
+    again(broken)
+    assert equal(learnt(broken), learnt(unbroken))
+
+
+def test_other_steps_are_refused_where_the_schedule_depends_on_them(tmp_path):
+    again(tmp_path / "run", max_train_steps=2, lr_scheduler="cosine")
+    with pytest.raises(ConfigError, match="other steps, which --lr_scheduler depends on"):
+        again(tmp_path / "run", max_train_steps=4, lr_scheduler="cosine")
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     again(tmp_path / "run", checkpointing_steps=1, checkpoints_total_limit=2)
     assert sorted(p.name for p in (tmp_path / "run").glob("*checkpoint*")) == ["checkpoint-4", "checkpoint-5"]
