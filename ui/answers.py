@@ -24,7 +24,7 @@ def said(error: Exception) -> gr.Error:
     else:
         traceback.print_exception(error, file=sys.stderr)
         text = "this did not work; the window in which the page was started says why"
-    return gr.Error(html.escape(text, quote=False), title="Not possible", print_exception=False, duration=15)
+    return gr.Error(html.escape(text, quote=False), print_exception=False, duration=15)
 
 
 def plain(handler):

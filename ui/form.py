@@ -22,7 +22,7 @@ TITLES = {"pretrained_model_name_or_path": "Base", "instance_prompt": "Trigger p
 GROUPS = {  # the first whose pattern is found in an option's name; the adapter's options are a group of their own
     "Ranks by gradients": r"^gora_|^allocat",
     "Sample pictures": r"validation|inference|guidance",
-    "Pictures and captions": r"_data_dir|^dataset|resolution|crop|flip|class_|prior_|caption|bucket|repeat|column|image|stream|tokens|_samples|latent",
+    "Pictures and captions": r"_data_dir|^dataset|resolution|crop|flip|class_|prior_|caption|bucket|repeat|column|image|stream|token|_samples|latent",
     "Learning": r"learning_rate|lr|optimizer|adam|prodigy|grad|ema_|seed|batch|epochs|train_steps|text_encoder",
     "Objective": r"snr|noise|loss|huber|prediction|debiased|betas",
     "Machine and files": r"",

@@ -52,7 +52,11 @@ def build(home: Home, work: Work, studio: Studio) -> gr.Blocks:
         page.load(plain(train.preview), train.inputs, train.equal, api_visibility="private", show_progress="hidden")
         for tab, lists in ((sample_tab, sample.listed), (compare_tab, compare.listed), (export_tab, export.listed)):
             gr.on([page.load, tab.select], **lists)
-        gr.api(lambda: watching.history(work), api_name="list_runs")
+
+        def list_runs() -> list:
+            return watching.history(work)
+
+        gr.api(plain(list_runs), api_name="list_runs")
     return page
 
 
@@ -71,7 +75,7 @@ def connect(page, home, work, tabs, dataset, train, watch) -> None:
     )
     start.then(**watch.watch)
     dataset.chosen.change(
-        plain(lambda name: gr.update(choices=home.set_names(), value=name)),
+        plain(lambda name: gr.update(choices=home.set_names(), value=name if home.picture_set(name) else None)),
         dataset.chosen,
         sets,
         queue=False,
