@@ -10,7 +10,8 @@ EXTRA_test := test
 # Train on the embedded base and the bundled pictures, draw before and after, and measure both.
 demo: .venv/demo
 	rm -rf demo
-	$(BIN)/accelerate launch --num_cpu_threads_per_process=2 scripts/train_sdxl.py --gralora_rank 64 --output_dir demo
+	$(BIN)/accelerate launch --num_processes=1 --num_machines=1 --mixed_precision=no --dynamo_backend=no --num_cpu_threads_per_process=2 \
+	    scripts/train_sdxl.py --gralora_rank 64 --output_dir demo
 	$(BIN)/python scripts/sample_sdxl.py --adapter demo --compare --output demo/unseen.png --num_images 1 \
 	    --prompt "sks robot at sunset|a drawing of sks robot|sks robot next to a red apple on a white background|sks robot on a purple background"
 	$(BIN)/python scripts/evaluate.py --run demo

@@ -374,7 +374,8 @@ class Parser(argparse.ArgumentParser):
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
             first = message.removeprefix(prefix).split()[0]
-            message = f"unknown option {first}{did_you_mean(first, self._option_string_actions)}; --help lists all options"
+            hint = did_you_mean(first, self._option_string_actions)
+            message = f"unknown option {first}{hint or ';'} --help lists all options"
         fail(message)
 
 

@@ -141,6 +141,13 @@ def forecast_run(job: Job, loss_of, previews) -> dict[str, float]:
     return {"seconds": seconds, "memory in MB": memory / 1e6, "disk in MB": disk / 1e6}
 
 
+def in_words(expected: dict[str, float]) -> str:
+    """forecast_run()'s answer for people."""
+    seconds = round(expected["seconds"])
+    time = f"{seconds // 3600} h {seconds % 3600 // 60} min" if seconds >= 3600 else f"{seconds // 60} min {seconds % 60} s"
+    return f"about {time}, {expected['memory in MB'] / 1024:.1f} GiB of memory, {expected['disk in MB']:,.0f} MB on disk"
+
+
 def what_was_used(job: Job) -> tuple[float, float]:
     """(memory, disk), both in MB, to compare with forecast_run()."""
     return peak_memory(job.accelerator.device) / 1e6, disk_used(job.path) / 1e6

@@ -26,7 +26,7 @@ from .interrupts import Interrupts, Stopped
 from .jobs import Job, adapter_of, all_layers, positions_of, prepare
 from .loss import add_noise, diffusion_loss, draw, noise_schedule
 from .optimization import EMA, load_optimizer_state, make_optimizer, make_schedule, optimizer_state, parameter_groups, rate_in_use, settle, settled
-from .planning import forecast_run, memory_in_use, what_was_used
+from .planning import forecast_run, in_words, memory_in_use, what_was_used
 from .previews import Previews, save_comparison, subject_of
 from .report import write_report
 from .runs import Run, read_status
@@ -47,7 +47,7 @@ def train(config: TrainConfig) -> Path:
     def last_words(state: str, message: str) -> None:
         for run in runs:
             with contextlib.suppress(OSError):  # a full disk must not hide what happened
-                run.status(state, message=message)
+                run.status(state, message=message, step=max((line["step"] for line in run.metrics()), default=0))
 
     with Interrupts(lambda: last_words("stopped", "stopped at once: the same command goes on from the newest checkpoint")) as interrupts:
         try:
@@ -124,7 +124,7 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
     except torch.OutOfMemoryError:
         raise TrainingError(f"out of memory before the first step: {what_to_lower(config)}") from None
     if run:
-        print(f"forecast: {', '.join(f'{name} {amount:,.1f}' for name, amount in expected.items())}", flush=True)
+        print(f"forecast: {in_words(expected)}", flush=True)
         run.status("running", forecast=expected)
     began = time.monotonic()
     learn(job, run, loss_of, series, previews, interrupts)

@@ -42,4 +42,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # while the libraries load; later on, training takes signals itself
+        fail("stopped before the first step; nothing is lost, and the same command begins again", code=130)

@@ -356,7 +356,7 @@ def test_killed_at_random_moments_it_ends_bit_equal(tmp_path):
     """The real command, a checkpoint at every step, kill -9 again and again: KILLS=50 pytest tests/test_runs.py -k random_moments -s"""
     import random
 
-    steps = max(12, 2 * KILLS)
+    steps = max(24, 10 * KILLS)
     options = [
         "--gralora_rank",
         "8",
