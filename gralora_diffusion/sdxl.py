@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from .config import ConfigError
+from .single_file import NOT_SDXL, SDXL_TEXT_ENCODER, SDXL_TEXT_ENCODER_2, SDXL_UNET, SDXL_VAE, layout_of
 
 EMBEDDED = Path(__file__).parent / "tiny"
-NOT_SDXL = "is not an SDXL base: it lacks one of the two text encoders or the size conditioning (SD 1.5, or the refiner?)"
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # those that adapters go into
 
 
@@ -21,6 +21,7 @@ def load_sdxl(path: str | None = None, vae=None, dtype=torch.float32, revision=N
     Raises ConfigError when there is no such base, or it is not an SDXL one.
     """
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
     from diffusers.utils import logging as diffusers_logging
     from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
@@ -30,23 +31,25 @@ def load_sdxl(path: str | None = None, vae=None, dtype=torch.float32, revision=N
     path = str(path or EMBEDDED)
     if Path(path).suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
         raise ConfigError(f"{path} is a pickle, which can run code when it is read: convert it to .safetensors first")
-    given, common = set(components), dict(cache_dir=cache_dir, add_watermarker=False)
+    given = set(components)
     try:
         if isinstance(vae, torch.nn.Module):
             components["vae"] = vae
         elif vae:
             components["vae"] = AutoencoderKL.from_pretrained(vae, use_safetensors=True, cache_dir=cache_dir)
         if path.endswith(".safetensors"):  # here diffusers takes one dtype for all, and the VAE must stay fp32
-            if not vae:
-                components["vae"] = AutoencoderKL.from_single_file(path, cache_dir=cache_dir)
-            pipeline = StableDiffusionXLPipeline.from_single_file(path, dtype=dtype, **common, **components)
+            with layout_of(Path(path)) as config:
+                where = dict(config=str(config), local_files_only=True)
+                if not vae:
+                    components["vae"] = AutoencoderKL.from_single_file(path, subfolder="vae", **where)
+                pipeline = StableDiffusionXLPipeline.from_single_file(path, dtype=dtype, add_watermarker=False, **where, **components)
         else:
             dtypes = {"default": dtype, "vae": torch.float32}
-            where = dict(revision=revision, variant=variant, use_safetensors=True)
-            pipeline = StableDiffusionXLPipeline.from_pretrained(path, dtype=dtypes, **where, **common, **components)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
+            where = dict(revision=revision, variant=variant, cache_dir=cache_dir, use_safetensors=True)
+            pipeline = StableDiffusionXLPipeline.from_pretrained(path, dtype=dtypes, add_watermarker=False, **where, **components)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ConfigError(f"no SDXL base can be loaded from {f'{path} with the VAE {vae}' if vae else path}: {first}") from error
+        raise ConfigError(f"no SDXL base can be loaded from {f'{path} with the VAE {vae}' if isinstance(vae, str) else path}: {first}") from error
     check_sdxl(pipeline, path)
     pipeline.set_progress_bar_config(disable=True)
     for name in {*COMPONENTS, "vae"} - given:
@@ -61,28 +64,6 @@ def check_sdxl(pipeline, path: str) -> None:
         raise ConfigError(f"{path} {NOT_SDXL}")
     if config.in_channels != pipeline.vae.config.latent_channels:
         raise ConfigError(f"{path} is not a text-to-image base: its UNet takes {config.in_channels} channels (made for inpainting?)")
-
-
-SDXL_UNET = dict(  # the public config of stabilityai/stable-diffusion-xl-base-1.0
-    sample_size=128, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280), layers_per_block=2, cross_attention_dim=2048,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), use_linear_projection=True, addition_embed_type="text_time",
-    addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
-)  # fmt: skip
-
-
-SDXL_TEXT = dict(vocab_size=49408, max_position_embeddings=77, bos_token_id=49406, eos_token_id=49407)
-SDXL_TEXT_ENCODER = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, **SDXL_TEXT)
-SDXL_TEXT_ENCODER_2 = dict(
-    hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280, hidden_act="gelu", **SDXL_TEXT
-)
-
-
-SDXL_VAE = dict(
-    block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    layers_per_block=2, latent_channels=4, sample_size=1024, scaling_factor=0.13025, force_upcast=True,
-)  # fmt: skip
 
 
 def shapes(path: str | None = None, revision=None, cache_dir=None) -> dict:

@@ -74,7 +74,7 @@ def main():
 
     from gralora_diffusion import AdapterConfig, inject
     from gralora_diffusion.allocation import forecast
-    from gralora_diffusion.sdxl import SDXL_UNET
+    from gralora_diffusion.single_file import SDXL_UNET
 
     with device("meta"):
         whole, some = UNet2DConditionModel.from_config(SDXL_UNET), blocks(args.blocks)

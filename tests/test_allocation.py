@@ -22,7 +22,7 @@ from gralora_diffusion.gradients import GRADIENTS, Gradients, stratified
 from gralora_diffusion.injection import adapters, table
 from gralora_diffusion.loss import draw, generator
 from gralora_diffusion.planning import plan
-from gralora_diffusion.sdxl import SDXL_UNET
+from gralora_diffusion.single_file import SDXL_UNET
 from gralora_diffusion.training import train
 
 SIZES = {"a": (32, 48), "b": (64, 48), "c": (48, 48)}

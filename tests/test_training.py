@@ -16,7 +16,7 @@ from gralora_diffusion.injection import adapters
 from gralora_diffusion.jobs import PLACES
 from gralora_diffusion.pictures import open_picture
 from gralora_diffusion.planning import forecast, plan
-from gralora_diffusion.sdxl import SDXL_UNET
+from gralora_diffusion.single_file import SDXL_UNET
 from gralora_diffusion.training import train
 
 QUICK = TrainConfig(adapter=AdapterConfig(rank=16, k=2), max_train_steps=4, train_batch_size=4, skip_final_inference=True)
