@@ -84,5 +84,5 @@ def test_what_is_no_sdxl_is_refused_before_it_is_read(tmp_path):
     refused([*PARTS.values(), "edm_mean", "edm_std"], "EDM's noise levels")
     refused(PARTS.values(), "no SDXL base can be loaded from [^ ]*x.safetensors: Failed to load AutoencoderKL[^\n]*missing[^\n]*$")
     (tmp_path / "x.safetensors").write_bytes(b"")
-    with pytest.raises(ConfigError, match="not a complete .safetensors file"):
+    with pytest.raises(ConfigError, match="not a complete"):
         load_sdxl(str(tmp_path / "x.safetensors"))
