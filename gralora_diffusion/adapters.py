@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .kernel import Part, adapted_linear
+
 
 class LoRALinear(nn.Linear):
     """LoRA (arXiv 2106.09685): delta = scale * lora_B @ lora_A with lora_A [r, N] Kaiming-uniform and lora_B [M, r] zero.
@@ -69,26 +71,19 @@ class LoRALinear(nn.Linear):
         """x [..., N] -> [..., M]"""
         if self.unmerged_weight is not None and self.state == self.merged_state:
             return F.linear(x, self.weight, self.bias)
-        out = F.linear(x, self.weight if self.unmerged_weight is None else self.unmerged_weight, self.bias)
-        for layer in self.stack:
-            if layer.enabled and layer.strength != 0:
-                out = out + layer.added(x).to(out.dtype)
-        return out
+        weight = self.weight if self.unmerged_weight is None else self.unmerged_weight
+        return adapted_linear(x, weight, self.bias, [p for layer in self.stack if layer.enabled and layer.strength != 0 for p in layer.parts(x)])
 
-    def added(self, x: torch.Tensor) -> torch.Tensor:
-        """strength * delta applied to x: [..., N] -> [..., M], in the adapter's dtype"""
-        if not torch.is_autocast_enabled(x.device.type):  # autocast picks the dtype itself
-            x = x.to(self.parameter_dtype)
-        x = F.dropout(x, self.dropout, self.training)
-        return self.adapter(x) * (self.scale * self.strength)
+    def parts(self, x: torch.Tensor) -> list[Part]:
+        """What adapted_linear() adds to the frozen layer's output: strength * delta applied to x."""
+        own = F.dropout(x, self.dropout) if self.training and self.dropout else None
+        masks = [None] * len(self.part_ranks) if self.active is None else [self.active[ranks] for ranks in self.part_ranks]
+        return [Part(self.scale * self.strength, A, B, mask, own) for (A, B), mask in zip(self.factors, masks, strict=True)]
 
-    def adapter(self, x: torch.Tensor) -> torch.Tensor:
-        """The adapter's own path before its scale: x [..., N] -> [..., M]; [samples, ..., N] where `active` is set"""
-        h = F.linear(x, self.lora_A)
-        if self.active is not None:
-            mask = self.active[h.shape[-1]]
-            h = h * mask.view(len(mask), *[1] * (h.ndim - 2), -1)
-        return F.linear(h, self.lora_B)
+    @property
+    def factors(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """(A, B) of each part: GraLoRA's blocks, and the plain LoRA."""
+        return [(self.lora_A, self.lora_B)]
 
     @property
     def part_ranks(self) -> tuple[int, ...]:
@@ -185,16 +180,9 @@ class GraLoRALinear(LoRALinear):
             self._add_lora(hybrid_rank)
         return self
 
-    def adapter(self, x: torch.Tensor) -> torch.Tensor:
-        k, r = self.k, self.gralora_A.shape[2]
-        slices = x.reshape(-1, k, self.in_features // k).transpose(0, 1)  # [k(n), T, N/k]
-        h = torch.bmm(slices, self.gralora_A).view(k, -1, k, r // k)  # [k(n), T, k(j), r/k]
-        if self.active is not None:
-            mask = self.active[r // k]
-            h = h * mask.repeat_interleave(h.shape[1] // len(mask), 0)[:, None]  # [T, 1, r/k]
-        h = h.transpose(0, 2).reshape(k, -1, r)  # groups swap: [k(j), T, k(n) * r/k]
-        out = torch.bmm(h, self.gralora_B).transpose(0, 1).reshape(*x.shape[:-1], self.out_features)  # [k(j), T, M/k] -> [..., M]
-        return out + super().adapter(x) if self.hybrid_rank else out
+    @property
+    def factors(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        return [(self.gralora_A, self.gralora_B), *(super().factors if self.hybrid_rank else [])]
 
     @property
     def part_ranks(self) -> tuple[int, ...]:
