@@ -1,6 +1,7 @@
 """Other ways to adapt the same layers, to compare with: PEFT's, MoRA and RaSA by their formulas, our own, and full fine-tuning.
 
-All are put into a model by adapt() and have one `size`; fit() finds the size for a number of trainable parameters.
+All are put into a model by adapt() and have one `size`; fit() finds the size for a number of trainable parameters.  Methods of GRADIENTS
+start as the base with equal ranks; allocation.apply() then gives them what the gradients say, and ours() takes the model as it is.
 """
 
 import dataclasses
@@ -16,11 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .allocation import inject_sized
 from .config import AdapterConfig, ConfigError, one_of
+from .gora import GAMMA
 from .injection import TARGETS, adapter_parameters, adapters, compiled, inject, merge, remove, replace
 from .writing import complete_or_absent
 
-OURS = ("gralora", "hybrid", "our-lora", "t-lora", "t-gralora")
+GRADIENTS = {  # methods whose ranks or start come from a gradient pass: its options, as in TrainConfig
+    "gora": dict(allocate="gora", gora_init="random", gora_gamma=GAMMA, gora_tolerance=0.0),  # as published, but for the exact budget
+    "gora-ours": dict(allocate="gora", gora_init="svd"),
+    **{f"gralora-{rule}": dict(allocate=rule, gora_init="svd") for rule in ("gora", "energy", "ralora", "random", "inverse")},
+    "gralora-ranks": dict(allocate="gora", gora_init="zero"),  # the allocation alone
+    "gralora-start": dict(allocate="uniform", gora_init="svd"),  # the start alone
+}
+OURS = ("gralora", "hybrid", "our-lora", "t-lora", "t-gralora", *GRADIENTS)
 GRIDS = ("gralora", "hybrid", "t-gralora")  # those with k
 LORA = {  # LoraConfig's options; all have alpha = rank
     "lora": dict(), "rslora": dict(use_rslora=True), "lora+": dict(), "dora": dict(use_dora=True),
@@ -42,6 +52,7 @@ class Spec:
     k: int | None = None  # GraLoRA's blocks per side
     seed: int = 0
     targets: str = "attention"
+    sizes: dict[str, list[int]] | None = None  # [rank, k] of each layer, where gradients chose them
 
     def __post_init__(self):
         one_of("method", self.method, METHODS)
@@ -111,13 +122,14 @@ def adapt(model: nn.Module, spec: Spec, batches: Callable[[int], object] | None 
     if spec.method in PEFT:
         return adapt_with_peft(model, spec, list(layers), batches)
     if spec.method in OURS:
-        hybrid = spec.size // 2 if spec.method == "hybrid" else 0
-        kind = dict(method="gralora" if spec.method in GRIDS else "lora", tlora=spec.method.startswith("t-"))
         try:
-            inject(model, AdapterConfig(**kind, rank=spec.size, k=spec.k, hybrid_rank=hybrid, targets=spec.targets))
+            if spec.sizes:
+                inject_sized({"unet": model}, config_of(spec), {f"unet.{path}": tuple(size) for path, size in spec.sizes.items()}, spec.seed)
+            else:
+                inject(model, config_of(spec))
         except ValueError as error:
             raise ConfigError(f"{spec.method} of rank {spec.size}: {error}") from None
-        return Adapted(spec, adapter_parameters(model), lambda: (merge(model), remove(model)))
+        return ours(model, spec)
     if spec.method == "full":
         for layer in layers.values():
             layer.weight.requires_grad_(True)
@@ -133,6 +145,20 @@ def adapt(model: nn.Module, spec: Spec, batches: Callable[[int], object] | None 
             replace(model, path, model.get_submodule(path).merged())
 
     return Adapted(spec, {name: p for name, p in model.named_parameters() if p.requires_grad}, bake_in)
+
+
+def config_of(spec: Spec) -> AdapterConfig:
+    """What train_sdxl.py would be told, for one of OURS."""
+    kind = "gora" if spec.method.startswith("gora") else "gralora" if "gralora" in spec.method or spec.method == "hybrid" else "lora"
+    hybrid = spec.size // 2 if spec.method == "hybrid" else 0
+    return AdapterConfig(kind, spec.size, spec.k, hybrid_rank=hybrid, targets=spec.targets, tlora=spec.method.startswith("t-"))
+
+
+def ours(model: nn.Module, spec: Spec) -> Adapted:
+    """A model that has our adapters in it, with the sizes that they have."""
+    if spec.method in GRADIENTS:
+        spec = dataclasses.replace(spec, sizes={path: [layer.rank, layer.k] for path, layer in adapters(model).items()})
+    return Adapted(spec, adapter_parameters(model), lambda: (merge(model), remove(model)))
 
 
 def adapt_with_peft(model: nn.Module, spec: Spec, paths: list[str], batches) -> Adapted:
@@ -303,3 +329,8 @@ def shapes_of(model: nn.Module, targets: str) -> list[tuple[int, int]]:
     if layers := adapters(model):
         return [tuple(layer.weight.shape) for layer in layers.values()]
     return [tuple(linear.weight.shape) for linear in chosen(model, targets).values()]
+
+
+def family(method: str) -> str:
+    """The method whose learning rate this one takes: the controls and halves of GraLoRA with gradients take that of the whole."""
+    return "gralora-gora" if method.startswith("gralora-") else method

@@ -1,17 +1,26 @@
-"""What a sweep found: means over seeds with their intervals, differences from a baseline, a table and plots."""
+"""What a sweep found: means with their intervals and paired differences from a baseline, as Markdown tables.
 
-import math
+A run's score is the mean over its pictures; what counts as one is a seed, or a subject (the mean of its seeds).
+"""
+
+import itertools
+import re
 import statistics
-from pathlib import Path
 
-import torch
-
+from .comparators import family
 from .config import ConfigError
-from .writing import complete_or_absent
+from .students import holm, p_value, t_interval
+
+BLOCK = 20  # steps of training loss that are shown as one
+SECONDARY = re.compile(r" at [\d.]+$")  # a score at another strength than 1
+
+
+def label(method: str, k: int) -> str:
+    return f"{method} k{k}" if k else method
 
 
 def by_setting(done: list[dict]) -> dict[tuple, list[dict]]:
-    """{(part, rank, method, k, learning rate, steps): its runs, one for each seed}"""
+    """{(part, rank, method, k, learning rate, steps): its runs, one for each seed and subject}"""
     groups = {}
     for entry in done:
         run = entry["run"]
@@ -19,102 +28,202 @@ def by_setting(done: list[dict]) -> dict[tuple, list[dict]]:
     return dict(sorted(groups.items()))
 
 
-def t_interval(values: list[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Student's interval of the mean: for the few seeds or subjects of a sweep, where a bootstrap is too narrow.  None for one value."""
-    n = len(values)
-    if n < 2:
-        return None
-    nu = n - 1
-    x = torch.linspace(0, math.atan(1000), 200_001, dtype=torch.float64)  # the density after t = tan x
-    density = (1 + x.tan().square() / nu) ** (-(nu + 1) / 2) * (1 + x.tan().square())
-    area = torch.cumulative_trapezoid(density, x)
-    area = area / area[-1] if nu > 1 else area / (math.pi / 2)
-    t = math.tan(x[1:][int(torch.searchsorted(area, level))].item())
-    half = t * statistics.stdev(values) / math.sqrt(n)
-    return statistics.mean(values) - half, statistics.mean(values) + half
+def lower_is_better(score: str) -> bool:
+    return "loss" in score or score.startswith("drift")
+
+
+def first_score(done: list[dict]) -> str:
+    scores = [s for d in done for s in d.get("scores", {}) if "loss" not in s]
+    if not scores:
+        raise ConfigError("the sweep holds no finished runs to choose or report from")
+    return scores[0]
+
+
+def second_score(done: list[dict], score: str) -> str | None:
+    """The same score in the next encoder."""
+    kind = score.partition(", ")[0]
+    others = [s for d in done for s in d.get("scores", {}) if s.startswith(f"{kind}, ") and s != score and not SECONDARY.search(s)]
+    return others[0] if others else None
+
+
+def per_run(runs: list[dict], score: str) -> dict[tuple, float]:
+    """{(subject, seed): the mean over the run's pictures}"""
+    return {(r["run"].get("subject"), r["run"]["seed"]): statistics.mean(r["scores"][score]) for r in runs if score in r.get("scores", {})}
+
+
+def per_unit(values: dict[tuple, float], unit: str) -> list[float]:
+    """One value for each seed, or for each subject."""
+    groups = {}
+    for (subject, seed), value in values.items():
+        groups.setdefault(subject if unit == "subject" else seed, []).append(value)
+    return [statistics.mean(group) for group in groups.values()]
+
+
+def gaps(mine: dict[tuple, float], base: dict[tuple, float], unit: str) -> list[float]:
+    return per_unit({key: mine[key] - base[key] for key in mine if key in base}, unit)
 
 
 def at_best_rate(done: list[dict], score: str) -> dict[tuple, list[dict]]:
-    """{(part, rank, method, k, steps): its runs} at one learning rate for each: the best in the validation runs, where there are any."""
-    lower, best = "loss" in score or score.startswith("drift"), {}
-    groups = by_setting([d for d in done if score in d.get("scores", {})])
+    """{(part, rank, method, k, steps): its runs} at one learning rate for each: of those it has, the best in the validation runs."""
+    groups, best = by_setting([d for d in done if score in d.get("scores", {})]), {}
     for (part, *setting, lr, steps), runs in groups.items():
-        mean = statistics.mean(statistics.mean(r["scores"][score]) for r in runs)
-        key, rank = (*setting, steps), (part == "validation", -mean if lower else mean)
+        chosen_by = groups.get(("validation", *setting, lr, steps))
+        mean = statistics.mean(per_run(chosen_by or runs, score).values())
+        rank = chosen_by is not None, -mean if lower_is_better(score) else mean
+        key = (part, *setting, steps)
         best[key] = max(best.get(key, (rank, lr)), (rank, lr))
-    return {(part, *setting, steps): runs for (part, *setting, lr, steps), runs in groups.items() if best[*setting, steps][1] == lr}
+    return {key: groups[*key[:-1], lr, key[-1]] for key, (_, lr) in best.items()}
 
 
-def differences(done: list[dict], score: str, baseline: str) -> list[dict]:
-    """Each setting less the baseline's of the same rank, part and steps, both at their best rate, seed by seed: mean and t interval."""
-    rows, settings = [], at_best_rate(done, score)
+def tuned(runs: list[dict], done: list[dict], score: str | None, elsewhere: bool) -> list[dict]:
+    """The runs at the learning rate that is best in the validation runs of the same rank, k, and method or head of its family.
 
-    def by_seed(runs: list[dict]) -> dict[int, float]:
-        return {r["run"]["seed"]: statistics.mean(r["scores"][score]) for r in runs}
+    elsewhere: those are another sweep's, of other pictures and perhaps other steps.
+    """
+    settings = {run["setting"] for run in runs}
+    done = [d for d in done if d["run"]["part"] == "validation" and (elsewhere or d["run"]["setting"] in settings)]
+    best = {
+        (key[1:-1], None if elsewhere else key[-1]): found[0]["run"]["lr"] for key, found in at_best_rate(done, score or first_score(done)).items()
+    }
+    kept = []
+    for run in runs:
+        key = (run["rank"], family(run["method"]), run["k"] or 0), None if elsewhere else run["steps"]
+        if key not in best:
+            raise ConfigError(
+                f"--tuned: {family(run['method'])} at rank {run['rank']} has no validation runs with these options yet; make them first"
+            )
+        kept += [run] if run["lr"] == best[key] else []
+    return kept
 
+
+def at_the_end(done: list[dict], score: str) -> list[str]:
+    """The settings whose best validation rate is the lowest or the highest that was tried, so that a better one may lie beyond."""
+    done, found = [d for d in done if d["run"]["part"] == "validation"], []
+    tried = {}
+    for part, rank, method, k, lr, steps in by_setting(done):
+        tried.setdefault((part, rank, method, k, steps), []).append(lr)
+    for (part, rank, method, k, steps), runs in at_best_rate(done, score).items():
+        rates, best = tried[part, rank, method, k, steps], runs[0]["run"]["lr"]
+        if len(rates) > 1 and best in (min(rates), max(rates)):
+            found.append(f"{label(method, k)} at rank {rank} ({best:g})")
+    return found
+
+
+def differences(done: list[dict], score: str, baseline: str, unit: str = "seed") -> list[dict]:
+    """Each setting less the baseline's of the same rank, part and steps, both at their best rate, paired: mean, interval, p, and Holm's p.
+
+    verdict: win or loss where the interval lies on one side of zero, the second encoder's mean has the same sign and no run failed.
+    """
+    rows, settings, second = [], at_best_rate(done, score), second_score(done, score)
+    sign = -1 if lower_is_better(score) else 1
+    bases = {(part, rank, steps): runs for (part, rank, method, k, steps), runs in settings.items() if label(method, k) == baseline}
     for (part, rank, method, k, steps), runs in settings.items():
-        mine, base = by_seed(runs), by_seed(settings.get((part, rank, baseline, 0, steps), []))
-        gaps = [mine[seed] - base[seed] for seed in sorted(mine.keys() & base.keys())]
-        if gaps and method != baseline:
-            row = dict(part=part, rank=rank, method=method, k=k or None, lr=runs[0]["run"]["lr"], score=score, against=baseline)
-            rows.append(row | dict(n=len(gaps), mean=statistics.mean(gaps), interval=t_interval(gaps)))
+        base = bases.get((part, rank, steps))
+        if base is None or label(method, k) == baseline:
+            continue
+        found = gaps(per_run(runs, score), per_run(base, score), unit)
+        if not found:
+            continue
+        lr, interval = runs[0]["run"]["lr"], t_interval(found)
+        other = gaps(per_run(runs, second), per_run(base, second), unit) if second else []
+        failed = any("failed" in r for r in by_setting(done)[part, rank, method, k, lr, steps])
+        row = dict(part=part, rank=rank, method=label(method, k), lr=lr, n=len(found), mean=statistics.mean(found), interval=interval)
+        row |= dict(p=p_value(found), second=statistics.mean(other) if other else None, against=baseline)
+        clear = interval is not None and interval[0] * interval[1] > 0 and (not other or row["mean"] * row["second"] > 0)
+        won = row["mean"] * sign > 0
+        row["verdict"] = ("no win: a run failed" if failed and won else "win" if won else "loss") if clear else "no difference found"
+        rows.append(row)
+    for part in {row["part"] for row in rows}:
+        mine = [row for row in rows if row["part"] == part and row["p"] is not None]
+        for row, p in zip(mine, holm([row["p"] for row in mine]), strict=True):
+            row["holm"] = p
     return rows
 
 
-def summary_table(done: list[dict], score: str, baseline: str) -> str:
-    """The settings with their mean and interval over seeds, parameters, time, memory and file; below, the differences from the baseline."""
-    lines = [f"{'part':<10}  {'method':<14}  {'rank':>4}  {'k':>2}  {'lr':>7}  {'seeds':>5}  {score:>14.14}  {'95 % interval':<20}  "]
-    lines[0] += f"{'parameters':>11}  {'s/step':>7}  {'MiB':>7}  {'file kB':>8}"
-    for (part, rank, method, k, lr, _), runs in by_setting(done).items():
-        good = [r for r in runs if score in r.get("scores", {})]
-        values = [statistics.mean(r["scores"][score]) for r in good]
-        mean = f"{statistics.mean(values):.4f}" if values else "failed"
-        costs = [statistics.median(r[name] for r in good) for name in ("seconds_per_step", "memory", "file_bytes")] if good else [0, 0, 0]
-        line = f"{part:<10}  {method:<14}  {rank:>4}  {k or '':>2}  {lr:>7g}  {len(values):>5}  {mean:>14}  {shown(t_interval(values)):<20}  "
-        lines.append(line + f"{runs[0]['parameters']:>11,}  {costs[0]:>7.3f}  {costs[1] / 2**20:>7.0f}  {costs[2] / 1000:>8.0f}")
-        lines += [f"    {r['name']}: {r['failed']}" for r in runs if "failed" in r]
-    gaps = differences(done, score, baseline)
-    for d in gaps:
-        name = f"{d['method']} k{d['k']}" if d["k"] else d["method"]
-        what = f"{name} - {baseline}, rank {d['rank']}, {d['part']}, best learning rates"
-        lines.append(f"{what}: {d['mean']:+.4f}  {shown(d['interval'])}  ({d['n']} seeds)")
-    return "\n".join(lines)
+def curve_at(points: list[tuple[float, float]], x: float) -> float:
+    """y at x on the straight lines through these points, in order of x; the end's y beyond an end."""
+    points = sorted(points)
+    if x <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x <= x1:
+            return y1 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return points[-1][1]
 
 
-def half_width(values: list[float]) -> float:
-    interval = t_interval(values)
-    return (interval[1] - interval[0]) / 2 if interval else 0.0
+def reached(curve: list[list[float]], loss: float) -> float | None:
+    """The step at which a curve of [step, loss] first is at this loss, on straight lines between its points; None if it never is."""
+    if curve[0][1] <= loss:
+        return curve[0][0]
+    for (s0, l0), (s1, l1) in itertools.pairwise(curve):
+        if l1 <= loss:
+            return s0 + (s1 - s0) * (l0 - loss) / (l0 - l1)
+    return None
 
 
-def shown(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"{interval[0]:.4f} .. {interval[1]:.4f}"
+def drift_at_equal_score(mine: dict, base: dict, score: str) -> float:
+    """A run's drift less the baseline run's, at the highest score that both have: each followed over its strengths, from the base on."""
+    drift, ends, curves = "drift, " + score.partition(", ")[2], [], []
+    for scores in (mine["scores"], base["scores"]):
+        strengths = sorted(float(name.rpartition(" at ")[2]) for name in scores if SECONDARY.search(name) and SECONDARY.sub("", name) == score)
+        points = [(statistics.mean(scores[f"{score} at {s:g}"]), statistics.mean(scores[f"{drift} at {s:g}"]) if s else 0.0) for s in strengths]
+        curves.append([*points, (statistics.mean(scores[score]), statistics.mean(scores[drift]))])
+        ends.append(curves[-1][-1][0])
+    values = []
+    for curve in curves:
+        at = [(value, d) for value, d in curve]
+        for (x0, y0), (x1, y1) in itertools.pairwise(at):  # the first crossing, in order of strength
+            if x0 <= min(ends) <= x1:
+                values.append(curve_at([(x0, y0), (x1, y1)], min(ends)))
+                break
+        else:
+            values.append(at[-1][1] if at[0][0] < min(ends) else 0.0)
+    return values[0] - values[1]
 
 
-def plot(done: list[dict], score: str, folder: Path) -> list[Path]:
-    """score-rank.png, score-parameters.png and loss.png, each line a method at its best rate.  Raises ConfigError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("the plots need the extra plots: pip install 'gralora-diffusion[plots]'") from None
-    lines = {}
-    for (part, rank, method, k, _), runs in at_best_rate(done, score).items():
-        lines.setdefault(f"{method}{f' k{k}' if k else ''} ({part})", []).append((rank, runs))
-    written = []
-    for name, label in (("score-rank", "rank of the LoRA with as many parameters"), ("score-parameters", "trainable parameters"), ("loss", "step")):
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.add_subplot(xlabel=label, ylabel="training loss, mean of 20 steps" if name == "loss" else score)
-        for line, points in lines.items():
-            if name == "loss":
-                losses = [r["losses"] for r in points[-1][1]]
-                mean = [statistics.mean(step) for step in zip(*losses, strict=True)]
-                axes.plot([statistics.mean(mean[max(0, i - 19) : i + 1]) for i in range(len(mean))], label=f"{line}, rank {points[-1][0]}")
-                continue
-            values = [[statistics.mean(r["scores"][score]) for r in runs] for _, runs in points]
-            x = [rank if name == "score-rank" else runs[0]["parameters"] for rank, runs in points]
-            spread = [half_width(v) for v in values]
-            axes.errorbar(x, [statistics.mean(v) for v in values], spread, marker="o", capsize=3, label=line)
-        axes.legend(fontsize=7)
-        with complete_or_absent(folder / f"{name}.png") as part:
-            figure.savefig(part, format="png", dpi=120)
-        written.append(folder / f"{name}.png")
-    return written
+def front_of(runs: list[dict], score: str, other: str) -> dict[str, list[tuple[float, float]]]:
+    """{subject: its points (score, other), one for each learning rate, and the base's where it was drawn}: means over seeds."""
+    points = {}
+    for r in (r for r in runs if score in r.get("scores", {})):
+        subject = r["run"].get("subject")
+        for at, suffix in ((r["run"]["lr"], ""), (0, " at 0")):
+            if score + suffix in r["scores"]:
+                pair = statistics.mean(r["scores"][score + suffix]), statistics.mean(r["scores"][other + suffix])
+                points.setdefault((subject, at), []).append(pair)
+    fronts = {}
+    for (subject, _), pairs in points.items():
+        fronts.setdefault(subject, []).append(tuple(statistics.mean(values) for values in zip(*pairs, strict=True)))
+    return fronts
+
+
+def above(mine: list[tuple], base: list[tuple]) -> float | None:
+    """How much higher one front lies than another, on average over the scores that both cover; None where they share none."""
+    low, high = (max(min(p[0] for p in front) for front in (mine, base)), min(max(p[0] for p in front) for front in (mine, base)))
+    if low >= high:
+        return None
+    places = [low + (high - low) * i / 100 for i in range(101)]
+    return statistics.mean(curve_at(mine, x) - curve_at(base, x) for x in places)
+
+
+def blocks(losses: list[float]) -> list[float]:
+    """The means of 20 steps each; what is left over at the end goes to the last."""
+    starts = range(0, max(1, len(losses) // BLOCK) * BLOCK, BLOCK)
+    return [statistics.mean(losses[s : s + BLOCK] if s + 2 * BLOCK <= len(losses) else losses[s:]) for s in starts]
+
+
+def in_short(entry: dict) -> dict:
+    """A line of runs.jsonl with the mean of each score, and of each block of losses, in place of all values: the report says the same."""
+    if "scores" not in entry or "in_short" in entry:
+        return entry
+    scores = {name: [round(statistics.mean(values), 6)] for name, values in entry["scores"].items()}
+    return entry | dict(scores=scores, losses=[round(x, 5) for x in blocks(entry["losses"])], in_short=True)
+
+
+def shown_losses(entry: dict) -> list[float]:
+    return entry["losses"] if "in_short" in entry else blocks(entry["losses"])
+
+
+def check_score(done: list[dict], score: str | None) -> None:
+    known = {s for d in done for s in d.get("scores", {})}
+    if score is not None and score not in known:
+        raise ConfigError(f"no run has the score {score!r}; there are: {'; '.join(sorted(known))}")

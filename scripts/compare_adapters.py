@@ -5,10 +5,12 @@ budget of trainable parameters: as many as a LoRA of this rank has.
 
 Captioned pictures: a tenth is held out for --part validation (where learning rates are chosen), another for --part test; pictures drawn
 from held-out captions are compared with the true ones, one by one.  With --prompts, a subject's pictures: all are learnt, and what is drawn
-from the prompts is compared with them and with the prompts.  The same command goes on where it was stopped; started several times, the
-processes share the table.  --report prints and plots what is there.  docs/experiments.md has the experiments that the README reports.
+from the prompts is compared with them and with the prompts; --subjects does so for several.  The same command goes on where it was stopped;
+started several times, the processes share the table.  --report prints and plots what is there; --keep puts it, small, into another folder.
+docs/experiments.md has the experiments that the README reports.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -17,13 +19,21 @@ from pathlib import Path
 
 from gralora_diffusion.config import AdapterConfig, ConfigError, Parser, TrainConfig, fail, to_dict
 
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+
 
 def arguments():
     parser = Parser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the sweep: runs.jsonl, and a folder for each run")
     parser.add_argument("--instance_data_dir", help="folder with the pictures to learn; by default the bundled robot, which needs --prompts")
-    parser.add_argument("--instance_prompt", help="caption of pictures without one of their own")
+    parser.add_argument("--instance_prompt", help="caption of pictures without one of their own; with --subjects {} is the class")
     parser.add_argument("--prompts", type=Path, help="text file of prompts for a subject; without it captions are held out")
+    parser.add_argument(
+        "--subjects",
+        nargs="+",
+        metavar="FOLDER[=CLASS]",
+        help="several subjects, each with runs of its own; {} in --prompts is the class",
+    )
     parser.add_argument("--pretrained_model_name_or_path", help="the base; by default the embedded tiny one")
     parser.add_argument("--methods", nargs="+", default=["lora", "gralora"])
     parser.add_argument("--ranks", nargs="+", type=int, default=[8], help="ranks of the LoRA whose number of parameters all must have")
@@ -34,24 +44,53 @@ def arguments():
     parser.add_argument("--batch_size", type=int, help="pictures per step; by default the base's")
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--targets", default="attention")
-    parser.add_argument("--tuned", action="store_true", help="of --lrs, for each method and rank only the one that its validation runs chose")
+    parser.add_argument(
+        "--tuned", nargs="?", type=Path, const=Path(), metavar="FOLDER",
+        help="of --lrs, for each method and rank only the one that its validation runs chose, in this sweep or in another's folder",
+    )  # fmt: skip
     parser.add_argument("--part", choices=("validation", "test"), default="validation")
     parser.add_argument(
         "--encoder", nargs="+", help="what scores, as in evaluate.py; by default imagenet and embedded, or clip-vit-l-14 and dinov2-base"
     )
-    parser.add_argument("--score", help="what the report is of; by default the first score of the first encoder")
-    parser.add_argument("--baseline", default="lora")
+    parser.add_argument("--held_out_every", type=int, metavar="STEPS", help="measure the loss on held-out noise so often while training")
+    parser.add_argument("--strengths", nargs="+", type=float, default=[], help="draw and score at these strengths too, beside 1")
+    parser.add_argument("--drift_prompts", type=Path, help="text file of prompts without the subject, drawn to see how far the base has moved")
+    parser.add_argument("--score", help="what --tuned chooses by and the report is of; by default the first score of the first encoder")
+    parser.add_argument("--baseline", default="lora", help='what the report subtracts: a method, with its k where it has one, as "gralora k1"')
+    parser.add_argument("--unit", choices=("seed", "subject"), default="seed", help="what the report counts as one: differences are paired by it")
+    parser.add_argument("--front", metavar="SCORE", help="report this score at equal --score too, from the curves over the learning rates")
     parser.add_argument("--report", action="store_true", help="no runs: print the table and plot what is there")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="with --report: write it there, with a short runs.jsonl to report from again")
     parser.add_argument("--dry_run", action="store_true", help="print the table of runs, their parameters and a forecast, and stop")
     args = parser.parse_args()
     if args.steps < 1 or min(args.ranks) < 1 or min(args.seeds) < 0 or min(args.lrs) <= 0:
         parser.error("--steps, --ranks and --lrs must be above 0, and --seeds not below")
+    if args.subjects and not args.prompts:
+        parser.error("--subjects needs --prompts: what is drawn of each subject")
+    if args.held_out_every is not None and args.held_out_every < 1:
+        parser.error("--held_out_every must be above 0")
     return args
 
 
-def setting_of(config: TrainConfig, pictures: list, prompts: list[str], encoders: list[str]) -> str:
+def lines_of(path: Path | None) -> list[str]:
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()] if path else []
+
+
+def subjects_of(args, config: TrainConfig) -> dict[str | None, tuple[TrainConfig, list[str]]]:
+    """{subject: (config, prompts)}; the only one is None without --subjects."""
+    prompts, found = lines_of(args.prompts), {}
+    for given in args.subjects or []:
+        folder, _, word = given.partition("=")
+        word = word or Path(folder).name.replace("_", " ")
+        caption = (args.instance_prompt or "a photo of sks {}").replace("{}", word)
+        mine = dataclasses.replace(config, instance_data_dir=folder, instance_prompt=caption)
+        found[Path(folder).name] = mine, [prompt.replace("{}", word) for prompt in prompts]
+    return found or {None: (config, prompts)}
+
+
+def setting_of(config: TrainConfig, pictures: list, *common) -> str:
     """A hash of what all runs have in common, so that another command never takes their results for its own."""
-    digest = hashlib.sha256(json.dumps([to_dict(config), prompts, encoders], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([to_dict(config), *common], sort_keys=True).encode())
     for picture in pictures:
         digest.update(f"{picture.caption}\0{picture.digest}".encode())
     return digest.hexdigest()[:12]
@@ -59,46 +98,33 @@ def setting_of(config: TrainConfig, pictures: list, prompts: list[str], encoders
 
 def table_of_runs(args, shapes: list[tuple[int, int]], setting: str) -> list[dict]:
     """Every run that fits its budget; those that cannot are said."""
-    from gralora_diffusion.comparators import GRIDS, Spec, count, fit
+    from gralora_diffusion.comparators import GRIDS, OURS, Spec, count, fit
 
-    runs = []
+    runs, common = [], dict(targets=args.targets, steps=args.steps, part=args.part)
     for rank, method in itertools.product(args.ranks, args.methods):
         for k in args.k if method in GRIDS else [None]:
             Spec(method, 1, k, targets=args.targets)
+            if args.strengths and method not in OURS:
+                raise ConfigError(f"--strengths goes with {', '.join(OURS)}, and {method} is not among them")
             try:
                 size, parameters = fit(method, count("lora", rank, shapes), shapes, k)
             except ConfigError as error:
                 print(f"rank {rank}, left out: {error}")
                 continue
-            what = dict(method=method, rank=rank, size=size, k=k, parameters=parameters, targets=args.targets, steps=args.steps, part=args.part)
+            what = dict(method=method, rank=rank, size=size, k=k, parameters=parameters) | common
             runs += [what | dict(setting=setting, lr=lr, seed=seed) for lr, seed in itertools.product(args.lrs, args.seeds)]
     return runs
 
 
-def tuned(runs: list[dict], done: list[dict], score: str | None) -> list[dict]:
-    """The runs at the learning rate that is best in the validation runs of the same method, rank and k."""
-    from gralora_diffusion.comparison import at_best_rate
+def forecast(runs: list[dict], unet, config, drawn: int, looked: int) -> str:
+    """Operations of the whole sweep, counted on the UNet's shapes; and what that is in hours of a GPU that does 400 TFLOP/s.
 
-    done = [d for d in done if d["run"]["part"] == "validation" and d["run"]["setting"] == runs[0]["setting"]]
-    score = score or first_score(done)
-    best = {key[1:]: found[0]["run"]["lr"] for key, found in at_best_rate(done, score).items()}
-    for run in runs:
-        if (run["rank"], run["method"], run["k"] or 0, run["steps"]) not in best:
-            raise ConfigError(f"--tuned: {run['method']} at rank {run['rank']} has no validation runs with these options yet; make them first")
-    return [run for run in runs if run["lr"] == best[run["rank"], run["method"], run["k"] or 0, run["steps"]]]
-
-
-def first_score(done: list[dict]) -> str:
-    scores = [s for d in done for s in d.get("scores", {}) if "loss" not in s]
-    if not scores:
-        raise ConfigError("the sweep holds no finished runs to choose or report from")
-    return scores[0]
-
-
-def forecast(args, runs: list[dict], unet, config, drawn: int) -> str:
-    """Operations of the whole sweep, counted on the UNet's shapes; and what that is in hours of a GPU that does 400 TFLOP/s."""
+    drawn: pictures a run;  looked: batches a run, forward alone.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
+
+    from gralora_diffusion.comparators import GRADIENTS
 
     side, width = (config.resolution or unet.config.sample_size * 8) // 8, unet.config.projection_class_embeddings_input_dim
     conditions = dict(
@@ -108,65 +134,109 @@ def forecast(args, runs: list[dict], unet, config, drawn: int) -> str:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         unet(*inputs, torch.empty(1, 77, unet.config.cross_attention_dim, device="meta"), added_cond_kwargs=conditions)
     forward = counter.get_total_flops()
-    training = sum(2 * forward * config.train_batch_size * run["steps"] for run in runs)  # backward through frozen weights costs one more forward
-    drawing = len(runs) * drawn * 2 * config.num_inference_steps * forward
+    batches = sum(2 * run["steps"] + looked for run in runs)  # backward through frozen weights costs one more forward
+    batches += sum(3 * config.gora_batches for run in runs if run["method"] in GRADIENTS)
+    training, drawing = forward * config.train_batch_size * batches, len(runs) * drawn * 2 * config.num_inference_steps * forward
     hours = (training + drawing) / 400e12 / 3600
     return f"{len(runs)} runs: {training / 1e12:,.0f} TFLOP of training, {drawing / 1e12:,.0f} of drawing: {hours:,.2f} hours of a GPU at 400 TFLOP/s"
 
 
-def main():
-    args = arguments()
+def plain_unet(path: str | None, dry_run: bool):
+    """The UNet in shapes alone; SDXL's from its public config, so that a dry run fetches nothing."""
     import torch
-    from accelerate import Accelerator
+    from diffusers import UNet2DConditionModel
 
+    from gralora_diffusion.sdxl import SDXL_UNET, shapes
+
+    if dry_run and path == SDXL:
+        with torch.device("meta"):
+            return UNet2DConditionModel.from_config(SDXL_UNET)
+    return shapes(path)["unet"]
+
+
+def plan(args) -> tuple[list[dict], dict[str | None, object]]:
+    """(the runs, {subject: its bench, with the encoders' names in place of the encoders})"""
     from gralora_diffusion.comparators import shapes_of
-    from gralora_diffusion.comparison import plot, summary_table
+    from gralora_diffusion.comparison import tuned
     from gralora_diffusion.data import instance_pictures
-    from gralora_diffusion.encoders import load_encoder
     from gralora_diffusion.evaluation import picture_features
-    from gralora_diffusion.interrupts import Interrupts, Stopped
-    from gralora_diffusion.sdxl import EMBEDDED, SDXL_UNET, shapes
-    from gralora_diffusion.sweep import Bench, results, split, sweep, train_one
+    from gralora_diffusion.sdxl import EMBEDDED
+    from gralora_diffusion.sweep import results, split
+    from gralora_diffusion.trial import Bench
 
     names = ("instance_data_dir", "instance_prompt", "pretrained_model_name_or_path", "resolution")
-    try:
-        config = TrainConfig(
-            adapter=AdapterConfig(targets=args.targets), max_train_steps=args.steps, train_batch_size=args.batch_size,
-            **{name: getattr(args, name) for name in names},
-        ).resolved()  # fmt: skip
-        if args.report:
-            done = results(args.output)
-            score = args.score or first_score(done)
-            print(summary_table(done, score, args.baseline))
-            print("plots:", *plot(done, score, args.output))
-            return
-        if args.dry_run and args.pretrained_model_name_or_path == "stabilityai/stable-diffusion-xl-base-1.0":
-            from diffusers import UNet2DConditionModel
-
-            with torch.device("meta"):
-                unet = UNet2DConditionModel.from_config(SDXL_UNET)  # its public config: nothing is fetched
-        else:
-            unet = shapes(args.pretrained_model_name_or_path)["unet"]
-        prompts = [line for line in args.prompts.read_text().splitlines() if line.strip()] if args.prompts else []
-        pictures = instance_pictures(config)
-        embedded = args.pretrained_model_name_or_path in (None, str(EMBEDDED))
-        names = args.encoder or (["imagenet", "embedded"] if embedded else ["clip-vit-l-14", "dinov2-base"])
-        runs = table_of_runs(args, shapes_of(unet, args.targets), setting_of(config, pictures, prompts, names))
-        runs = tuned(runs, results(args.output), args.score) if args.tuned and runs else runs
+    given = {name: getattr(args, name) for name in names}
+    if args.subjects:
+        given |= dict(instance_data_dir=None, instance_prompt=None)
+    config = TrainConfig(
+        adapter=AdapterConfig(targets=args.targets), max_train_steps=args.steps, train_batch_size=args.batch_size, **given
+    ).resolved()
+    embedded = args.pretrained_model_name_or_path in (None, str(EMBEDDED))
+    encoders = args.encoder or (["imagenet", "embedded"] if embedded else ["clip-vit-l-14", "dinov2-base"])
+    strengths, drift = sorted({*args.strengths, 1.0}), lines_of(args.drift_prompts)
+    features, looked = partial(picture_features, cache=args.output / "features"), [args.held_out_every, args.strengths, drift]
+    shapes, runs, benches = shapes_of(plain_unet(args.pretrained_model_name_or_path, args.dry_run), args.targets), [], {}
+    for subject, (mine, prompts) in subjects_of(args, config).items():
+        pictures = instance_pictures(mine)
+        setting = setting_of(mine, pictures, prompts, encoders, *(looked if any(looked) else []))
         learnt, held = (pictures, []) if prompts else split(pictures, args.part)
+        benches[subject] = Bench(args.output, mine, None, learnt, held, prompts, encoders, features, args.held_out_every, strengths, drift)
+        table = table_of_runs(args, shapes, setting)
+        runs += [dict(subject=subject) | run for run in table] if subject else table
+    if args.tuned is not None and runs:
+        elsewhere = args.tuned != Path()
+        runs = tuned(runs, results(args.tuned if elsewhere else args.output), args.score, elsewhere)
+    return runs, benches
+
+
+def report(args) -> None:
+    from gralora_diffusion.comparison import first_score, in_short
+    from gralora_diffusion.comparison_plots import plot
+    from gralora_diffusion.comparison_tables import summary
+    from gralora_diffusion.sweep import RESULTS, results
+    from gralora_diffusion.writing import complete_or_absent
+
+    done, folder = results(args.output), args.keep or args.output
+    score = args.score or first_score(done)
+    text = summary(done, score, args.baseline, args.unit, args.front)
+    print(text)
+    if args.keep:
+        with complete_or_absent(folder / RESULTS) as part:
+            part.write_text("".join(json.dumps(in_short(entry)) + "\n" for entry in done))
+    with complete_or_absent(folder / "table.md") as part:
+        part.write_text(text + "\n")
+    print("plots:", *plot(done, score, folder, args.unit, args.front))
+
+
+def main():
+    args = arguments()
+    from accelerate import Accelerator
+
+    from gralora_diffusion.encoders import load_encoder
+    from gralora_diffusion.interrupts import Interrupts, Stopped
+    from gralora_diffusion.sweep import sweep
+    from gralora_diffusion.trial import train_one
+
+    try:
+        if args.report:
+            return report(args)
+        runs, benches = plan(args)
         if args.dry_run:
             for run in runs:
                 print(json.dumps(run))
-            print(f"{len(learnt)} pictures to learn, {len(prompts) or len(held)} drawn in each run")
-            print(forecast(args, runs, unet, config, len(prompts) or len(held)))
+            bench = next(iter(benches.values()))
+            drawn = len(bench.wanted()) * len(bench.strengths)
+            print(f"{len(bench.pictures)} pictures to learn, {drawn} drawn in each run")
+            looked = 8 * (1 + args.steps // bench.every) if bench.every else 0
+            print(forecast(runs, plain_unet(args.pretrained_model_name_or_path, True), bench.config, drawn, looked))
             return
         accelerator = Accelerator(mixed_precision="no")
-        encoders = [load_encoder(name, str(accelerator.device)) for name in names]
-        features = partial(picture_features, cache=args.output / "features")
-        bench = Bench(args.output, config, accelerator, learnt, held, prompts, encoders, features)
+        encoders = [load_encoder(name, str(accelerator.device)) for name in next(iter(benches.values())).encoders]
+        for bench in benches.values():
+            bench.accelerator, bench.encoders = accelerator, encoders
         with Interrupts(lambda: None) as interrupts:
             interrupts.patient = True
-            sweep(args.output, runs, lambda run: train_one(run, bench, interrupts))
+            sweep(args.output, runs, lambda run: train_one(run, benches[run.get("subject")], interrupts))
     except Stopped as stop:
         print(f"compare_adapters: {stop}")
     except (ConfigError, OSError) as error:

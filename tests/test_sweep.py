@@ -27,8 +27,9 @@ from gralora_diffusion.encoders import load_encoder
 from gralora_diffusion.evaluation import picture_features
 from gralora_diffusion.folders import Picture, find_pictures
 from gralora_diffusion.interrupts import Interrupts, Stopped
-from gralora_diffusion.sweep import RESULTS, Bench, claimed, name_of, results, split, sweep, train_one
+from gralora_diffusion.sweep import RESULTS, claimed, name_of, results, split, sweep
 from gralora_diffusion.training import train
+from gralora_diffusion.trial import Bench, train_one
 
 RUNS = [dict(method="lora", rank=4, size=4, k=None, lr=1e-3, seed=seed, steps=2, part="test") for seed in range(12)]
 

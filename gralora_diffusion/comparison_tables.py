@@ -1,0 +1,204 @@
+"""The report of a sweep for people: Markdown tables, in a terminal or in docs."""
+
+import itertools
+import statistics
+
+from .comparison import (
+    SECONDARY,
+    above,
+    at_best_rate,
+    at_the_end,
+    by_setting,
+    check_score,
+    differences,
+    drift_at_equal_score,
+    front_of,
+    gaps,
+    label,
+    per_run,
+    per_unit,
+    reached,
+    second_score,
+)
+from .students import p_value, t_interval
+
+
+def summary(done: list[dict], score: str, baseline: str, unit: str = "seed", front: str | None = None) -> str:
+    """All tables that these runs give.  Raises ConfigError for a score that no run has."""
+    check_score(done, score)
+    check_score(done, front)
+    against, second = f"less that of {baseline}, paired by {unit}", second_score(done, score)
+    parts = [
+        (f"score: {score}" + (f"; second: {second}" if second else ""), settings_table(done, score, unit)),
+        (f"score, {against}, each at the best rate of its validation runs", gaps_table(done, score, baseline, unit)),
+        (f"score, from rank to rank, paired by {unit}", ranks_table(done, score, unit)),
+        (f"loss on held-out noise, {against}", curves_table(done, score, baseline, unit)),
+        (f"drift at equal score, {against}", drift_table(done, score, baseline, unit)),
+        (f"{front} at equal score, {against}", front_table(done, score, baseline, unit, front)),
+    ]
+    return "\n\n".join(f"**{title[0].upper()}{title[1:]}**\n\n{text}" for title, text in parts if text)
+
+
+def markdown(head: list[str], rows: list[list]) -> str:
+    """A table whose columns line up, numbers to the right; empty without rows."""
+    if not rows:
+        return ""
+    cells = [[str(cell) for cell in row] for row in [head, *rows]]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
+    words = [i for i in range(len(head)) if any(not cell or cell[0].isalpha() for cell in (row[i] for row in cells[1:]))]
+    lines = [
+        "| " + " | ".join(c.ljust(w) if i in words else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) + " |" for row in cells
+    ]
+    rule = "|" + "|".join("-" * (w + 2) if i in words else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def shown(interval: tuple[float, float] | None, sign: str = "") -> str:
+    return "" if interval is None else f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
+
+
+def number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def settings_table(done: list[dict], score: str, unit: str) -> str:
+    second, rows, notes = second_score(done, score), [], []
+    for (part, rank, method, k, lr, _), runs in by_setting(done).items():
+        good = [r for r in runs if score in r.get("scores", {})]
+        values = per_unit(per_run(good, score), unit)
+        line = [
+            part,
+            label(method, k),
+            rank,
+            f"{lr:g}",
+            len(values),
+            f"{statistics.mean(values):.4f}" if values else "failed",
+            shown(t_interval(values)),
+        ]
+        line += [f"{statistics.mean(per_run(good, second).values()):.4f}" if good else ""] if second else []
+        costs = [statistics.median(r[name] for r in good) for name in ("seconds_per_step", "memory", "file_bytes")] if good else [0, 0, 0]
+        rows.append([*line, f"{runs[0]['parameters']:,}", f"{costs[0]:.3f}", f"{costs[1] / 2**20:.0f}", f"{costs[2] / 1000:.0f}"])
+        notes += [f"- {r['name']} failed: {r['failed']}" for r in runs if "failed" in r]
+    head = ["part", "method", "rank", "lr", f"{unit}s", "score", "95 % interval", *(["second"] if second else [])]
+    head += ["parameters", "s/step", "MiB", "file kB"]
+    ends = at_the_end(done, score)
+    notes += [f"- the best rate is at the end of those tried: {', '.join(ends)}"] if ends else []
+    return "\n".join([markdown(head, rows), *([""] if notes else []), *notes])
+
+
+def gaps_table(done: list[dict], score: str, baseline: str, unit: str) -> str:
+    found, rows = differences(done, score, baseline, unit), []
+    for d in found:
+        line = [d["part"], d["method"], d["rank"], f"{d['lr']:g}", d["n"], f"{d['mean']:+.4f}", shown(d["interval"], "+"), number(d["p"], ".3f")]
+        number_of = sum(other["part"] == d["part"] for other in found)
+        rows.append(
+            [*line, f"{number(d.get('holm'), '.3f')} of {number_of}", number(d["second"], "+.4f"), d["verdict"] if d["part"] == "test" else ""]
+        )
+    return markdown(["part", "method", "rank", "lr", f"{unit}s", "mean", "95 % interval", "p", "Holm's p", "second", "verdict"], rows)
+
+
+def ranks_table(done: list[dict], score: str, unit: str) -> str:
+    rows, lines = [], {}
+    for (part, rank, method, k, steps), runs in at_best_rate(done, score).items():
+        lines.setdefault((part, method, k, steps), []).append((rank, runs))
+    for (part, method, k, _), ranks in lines.items():
+        for (low, before), (high, after) in itertools.pairwise(ranks):
+            if found := gaps(per_run(after, score), per_run(before, score), unit):
+                line = [part, label(method, k), f"{low} to {high}", len(found), f"{statistics.mean(found):+.4f}", shown(t_interval(found), "+")]
+                rows.append([*line, number(p_value(found), ".3f")])
+    return markdown(["part", "method", "rank", f"{unit}s", "mean", "95 % interval", "p"], rows)
+
+
+def with_baseline(done: list[dict], score: str, baseline: str) -> list[tuple]:
+    """[(part, rank, method, its runs, the baseline's runs)], at the best rates; the baseline itself among them."""
+    settings = at_best_rate(done, score)
+    bases = {(part, rank, steps): runs for (part, rank, method, k, steps), runs in settings.items() if label(method, k) == baseline}
+    return [
+        (part, rank, label(method, k), runs, bases[part, rank, steps])
+        for (part, rank, method, k, steps), runs in settings.items()
+        if (part, rank, steps) in bases
+    ]
+
+
+def keyed(runs: list[dict]) -> dict[tuple, dict]:
+    return {(r["run"].get("subject"), r["run"]["seed"]): r for r in runs}
+
+
+def curves_table(done: list[dict], score: str, baseline: str, unit: str) -> str:
+    """The loss at the end and its difference, and when a run's loss is where the baseline's is at its end: steps, and batches of gradients before."""
+    rows = []
+    for part, rank, method, runs, base in with_baseline(done, score, baseline):
+        theirs = {key: r["curve"][-1][1] for key, r in keyed(base).items() if "curve" in r}
+        mine = {key: r for key, r in keyed(runs).items() if "curve" in r and key in theirs}
+        if not mine:
+            continue
+        ends = {key: r["curve"][-1][1] for key, r in mine.items()}
+        found = gaps(ends, theirs, unit)
+        steps = [reached(r["curve"], theirs[key]) for key, r in mine.items()]
+        there = [s for s in steps if s is not None]
+        pass_ = [r["gradients"] for r in mine.values() if "gradients" in r]
+        cost = (
+            f"{statistics.mean(g['batches'] * g['passes'] for g in pass_):.0f} + {statistics.mean(g['looks'] for g in pass_):.0f}" if pass_ else "0"
+        )
+        line = [part, method, rank, len(found), f"{statistics.mean(ends.values()):.5f}", f"{statistics.mean(found):+.5f}"]
+        interval = t_interval(found)
+        line.append("" if interval is None or method == baseline else f"{interval[0]:+.5f} to {interval[1]:+.5f}")
+        rows.append([*line, f"{statistics.median(there):.0f}" if there else "never", f"{len(there)} of {len(steps)}", cost])
+    head = [
+        "part",
+        "method",
+        "rank",
+        f"{unit}s",
+        "loss at the end",
+        "mean",
+        "95 % interval",
+        f"steps to the loss of {baseline}",
+        "runs that reach it",
+    ]
+    return markdown([*head, "gradient batches + looks"], rows)
+
+
+def drift_table(done: list[dict], score: str, baseline: str, unit: str) -> str:
+    rows = []
+    if not any(SECONDARY.search(name) for d in done for name in d.get("scores", {}) if name.startswith("drift")):
+        return ""
+    for part, rank, method, runs, base in with_baseline(done, score, baseline):
+        theirs, name = keyed(base), "drift, " + score.partition(", ")[2]
+        mine = {key: r for key, r in keyed(runs).items() if key in theirs}
+        if not mine or not all(f"{score} at 0" in r["scores"] and name in r["scores"] for r in (*mine.values(), *theirs.values())):
+            continue
+        found = per_unit({key: drift_at_equal_score(r, theirs[key], score) for key, r in mine.items()}, unit)
+        drifts = per_unit(per_run(list(mine.values()), name), unit)
+        line = [part, method, rank, len(found), f"{statistics.mean(drifts):.4f}"]
+        gap = ["", "", ""] if method == baseline else [f"{statistics.mean(found):+.4f}", shown(t_interval(found), "+"), number(p_value(found), ".3f")]
+        rows.append(line + gap)
+    return markdown(["part", "method", "rank", f"{unit}s", "drift at strength 1", "mean at equal score", "95 % interval", "p"], rows)
+
+
+def front_table(done: list[dict], score: str, baseline: str, unit: str, front: str | None) -> str:
+    """A method's curve over its learning rates against the baseline's; a unit whose curves share no score is left out of n."""
+    if front is None:
+        return ""
+    groups, rows = {}, []
+    for (part, rank, method, k, _, steps), runs in by_setting(done).items():
+        groups.setdefault((part, rank, label(method, k), steps), []).extend(runs)
+    for (part, rank, method, steps), runs in groups.items():
+        base = groups.get((part, rank, baseline, steps))
+        if base is None or method == baseline:
+            continue
+        pairs = []
+        for one in {unit_of(r, unit) for r in runs}:
+            fronts = [
+                [p for points in front_of([r for r in side if unit_of(r, unit) == one], score, front).values() for p in points]
+                for side in (runs, base)
+            ]
+            pairs += [gap] if all(fronts) and (gap := above(*fronts)) is not None else []
+        if pairs:
+            rows.append(
+                [part, method, rank, len(pairs), f"{statistics.mean(pairs):+.4f}", shown(t_interval(pairs), "+"), number(p_value(pairs), ".3f")]
+            )
+    return markdown(["part", "method", "rank", f"{unit}s", "mean", "95 % interval", "p"], rows)
+
+
+def unit_of(entry: dict, unit: str):
+    return entry["run"].get("subject") if unit == "subject" else entry["run"]["seed"]
