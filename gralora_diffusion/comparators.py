@@ -41,6 +41,7 @@ METHODS = (*OURS, *PEFT, "mora", "rasa", "full")
 LORAPLUS_RATIO = 16  # LoRA+ (arXiv 2402.12354): lr(B) = 16 lr(A)
 LOKR_FACTOR = 2  # delta = a 2 x 2 matrix kron a low-rank one: any number of parameters can be had
 TOLERANCE = 0.1  # part of a budget that may be left over
+EXCESS = 0.01  # part of it that may be added where a method's sizes are so far apart: OFT's blocks double
 
 
 @dataclass(frozen=True)
@@ -315,10 +316,15 @@ def sizes(method: str, shapes: list[tuple[int, int]], k: int | None = None) -> l
 
 
 def fit(method: str, budget: int, shapes: list[tuple[int, int]], k: int | None = None) -> tuple[int, int]:
-    """(size, trainable parameters): the most that the budget allows.  Raises ConfigError where TOLERANCE of it, or more, would be left over."""
+    """(size, trainable parameters): the most that the budget allows; where TOLERANCE of it, or more, would be left over, up to EXCESS above it.
+
+    Raises ConfigError where no size comes so near.
+    """
     found = [(count(method, size, shapes), size) for size in sizes(method, shapes, k)]
-    best = max((pair for pair in found if pair[0] <= budget), default=None)
-    if best is None or best[0] < (1 - TOLERANCE) * budget:
+    best = max((pair for pair in found if pair[0] <= budget), default=(0, 0))
+    if best[0] < (1 - TOLERANCE) * budget:
+        best = min((pair for pair in found if budget < pair[0] <= (1 + EXCESS) * budget), default=(0, 0))
+    if not best[0]:
         low, high, nearest = min(found)[0], max(found)[0], min(found, key=lambda pair: abs(pair[0] - budget))[0]
         raise ConfigError(f"{method} cannot have {budget:,} parameters here: its sizes give {low:,} to {high:,}, the nearest is {nearest:,}")
     return best[1], best[0]

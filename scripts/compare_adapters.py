@@ -96,7 +96,7 @@ def setting_of(config: TrainConfig, pictures: list, *common) -> str:
     return digest.hexdigest()[:12]
 
 
-def table_of_runs(args, shapes: list[tuple[int, int]], setting: str) -> list[dict]:
+def table_of_runs(args, shapes: list[tuple[int, int]]) -> list[dict]:
     """Every run that fits its budget; those that cannot are said."""
     from gralora_diffusion.comparators import GRIDS, OURS, Spec, count, fit
 
@@ -112,7 +112,7 @@ def table_of_runs(args, shapes: list[tuple[int, int]], setting: str) -> list[dic
                 print(f"rank {rank}, left out: {error}")
                 continue
             what = dict(method=method, rank=rank, size=size, k=k, parameters=parameters) | common
-            runs += [what | dict(setting=setting, lr=lr, seed=seed) for lr, seed in itertools.product(args.lrs, args.seeds)]
+            runs += [what | dict(lr=lr, seed=seed) for lr, seed in itertools.product(args.lrs, args.seeds)]
     return runs
 
 
@@ -176,13 +176,13 @@ def plan(args) -> tuple[list[dict], dict[str | None, object]]:
     strengths, drift = sorted({*args.strengths, 1.0}), lines_of(args.drift_prompts)
     features, looked = partial(picture_features, cache=args.output / "features"), [args.held_out_every, args.strengths, drift]
     shapes, runs, benches = shapes_of(plain_unet(args.pretrained_model_name_or_path, args.dry_run), args.targets), [], {}
+    table = table_of_runs(args, shapes)
     for subject, (mine, prompts) in subjects_of(args, config).items():
         pictures = instance_pictures(mine)
         setting = setting_of(mine, pictures, prompts, encoders, *(looked if any(looked) else []))
+        runs += [(dict(subject=subject) if subject else {}) | run | dict(setting=setting) for run in table]
         learnt, held = (pictures, []) if prompts else split(pictures, args.part)
         benches[subject] = Bench(args.output, mine, None, learnt, held, prompts, encoders, features, args.held_out_every, strengths, drift)
-        table = table_of_runs(args, shapes, setting)
-        runs += [dict(subject=subject) | run for run in table] if subject else table
     if args.tuned is not None and runs:
         elsewhere = args.tuned != Path()
         runs = tuned(runs, results(args.tuned if elsewhere else args.output), args.score, elsewhere)
