@@ -116,7 +116,7 @@ def apply(models: dict, loss_of: Callable, config: TrainConfig, accelerator, run
     parameters = [p.data for layer in layers.values() for p in layer.adapter_parameters.values()]
     if accelerator.num_processes > 1:
         broadcast(parameters)
-    facts |= dict(batches=gradients.batches, passes=gradients.passes, gradient_bytes=gradients.peak)
+    facts |= dict(batches=gradients.batches, batches_run=gradients.ran, passes=gradients.passes, gradient_bytes=gradients.peak)
     facts |= dict(storing_bytes=forecast(rows)["storing"], parameters=sum(p.numel() for p in parameters), layers=rows)
     if accelerator.is_main_process:
         write_text(run / FILE, json.dumps(facts, indent=1) + "\n")

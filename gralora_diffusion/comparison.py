@@ -33,7 +33,7 @@ def lower_is_better(score: str) -> bool:
 
 
 def first_score(done: list[dict]) -> str:
-    scores = [s for d in done for s in d.get("scores", {}) if "loss" not in s]
+    scores = [s for d in done for s in d.get("scores", {}) if "loss" not in s and not SECONDARY.search(s)]
     if not scores:
         raise ConfigError("the sweep holds no finished runs to choose or report from")
     return scores[0]

@@ -23,19 +23,23 @@ from .comparison import (
 from .students import p_value, t_interval
 
 
-def summary(done: list[dict], score: str, baseline: str, unit: str = "seed", front: str | None = None) -> str:
+def summary(done: list[dict], score: str, baselines: list[str], unit: str = "seed", front: str | None = None) -> str:
     """All tables that these runs give.  Raises ConfigError for a score that no run has."""
     check_score(done, score)
     check_score(done, front)
-    against, second = f"less that of {baseline}, paired by {unit}", second_score(done, score)
+    second = second_score(done, score)
     parts = [
         (f"score: {score}" + (f"; second: {second}" if second else ""), settings_table(done, score, unit)),
-        (f"score, {against}, each at the best rate of its validation runs", gaps_table(done, score, baseline, unit)),
         (f"score, from rank to rank, paired by {unit}", ranks_table(done, score, unit)),
-        (f"loss on held-out noise, {against}", curves_table(done, score, baseline, unit)),
-        (f"drift at equal score, {against}", drift_table(done, score, baseline, unit)),
-        (f"{front} at equal score, {against}", front_table(done, score, baseline, unit, front)),
     ]
+    for baseline in baselines:
+        against = f"less that of {baseline}, paired by {unit}"
+        parts += [
+            (f"score, {against}, each at the best rate of its validation runs", gaps_table(done, score, baseline, unit)),
+            (f"loss on held-out noise, {against}", curves_table(done, score, baseline, unit)),
+            (f"drift at equal score, {against}", drift_table(done, score, baseline, unit)),
+            (f"{front} at equal score, {against}", front_table(done, score, baseline, unit, front)),
+        ]
     return "\n\n".join(f"**{title[0].upper()}{title[1:]}**\n\n{text}" for title, text in parts if text)
 
 
@@ -137,9 +141,7 @@ def curves_table(done: list[dict], score: str, baseline: str, unit: str) -> str:
         steps = [reached(r["curve"], theirs[key]) for key, r in mine.items()]
         there = [s for s in steps if s is not None]
         pass_ = [r["gradients"] for r in mine.values() if "gradients" in r]
-        cost = (
-            f"{statistics.mean(g['batches'] * g['passes'] for g in pass_):.0f} + {statistics.mean(g['looks'] for g in pass_):.0f}" if pass_ else "0"
-        )
+        cost = f"{statistics.mean(g['batches'] for g in pass_):.0f} + {statistics.mean(g['looks'] for g in pass_):.0f}" if pass_ else "0"
         line = [part, method, rank, len(found), f"{statistics.mean(ends.values()):.5f}", f"{statistics.mean(found):+.5f}"]
         interval = t_interval(found)
         line.append("" if interval is None or method == baseline else f"{interval[0]:+.5f} to {interval[1]:+.5f}")

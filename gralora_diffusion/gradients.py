@@ -41,7 +41,7 @@ class Gradients:
 
     def __init__(self, layers: dict[str, LoRALinear], loss_of: Callable, accelerator, batches: int, memory: float = math.inf):
         self.layers, self.loss_of, self.accelerator, self.batches = layers, loss_of, accelerator, batches
-        self.groups, self.kept, self.peak, self.passes = grouped(layers, memory), None, 0, 0
+        self.groups, self.kept, self.peak, self.passes, self.ran = grouped(layers, memory), None, 0, 0, 0
         for path, layer in layers.items():
             if not layer.weight.is_floating_point():
                 raise ConfigError(f"{path}: GoRA needs the gradient of the base's weights, and this base is quantised: load it in bf16")
@@ -103,7 +103,7 @@ class Gradients:
         """take(path, batch, gradient [M, N] in fp32) for each of these layers and of this process's batches; the gradient is then freed."""
         scale = 1024.0 if self.accelerator.scaler else 1.0  # fp16 has no digits for small gradients
         mine = [b for b in batches if b % self.accelerator.num_processes == self.accelerator.process_index]
-        self.passes += 1
+        self.passes, self.ran = self.passes + 1, self.ran + len(batches)
 
         def hand_over(path, weight):
             gradient = weight.grad.float().div_(scale)

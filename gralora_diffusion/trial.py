@@ -122,13 +122,13 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
 def from_gradients(spec: Spec, job: Job, loss_of: Callable) -> tuple[Adapted, dict]:
     """Ranks, k and start from the gradients of loss_of, as train_sdxl.py takes them: what trains, and what it cost.
 
-    batches were run `passes` times, forward and backward; `looks` more forward, for gamma.
+    batches: run forward and backward;  looks: forward alone, for gamma.
     """
     began, method = time.monotonic(), job.config
     config = dataclasses.replace(method, adapter=config_of(spec), **GRADIENTS[spec.method]).resolved()
     allocation.apply(job.models, loss_of, config, job.accelerator, job.path)
     facts = json.loads((job.path / allocation.FILE).read_text())
-    cost = dict(batches=facts["batches"], passes=facts["passes"], looks=SEARCHED * len(facts.get("held_out_loss", ())))
+    cost = dict(batches=facts["batches_run"], looks=SEARCHED * len(facts.get("held_out_loss", ())))
     ks, ranks = Counter(row["k"] for row in facts["layers"].values()), [row["rank"] for row in facts["layers"].values()]
     chosen = dict(gamma=facts.get("gamma"), ranks=[min(ranks), max(ranks)], layers_by_k=dict(sorted(ks.items())))
     return ours(job.pipeline.unet, spec), cost | chosen | dict(seconds=round(time.monotonic() - began, 2))

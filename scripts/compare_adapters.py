@@ -56,7 +56,9 @@ def arguments():
     parser.add_argument("--strengths", nargs="+", type=float, default=[], help="draw and score at these strengths too, beside 1")
     parser.add_argument("--drift_prompts", type=Path, help="text file of prompts without the subject, drawn to see how far the base has moved")
     parser.add_argument("--score", help="what --tuned chooses by and the report is of; by default the first score of the first encoder")
-    parser.add_argument("--baseline", default="lora", help='what the report subtracts: a method, with its k where it has one, as "gralora k1"')
+    parser.add_argument(
+        "--baseline", nargs="+", default=["lora"], help='what the report subtracts: methods, each with its k where it has one, as "gralora k1"'
+    )
     parser.add_argument("--unit", choices=("seed", "subject"), default="seed", help="what the report counts as one: differences are paired by it")
     parser.add_argument("--front", metavar="SCORE", help="report this score at equal --score too, from the curves over the learning rates")
     parser.add_argument("--report", action="store_true", help="no runs: print the table and plot what is there")

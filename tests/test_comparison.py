@@ -50,7 +50,7 @@ def test_a_loss_is_better_when_it_is_lower():
 
 def test_the_table_says_everything():
     failed = dict(run=finished("mora", 1.0, 0, 0)["run"], name="mora-0", parameters=7, failed="the loss of step 2 is not finite")
-    text = summary([*DONE, failed], "paired, X", "lora")
+    text = summary([*DONE, failed], "paired, X", ["lora"])
     assert "- mora-0 failed: the loss of step 2 is not finite" in text
     (line,) = [line for line in text.splitlines() if line.startswith("| test") and "+0.1600" in line]
     assert "gralora k2" in line
