@@ -19,8 +19,8 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from gralora_diffusion import AdapterConfig, TrainConfig
-from gralora_diffusion.comparators import Spec
+from gralora_diffusion import AdapterConfig, TrainConfig, load_sdxl
+from gralora_diffusion.comparators import GRADIENTS, Adapted, Spec
 from gralora_diffusion.config import ConfigError
 from gralora_diffusion.data import EXAMPLE, EXAMPLE_PROMPT
 from gralora_diffusion.encoders import load_encoder
@@ -138,6 +138,38 @@ def test_a_run_of_the_sweep_is_a_run_of_the_trainer(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "t" / "metrics.jsonl").read_text().splitlines()]
     assert found["losses"] == [round(line["loss"], 5) for line in lines]
     assert set(found["scores"]) == {f"{s}, {mine.encoders[0].name}" for s in ("subject", "prompt", "copy")}
+
+
+@pytest.mark.parametrize("method", ["gora", "gralora-inverse"])
+def test_gradients_give_a_run_what_they_give_the_trainer(method, tmp_path, monkeypatch):
+    """Ranks, k, start and every step as train_sdxl.py has them with the options that docs/experiments.md names; the parameters of rank 4."""
+    told = {
+        "gora": (dict(method="gora", rank=4), dict(gora_init="random", gora_gamma=0.05, gora_tolerance=0.0)),
+        "gralora-inverse": (dict(method="gralora", rank=4), dict(allocate="inverse")),
+    }
+    mine, run = bench(tmp_path, ["a photo of sks robot"]), RUNS[3] | dict(method=method)
+    mine.config = dataclasses.replace(mine.config, train_batch_size=1)
+    monkeypatch.setitem(GRADIENTS, method, GRADIENTS[method] | dict(gora_batches=2))
+    mine.every, mine.strengths, mine.drift = 1, [0.5, 1.0], ["a photo of a whale"]
+    found = train_one(run, mine, Interrupts(lambda: None))
+    adapter, options = told[method]
+    config = dataclasses.replace(
+        mine.config, adapter=AdapterConfig(**adapter), seed=3, learning_rate=1e-3, max_train_steps=2, skip_final_inference=True,
+        gora_batches=2, output_dir=str(tmp_path / "t"), **options,
+    )  # fmt: skip
+    theirs = {name: t for name, t in load_file(train(config) / "adapter.safetensors").items() if not name.endswith(".alpha")}
+    ours = load_file(tmp_path / "runs" / name_of(run) / "adapter.safetensors")
+    assert len(ours) == len(theirs)
+    assert all(torch.equal(tensor, theirs[f"unet.{name}"]) for name, tensor in ours.items())
+    assert found["parameters"] == 68096
+    assert found["gradients"]["batches"] == 2
+    assert [step for step, _ in found["curve"]] == [0, 1, 2]
+    encoder = mine.encoders[0].name
+    assert {f"drift, {encoder}", f"drift, {encoder} at 0.5", f"subject, {encoder} at 0"} < set(found["scores"])
+    assert 0 < found["scores"][f"drift, {encoder} at 0.5"][0] < found["scores"][f"drift, {encoder}"][0]
+    again = Adapted.load(load_sdxl().unet, tmp_path / "runs" / name_of(run) / "adapter.safetensors")
+    assert len({tuple(size) for size in again.spec.sizes.values()}) > 1
+    assert all(torch.equal(p, ours[name]) for name, p in again.parameters.items())
 
 
 def test_captions_held_out_are_drawn_and_compared_with_their_pictures(tmp_path):
