@@ -173,7 +173,7 @@ def scores_of(pipeline, bench: Bench, config: TrainConfig, folder: Path, base: l
     """
     scores = {}
     for strength in bench.strengths:
-        if strength != 1:
+        if bench.strengths != [1.0]:  # other programs' adapters have none
             set_strength(pipeline.unet, strength)
         paths = save_pictures(pipeline, bench.wanted(), config, folder if strength == 1 else folder / f"strength-{strength:g}")
         scores |= compare(paths, bench, base, "" if strength == 1 else f" at {strength:g}")
