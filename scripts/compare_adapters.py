@@ -148,7 +148,8 @@ def plain_unet(path: str | None, dry_run: bool):
     import torch
     from diffusers import UNet2DConditionModel
 
-    from gralora_diffusion.sdxl import SDXL_UNET, shapes
+    from gralora_diffusion.sdxl import shapes
+    from gralora_diffusion.single_file import SDXL_UNET
 
     if dry_run and path == SDXL:
         with torch.device("meta"):
