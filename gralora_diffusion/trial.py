@@ -23,7 +23,7 @@ from .folders import Picture
 from .gradients import HELD_OUT, stratified
 from .injection import set_strength
 from .interrupts import Interrupts, Stopped
-from .jobs import Job, in_use
+from .jobs import DTYPES, Job, in_use
 from .loss import draw as draw_noise
 from .optimization import make_optimizer, make_schedule
 from .sampling import draw
@@ -72,21 +72,21 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
     """
     config = dataclasses.replace(bench.config, seed=run["seed"], learning_rate=run["lr"], max_train_steps=run["steps"])
     accelerator, folder = bench.accelerator, bench.folder / "runs" / name_of(run)
-    device = accelerator.device
-    pipeline = load_sdxl(config.pretrained_model_name_or_path, dtype=torch.float32).to(device)
-    config, cache = in_use(config, pipeline, bench.pictures, "no", 1), Cache(bench.folder / "cache")
+    dtype = DTYPES[config.mixed_precision or "no"]
+    pipeline = load_sdxl(config.pretrained_model_name_or_path, dtype=dtype).to(accelerator.device)
+    config, cache = in_use(config, pipeline, bench.pictures, config.mixed_precision or "no", 1), Cache(bench.folder / "cache")
     learnt = make_series(bench.pictures, [], pipeline.vae, config, cache, accelerator)
     held = make_series(bench.held or bench.pictures, [], pipeline.vae, dataclasses.replace(config, seed=0), cache, accelerator)
     encode = encode_captions(sorted({*learnt.captions(), *held.captions()}), pipeline, cache, accelerator)
 
     def loss_over(series, draw=draw_noise) -> Callable:
-        return objective(pipeline.unet, pipeline.scheduler, series, encode, series.config, accelerator, torch.float32, draw)
+        return objective(pipeline.unet, pipeline.scheduler, series, encode, series.config, accelerator, dtype, draw)
 
     base = base_pictures(pipeline, bench, config) if bench.drift or bench.strengths != [1.0] else []
     loss_of, even = loss_over(learnt), loss_over(held, stratified(draw_noise))
     spec = Spec(run["method"], run["size"], run.get("k"), run["seed"], config.adapter.targets)
     adapted = adapt(pipeline.unet, spec, lambda index: without_gradient(loss_of, index))
-    job = Job(config, folder, accelerator, pipeline, dict(unet=pipeline.unet), bench.pictures, [], torch.float32, {}, 0, run["steps"], {})
+    job = Job(config, folder, accelerator, pipeline, dict(unet=pipeline.unet), bench.pictures, [], dtype, {}, 0, run["steps"], {})
     make_trainable(job.models, config)
     found = {}
     if run["method"] in GRADIENTS:
@@ -94,21 +94,24 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
     found["parameters"] = sum(p.numel() for p in adapted.parameters.values())
     optimizer = make_optimizer(adapted.groups(run["lr"], config.adam_weight_decay), config)
     optimization = Optimization(accelerator.prepare(optimizer), make_schedule(optimizer, config, run["steps"]), None, accelerator.scaler)
-    lines, curve = [], [[0, held_out_loss(pipeline.unet, even)]] if bench.every else []
-    if device.type == "cuda":
+    lines, curve = [], []
+
+    def look(step: int) -> None:
+        if bench.every and step % bench.every == 0:
+            curve.append([step, held_out_loss(pipeline.unet, even)])
+
+    look(0)
+    if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:
         for line, stopping in run_steps(job, optimization, loss_of, interrupts):
             lines.append(line)
-            if bench.every and line["step"] % bench.every == 0:
-                curve.append([line["step"], held_out_loss(pipeline.unet, even)])
+            look(line["step"])
             if stopping:
                 raise Stopped(f"stopped in {name_of(run)}, which the same command begins again")
     except NotFinite as error:
         return found | dict(failed=str(error))
-    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else max(line["memory"] for line in lines)
-    found |= dict(seconds_per_step=statistics.median(line["seconds"] for line in lines), memory=memory, losses=[round(x["loss"], 5) for x in lines])
-    found |= dict(curve=curve) if curve else {}
+    found |= costs(lines, accelerator.device) | (dict(curve=curve) if curve else {})
     adapted.save(folder / "adapter.safetensors")
     pipeline.unet.eval()
     scores = {}
@@ -117,6 +120,12 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
         scores["held-out loss"] = [round(without_gradient(fixed, index).item(), 6) for index in range(HELD_OUT_BATCHES)]
     scores |= scores_of(pipeline, bench, config, folder, base)
     return found | dict(file_bytes=(folder / "adapter.safetensors").stat().st_size, scores=scores)
+
+
+def costs(lines: list[dict], device: torch.device) -> dict:
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else max(line["memory"] for line in lines)
+    losses = [round(line["loss"], 5) for line in lines]
+    return dict(seconds_per_step=statistics.median(line["seconds"] for line in lines), memory=memory, losses=losses)
 
 
 def from_gradients(spec: Spec, job: Job, loss_of: Callable) -> tuple[Adapted, dict]:

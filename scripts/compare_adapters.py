@@ -43,6 +43,7 @@ def arguments():
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, help="pictures per step; by default the base's")
     parser.add_argument("--resolution", type=int)
+    parser.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help="of the frozen base and the computation; by default no: fp32")
     parser.add_argument("--targets", default="attention")
     parser.add_argument(
         "--tuned", nargs="?", type=Path, const=Path(), metavar="FOLDER",
@@ -167,7 +168,7 @@ def plan(args) -> tuple[list[dict], dict[str | None, object]]:
     from gralora_diffusion.sweep import results, split
     from gralora_diffusion.trial import Bench
 
-    names = ("instance_data_dir", "instance_prompt", "pretrained_model_name_or_path", "resolution")
+    names = ("instance_data_dir", "instance_prompt", "pretrained_model_name_or_path", "resolution", "mixed_precision")
     given = {name: getattr(args, name) for name in names}
     if args.subjects:
         given |= dict(instance_data_dir=None, instance_prompt=None)
@@ -233,7 +234,7 @@ def main():
             looked = 8 * (1 + args.steps // bench.every) if bench.every else 0
             print(forecast(runs, plain_unet(args.pretrained_model_name_or_path, True), bench.config, drawn, looked))
             return
-        accelerator = Accelerator(mixed_precision="no")
+        accelerator = Accelerator(mixed_precision=args.mixed_precision or "no")
         encoders = [load_encoder(name, str(accelerator.device)) for name in next(iter(benches.values())).encoders]
         for bench in benches.values():
             bench.accelerator, bench.encoders = accelerator, encoders
