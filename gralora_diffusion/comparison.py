@@ -201,7 +201,7 @@ def above(mine: list[tuple], base: list[tuple]) -> float | None:
     low, high = (max(min(p[0] for p in front) for front in (mine, base)), min(max(p[0] for p in front) for front in (mine, base)))
     if low >= high:
         return None
-    places = [low + (high - low) * i / 100 for i in range(101)]
+    places = [low + (high - low) * (i + 0.5) / 200 for i in range(200)]
     return statistics.mean(curve_at(mine, x) - curve_at(base, x) for x in places)
 
 
