@@ -316,8 +316,12 @@ def check_allocation(config: TrainConfig) -> None:
         raise ConfigError("--allocate, --allocation and --adapter gora do not go with --rank_pattern, --k_pattern or --hybrid_rank: drop these")
     if config.allocate == "ralora" and (adapter.method != "gralora" or adapter.k):
         raise ConfigError("--allocate ralora chooses GraLoRA's k: use --adapter gralora without --gralora_k")
-    if config.gora_rounding == "paper" and config.allocate in ("energy", "uniform"):
-        raise ConfigError(f"--gora_rounding paper is a rounding of importances, and --allocate {config.allocate} has none")
+    for name in ("gora_min_rank", "gora_max_rank"):
+        if getattr(config, name) is not None and (config.allocation or config.allocate == "uniform"):
+            raise ConfigError(f"--{name} is given, and has no effect where the ranks are given: drop it, or --allocation and --allocate uniform")
+    if config.gora_rounding == "paper" and (config.allocation or config.allocate in ("energy", "uniform")):
+        rule = f"--allocate {config.allocate}" if config.allocate else "--allocation"
+        raise ConfigError(f"--gora_rounding paper is a rounding of importances, and {rule} has none")
 
 
 EMBEDDED = dict(learning_rate=1e-3, train_batch_size=8, max_train_steps=600, guidance_scale=3.0)

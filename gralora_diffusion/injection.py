@@ -32,10 +32,9 @@ def inject(model: nn.Module, config: AdapterConfig) -> dict[str, LoRALinear]:
     chosen = {path: m for path, m in linears.items() if pattern.search(path)}
     if not chosen:
         known = ", ".join(TARGETS)
-        some = ", ".join(list(linears)[:3]) or "none"
-        raise ValueError(
-            f"targets {config.targets!r} is not one of {known}, and as a regular expression it matches no linear layer (the first are: {some})"
-        )
+        useful = dict.fromkeys(found.group().strip(".") for path in linears if (found := re.search(f"{ATTENTION}|{FEED_FORWARD}", path)))
+        some = ", ".join(list(useful) or list(linears)[:3]) or "none"
+        raise ValueError(f"targets {config.targets!r} is not one of {known}, and as a regular expression it matches no linear layer, such as {some}")
     layers, trainable = {}, [p for p in model.parameters() if p.requires_grad]
     for path, linear in chosen.items():
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState, is_initialized
 
 from . import allocation, checkpoints
 from .allocation import all_layers
@@ -55,8 +56,13 @@ def prepare(config: TrainConfig) -> Job:
     pictures, path = instance_pictures(config, picture_cache(config)), locate(config)
     mixed_precision, dtype = precision(config)
     if config.push_to_hub:
-        check_hub(config)
+        check_hub(config, path)
     torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
+    if is_initialized() and AcceleratorState().mixed_precision != mixed_precision:
+        raise ConfigError(
+            f"this process has used --mixed_precision {AcceleratorState().mixed_precision} before, and accelerate keeps that until it ends: "
+            f"train with {mixed_precision} in another process"
+        )
     accelerator = Accelerator(mixed_precision=mixed_precision, log_with=trackers_of(config), project_dir=path / config.logging_dir)
     if mixed_precision == "fp16" and accelerator.scaler is None:
         raise ConfigError("--mixed_precision fp16 needs a GPU: use no or bf16 here")
@@ -169,6 +175,8 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
             raise ConfigError(f"{name}: {error}") from None
     if idle := unmatched_patterns(all_layers(models), config.adapter):
         raise ConfigError(f"rank_pattern or k_pattern {idle[0]!r} matches none of the adapted layers")
+    if config.allocate:
+        allocation.check_range(all_layers(models), config)
     return models
 
 

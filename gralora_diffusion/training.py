@@ -18,7 +18,7 @@ from . import allocation, checkpoints
 from .cache import Cache
 from .config import ConfigError, TrainConfig, TrainingError, to_dict
 from .data import pass_length, picture_cache
-from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, write_comfyui, write_diffusers, write_native
+from .delivery import export, export_again
 from .gradients import stratified
 from .hub import push
 from .injection import adapter_parameters, table
@@ -52,13 +52,12 @@ def train(config: TrainConfig) -> Path:
     with Interrupts(lambda: last_words("stopped", "stopped at once: the same command goes on from the newest checkpoint")) as interrupts:
         try:
             job = prepare(config.resolved())
-            if job.start == job.steps and read_status(job.path)["state"] == "done":
-                return job.path
-            run = open_run(job)
-            runs += [run] if run else []
-            work(job, run, interrupts)
-            last_words("done", "")
-            return job.path
+            done = job.start == job.steps and read_status(job.path)["state"] == "done"
+            if not done:
+                run = open_run(job)
+                runs += [run] if run else []
+                work(job, run, interrupts)
+                last_words("done", "")
         except BaseException as error:
             sentence = isinstance(error, ConfigError | TrainingError | Stopped)
             last_words("stopped" if isinstance(error, Stopped) else "failed", str(error) if sentence else f"{type(error).__name__}: {error}")
@@ -66,6 +65,12 @@ def train(config: TrainConfig) -> Path:
         finally:
             for run in runs:
                 run.lock.release()
+    if job.accelerator.is_main_process:
+        if done:
+            export_again(job.path, job.config)
+        if config.push_to_hub:
+            print(f"uploaded: {push(job.path, job.config)}", flush=True)
+    return job.path
 
 
 def open_run(job: Job) -> Run | None:
@@ -138,8 +143,6 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
             save_comparison(job.path, subject, job.steps, config)
         run.status("running", actual=dict(zip(expected, (time.monotonic() - began, *what_was_used(job)), strict=True)))
         write_report(job.path)
-        if config.push_to_hub:
-            print(f"uploaded: {push(job.path, config)}", flush=True)
     accelerator.end_training()
 
 
@@ -265,7 +268,7 @@ def run_steps(job: Job, optimization: Optimization, loss_of: Callable, interrupt
                 ema.update()
         optimizer.zero_grad(set_to_none=True)
         smooth = total if smooth is None else 0.95 * smooth + 0.05 * total
-        bar.set_postfix(loss=f"{smooth:.4f}")
+        bar.set_postfix({"smoothed loss": f"{smooth:.4f}"})
         seconds = time.monotonic() - began
         line = dict(step=step, loss=total, lr=lr, grad_norm=norm if math.isfinite(norm) else None, seconds=round(seconds, 4))
         yield line | dict(memory=memory_in_use(accelerator.device)), stopping
@@ -326,17 +329,3 @@ def what_to_lower(config: TrainConfig) -> str:
         (True, "lower --resolution or the rank"),
     ]
     return ", ".join(way for wanted, way in ways if wanted)
-
-
-def export(job: Job) -> None:
-    """The files for people: the adapter in each tool's format.  Raises TrainingError when it holds a number that is not finite."""
-    config, adapter = job.config, adapter_of(job)
-    single = job.dtype == torch.float32 or config.upcast_before_saving
-    try:
-        write_native(job.path / NATIVE, adapter)
-        write_diffusers(job.path / DIFFUSERS, adapter, torch.float32 if single else torch.float16)
-        write_comfyui(job.path / COMFYUI, adapter)
-        if config.output_kohya_format:
-            write_comfyui(job.path / KOHYA, adapter, sgm=False)
-    except ValueError as error:
-        raise TrainingError(f"the adapter cannot be exported: {error}") from None
