@@ -25,6 +25,7 @@ from .injection import adapters, inject, unmatched_patterns
 from .names import canonical
 from .optimization import check_optimizer, learning_rates
 from .prior import class_pictures
+from .quantization import check_quantization, quantize
 from .runs import check_same, environment, locate, start_of
 from .sdxl import COMPONENTS, fingerprint, load_sdxl, resolution_of, shapes
 
@@ -71,6 +72,7 @@ def prepare(config: TrainConfig) -> Job:
             f"accelerate is set to {accelerator.distributed_type.value}, which shards a model; here each GPU holds the whole frozen base and only "
             "the adapters' gradients travel: run `accelerate config` and choose plain multi-GPU"
         )
+    check_quantization(config.base_model_precision)
     check_optimizer(config, accelerator.device, steps_of(config, pass_length(config, pictures), accelerator.num_processes))
     base = dict(path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype)
     base |= dict(revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
@@ -78,6 +80,9 @@ def prepare(config: TrainConfig) -> Job:
         inject_all(shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir), config)
     of_class = class_pictures(config, pictures, base, accelerator, picture_cache(config))
     pipeline = load_sdxl(**base)
+    if config.base_model_precision:
+        pipeline.unet.base_fingerprint = fingerprint(pipeline.unet)
+        quantize(pipeline.unet, config.base_model_precision)
     models = inject_all(pipeline.components, config)
     config = in_use(config, pipeline, pictures, mixed_precision, accelerator.num_processes)
     steps = steps_of(config, pass_length(config, pictures), accelerator.num_processes)

@@ -15,6 +15,7 @@ from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, file_sizes
 from .injection import inject, table
 from .jobs import Job, inject_all, precision, steps_of
 from .optimization import bytes_per_parameter
+from .quantization import BYTES
 from .runs import locate
 from .sdxl import COMPONENTS, shapes
 
@@ -114,6 +115,9 @@ def forecast(unet_config, config: TrainConfig, resolution: int, dtype, tokens: i
                 activations = sum(kept.values()) + largest[0]
             trainable = sum(p.numel() for p in unet.parameters() if p.requires_grad)
             weights = sum(p.numel() * p.element_size() for p in unet.parameters() if not p.requires_grad)
+            if config.base_model_precision:
+                few = BYTES[config.base_model_precision]
+                weights -= sum(int(m.weight.numel() * (m.weight.element_size() - few)) for m in unet.modules() if isinstance(m, torch.nn.Linear))
     finally:
         torch.set_default_dtype(default)
     return dict(weights=weights, adapters=bytes_per_parameter(config) * trainable, activations=activations)
