@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 
 from . import allocation, checkpoints
@@ -28,6 +28,7 @@ from .prior import class_pictures
 from .quantization import check_quantization, quantize
 from .runs import check_same, environment, locate, start_of
 from .sdxl import COMPONENTS, fingerprint, load_sdxl, resolution_of, shapes
+from .sharding import check_sharding
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FLAT = ("constant", "constant_with_warmup", "piecewise_constant")  # schedules that do not ask when the run ends
@@ -59,6 +60,8 @@ def prepare(config: TrainConfig) -> Job:
     if config.push_to_hub:
         check_hub(config, path)
     torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
+    if (path / config.logging_dir).is_file():
+        raise ConfigError(f"--logging_dir {config.logging_dir} is a file: name a folder")
     if is_initialized() and AcceleratorState().mixed_precision != mixed_precision:
         raise ConfigError(
             f"this process has used --mixed_precision {AcceleratorState().mixed_precision} before, and accelerate keeps that until it ends: "
@@ -67,11 +70,7 @@ def prepare(config: TrainConfig) -> Job:
     accelerator = Accelerator(mixed_precision=mixed_precision, log_with=trackers_of(config), project_dir=path / config.logging_dir)
     if mixed_precision == "fp16" and accelerator.scaler is None:
         raise ConfigError("--mixed_precision fp16 needs a GPU: use no or bf16 here")
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ConfigError(
-            f"accelerate is set to {accelerator.distributed_type.value}, which shards a model; here each GPU holds the whole frozen base and only "
-            "the adapters' gradients travel: run `accelerate config` and choose plain multi-GPU"
-        )
+    check_sharding(config, accelerator)
     check_quantization(config.base_model_precision)
     check_optimizer(config, accelerator.device, steps_of(config, pass_length(config, pictures), accelerator.num_processes))
     base = dict(path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype)
@@ -194,6 +193,14 @@ def positions_of(step: int, job: Job) -> range:
     """Where in the series of pictures this step stands, over all its batches and processes."""
     per_step = job.config.train_batch_size * job.config.gradient_accumulation_steps * job.accelerator.num_processes
     return range((step - 1) * per_step, step * per_step)
+
+
+def preview_due(step: int, job: Job) -> bool:
+    """Whether sample pictures are drawn after this step, the last one aside."""
+    config = job.config
+    per_epoch = math.ceil(pass_length(config, job.pictures) / len(positions_of(step, job)))
+    every = [config.validation_steps, config.validation_epochs and config.validation_epochs * per_epoch]
+    return step < job.steps and any(n and step % n == 0 for n in every)
 
 
 def adapter_of(job: Job) -> Adapter:

@@ -17,13 +17,13 @@ from tqdm import tqdm
 from . import allocation, checkpoints
 from .cache import Cache
 from .config import ConfigError, TrainConfig, TrainingError, to_dict
-from .data import pass_length, picture_cache
+from .data import picture_cache
 from .delivery import export, export_again
 from .gradients import stratified
 from .hub import push
 from .injection import adapter_parameters, table
 from .interrupts import Interrupts, Stopped
-from .jobs import Job, adapter_of, all_layers, positions_of, prepare
+from .jobs import Job, adapter_of, all_layers, positions_of, prepare, preview_due
 from .loss import add_noise, diffusion_loss, draw, noise_schedule
 from .optimization import EMA, load_optimizer_state, make_optimizer, make_schedule, optimizer_state, parameter_groups, rate_in_use, settle, settled
 from .planning import forecast_run, in_words, memory_in_use, what_was_used
@@ -32,6 +32,7 @@ from .report import write_report
 from .runs import Run, read_status
 from .sdxl import encode_prompts
 from .series import Series, choose, encode_captions, make_series, tell_long_captions
+from .sharding import shard
 
 CACHE = "cache"  # of a run with --no-cache_latents, in its folder until it ends
 SKIPS = 25  # fp16's scaler may skip so many steps in a row
@@ -112,6 +113,7 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
         encode = encode_captions(series.captions(), pipeline, series.cache, accelerator, config.dataloader_num_workers)
         pipeline.text_encoder = pipeline.text_encoder_2 = None  # they leave memory: what they had to say is in the cache and in `previews`
     pipeline.unet.to(accelerator.device)
+    shard(pipeline.unet, accelerator)
     if previews and job.start == 0:
         previews.draw(0)
     needs = pipeline.unet, pipeline.scheduler, series, encode, config, accelerator, job.dtype
@@ -169,7 +171,7 @@ def learn(job: Job, run: Run | None, loss_of: Callable, series: Series, previews
             if run:
                 log(run, line)
                 accelerator.log({name: value for name, value in line.items() if value is not None}, step=step)
-            if previews and step < job.steps and preview_due(step, job):
+            if previews and preview_due(step, job):
                 with settled(optimization.optimizer, optimization.ema):
                     previews.draw(step)
             if step == job.steps or stopping or step % config.checkpointing_steps == 0:
@@ -212,7 +214,7 @@ class Optimization:
         optimizer = make_optimizer(parameter_groups(job.models, config, accelerator.num_processes), config)
         schedule = make_schedule(optimizer, config, job.steps)
         named = {f"{name}.{path}": p for name, model in job.models.items() for path, p in adapter_parameters(model).items()}
-        self = cls(accelerator.prepare(optimizer), schedule, EMA(named, config.ema_decay) if config.ema_decay else None, accelerator.scaler)
+        self = cls(accelerator.prepare_optimizer(optimizer), schedule, EMA(named, config.ema_decay) if config.ema_decay else None, accelerator.scaler)
         self.load(job.state)
         return self
 
@@ -312,13 +314,6 @@ def average(parameters: list, loss: torch.Tensor, stopping: bool, accelerator) -
     for p, gradient in zip(parameters, flat[:-2].split([p.numel() for p in parameters]), strict=True):
         p.grad = gradient.view_as(p)
     return flat[-2].item(), flat[-1].item() > 0
-
-
-def preview_due(step: int, job: Job) -> bool:
-    config = job.config
-    per_epoch = math.ceil(pass_length(config, job.pictures) / len(positions_of(step, job)))
-    every = [config.validation_steps, config.validation_epochs and config.validation_epochs * per_epoch]
-    return any(n and step % n == 0 for n in every)
 
 
 def what_to_lower(config: TrainConfig) -> str:
