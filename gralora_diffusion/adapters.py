@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .kernel import Part, adapted_linear
+from .kernel import Part, adapted_linear, quantized
+from .quantization import QuantizedLinear
 
 
 class LoRALinear(nn.Linear):
@@ -102,8 +103,10 @@ class LoRALinear(nn.Linear):
     def merge(self) -> None:
         """Bake strength * delta of all that is enabled into the weight: no cost at inference; unmerge() gives the old weight back.
 
-        T-LoRA's ranks all act then, at every timestep.
+        T-LoRA's ranks all act then, at every timestep.  Raises ValueError where the weight is in few bits, which would lose the delta.
         """
+        if quantized(self.weight):
+            raise ValueError("the base is quantised, and an adapter cannot be merged into it: load the base in bf16")
         if self.unmerged_weight is None:
             self.unmerged_weight, self.merged_state = self.weight.data, self.state
             wide = torch.promote_types(self.weight.dtype, torch.float32)
@@ -116,7 +119,8 @@ class LoRALinear(nn.Linear):
 
     def to_linear(self) -> nn.Linear:
         """The plain layer again, with the weight as it is now: the base's own, or the merged one."""
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        kind = QuantizedLinear if quantized(self.weight) else nn.Linear
+        linear = kind(self.in_features, self.out_features, self.bias is not None, device="meta")
         linear.weight, linear.bias = self.weight, self.bias
         return linear.train(self.training)
 

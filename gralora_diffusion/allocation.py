@@ -123,6 +123,14 @@ def apply(models: dict, loss_of: Callable, config: TrainConfig, accelerator, run
         print(table(facts), flush=True)
 
 
+def check_range(layers: dict[str, LoRALinear], config: TrainConfig) -> None:
+    """Raises ConfigError where no allocation to these layers can keep to --gora_min_rank, --gora_max_rank and the grid of ranks."""
+    try:
+        bounds([tuple(layer.weight.shape) for layer in layers.values()], config.adapter.rank, *rank_range(config), step_of(config.adapter))
+    except ValueError as error:
+        raise ConfigError(f"--allocate {config.allocate} cannot meet --rank, --gora_min_rank and --gora_max_rank: {error}") from None
+
+
 def allocate(gradients: Gradients, config: TrainConfig) -> tuple[dict[str, dict], list[float]]:
     """({component.path: {shape, rank, k, importance, gradient_norm, ...}} by config.allocate, what moved in the bootstraps)."""
     adapter, rule, layers, moved = config.adapter, config.allocate, gradients.layers, []
@@ -138,7 +146,6 @@ def allocate(gradients: Gradients, config: TrainConfig) -> tuple[dict[str, dict]
         return moved[-1] <= config.gora_tolerance
 
     try:
-        bounds(list(shapes.values()), *limits)  # before the work
         if rule not in ("uniform", "energy") and config.gora_tolerance > 0:
             gradients.settle(settled)
         rows, curves = {}, {}

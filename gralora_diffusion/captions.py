@@ -11,6 +11,7 @@ from .loss import generator
 
 MAX_BYTES = 65_536
 METADATA = "metadata.jsonl"
+PLACES = f"NAME.txt or NAME.json beside NAME.png, or lines of {METADATA}"
 COLUMNS = ("text", "caption")  # of metadata.jsonl, where --caption_column names none
 ORDERS = 8  # that --shuffle_captions shows a caption in: their embeddings are kept on disk, so there must be a bound
 
@@ -48,7 +49,7 @@ def caption_of(path: Path, beside: dict[str, Path], metadata: dict[str, str], pr
     if path in metadata:
         return clean(metadata[path], METADATA)
     if prompt is None:
-        raise ValueError("no caption in a .txt or .json file beside it nor in metadata.jsonl, and no --instance_prompt to stand in")
+        raise ValueError(f"no caption: give --instance_prompt to stand in, or captions, {PLACES}")
     return prompt
 
 

@@ -19,6 +19,7 @@ ALLOCATE = ("gora", "energy", "uniform", "random", "inverse", "ralora")
 OPTIMIZERS = ("AdamW", "Prodigy", "Adafactor", "AdamWScheduleFree")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "piecewise_constant")
 INTERPOLATIONS = ("nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
+QUANTIZED = ("int8-torchao", "nf4-torchao")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -155,6 +156,9 @@ class TrainConfig:
     train_text_encoder: bool = option(False, "adapt both text encoders too")
     mixed_precision: str | None = option(
         None, "precision of the frozen base and of the computation; by default what accelerate is set to", (), ("no", "fp16", "bf16")
+    )
+    base_model_precision: str | None = option(
+        None, "keep the frozen UNet's linear weights in 8 or 4 bits: less memory, slower (needs the package torchao)", (), QUANTIZED
     )
     learning_rate: float | None = option(None, "learning rate of the UNet's adapters; Prodigy finds its own and multiplies it by this, 1", above=0)
     text_encoder_lr: float | None = option(None, "learning rate of the text encoders' adapters; by default the UNet's", least=0)
@@ -314,10 +318,16 @@ def check_allocation(config: TrainConfig) -> None:
         raise ConfigError("--allocate makes ranks and --allocation takes them from a file: give one of them")
     if (config.allocate or config.allocation or adapter.method == "gora") and (adapter.rank_pattern or adapter.k_pattern or adapter.hybrid_rank):
         raise ConfigError("--allocate, --allocation and --adapter gora do not go with --rank_pattern, --k_pattern or --hybrid_rank: drop these")
+    if config.base_model_precision and (config.allocate or config.allocation or adapter.method == "gora"):
+        raise ConfigError("--base_model_precision leaves no weights to take gradients of, which --allocate, --allocation and --adapter gora need")
     if config.allocate == "ralora" and (adapter.method != "gralora" or adapter.k):
         raise ConfigError("--allocate ralora chooses GraLoRA's k: use --adapter gralora without --gralora_k")
-    if config.gora_rounding == "paper" and config.allocate in ("energy", "uniform"):
-        raise ConfigError(f"--gora_rounding paper is a rounding of importances, and --allocate {config.allocate} has none")
+    for name in ("gora_min_rank", "gora_max_rank"):
+        if getattr(config, name) is not None and (config.allocation or config.allocate == "uniform"):
+            raise ConfigError(f"--{name} is given, and has no effect where the ranks are given: drop it, or --allocation and --allocate uniform")
+    if config.gora_rounding == "paper" and (config.allocation or config.allocate in ("energy", "uniform")):
+        rule = f"--allocate {config.allocate}" if config.allocate else "--allocation"
+        raise ConfigError(f"--gora_rounding paper is a rounding of importances, and {rule} has none")
 
 
 EMBEDDED = dict(learning_rate=1e-3, train_batch_size=8, max_train_steps=600, guidance_scale=3.0)

@@ -15,11 +15,12 @@ import PIL
 from PIL import Image
 
 from .cache import Cache, key_of
-from .captions import METADATA, caption_of, read_metadata
+from .captions import METADATA, PLACES, caption_of, read_metadata
 from .config import ConfigError, say
 from .pictures import DRAWINGS, EXTENSIONS, MAX_BYTES, decode, open_picture
 
 IGNORED = {"thumbs.db", "desktop.ini", "readme.md", METADATA}
+DOCUMENTS = {".md", ".rst", ".log", ".csv", ".toml", ".yaml", ".yml", ".ini", ".npz"}  # never a picture nor a caption: left out, and said
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,17 @@ def find_pictures(
         except Exception as error:  # a decoder may raise anything at all on a damaged file
             return plain(error)
 
+    captioned = metadata.keys() | {p for p in paths for suffix in (".txt", ".json") if f"{p.stem}{suffix}" in beside}
+    if prompt is None and paths and captioned.isdisjoint(paths):
+        raise ConfigError(f"{folder} has no caption for any of its pictures: give --instance_prompt, or captions ({PLACES})")
     results = dict(zip(paths, check(examine, paths, workers), strict=True))
     found = {path: result for path, result in results.items() if isinstance(result, Picture)}
     bad |= {path: result for path, result in results.items() if not isinstance(result, Picture)}
     refuse(folder, {shown(path.relative_to(folder)): reason for path, reason in sorted(bad.items())}, skip)
     if folders:
         say(f"{folder} has sub-folders, which are left out: {', '.join(map(shown, folders))}")
+    if documents := [shown(p.name) for p in files if p.suffix.lower() in DOCUMENTS and p not in metadata]:
+        say(f"{folder} holds files that are neither pictures nor captions, which are left out: {', '.join(documents)}")
     if len(found) < least:
         raise ConfigError(f"{folder} holds no pictures that can be used ({', '.join(sorted(EXTENSIONS))})")
     tell(folder, list(found.values()))
@@ -119,7 +125,7 @@ def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path
 def why_not(path: Path, stems: set[str]) -> str | None:
     """Why a file of the folder cannot be used, as far as its name tells."""
     suffix = path.suffix.lower()
-    if suffix in EXTENSIONS or (suffix in (".txt", ".json") and path.stem in stems):
+    if suffix in EXTENSIONS | DOCUMENTS or (suffix in (".txt", ".json") and path.stem in stems):
         return None
     if suffix in (".txt", ".json"):
         return f"a text file that is no picture's caption: there is no picture named {shown(path.stem)}"
@@ -156,7 +162,8 @@ def refuse(where, bad: dict[str, str], skip: bool) -> None:
     """Raises ConfigError that names all bad files, or says how many are skipped."""
     if not bad:
         return
-    names = "; ".join(f"{name} ({reason})" for name, reason in bad.items())
+    by_reason = {reason: ", ".join(name for name, other in bad.items() if other == reason) for reason in bad.values()}
+    names = "; ".join(f"{which} ({reason})" for reason, which in by_reason.items())
     if not skip:
         raise ConfigError(f"{where} holds {len(bad)} file(s) that cannot be used, mend them, take them out, or give --on_bad_image skip: {names}")
     say(f"{len(bad)} file(s) of {where} are skipped: {names}")

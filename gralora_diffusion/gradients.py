@@ -10,6 +10,7 @@ from .adapters import LoRALinear
 from .config import ConfigError
 from .gora import project
 from .loss import generator
+from .kernel import quantized
 
 GRADIENTS, HELD_OUT = 2**30, 2**31  # where in the endless series of training batches these two begin: neither is trained on
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it, modulo 2^64, are spread evenly, wherever one stops
@@ -43,7 +44,7 @@ class Gradients:
         self.layers, self.loss_of, self.accelerator, self.batches = layers, loss_of, accelerator, batches
         self.groups, self.kept, self.peak, self.passes, self.ran = grouped(layers, memory), None, 0, 0, 0
         for path, layer in layers.items():
-            if not layer.weight.is_floating_point():
+            if quantized(layer.weight):
                 raise ConfigError(f"{path}: GoRA needs the gradient of the base's weights, and this base is quantised: load it in bf16")
 
     def settle(self, settled: Callable[[dict], bool]) -> None:

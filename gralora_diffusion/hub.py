@@ -13,14 +13,19 @@ UPLOADED = ["README.md", "*.safetensors", "before_after.png", "samples/*", "conf
 KEPT_HERE = ["checkpoint-*/*", ".*", "logs/*"]
 
 
-def check_hub(config: TrainConfig) -> None:
-    """Raises ConfigError, before hours of training, when --push_to_hub cannot work with this token or without a network."""
+def check_hub(config: TrainConfig, run: Path) -> None:
+    """Raises ConfigError, before hours of training, when --push_to_hub cannot work with this name or token, or without a network."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
-        if config.hub_model_id:
-            validate_repo_id(config.hub_model_id)
+        validate_repo_id(name_of(config, run))
+    except HFValidationError:
+        given = f"--hub_model_id {config.hub_model_id!r}" if config.hub_model_id else f"the run folder's name {name_of(config, run)!r}"
+        words = "letters, digits, '-', '_' and '.', at most 96, and perhaps your name and a '/' before them"
+        raise ConfigError(f"{given} cannot be the name of a repository: give --hub_model_id with {words}") from None
+    try:
         if config.hub_token and not re.fullmatch(r"[!-~]+", config.hub_token):
             raise ValueError("--hub_token holds a space or a line break")
         HfApi(token=config.hub_token).whoami()
@@ -29,12 +34,17 @@ def check_hub(config: TrainConfig) -> None:
         raise ConfigError(f"--push_to_hub cannot work here: {first}; log in with `hf auth login`, or drop it") from None
 
 
+def name_of(config: TrainConfig, run: Path) -> str:
+    """What the repository is called; the hub puts the user's name before it."""
+    return config.hub_model_id or run.resolve().name
+
+
 def push(run: Path, config: TrainConfig) -> str:
     """Write the model card and upload; returns the page's address.  Raises TrainingError: the run itself is complete by then."""
     from huggingface_hub import HfApi
 
     write_card(run)
-    api, name = HfApi(token=config.hub_token), config.hub_model_id or run.resolve().name
+    api, name = HfApi(token=config.hub_token), name_of(config, run)
     try:
         repository = api.create_repo(name, exist_ok=True).repo_id
         api.upload_folder(repo_id=repository, folder_path=run, allow_patterns=UPLOADED, ignore_patterns=KEPT_HERE)

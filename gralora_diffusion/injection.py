@@ -10,6 +10,7 @@ from torch import nn
 
 from .adapters import GraLoRALinear, LoRALinear, active_ranks
 from .config import AdapterConfig
+from .quantization import QuantizedLinear
 
 ATTENTION = r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$|\.self_attn\.(q_proj|k_proj|v_proj|out_proj)$"  # diffusers | CLIP
 FEED_FORWARD = r"\.ff\.net\.(0\.proj|2)$|\.mlp\.fc[12]$"
@@ -27,15 +28,14 @@ def inject(model: nn.Module, config: AdapterConfig) -> dict[str, LoRALinear]:
         raise ValueError("the model has adapters already: call remove() first")
     if config.method == "gora":  # its layers are LoRA's; ranks and factors come from gradients, in allocation.py
         config = dataclasses.replace(config, method="lora")
-    linears = {path: m for path, m in model.named_modules() if type(m) is nn.Linear}
+    linears = {path: m for path, m in model.named_modules() if type(m) in (nn.Linear, QuantizedLinear)}
     pattern = compiled(TARGETS.get(config.targets, config.targets), "targets")
     chosen = {path: m for path, m in linears.items() if pattern.search(path)}
     if not chosen:
         known = ", ".join(TARGETS)
-        some = ", ".join(list(linears)[:3]) or "none"
-        raise ValueError(
-            f"targets {config.targets!r} is not one of {known}, and as a regular expression it matches no linear layer (the first are: {some})"
-        )
+        useful = dict.fromkeys(found.group().strip(".") for path in linears if (found := re.search(f"{ATTENTION}|{FEED_FORWARD}", path)))
+        some = ", ".join(list(useful) or list(linears)[:3]) or "none"
+        raise ValueError(f"targets {config.targets!r} is not one of {known}, and as a regular expression it matches no linear layer, such as {some}")
     layers, trainable = {}, [p for p in model.parameters() if p.requires_grad]
     for path, linear in chosen.items():
         try:

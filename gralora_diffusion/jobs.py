@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 
 from . import allocation, checkpoints
 from .allocation import all_layers
@@ -24,8 +25,10 @@ from .injection import adapters, inject, unmatched_patterns
 from .names import canonical
 from .optimization import check_optimizer, learning_rates
 from .prior import class_pictures
+from .quantization import check_quantization, quantize
 from .runs import check_same, environment, locate, start_of
 from .sdxl import COMPONENTS, fingerprint, load_sdxl, resolution_of, shapes
+from .sharding import check_sharding
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FLAT = ("constant", "constant_with_warmup", "piecewise_constant")  # schedules that do not ask when the run ends
@@ -55,16 +58,20 @@ def prepare(config: TrainConfig) -> Job:
     pictures, path = instance_pictures(config, picture_cache(config)), locate(config)
     mixed_precision, dtype = precision(config)
     if config.push_to_hub:
-        check_hub(config)
+        check_hub(config, path)
     torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
+    if (path / config.logging_dir).is_file():
+        raise ConfigError(f"--logging_dir {config.logging_dir} is a file: name a folder")
+    if is_initialized() and AcceleratorState().mixed_precision != mixed_precision:
+        raise ConfigError(
+            f"this process has used --mixed_precision {AcceleratorState().mixed_precision} before, and accelerate keeps that until it ends: "
+            f"train with {mixed_precision} in another process"
+        )
     accelerator = Accelerator(mixed_precision=mixed_precision, log_with=trackers_of(config), project_dir=path / config.logging_dir)
     if mixed_precision == "fp16" and accelerator.scaler is None:
         raise ConfigError("--mixed_precision fp16 needs a GPU: use no or bf16 here")
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ConfigError(
-            f"accelerate is set to {accelerator.distributed_type.value}, which shards a model; here each GPU holds the whole frozen base and only "
-            "the adapters' gradients travel: run `accelerate config` and choose plain multi-GPU"
-        )
+    check_sharding(config, accelerator)
+    check_quantization(config.base_model_precision)
     check_optimizer(config, accelerator.device, steps_of(config, pass_length(config, pictures), accelerator.num_processes))
     base = dict(path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype)
     base |= dict(revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
@@ -72,6 +79,9 @@ def prepare(config: TrainConfig) -> Job:
         inject_all(shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir), config)
     of_class = class_pictures(config, pictures, base, accelerator, picture_cache(config))
     pipeline = load_sdxl(**base)
+    if config.base_model_precision:
+        pipeline.unet.base_fingerprint = fingerprint(pipeline.unet)
+        quantize(pipeline.unet, config.base_model_precision)
     models = inject_all(pipeline.components, config)
     config = in_use(config, pipeline, pictures, mixed_precision, accelerator.num_processes)
     steps = steps_of(config, pass_length(config, pictures), accelerator.num_processes)
@@ -169,6 +179,8 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
             raise ConfigError(f"{name}: {error}") from None
     if idle := unmatched_patterns(all_layers(models), config.adapter):
         raise ConfigError(f"rank_pattern or k_pattern {idle[0]!r} matches none of the adapted layers")
+    if config.allocate:
+        allocation.check_range(all_layers(models), config)
     return models
 
 
@@ -181,6 +193,14 @@ def positions_of(step: int, job: Job) -> range:
     """Where in the series of pictures this step stands, over all its batches and processes."""
     per_step = job.config.train_batch_size * job.config.gradient_accumulation_steps * job.accelerator.num_processes
     return range((step - 1) * per_step, step * per_step)
+
+
+def preview_due(step: int, job: Job) -> bool:
+    """Whether sample pictures are drawn after this step, the last one aside."""
+    config = job.config
+    per_epoch = math.ceil(pass_length(config, job.pictures) / len(positions_of(step, job)))
+    every = [config.validation_steps, config.validation_epochs and config.validation_epochs * per_epoch]
+    return step < job.steps and any(n and step % n == 0 for n in every)
 
 
 def adapter_of(job: Job) -> Adapter:

@@ -14,7 +14,7 @@ Backward, with g = dL/dy and its slices g_j:
 
 A plain LoRA (A [r, N], B [M, r]) has one slice and no swap: h = x A^T, y += s h B^T; dB = s g^T h, e = s g B, dA = e^T x, dx += e A.
 
-Kept for the backward pass: x, and h, which is k*r numbers per token (r for LoRA).  T-LoRA's mask multiplies the groups of h, and so of e.
+Kept for the backward pass: x, and h, which is k*r numbers per token (r for LoRA); of a weight in few bits, these few bits.  T-LoRA's mask multiplies the groups of h, and so of e.
 Where B is zero, s h B is zero, and y is the frozen layer's own, bit for bit.
 """
 
@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 class Part(NamedTuple):
@@ -43,7 +44,8 @@ def adapted_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     device, dtype = x.device.type, x.dtype
     if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+        weight = weight if quantized(weight) else weight.to(dtype)
     tensors = [t for p in parts for t in (p.A.to(dtype), p.B.to(dtype), p.mask, None if p.own is None else p.own.to(dtype))]
     return AdaptedLinear.apply(x, weight, bias, [p.scale for p in parts], *tensors)
 
@@ -53,7 +55,7 @@ class AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, scales, *tensors):
-        out, kept = F.linear(x, weight, bias), []
+        out, kept = F.linear(x, numbers(weight, x.dtype), bias), []
         for i, scale in enumerate(scales):
             A, B, mask, own = tensors[4 * i : 4 * i + 4]
             h = masked(down(rows(x if own is None else own), A), mask)
@@ -68,7 +70,7 @@ class AdaptedLinear(torch.autograd.Function):
     def backward(ctx, grad):
         (x, weight, *kept), needs, grads = ctx.saved_tensors, ctx.needs_input_grad, []
         g = rows(grad).contiguous()
-        dx = g @ weight if needs[0] else None
+        dx = g @ numbers(weight, g.dtype) if needs[0] else None
         for i, scale in enumerate(ctx.scales):
             h, A, B, mask, own = kept[5 * i : 5 * i + 5]
             needs_A, needs_B, _, needs_own = needs[4 * i + 4 : 4 * i + 8]
@@ -81,6 +83,19 @@ class AdaptedLinear(torch.autograd.Function):
             grads += [dA, dB, None, None if d_own is None else d_own.view_as(own)]
         dW = g.T @ rows(x) if needs[1] else None
         return None if dx is None else dx.view_as(x), dW, g.sum(0) if needs[2] else None, None, *grads
+
+
+def quantized(weight: torch.Tensor) -> bool:
+    """Whether a weight is stored in few bits, as a tensor subclass of torchao."""
+    return is_traceable_wrapper_subclass(weight)
+
+
+def numbers(weight: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The weight [M, N] as it is computed with: one in few bits becomes numbers for as long as they are needed."""
+    if not quantized(weight):
+        return weight
+    plain = weight.get_original_weight() if hasattr(weight, "get_original_weight") else weight.dequantize()
+    return plain.to(dtype or weight.dtype)
 
 
 def rows(x: torch.Tensor) -> torch.Tensor:

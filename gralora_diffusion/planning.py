@@ -1,7 +1,10 @@
 """What a run would do: from shapes alone, layers, parameters, memory, files, steps; from a few batches, time, memory and disk."""
 
+import functools
 import json
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -13,14 +16,18 @@ from .config import TrainConfig, to_dict
 from .data import instance, instance_pictures, pass_length, picture_cache
 from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, file_sizes
 from .injection import inject, table
-from .jobs import Job, inject_all, precision, steps_of
+from .jobs import Job, inject_all, precision, preview_due, steps_of
 from .optimization import bytes_per_parameter
+from .quantization import BYTES
 from .runs import locate
 from .sdxl import COMPONENTS, shapes
 
+SAVED_PER_SECOND = 2e8  # bytes of a checkpoint: written, synced, hashed
+SMALL = 2 * 10**8  # parameters of a UNet that a CPU can try out
 
-def plan(config: TrainConfig) -> str:
-    """What train(config) would do, from shapes alone: layers, parameters, memory, files, steps.
+
+def plan(config: TrainConfig, timed: bool = False) -> str:
+    """What train(config) would do, from shapes alone: layers, parameters, memory, files, steps; timed: and how long a step takes here.
 
     Writes nothing, but for what it learns of the pictures, which goes to the cache.
     """
@@ -50,9 +57,16 @@ def plan(config: TrainConfig) -> str:
             + " + ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
             *gradient_pass(config, layers, torch.finfo(dtype).bits // 8),
             "files: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in files.items()),
+            *([time_in_words(step_time(components, config, resolution, dtype, tokens), steps)] if timed else []),
             f"run folder: {run} (not made: this is a dry run)",
         ]
     )
+
+
+def time_in_words(step: float | None, steps: int) -> str:
+    if step is None:
+        return "time: not tried out, since a base of this size takes long on a CPU; a run measures it on its first batches"
+    return f"time: about {step:.3g} s a step here, {clock(step * steps)} for {steps}; sample pictures and the first encoding come on top"
 
 
 def gradient_pass(config: TrainConfig, layers: dict, itemsize: int) -> list[str]:
@@ -94,10 +108,8 @@ def forecast(unet_config, config: TrainConfig, resolution: int, dtype, tokens: i
             unet = UNet2DConditionModel.from_config(unet_config).train()
             inject(unet, config.adapter)
             own = {p.untyped_storage()._cdata for p in unet.parameters()}
-            n, side, c = config.train_batch_size * (1 + config.with_prior_preservation), resolution // 8, unet.config.cross_attention_dim
-            width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-            inputs = (torch.empty(n, unet.config.in_channels, side, side), torch.zeros(n, dtype=torch.long), torch.empty(n, tokens, c))
-            conditions = dict(text_embeds=torch.empty(n, width), time_ids=torch.empty(n, 6))
+            n = config.train_batch_size * (1 + config.with_prior_preservation)
+            inputs, conditions = inputs_of(unet.config, n, resolution // 8, tokens)
             for module in unet.modules():
                 if type(module).__name__ in ("BasicTransformerBlock", "ResnetBlock2D"):
                     module.register_forward_pre_hook(open_block)
@@ -114,38 +126,95 @@ def forecast(unet_config, config: TrainConfig, resolution: int, dtype, tokens: i
                 activations = sum(kept.values()) + largest[0]
             trainable = sum(p.numel() for p in unet.parameters() if p.requires_grad)
             weights = sum(p.numel() * p.element_size() for p in unet.parameters() if not p.requires_grad)
+            if config.base_model_precision:
+                few = BYTES[config.base_model_precision]
+                weights -= sum(int(m.weight.numel() * (m.weight.element_size() - few)) for m in unet.modules() if isinstance(m, torch.nn.Linear))
     finally:
         torch.set_default_dtype(default)
     return dict(weights=weights, adapters=bytes_per_parameter(config) * trainable, activations=activations)
 
 
+def inputs_of(unet_config, n: int, side: int, tokens: int, device=None) -> tuple[tuple, dict]:
+    """Zeros in the shapes that the UNet takes for n pictures: ((sample, timesteps, prompt_embeds), added_cond_kwargs)."""
+    width = unet_config.projection_class_embeddings_input_dim - 6 * unet_config.addition_time_embed_dim
+    zeros = functools.partial(torch.zeros, device=device)
+    inputs = zeros(n, unet_config.in_channels, side, side), zeros(n, dtype=torch.long), zeros(n, tokens, unet_config.cross_attention_dim)
+    return inputs, dict(text_embeds=zeros(n, width), time_ids=zeros(n, 6))
+
+
 def forecast_run(job: Job, loss_of, previews) -> dict[str, float]:
-    """{"seconds", "memory in MB", "disk in MB"} of what is left of a run, measured on three batches whose gradients are dropped."""
-    config, steps, layers, times = job.config, job.steps - job.start, all_layers(job.models), []
+    """{"seconds", "memory in MB", "disk in MB"} of what is left of a run, measured on batches whose gradients are dropped."""
+    config, steps, layers, device = job.config, job.steps - job.start, all_layers(job.models), job.accelerator.device
     parameters = [p for layer in layers.values() for p in layer.adapter_parameters.values()]
-    for batch in range(3):
-        began = time.monotonic()
-        job.accelerator.backward(loss_of(batch))
-        times.append(time.monotonic() - began)
+
+    def batch(number: int) -> None:
+        job.accelerator.backward(loss_of(number))
+        job.accelerator.clip_grad_norm_(parameters, math.inf)
+
+    seconds = steps * config.gradient_accumulation_steps * mean_time(batch, steps * config.gradient_accumulation_steps, device)
     for parameter in parameters:
         parameter.grad = None
     size = sum(p.numel() * p.element_size() for p in parameters)
     optimizer = (bytes_per_parameter(config) - 8) * size // 4  # its state is to come
-    memory = max(peak_memory(job.accelerator.device), memory_in_use(job.accelerator.device) + optimizer)
-    every = [n for n in (config.validation_steps,) if n]
-    pictures = (1 + sum(steps // n for n in every)) if previews else 0
+    memory = max(peak_memory(device), memory_in_use(device) + optimizer)
+    pictures = (1 + sum(preview_due(step, job) for step in range(job.start + 1, job.steps))) if previews else 0
     saves = len({*range(job.start // config.checkpointing_steps, job.steps // config.checkpointing_steps), -1}) if steps else 0
     native, exported = file_sizes(layers)
     disk = disk_used(job.path) + min(saves, config.checkpoints_total_limit or saves) * 3 * size + native + exported
-    seconds = steps * config.gradient_accumulation_steps * sum(times[1:]) / 2 + pictures * (previews.seconds if previews else 0)
+    seconds += pictures * (previews.seconds if previews else 0) + saves * 3 * size / SAVED_PER_SECOND
     return {"seconds": seconds, "memory in MB": memory / 1e6, "disk in MB": disk / 1e6}
+
+
+def mean_time(batch: Callable[[int], None], batches: int, device: torch.device) -> float:
+    """Seconds of batch(i), after one to warm up: of two and more, up to ten or a hundredth of all that are planned."""
+    times = []
+    for number in range(11):
+        began = time.monotonic()
+        batch(number)
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        times.append(time.monotonic() - began)
+        if number >= 2 and sum(times) > 0.01 * batches * min(times):
+            break
+    return sum(times[1:]) / len(times[1:])
+
+
+def step_time(components: dict, config: TrainConfig, resolution: int, dtype, tokens: int) -> float | None:
+    """Seconds of a training step as a dry run can measure them: adapted models of the plan's shapes, which are on the meta device, with zeros
+    for weights and inputs.  None where that would take long or much memory: a base of SDXL's size on a CPU.
+    """
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    wanted = components if config.train_text_encoder else {"unet": components["unet"]}
+    if device.type == "cpu" and sum(p.numel() for p in components["unet"].parameters()) > SMALL:
+        return None
+    for model in wanted.values():
+        model.to_empty(device=device).train()
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = torch.zeros_like(tensor, dtype=tensor.dtype if tensor.requires_grad or not tensor.is_floating_point() else dtype)
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing() if hasattr(model, "enable_gradient_checkpointing") else model.gradient_checkpointing_enable()
+    unet, texts = wanted["unet"], [wanted[name] for name in COMPONENTS[1:] if name in wanted]
+    n = config.train_batch_size * (1 + config.with_prior_preservation)
+    (sample, t, embeds), conditions = inputs_of(unet.config, n, resolution // 8, tokens, device)
+    words = torch.zeros(n, tokens, dtype=torch.long, device=device)
+
+    def batch(_: int) -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            states = [text(words, output_hidden_states=True).hidden_states[-2] for text in texts]
+            out = unet(sample.to(dtype), t, torch.cat(states, -1) if states else embeds, added_cond_kwargs=conditions).sample
+        out.float().square().mean().backward()
+
+    return config.gradient_accumulation_steps * mean_time(batch, 10**4, device)
 
 
 def in_words(expected: dict[str, float]) -> str:
     """forecast_run()'s answer for people."""
-    seconds = round(expected["seconds"])
-    time = f"{seconds // 3600} h {seconds % 3600 // 60} min" if seconds >= 3600 else f"{seconds // 60} min {seconds % 60} s"
-    return f"about {time}, {expected['memory in MB'] / 1024:.1f} GiB of memory, {expected['disk in MB']:,.0f} MB on disk"
+    return f"about {clock(expected['seconds'])}, {expected['memory in MB'] / 1024:.1f} GiB of memory, {expected['disk in MB']:,.0f} MB on disk"
+
+
+def clock(seconds: float) -> str:
+    seconds = round(seconds)
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min" if seconds >= 3600 else f"{seconds // 60} min {seconds % 60} s"
 
 
 def what_was_used(job: Job) -> tuple[float, float]:

@@ -34,6 +34,12 @@ class Run:
             raise ConfigError(in_use(path)) from None
         checkpoints.sweep(path)
 
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.lock.release()
+
     def begin(self, config: TrainConfig, facts: dict, step: int) -> None:
         """config.json and environment.json, what is needed to do the same again; metrics.jsonl ends at `step`."""
         write_text(self.path / "config.json", json.dumps(to_dict(dataclasses.replace(config, hub_token=None)), indent=2) + "\n")

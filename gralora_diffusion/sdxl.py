@@ -119,6 +119,8 @@ def fingerprint(unet) -> dict:
     """
     from .injection import adapters
 
+    if hasattr(unet, "base_fingerprint"):  # taken before the base was quantised
+        return unet.base_fingerprint
     layers = adapters(unet)
     own = {}
     for name, tensor in unet.state_dict().items():

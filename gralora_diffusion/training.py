@@ -17,13 +17,13 @@ from tqdm import tqdm
 from . import allocation, checkpoints
 from .cache import Cache
 from .config import ConfigError, TrainConfig, TrainingError, to_dict
-from .data import pass_length, picture_cache
-from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, write_comfyui, write_diffusers, write_native
+from .data import picture_cache
+from .delivery import export, export_again
 from .gradients import stratified
 from .hub import push
 from .injection import adapter_parameters, table
 from .interrupts import Interrupts, Stopped
-from .jobs import Job, adapter_of, all_layers, positions_of, prepare
+from .jobs import Job, adapter_of, all_layers, positions_of, prepare, preview_due
 from .loss import add_noise, diffusion_loss, draw, noise_schedule
 from .optimization import EMA, load_optimizer_state, make_optimizer, make_schedule, optimizer_state, parameter_groups, rate_in_use, settle, settled
 from .planning import forecast_run, in_words, memory_in_use, what_was_used
@@ -32,6 +32,7 @@ from .report import write_report
 from .runs import Run, read_status
 from .sdxl import encode_prompts
 from .series import Series, choose, encode_captions, make_series, tell_long_captions
+from .sharding import shard
 
 CACHE = "cache"  # of a run with --no-cache_latents, in its folder until it ends
 SKIPS = 25  # fp16's scaler may skip so many steps in a row
@@ -52,13 +53,12 @@ def train(config: TrainConfig) -> Path:
     with Interrupts(lambda: last_words("stopped", "stopped at once: the same command goes on from the newest checkpoint")) as interrupts:
         try:
             job = prepare(config.resolved())
-            if job.start == job.steps and read_status(job.path)["state"] == "done":
-                return job.path
-            run = open_run(job)
-            runs += [run] if run else []
-            work(job, run, interrupts)
-            last_words("done", "")
-            return job.path
+            done = job.start == job.steps and read_status(job.path)["state"] == "done"
+            if not done:
+                run = open_run(job)
+                runs += [run] if run else []
+                work(job, run, interrupts)
+                last_words("done", "")
         except BaseException as error:
             sentence = isinstance(error, ConfigError | TrainingError | Stopped)
             last_words("stopped" if isinstance(error, Stopped) else "failed", str(error) if sentence else f"{type(error).__name__}: {error}")
@@ -66,6 +66,12 @@ def train(config: TrainConfig) -> Path:
         finally:
             for run in runs:
                 run.lock.release()
+    if job.accelerator.is_main_process:
+        if done:
+            export_again(job.path, job.config)
+        if config.push_to_hub:
+            print(f"uploaded: {push(job.path, job.config)}", flush=True)
+    return job.path
 
 
 def open_run(job: Job) -> Run | None:
@@ -107,6 +113,7 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
         encode = encode_captions(series.captions(), pipeline, series.cache, accelerator, config.dataloader_num_workers)
         pipeline.text_encoder = pipeline.text_encoder_2 = None  # they leave memory: what they had to say is in the cache and in `previews`
     pipeline.unet.to(accelerator.device)
+    shard(pipeline.unet, accelerator)
     if previews and job.start == 0:
         previews.draw(0)
     needs = pipeline.unet, pipeline.scheduler, series, encode, config, accelerator, job.dtype
@@ -138,8 +145,6 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
             save_comparison(job.path, subject, job.steps, config)
         run.status("running", actual=dict(zip(expected, (time.monotonic() - began, *what_was_used(job)), strict=True)))
         write_report(job.path)
-        if config.push_to_hub:
-            print(f"uploaded: {push(job.path, config)}", flush=True)
     accelerator.end_training()
 
 
@@ -166,7 +171,7 @@ def learn(job: Job, run: Run | None, loss_of: Callable, series: Series, previews
             if run:
                 log(run, line)
                 accelerator.log({name: value for name, value in line.items() if value is not None}, step=step)
-            if previews and step < job.steps and preview_due(step, job):
+            if previews and preview_due(step, job):
                 with settled(optimization.optimizer, optimization.ema):
                     previews.draw(step)
             if step == job.steps or stopping or step % config.checkpointing_steps == 0:
@@ -209,7 +214,7 @@ class Optimization:
         optimizer = make_optimizer(parameter_groups(job.models, config, accelerator.num_processes), config)
         schedule = make_schedule(optimizer, config, job.steps)
         named = {f"{name}.{path}": p for name, model in job.models.items() for path, p in adapter_parameters(model).items()}
-        self = cls(accelerator.prepare(optimizer), schedule, EMA(named, config.ema_decay) if config.ema_decay else None, accelerator.scaler)
+        self = cls(accelerator.prepare_optimizer(optimizer), schedule, EMA(named, config.ema_decay) if config.ema_decay else None, accelerator.scaler)
         self.load(job.state)
         return self
 
@@ -265,7 +270,7 @@ def run_steps(job: Job, optimization: Optimization, loss_of: Callable, interrupt
                 ema.update()
         optimizer.zero_grad(set_to_none=True)
         smooth = total if smooth is None else 0.95 * smooth + 0.05 * total
-        bar.set_postfix(loss=f"{smooth:.4f}")
+        bar.set_postfix({"smoothed loss": f"{smooth:.4f}"})
         seconds = time.monotonic() - began
         line = dict(step=step, loss=total, lr=lr, grad_norm=norm if math.isfinite(norm) else None, seconds=round(seconds, 4))
         yield line | dict(memory=memory_in_use(accelerator.device)), stopping
@@ -311,13 +316,6 @@ def average(parameters: list, loss: torch.Tensor, stopping: bool, accelerator) -
     return flat[-2].item(), flat[-1].item() > 0
 
 
-def preview_due(step: int, job: Job) -> bool:
-    config = job.config
-    per_epoch = math.ceil(pass_length(config, job.pictures) / len(positions_of(step, job)))
-    every = [config.validation_steps, config.validation_epochs and config.validation_epochs * per_epoch]
-    return any(n and step % n == 0 for n in every)
-
-
 def what_to_lower(config: TrainConfig) -> str:
     ways = [
         (not config.gradient_checkpointing, "add --gradient_checkpointing"),
@@ -326,17 +324,3 @@ def what_to_lower(config: TrainConfig) -> str:
         (True, "lower --resolution or the rank"),
     ]
     return ", ".join(way for wanted, way in ways if wanted)
-
-
-def export(job: Job) -> None:
-    """The files for people: the adapter in each tool's format.  Raises TrainingError when it holds a number that is not finite."""
-    config, adapter = job.config, adapter_of(job)
-    single = job.dtype == torch.float32 or config.upcast_before_saving
-    try:
-        write_native(job.path / NATIVE, adapter)
-        write_diffusers(job.path / DIFFUSERS, adapter, torch.float32 if single else torch.float16)
-        write_comfyui(job.path / COMFYUI, adapter)
-        if config.output_kohya_format:
-            write_comfyui(job.path / KOHYA, adapter, sgm=False)
-    except ValueError as error:
-        raise TrainingError(f"the adapter cannot be exported: {error}") from None

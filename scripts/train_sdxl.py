@@ -8,7 +8,7 @@ trains on the embedded tiny base and the bundled pictures of a robot.  On SDXL i
         --instance_data_dir photos/my_dog --instance_prompt "a photo of sks dog" --output_dir runs/my_dog \\
         --gralora_rank 64 --mixed_precision bf16 --gradient_checkpointing
 
---dry_run prints the resolved config and the plan: layers, parameters, memory, files, steps.
+--dry_run prints the resolved config and the plan: layers, parameters, memory, files, steps, time.
 """
 
 from gralora_diffusion.config import ConfigError, TrainingError, fail, parse, plain_warnings
@@ -23,7 +23,7 @@ def main():
 
     try:
         if config.dry_run:
-            print(plan(config))
+            print(plan(config, timed=True))
             return
         run = train(config)
     except ConfigError as error:
