@@ -99,11 +99,13 @@ def test_the_whole_way(chromium, tmp_path):
         tab.fill("option-train_batch_size", 1)
         tab.fill("find-option", "guidance")
         tab.fill("option-guidance_scale", "minus one")
-        tab.wait("problem", "")
-        until(lambda: "must be a number" in tab.value("problem"), "the mistake is said")
+        tab.wait("option-guidance_scale", "must be a number")
+        assert "must be a number" in tab.value("problem")
         tab.page.click("#check")
+        tab.page.locator(".toast-body", has_text="must be a number").wait_for()
         tab.wait("option-guidance_scale", "must be a number")
         tab.fill("option-guidance_scale", 2)
+        tab.page.locator(".mistake").wait_for(state="detached")
         tab.wait("equal-command", "--instance_data_dir pictures/pictures-1")
         tab.wait("equal-command", "--train_batch_size 1")
         tab.page.click("#check")
@@ -131,6 +133,7 @@ def test_the_whole_way(chromium, tmp_path):
         until(lambda: tab.page.locator("#samples img").count() == 8, "four prompts before and after")
 
         tab.go("Sample")
+        until(lambda: "sks robot" in tab.value("prompt"), "the prompt of the run, to begin from")
         drawn = {}
         for strength in (0.5, 1):
             tab.page.locator("#strength input[type=number]").fill(str(strength))
@@ -145,6 +148,7 @@ def test_the_whole_way(chromium, tmp_path):
         assert tab.page.locator("#slider img").count() >= 2
 
         tab.go("Compare")
+        until(lambda: "sks robot" in tab.value("compare-prompt"), "the prompt of the run, to begin from")
         tab.fill("strengths", "0, 1")
         tab.page.locator("#compare-steps input[type=number]").fill("2")
         tab.page.locator("#compare-steps input[type=number]").press("Tab")
@@ -233,8 +237,9 @@ def test_a24_names_and_texts_are_never_markup(chromium, tmp_path, finished_run):
             time.sleep(0.3)
         tab.go("Train")
         tab.fill("run-name", HOSTILE)
-        until(lambda: "cannot be named" in tab.value("problem"), "the name is refused")
+        tab.wait("run-name", "cannot be named")
         tab.page.click("#start")
+        tab.page.locator(".toast-body", has_text="a run cannot be named").wait_for()
         tab.wait("run-name", "cannot be named")
         tab.go("Dataset")
         tab.fill("new-set", HOSTILE)
@@ -284,7 +289,7 @@ def test_the_keyboard_reaches_start(chromium, filled):
     tab.page.get_by_role("tab", name="Dataset", exact=True).focus()
     tab.page.keyboard.press("ArrowRight")
     tab.page.keyboard.press("Enter")
-    tab.page.locator("#run-name input").focus()
+    tab.page.locator("#run-name").locator("input, textarea").focus()
     for _ in range(60):
         tab.page.keyboard.press("Tab")
         if tab.page.evaluate("document.activeElement.id") == "start":

@@ -52,7 +52,7 @@ def serve(home, args) -> None:
     from drawing import Studio
     from forecasts import warm_up
     from guard import middleware
-    from look import CSS, theme
+    from look import CSS, HEAD, theme
     from page import build
     from picture_sets import MOST_BYTES
     from work import Work
@@ -67,7 +67,8 @@ def serve(home, args) -> None:
     page.launch(
         server_name=args.listen or "127.0.0.1", server_port=args.port or None, share=args.share, auth=auth, show_error=False,
         max_file_size=MOST_BYTES,
-        theme=theme(), css=CSS, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False, quiet=True,
+        theme=theme(), css=CSS, head=HEAD,
+        footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False, quiet=True,
         prevent_thread_lock=True,
         app_kwargs=dict(openapi_url=None, docs_url=None, redoc_url=None, middleware=middleware(args.listen, args.share)),
     )  # fmt: skip

@@ -1,6 +1,5 @@
 """What a run will take, before it is started: memory and files from shapes alone, time from a run like it or from three batches."""
 
-import functools
 import json
 import os
 import re
@@ -34,20 +33,42 @@ def absolute(config: TrainConfig, home: Home) -> TrainConfig:
 
 def forecast_of(config: TrainConfig, home: Home) -> list[list[str]]:
     """[what, how much]; raises ConfigError, with the reason, when the run cannot be."""
-    return list(
-        map(list, _plan(json.dumps(to_dict(absolute(replace(config, output_dir=str(home.root / "runs" / ".planned")), home)), sort_keys=True)))
-    )
+    text = as_text(config, home)
+    if not isinstance(_plans.get(text), list):  # what was refused may have been mended: pictures may have been added
+        try:
+            found = _plan(text)
+        except ConfigError as error:
+            found = str(error)
+        _plans.pop(text, None)
+        while len(_plans) >= 32:
+            del _plans[next(iter(_plans))]
+        _plans[text] = found
+    if refusal := known_refusal(config, home):
+        raise ConfigError(refusal)
+    return [list(row) for row in _plans[text]]
 
 
-@functools.lru_cache(32)
-def _plan(text: str) -> tuple:
+def known_refusal(config: TrainConfig, home: Home) -> str | None:
+    """Why forecast_of() refused this config before, if it did."""
+    found = _plans.get(as_text(config, home))
+    return found if isinstance(found, str) else None
+
+
+def as_text(config: TrainConfig, home: Home) -> str:
+    return json.dumps(to_dict(absolute(replace(config, output_dir=str(home.root / "runs" / ".planned")), home)), sort_keys=True)
+
+
+_plans: dict[str, list | str] = {}  # the latest forecasts, or why there is none
+
+
+def _plan(text: str) -> list[tuple[str, str]]:
     from gralora_diffusion.planning import plan
 
     with ONE_AT_A_TIME:
         lines = plan(from_dict(TrainConfig, json.loads(text))).splitlines()
     last = next(i for i, line in enumerate(lines) if re.fullmatch(r"[\d,]+ layers, [\d,]+ parameters", line))  # of the table of layers
     rows = [line.partition(": ")[::2] for line in lines[last + 1 :]]
-    return ("adapter", lines[last]), *((what, much.partition(" from /")[0]) for what, much in rows if much and what != "run folder")
+    return [("adapter", lines[last]), *((what, much.partition(" from /")[0]) for what, much in rows if much and what != "run folder")]
 
 
 def known_time(config: TrainConfig, home: Home) -> str | None:

@@ -39,3 +39,12 @@ def theme() -> gr.themes.Base:
 
 
 CSS = Path(__file__).with_name("page.css").read_text()
+HEAD = """<script>
+document.addEventListener('keydown', event => {  // from tab to tab by arrows
+    const step = {ArrowLeft: -1, ArrowRight: 1}[event.key], list = event.target.closest?.('[role=tab]')?.closest('[role=tablist]');
+    if (!step || !list) return;
+    const tabs = [...list.querySelectorAll('[role=tab]')];
+    tabs[(tabs.indexOf(event.target) + step + tabs.length) % tabs.length].focus();
+    event.preventDefault();
+});
+</script>"""

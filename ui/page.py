@@ -49,7 +49,7 @@ def build(home: Home, work: Work, studio: Studio) -> gr.Blocks:
         page.load(**poll, api_visibility="private")
         page.load(**watch.watch)
         page.load(plain(dataset.show), dataset.chosen, dataset.shown, api_visibility="private")
-        page.load(plain(train.preview), train.inputs, train.equal, api_visibility="private", show_progress="hidden")
+        page.load(**train.preview)
         for tab, lists in ((sample_tab, sample.listed), (compare_tab, compare.listed), (export_tab, export.listed)):
             gr.on([page.load, tab.select], **lists)
 
@@ -66,13 +66,14 @@ def connect(page, home, work, tabs, dataset, train, watch) -> None:
     start = train.start.click(
         plain(train.begin),
         train.inputs,
-        [train.name, watch.run, tabs],
-        validator=train.judge,
+        [train.name, watch.run, tabs, *train.told],
+        show_progress="hidden",
         api_name="start",
         cancels=[train.checking],
         concurrency_id="start",
         concurrency_limit=1,
     )
+    start.then(None, train.told[1], None, js=tab_train.MARK).then(None, None, None, js=tab_train.WORST)
     start.then(**watch.watch)
     dataset.chosen.change(
         plain(lambda name: gr.update(choices=home.set_names(), value=name if home.picture_set(name) else None)),

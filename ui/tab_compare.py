@@ -121,7 +121,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         first = next(c for c in made if c.adapter == chosen.adapter and c.seed == chosen.seed)
         return first.path, chosen.path
 
-    def lists(adapters, against):
+    def lists(adapters, against, words):
         names = home.adapter_names()
         kept = [name for name in adapters or [] if name in names] or names[:1]
         sets = [AS_LEARNT, *home.set_names()]
@@ -129,6 +129,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
             gr.update(choices=names, value=kept),
             gr.update(choices=sets, value=against if against in sets else AS_LEARNT),
             gr.update(visible=not names),
+            first_prompt(kept, words),
         )
 
     def first_prompt(adapters, words):
@@ -142,4 +143,4 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
     quiet = dict(queue=False, show_progress="hidden", api_visibility="private")
     gallery.select(plain(turn_to), cells, slider, **quiet)
     adapters.change(plain(first_prompt), [adapters, prompt], prompt, **quiet)
-    return SimpleNamespace(listed=dict(fn=plain(lists), inputs=[adapters, subject], outputs=[adapters, subject, hint], **quiet))
+    return SimpleNamespace(listed=dict(fn=plain(lists), inputs=[adapters, subject, prompt], outputs=[adapters, subject, hint, prompt], **quiet))

@@ -63,22 +63,21 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         return tuple(made[event.index]) if isinstance(event.index, int) and 0 <= event.index < len(made) else gr.skip()
 
     def choose(name, words):
-        known = drawing.prompt_of(home, name) if name else ""
-        return words or known
+        return words or (drawing.prompt_of(home, name) if name else "")
 
-    def lists(adapter, second, base):
-        """Fresh lists, what was chosen kept where it is still there."""
+    def lists(adapter, second, base, words):
+        """Fresh lists, what was chosen kept where it is still there, and the prompt to begin from."""
         names = home.adapter_names()
         first = adapter if adapter in names else names[0] if names else None
         return (
             gr.update(choices=names, value=first), gr.update(choices=[NONE, *names], value=second if second in names else NONE),
-            gr.update(choices=[AS_TRAINED, *home.base_names()]), gr.update(visible=not names),
+            gr.update(choices=[AS_TRAINED, *home.base_names()]), gr.update(visible=not names), choose(first, words),
         )  # fmt: skip
 
-    def added(path, adapter, second, base):
+    def added(path, second, base, words):
         name = drawing.add_adapter(home, path)
         tell(f"{name} is among the adapters")
-        return lists(name, second, base)
+        return lists(name, second, base, words)
 
     inputs = [adapter, strength, prompt, count, seed, second, weight, steps, guidance, base, beside]
     drawn = draw.click(plain(sample), inputs, [gallery, slider, pairs], api_name="sample", concurrency_id="gpu", concurrency_limit=1)
@@ -87,11 +86,11 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
     adapter.change(plain(choose), [adapter, prompt], prompt, queue=False, api_visibility="private", show_progress="hidden")
     listed = dict(
         fn=plain(lists),
-        inputs=[adapter, second, base],
-        outputs=[adapter, second, base, empty],
+        inputs=[adapter, second, base, prompt],
+        outputs=[adapter, second, base, empty, prompt],
         queue=False,
         show_progress="hidden",
         api_visibility="private",
     )
-    upload.upload(plain(added), [upload, adapter, second, base], listed["outputs"], api_visibility="private")
+    upload.upload(plain(added), [upload, second, base, prompt], listed["outputs"], api_visibility="private")
     return SimpleNamespace(listed=listed, prompt=prompt)

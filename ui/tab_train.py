@@ -1,13 +1,27 @@
 """Train: six options in front, all others below, the equal command beside, a forecast, and Start."""
 
-import html
 import json
 from types import SimpleNamespace
 
 import gradio as gr
-from answers import plain, said, tell
-from forecasts import forecast_of, known_time, try_out
-from form import BY_NAME, FRONT, GROUPS, LONGEST, OPTIONS, PRESETS, Option, command, default_text, field_of, from_config, to_config, with_preset
+from answers import plain, tell
+from forecasts import forecast_of, known_refusal, known_time, try_out
+from form import (
+    BY_NAME,
+    FRONT,
+    GROUPS,
+    LONGEST,
+    OPTIONS,
+    PRESETS,
+    FieldError,
+    Option,
+    command,
+    default_text,
+    field_of,
+    from_config,
+    to_config,
+    with_preset,
+)
 from home import BUNDLED, EMBEDDED, Home, free_name, new_name
 from work import Work
 
@@ -25,6 +39,19 @@ FIND = """(text) => {
         group.style.display = any ? '' : 'none';
     }
 }"""
+
+MARK = """(text) => {  // mistakes as [field's id, sentence], shown at their fields
+    for (const old of document.querySelectorAll('.mistake')) old.remove();
+    for (const old of document.querySelectorAll('.mistaken')) old.classList.remove('mistaken');
+    for (const [id, sentence] of JSON.parse(text || '[]')) {
+        const field = document.getElementById(id);
+        if (!field) continue;
+        field.classList.add('mistaken');
+        const note = field.appendChild(document.createElement('p'));
+        note.className = 'mistake'; note.textContent = sentence;
+    }
+}"""
+WORST = """() => document.querySelector('.mistaken')?.scrollIntoView({block: 'nearest', behavior: 'smooth'})"""
 
 
 def field(option: Option, home: Home):
@@ -86,7 +113,6 @@ def build(home: Home, work: Work) -> SimpleNamespace:
                 save = gr.DownloadButton("Save this config", elem_id="save-config", size="sm")
         with gr.Column(scale=2, min_width=300, elem_id="plan"):
             gr.Markdown("#### What this will do", elem_classes="group-title")
-            problem = gr.Textbox(label="To mend first", visible=False, interactive=False, elem_id="problem", lines=2)
             forecast = gr.Dataframe(
                 [["memory, time, files", "press Check"]],
                 headers=["what", "how much"],
@@ -101,6 +127,8 @@ def build(home: Home, work: Work) -> SimpleNamespace:
             with gr.Row(elem_classes="tight"):
                 check = gr.Button("Check", elem_id="check", min_width=100)
                 start = gr.Button("Start", variant="primary", elem_id="start", min_width=140, scale=2)
+            problem = gr.Textbox(label="To mend first", visible=False, interactive=False, elem_id="problem", lines=2)
+            marks = gr.Textbox("[]", visible="hidden", label="Mistakes", elem_id="marks")
             gr.Markdown("Runs wait for each other: what is started while another run is at work goes into the queue.", elem_classes="hint")
     fields = {o.name: fields[o.name] for o in OPTIONS}
     inputs = [name, *fields.values()]
@@ -108,44 +136,58 @@ def build(home: Home, work: Work) -> SimpleNamespace:
     def values_of(values) -> dict:
         return dict(zip(fields, values, strict=True))
 
-    def preview(*values):
+    def judge(*values, asked=False) -> ConfigError | None:
+        """What is wrong with the form.  Nothing is loaded but, when asked, shapes; otherwise an earlier refusal of the same config is said again."""
         try:
-            config = to_config(values_of(values[1:]), home, new_name(values[0], "a run"))
+            new_name(values[0], "a run", home.run_names() if asked else ())
         except ConfigError as error:
-            return gr.update(value=str(error), visible=True), gr.skip()
-        return gr.update(visible=False), command(config)
+            return FieldError("name", str(error))
+        try:
+            config = to_config(values_of(values[1:]), home)
+            if asked:
+                forecast_of(config, home)
+            elif refusal := known_refusal(config, home):
+                raise ConfigError(refusal)
+        except ConfigError as error:
+            return error
 
-    def judge(*values):
-        """A message at the field that is wrong, or none; without loading anything but shapes."""
-        wrong = {}
-        try:
-            new_name(values[0], "a run", home.run_names())
-        except ConfigError as error:
-            wrong["name"] = str(error)
-        try:
-            forecast_of(to_config(values_of(values[1:]), home), home)
-        except ConfigError as error:
-            wrong[getattr(error, "name", None) or field_of(str(error)) or "instance_data_dir"] = str(error)
-        except Exception as error:
-            return [gr.validate(n != "name", said(error).message) for n in ("name", *fields)]
-        return [gr.validate(n not in wrong, html.escape(wrong.get(n, ""))) for n in ("name", *fields)]
+    def told(error: ConfigError | None) -> tuple:
+        """The box under Start and the mark at the field."""
+        if error is None:
+            return gr.update(visible=False), "[]"
+        name = getattr(error, "name", None) or field_of(str(error))
+        field = "run-name" if name == "name" else f"option-{name}"
+        return gr.update(value=str(error), visible=True), json.dumps([[field, str(error)]] if name else [])
+
+    def preview(*values):
+        error = judge(*values)
+        equal = gr.skip() if error else command(to_config(values_of(values[1:]), home, new_name(values[0], "a run")))
+        return equal, *told(error)
 
     def checked(*values):
+        error = judge(*values, asked=True)
+        yield gr.skip(), *told(error)
+        if error:
+            raise error
         config = to_config(values_of(values[1:]), home)
         rows, known = forecast_of(config, home), known_time(config, home)
-        yield [*rows, ["time", known or "measuring on three batches ..."]]
+        yield [*rows, ["time", known or "measuring on three batches ..."]], gr.skip(), gr.skip()
         local = (config.pretrained_model_name_or_path or "models/").startswith("models/")  # another might be downloaded for long
         for found in try_out(config, home) if local and known is None else []:
-            yield [*rows, ["time", found]] if found else gr.skip()
+            yield [*rows, ["time", found]] if found else gr.skip(), gr.skip(), gr.skip()
         if not local and known is None:
-            yield [*rows, ["time", "the run itself measures it, after its first batches"]]
+            yield [*rows, ["time", "the run itself measures it, after its first batches"]], gr.skip(), gr.skip()
 
     def begin(*values):
+        error = judge(*values, asked=True)
+        yield gr.skip(), gr.skip(), gr.skip(), *told(error)
+        if error:
+            raise error
         run = new_name(values[0], "a run", home.run_names())
         config = to_config(values_of(values[1:]), home, run)
-        told = work.add(run, config, token=values_of(values[1:]).get("hub_token") or None)
-        tell(told)
-        return free_name(values_of(values[1:])["instance_data_dir"] or "run", home.run_names()), run, gr.Tabs(selected="watch")
+        tell(work.add(run, config, token=values_of(values[1:]).get("hub_token") or None))
+        following = free_name(values_of(values[1:])["instance_data_dir"] or "run", home.run_names())
+        yield following, run, gr.Tabs(selected="watch"), gr.skip(), gr.skip()
 
     def filled(values: dict) -> list:
         return [values[n] for n in fields]
@@ -170,11 +212,11 @@ def build(home: Home, work: Work) -> SimpleNamespace:
         [c.change for c in inputs],
         plain(preview),
         inputs,
-        [problem, equal],
+        [equal, problem, marks],
         trigger_mode="always_last",
         show_progress="hidden",
         api_visibility="private",
-    )
+    ).then(None, marks, None, js=MARK)
     preset.input(
         plain(lambda p, *v: filled(with_preset(values_of(v), p, home))), [preset, *fields.values()], [*fields.values()], api_visibility="private"
     )
@@ -182,7 +224,10 @@ def build(home: Home, work: Work) -> SimpleNamespace:
         plain(lambda s: free_name(s or "run", home.run_names())), fields["instance_data_dir"], name, api_visibility="private", show_progress="hidden"
     )
     find.change(None, find, None, js=FIND)
-    checking = check.click(plain(checked), inputs, forecast, validator=judge, api_name="validate", concurrency_id="check", concurrency_limit=1)
+    checking = check.click(
+        plain(checked), inputs, [forecast, problem, marks], api_name="validate", concurrency_id="check", concurrency_limit=1, show_progress="hidden"
+    )
+    checking.then(None, marks, None, js=MARK).then(None, None, None, js=WORST)
     load.upload(plain(loaded), load, [*fields.values()], api_visibility="private")
     save.click(plain(to_save), inputs, save, api_visibility="private")
     return SimpleNamespace(
@@ -191,9 +236,8 @@ def build(home: Home, work: Work) -> SimpleNamespace:
         inputs=inputs,
         start=start,
         begin=begin,
-        judge=judge,
         checking=checking,
         filled=filled,
-        preview=preview,
-        equal=[problem, equal],
+        preview=dict(fn=plain(preview), inputs=inputs, outputs=[equal, problem, marks], show_progress="hidden", api_visibility="private"),
+        told=[problem, marks],
     )
