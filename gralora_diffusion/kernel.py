@@ -90,7 +90,7 @@ def rows(x: torch.Tensor) -> torch.Tensor:
 
 def slices(x: torch.Tensor, k: int) -> torch.Tensor:
     """[T, N] -> [k, T, N/k], the same memory"""
-    return x.unflatten(1, (k, -1)).transpose(0, 1)
+    return x.view(len(x), k, x.shape[1] // k).transpose(0, 1)
 
 
 def add_products(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> None:
