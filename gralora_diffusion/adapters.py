@@ -138,10 +138,6 @@ class LoRALinear(nn.Linear):
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters(recurse=False) if name not in ("weight", "bias")}
 
-    @property
-    def parameter_dtype(self) -> torch.dtype:
-        return self.lora_A.dtype
-
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}, k={self.k}, hybrid_rank={self.hybrid_rank}, alpha={self.alpha:g}"
 
@@ -186,15 +182,11 @@ class GraLoRALinear(LoRALinear):
 
     @property
     def factors(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        return [(self.gralora_A, self.gralora_B), *(super().factors if self.hybrid_rank else [])]
+        return [(self.gralora_A, self.gralora_B), *([(self.lora_A, self.lora_B)] if self.hybrid_rank else [])]
 
     @property
     def part_ranks(self) -> tuple[int, ...]:
         return (self.gralora_A.shape[2] // self.k, *((self.hybrid_rank,) if self.hybrid_rank else ()))
-
-    @property
-    def parameter_dtype(self) -> torch.dtype:
-        return self.gralora_A.dtype
 
 
 def active_ranks(timesteps: torch.Tensor, ranks: int, least: int, num_train_timesteps: int = 1000) -> torch.Tensor:

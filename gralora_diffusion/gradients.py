@@ -9,8 +9,8 @@ import torch
 from .adapters import LoRALinear
 from .config import ConfigError
 from .gora import project
-from .loss import generator
 from .kernel import quantized
+from .loss import generator
 
 GRADIENTS, HELD_OUT = 2**30, 2**31  # where in the endless series of training batches these two begin: neither is trained on
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it, modulo 2^64, are spread evenly, wherever one stops

@@ -14,7 +14,8 @@ Backward, with g = dL/dy and its slices g_j:
 
 A plain LoRA (A [r, N], B [M, r]) has one slice and no swap: h = x A^T, y += s h B^T; dB = s g^T h, e = s g B, dA = e^T x, dx += e A.
 
-Kept for the backward pass: x, and h, which is k*r numbers per token (r for LoRA); of a weight in few bits, these few bits.  T-LoRA's mask multiplies the groups of h, and so of e.
+Kept for the backward pass: x, and h, which is k*r numbers per token (r for LoRA); of a weight in few bits, these few bits.
+T-LoRA's mask multiplies the groups of h, and so of e.
 Where B is zero, s h B is zero, and y is the frozen layer's own, bit for bit.
 """
 
@@ -105,7 +106,7 @@ def rows(x: torch.Tensor) -> torch.Tensor:
 
 def slices(x: torch.Tensor, k: int) -> torch.Tensor:
     """[T, N] -> [k, T, N/k], the same memory"""
-    return x.unflatten(1, (k, -1)).transpose(0, 1)
+    return x.view(len(x), k, x.shape[1] // k).transpose(0, 1)
 
 
 def add_products(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> None:
