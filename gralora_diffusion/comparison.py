@@ -182,7 +182,7 @@ def drift_at_equal_score(mine: dict, base: dict, score: str) -> float:
 
 
 def front_of(runs: list[dict], score: str, other: str) -> dict[str, list[tuple[float, float]]]:
-    """{subject: its points (score, other), one for each learning rate, and the base's where it was drawn}: means over seeds."""
+    """{subject: its points (score, other)}, means over seeds: the base's, where it was drawn, then one for each learning rate from the lowest on."""
     points = {}
     for r in (r for r in runs if score in r.get("scores", {})):
         subject = r["run"].get("subject")
@@ -191,7 +191,7 @@ def front_of(runs: list[dict], score: str, other: str) -> dict[str, list[tuple[f
                 pair = statistics.mean(r["scores"][score + suffix]), statistics.mean(r["scores"][other + suffix])
                 points.setdefault((subject, at), []).append(pair)
     fronts = {}
-    for (subject, _), pairs in points.items():
+    for (subject, _), pairs in sorted(points.items(), key=lambda item: item[0][1]):
         fronts.setdefault(subject, []).append(tuple(statistics.mean(values) for values in zip(*pairs, strict=True)))
     return fronts
 
