@@ -181,18 +181,20 @@ def drift_at_equal_score(mine: dict, base: dict, score: str) -> float:
     return values[0] - values[1]
 
 
-def front_of(runs: list[dict], score: str, other: str) -> dict[str, list[tuple[float, float]]]:
-    """{subject: its points (score, other), one for each learning rate, and the base's where it was drawn}: means over seeds."""
-    points = {}
+def front_of(runs: list[dict], score: str, other: str, unit: str) -> dict[tuple, list[tuple[float, float]]]:
+    """{(subject, seed): its points (score, other)}: the base's, where it was drawn, then one for each learning rate from the lowest on.
+
+    With subjects as the unit a point is the mean over the seeds, and the seed of the key is None.
+    """
+    points, fronts = {}, {}
     for r in (r for r in runs if score in r.get("scores", {})):
-        subject = r["run"].get("subject")
+        key = r["run"].get("subject"), None if unit == "subject" else r["run"]["seed"]
         for at, suffix in ((r["run"]["lr"], ""), (0, " at 0")):
             if score + suffix in r["scores"]:
                 pair = statistics.mean(r["scores"][score + suffix]), statistics.mean(r["scores"][other + suffix])
-                points.setdefault((subject, at), []).append(pair)
-    fronts = {}
-    for (subject, _), pairs in points.items():
-        fronts.setdefault(subject, []).append(tuple(statistics.mean(values) for values in zip(*pairs, strict=True)))
+                points.setdefault((at, key), []).append(pair)
+    for (_, key), pairs in sorted(points.items(), key=lambda item: item[0][0]):
+        fronts.setdefault(key, []).append(tuple(statistics.mean(values) for values in zip(*pairs, strict=True)))
     return fronts
 
 

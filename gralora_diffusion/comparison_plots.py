@@ -46,7 +46,7 @@ def plot(done: list[dict], score: str, folder: Path, unit: str = "seed", front: 
     if any("curve" in r for points in lines.values() for _, runs in points for r in runs):
         save("held-out", lambda *axes: draw_curves(axes, lines), 2, xlabel="step", ylabel="loss on held-out noise, mean of the runs")
     if front:
-        save("front", lambda axis: draw_front(axis, done, part, score, front), xlabel=what, ylabel=front)
+        save("front", lambda axis: draw_front(axis, done, part, score, front, unit), xlabel=what, ylabel=front)
     return written
 
 
@@ -89,8 +89,8 @@ def draw_curves(axes, lines: dict) -> None:
     axes[1].set(xlabel="seconds, the gradient pass included")
 
 
-def draw_front(axis, done: list[dict], part: str, score: str, front: str) -> None:
-    """Each method's points over its learning rates, from the base on: means over subjects, with the intervals of both scores."""
+def draw_front(axis, done: list[dict], part: str, score: str, front: str, unit: str) -> None:
+    """Each method's points over its learning rates, from the base on: means over seeds or subjects, with the intervals of both scores."""
     groups = {}
     for (its_part, rank, method, k, _, _), runs in by_setting(done).items():
         if its_part == part:
@@ -98,7 +98,7 @@ def draw_front(axis, done: list[dict], part: str, score: str, front: str) -> Non
     for number, (name, settings) in enumerate(groups.items()):
         points = []
         for runs in settings:
-            fronts = front_of(runs, score, front)  # one learning rate: the point of the base, where there is one, and its own
+            fronts = front_of(runs, score, front, unit)  # one learning rate: the point of the base, where there is one, and its own
             points += [[point[-1] for point in fronts.values()]] if fronts else []
             base = [point[0] for point in fronts.values() if len(point) > 1]
         if not points:

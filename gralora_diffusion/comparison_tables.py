@@ -20,7 +20,7 @@ from .comparison import (
     reached,
     second_score,
 )
-from .students import p_value, t_interval
+from .students import holm, p_value, t_interval
 
 
 def summary(done: list[dict], score: str, baselines: list[str], unit: str = "seed", front: str | None = None) -> str:
@@ -188,19 +188,12 @@ def front_table(done: list[dict], score: str, baseline: str, unit: str, front: s
         base = groups.get((part, rank, baseline, steps))
         if base is None or method == baseline:
             continue
-        pairs = []
-        for one in {unit_of(r, unit) for r in runs}:
-            fronts = [
-                [p for points in front_of([r for r in side if unit_of(r, unit) == one], score, front).values() for p in points]
-                for side in (runs, base)
-            ]
-            pairs += [gap] if all(fronts) and (gap := above(*fronts)) is not None else []
+        mine, theirs = front_of(runs, score, front, unit), front_of(base, score, front, unit)
+        found = {key: above(mine[key], theirs[key]) for key in mine if key in theirs}
+        pairs = per_unit({key: gap for key, gap in found.items() if gap is not None}, unit)
         if pairs:
-            rows.append(
-                [part, method, rank, len(pairs), f"{statistics.mean(pairs):+.4f}", shown(t_interval(pairs), "+"), number(p_value(pairs), ".3f")]
-            )
-    return markdown(["part", "method", "rank", f"{unit}s", "mean", "95 % interval", "p"], rows)
-
-
-def unit_of(entry: dict, unit: str):
-    return entry["run"].get("subject") if unit == "subject" else entry["run"]["seed"]
+            rows.append([part, method, rank, len(pairs), f"{statistics.mean(pairs):+.4f}", shown(t_interval(pairs), "+"), p_value(pairs)])
+    corrected = holm([row[-1] for row in rows if row[-1] is not None])
+    rows = [[*row, f"{corrected.pop(0):.3f} of {len(rows)}" if row[-1] is not None else ""] for row in rows]
+    rows = [[*cells, number(p, ".3f"), holms] for *cells, p, holms in rows]
+    return markdown(["part", "method", "rank", f"{unit}s", "mean", "95 % interval", "p", "Holm's p"], rows)

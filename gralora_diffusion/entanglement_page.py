@@ -36,6 +36,7 @@ def plots(rows: dict[str, dict], facts: dict) -> dict[str, bytes]:
     for r, by_k in means.items():
         for k, row in by_k.items():
             axes.plot(range(1, len(row["by_bin"]) + 1), row["by_bin"], marker=".", label=f"rank {r}, k {k}")
+    axes.set_xticks(range(1, facts["bins"] + 1))
     axes.legend(fontsize=7)
     axes = figure("outliers.png", "Largest input channel against the mean one", "layer", "times the mean", 9)
     colours = ["tab:red" if row["outlier"]["stable"] else "tab:gray" for row in rows.values()]

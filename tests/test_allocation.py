@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gralora_diffusion import AdapterConfig, TrainConfig, inject, load_adapter, load_sdxl
@@ -272,6 +274,41 @@ def test_two_processes_equal_one(tmp_path):
     first, second = (load_file(tmp_path / name / "adapter.safetensors") for name in ("one", "two"))
     assert max((first[k] - second[k]).abs().max() for k in first) < 1e-5
     assert done.stdout.count("gamma 1") == 1
+
+
+def one_of_two(rank, port, folder):
+    os.environ |= dict(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true"
+    )
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(rank)
+    model, _ = planted("gralora", 16)
+    config = TrainConfig(adapter=AdapterConfig(method="gralora", rank=16, targets="layers"), allocate="gora", gora_batches=16).resolved()
+    apply({"unet": model}, model.loss, config, accelerator, folder)
+    sizes = {path: torch.tensor([x.rank, x.k]) for path, x in adapters(model).items()}
+    factors = {f"{path}.{name}": p.detach().clone() for path, x in adapters(model).items() for name, p in x.adapter_parameters.items()}
+    save_file(sizes | factors | dict(processes=torch.tensor(accelerator.num_processes)), folder / f"{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+def test_every_process_has_the_same_allocation_bit_by_bit(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=one_of_two, args=(rank, port, tmp_path)) for rank in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(300)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    first, second = (load_file(tmp_path / f"{i}.safetensors") for i in (0, 1))
+    assert int(first["processes"]) == 2
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    rows = json.loads((tmp_path / FILE).read_text())["layers"]
+    assert {path: first[path.removeprefix("unet.")].tolist() for path in rows} == {path: [row["rank"], row["k"]] for path, row in rows.items()}
+    assert len({row["rank"] for row in rows.values()}) > 1
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,7 @@ def test_the_report_of_subjects_has_their_front(tmp_path):
             done.append(entry)
     text = summary(done, "subject, X", ["lora"], "subject", "prompt, Y")
     (line,) = [line for line in text.partition("Prompt, Y at equal score")[2].splitlines() if "oft" in line]
+    assert " of 1 |" in line
     assert "| +0.1125 |" in line  # three quarters of the gap: none at the base, all of it from the first rate on
     assert "front.png" in [p.name for p in plot(done, "subject, X", tmp_path, "subject", "prompt, Y")]
     with pytest.raises(ConfigError, match="no run has the score 'promt, Y'"):
