@@ -13,7 +13,7 @@ from gralora_diffusion.checkpoints import sha256
 from gralora_diffusion.config import ConfigError
 
 KINDS = {
-    "adapter": "adapter.safetensors: ours, small, can be trained on",
+    "adapter": "this project's own file: small, and training can go on from it",
     "comfyui": "for ComfyUI, A1111, Forge and kohya's scripts",
     "diffusers": "for load_lora_weights of diffusers",
     "peft": "a zipped folder for PEFT",
@@ -80,4 +80,4 @@ def zip_samples(home: Home, name: str, path: Path) -> Path:
 
 def size(path: Path) -> str:
     number = path.stat().st_size
-    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.2f} MB" if number >= 1e6 else f"{number / 1e3:.1f} kB"
+    return f"{number / 2**30:.1f} GB" if number >= 2**30 else f"{number / 2**20:.1f} MB" if number >= 2**20 else f"{number / 2**10:.1f} KB"

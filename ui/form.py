@@ -19,6 +19,14 @@ from gralora_diffusion.config import AdapterConfig, ConfigError, TrainConfig, di
 ELSEWHERE = {"output_dir": "the run's name", "dry_run": "Check", "resume_from_checkpoint": "Resume"}  # options that are a name or a button here
 FRONT = ("pretrained_model_name_or_path", "instance_prompt", "max_train_steps", "rank", "seed")  # beside the preset
 TITLES = {"pretrained_model_name_or_path": "Base", "instance_prompt": "Trigger prompt", "instance_data_dir": "Pictures", "max_train_steps": "Steps"}
+HINTS = {  # the fields in front, for whoever has never trained; the others say what --help says
+    "instance_data_dir": "A set of Dataset; robot comes with the page",
+    "pretrained_model_name_or_path": "The embedded one, a hub id, or a checkpoint in the folder models",
+    "instance_prompt": "Names the subject with a rare word, where a picture has no caption",
+    "max_train_steps": "How long to learn; blank for what suits the base",
+    "rank": "How much the adapter can hold, and how large its file is",
+    "seed": "The same seed gives the same adapter again",
+}
 GROUPS = {  # the first whose pattern is found in an option's name; the adapter's options are a group of their own
     "Ranks by gradients": r"^gora_|^allocat",
     "Sample pictures": r"validation|inference|guidance",
@@ -56,6 +64,10 @@ class Option:
     @property
     def title(self) -> str:
         return TITLES.get(self.name, self.name.replace("_", " ").capitalize())
+
+    @property
+    def hint(self) -> str:
+        return HINTS.get(self.name, self.help[0].upper() + self.help[1:])
 
     @property
     def holds(self) -> str:

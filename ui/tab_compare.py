@@ -20,7 +20,7 @@ AS_LEARNT = "as in training"
 
 
 def build(home: Home, studio: Studio) -> SimpleNamespace:
-    cells = gr.State([])
+    cells, sheet_file = gr.State([]), gr.State(None)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             adapters = gr.Dropdown(
@@ -38,7 +38,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
             )
             with gr.Row():
                 seed = gr.Number(0, label="First seed", precision=0, elem_id="compare-seed", min_width=90)
-                seeds = gr.Slider(1, 8, 1, step=1, label="Seeds", elem_id="seeds", min_width=120)
+                seeds = gr.Slider(1, 8, 1, step=1, label="Seeds", info="From 2 on the scores have a spread", elem_id="seeds", min_width=120)
             steps = gr.Slider(1, drawing.MOST_STEPS, 25, step=1, label="Denoising steps", elem_id="compare-steps", min_width=120)
             with gr.Row(elem_classes="tight"):
                 draw = gr.Button("Draw the grid", variant="primary", elem_id="draw-grid", scale=2, min_width=130)
@@ -70,6 +70,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
                 format="png",
                 type="filepath",
                 height=340,
+                max_height=340,
                 interactive=False,
                 elem_id="grid-slider",
             )
@@ -93,13 +94,13 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
             path = drawing.serve(home, image, "cell.png")
             made.append(Cell(cell.adapter, cell.strength, cell.seed, path, first.prompt))
             shown = [(c.path, f"{c.group} · seed {c.seed}") for c in made]
-            yield gr.update(value=shown, columns=len(columns) * int(seeds)), (made[0].path, path), made, gr.skip()
+            yield gr.update(value=shown, columns=len(columns) * int(seeds)), (made[0].path, path), made, gr.skip(), None
         rows = {name: [Image.open(c.path) for c in made if c.adapter == name] for name in names}
         heads = [f"strength {s:g}, seed {int(seed or 0) + n}" for s in columns for n in range(int(seeds))]
         path = drawing.serve(home, sheet(rows, heads), "grid.png")
-        yield shape, (made[0].path, made[-1].path), made, gr.update(value=[path], visible=True)
+        yield shape, (made[0].path, made[-1].path), made, gr.update(value=[path], visible=True), path
 
-    def evaluate(made, against, encoders):
+    def evaluate(made, sheet_path, against, encoders):
         made = [cell for cell in made if isinstance(cell, Cell)]
         if not made:
             raise ConfigError("draw a grid first; then it can be scored")
@@ -112,7 +113,8 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
                     cells.setdefault(cell.group, []).append(cell)
             groups = [scores.Group(label, [Path(c.path) for c in found], [c.prompt for c in found]) for label, found in cells.items()]
             rows += scores.scores(groups, references, list(encoders or []), home.root / ".page" / "features")
-        return rows, gr.update(value=comparing.save_table(home, scores.HEAD, rows), visible=True)
+        files = [sheet_path] if sheet_path else []
+        return rows, gr.update(value=files + comparing.save_table(home, scores.HEAD, rows), visible=True)
 
     def turn_to(made, event: gr.SelectData):
         if not isinstance(event.index, int) or not 0 <= event.index < len(made):
@@ -136,10 +138,14 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         return words or (drawing.prompt_of(home, adapters[0]) if adapters else "")
 
     drawn = draw.click(
-        plain(compare), [adapters, strengths, prompt, seed, seeds, steps], [gallery, slider, cells, files], api_name="compare", concurrency_id="gpu"
+        plain(compare),
+        [adapters, strengths, prompt, seed, seeds, steps],
+        [gallery, slider, cells, files, sheet_file],
+        api_name="compare",
+        concurrency_id="gpu",
     )
     halt.click(None, cancels=[drawn], queue=False)
-    score.click(plain(evaluate), [cells, subject, encoders], [table, files], api_name="evaluate", concurrency_id="gpu")
+    score.click(plain(evaluate), [cells, sheet_file, subject, encoders], [table, files], api_name="evaluate", concurrency_id="gpu")
     quiet = dict(queue=False, show_progress="hidden", api_visibility="private")
     gallery.select(plain(turn_to), cells, slider, **quiet)
     adapters.change(plain(first_prompt), [adapters, prompt], prompt, **quiet)

@@ -16,6 +16,11 @@ RESOLUTIONS = ["64", "512", "768", "1024"]
 
 
 def build(home: Home) -> SimpleNamespace:
+    gr.Markdown(
+        "**Start here.** Drop a few pictures of one subject, caption them, then go to **Train** and press **Start**. "
+        "Nothing at hand? The robot's pictures are ready: go to **Train** right away.",
+        elem_id="start-here",
+    )
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
             chosen = gr.Dropdown(
@@ -24,11 +29,13 @@ def build(home: Home) -> SimpleNamespace:
             drop = gr.File(
                 label="Drop 3 to 20 pictures of your subject here", file_count="multiple", file_types=sorted(EXTENSIONS), elem_id="drop", height=150
             )
-            with gr.Row(elem_classes="tight"):
-                name = gr.Textbox(label="New set", placeholder="my-dog", max_length=64, elem_id="new-set", scale=3, min_width=120)
-                create = gr.Button("Create", elem_id="create-set", scale=1, min_width=80)
-                copy = gr.Button("Copy this set", elem_id="copy-set", scale=1, min_width=110)
+            name = gr.Textbox(label="New set", placeholder="my-dog", max_length=64, elem_id="new-set")
+            with gr.Row(elem_classes="pair"):
+                create = gr.Button("Create it empty", elem_id="create-set", min_width=120)
+                copy = gr.Button("Copy this set", elem_id="copy-set", min_width=120)
             notes = gr.Textbox(label="What happened to each file", lines=3, interactive=False, visible=False, elem_id="notes")
+            size = gr.Dropdown(RESOLUTIONS, value="64", label="Resolution to train at", info="64 for the embedded base", elem_id="check-size")
+            check = gr.Button("Check the pictures", elem_id="check-set")
         with gr.Column(scale=5, min_width=300):
             gallery = gr.Gallery(label="Pictures", columns=6, height="auto", object_fit="cover", format="png", elem_id="pictures", allow_preview=True)
             gr.Markdown(
@@ -40,12 +47,9 @@ def build(home: Home) -> SimpleNamespace:
             )  # fmt: skip
             with gr.Row(elem_classes="tight"):
                 before = gr.Textbox(label="Put before every caption", placeholder="a photo of sks dog,", max_length=200, elem_id="before", scale=3)
-                apply = gr.Button("Put", elem_id="put-before", scale=1, min_width=80)
+                apply = gr.Button("Put before", elem_id="put-before", scale=1, min_width=80)
                 gone = gr.Dropdown([], allow_custom_value=True, label="Take a picture out", elem_id="gone", scale=3)
                 remove = gr.Button("Remove", elem_id="remove-picture", scale=1, min_width=80, variant="stop")
-    with gr.Row(elem_classes="tight"):
-        size = gr.Dropdown(RESOLUTIONS, value="64", label="Check for resolution", elem_id="check-size", scale=1, min_width=140)
-        check = gr.Button("Check the pictures", elem_id="check-set", scale=1, min_width=160)
     findings = gr.Dataframe(
         headers=["picture", "what was found", "what to do"],
         datatype="str",

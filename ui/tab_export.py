@@ -33,7 +33,15 @@ def build(home: Home) -> SimpleNamespace:
                 )
             write = gr.Button("Make the files", variant="primary", elem_id="export")
         with gr.Column(scale=3, min_width=300):
-            table = gr.Dataframe(headers=["file", "size", "SHA-256"], datatype="str", interactive=False, wrap=True, label="Files", elem_id="exported")
+            table = gr.Dataframe(
+                headers=["file", "size", "SHA-256"],
+                datatype="str",
+                interactive=False,
+                wrap=True,
+                label="Files",
+                elem_id="exported",
+                column_widths=["30%", "15%", "55%"],
+            )
             files = gr.File(label="Download", file_count="multiple", interactive=False, elem_id="download")
 
     def export(adapter, kinds, rank, dtype):
@@ -50,7 +58,7 @@ def build(home: Home) -> SimpleNamespace:
             made.append(str(path))
             rows.append([path.name, exporting.size(path), digest])
             yield rows, made
-        tell(f"{len(made)} file(s) to download")
+        tell(f"{len(made)} file{'s' * (len(made) != 1)} to download")
 
     def lists(adapter):
         names = home.adapter_names()

@@ -42,7 +42,13 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         with gr.Column(scale=3, min_width=300):
             empty = gr.Markdown("### No adapter yet\nTrain one first; meanwhile the base alone draws here.", elem_id="no-adapters", visible=False)
             slider = gr.ImageSlider(
-                label="Base | personalised: drag the line", elem_id="slider", format="png", type="filepath", height=380, interactive=False
+                label="Base | personalised: drag the line",
+                elem_id="slider",
+                format="png",
+                type="filepath",
+                height=380,
+                max_height=380,
+                interactive=False,
             )
             gallery = gr.Gallery(
                 label="Pictures: choose one to see it beside the base", columns=4, height="auto", format="png", elem_id="drawn", allow_preview=False

@@ -57,12 +57,11 @@ WORST = """() => document.querySelector('.mistaken')?.scrollIntoView({block: 'ne
 def field(option: Option, home: Home):
     """The component of an option."""
     common = dict(label=option.title, elem_id=f"option-{option.name}", elem_classes="option", min_width=220)
-    info = option.help[0].upper() + option.help[1:]
+    info = option.hint
     if option.holds == "set":
         sets = home.set_names() if option.name == "instance_data_dir" else ["", *home.set_names()]
         return gr.Dropdown(sets, value=BUNDLED if option.name == "instance_data_dir" else "", allow_custom_value=True, info=info, **common)
     if option.name == "pretrained_model_name_or_path":
-        info = "The embedded one, a hub id, or a checkpoint in the folder models"
         return gr.Dropdown(home.base_names(), value=EMBEDDED, allow_custom_value=True, info=info, **common)
     if option.kind is bool:
         return gr.Checkbox(bool(option.default), info=info, **common)
@@ -84,7 +83,11 @@ def build(home: Home, work: Work) -> SimpleNamespace:
                 pictures = BY_NAME["instance_data_dir"]
                 fields["instance_data_dir"] = field(pictures, home)
                 name = gr.Textbox(
-                    free_name(BUNDLED, home.run_names()), label="Name of the run", info="Its folder under runs", max_length=64, elem_id="run-name"
+                    free_name(BUNDLED, home.run_names()),
+                    label="Name of the run",
+                    info="What you will find it by, and its folder under runs",
+                    max_length=64,
+                    elem_id="run-name",
                 )
             with gr.Row(elem_id="front"):
                 for option in OPTIONS[:2]:

@@ -38,7 +38,7 @@ def build(home: Home, work: Work) -> SimpleNamespace:
             )
             smoothing = gr.Slider(0, 0.99, 0.9, step=0.01, label="Smoothing", elem_id="smoothing")
         with gr.Column(scale=2, min_width=300):
-            log = gr.Textbox(label="Log", lines=13, max_lines=13, interactive=False, elem_id="log", autoscroll=True)
+            log = gr.Textbox(label="Log", lines=17, max_lines=17, interactive=False, elem_id="log", autoscroll=True)
     pictures = gr.Gallery(
         label="Sample pictures: a row for each prompt, the base first, then step by step",
         columns=4,
