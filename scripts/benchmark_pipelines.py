@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from benchmark_turns import Bench, milliseconds, ratio, shown
+from diffusers.utils import logging
 from torch import nn
 
 from gralora_diffusion import AdapterConfig, GraLoRALinear, inject, load_adapter, load_sdxl, save_adapter
@@ -80,6 +81,7 @@ def write_adapters(pipeline, folder: Path, rank: int, k: int) -> dict[str, Path]
 
 def pipelines(bench: Bench, size: str = "half", rank: int = 64, k: int = 4, rounds: int = 5) -> dict:
     """Load + merge, another strength, and a swap: ours with GraLoRA, diffusers with a LoRA of equal rank, on the same pipeline in turns."""
+    logging.set_verbosity_error()  # diffusers says each time that an adapter holds nothing for the text encoders
     pipeline = base_of(size, bench.device)
     print(f"\nload: a UNet of size {size}, GraLoRA of rank {rank}, k {k}, beside diffusers with a LoRA of rank {rank}; ms, median")
     times = {}
@@ -133,6 +135,7 @@ def pipelines(bench: Bench, size: str = "half", rank: int = 64, k: int = 4, roun
 def sampling(bench: Bench, size: str = "tiny", rank: int = 64, k: int = 4, images: int = 2) -> dict:
     """One denoising step of the UNet: the base, an adapter merged into it, an adapter beside it, and PEFT's LoRA, each a pipeline of its own."""
     print(f"\nsampling: one step of a UNet of size {size}, {images} pictures, rank {rank}; as a ratio to the base: median (quartiles)")
+    logging.set_verbosity_error()
     pipelines = {}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
         files = write_adapters(base_of(size, "cpu"), Path(folder), rank, k)
