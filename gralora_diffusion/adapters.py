@@ -184,6 +184,13 @@ class GraLoRALinear(LoRALinear):
     def factors(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         return [(self.gralora_A, self.gralora_B), *([(self.lora_A, self.lora_B)] if self.hybrid_rank else [])]
 
+    def delta(self) -> torch.Tensor:
+        """As up @ down of low_rank(), block by block: k^2 times fewer operations, since those factors are zero elsewhere."""
+        k, g = self.k, self.gralora_A.shape[2] // self.k
+        A, B = self.gralora_A.detach().unflatten(2, (k, g)), self.gralora_B.detach().unflatten(1, (k, g))
+        delta = torch.einsum("jnsm,ncjs->jmnc", B * self.scale, A).reshape(self.out_features, self.in_features)
+        return delta.addmm_(self.lora_B.detach(), self.lora_A.detach(), alpha=self.scale) if self.hybrid_rank else delta
+
     @property
     def part_ranks(self) -> tuple[int, ...]:
         return (self.gralora_A.shape[2] // self.k, *((self.hybrid_rank,) if self.hybrid_rank else ()))
