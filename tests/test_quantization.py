@@ -12,7 +12,8 @@ from torch import nn
 from gralora_diffusion import AdapterConfig, TrainConfig, inject, load_adapter, load_sdxl
 from gralora_diffusion.config import ConfigError
 from gralora_diffusion.injection import adapter_parameters, adapters, merge, remove
-from gralora_diffusion.quantization import BYTES, QuantizedLinear, numbers, quantize, quantized
+from gralora_diffusion.kernel import numbers, quantized
+from gralora_diffusion.quantization import BYTES, QuantizedLinear, quantize
 from gralora_diffusion.training import train
 
 KINDS = list(BYTES)
