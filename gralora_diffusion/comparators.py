@@ -23,12 +23,13 @@ from .gora import GAMMA
 from .injection import TARGETS, adapter_parameters, adapters, compiled, inject, merge, remove, replace
 from .writing import complete_or_absent
 
+ALL = dict(gora_tolerance=0.0)  # as many batches for each: where the controls reorder importances, ranks settle later
 GRADIENTS = {  # methods whose ranks or start come from a gradient pass: its options, as in TrainConfig
-    "gora": dict(allocate="gora", gora_init="random", gora_gamma=GAMMA, gora_tolerance=0.0),  # as published, but for the exact budget
-    "gora-ours": dict(allocate="gora", gora_init="svd"),
-    **{f"gralora-{rule}": dict(allocate=rule, gora_init="svd") for rule in ("gora", "energy", "ralora", "random", "inverse")},
-    "gralora-ranks": dict(allocate="gora", gora_init="zero"),  # the allocation alone
-    "gralora-start": dict(allocate="uniform", gora_init="svd"),  # the start alone
+    "gora": ALL | dict(allocate="gora", gora_init="random", gora_gamma=GAMMA),  # as published, but for the exact budget
+    "gora-ours": ALL | dict(allocate="gora", gora_init="svd"),
+    **{f"gralora-{rule}": ALL | dict(allocate=rule, gora_init="svd") for rule in ("gora", "energy", "ralora", "random", "inverse")},
+    "gralora-ranks": ALL | dict(allocate="gora", gora_init="zero"),  # the allocation alone
+    "gralora-start": ALL | dict(allocate="uniform", gora_init="svd"),  # the start alone
 }
 OURS = ("gralora", "hybrid", "our-lora", "t-lora", "t-gralora", *GRADIENTS)
 GRIDS = ("gralora", "hybrid", "t-gralora")  # those with k

@@ -11,6 +11,11 @@ from .writing import complete_or_absent
 MARKERS = "osD^vP*X<>hdp"
 
 
+def style(number: int, line: str = "-") -> dict:
+    """Ten colours, solid, then the same ones dashed."""
+    return dict(color=f"C{number % 10}", marker=MARKERS[number % len(MARKERS)], linestyle=line if number < 10 else "--")
+
+
 def plot(done: list[dict], score: str, folder: Path, unit: str = "seed", front: str | None = None) -> list[Path]:
     """Write the plots, of the test runs where there are any; each line a method at its best rate, with Student's 95 % interval.
 
@@ -57,7 +62,7 @@ def draw_scores(axis, lines: dict, score: str, unit: str, by: str) -> None:
         at = [rank if by == "rank" else runs[0]["parameters"] for rank, runs in points]
         at = [x * (1 + 0.012 * (number - (len(lines) - 1) / 2)) for x in at]  # side by side, so that no interval hides another
         spread = [(i[1] - i[0]) / 2 if (i := t_interval(v)) else 0 for v in values]
-        axis.errorbar(at, [statistics.mean(v) for v in values], spread, marker=MARKERS[number % len(MARKERS)], capsize=3, label=name)
+        axis.errorbar(at, [statistics.mean(v) for v in values], spread, capsize=3, label=name, **style(number))
     axis.set_xscale("log")
     if by == "rank":
         axis.set_xticks(ranks, [str(rank) for rank in ranks])
@@ -66,16 +71,16 @@ def draw_scores(axis, lines: dict, score: str, unit: str, by: str) -> None:
 
 def draw_losses(axis, lines: dict) -> None:
     """Every line at its highest rank."""
-    for name, points in lines.items():
+    for number, (name, points) in enumerate(lines.items()):
         rank, runs = points[-1]
         losses = [statistics.mean(step) for step in zip(*(shown_losses(r) for r in runs), strict=True)]
         steps = runs[0]["run"]["steps"]
-        axis.plot([steps * (i + 0.5) / len(losses) for i in range(len(losses))], losses, label=f"{name}, rank {rank}")
+        axis.plot([steps * (i + 0.5) / len(losses) for i in range(len(losses))], losses, label=f"{name}, rank {rank}", markersize=4, **style(number))
 
 
 def draw_curves(axes, lines: dict) -> None:
     """Against steps, and against the seconds that steps and gradient pass took."""
-    for name, points in lines.items():
+    for number, (name, points) in enumerate(lines.items()):
         rank, runs = points[-1]
         runs = [r for r in runs if "curve" in r]
         if not runs:
@@ -84,8 +89,8 @@ def draw_curves(axes, lines: dict) -> None:
         steps = [step for step, _ in runs[0]["curve"]]
         pace = statistics.median(r["seconds_per_step"] for r in runs)
         before = statistics.median(r.get("gradients", {}).get("seconds", 0) for r in runs)
-        axes[0].plot(steps, losses, marker=".", label=f"{name}, rank {rank}")
-        axes[1].plot([before + pace * step for step in steps], losses, marker=".", label=f"{name}, rank {rank}")
+        axes[0].plot(steps, losses, label=f"{name}, rank {rank}", markersize=4, **style(number))
+        axes[1].plot([before + pace * step for step in steps], losses, label=f"{name}, rank {rank}", markersize=4, **style(number))
     axes[1].set(xlabel="seconds, the gradient pass included")
 
 
@@ -105,7 +110,7 @@ def draw_front(axis, done: list[dict], part: str, score: str, front: str, unit: 
             continue
         spread = [[(i[1] - i[0]) / 2 if (i := t_interval([p[axis_] for p in group])) else 0 for group in points] for axis_ in (0, 1)]
         middle = [[statistics.mean(p[axis_] for p in group) for group in points] for axis_ in (0, 1)]
-        drawn = axis.errorbar(*middle, spread[1], spread[0], marker=MARKERS[number % len(MARKERS)], elinewidth=0.6, label=name)
+        drawn = axis.errorbar(*middle, spread[1], spread[0], elinewidth=0.6, label=name, **style(number))
         if base:
             start = [statistics.mean(p[axis_] for p in base) for axis_ in (0, 1)]
             axis.plot([start[0], middle[0][0]], [start[1], middle[1][0]], ":", color=drawn[0].get_color())

@@ -25,6 +25,7 @@ from gralora_diffusion.injection import adapters, table
 from gralora_diffusion.loss import draw, generator
 from gralora_diffusion.planning import plan
 from gralora_diffusion.single_file import SDXL_UNET
+from gralora_diffusion.starting import point_down
 from gralora_diffusion.training import train
 
 SIZES = {"a": (32, 48), "b": (64, 48), "c": (48, 48)}
@@ -98,6 +99,18 @@ def test_streaming_equals_storing_and_needs_less():
         expected = project(full[path], A[path])
         assert float((S - expected).norm() / expected.norm()) < 1e-6
     assert streamed.peak < 0.7 * stored.peak
+
+
+def test_without_the_gradients_norm_a_streamed_start_is_within_a_twentieth_of_gamma():
+    """--allocation keeps no G: |G| is estimated from its projection.  A layer as wide as SDXL's, a gradient over 64 tokens."""
+    model = nn.ModuleDict(dict(layers=nn.Linear(1280, 1280, bias=False)))
+    random = generator(5)
+    x, y = torch.randn(64, 1280, generator=random), torch.randn(64, 1280, generator=random)
+    layers = inject(model, AdapterConfig(method="lora", rank=32, targets="layers"))
+    point_down(layers, Gradients(layers, lambda _: (model["layers"](x) * y).sum(), Accelerator(cpu=True), 1), "random", dict(layers=None))
+    delta, G = model["layers"].delta(), y.T @ x
+    assert float((delta * G).sum()) < 0
+    assert float(delta.norm() / G.norm()) == pytest.approx(0.05, rel=0.05)
 
 
 def test_bf16_gradients_are_summed_in_fp32():

@@ -145,7 +145,7 @@ def test_gradients_give_a_run_what_they_give_the_trainer(method, tmp_path, monke
     """Ranks, k, start and every step as train_sdxl.py has them with the options that docs/experiments.md names; the parameters of rank 4."""
     told = {
         "gora": (dict(method="gora", rank=4), dict(gora_init="random", gora_gamma=0.05, gora_tolerance=0.0)),
-        "gralora-inverse": (dict(method="gralora", rank=4), dict(allocate="inverse")),
+        "gralora-inverse": (dict(method="gralora", rank=4), dict(allocate="inverse", gora_tolerance=0.0)),
     }
     mine, run = bench(tmp_path, ["a photo of sks robot"]), RUNS[3] | dict(method=method)
     mine.config = dataclasses.replace(mine.config, train_batch_size=1)
