@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig, load_sdxl
-from gralora_diffusion.comparators import GRADIENTS, Adapted, Spec
+from gralora_diffusion.comparators import GRADIENTS, Adapted, Spec, shapes_of
 from gralora_diffusion.config import ConfigError
 from gralora_diffusion.data import EXAMPLE, EXAMPLE_PROMPT
 from gralora_diffusion.encoders import load_encoder
@@ -31,6 +32,7 @@ from gralora_diffusion.sweep import RESULTS, claimed, name_of, results, split, s
 from gralora_diffusion.training import train
 from gralora_diffusion.trial import Bench, train_one
 
+LAST = r"up_blocks\.1\.attentions\.1.*attn"  # where gradients are largest
 RUNS = [dict(method="lora", rank=4, size=4, k=None, lr=1e-3, seed=seed, steps=2, part="test") for seed in range(12)]
 
 
@@ -142,13 +144,13 @@ def test_a_run_of_the_sweep_is_a_run_of_the_trainer(tmp_path):
 
 @pytest.mark.parametrize("method", ["gora", "gralora-inverse"])
 def test_gradients_give_a_run_what_they_give_the_trainer(method, tmp_path, monkeypatch):
-    """Ranks, k, start and every step as train_sdxl.py has them with the options that docs/experiments.md names; the parameters of rank 4."""
+    """Ranks, k, start and every step as train_sdxl.py has them with the options that docs/experiments.md names; as many parameters as rank 4."""
     told = {
-        "gora": (dict(method="gora", rank=4), dict(gora_init="random", gora_gamma=0.05, gora_tolerance=0.0)),
-        "gralora-inverse": (dict(method="gralora", rank=4), dict(allocate="inverse", gora_tolerance=0.0)),
+        "gora": (dict(method="gora", rank=4, targets=LAST), dict(gora_init="random", gora_gamma=0.05, gora_tolerance=0.0)),
+        "gralora-inverse": (dict(method="gralora", rank=4, targets=LAST), dict(allocate="inverse", gora_tolerance=0.0)),
     }
     mine, run = bench(tmp_path, ["a photo of sks robot"]), RUNS[3] | dict(method=method)
-    mine.config = dataclasses.replace(mine.config, train_batch_size=1)
+    mine.config = dataclasses.replace(mine.config, train_batch_size=1, adapter=AdapterConfig(targets=LAST))
     monkeypatch.setitem(GRADIENTS, method, GRADIENTS[method] | dict(gora_batches=2))
     mine.every, mine.strengths, mine.drift = 1, [0.5, 1.0], ["a photo of a whale"]
     found = train_one(run, mine, Interrupts(lambda: None))
@@ -161,7 +163,7 @@ def test_gradients_give_a_run_what_they_give_the_trainer(method, tmp_path, monke
     ours = load_file(tmp_path / "runs" / name_of(run) / "adapter.safetensors")
     assert len(ours) == len(theirs)
     assert all(torch.equal(tensor, theirs[f"unet.{name}"]) for name, tensor in ours.items())
-    assert found["parameters"] == 68096
+    assert found["parameters"] == 4 * sum(m + n for m, n in shapes_of(load_sdxl().unet, LAST))
     assert found["gradients"]["batches"] == 2
     assert [step for step, _ in found["curve"]] == [0, 1, 2]
     encoder = mine.encoders[0].name
@@ -211,8 +213,28 @@ def test_the_command_compares_tunes_resumes_and_reports(tmp_path, monkeypatch, c
     assert command(*common).count("lora-r4") == 2
     assert command(*common).count("lora-r4") == 0  # they are done
     assert command(*common, "--part", "test", "--tuned").count("lora-r4") == 1
-    assert "test" in command("--report")
-    assert (tmp_path / "out" / "score-rank.png").is_file()
+    printed = command("--report", "--keep", tmp_path / "kept").partition("plots:")[0]
+    assert "| test " in printed
+    assert {p.name for p in (tmp_path / "kept").iterdir()} == {"runs.jsonl", "table.md", "score-rank.png", "score-parameters.png", "loss.png"}
+    assert command("--output", tmp_path / "kept", "--report").startswith(printed)
+
+
+def test_subjects_are_a_column_of_the_table(tmp_path, monkeypatch, capsys):
+    (tmp_path / "prompts.txt").write_text("a {} at night\n")
+    for name in ("my_cat", "toy"):
+        shutil.copytree(EXAMPLE, tmp_path / name, ignore=shutil.ignore_patterns("*.txt", "*.md"))
+    given = ["--subjects", tmp_path / "my_cat", f"{tmp_path / 'toy'}=car", "--prompts", tmp_path / "prompts.txt", "--seeds", 0, 1, "--dry_run"]
+    script = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "compare_adapters.py"))
+    monkeypatch.setattr(sys, "argv", ["compare_adapters.py", "--output", str(tmp_path / "out"), *map(str, given)])
+    runs, benches = script["plan"](script["arguments"]())
+    assert Counter((run["subject"], run["method"]) for run in runs) == {(s, m): 2 for s in ("my_cat", "toy") for m in ("lora", "gralora")}
+    assert {s: (b.config.instance_prompt, b.prompts) for s, b in benches.items()} == {
+        "my_cat": ("a photo of sks my cat", ["a my cat at night"]), "toy": ("a photo of sks car", ["a car at night"])
+    }  # fmt: skip
+    assert len({run["setting"] for run in runs}) == 2
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--strengths", "0.5"])
+    with pytest.raises(ConfigError, match="--strengths goes with"):
+        script["plan"](script["arguments"]())
 
 
 def test_names_tell_runs_apart():
