@@ -56,17 +56,18 @@ def plot(done: list[dict], score: str, folder: Path, unit: str = "seed", front: 
 
 
 def draw_scores(axis, lines: dict, score: str, unit: str, by: str) -> None:
-    ranks = sorted({rank for points in lines.values() for rank, _ in points})
+    ticks = set()
     for number, (name, points) in enumerate(lines.items()):
         values = [per_unit(per_run(runs, score), unit) for _, runs in points]
         at = [rank if by == "rank" else runs[0]["parameters"] for rank, runs in points]
+        ticks.update(at)
         at = [x * (1 + 0.012 * (number - (len(lines) - 1) / 2)) for x in at]  # side by side, so that no interval hides another
         spread = [(i[1] - i[0]) / 2 if (i := t_interval(v)) else 0 for v in values]
         axis.errorbar(at, [statistics.mean(v) for v in values], spread, capsize=3, label=name, **style(number))
     axis.set_xscale("log")
-    if by == "rank":
-        axis.set_xticks(ranks, [str(rank) for rank in ranks])
-        axis.minorticks_off()
+    apart = [x for x, before in zip(sorted(ticks), [0, *sorted(ticks)], strict=False) if x > 1.1 * before]  # methods may miss a budget by a little
+    axis.set_xticks(apart, [f"{x:,}" for x in apart])
+    axis.minorticks_off()
 
 
 def draw_losses(axis, lines: dict) -> None:
