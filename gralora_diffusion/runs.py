@@ -124,7 +124,7 @@ def locate(config: TrainConfig) -> Path:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"--output_dir cannot be used: {error}") from None
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise ConfigError(f"{run} cannot be written: {nearest} is a file, or there is no permission")
     if busy(run):
         raise ConfigError(in_use(run))

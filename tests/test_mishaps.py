@@ -253,7 +253,8 @@ def test_a_token_is_in_no_message_and_on_no_command_line(monkeypatch, tmp_path, 
 
 def test_a_run_that_is_done_is_exported_and_uploaded_again_without_training(tmp_path, monkeypatch, capsys):
     run = quick(tmp_path, ema_decay=0.5)
-    kept = {name: (run / name).read_bytes() for name in ("adapter.safetensors", "metrics.jsonl", "comfyui.safetensors")}
+    kept = {name: (run / name).read_bytes() for name in ("adapter.safetensors", "metrics.jsonl")}
+    exported = load_file(run / "comfyui.safetensors")
     uploads = []
     monkeypatch.setattr(training, "push", lambda path, _: uploads.append(path) or "https://example.org/x")
     monkeypatch.setattr("gralora_diffusion.jobs.check_hub", lambda *_: None)
@@ -264,7 +265,10 @@ def test_a_run_that_is_done_is_exported_and_uploaded_again_without_training(tmp_
     assert "uploaded: https://example.org/x" in told.out
     assert uploads == [run]
     assert load_file(run / "pytorch_lora_weights_kohya.safetensors")
-    assert {name: (run / name).read_bytes() for name in kept} == kept  # the moving average, which no checkpoint holds, among them
+    assert {name: (run / name).read_bytes() for name in kept} == kept
+    written = load_file(run / "comfyui.safetensors")  # the moving average, which is in no checkpoint as an adapter
+    assert written.keys() == exported.keys()
+    assert all(torch.equal(written[name], exported[name]) for name in exported)
     assert json.loads((run / "config.json").read_text())["output_kohya_format"] is True
     assert read_status(run)["state"] == "done"
     quick(tmp_path, ema_decay=0.5, output_kohya_format=True)
