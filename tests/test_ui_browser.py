@@ -23,6 +23,22 @@ def chromium():
         yield found
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """One server for all that do not kill it."""
+    page = Page(tmp_path_factory.mktemp("browser") / "h")
+    yield page
+    end_runs(page.home)
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def filled(page, finished_run):
+    """The same with a run that has ended: GRALORA_SCREENSHOTS_RUN, or one of 20 steps."""
+    shutil.copytree(os.environ.get("GRALORA_SCREENSHOTS_RUN") or finished_run, page.home / "runs" / "robot-1")
+    return page
+
+
 class Tab:
     """A page in the browser; notes every request and every error on its console."""
 
@@ -67,10 +83,9 @@ class Tab:
         assert not self.errors
 
 
-def test_the_whole_way(chromium, tmp_path):
+def test_the_whole_way(chromium, page, tmp_path):
     """Pictures in, a caption, a check, a run that is stopped and resumed, pictures out, a comparison, a file that diffusers loads."""
     photos = [shutil.copy(EXAMPLE / f"0{i}.png", tmp_path / f"photo {i}.png") for i in range(4)]
-    page = Page(tmp_path / "h")
     try:
         tab = Tab(chromium, page.url)
         tab.page.set_input_files("#drop input[type=file]", photos)
@@ -171,7 +186,6 @@ def test_the_whole_way(chromium, tmp_path):
         other.stays_home()
     finally:
         end_runs(page.home)
-        page.close()
     from gralora_diffusion import load_sdxl
 
     pipeline = load_sdxl()
@@ -213,21 +227,19 @@ def test_kills_leave_a_truthful_state(chromium, tmp_path):
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 
 
-def test_a24_names_and_texts_are_never_markup(chromium, tmp_path, finished_run):
-    home = tmp_path / "h"
-    for name in ("robot-1", HOSTILE):
-        shutil.copytree(finished_run, home / "runs" / name)
-    config = json.loads((home / "runs" / "robot-1" / "config.json").read_text()) | dict(validation_prompt=HOSTILE, instance_prompt=HOSTILE)
-    for name in ("robot-1", HOSTILE):
-        (home / "runs" / name / "config.json").write_text(json.dumps(config))
-        (home / "runs" / name / "log.txt").write_text(HOSTILE + "\n")
-        (home / "runs" / name / "status.json").write_text(json.dumps(dict(state="failed", message=HOSTILE, pid=1, time=1.0)))
-    (home / "pictures" / "mine").mkdir(parents=True)
-    shutil.copy(EXAMPLE / "00.png", home / "pictures" / "mine" / "a.png")
-    (home / "pictures" / "mine" / "a.txt").write_text(HOSTILE)
-    page = Page(home)
+def test_a24_names_and_texts_are_never_markup(chromium, filled):
+    config = json.loads((filled.home / "runs" / "robot-1" / "config.json").read_text()) | dict(validation_prompt=HOSTILE, instance_prompt=HOSTILE)
+    hostile, pictures = [filled.home / "runs" / name for name in ("robot-hostile", HOSTILE)], filled.home / "pictures" / "mine"
+    for run in hostile:
+        shutil.copytree(filled.home / "runs" / "robot-1", run)
+        (run / "config.json").write_text(json.dumps(config))
+        (run / "log.txt").write_text(HOSTILE + "\n")
+        (run / "status.json").write_text(json.dumps(dict(state="failed", message=HOSTILE, pid=1, time=1.0)))
+    pictures.mkdir(parents=True)
+    shutil.copy(EXAMPLE / "00.png", pictures / "a.png")
+    (pictures / "a.txt").write_text(HOSTILE)
     try:
-        tab = Tab(chromium, page.url)
+        tab = Tab(chromium, filled.url)
         tab.wait("captions", "00.png")
         tab.page.locator("#set input").click()
         tab.page.get_by_role("option", name="mine").click()
@@ -251,16 +263,8 @@ def test_a24_names_and_texts_are_never_markup(chromium, tmp_path, finished_run):
         assert tab.page.evaluate("[window.hacked === undefined, document.querySelectorAll('img[src=x]').length]") == [True, 0]
         tab.stays_home()
     finally:
-        page.close()
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory, finished_run):
-    home = tmp_path_factory.mktemp("look") / "h"
-    shutil.copytree(finished_run, home / "runs" / "robot-1")
-    page = Page(home)
-    yield page
-    page.close()
+        for folder in (*hostile, pictures):
+            shutil.rmtree(folder)
 
 
 NAMELESS = """() => [...document.querySelectorAll('input, textarea, button, select, [role=slider]')].filter(e => {
@@ -272,7 +276,7 @@ NAMELESS = """() => [...document.querySelectorAll('input, textarea, button, sele
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
 def test_every_tab_fits_and_everything_has_a_name(chromium, filled, width, dark):
-    """Set GRALORA_SCREENSHOTS to a folder to look at them."""
+    """GRALORA_SCREENSHOTS=FOLDER keeps a picture of each."""
     tab = Tab(chromium, filled.url, width, dark)
     for name in TABS:
         tab.go(name)

@@ -10,7 +10,8 @@ import tab_watch
 import watching
 from answers import plain, tell
 from drawing import Studio
-from home import Home
+from form import BY_NAME
+from home import BUNDLED, Home, free_name
 from look import HEADER
 from work import AT_WORK, Work
 
@@ -75,10 +76,32 @@ def connect(page, home, work, tabs, dataset, train, watch) -> None:
     )
     start.then(None, train.told[1], None, js=tab_train.MARK).then(None, None, None, js=tab_train.WORST)
     start.then(**watch.watch)
+
+    def fresh():
+        """What has come into the folders since the page was built: a browser that opens it later gets it too."""
+        names = home.set_names()
+        own = [gr.update(choices=names if name == "instance_data_dir" else ["", *names]) for name in of_sets]
+        return gr.update(choices=names), gr.update(choices=home.base_names()), free_name(BUNDLED, home.run_names()), *own
+
+    of_sets = [name for name in train.fields if BY_NAME[name].holds == "set"]
+    bases = train.fields["pretrained_model_name_or_path"]
+    page.load(
+        plain(fresh),
+        None,
+        [dataset.chosen, bases, train.name, *(train.fields[name] for name in of_sets)],
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+    def learn(name):
+        home.picture_set(name)
+        return gr.update(choices=home.set_names(), value=name), free_name(name, home.run_names())
+
     dataset.chosen.change(
-        plain(lambda name: gr.update(choices=home.set_names(), value=name if home.picture_set(name) else None)),
+        plain(learn),
         dataset.chosen,
-        sets,
+        [sets, train.name],
         queue=False,
         show_progress="hidden",
         api_visibility="private",
