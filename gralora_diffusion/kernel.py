@@ -41,7 +41,7 @@ def adapted_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     Differentiable once: differentiating its gradient raises RuntimeError.
     """
     device, dtype = x.device.type, x.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     tensors = [t for p in parts for t in (p.A.to(dtype), p.B.to(dtype), p.mask, None if p.own is None else p.own.to(dtype))]

@@ -23,6 +23,7 @@ FLOPS_OF_SDXL = 14.2 / 4.9  # UNet forward + backward to the VAE's encoding, at 
 def measured(script: str, arguments: list[str]) -> None:
     """Run a training script in this process; last of all, print its first and later steps' times, its end, and its peak of memory."""
     import torch
+    from torch.optim.optimizer import register_optimizer_step_post_hook
 
     marks = []
 
@@ -31,7 +32,7 @@ def measured(script: str, arguments: list[str]) -> None:
             torch.cuda.synchronize()
         marks.append((time.monotonic() - born, time.process_time()))
 
-    torch.optim.optimizer.register_optimizer_step_post_hook(mark)
+    register_optimizer_step_post_hook(mark)
     born = time.monotonic()
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
@@ -91,17 +92,15 @@ def random_base(folder: Path, width: int) -> Path:
 
 
 def flops(base: Path, side: int) -> tuple[float, float]:
-    """(UNet's forward and backward with LoRA, the VAE's encoding) of one picture, in GFLOP by torch's count, on shapes alone."""
+    """(forward and backward of the frozen UNet, the VAE's encoding) of one picture, in GFLOP by torch's count, on shapes alone."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from gralora_diffusion import AdapterConfig, inject
     from gralora_diffusion.sdxl import shapes, vae_shapes
 
     unet, vae = shapes(str(base))["unet"], vae_shapes(str(base))
-    inject(unet, AdapterConfig(method="lora", rank=16))
-    config, meta = unet.config, dict(device="meta")
-    latents = torch.empty(1, config.in_channels, side // 8, side // 8, **meta)
+    config, meta = unet.requires_grad_(False).config, dict(device="meta")
+    latents = torch.empty(1, config.in_channels, side // 8, side // 8, **meta).requires_grad_()
     pooled = torch.empty(1, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim, **meta)
     conditions = dict(text_embeds=pooled, time_ids=torch.empty(1, 6, **meta))
     with FlopCounterMode(display=False) as learning:
