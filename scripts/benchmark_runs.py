@@ -68,7 +68,7 @@ def pictures(folder: Path, count: int, side: int) -> Path:
 
 
 def random_base(folder: Path, width: int) -> Path:
-    """An SDXL-like base with random weights, its UNet and VAE of `width` and of width / 2 channels where SDXL's have 320 and 128."""
+    """An SDXL-like base with random weights: its UNet has `width` channels, a multiple of 32, where SDXL's has 320, and its VAE in proportion."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -77,15 +77,14 @@ def random_base(folder: Path, width: int) -> Path:
 
     pipeline = load_sdxl()
     torch.manual_seed(0)
-    head = width // 5  # as many heads as SDXL's
     pooled = pipeline.text_encoder_2.config.projection_dim
     changes = dict(block_out_channels=(width, 2 * width, 4 * width), cross_attention_dim=pipeline.unet.config.cross_attention_dim, sample_size=32)
-    changes |= dict(attention_head_dim=(width // head, 2 * width // head, 4 * width // head), transformer_layers_per_block=(1, 2, 4))
+    changes |= dict(attention_head_dim=(width // 32, width // 16, width // 8), transformer_layers_per_block=(1, 2, 10))
     changes |= dict(projection_class_embeddings_input_dim=6 * 256 + pooled)
-    channels = [width * 2 // 5 * n for n in (1, 2, 4, 4)]
+    channels = [width * 2 // 5 // 8 * 8 * n for n in (1, 2, 4, 4)]
     pipeline.register_modules(
         unet=UNet2DConditionModel.from_config(SDXL_UNET | changes),
-        vae=AutoencoderKL.from_config(SDXL_VAE | dict(block_out_channels=channels, norm_num_groups=16, sample_size=256)),
+        vae=AutoencoderKL.from_config(SDXL_VAE | dict(block_out_channels=channels, norm_num_groups=8, sample_size=256)),
     )
     pipeline.save_pretrained(folder)
     return folder

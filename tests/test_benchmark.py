@@ -93,12 +93,12 @@ def test_a_training_command_is_timed_step_by_step(tmp_path):
     for times in found.values():
         assert 0 < times["step"] < times["first"]
         assert times["peak"] > 2**20
-    with pytest.raises(SystemExit, match="1 picture|not a folder"):
+    with pytest.raises(SystemExit, match="not a folder"):
         benchmark_runs.command(benchmark_runs.TRAIN, ["--instance_data_dir", str(tmp_path / "none")])
 
 
 def test_the_larger_base_has_sdxls_proportions(tmp_path):
-    base = benchmark_runs.random_base(tmp_path / "base", 20)
+    base = benchmark_runs.random_base(tmp_path / "base", 32)
     unet, vae = benchmark_runs.flops(base, 64)
     assert unet > vae > 0
 
