@@ -349,6 +349,15 @@ def check_data(config: TrainConfig) -> None:
         raise ConfigError("--latent_cache_dir and --no-cache_latents contradict each other: give one of them")
 
 
+def check_paths(config: TrainConfig) -> None:
+    """What is wrong with the paths, as far as it can be told before any library is loaded."""
+    folder, base = config.instance_data_dir, config.pretrained_model_name_or_path
+    if folder is not None and folder.isprintable() and not os.path.isdir(folder):
+        raise ConfigError(f"{folder} is not a folder: --instance_data_dir must name a folder with pictures")
+    if base is not None and base.isprintable() and base.startswith(("/", "./", "../")) and not os.path.exists(base):
+        raise ConfigError(f"no SDXL base can be loaded from {base}: there is no such folder or file")
+
+
 def to_dict(config) -> dict:
     return dataclasses.asdict(config)
 

@@ -43,7 +43,7 @@ def adapted_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     Differentiable once: differentiating its gradient raises RuntimeError.
     """
     device, dtype = x.device.type, x.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype(device)
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
         weight = weight if quantized(weight) else weight.to(dtype)

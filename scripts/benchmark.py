@@ -27,7 +27,7 @@ def main(argv=None):
     parser.add_argument("--seconds", type=float, default=20.0, help="the most seconds of one comparison, beyond five rounds")
     parser.add_argument("--diffusers_script", help="diffusers' train_dreambooth_lora_sdxl.py, for the section step")
     parser.add_argument("--base", choices=("tiny", "half", "sdxl"), default="half", help="size of the UNet in load; sdxl takes 16 GiB")
-    parser.add_argument("--width", type=int, default=80, help="of the random base in step; SDXL's UNet has 320")
+    parser.add_argument("--width", type=int, default=96, help="of the random base in step, a multiple of 32; SDXL's UNet has 320")
     parser.add_argument("--run_rounds", type=int, default=3, help="rounds of whole commands, in step and start")
     parser.add_argument("--plot", default="benchmark.png", help="where the plots of scaling go")
     given = parser.parse_args(argv)

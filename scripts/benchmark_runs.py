@@ -23,6 +23,7 @@ FLOPS_OF_SDXL = 14.2 / 4.9  # UNet forward + backward to the VAE's encoding, at 
 def measured(script: str, arguments: list[str]) -> None:
     """Run a training script in this process; last of all, print its first and later steps' times, its end, and its peak of memory."""
     import torch
+    from torch.optim.optimizer import register_optimizer_step_post_hook
 
     marks = []
 
@@ -31,7 +32,7 @@ def measured(script: str, arguments: list[str]) -> None:
             torch.cuda.synchronize()
         marks.append((time.monotonic() - born, time.process_time()))
 
-    torch.optim.optimizer.register_optimizer_step_post_hook(mark)
+    register_optimizer_step_post_hook(mark)
     born = time.monotonic()
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
@@ -67,7 +68,7 @@ def pictures(folder: Path, count: int, side: int) -> Path:
 
 
 def random_base(folder: Path, width: int) -> Path:
-    """An SDXL-like base with random weights, its UNet and VAE of `width` and of width / 2 channels where SDXL's have 320 and 128."""
+    """An SDXL-like base with random weights: its UNet has `width` channels, a multiple of 32, where SDXL's has 320, and its VAE in proportion."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -76,32 +77,29 @@ def random_base(folder: Path, width: int) -> Path:
 
     pipeline = load_sdxl()
     torch.manual_seed(0)
-    head = width // 5  # as many heads as SDXL's
     pooled = pipeline.text_encoder_2.config.projection_dim
     changes = dict(block_out_channels=(width, 2 * width, 4 * width), cross_attention_dim=pipeline.unet.config.cross_attention_dim, sample_size=32)
-    changes |= dict(attention_head_dim=(width // head, 2 * width // head, 4 * width // head), transformer_layers_per_block=(1, 2, 4))
+    changes |= dict(attention_head_dim=(width // 32, width // 16, width // 8), transformer_layers_per_block=(1, 2, 10))
     changes |= dict(projection_class_embeddings_input_dim=6 * 256 + pooled)
-    channels = [width * 2 // 5 * n for n in (1, 2, 4, 4)]
+    channels = [width * 2 // 5 // 8 * 8 * n for n in (1, 2, 4, 4)]
     pipeline.register_modules(
         unet=UNet2DConditionModel.from_config(SDXL_UNET | changes),
-        vae=AutoencoderKL.from_config(SDXL_VAE | dict(block_out_channels=channels, norm_num_groups=16, sample_size=256)),
+        vae=AutoencoderKL.from_config(SDXL_VAE | dict(block_out_channels=channels, norm_num_groups=8, sample_size=256)),
     )
     pipeline.save_pretrained(folder)
     return folder
 
 
 def flops(base: Path, side: int) -> tuple[float, float]:
-    """(UNet's forward and backward with LoRA, the VAE's encoding) of one picture, in GFLOP by torch's count, on shapes alone."""
+    """(forward and backward of the frozen UNet, the VAE's encoding) of one picture, in GFLOP by torch's count, on shapes alone."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from gralora_diffusion import AdapterConfig, inject
     from gralora_diffusion.sdxl import shapes, vae_shapes
 
     unet, vae = shapes(str(base))["unet"], vae_shapes(str(base))
-    inject(unet, AdapterConfig(method="lora", rank=16))
-    config, meta = unet.config, dict(device="meta")
-    latents = torch.empty(1, config.in_channels, side // 8, side // 8, **meta)
+    config, meta = unet.requires_grad_(False).config, dict(device="meta")
+    latents = torch.empty(1, config.in_channels, side // 8, side // 8, **meta).requires_grad_()
     pooled = torch.empty(1, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim, **meta)
     conditions = dict(text_embeds=pooled, time_ids=torch.empty(1, 6, **meta))
     with FlopCounterMode(display=False) as learning:

@@ -11,14 +11,22 @@ trains on the embedded tiny base and the bundled pictures of a robot.  On SDXL i
 --dry_run prints the resolved config and the plan: layers, parameters, memory, files, steps, time.
 """
 
-from gralora_diffusion.config import ConfigError, TrainingError, fail, parse, plain_warnings
+import sys
+
+from gralora_diffusion.config import ConfigError, TrainingError, check_paths, fail, parse, plain_warnings
 
 
 def main():
     config = parse(__doc__)
     plain_warnings()
+    try:
+        check_paths(config)
+    except ConfigError as error:
+        fail(str(error))
+    if sys.stderr.isatty():
+        print("loading torch and diffusers ...", file=sys.stderr, flush=True)
     from gralora_diffusion.interrupts import Stopped
-    from gralora_diffusion.planning import plan  # torch only after --help and wrong flags are dealt with
+    from gralora_diffusion.planning import plan  # torch only after --help, wrong flags and wrong paths are dealt with
     from gralora_diffusion.training import train
 
     try:

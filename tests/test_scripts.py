@@ -172,8 +172,16 @@ def test_dry_run_prints_the_plan(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("option", ["--help", "--gralora_ranks"])
-def test_help_and_mistakes_do_not_load_torch(option, tmp_path):
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--help", "--gralora_rank"),
+        ("--gralora_ranks", "--gralora_rank"),
+        ("--instance_data_dir=nowhere", "nowhere is not a folder"),
+        ("--pretrained_model_name_or_path=/nowhere/model", "/nowhere/model"),
+    ],
+)
+def test_help_and_mistakes_do_not_load_torch(option, words, tmp_path):
     (tmp_path / "probe.py").write_text(
         "import runpy, sys\n"
         "script, sys.argv = sys.argv[1], ['train_sdxl.py', sys.argv[2]]\n"
@@ -182,7 +190,17 @@ def test_help_and_mistakes_do_not_load_torch(option, tmp_path):
     )
     done = run(sys.executable, tmp_path / "probe.py", SCRIPTS / "train_sdxl.py", option, cwd=tmp_path)
     assert done.stdout.strip().endswith("False"), done.stderr
-    assert "--gralora_rank" in done.stdout + done.stderr
+    assert words in done.stdout + done.stderr
+
+
+def test_the_package_loads_neither_gradio_nor_open_clip(tmp_path):
+    probe = "import sys, gralora_diffusion, gralora_diffusion.training, gralora_diffusion.planning; print(*sys.modules)"
+    loaded = run(sys.executable, "-c", probe, cwd=tmp_path).stdout.split()
+    assert {"torch", "gralora_diffusion.training"} <= set(loaded)
+    assert not {"gradio", "open_clip"} & set(loaded)
+    bare = run(sys.executable, "-c", "import sys, gralora_diffusion; print(*sys.modules)", cwd=tmp_path).stdout.split()
+    assert "gralora_diffusion" in bare
+    assert not {"gradio", "open_clip", "torch", "diffusers"} & set(bare)
 
 
 DIFFUSERS_FLAGS = """--pretrained_model_name_or_path --pretrained_vae_model_name_or_path --revision --variant --cache_dir --dataset_name
