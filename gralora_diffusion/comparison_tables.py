@@ -4,7 +4,6 @@ import itertools
 import statistics
 
 from .comparison import (
-    SECONDARY,
     above,
     at_best_rate,
     at_the_end,
@@ -146,24 +145,13 @@ def curves_table(done: list[dict], score: str, baseline: str, unit: str) -> str:
         interval = t_interval(found)
         line.append("" if interval is None or method == baseline else f"{interval[0]:+.5f} to {interval[1]:+.5f}")
         rows.append([*line, f"{statistics.median(there):.0f}" if there else "never", f"{len(there)} of {len(steps)}", cost])
-    head = [
-        "part",
-        "method",
-        "rank",
-        f"{unit}s",
-        "loss at the end",
-        "mean",
-        "95 % interval",
-        f"steps to the loss of {baseline}",
-        "runs that reach it",
-    ]
-    return markdown([*head, "gradient batches + looks"], rows)
+    head = ["part", "method", "rank", f"{unit}s", "loss at the end", "mean", "95 % interval", f"steps to the loss of {baseline}"]
+    return markdown([*head, "runs that reach it", "gradient batches + looks"], rows)
 
 
 def drift_table(done: list[dict], score: str, baseline: str, unit: str) -> str:
+    """Where the base's pictures were drawn too: drift at full strength, and its difference on the way from the base to full strength."""
     rows = []
-    if not any(SECONDARY.search(name) for d in done for name in d.get("scores", {}) if name.startswith("drift")):
-        return ""
     for part, rank, method, runs, base in with_baseline(done, score, baseline):
         theirs, name = keyed(base), "drift, " + score.partition(", ")[2]
         mine = {key: r for key, r in keyed(runs).items() if key in theirs}
