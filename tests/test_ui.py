@@ -203,7 +203,7 @@ def test_a_run_is_added_once(home):
     assert work.state(home.runs / "one")["state"] == "withdrawn"
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(home):
+def test_a27_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(home):
     from answers import said
 
     limit, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -218,7 +218,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(home):
     assert home.run_names() == []
 
 
-def test_the_log_is_clean_and_short(tmp_path):
+def test_a25_the_log_is_clean_and_short(tmp_path):
     (tmp_path / "log.txt").write_bytes(
         b"first\n\x1b[31mred\x1b[0m\x1b]0;title\x07 \x00end\n  0%|  \r 50%|#\r100%|##\n" + b"x" * 5_000_000 + b"\n\xff\xfe last\n"
     )
@@ -276,7 +276,7 @@ def test_captions_are_saved_and_foreign_names_refused(home, tmp_path):
     assert len(picture_sets.pictures_of(home.pictures / "copied")) == 6
 
 
-def test_cells_are_no_formulas(home):
+def test_a29_cells_are_no_formulas(home):
     import csv
 
     from comparing import save_table
@@ -287,7 +287,7 @@ def test_cells_are_no_formulas(home):
     assert cells == ["'=HYPERLINK(1)", "'@SUM", "'-1+1", "'+1", "plain", "3.5"]
 
 
-def test_the_page_imports_no_training_and_runs_nothing_it_is_given():
+def test_a3_the_page_imports_no_training_and_runs_nothing_it_is_given():
     for path in (ROOT / "ui").glob("*.py"):
         text = path.read_text()
         for word in (
@@ -307,7 +307,7 @@ def test_the_page_imports_no_training_and_runs_nothing_it_is_given():
 
 
 @pytest.mark.parametrize("arguments", [["--listen", "0.0.0.0"], ["--share"], ["--auth", "nopassword"], ["--port", "99999"], ["--prot", "1"]])
-def test_an_open_page_needs_a_password(arguments, tmp_path):
+def test_a23_an_open_page_needs_a_password(arguments, tmp_path):
     done = subprocess.run([sys.executable, ROOT / "ui" / "app.py", *arguments, "--home", tmp_path / "h"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
