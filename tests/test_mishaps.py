@@ -1,5 +1,6 @@
 """What goes wrong on the way: memory, disks, numbers, networks; and what is asked of a run that is done."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
@@ -25,6 +27,7 @@ from gralora_diffusion.gora import by_block
 from gralora_diffusion.gradients import Gradients
 from gralora_diffusion.jobs import check_facts, prepare
 from gralora_diffusion.runs import Run, busy, read_metrics, read_status
+from gralora_diffusion.sharding import check_sharding
 from gralora_diffusion.training import train
 
 SMALL = AdapterConfig(rank=8, k=2, targets=r"mid_block.*attn1\.to_q")
@@ -281,6 +284,30 @@ def test_an_upload_that_fails_leaves_a_run_that_is_done(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="is complete, but it could not be uploaded as run: no network"):
         quick(tmp_path, push_to_hub=True)
     assert read_status(tmp_path / "run")["state"] == "done"
+
+
+# accelerate set up for what cannot be
+
+NO_PICTURES = TrainConfig(skip_final_inference=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "config", "words"),
+    [
+        ("DEEPSPEED", None, NO_PICTURES, "by FSDP of version 2 alone"),
+        ("FSDP", 1, NO_PICTURES, "by FSDP of version 2 alone"),
+        ("FSDP", 2, TrainConfig(), "needs --skip_final_inference"),
+        ("FSDP", 2, dataclasses.replace(NO_PICTURES, base_model_precision="int8-torchao"), "a base that is not quantised"),
+        ("FSDP", 2, dataclasses.replace(NO_PICTURES, allocate="gora").resolved(), "without --allocate"),
+        ("FSDP", 2, NO_PICTURES, None),
+        ("MULTI_GPU", None, TrainConfig(), None),
+    ],
+)
+def test_ways_to_shard_a_base_that_are_refused(kind, version, config, words):
+    plugin = SimpleNamespace(fsdp_version=version)
+    accelerator = SimpleNamespace(distributed_type=DistributedType[kind], state=SimpleNamespace(fsdp_plugin=plugin))
+    with pytest.raises(ConfigError, match=words) if words else contextlib.nullcontext():
+        check_sharding(config, accelerator)
 
 
 # words
