@@ -62,10 +62,13 @@ def measure(section: str, given):
 
         if section == "start":
             return start(1 if quick else given.run_rounds)
+        from benchmark_pipelines import unet_steps
+
+        alone = {size: unet_steps(bench, size, 16, 2, images) for size, images in ([("tiny", 4)] if quick else [("tiny", 4), ("half", 2)])}
         sizes = {"the embedded base": dict(width=None, resolution=64, batch=4)}
         if not quick:
             sizes["a random base"] = dict(width=given.width, resolution=256, batch=1)
-        return steps(bench, given.diffusers_script, sizes, 6 if quick else 12, 1 if quick else given.run_rounds)
+        return dict(alone=alone, commands=steps(bench, given.diffusers_script, sizes, 6 if quick else 12, 1 if quick else given.run_rounds))
     from benchmark_pipelines import SDXL_LAYERS, export, pipelines, sampling
 
     if section == "export":
