@@ -109,6 +109,15 @@ def slices(x: torch.Tensor, k: int) -> torch.Tensor:
     return x.view(len(x), k, x.shape[1] // k).transpose(0, 1)
 
 
+def products(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """out_j = scale * a_j b_j for each of k; with bf16 on a CPU one by one, since a batched product copies slices of larger rows first."""
+    if out.device.type != "cpu" or out.dtype != torch.bfloat16:
+        return out.baddbmm_(a, b, beta=0, alpha=scale)
+    for out_j, a_j, b_j in zip(out, a, b, strict=True):
+        out_j.addmm_(a_j, b_j, beta=0, alpha=scale)
+    return out
+
+
 def add_products(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> None:
     """y_j += scale * a_j b_j, for y [T, M], a [k, T, r], b [k, r, M/k]"""
     if torch.compiler.is_compiling():  # which cannot undo the two views of a batched product in place
@@ -139,7 +148,7 @@ def down(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
         return x @ A.T
     k, _, r = A.shape
     p = x.new_empty(len(x), k, r)
-    p.transpose(0, 1).baddbmm_(slices(x, k), A, beta=0)
+    products(p.transpose(0, 1), slices(x, k), A)
     return swapped(p)
 
 
@@ -157,7 +166,7 @@ def down_again(g: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
         return g.new_empty(len(g), B.shape[1]).addmm_(g, B, beta=0, alpha=scale)
     k, r, _ = B.shape
     e = g.new_empty(len(g), k, r)
-    e.transpose(0, 1).baddbmm_(slices(g, k), B.transpose(1, 2), beta=0, alpha=scale)
+    products(e.transpose(0, 1), slices(g, k), B.transpose(1, 2), scale)
     return swapped(e)
 
 
@@ -172,17 +181,11 @@ def add_to_input(dx: torch.Tensor, q: torch.Tensor, A: torch.Tensor) -> None:
 def gradient_of_A(x: torch.Tensor, q: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     if A.ndim == 2:
         return q.T @ x
-    x_n = slices(x, len(A)).transpose(1, 2)
-    if x.device.type != "cpu":
-        return torch.bmm(x_n, q)
-    dA = torch.empty_like(A)
-    for n in range(len(A)):  # on a CPU a batched product with transposed slices of bf16 takes up to seven times as long
-        dA[n].addmm_(x_n[n], q[n], beta=0)
-    return dA
+    return products(torch.empty_like(A), slices(x, len(A)).transpose(1, 2), q)
 
 
 def gradient_of_B(g: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
     dB = torch.empty_like(B)
     if B.ndim == 2:
         return dB.addmm_(g.T, h, beta=0, alpha=scale)
-    return dB.baddbmm_(h.transpose(1, 2), slices(g, len(B)), beta=0, alpha=scale)
+    return products(dB, h.transpose(1, 2), slices(g, len(B)), scale)

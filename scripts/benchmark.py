@@ -29,6 +29,7 @@ def main(argv=None):
     parser.add_argument("--base", choices=("tiny", "half", "sdxl"), default="half", help="size of the UNet in load; sdxl takes 16 GiB")
     parser.add_argument("--width", type=int, default=96, help="of the random base in step, a multiple of 32; SDXL's UNet has 320")
     parser.add_argument("--run_rounds", type=int, default=3, help="rounds of whole commands, in step and start")
+    parser.add_argument("--profile", action="store_true", help="in layer, torch.profiler's tables too")
     parser.add_argument("--plot", default="benchmark.png", help="where the plots of scaling go")
     given = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)  # of the commands that are started, too
@@ -52,9 +53,11 @@ def measure(section: str, given):
     quick = given.quick
     bench = Bench(given.device, given.clock, min(given.rounds, 5) if quick else given.rounds, 2.0 if quick else given.seconds)
     if section in ("layer", "scaling"):
-        from benchmark_layers import SHAPES, SIZES, layers, scaling
+        from benchmark_layers import SHAPES, SIZES, layers, profile, scaling
 
         if section == "layer":
+            if given.profile:
+                profile(bench)
             return layers(bench, *(([(256, 640, 640), SHAPES[2]], SIZES[:2]) if quick else (SHAPES, SIZES)))
         return scaling(bench, given.plot, *((128, 320) if quick else (1024, 1280)))
     if section in ("step", "start"):
@@ -62,10 +65,13 @@ def measure(section: str, given):
 
         if section == "start":
             return start(1 if quick else given.run_rounds)
+        from benchmark_pipelines import unet_steps
+
+        alone = {size: unet_steps(bench, size, 16, 2, images) for size, images in ([("tiny", 4)] if quick else [("tiny", 4), ("half", 2)])}
         sizes = {"the embedded base": dict(width=None, resolution=64, batch=4)}
         if not quick:
             sizes["a random base"] = dict(width=given.width, resolution=256, batch=1)
-        return steps(bench, given.diffusers_script, sizes, 6 if quick else 12, 1 if quick else given.run_rounds)
+        return dict(alone=alone, commands=steps(bench, given.diffusers_script, sizes, 6 if quick else 12, 1 if quick else given.run_rounds))
     from benchmark_pipelines import SDXL_LAYERS, export, pipelines, sampling
 
     if section == "export":

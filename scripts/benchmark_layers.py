@@ -88,6 +88,21 @@ def layers(bench: Bench, shapes=SHAPES, sizes=SIZES, dtypes=tuple(DTYPES)) -> li
     return found
 
 
+def profile(bench: Bench, tokens: int = 77, n: int = 2048, m: int = 1280, rank: int = 64, k: int = 4, dtype: str = "bf16") -> None:
+    """torch.profiler's table of five steps of our GraLoRA and of PEFT's LoRA: where the time goes that is beyond a goal."""
+    made = contestants(n, m, rank, k, DTYPES[dtype], bench.device)
+    common = dict(device=bench.device, dtype=DTYPES[dtype])
+    x, g = torch.randn(1, tokens, n, **common).requires_grad_(tokens != 77), torch.randn(1, tokens, m, **common)
+    for kind in (GRALORA, PEFT):
+        run = step(made[kind], x, g)
+        run()
+        with torch.profiler.profile() as profiler:
+            for _ in range(5):
+                run()
+        print(f"\n{kind}, {tokens} tokens, {n} -> {m}, rank {rank}, k {k}, {dtype}")
+        print(profiler.key_averages().table(sort_by=f"self_{'cuda' if bench.device == 'cuda' else 'cpu'}_time_total", row_limit=12))
+
+
 def sums(forward_only: bool, layer: nn.Module, x: torch.Tensor) -> tuple[int, int]:
     """(operations by torch's own count, where a dot product of n terms is 2 n; multiplications and additions, 2 n - 1) of one pass."""
     counts = [0, 0]

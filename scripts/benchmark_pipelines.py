@@ -131,6 +131,52 @@ def pipelines(bench: Bench, size: str = "half", rank: int = 64, k: int = 4, roun
     return found
 
 
+def unet_steps(bench: Bench, size: str = "tiny", rank: int = 16, k: int = 2, images: int = 4) -> dict:
+    """A training step of the UNet alone, forward, backward and AdamW, with each adapter on a copy of the same base, in turns."""
+    import peft
+
+    print(f"\nstep of a UNet of size {size} alone, {images} pictures, rank {rank}, k {k}; as a ratio to our LoRA's: median (quartiles)")
+    common = dict(r=rank, target_modules=r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)")
+    kinds = {
+        "LoRA": lambda unet: inject(unet, AdapterConfig(method="lora", rank=rank)),
+        "GraLoRA": lambda unet: inject(unet, AdapterConfig(rank=rank, k=k)),
+        "PEFT LoRA": lambda unet: peft.inject_adapter_in_model(peft.LoraConfig(lora_alpha=rank, **common), unet),
+        "PEFT GraLoRA": lambda unet: peft.inject_adapter_in_model(peft.GraloraConfig(alpha=rank, gralora_k=k, hybrid_r=0, **common), unet),
+    }
+    contestants = {}
+    for name, adapt in kinds.items():
+        pipeline = base_of(size, bench.device)
+        adapt(pipeline.unet.train())
+        trained = [p for p in pipeline.unet.parameters() if p.requires_grad]
+        contestants[name] = training_step(pipeline, torch.optim.AdamW(trained, lr=1e-4, fused=True), images)
+    times = bench.in_turns(contestants)
+    found = {name: ratio(times, name, "LoRA") for name in kinds if name != "LoRA"} | dict(ms={name: milliseconds(t) for name, t in times.items()})
+    print("  " + ", ".join(f"{name} {shown(found[name])}" for name in kinds if name != "LoRA") + f"; LoRA {found['ms']['LoRA']:.0f} ms", flush=True)
+    return found
+
+
+def training_step(pipeline, optimizer, images: int):
+    unet, dtype = pipeline.unet, pipeline.unet.dtype
+    inputs, conditions = inputs_of(pipeline, images)
+
+    def run() -> None:
+        with torch.autocast(unet.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            unet(**inputs, added_cond_kwargs=conditions).sample.float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def inputs_of(pipeline, images: int) -> tuple[dict, dict]:
+    unet = pipeline.unet
+    common = dict(device=unet.device, dtype=unet.dtype)
+    x = torch.randn(images, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size, **common)
+    text, t = torch.randn(images, 77, unet.config.cross_attention_dim, **common), torch.tensor(500, device=unet.device)
+    pooled = torch.randn(images, pipeline.text_encoder_2.config.projection_dim, **common)
+    return dict(sample=x, timestep=t, encoder_hidden_states=text), dict(text_embeds=pooled, time_ids=torch.zeros(images, 6, **common))
+
+
 @torch.no_grad()
 def sampling(bench: Bench, size: str = "tiny", rank: int = 64, k: int = 4, images: int = 2) -> dict:
     """One denoising step of the UNet: the base, an adapter merged into it, an adapter beside it, and PEFT's LoRA, each a pipeline of its own."""
@@ -148,15 +194,8 @@ def sampling(bench: Bench, size: str = "tiny", rank: int = 64, k: int = 4, image
                 load_adapter(pipelines[name], files["lora 1" if name == "LoRA" else "gralora 1"])
         merge(pipelines["merged"].unet)
         remove(pipelines["merged"])
-    unet = pipelines["base"].unet
-    common = dict(device=bench.device, dtype=unet.dtype)
-    x = torch.randn(images, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size, **common)
-    pooled = pipelines["base"].text_encoder_2.config.projection_dim
-    conditions = dict(text_embeds=torch.randn(images, pooled, **common), time_ids=torch.zeros(images, 6, **common))
-    text, t = torch.randn(images, 77, unet.config.cross_attention_dim, **common), torch.tensor(500, device=bench.device)
-    times = bench.in_turns(
-        {name: lambda unet=p.unet: unet(x, t, encoder_hidden_states=text, added_cond_kwargs=conditions) for name, p in pipelines.items()}
-    )
+    inputs, conditions = inputs_of(pipelines["base"], images)
+    times = bench.in_turns({name: lambda unet=p.unet: unet(**inputs, added_cond_kwargs=conditions) for name, p in pipelines.items()})
     found = {name: ratio(times, name, "base") for name in pipelines if name != "base"}
     found |= {f"{name} / PEFT LoRA": ratio(times, name, "PEFT LoRA") for name in ("GraLoRA", "LoRA")}
     found["ms"] = {name: milliseconds(t) for name, t in times.items()}
