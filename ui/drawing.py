@@ -17,6 +17,7 @@ from gralora_diffusion.config import ConfigError
 from gralora_diffusion.previews import save_picture
 
 ONE_AT_A_TIME = threading.Lock()  # torch's default dtype and seed are the process's: planning a run and drawing take turns
+AS_TRAINED = "as in training"
 MOST_PICTURES, MOST_STEPS, MOST_STRENGTH, LONGEST = 8, 100, 1.5, 1000
 
 
@@ -149,9 +150,6 @@ def chosen_base(home: Home, choice: str | None, adapter: str | None) -> str | No
     if choice not in (None, "", AS_TRAINED):
         return home.base(choice)
     return base_of(home, adapter) if adapter else home.base(EMBEDDED)
-
-
-AS_TRAINED = "as in training"
 
 
 def add_adapter(home: Home, upload: str | Path) -> str:

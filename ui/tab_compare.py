@@ -9,14 +9,12 @@ import gradio as gr
 import scores
 from answers import plain
 from comparing import Cell
-from drawing import Drawing, Studio
+from drawing import AS_TRAINED, Drawing, Studio
 from home import Home
 from PIL import Image
 
 from gralora_diffusion.config import ConfigError
 from gralora_diffusion.sampling import sheet
-
-AS_LEARNT = "as in training"
 
 
 def build(home: Home, studio: Studio) -> SimpleNamespace:
@@ -43,7 +41,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
             with gr.Row(elem_classes="tight"):
                 draw = gr.Button("Draw the grid", variant="primary", elem_id="draw-grid", scale=2, min_width=130)
                 halt = gr.Button("Stop drawing", elem_id="halt-grid", min_width=110)
-            subject = gr.Dropdown([AS_LEARNT], value=AS_LEARNT, allow_custom_value=True, label="Score against the pictures of", elem_id="subject")
+            subject = gr.Dropdown([AS_TRAINED], value=AS_TRAINED, allow_custom_value=True, label="Score against the pictures of", elem_id="subject")
             encoders = gr.Dropdown(
                 scores.encoder_names(),
                 value=["imagenet"],
@@ -106,7 +104,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
             raise ConfigError("draw a grid first; then it can be scored")
         rows = []
         for name in dict.fromkeys(c.adapter for c in made):
-            references = comparing.subject_of(home, name) if against in (None, AS_LEARNT) else comparing.set_pictures(home, against)
+            references = comparing.subject_of(home, name) if against in (None, AS_TRAINED) else comparing.set_pictures(home, against)
             cells: dict[str, list[Cell]] = {}
             for cell in made:
                 if cell.adapter == name:
@@ -126,10 +124,10 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
     def lists(adapters, against, words):
         names = home.adapter_names()
         kept = [name for name in adapters or [] if name in names] or names[:1]
-        sets = [AS_LEARNT, *home.set_names()]
+        sets = [AS_TRAINED, *home.set_names()]
         return (
             gr.update(choices=names, value=kept),
-            gr.update(choices=sets, value=against if against in sets else AS_LEARNT),
+            gr.update(choices=sets, value=against if against in sets else AS_TRAINED),
             gr.update(visible=not names),
             first_prompt(kept, words),
         )

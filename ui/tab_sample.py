@@ -99,4 +99,4 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         api_visibility="private",
     )
     upload.upload(plain(added), [upload, second, base, prompt], listed["outputs"], api_visibility="private")
-    return SimpleNamespace(listed=listed, prompt=prompt)
+    return SimpleNamespace(listed=listed)
