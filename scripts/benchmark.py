@@ -4,8 +4,9 @@
     python scripts/benchmark.py --diffusers_script train_dreambooth_lora_sdxl.py --clock cpu
     python scripts/benchmark.py --only layer sampling --device cuda
 
-Prints a table for each section, ratios as median and spread, and one line of JSON last.  --diffusers_script is the path of
-examples/dreambooth/train_dreambooth_lora_sdxl.py of diffusers' repository, of a version that goes with the one that is installed.
+Prints a table for each section, ratios as median and spread, and one line of JSON last; all of it takes about 10 GiB of memory.
+--diffusers_script is the path of examples/dreambooth/train_dreambooth_lora_sdxl.py of diffusers' repository, of a version that goes with
+the one that is installed.
 """
 
 import argparse
