@@ -64,13 +64,19 @@ def gaps(mine: dict[tuple, float], base: dict[tuple, float], unit: str) -> list[
 
 
 def at_best_rate(done: list[dict], score: str) -> dict[tuple, list[dict]]:
-    """{(part, rank, method, k, steps): its runs} at one learning rate for each: of those it has, the best in the validation runs."""
+    """{(part, rank, method, k, steps): its runs} at one learning rate for each: of those it has, the best in the validation runs.
+
+    A rate at which a run failed is worse than any at which none did.  Raises ConfigError for test runs at several rates without validation.
+    """
     groups, best = by_setting([d for d in done if score in d.get("scores", {})]), {}
+    failed = set(by_setting([d for d in done if "failed" in d]))
     for (part, *setting, lr, steps), runs in groups.items():
-        chosen_by = groups.get(("validation", *setting, lr, steps))
+        chosen_by, key = groups.get(("validation", *setting, lr, steps)), (part, *setting, steps)
         mean = statistics.mean(per_run(chosen_by or runs, score).values())
-        rank = chosen_by is not None, -mean if lower_is_better(score) else mean
-        key = (part, *setting, steps)
+        rank = chosen_by is not None, ("validation", *setting, lr, steps) not in failed, -mean if lower_is_better(score) else mean
+        if key in best and part == "test" and not (rank[0] or best[key][0][0]):
+            rank_, method, k = setting
+            raise ConfigError(f"{label(method, k)} at rank {rank_} has test runs at several rates and no validation runs to choose by")
         best[key] = max(best.get(key, (rank, lr)), (rank, lr))
     return {key: groups[*key[:-1], lr, key[-1]] for key, (_, lr) in best.items()}
 
@@ -85,13 +91,15 @@ def tuned(runs: list[dict], done: list[dict], score: str | None, elsewhere: bool
     best = {
         (key[1:-1], None if elsewhere else key[-1]): found[0]["run"]["lr"] for key, found in at_best_rate(done, score or first_score(done)).items()
     }
-    kept = []
+    kept, rates = [], {run["lr"] for run in runs}
     for run in runs:
         key = (run["rank"], family(run["method"]), run["k"] or 0), None if elsewhere else run["steps"]
         if key not in best:
             raise ConfigError(
                 f"--tuned: {family(run['method'])} at rank {run['rank']} has no validation runs with these options yet; make them first"
             )
+        if best[key] not in rates:
+            raise ConfigError(f"--tuned: the best rate of {family(run['method'])} at rank {run['rank']} is {best[key]:g}: add it to --lrs")
         kept += [run] if run["lr"] == best[key] else []
     return kept
 
@@ -166,18 +174,18 @@ def drift_at_equal_score(mine: dict, base: dict, score: str) -> float:
     drift, ends, curves = "drift, " + score.partition(", ")[2], [], []
     for scores in (mine["scores"], base["scores"]):
         strengths = sorted(float(name.rpartition(" at ")[2]) for name in scores if SECONDARY.search(name) and SECONDARY.sub("", name) == score)
-        points = [(statistics.mean(scores[f"{score} at {s:g}"]), statistics.mean(scores[f"{drift} at {s:g}"]) if s else 0.0) for s in strengths]
-        curves.append([*points, (statistics.mean(scores[score]), statistics.mean(scores[drift]))])
-        ends.append(curves[-1][-1][0])
+        means = {s: (statistics.mean(scores[f"{score} at {s:g}"]), statistics.mean(scores[f"{drift} at {s:g}"]) if s else 0.0) for s in strengths}
+        means[1.0] = statistics.mean(scores[score]), statistics.mean(scores[drift])
+        curves.append([means[s] for s in sorted(means)])
+        ends.append(means[1.0][0])
     values = []
     for curve in curves:
-        at = [(value, d) for value, d in curve]
-        for (x0, y0), (x1, y1) in itertools.pairwise(at):  # the first crossing, in order of strength
+        for (x0, y0), (x1, y1) in itertools.pairwise(curve):  # the first crossing, in order of strength
             if x0 <= min(ends) <= x1:
                 values.append(curve_at([(x0, y0), (x1, y1)], min(ends)))
                 break
         else:
-            values.append(at[-1][1] if at[0][0] < min(ends) else 0.0)
+            values.append(curve[-1][1] if curve[0][0] < min(ends) else 0.0)
     return values[0] - values[1]
 
 
@@ -190,7 +198,7 @@ def front_of(runs: list[dict], score: str, other: str, unit: str) -> dict[tuple,
     for r in (r for r in runs if score in r.get("scores", {})):
         key = r["run"].get("subject"), None if unit == "subject" else r["run"]["seed"]
         for at, suffix in ((r["run"]["lr"], ""), (0, " at 0")):
-            if score + suffix in r["scores"]:
+            if {score + suffix, other + suffix} <= r["scores"].keys():
                 pair = statistics.mean(r["scores"][score + suffix]), statistics.mean(r["scores"][other + suffix])
                 points.setdefault((at, key), []).append(pair)
     for (_, key), pairs in sorted(points.items(), key=lambda item: item[0][0]):
@@ -223,6 +231,15 @@ def in_short(entry: dict) -> dict:
 
 def shown_losses(entry: dict) -> list[float]:
     return entry["losses"] if "in_short" in entry else blocks(entry["losses"])
+
+
+def check_settings(done: list[dict]) -> None:
+    """Raises ConfigError when runs of different bases, pictures, prompts or encoders lie in one table, where they would be compared."""
+    settings = {}
+    for run in (d["run"] for d in done):
+        settings.setdefault((run.get("subject"), run["steps"]), set()).add(run.get("setting"))
+    if any(len(found) > 1 for found in settings.values()):
+        raise ConfigError("these runs differ in base, pictures, prompts, encoders or batch: give each set of options an --output of its own")
 
 
 def check_score(done: list[dict], score: str | None) -> None:

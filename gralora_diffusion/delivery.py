@@ -23,7 +23,7 @@ def export(job: Job) -> None:
         adapter = adapter_of(job)
         write_native(job.path / NATIVE, adapter)
         write_others(job.path, adapter, job.config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise TrainingError(f"the adapter cannot be exported: {error}") from None
 
 
@@ -45,8 +45,11 @@ def export_again(run: Path, config: TrainConfig) -> None:
     if idle := [f"--{name}" for name in DRAWN if name in changed]:
         say(f"{run} is done, and {' and '.join(idle)} cannot change its pictures any more: scripts/sample_sdxl.py draws others")
     if changed & set(FORMATS):
-        with Run(run):
-            write_others(run, read_adapter(run / NATIVE), config)
-            saved = dataclasses.replace(saved, **{name: getattr(config, name) for name in FORMATS})
-            write_text(run / "config.json", json.dumps(to_dict(saved), indent=2) + "\n")
+        try:
+            with Run(run):
+                write_others(run, read_adapter(run / NATIVE), config)
+                saved = dataclasses.replace(saved, **{name: getattr(config, name) for name in FORMATS})
+                write_text(run / "config.json", json.dumps(to_dict(saved), indent=2) + "\n")
+        except (ValueError, OSError) as error:
+            raise TrainingError(f"{run} is done, and its files could not be written anew: {error}") from None
         print(f"{run} is done already: its files are written anew, and nothing is trained", flush=True)

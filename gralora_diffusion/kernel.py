@@ -69,6 +69,11 @@ class AdaptedLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        with torch.autocast(grad.device.type, enabled=False):  # the dtypes are the forward pass's, whatever surrounds this one
+            return AdaptedLinear.gradients(ctx, grad)
+
+    @staticmethod
+    def gradients(ctx, grad):
         (x, weight, *kept), needs, grads = ctx.saved_tensors, ctx.needs_input_grad, []
         g = rows(grad).contiguous()
         dx = g @ numbers(weight, g.dtype) if needs[0] else None

@@ -57,13 +57,20 @@ def plan(config: TrainConfig, timed: bool = False) -> str:
             + " + ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
             *gradient_pass(config, layers, torch.finfo(dtype).bits // 8),
             "files: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in files.items()),
-            *([time_in_words(step_time(components, config, resolution, dtype, tokens), steps)] if timed else []),
+            *([time_in_words(components, config, resolution, dtype, tokens, steps)] if timed else []),
             f"run folder: {run} (not made: this is a dry run)",
         ]
     )
 
 
-def time_in_words(step: float | None, steps: int) -> str:
+def time_in_words(components: dict, config: TrainConfig, resolution: int, dtype, tokens: int, steps: int) -> str:
+    """What step_time() finds, for people."""
+    if config.base_model_precision:
+        return "time: not tried out with a quantised base; a run measures it on its first batches"
+    try:
+        step = step_time(components, config, resolution, dtype, tokens)
+    except torch.OutOfMemoryError:
+        return "time: not tried out, since a step runs out of memory here: see the memory above, and --gradient_checkpointing or a --preset"
     if step is None:
         return "time: not tried out, since a base of this size takes long on a CPU; a run measures it on its first batches"
     return f"time: about {step:.3g} s a step here, {clock(step * steps)} for {steps}; sample pictures and the first encoding come on top"
@@ -151,7 +158,8 @@ def forecast_run(job: Job, loss_of, previews) -> dict[str, float]:
         job.accelerator.backward(loss_of(number))
         job.accelerator.clip_grad_norm_(parameters, math.inf)
 
-    seconds = steps * config.gradient_accumulation_steps * mean_time(batch, steps * config.gradient_accumulation_steps, device)
+    batches, alone = steps * config.gradient_accumulation_steps, job.accelerator.num_processes == 1
+    seconds = batches * mean_time(batch, batches, device, alone)
     for parameter in parameters:
         parameter.grad = None
     size = sum(p.numel() * p.element_size() for p in parameters)
@@ -165,8 +173,11 @@ def forecast_run(job: Job, loss_of, previews) -> dict[str, float]:
     return {"seconds": seconds, "memory in MB": memory / 1e6, "disk in MB": disk / 1e6}
 
 
-def mean_time(batch: Callable[[int], None], batches: int, device: torch.device) -> float:
-    """Seconds of batch(i), after one to warm up: of two and more, up to ten or a hundredth of all that are planned."""
+def mean_time(batch: Callable[[int], None], batches: int, device: torch.device, alone: bool = True) -> float:
+    """Seconds of batch(i), after one to warm up: of two and more, up to ten or a hundredth of all that are planned.
+
+    Of two where the process is not alone, since all have to take equally many.
+    """
     times = []
     for number in range(11):
         began = time.monotonic()
@@ -174,7 +185,7 @@ def mean_time(batch: Callable[[int], None], batches: int, device: torch.device) 
         if device.type != "cpu":
             torch.accelerator.synchronize()
         times.append(time.monotonic() - began)
-        if number >= 2 and sum(times) > 0.01 * batches * min(times):
+        if number >= 2 and (not alone or sum(times) > 0.01 * batches * min(times)):
             break
     return sum(times[1:]) / len(times[1:])
 
@@ -188,9 +199,12 @@ def step_time(components: dict, config: TrainConfig, resolution: int, dtype, tok
     if device.type == "cpu" and sum(p.numel() for p in components["unet"].parameters()) > SMALL:
         return None
     for model in wanted.values():
+        for tensor in (*model.parameters(), *model.buffers()):
+            frozen = tensor.is_floating_point() and not tensor.requires_grad
+            tensor.data = tensor.data.to(dtype) if frozen else tensor.data
         model.to_empty(device=device).train()
         for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = torch.zeros_like(tensor, dtype=tensor.dtype if tensor.requires_grad or not tensor.is_floating_point() else dtype)
+            tensor.data.zero_()
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing() if hasattr(model, "enable_gradient_checkpointing") else model.gradient_checkpointing_enable()
     unet, texts = wanted["unet"], [wanted[name] for name in COMPONENTS[1:] if name in wanted]

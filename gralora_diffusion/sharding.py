@@ -1,5 +1,7 @@
 """accelerate's FSDP: each process keeps a part of the frozen UNet, and the adapters, which are small, are whole in all of them."""
 
+import os
+
 from accelerate import Accelerator, DistributedType
 
 from .config import ConfigError, TrainConfig
@@ -13,6 +15,8 @@ def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
     """Raises ConfigError where accelerate is set up for what cannot be done, or does not go with an option."""
     kind = accelerator.distributed_type
     if kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            raise ConfigError(f"accelerate is set up for FSDP, and makes {kind.value} of it here: it needs GPUs; choose plain data parallelism")
         return
     if kind == DistributedType.DEEPSPEED or accelerator.state.fsdp_plugin.fsdp_version != 2:
         raise ConfigError(f"accelerate is set to {kind.value}; here a base is sharded by FSDP of version 2 alone: choose it, or plain multi-GPU")

@@ -64,7 +64,8 @@ def layout_of(file: Path) -> Iterator[Path]:
     """
     names = names_in(file)
     scheduler = SDXL_SCHEDULER | dict(prediction_type="v_prediction" if "v_pred" in names else "epsilon")
-    scheduler |= dict(rescale_betas_zero_snr="v_pred" in names and "ztsnr" in names)
+    if "v_pred" in names and "ztsnr" in names:
+        scheduler |= dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")  # from the very last timestep on (arXiv 2305.08891)
     with tempfile.TemporaryDirectory() as folder:
         configs = {
             "model_index.json": SDXL_INDEX,

@@ -159,7 +159,8 @@ def held_out_loss(unet, loss_of: Callable) -> float:
 def base_pictures(pipeline, bench: Bench, config: TrainConfig) -> list[Path]:
     """The base's own pictures of all that a run draws: drawn by the first run, and kept for the others."""
     wanted = bench.wanted()
-    key = json.dumps([wanted, config.num_inference_steps, config.guidance_scale, config.resolution])
+    base = [config.pretrained_model_name_or_path, str(pipeline.unet.dtype)] if config.pretrained_model_name_or_path else []
+    key = json.dumps([wanted, config.num_inference_steps, config.guidance_scale, config.resolution, *base])
     folder = bench.folder / "base" / hashlib.sha256(key.encode()).hexdigest()[:12]
     with FileLock(bench.folder / ".base.lock"):
         paths = [folder / f"{i:03d}.png" for i in range(len(wanted))]

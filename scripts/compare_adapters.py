@@ -194,13 +194,16 @@ def plan(args) -> tuple[list[dict], dict[str | None, object]]:
 
 
 def report(args) -> None:
-    from gralora_diffusion.comparison import first_score, in_short
+    from gralora_diffusion.comparison import check_settings, first_score, in_short
     from gralora_diffusion.comparison_plots import plot
     from gralora_diffusion.comparison_tables import summary
     from gralora_diffusion.sweep import RESULTS, results
     from gralora_diffusion.writing import complete_or_absent
 
+    if args.keep and args.keep.resolve() == args.output.resolve():
+        raise ConfigError("--keep must be another folder than --output, whose runs.jsonl it would shorten")
     done, folder = results(args.output), args.keep or args.output
+    check_settings(done)
     score = args.score or first_score(done)
     text = summary(done, score, args.baseline, args.unit, args.front)
     print(text)

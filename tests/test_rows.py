@@ -70,7 +70,7 @@ def test_without_a_caption_column_the_prompt_stands_in_and_it_is_said(tmp_path, 
     [
         (dict(caption_column="text"), "--caption_column is 'text', which is no column of"),
         (dict(image_column="picture"), "--image_column is 'picture', which is no column of"),
-        (dict(caption_column=None), "row 0 (no caption, and no --instance_prompt"),
+        (dict(caption_column=None), "row 0, row 1, row 2 (no caption, and no --instance_prompt"),
         (dict(dataset_name="nowhere/at-all"), "no data set can be read from nowhere/at-all"),
         (dict(dataset_config_name="other"), "no data set can be read from"),
         (dict(streaming=True), "drop --no-cache_latents"),

@@ -56,6 +56,8 @@ def test_a_marked_v_prediction_checkpoint_is_known_for_one(marks, checkpoint, sm
     scheduler = load_sdxl(str(tmp_path / "v.safetensors")).scheduler
     assert scheduler.config.prediction_type == "v_prediction"
     assert scheduler.config.rescale_betas_zero_snr == ("ztsnr" in marks)
+    scheduler.set_timesteps(25)
+    assert (scheduler.timesteps[0] == 999) == ("ztsnr" in marks)
 
 
 TEXTS = ["a photo of sks dog, on the moon", "café 12345 don't — we'll", "", "日本語 emoji 🐶", "x" * 400 + " y" * 90, "A  \n tab\there & <b>"]
