@@ -34,6 +34,8 @@ def read_adapter(path: str | Path) -> Adapter:
             return checked(read_peft(folders), path)
         path = next((path / name for name in (NATIVE, DIFFUSERS) if (path / name).is_file()), path / NATIVE)
     if not path.is_file():
+        if stopped := sorted(path.parent.glob(f"checkpoint-*/{NATIVE}"), key=lambda p: p.stat().st_mtime):
+            raise ConfigError(f"{path.parent} was stopped before its end: give its checkpoint, {stopped[-1].parent}, or run its command again")
         raise ConfigError(f"{path} is not there: give an adapter file, a run folder with {NATIVE}, or a PEFT folder with adapter_config.json")
     metadata, tensors = open_safetensors(path)
     first = next(iter(sorted(tensors)))

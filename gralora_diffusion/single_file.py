@@ -91,12 +91,15 @@ def names_in(file: Path) -> set[str]:
     try:
         with safe_open(file, "pt") as opened:
             names = set(opened.keys())
+            shape = opened.get_slice(PARTS["UNet"]).get_shape() if PARTS["UNet"] in names else None
     except FileNotFoundError:
         raise ConfigError(f"{file} is not there") from None
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{file} is not a complete .safetensors file: {error}") from None
     if lacking := [part for part, name in PARTS.items() if name not in names]:
         raise ConfigError(f"{file} {NOT_SDXL}" if len(lacking) < 3 else f"{file} is not an SDXL checkpoint: it holds none of its three models")
+    if shape != [4 * SDXL_UNET["block_out_channels"][0], SDXL_UNET["projection_class_embeddings_input_dim"]]:
+        raise ConfigError(f"{file} is a checkpoint of another size than SDXL's; one that small is read from a folder alone (--to merged FOLDER)")
     if names & {"edm_mean", "edm_vpred.sigma_max"}:
         raise ConfigError(f"{file} was trained with EDM's noise levels (Playground 2.5?), which are not SDXL's: use another base")
     return names

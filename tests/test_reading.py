@@ -334,3 +334,10 @@ def test_a_pickle_with_another_name_is_not_run(pickled, tmp_path):
     with pytest.raises(ConfigError, match=r"not a complete \.safetensors file"):
         load_adapter(load_sdxl(), tmp_path / "x.safetensors")
     assert not (tmp_path / "run").exists()
+
+
+def test_of_a_stopped_run_the_checkpoint_is_named(tmp_path):
+    (tmp_path / "checkpoint-7").mkdir()
+    (tmp_path / "checkpoint-7" / "adapter.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"was stopped before its end: give its checkpoint, .*checkpoint-7"):
+        read_adapter(tmp_path)

@@ -75,9 +75,9 @@ def test_the_tokenizer_is_clips(padding, texts):
         assert len(found) == 77
 
 
-def test_what_is_no_sdxl_is_refused_before_it_is_read(tmp_path):
+def test_what_is_no_sdxl_is_refused_before_it_is_read(checkpoint, tmp_path):
     def refused(tensors, why):
-        save_file({name: torch.zeros(1) for name in tensors}, tmp_path / "x.safetensors")
+        save_file({name: torch.zeros((1280, 2816) if name == PARTS["UNet"] else 1) for name in tensors}, tmp_path / "x.safetensors")
         with pytest.raises(ConfigError, match=why):
             load_sdxl(str(tmp_path / "x.safetensors"))
 
@@ -85,6 +85,8 @@ def test_what_is_no_sdxl_is_refused_before_it_is_read(tmp_path):
     refused([PARTS["UNet"], "conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias"], "the refiner")
     refused([*PARTS.values(), "edm_mean", "edm_std"], "EDM's noise levels")
     refused(PARTS.values(), "no SDXL base can be loaded from [^ ]*x.safetensors: Failed to load AutoencoderKL[^\n]*missing[^\n]*$")
+    with pytest.raises(ConfigError, match="another size than SDXL's"):
+        load_sdxl(str(checkpoint[0]))
     (tmp_path / "x.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match="not a complete"):
         load_sdxl(str(tmp_path / "x.safetensors"))
