@@ -5,10 +5,12 @@ import pickle
 import shutil
 import time
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 from page_server import Page, end_runs, until
@@ -47,25 +49,39 @@ def test_a1_run_names(page, name):
     assert everything(page.home) == before
 
 
-def test_a2_a4_texts_are_data(page):
-    """A hostile prompt reaches the process as one argument; a busy run holds the queue, so that nothing starts."""
+@pytest.fixture
+def queue(page):
+    """A busy run holds the queue, so that nothing starts."""
     busy = page.home / "runs" / "busy"
     busy.mkdir()
     me = psutil.Process()
     (busy / "job.json").write_text(
         json.dumps(dict(config={}, created=time.time(), state="started", pid=me.pid, born=me.create_time(), started=time.time() + 99))
     )
-    try:
-        for i, text in enumerate(["--push_to_hub", "$(touch /tmp/owned)", "; touch /tmp/owned", "a' \"b`id`"]):
-            answer = page.call("start", *page.form(name=f"text-{i}", instance_prompt=text))
-            assert not refused(answer), answer
-            job = json.loads((page.home / "runs" / f"text-{i}" / "job.json").read_text())
-            assert (job["state"], job["config"]["instance_prompt"], job["config"]["push_to_hub"]) == ("queued", text, False)
-            page_stop(page, f"text-{i}")
-            assert json.loads((page.home / "runs" / f"text-{i}" / "job.json").read_text())["state"] == "withdrawn"
-        assert not Path("/tmp/owned").exists()
-    finally:
-        shutil.rmtree(busy)
+    yield
+    shutil.rmtree(busy)
+
+
+def queued(page, name, text):
+    """The config that a prompt gives a run, which is then taken out of the queue."""
+    answer = page.call("start", *page.form(name=name, instance_prompt=text))
+    assert not refused(answer), answer
+    job = json.loads((page.home / "runs" / name / "job.json").read_text())
+    assert job["state"] == "queued"
+    page_stop(page, name)
+    assert json.loads((page.home / "runs" / name / "job.json").read_text())["state"] == "withdrawn"
+    return job["config"]
+
+
+@pytest.mark.parametrize("text", ["$(touch /tmp/owned)", "; touch /tmp/owned", "a' \"b`id`"])
+def test_a2_texts_are_data(page, queue, text):
+    assert queued(page, f"text-{zlib.crc32(text.encode())}", text)["instance_prompt"] == text
+    assert not Path("/tmp/owned").exists()
+
+
+def test_a4_a_prompt_is_no_option(page, queue):
+    config = queued(page, "option", "--push_to_hub")
+    assert (config["instance_prompt"], config["push_to_hub"]) == ("--push_to_hub", False)
 
 
 def page_stop(page, run):
@@ -103,24 +119,33 @@ def test_a6_every_endpoint_takes_junk(page):
     assert page.config()["components"] == start["components"]
 
 
-def test_a7_a9_a10_no_file_is_served_that_was_not_handed_out(page):
-    (page.home / "runs" / "robot-1" / "evil.html").write_text("<script>alert(1)</script>")
-    own = [str(page.home / "runs" / "robot-1" / n) for n in ("config.json", "report.html", "evil.html", "adapter.safetensors")]
-    tries = [
-        "/etc/passwd",
-        "/proc/self/environ",
-        "../../../../etc/passwd",
-        "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
-        "http://evil.example/x",
-        "file:///etc/passwd",
-    ]
-    for path in [*tries, *own, str(page.log), str(page.home / "page.log"), "."]:
-        for route in ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/static/", "/gradio_api/proxy=", "/assets/", "/theme/"):
+ROUTES = ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/static/", "/gradio_api/proxy=", "/assets/", "/theme/")
+
+
+def not_served(page, paths):
+    for path in paths:
+        for route in ROUTES:
             answer = page.client.get(f"{route}{path}")
             assert answer.status_code >= 300, (route, path)
             assert SECRET not in answer.text
+
+
+def test_a7_files_of_the_machine_are_not_served(page):
+    outside = ["/etc/passwd", "/proc/self/environ", "../../../../etc/passwd", "%2e%2e%2f%2e%2e%2fetc%2fpasswd"]
+    not_served(page, [*outside, "http://evil.example/x", "file:///etc/passwd"])
     for place in ("/docs", "/redoc", "/openapi.json", "/gradio_api/mcp/sse", "/monitoring"):
         assert page.client.get(place).status_code >= 400, place
+
+
+def test_a9_the_folder_it_was_started_in_is_not_served(page):
+    not_served(page, [str(page.log), str(page.home / "page.log"), "page.log", ".", str(page.home)])
+
+
+def test_a10_runs_are_not_served(page):
+    run = page.home / "runs" / "robot-1"
+    (run / "evil.html").write_text("<script>alert(1)</script>")
+    (run / "evil.svg").write_text("<svg onload='alert(1)'/>")
+    not_served(page, [str(run / name) for name in ("config.json", "report.html", "evil.html", "evil.svg", "adapter.safetensors")])
 
 
 def test_a8_links_are_not_followed(page):
@@ -162,35 +187,57 @@ def test_a11_too_large_and_too_many_pixels(page, tmp_path):
     shutil.rmtree(next(page.home.glob("pictures/*")))
 
 
-def test_a12_a13_only_pictures_become_pictures(page, tmp_path):
-    """HTML, cut files and archives are named and left out, the rest is kept; nothing is ever unpacked."""
-    Image.new("RGB", (64, 64), "red").save(tmp_path / "good.png")
+def test_a12_only_pictures_become_pictures(page, tmp_path):
+    """HTML and cut files are named and left out; CMYK, 16 bit, an animation and a turned photograph are kept."""
+    image = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+    image.save(tmp_path / "good.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    Image.fromarray(np.linspace(0, 65535, 64 * 96).reshape(64, 96).astype(np.uint16)).save(tmp_path / "deep.png")
+    image.save(tmp_path / "moving.gif", save_all=True, append_images=[image.rotate(90)])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=turned)
     (tmp_path / "page.png").write_text("<html>")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:50])
-    with zipfile.ZipFile(tmp_path / "slip.zip", "w") as archive:
-        archive.writestr("../../slipped.png", b"x")
-    function = by_element(page, "drop", "upload")
-    answer = page.send(function, [page.upload(*(tmp_path / n for n in ("page.png", "cut.png", "good.png"))), "robot"])
+    names = ("page.png", "cut.png", "good.png", "cmyk.jpg", "deep.png", "moving.gif", "turned.jpg")
+    answer = page.send(by_element(page, "drop", "upload"), [page.upload(*(tmp_path / n for n in names)), "robot"])
     assert "page.png was left out" in json.dumps(answer)
     assert "cut.png was left out" in json.dumps(answer)
+    kept = {p.stem for p in page.home.glob("pictures/*/*") if p.suffix != ".txt"}
+    assert kept == {"good", "cmyk", "deep", "moving", "turned"}
+    shutil.rmtree(next(page.home.glob("pictures/*")))
+
+
+def test_a13_nothing_is_unpacked(page, tmp_path):
+    with zipfile.ZipFile(tmp_path / "slip.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("../../slipped.png", b"x")
+        archive.writestr("bomb.png", bytes(50_000_000))
     before = everything(page.home)
-    assert refused(page.send(function, [page.upload(tmp_path / "slip.zip"), "robot"]))
+    assert refused(page.send(by_element(page, "drop", "upload"), [page.upload(tmp_path / "slip.zip"), "robot"]))
     assert everything(page.home) == before
     assert not list(page.home.parent.rglob("slipped.png"))
-    shutil.rmtree(next(page.home.glob("pictures/*")))
 
 
 class Harm:
     def __reduce__(self):
-        return Path.touch, (Path("/tmp/gralora-page-was-harmed"),)
+        return Path.touch, (HARMED,)
 
 
-def test_a14_a16_pickles_are_never_read(page, tmp_path):
+HARMED = Path("/tmp/gralora-page-was-harmed")
+
+
+def test_a14_pickles_are_never_read(page, tmp_path):
     harmful = pickle.dumps(Harm())
     function = by_element(page, "add-adapter", "upload")
     for name in ("x.ckpt", "x.pt", "x.bin", "x.pkl", "x.safetensors"):
         (tmp_path / name).write_bytes(harmful)
         assert refused(page.send(function, [page.upload(tmp_path / name)[0], "none", "as in training", ""])), name
+    assert not HARMED.exists()
+    assert not list(page.home.glob("adapters/*"))
+
+
+def test_a16_foreign_checkpoints_are_never_unpickled(page):
+    harmful = pickle.dumps(Harm())
     foreign = page.home / "runs" / "foreign"
     (foreign / "checkpoint-5").mkdir(parents=True)
     for name in ("custom_checkpoint_0.pkl", "random_states_0.pkl", "optimizer.bin", "scheduler.bin", "adapter.safetensors"):
@@ -200,8 +247,7 @@ def test_a14_a16_pickles_are_never_read(page, tmp_path):
     assert refused(page.call("export", "foreign/checkpoint-5", ["adapter"], "", "fp16"))
     assert refused(page.call("sample", "foreign/checkpoint-5", 1, "a robot", 1, 0, "none", 0, 1, None, "embedded", False))
     shutil.rmtree(foreign)
-    assert not Path("/tmp/gralora-page-was-harmed").exists()
-    assert not list(page.home.glob("adapters/*"))
+    assert not HARMED.exists()
 
 
 CONFIGS = ["[" * 100_000, "[1]", "", '{"adapter": {"method": "gralora", "rank": "x"}}', '{"no_such": 1}', '{"output_dir": {"a": []}}']
@@ -209,9 +255,13 @@ CONFIGS += ['{"instance_data_dir": "/etc"}', '{"pretrained_model_name_or_path": 
 
 
 @pytest.mark.parametrize("text", CONFIGS, ids=range(len(CONFIGS)))
-def test_a15_a17_hostile_configs(page, tmp_path, text):
+def test_a17_hostile_config_files_are_refused(page, tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     assert refused(page.send(by_element(page, "load-config", "upload"), [page.upload(tmp_path / "config.json")[0]]))
+
+
+@pytest.mark.parametrize("text", CONFIGS, ids=range(len(CONFIGS)))
+def test_a15_a_folder_of_hostile_files_is_a_run_like_any_other(page, text):
     run = page.home / "runs" / "strange"
     run.mkdir()
     try:
@@ -264,7 +314,7 @@ def test_a21_passwords_are_slow_to_guess_and_everything_needs_one(tmp_path):
         page.close()
 
 
-def test_a25_a27_strange_logs_and_folders_that_go(page):
+def test_a25_strange_logs(page):
     run = page.home / "runs" / "noisy"
     shutil.copytree(page.home / "runs" / "robot-1", run)
     (run / "log.txt").write_bytes(b"y" * 30_000_000 + b"\n\x1b]0;owned\x07\x1b[31mred\nlast\n")
@@ -275,7 +325,14 @@ def test_a25_a27_strange_logs_and_folders_that_go(page):
     assert len(text) < 200_000
     assert "\\u001b" not in text
     shutil.rmtree(run)
-    assert "noisy" not in json.dumps(page.send(function, ["noisy", 0.5, None]))
+
+
+def test_a27_a_run_that_goes_while_it_is_watched(page):
+    run, function = page.home / "runs" / "going", by_element(page, "smoothing", "release")
+    shutil.copytree(page.home / "runs" / "robot-1", run)
+    assert "going" in json.dumps(page.send(function, ["going", 0.5, None]))
+    shutil.rmtree(run)
+    assert "going" not in json.dumps(page.send(function, ["going", 0.5, None]))
     assert page.alive()
 
 
