@@ -67,6 +67,7 @@ BAD = {
     "bomb of pixels": ("bad.png", png_header(30_000, 30_000), "more than the limit of 89,478,485"),
     "bomb just over": ("bad.png", png_header(10_000, 9_000), "10000 x 9000 pixels is more than the limit"),
     "bomb of text": ("bad.png", png_with(chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(10**8), 9))), "too large"),
+    "bomb of a profile": ("bad.png", png_with(chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(10**8), 9))), "too large"),
     "1 x 1": ("bad.png", encoded("PNG", Image.new("RGB", (1, 1))), "1 x 1 pixels is too small: 16 on each side is the least"),
     "1 x 60000": ("bad.png", encoded("PNG", Image.new("RGB", (1, 60_000))), "1 x 60000 pixels is too thin"),
     "float TIFF": ("bad.tif", encoded("TIFF", Image.new("F", (64, 64), 0.5)), "floating-point numbers"),
