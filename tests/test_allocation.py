@@ -304,12 +304,13 @@ def one_of_two(rank, port, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_every_process_has_the_same_allocation_bit_by_bit(tmp_path):
+def test_every_process_has_the_same_allocation_bit_by_bit(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    workers = [fork.Process(target=one_of_two, args=(rank, port, tmp_path)) for rank in (0, 1)]
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=one_of_two, args=(rank, port, tmp_path)) for rank in (0, 1)]
     for worker in workers:
         worker.start()
     for worker in workers:
