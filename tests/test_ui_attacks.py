@@ -371,8 +371,15 @@ def test_a30_forty_samplings_are_bounded(page):
     assert not refused(page.call("sample", *asked))
     process = psutil.Process(page.process.pid)
     before = process.memory_info().rss
+
+    def ask(_):
+        try:
+            return page.call("sample", *asked)
+        except httpx.ReadError:  # of forty connections at once the system may reset one; that is no answer of the page
+            return page.call("sample", *asked)
+
     with ThreadPoolExecutor(40) as pool:
-        answers = list(pool.map(lambda _: page.call("sample", *asked), range(40)))
+        answers = list(pool.map(ask, range(40)))
     full = [a for a in answers if refused(a)]
     assert all("Queue is full" in json.dumps(a) for a in full), full[:1]
     assert len(answers) - len(full) >= 32
