@@ -23,7 +23,7 @@ def main(argv=None):
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, for a machine that others use too")
-    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: two minutes on a free machine")
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds")
     parser.add_argument("--rounds", type=int, default=30, help="the most rounds of one comparison")
     parser.add_argument("--seconds", type=float, default=20.0, help="the most seconds of one comparison, beyond five rounds")
     parser.add_argument("--diffusers_script", help="diffusers' train_dreambooth_lora_sdxl.py, for the section step")
