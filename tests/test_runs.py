@@ -214,10 +214,25 @@ def test_tensorboard_gets_every_step(tmp_path):
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([line["loss"] for line in read_metrics(run)])
 
 
-def test_a_tracker_that_is_not_installed_is_named(tmp_path):
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the package wandb: pip install wandb"):
         again(tmp_path / "run", report_to="wandb")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("mode", "code"), [("online", 2), ("offline", 0)])
+def test_wandb_without_a_key_is_refused_before_anything_is_written_and_logs_offline(tmp_path, mode, code):
+    run, nobody = tmp_path / "run", dict(HOME=str(tmp_path / "home"), NETRC=str(tmp_path / "netrc"), WANDB_MODE=mode, WANDB_DIR=str(tmp_path))
+    command = [sys.executable, str(SCRIPT), "--output_dir", str(run), "--report_to", "wandb", "--max_train_steps", "2", "--train_batch_size", "1"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | nobody
+    done = subprocess.run([*command, "--skip_final_inference"], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == code, done.stderr
+    assert run.exists() == (code == 0)
+    if code:
+        assert "train_sdxl: --report_to wandb: wandb has no key of yours: run wandb login" in done.stderr
+    else:
+        assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
 def signal_at_step(run: Path, step: int, number: int) -> threading.Thread:
