@@ -9,7 +9,7 @@ import torch
 from .checkpoints import write_text
 from .config import TrainConfig, TrainingError, from_dict, say, to_dict
 from .exchange import Adapter
-from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, read_adapter, write_comfyui, write_diffusers, write_native
+from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, file_sizes, read_adapter, write_comfyui, write_diffusers, write_native
 from .jobs import Job, adapter_of, precision
 from .runs import Run
 
@@ -27,9 +27,19 @@ def export(job: Job) -> None:
         raise TrainingError(f"the adapter cannot be exported: {error}") from None
 
 
+def sizes(layers: dict, config: TrainConfig) -> dict[str, int]:
+    """{file: bytes} of what export() will write, from shapes alone; layers: {component.path: layer}."""
+    native, exported = file_sizes(layers)
+    found = {NATIVE: native, DIFFUSERS: exported if in_fp32(config) else exported // 2, COMFYUI: exported // 2}
+    return found | ({KOHYA: exported // 2} if config.output_kohya_format else {})
+
+
+def in_fp32(config: TrainConfig) -> bool:
+    return precision(config)[1] == torch.float32 or config.upcast_before_saving
+
+
 def write_others(run: Path, adapter: Adapter, config: TrainConfig) -> None:
-    single = precision(config)[1] == torch.float32 or config.upcast_before_saving
-    write_diffusers(run / DIFFUSERS, adapter, torch.float32 if single else torch.float16)
+    write_diffusers(run / DIFFUSERS, adapter, torch.float32 if in_fp32(config) else torch.float16)
     write_comfyui(run / COMFYUI, adapter)
     if config.output_kohya_format:
         write_comfyui(run / KOHYA, adapter, sgm=False)

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from . import allocation
+from . import allocation, delivery
 from .allocation import all_layers
+from .checkpoints import candidates
 from .config import TrainConfig, to_dict
 from .data import instance, instance_pictures, pass_length, picture_cache
-from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, file_sizes
+from .formats import NATIVE
 from .injection import inject, table
 from .jobs import Job, inject_all, precision, preview_due, steps_of
 from .optimization import bytes_per_parameter
@@ -39,10 +41,8 @@ def plan(config: TrainConfig, timed: bool = False) -> str:
     resolution = config.resolution or unet.config.sample_size * 8
     dtype = precision(config)[1]
     memory = forecast(unet.config, config, resolution, dtype, tokens)
-    native, exported = file_sizes(layers)
-    files = {NATIVE: native, DIFFUSERS: exported if dtype == torch.float32 else exported // 2, COMFYUI: exported // 2}
-    files |= {KOHYA: exported // 2} if config.output_kohya_format else {}
-    memory["adapters"] = bytes_per_parameter(config) * native // 4  # the file holds fp32
+    files = delivery.sizes(layers, config)
+    memory["adapters"] = bytes_per_parameter(config) * files[NATIVE] // 4  # the file holds fp32
     if config.train_text_encoder:
         encoders = [p for name in COMPONENTS[1:] for p in components[name].parameters() if not p.requires_grad]
         memory["text encoders"] = sum(p.numel() for p in encoders) * torch.finfo(dtype).bits // 8
@@ -159,22 +159,27 @@ def forecast_run(job: Job, loss_of, previews) -> dict[str, float]:
         job.accelerator.clip_grad_norm_(parameters, math.inf)
 
     batches, alone = steps * config.gradient_accumulation_steps, job.accelerator.num_processes == 1
-    seconds = batches * mean_time(batch, batches, device, alone)
+    seconds = batches * batch_time(batch, batches, device, alone)
     for parameter in parameters:
         parameter.grad = None
     size = sum(p.numel() * p.element_size() for p in parameters)
     optimizer = (bytes_per_parameter(config) - 8) * size // 4  # its state is to come
     memory = max(peak_memory(device), memory_in_use(device) + optimizer)
-    pictures = (1 + sum(preview_due(step, job) for step in range(job.start + 1, job.steps))) if previews else 0
-    saves = len({*range(job.start // config.checkpointing_steps, job.steps // config.checkpointing_steps), -1}) if steps else 0
-    native, exported = file_sizes(layers)
-    disk = disk_used(job.path) + min(saves, config.checkpoints_total_limit or saves) * 3 * size + native + exported
-    seconds += pictures * (previews.seconds if previews else 0) + saves * 3 * size / SAVED_PER_SECOND
+    drawings = (1 + sum(preview_due(step, job) for step in range(job.start + 1, job.steps))) if previews else 0
+    every = config.checkpointing_steps
+    saves = job.steps // every - job.start // every + (job.steps % every > 0)
+    checkpoint = (bytes_per_parameter(config) - 4) * size // 4  # all but the gradient
+    kept = saves if config.checkpoints_total_limit is None else min(saves, config.checkpoints_total_limit - len(candidates(job.path)))
+    disk = disk_used(job.path) + kept * checkpoint + sum(delivery.sizes(layers, config).values())
+    if previews:
+        seconds += drawings * previews.seconds
+        disk += drawings * disk_used(previews.of_step(0))
+    seconds += saves * checkpoint / SAVED_PER_SECOND
     return {"seconds": seconds, "memory in MB": memory / 1e6, "disk in MB": disk / 1e6}
 
 
-def mean_time(batch: Callable[[int], None], batches: int, device: torch.device, alone: bool = True) -> float:
-    """Seconds of batch(i), after one to warm up: of two and more, up to ten or a hundredth of all that are planned.
+def batch_time(batch: Callable[[int], None], batches: int, device: torch.device, alone: bool = True) -> float:
+    """Seconds of batch(i), after one to warm up: the median of two and more, up to ten or three hundredths of all that are planned.
 
     Of two where the process is not alone, since all have to take equally many.
     """
@@ -185,9 +190,9 @@ def mean_time(batch: Callable[[int], None], batches: int, device: torch.device, 
         if device.type != "cpu":
             torch.accelerator.synchronize()
         times.append(time.monotonic() - began)
-        if number >= 2 and (not alone or sum(times) > 0.01 * batches * min(times)):
+        if number >= 2 and (not alone or sum(times) > 0.03 * batches * min(times)):
             break
-    return sum(times[1:]) / len(times[1:])
+    return statistics.median(times[1:])
 
 
 def step_time(components: dict, config: TrainConfig, resolution: int, dtype, tokens: int) -> float | None:
@@ -218,7 +223,7 @@ def step_time(components: dict, config: TrainConfig, resolution: int, dtype, tok
             out = unet(sample.to(dtype), t, torch.cat(states, -1) if states else embeds, added_cond_kwargs=conditions).sample
         out.float().square().mean().backward()
 
-    return config.gradient_accumulation_steps * mean_time(batch, 10**4, device)
+    return config.gradient_accumulation_steps * batch_time(batch, 10**4, device)
 
 
 def in_words(expected: dict[str, float]) -> str:

@@ -27,10 +27,13 @@ class Previews:
         self.embeds = None if config.train_text_encoder else embed_prompts(pipeline, prompts_of(config))
         self.vae, self.seconds = pipeline.vae, 0.0  # the time that one draw() takes
 
+    def of_step(self, step: int) -> Path:
+        return self.folder / f"step-{step:05d}"
+
     def draw(self, step: int) -> None:
         """Write samples/step-`step`/00.png, ...; what is there already is drawn again.  Running out of memory costs the pictures, not the run."""
         pipeline, config, began = self.pipeline, self.config, time.monotonic()
-        folder = self.folder / f"step-{step:05d}"
+        folder = self.of_step(step)
         folder.mkdir(parents=True, exist_ok=True)
         training = [m for m in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2) if m is not None and m.training]
         pipeline.vae = self.vae.to(pipeline.unet.device)

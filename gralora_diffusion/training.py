@@ -67,10 +67,13 @@ def train(config: TrainConfig) -> Path:
             for run in runs:
                 run.lock.release()
     if job.accelerator.is_main_process:
-        if done:
-            export_again(job.path, job.config)
-        if config.push_to_hub:
-            print(f"uploaded: {push(job.path, job.config)}", flush=True)
+        try:
+            if done:
+                export_again(job.path, job.config)
+            if config.push_to_hub:
+                print(f"uploaded: {push(job.path, job.config)}", flush=True)
+        except KeyboardInterrupt:
+            raise Stopped(f"stopped after the training, whose adapter is in {job.path}; the same command does what was left") from None
     return job.path
 
 
@@ -139,11 +142,11 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
         previews.draw(job.steps)
     accelerator.wait_for_everyone()
     if run:
-        shutil.rmtree(job.path / CACHE, ignore_errors=True)
         export(job)
         if previews:
             save_comparison(job.path, subject, job.steps, config)
         run.status("running", actual=dict(zip(expected, (time.monotonic() - began, *what_was_used(job)), strict=True)))
+        shutil.rmtree(job.path / CACHE, ignore_errors=True)
         write_report(job.path)
     accelerator.end_training()
 

@@ -25,6 +25,7 @@ from gralora_diffusion.config import ConfigError, Parser, TrainingError, parse
 from gralora_diffusion.exchange import Adapter
 from gralora_diffusion.gora import by_block
 from gralora_diffusion.gradients import Gradients
+from gralora_diffusion.interrupts import Stopped
 from gralora_diffusion.jobs import check_facts, prepare
 from gralora_diffusion.runs import Run, busy, read_metrics, read_status
 from gralora_diffusion.sharding import check_sharding
@@ -340,13 +341,13 @@ def test_a_forecast_in_words():
 # the forecast of time
 
 
-def test_time_is_the_mean_of_more_batches_the_longer_the_run():
+def test_time_is_measured_on_more_batches_the_longer_the_run():
     calls = []
-    seconds = planning.mean_time(lambda i: (calls.append(i), time.sleep(0.01)), 3, torch.device("cpu"))
+    seconds = planning.batch_time(lambda i: (calls.append(i), time.sleep(0.01)), 3, torch.device("cpu"))
     assert calls == [0, 1, 2]
     assert seconds >= 0.01
     calls.clear()
-    planning.mean_time(lambda i: (calls.append(i), time.sleep(0.001)), 10**6, torch.device("cpu"))
+    planning.batch_time(lambda i: (calls.append(i), time.sleep(0.001)), 10**6, torch.device("cpu"))
     assert calls == list(range(11))
 
 
@@ -369,7 +370,7 @@ def test_every_picture_on_the_way_is_in_the_forecast(tmp_path):
     """Six pictures, two a step: a pass of three steps."""
     options = dict(skip_final_inference=False, max_train_steps=9, validation_epochs=1, num_inference_steps=1)
     job = prepare(dataclasses.replace(QUICK, output_dir=str(tmp_path / "run"), **options).resolved())
-    drawn = SimpleNamespace(seconds=1000.0)
+    drawn = SimpleNamespace(seconds=1000.0, of_step=lambda step: tmp_path / "none")
     adapters = job.models["unet"]
 
     def loss_of(_):
@@ -377,3 +378,22 @@ def test_every_picture_on_the_way_is_in_the_forecast(tmp_path):
 
     (tmp_path / "run").mkdir()
     assert planning.forecast_run(job, loss_of, drawn)["seconds"] == pytest.approx(3000, rel=0.01)  # after steps 3, 6 and 9
+
+
+def test_ctrl_c_while_an_adapter_is_uploaded_says_that_it_is_there(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gralora_diffusion.jobs.check_hub", lambda *_: None)  # no network here
+    monkeypatch.setattr("gralora_diffusion.training.push", interrupted)
+    with pytest.raises(Stopped, match=r"stopped after the training, whose adapter is in .*run; the same command does what was left"):
+        quick(tmp_path, push_to_hub=True)
+    assert read_status(tmp_path / "run")["state"] == "done"
+
+
+def test_disk_is_forecast_with_checkpoints_pictures_and_every_file(tmp_path):
+    options = dict(max_train_steps=6, checkpointing_steps=2, checkpoints_total_limit=2, ema_decay=0.9, output_kohya_format=True)
+    run = quick(tmp_path, adapter=AdapterConfig(rank=16), skip_final_inference=False, num_inference_steps=1, validation_steps=3, **options)
+    status = json.loads((run / "status.json").read_text())
+    assert status["actual"]["disk in MB"] == pytest.approx(status["forecast"]["disk in MB"], rel=0.2)
+    assert status["actual"]["memory in MB"] == pytest.approx(status["forecast"]["memory in MB"], rel=0.2)
