@@ -69,6 +69,8 @@ class AdaptedLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        if not torch.is_autocast_enabled(grad.device.type):  # whose context takes as long as a small product
+            return AdaptedLinear.gradients(ctx, grad)
         with torch.autocast(grad.device.type, enabled=False):  # the dtypes are the forward pass's, whatever surrounds this one
             return AdaptedLinear.gradients(ctx, grad)
 
@@ -111,7 +113,8 @@ def rows(x: torch.Tensor) -> torch.Tensor:
 
 def slices(x: torch.Tensor, k: int) -> torch.Tensor:
     """[T, N] -> [k, T, N/k], the same memory"""
-    return x.view(len(x), k, x.shape[1] // k).transpose(0, 1)
+    t, n = x.shape
+    return x.view(t, k, n // k).transpose(0, 1)
 
 
 def products(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
@@ -126,10 +129,10 @@ def products(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float =
 def add_products(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> None:
     """y_j += scale * a_j b_j, for y [T, M], a [k, T, r], b [k, r, M/k]"""
     if torch.compiler.is_compiling():  # which cannot undo the two views of a batched product in place
-        for y_j, a_j, b_j in zip(y.chunk(len(a), 1), a, b, strict=True):
+        for y_j, a_j, b_j in zip(y.chunk(a.shape[0], 1), a, b, strict=True):
             y_j.addmm_(a_j, b_j, alpha=scale)
     else:
-        slices(y, len(a)).baddbmm_(a, b, alpha=scale)
+        slices(y, a.shape[0]).baddbmm_(a, b, alpha=scale)
 
 
 def swapped(p: torch.Tensor) -> torch.Tensor:
@@ -152,7 +155,7 @@ def down(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     if A.ndim == 2:
         return x @ A.T
     k, _, r = A.shape
-    p = x.new_empty(len(x), k, r)
+    p = x.new_empty(x.shape[0], k, r)
     products(p.transpose(0, 1), slices(x, k), A)
     return swapped(p)
 
@@ -170,7 +173,7 @@ def down_again(g: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
     if B.ndim == 2:
         return g.new_empty(len(g), B.shape[1]).addmm_(g, B, beta=0, alpha=scale)
     k, r, _ = B.shape
-    e = g.new_empty(len(g), k, r)
+    e = g.new_empty(g.shape[0], k, r)
     products(e.transpose(0, 1), slices(g, k), B.transpose(1, 2), scale)
     return swapped(e)
 
@@ -186,11 +189,11 @@ def add_to_input(dx: torch.Tensor, q: torch.Tensor, A: torch.Tensor) -> None:
 def gradient_of_A(x: torch.Tensor, q: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     if A.ndim == 2:
         return q.T @ x
-    return products(torch.empty_like(A), slices(x, len(A)).transpose(1, 2), q)
+    return products(torch.empty_like(A), slices(x, A.shape[0]).transpose(1, 2), q)
 
 
 def gradient_of_B(g: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
     dB = torch.empty_like(B)
     if B.ndim == 2:
         return dB.addmm_(g.T, h, beta=0, alpha=scale)
-    return products(dB, h.transpose(1, 2), slices(g, len(B)), scale)
+    return products(dB, h.transpose(1, 2), slices(g, B.shape[0]), scale)
