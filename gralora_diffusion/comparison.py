@@ -64,21 +64,32 @@ def gaps(mine: dict[tuple, float], base: dict[tuple, float], unit: str) -> list[
 
 
 def at_best_rate(done: list[dict], score: str) -> dict[tuple, list[dict]]:
-    """{(part, rank, method, k, steps): its runs} at one learning rate for each: of those it has, the best in the validation runs.
+    """{(part, rank, method, k, steps): its runs} at one learning rate for each: of those it has, the best in the validation runs, over the
+    subjects and seeds that all of these rates have.
 
-    A rate at which a run failed is worse than any at which none did.  Raises ConfigError for test runs at several rates without validation.
+    A rate at which a run failed is worse than any at which none did.  Raises ConfigError for test runs at several rates without validation,
+    and for rates that have no subject and seed in common.
     """
-    groups, best = by_setting([d for d in done if score in d.get("scores", {})]), {}
+    groups, settings, best = by_setting([d for d in done if score in d.get("scores", {})]), {}, {}
     failed = set(by_setting([d for d in done if "failed" in d]))
     for (part, *setting, lr, steps), runs in groups.items():
-        chosen_by, key = groups.get(("validation", *setting, lr, steps)), (part, *setting, steps)
-        mean = statistics.mean(per_run(chosen_by or runs, score).values())
-        rank = chosen_by is not None, ("validation", *setting, lr, steps) not in failed, -mean if lower_is_better(score) else mean
-        if key in best and part == "test" and not (rank[0] or best[key][0][0]):
-            rank_, method, k = setting
-            raise ConfigError(f"{label(method, k)} at rank {rank_} has test runs at several rates and no validation runs to choose by")
-        best[key] = max(best.get(key, (rank, lr)), (rank, lr))
-    return {key: groups[*key[:-1], lr, key[-1]] for key, (_, lr) in best.items()}
+        settings.setdefault((part, *setting, steps), {})[lr] = runs
+    for key, rates in settings.items():
+        part, rank, method, k, steps = key
+        validation = {lr: ("validation", rank, method, k, lr, steps) for lr in rates}
+        tried = [lr for lr in rates if validation[lr] in groups] or list(rates)
+        if len(tried) > 1 and part == "test" and validation[tried[0]] not in groups:
+            raise ConfigError(f"{label(method, k)} at rank {rank} has test runs at several rates and no validation runs to choose by")
+        sound = [lr for lr in tried if validation[lr] not in failed] or tried
+        values = {lr: per_run(groups.get(validation[lr], rates[lr]), score) for lr in sound}
+        common = sorted(set.intersection(*map(set, values.values())), key=str)
+        if not common:
+            raise ConfigError(
+                f"{label(method, k)} at rank {rank}: no subject and seed has runs at all of the rates {', '.join(f'{lr:g}' for lr in sound)}"
+            )
+        means = {lr: statistics.mean(values[lr][key] for key in common) for lr in sound}
+        best[key] = rates[(min if lower_is_better(score) else max)(means, key=means.get)]
+    return best
 
 
 def tuned(runs: list[dict], done: list[dict], score: str | None, elsewhere: bool) -> list[dict]:

@@ -6,10 +6,12 @@ import math
 import torch
 from torch import nn
 
-from .config import ConfigError
+from .config import QUANTIZED, ConfigError
 from .kernel import adapted_linear
 
-BYTES = {"int8-torchao": 1.0, "nf4-torchao": 0.5 + 1 / 64}  # of a weight; int8 has a scale for each row, NF4 (arXiv 2305.14314) for each block of 64
+BYTES = dict(
+    zip(QUANTIZED, (1.0, 0.5 + 1 / 64), strict=True)
+)  # of a weight; int8 has a scale for each row, NF4 (arXiv 2305.14314) for each block of 64
 
 
 class QuantizedLinear(nn.Linear):

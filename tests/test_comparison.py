@@ -122,6 +122,14 @@ def test_rates_come_from_the_head_of_the_family_and_from_other_sweeps():
     assert {key[0]: runs[0]["run"]["lr"] for key, runs in at_best_rate(report, "paired, X").items()} == {"validation": 1e-3, "test": 1e-2}
 
 
+def test_rates_are_compared_over_the_seeds_that_all_of_them_have():
+    done = [finished("lora", 1e-3, 0, 0.5), finished("lora", 1e-3, 1, 0.9), finished("lora", 1e-2, 0, 0.6)]
+    (runs,) = at_best_rate(done, "paired, X").values()
+    assert {r["run"]["lr"] for r in runs} == {1e-2}
+    with pytest.raises(ConfigError, match=r"lora at rank 4: no subject and seed has runs at all of the rates 0\.001, 0\.01"):
+        at_best_rate(done[1:], "paired, X")
+
+
 def test_steps_to_a_loss():
     assert reached([[0, 1.0], [25, 0.8], [50, 0.9], [75, 0.6]], 0.7) == pytest.approx(50 + 25 * 2 / 3)
     assert reached([[0, 0.5], [25, 0.8]], 0.7) == 0
