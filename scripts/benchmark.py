@@ -30,7 +30,7 @@ def main(argv=None):
     parser.add_argument("--base", choices=("tiny", "half", "sdxl"), default="half", help="size of the UNet in load; sdxl takes 16 GiB")
     parser.add_argument("--width", type=int, default=96, help="of the random base in step, a multiple of 32; SDXL's UNet has 320")
     parser.add_argument("--run_rounds", type=int, default=3, help="rounds of whole commands, in step and start")
-    parser.add_argument("--profile", action="store_true", help="in layer, torch.profiler's tables too")
+    parser.add_argument("--profile", action="store_true", help="torch.profiler's tables too, of layers and a step that miss a goal")
     parser.add_argument("--plot", default="benchmark.png", help="where the plots of scaling go")
     given = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)  # of the commands that are started, too
@@ -68,7 +68,8 @@ def measure(section: str, given):
             return start(1 if quick else given.run_rounds)
         from benchmark_pipelines import unet_steps
 
-        alone = {size: unet_steps(bench, size, 16, 2, images) for size, images in ([("tiny", 4)] if quick else [("tiny", 4), ("half", 2)])}
+        pairs = [("tiny", 4)] if quick else [("tiny", 4), ("half", 2)]
+        alone = {size: unet_steps(bench, size, 16, 2, images, given.profile and size == "tiny") for size, images in pairs}
         sizes = {"the embedded base": dict(width=None, resolution=64, batch=4)}
         if not quick:
             sizes["a random base"] = dict(width=given.width, resolution=256, batch=1)

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from benchmark_turns import Bench, milliseconds, ratio, shown
+from benchmark_turns import Bench, milliseconds, profiled, ratio, shown
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -88,19 +88,17 @@ def layers(bench: Bench, shapes=SHAPES, sizes=SIZES, dtypes=tuple(DTYPES)) -> li
     return found
 
 
-def profile(bench: Bench, tokens: int = 77, n: int = 2048, m: int = 1280, rank: int = 64, k: int = 4, dtype: str = "bf16") -> None:
-    """torch.profiler's table of five steps of our GraLoRA and of PEFT's LoRA: where the time goes that is beyond a goal."""
-    made = contestants(n, m, rank, k, DTYPES[dtype], bench.device)
-    common = dict(device=bench.device, dtype=DTYPES[dtype])
-    x, g = torch.randn(1, tokens, n, **common).requires_grad_(tokens != 77), torch.randn(1, tokens, m, **common)
-    for kind in (GRALORA, PEFT):
-        run = step(made[kind], x, g)
-        run()
-        with torch.profiler.profile() as profiler:
-            for _ in range(5):
-                run()
-        print(f"\n{kind}, {tokens} tokens, {n} -> {m}, rank {rank}, k {k}, {dtype}")
-        print(profiler.key_averages().table(sort_by=f"self_{'cuda' if bench.device == 'cuda' else 'cpu'}_time_total", row_limit=12))
+PROFILES = [(77, 2048, 1280, 64, 4, "bf16", (GRALORA, PEFT)), (4096, 640, 640, 128, 4, "fp32", (GRALORA, PEFT_GRALORA))]
+
+
+def profile(bench: Bench) -> None:
+    """torch.profiler's tables of a step of our GraLoRA and of what it is compared with, where a goal is missed: text, and a large rank in fp32."""
+    for tokens, n, m, rank, k, dtype, kinds in PROFILES:
+        made = contestants(n, m, rank, k, DTYPES[dtype], bench.device)
+        common = dict(device=bench.device, dtype=DTYPES[dtype])
+        x, g = torch.randn(1, tokens, n, **common).requires_grad_(tokens != 77), torch.randn(1, tokens, m, **common)
+        for kind in kinds:
+            profiled(f"{kind}, {tokens} tokens, {n} -> {m}, rank {rank}, k {k}, {dtype}", step(made[kind], x, g), bench.device)
 
 
 def sums(forward_only: bool, layer: nn.Module, x: torch.Tensor) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from benchmark_turns import Bench, milliseconds, ratio, shown
+from benchmark_turns import Bench, milliseconds, profiled, ratio, shown
 from diffusers.utils import logging
 from torch import nn
 
@@ -131,8 +131,11 @@ def pipelines(bench: Bench, size: str = "half", rank: int = 64, k: int = 4, roun
     return found
 
 
-def unet_steps(bench: Bench, size: str = "tiny", rank: int = 16, k: int = 2, images: int = 4) -> dict:
-    """A training step of the UNet alone, forward, backward and AdamW, with each adapter on a copy of the same base, in turns."""
+def unet_steps(bench: Bench, size: str = "tiny", rank: int = 16, k: int = 2, images: int = 4, profile: bool = False) -> dict:
+    """A training step of the UNet alone, forward, backward and AdamW, with each adapter on a copy of the same base, in turns.
+
+    profile: print torch.profiler's table of our two, too.
+    """
     import peft
 
     print(f"\nstep of a UNet of size {size} alone, {images} pictures, rank {rank}, k {k}; as a ratio to our LoRA's: median (quartiles)")
@@ -150,6 +153,8 @@ def unet_steps(bench: Bench, size: str = "tiny", rank: int = 16, k: int = 2, ima
         trained = [p for p in pipeline.unet.parameters() if p.requires_grad]
         contestants[name] = training_step(pipeline, torch.optim.AdamW(trained, lr=1e-4, fused=True), images)
     times = bench.in_turns(contestants)
+    for name in ("LoRA", "GraLoRA") if profile else ():
+        profiled(f"a step of the UNet of size {size} with {name}", contestants[name], bench.device)
     found = {name: ratio(times, name, "LoRA") for name in kinds if name != "LoRA"} | dict(ms={name: milliseconds(t) for name, t in times.items()})
     print("  " + ", ".join(f"{name} {shown(found[name])}" for name in kinds if name != "LoRA") + f"; LoRA {found['ms']['LoRA']:.0f} ms", flush=True)
     return found

@@ -21,24 +21,35 @@ FLOPS_OF_SDXL = 14.2 / 4.9  # UNet forward + backward to the VAE's encoding, at 
 
 
 def measured(script: str, arguments: list[str]) -> None:
-    """Run a training script in this process; last of all, print its first and later steps' times, its end, and its peak of memory."""
+    """Run a training script in this process; last of all, print when each of its steps ended, how long it encoded pictures, its end, and its
+    peak of memory."""
     import torch
+    from diffusers import AutoencoderKL
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    marks = []
+    marks, encoding, encode = [], [], AutoencoderKL.encode
 
     def mark(*_) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         marks.append((time.monotonic() - born, time.process_time()))
 
+    def clocked(*arguments, **options):
+        before = time.monotonic(), time.process_time()
+        encoded = encode(*arguments, **options)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        encoding.append((time.monotonic() - before[0], time.process_time() - before[1], len(marks)))
+        return encoded
+
+    AutoencoderKL.encode = clocked
     register_optimizer_step_post_hook(mark)
     born = time.monotonic()
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
     mark()
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(MARK + json.dumps(dict(marks=marks, peak=peak)), flush=True)
+    print(MARK + json.dumps(dict(marks=marks, encoding=encoding, peak=peak)), flush=True)
 
 
 def command(script: Path, arguments: list[str]) -> dict[str, dict]:
@@ -49,9 +60,10 @@ def command(script: Path, arguments: list[str]) -> dict[str, dict]:
     if done.returncode or not lines:
         raise SystemExit(f"benchmark: {script.name} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     found, answer = json.loads(lines[0].removeprefix(MARK)), {}
-    for clock, times in zip(("wall", "cpu"), zip(*found["marks"], strict=True), strict=True):
+    for i, (clock, times) in enumerate(zip(("wall", "cpu"), zip(*found["marks"], strict=True), strict=True)):
         steps = [b - a for a, b in itertools.pairwise(times[1:-1])]  # from the second step on: the first one warms up
-        answer[clock] = dict(first=times[0], step=statistics.median(steps), end=times[-1] - times[-2], peak=found["peak"])
+        encode = sum(entry[i] for entry in found["encoding"] if 2 <= entry[2] < len(times) - 1) / len(steps)
+        answer[clock] = dict(first=times[0], step=statistics.median(steps), encode=encode, end=times[-1] - times[-2], peak=found["peak"])
     return answer
 
 
@@ -140,11 +152,14 @@ def compare(bench: Bench, script: str | None, folder: Path, name: str, size: dic
             runs[kind].append(command(program, arguments)[bench.clock])
     rows = []
     for kind, times in runs.items():
-        row = {key: statistics.median(t[key] for t in times) for key in ("first", "step", "end", "peak")}
+        row = {key: statistics.median(t[key] for t in times) for key in ("first", "step", "encode", "end", "peak")}
         row["run"] = row["first"] + (STEPS_OF_A_RUN - 1) * row["step"] + row["end"]
         rows.append(dict(base=name, kind=kind, **row))
-        print(f"  {kind:<15} {row['step'] * 1e3:8.1f} ms a step, first step after {row['first']:6.2f} s, end {row['end']:5.2f} s, ", end="")
-        print(f"{STEPS_OF_A_RUN} steps {row['run']:7.1f} s, peak {row['peak'] / 2**20:7.0f} MiB", flush=True)
+        print(f"  {kind:<15} {row['step'] * 1e3:8.1f} ms a step, of which {row['encode'] * 1e3:6.1f} encode pictures; first step after ", end="")
+        print(
+            f"{row['first']:6.2f} s, end {row['end']:5.2f} s, {STEPS_OF_A_RUN} steps {row['run']:7.1f} s, peak {row['peak'] / 2**20:7.0f} MiB",
+            flush=True,
+        )
     for label, one, other in ratios_of(kinds):
         per_round = {key: [b[key] / a[key] for a, b in zip(runs[one], runs[other], strict=True)] for key in ("step", "peak")}
         whole = [total(b) / total(a) for a, b in zip(runs[one], runs[other], strict=True)]

@@ -36,6 +36,16 @@ class Bench:
         return times
 
 
+def profiled(title: str, run: Callable[[], object], device: str = "cpu", times: int = 5) -> None:
+    """Print torch.profiler's table of so many runs, after one to warm up."""
+    run()
+    with torch.profiler.profile() as profiler:
+        for _ in range(times):
+            run()
+    print(f"\n{title}, {times} times")
+    print(profiler.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=12, max_name_column_width=40))
+
+
 def ratio(times: dict[str, list[float]], one: str, other: str, without: str | None = None) -> dict[str, float]:
     """How `one` compares with `other`: the median and the quartiles of the rounds' ratios, of what each takes beyond `without` if given.
 
