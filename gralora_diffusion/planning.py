@@ -1,8 +1,10 @@
 """What a run would do: from shapes alone, layers, parameters, memory, files, steps; from a few batches, time, memory and disk."""
 
+import contextlib
 import functools
 import json
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -252,9 +254,11 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if hasattr(psutil.Process().memory_info(), "peak_wset"):  # Windows
         return psutil.Process().memory_info().peak_wset
+    with contextlib.suppress(OSError):  # Linux, where getrusage() counts what the parent had when it started this process
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes
 
 
 def disk_used(folder: Path) -> int:

@@ -27,6 +27,8 @@ def measured(script: str, arguments: list[str]) -> None:
     from diffusers import AutoencoderKL
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
+    from gralora_diffusion.planning import peak_memory
+
     marks, encoding, encode = [], [], AutoencoderKL.encode
 
     def mark(*_) -> None:
@@ -48,7 +50,7 @@ def measured(script: str, arguments: list[str]) -> None:
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
     mark()
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(MARK + json.dumps(dict(marks=marks, encoding=encoding, peak=peak)), flush=True)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import runpy
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -397,3 +398,10 @@ def test_disk_is_forecast_with_checkpoints_pictures_and_every_file(tmp_path):
     status = json.loads((run / "status.json").read_text())
     assert status["actual"]["disk in MB"] == pytest.approx(status["forecast"]["disk in MB"], rel=0.2)
     assert status["actual"]["memory in MB"] == pytest.approx(status["forecast"]["memory in MB"], rel=0.2)
+
+
+def test_the_peak_of_memory_is_not_that_of_the_process_that_started_it():
+    held = bytearray(os.urandom(1 << 20)) * 1500
+    code = "import torch; from gralora_diffusion.planning import peak_memory; print(peak_memory(torch.device('cpu')))"
+    peak = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 5e7 < peak < len(held)
