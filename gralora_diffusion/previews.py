@@ -79,7 +79,8 @@ def save_comparison(run: Path, subject: list[Image.Image], step: int, config: Tr
     if not before or len(before) != len(after):
         return
     prompts = [p for p in prompts_of(config) for _ in range(config.num_validation_images)]
-    page = sheet({"training pictures": subject[: len(before)], "base": before, "with the adapter": after}, prompts[: len(before)])
+    drawn_from = {"base": before, "with the adapter": after}
+    page = sheet(drawn_from, prompts[: len(before)], above={"training pictures": subject[: len(before)]})
     save_picture(page, run / "before_after.png")
 
 

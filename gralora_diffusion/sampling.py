@@ -78,18 +78,20 @@ def embed_prompts(pipeline, prompts: list[str]) -> dict[str, dict[str, torch.Ten
     return found
 
 
-def sheet(rows: dict[str, list[Image.Image]], columns: list[str], size: int = 192) -> Image.Image:
-    """One picture of all: a labelled row for each entry, a caption above each column."""
-    left, top, font = 110, 34, ImageFont.load_default(13)
-    page = Image.new("RGB", (left + max(map(len, rows.values())) * (size + 6), top + len(rows) * (size + 6)), "white")
+def sheet(rows: dict[str, list[Image.Image]], columns: list[str], size: int = 192, above: dict[str, list[Image.Image]] | None = None) -> Image.Image:
+    """One picture of all: a labelled row for each entry, a caption above each column; rows in `above` stand over the captions."""
+    left, heading, font, pitch = 110, 34, ImageFont.load_default(13), size + 6
+    rows, first = (above or {}) | rows, pitch * len(above or {})
+    page = Image.new("RGB", (left + max(map(len, rows.values())) * pitch, heading + len(rows) * pitch), "white")
     draw = ImageDraw.Draw(page)
     for c, text in enumerate(columns):
-        draw.multiline_text((left + c * (size + 6), 2), wrap(text, size, font), fill="black", font=font, spacing=1)
+        draw.multiline_text((left + c * pitch, first + 2), wrap(text, size, font), fill="black", font=font, spacing=1)
     for r, (label, images) in enumerate(rows.items()):
-        draw.multiline_text((4, top + r * (size + 6) + size // 2 - 8), wrap(label, left - 8, font), fill="black", font=font)
+        top = r * pitch + (heading if r * pitch >= first else 0)
+        draw.multiline_text((4, top + size // 2 - 8), wrap(label, left - 8, font), fill="black", font=font)
         for c, image in enumerate(images):
             scaled = image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS if min(image.size) > size else Image.Resampling.NEAREST)
-            page.paste(scaled, (left + c * (size + 6), top + r * (size + 6)))
+            page.paste(scaled, (left + c * pitch, top))
     return page
 
 

@@ -50,3 +50,11 @@ def test_sheet_shows_every_picture(size):
     )
     colours = {c: n for n, c in page.getcolors(1 << 20)}
     assert colours[(255, 0, 0)] == colours[(0, 0, 255)] == 2 * 192 * 192
+
+
+def test_a_sheets_captions_stand_below_the_rows_that_they_do_not_describe():
+    red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
+    page = np.asarray(sheet({"drawn": [blue]}, ["a caption"], above={"training pictures": [red]}))
+    ink = (page[:, 110:] < 128).all(-1).any(1).nonzero()[0]
+    rows = {name: (page[:, 110:] == colour).all(-1).any(1).nonzero()[0] for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255)))}
+    assert rows["red"].max() < ink.min() <= ink.max() < rows["blue"].min()
