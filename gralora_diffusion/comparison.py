@@ -180,8 +180,11 @@ def reached(curve: list[list[float]], loss: float) -> float | None:
     return None
 
 
-def drift_at_equal_score(mine: dict, base: dict, score: str) -> float:
-    """A run's drift less the baseline run's, at the highest score that both have: each followed over its strengths, from the base on."""
+def drift_at_equal_score(mine: dict, base: dict, score: str) -> float | None:
+    """A run's drift less the baseline run's, at the highest score that both have: each followed over its strengths, from the base on.
+
+    None where neither scores better than the base itself, which has no drift at all.
+    """
     drift, ends, curves = "drift, " + score.partition(", ")[2], [], []
     for scores in (mine["scores"], base["scores"]):
         strengths = sorted(float(name.rpartition(" at ")[2]) for name in scores if SECONDARY.search(name) and SECONDARY.sub("", name) == score)
@@ -189,6 +192,8 @@ def drift_at_equal_score(mine: dict, base: dict, score: str) -> float:
         means[1.0] = statistics.mean(scores[score]), statistics.mean(scores[drift])
         curves.append([means[s] for s in sorted(means)])
         ends.append(means[1.0][0])
+    if max(ends) <= curves[0][0][0]:
+        return None
     values = []
     for curve in curves:
         for (x0, y0), (x1, y1) in itertools.pairwise(curve):  # the first crossing, in order of strength

@@ -157,12 +157,16 @@ def drift_table(done: list[dict], score: str, baseline: str, unit: str) -> str:
         mine = {key: r for key, r in keyed(runs).items() if key in theirs}
         if not mine or not all(f"{score} at 0" in r["scores"] and name in r["scores"] for r in (*mine.values(), *theirs.values())):
             continue
-        found = per_unit({key: drift_at_equal_score(r, theirs[key], score) for key, r in mine.items()}, unit)
-        drifts = per_unit(per_run(list(mine.values()), name), unit)
-        line = [part, method, rank, len(found), f"{statistics.mean(drifts):.4f}"]
-        gap = ["", "", ""] if method == baseline else [f"{statistics.mean(found):+.4f}", shown(t_interval(found), "+"), number(p_value(found), ".3f")]
-        rows.append(line + gap)
-    return markdown(["part", "method", "rank", f"{unit}s", "drift at strength 1", "mean at equal score", "95 % interval", "p"], rows)
+        pairs = {key: drift_at_equal_score(r, theirs[key], score) for key, r in mine.items()}
+        found = per_unit({key: gap for key, gap in pairs.items() if gap is not None}, unit)
+        line = [part, method, rank, f"{statistics.mean(per_unit(per_run(list(mine.values()), name), unit)):.4f}"]
+        if method == baseline:
+            rows.append([*line, "", "", "", ""])
+        elif not found:
+            rows.append([*line, 0, "neither scores above the base", "", ""])
+        else:
+            rows.append([*line, len(found), f"{statistics.mean(found):+.4f}", shown(t_interval(found), "+"), number(p_value(found), ".3f")])
+    return markdown(["part", "method", "rank", "drift at strength 1", f"{unit}s", "mean at equal score", "95 % interval", "p"], rows)
 
 
 def front_table(done: list[dict], score: str, baseline: str, unit: str, front: str | None) -> str:

@@ -152,6 +152,7 @@ def test_drift_is_compared_at_the_score_that_both_have():
     assert drift_at_equal_score(worse, base, "paired, X") == pytest.approx(0.2 - 0.075)
     fallen = drifting([0.2, 0.1, 0.15], [0.05, 0.2])  # below the base: nothing of the other is needed to be as bad
     assert drift_at_equal_score(fallen, base, "paired, X") == pytest.approx(0.2 - 0.0)
+    assert drift_at_equal_score(fallen, drifting([0.2, 0.1, 0.1], [0.1, 0.1]), "paired, X") is None
 
 
 def test_a_front_lies_above_another():
