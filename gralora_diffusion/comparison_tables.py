@@ -84,6 +84,8 @@ def settings_table(done: list[dict], score: str, unit: str) -> str:
         notes += [f"- {r['name']} failed: {r['failed']}" for r in runs if "failed" in r]
     head = ["part", "method", "rank", "lr", f"{unit}s", "score", "95 % interval", *(["second"] if second else [])]
     head += ["parameters", "s/step", "MiB", "file kB"]
+    base = [statistics.mean(d["scores"][f"{score} at 0"]) for d in done if f"{score} at 0" in d.get("scores", {})]
+    notes += [f"- the base itself, with no adapter, scores {statistics.mean(base):.4f}"] if base else []
     ends = at_the_end(done, score)
     notes += [f"- the best rate is at the end of those tried: {', '.join(ends)}"] if ends else []
     return "\n".join([markdown(head, rows), *([""] if notes else []), *notes])

@@ -171,6 +171,7 @@ def test_the_report_of_subjects_has_their_front(tmp_path):
             entry["scores"]["drift, X"] = [x / 10 + more]
             done.append(entry)
     text = summary(done, "subject, X", ["lora"], "subject", "prompt, Y")
+    assert "- the base itself, with no adapter, scores 0.2000" in text
     (line,) = [line for line in text.partition("Prompt, Y at equal score")[2].splitlines() if "oft" in line]
     assert " of 1 |" in line
     assert "| +0.1125 |" in line  # three quarters of the gap: none at the base, all of it from the first rate on
