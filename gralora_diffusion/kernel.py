@@ -48,7 +48,20 @@ def adapted_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
         weight = weight if quantized(weight) else weight.to(dtype)
     tensors = [t for p in parts for t in (p.A.to(dtype), p.B.to(dtype), p.mask, None if p.own is None else p.own.to(dtype))]
-    return AdaptedLinear.apply(x, weight, bias, [p.scale for p in parts], *tensors)
+    scales = [p.scale for p in parts]
+    if not torch.is_grad_enabled():
+        return outputs(x, weight, bias, scales, tensors)[0]
+    return AdaptedLinear.apply(x, weight, bias, scales, *tensors)
+
+
+def outputs(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scales: list[float], tensors) -> tuple[torch.Tensor, list]:
+    """(y, h of each part);  tensors: A, B, mask and own of each part."""
+    y, hs = F.linear(x, numbers(weight, x.dtype), bias), []
+    for i, scale in enumerate(scales):
+        A, B, mask, own = tensors[4 * i : 4 * i + 4]
+        hs.append(masked(down(rows(x if own is None else own), A), mask))
+        add_up(rows(y), hs[-1], B, scale)
+    return y, hs
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -56,15 +69,10 @@ class AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, scales, *tensors):
-        out, kept = F.linear(x, numbers(weight, x.dtype), bias), []
-        for i, scale in enumerate(scales):
-            A, B, mask, own = tensors[4 * i : 4 * i + 4]
-            h = masked(down(rows(x if own is None else own), A), mask)
-            add_up(rows(out), h, B, scale)
-            kept += [h, A, B, mask, own]
-        ctx.save_for_backward(x, weight, *kept)
+        y, hs = outputs(x, weight, bias, scales, tensors)
+        ctx.save_for_backward(x, weight, *hs, *tensors)
         ctx.scales = scales
-        return out
+        return y
 
     @staticmethod
     @once_differentiable
@@ -77,10 +85,11 @@ class AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def gradients(ctx, grad):
         (x, weight, *kept), needs, grads = ctx.saved_tensors, ctx.needs_input_grad, []
+        hs, tensors = kept[: len(ctx.scales)], kept[len(ctx.scales) :]
         g = rows(grad).contiguous()
         dx = g @ numbers(weight, g.dtype) if needs[0] else None
-        for i, scale in enumerate(ctx.scales):
-            h, A, B, mask, own = kept[5 * i : 5 * i + 5]
+        for i, (scale, h) in enumerate(zip(ctx.scales, hs, strict=True)):
+            A, B, mask, own = tensors[4 * i : 4 * i + 4]
             needs_A, needs_B, _, needs_own = needs[4 * i + 4 : 4 * i + 8]
             q = masked(down_again(g, B, scale), mask)
             d_own = torch.zeros_like(rows(own)) if needs_own else None
