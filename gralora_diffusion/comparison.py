@@ -64,11 +64,10 @@ def gaps(mine: dict[tuple, float], base: dict[tuple, float], unit: str) -> list[
 
 
 def at_best_rate(done: list[dict], score: str) -> dict[tuple, list[dict]]:
-    """{(part, rank, method, k, steps): its runs} at one learning rate for each: of those it has, the best in the validation runs, over the
-    subjects and seeds that all of these rates have.
+    """{(part, rank, method, k, steps): its runs} at one learning rate for each: of those it has, the best in the validation runs.
 
-    A rate at which a run failed is worse than any at which none did.  Raises ConfigError for test runs at several rates without validation,
-    and for rates that have no subject and seed in common.
+    A rate at which a run failed is worse than any at which none did.  Of the others, those with the most subjects and seeds are compared, over
+    what all of these have.  Raises ConfigError for test runs at several rates without validation, and for rates that have none in common.
     """
     groups, settings, best = by_setting([d for d in done if score in d.get("scores", {})]), {}, {}
     failed = set(by_setting([d for d in done if "failed" in d]))
@@ -82,12 +81,14 @@ def at_best_rate(done: list[dict], score: str) -> dict[tuple, list[dict]]:
             raise ConfigError(f"{label(method, k)} at rank {rank} has test runs at several rates and no validation runs to choose by")
         sound = [lr for lr in tried if validation[lr] not in failed] or tried
         values = {lr: per_run(groups.get(validation[lr], rates[lr]), score) for lr in sound}
+        most = max(map(len, values.values()))
+        values = {lr: found for lr, found in values.items() if len(found) == most}
         common = sorted(set.intersection(*map(set, values.values())), key=str)
         if not common:
             raise ConfigError(
-                f"{label(method, k)} at rank {rank}: no subject and seed has runs at all of the rates {', '.join(f'{lr:g}' for lr in sound)}"
+                f"{label(method, k)} at rank {rank}: no subject and seed has runs at all of the rates {', '.join(f'{lr:g}' for lr in values)}"
             )
-        means = {lr: statistics.mean(values[lr][key] for key in common) for lr in sound}
+        means = {lr: statistics.mean(found[key] for key in common) for lr, found in values.items()}
         best[key] = rates[(min if lower_is_better(score) else max)(means, key=means.get)]
     return best
 
@@ -183,7 +184,7 @@ def reached(curve: list[list[float]], loss: float) -> float | None:
 def drift_at_equal_score(mine: dict, base: dict, score: str) -> float | None:
     """A run's drift less the baseline run's, at the highest score that both have: each followed over its strengths, from the base on.
 
-    None where neither scores better than the base itself, which has no drift at all.
+    None where one of them scores no better than the base itself, which has no drift at all.
     """
     drift, ends, curves = "drift, " + score.partition(", ")[2], [], []
     for scores in (mine["scores"], base["scores"]):
@@ -192,7 +193,7 @@ def drift_at_equal_score(mine: dict, base: dict, score: str) -> float | None:
         means[1.0] = statistics.mean(scores[score]), statistics.mean(scores[drift])
         curves.append([means[s] for s in sorted(means)])
         ends.append(means[1.0][0])
-    if max(ends) <= curves[0][0][0]:
+    if min(ends) <= curves[0][0][0]:
         return None
     values = []
     for curve in curves:

@@ -39,7 +39,7 @@ def plot(done: list[dict], score: str, folder: Path, unit: str = "seed", front: 
         draw(*axes)
         for axis in axes:
             axis.grid(alpha=0.3)
-        axes[-1].legend(fontsize=8)
+        figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
         axes[0].set(**labels)
         with complete_or_absent(folder / f"{name}.png") as path:
             figure.savefig(path, format="png", dpi=120)

@@ -84,8 +84,9 @@ def settings_table(done: list[dict], score: str, unit: str) -> str:
         notes += [f"- {r['name']} failed: {r['failed']}" for r in runs if "failed" in r]
     head = ["part", "method", "rank", "lr", f"{unit}s", "score", "95 % interval", *(["second"] if second else [])]
     head += ["parameters", "s/step", "MiB", "file kB"]
-    base = [statistics.mean(d["scores"][f"{score} at 0"]) for d in done if f"{score} at 0" in d.get("scores", {})]
-    notes += [f"- the base itself, with no adapter, scores {statistics.mean(base):.4f}"] if base else []
+    for part in sorted({d["run"]["part"] for d in done}):
+        if base := per_unit(per_run([d for d in done if d["run"]["part"] == part], f"{score} at 0"), unit):
+            notes.append(f"- {part}: the base itself, with no adapter, scores {statistics.mean(base):.4f}")
     ends = at_the_end(done, score)
     notes += [f"- the best rate is at the end of those tried: {', '.join(ends)}"] if ends else []
     return "\n".join([markdown(head, rows), *([""] if notes else []), *notes])
@@ -165,7 +166,7 @@ def drift_table(done: list[dict], score: str, baseline: str, unit: str) -> str:
         if method == baseline:
             rows.append([*line, "", "", "", ""])
         elif not found:
-            rows.append([*line, 0, "neither scores above the base", "", ""])
+            rows.append([*line, 0, "none scores above the base", "", ""])
         else:
             rows.append([*line, len(found), f"{statistics.mean(found):+.4f}", shown(t_interval(found), "+"), number(p_value(found), ".3f")])
     return markdown(["part", "method", "rank", "drift at strength 1", f"{unit}s", "mean at equal score", "95 % interval", "p"], rows)

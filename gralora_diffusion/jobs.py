@@ -226,8 +226,10 @@ def check_wandb() -> None:
     import wandb
 
     try:
-        ready = wandb.setup().settings.mode in ("offline", "disabled") or wandb.login(prompt=False)
-    except wandb.Error as error:
+        ready = wandb.setup().settings.mode in ("offline", "dryrun", "disabled") or wandb.login(prompt=False)
+    except TypeError:
+        raise ConfigError("--report_to wandb needs wandb 0.30 or a newer one: pip install -U wandb") from None
+    except (wandb.Error, ValueError) as error:
         raise ConfigError(f"--report_to wandb: {str(error).strip().splitlines()[0]}; WANDB_MODE=offline logs without its server") from None
     if not ready:
         raise ConfigError("--report_to wandb: wandb has no key of yours: run wandb login, or set WANDB_MODE=offline to log without its server")

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -169,10 +170,11 @@ def forecast_run(job: Job, loss_of, previews) -> dict[str, float]:
     memory = max(peak_memory(device), memory_in_use(device) + optimizer)
     drawings = (1 + sum(preview_due(step, job) for step in range(job.start + 1, job.steps))) if previews else 0
     every = config.checkpointing_steps
-    saves = job.steps // every - job.start // every + (job.steps % every > 0)
+    saves = job.steps // every - job.start // every + (job.steps % every > 0) if steps else 0
     checkpoint = (bytes_per_parameter(config) - 4) * size // 4  # all but the gradient
-    kept = saves if config.checkpoints_total_limit is None else min(saves, config.checkpoints_total_limit - len(candidates(job.path)))
-    disk = disk_used(job.path) + kept * checkpoint + sum(delivery.sizes(layers, config).values())
+    limit = math.inf if config.checkpoints_total_limit is None else config.checkpoints_total_limit - len(candidates(job.path))
+    new = sum(size for name, size in delivery.sizes(layers, config).items() if not (job.path / name).exists())
+    disk = disk_used(job.path) + (min(saves, limit) * checkpoint if saves else 0) + new
     if previews:
         seconds += drawings * previews.seconds
         disk += drawings * disk_used(previews.of_step(0))
@@ -255,11 +257,16 @@ def peak_memory(device: torch.device) -> int:
     if hasattr(psutil.Process().memory_info(), "peak_wset"):  # Windows
         return psutil.Process().memory_info().peak_wset
     with contextlib.suppress(OSError):  # Linux, where getrusage() counts what the parent had when it started this process
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+        if found := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
+            return 1024 * int(found[1])
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def disk_used(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process has renamed it since
+            total += path.stat().st_size if path.is_file() else 0
+    return total

@@ -73,7 +73,8 @@ def train(config: TrainConfig) -> Path:
             if config.push_to_hub:
                 print(f"uploaded: {push(job.path, job.config)}", flush=True)
         except KeyboardInterrupt:
-            raise Stopped(f"stopped after the training, whose adapter is in {job.path}; the same command does what was left") from None
+            left = f"the same command with --output_dir {job.path} does what was left"
+            raise Stopped(f"stopped after the training, whose adapter is in {job.path}; {left}") from None
     return job.path
 
 
@@ -119,6 +120,7 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
     shard(pipeline.unet, accelerator)
     if previews and job.start == 0:
         previews.draw(0)
+        accelerator.wait_for_everyone()  # the forecast looks at what all have drawn
     needs = pipeline.unet, pipeline.scheduler, series, encode, config, accelerator, job.dtype
     loss_of = objective(*needs)
     make_trainable(job.models, config)

@@ -23,11 +23,10 @@ FLOPS_OF_SDXL = 14.2 / 4.9  # UNet forward + backward to the VAE's encoding, at 
 def measured(script: str, arguments: list[str]) -> None:
     """Run a training script in this process; last of all, print when each of its steps ended, how long it encoded pictures, its end, and its
     peak of memory."""
+    born = time.monotonic()
     import torch
     from diffusers import AutoencoderKL
     from torch.optim.optimizer import register_optimizer_step_post_hook
-
-    from gralora_diffusion.planning import peak_memory
 
     marks, encoding, encode = [], [], AutoencoderKL.encode
 
@@ -46,10 +45,11 @@ def measured(script: str, arguments: list[str]) -> None:
 
     AutoencoderKL.encode = clocked
     register_optimizer_step_post_hook(mark)
-    born = time.monotonic()
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
     mark()
+    from gralora_diffusion.planning import peak_memory
+
     peak = peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(MARK + json.dumps(dict(marks=marks, encoding=encoding, peak=peak)), flush=True)
 

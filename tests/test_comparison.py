@@ -123,11 +123,13 @@ def test_rates_come_from_the_head_of_the_family_and_from_other_sweeps():
 
 
 def test_rates_are_compared_over_the_seeds_that_all_of_them_have():
-    done = [finished("lora", 1e-3, 0, 0.5), finished("lora", 1e-3, 1, 0.9), finished("lora", 1e-2, 0, 0.6)]
+    done = [finished("lora", 1e-3, seed, value) for seed, value in ((0, 0.5), (1, 0.9))]
+    done += [finished("lora", 1e-2, seed, value) for seed, value in ((0, 0.6), (2, 0.2))]
+    done += [finished("lora", 1e-1, 0, 0.7)]  # waits until it has as many
     (runs,) = at_best_rate(done, "paired, X").values()
     assert {r["run"]["lr"] for r in runs} == {1e-2}
     with pytest.raises(ConfigError, match=r"lora at rank 4: no subject and seed has runs at all of the rates 0\.001, 0\.01"):
-        at_best_rate(done[1:], "paired, X")
+        at_best_rate([done[1], done[3]], "paired, X")
 
 
 def test_steps_to_a_loss():
@@ -150,9 +152,9 @@ def test_drift_is_compared_at_the_score_that_both_have():
     assert drift_at_equal_score(base, better, "paired, X") == pytest.approx(0.1 - 0.02)
     worse = drifting([0.2, 0.3, 0.45], [0.05, 0.2])
     assert drift_at_equal_score(worse, base, "paired, X") == pytest.approx(0.2 - 0.075)
-    fallen = drifting([0.2, 0.1, 0.15], [0.05, 0.2])  # below the base: nothing of the other is needed to be as bad
-    assert drift_at_equal_score(fallen, base, "paired, X") == pytest.approx(0.2 - 0.0)
-    assert drift_at_equal_score(fallen, drifting([0.2, 0.1, 0.1], [0.1, 0.1]), "paired, X") is None
+    for fallen in (drifting([0.2, 0.1, 0.15], [0.05, 0.2]), drifting([0.2, 0.15, 0.1], [0.05, 0.2])):  # below the base, which has no drift
+        assert drift_at_equal_score(fallen, base, "paired, X") is None
+        assert drift_at_equal_score(base, fallen, "paired, X") is None
 
 
 def test_a_front_lies_above_another():
@@ -171,7 +173,7 @@ def test_the_report_of_subjects_has_their_front(tmp_path):
             entry["scores"]["drift, X"] = [x / 10 + more]
             done.append(entry)
     text = summary(done, "subject, X", ["lora"], "subject", "prompt, Y")
-    assert "- the base itself, with no adapter, scores 0.2000" in text
+    assert "- validation: the base itself, with no adapter, scores 0.2000" in text
     (line,) = [line for line in text.partition("Prompt, Y at equal score")[2].splitlines() if "oft" in line]
     assert " of 1 |" in line
     assert "| +0.1125 |" in line  # three quarters of the gap: none at the base, all of it from the first rate on

@@ -387,9 +387,13 @@ def test_ctrl_c_while_an_adapter_is_uploaded_says_that_it_is_there(tmp_path, mon
 
     monkeypatch.setattr("gralora_diffusion.jobs.check_hub", lambda *_: None)  # no network here
     monkeypatch.setattr("gralora_diffusion.training.push", interrupted)
-    with pytest.raises(Stopped, match=r"stopped after the training, whose adapter is in .*run; the same command does what was left"):
+    with pytest.raises(Stopped, match=r"stopped after the training, whose adapter is in \S+/run; the same command with --output_dir \S+/run does"):
         quick(tmp_path, push_to_hub=True)
     assert read_status(tmp_path / "run")["state"] == "done"
+    uploaded = []
+    monkeypatch.setattr("gralora_diffusion.training.push", lambda run, config: uploaded.append(run))
+    monkeypatch.setattr("gralora_diffusion.training.work", None)  # nothing is trained again
+    assert [quick(tmp_path, push_to_hub=True)] == uploaded
 
 
 def test_disk_is_forecast_with_checkpoints_pictures_and_every_file(tmp_path):
@@ -397,7 +401,6 @@ def test_disk_is_forecast_with_checkpoints_pictures_and_every_file(tmp_path):
     run = quick(tmp_path, adapter=AdapterConfig(rank=16), skip_final_inference=False, num_inference_steps=1, validation_steps=3, **options)
     status = json.loads((run / "status.json").read_text())
     assert status["actual"]["disk in MB"] == pytest.approx(status["forecast"]["disk in MB"], rel=0.2)
-    assert status["actual"]["memory in MB"] == pytest.approx(status["forecast"]["memory in MB"], rel=0.2)
 
 
 def test_the_peak_of_memory_is_not_that_of_the_process_that_started_it():

@@ -209,7 +209,6 @@ ROWS = {
     "gradients of a quantised base": (option(base_model_precision="int8-torchao", allocate="gora"), "no weights to take gradients of"),
     "fp16 without a GPU": (option(mixed_precision="fp16"), "fp16 needs a GPU"),
     "two precisions in one process": (two_precisions, "used --mixed_precision no before, .* train with bf16 in another process"),
-    "a tracker that knows nobody": (option(report_to="wandb"), "wandb has no key of yours"),
     "a schedule longer than the run": (option(lr_scheduler="cosine", lr_warmup_steps=9), "the run ends after 2 steps"),
     "a folder's name that is none on the hub": (option(output_dir="{tmp}/out/my dog!", push_to_hub=True), "name 'my dog!' cannot be"),
     "a repository's name that is none": (option(hub_model_id="a/b/c", push_to_hub=True), "--hub_model_id 'a/b/c' cannot be"),
