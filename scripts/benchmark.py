@@ -80,7 +80,8 @@ def measure(section: str, given):
         return export(bench, *((16, 2, {(640, 640): SDXL_LAYERS[640, 640]}) if quick else ()))
     if section == "load":
         return pipelines(bench, "tiny" if quick else given.base, *((16, 2) if quick else (64, 4)), rounds=2 if quick else 4)
-    return {size: sampling(bench, size, *((16, 2) if size == "tiny" else (64, 4))) for size in (["tiny"] if quick else ["tiny", "half"])}
+    cases = [("tiny", 16, 2, 2, None), ("half", 64, 4, 1, 64)]  # size, rank, k, pictures, side of the latents
+    return {case[0]: sampling(bench, *case) for case in (cases[:1] if quick else cases)}
 
 
 def machine(torch, given) -> dict:

@@ -44,15 +44,18 @@ def export(bench: Bench, rank: int = 64, k: int = 4, layers: dict = SDXL_LAYERS)
     return dict(seconds=seconds, faster=faster)
 
 
-def base_of(size: str, device: str):
-    """tiny: the embedded base; half and sdxl: the same with a random bf16 UNet of half of SDXL's width, or of SDXL's own."""
+def base_of(size: str, device: str, side: int | None = None):
+    """tiny: the embedded base; half and sdxl: the same with a random bf16 UNet of half of SDXL's width, or of SDXL's own.
+
+    side: of the latents that such a UNet draws; by default that of the embedded base's.
+    """
     from diffusers import UNet2DConditionModel
 
     pipeline = load_sdxl()
     if size != "tiny":
         own = pipeline.unet.config
         scale = 2 if size == "half" else 1
-        changes = dict(block_out_channels=[c // scale for c in SDXL_UNET["block_out_channels"]], sample_size=own.sample_size)
+        changes = dict(block_out_channels=[c // scale for c in SDXL_UNET["block_out_channels"]], sample_size=side or own.sample_size)
         changes |= dict(in_channels=own.in_channels, out_channels=own.out_channels, cross_attention_dim=own.cross_attention_dim)
         pooled = pipeline.text_encoder_2.config.projection_dim
         with torch.device("meta"):
@@ -183,16 +186,17 @@ def inputs_of(pipeline, images: int) -> tuple[dict, dict]:
 
 
 @torch.no_grad()
-def sampling(bench: Bench, size: str = "tiny", rank: int = 64, k: int = 4, images: int = 2) -> dict:
+def sampling(bench: Bench, size: str = "tiny", rank: int = 64, k: int = 4, images: int = 2, side: int | None = None) -> dict:
     """One denoising step of the UNet: the base, an adapter merged into it, an adapter beside it, and PEFT's LoRA, each a pipeline of its own."""
-    print(f"\nsampling: one step of a UNet of size {size}, {images} pictures, rank {rank}; as a ratio to the base: median (quartiles)")
+    pixels = "" if side is None else f" of {8 * side} pixels"
+    print(f"\nsampling: one step of a UNet of size {size}, {images} picture(s){pixels}, rank {rank}; as a ratio to the base: median (quartiles)")
     logging.set_verbosity_error()
     pipelines = {}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
         files = write_adapters(base_of(size, "cpu"), Path(folder), rank, k)
         for name in ("base", "merged", "GraLoRA", "LoRA", "PEFT LoRA"):
             torch.manual_seed(0)
-            pipelines[name] = base_of(size, bench.device)
+            pipelines[name] = base_of(size, bench.device, side)
             if name == "PEFT LoRA":
                 pipelines[name].load_lora_weights(files["lora 1"])
             elif name != "base":
