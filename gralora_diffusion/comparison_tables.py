@@ -166,10 +166,11 @@ def drift_table(done: list[dict], score: str, baseline: str, unit: str) -> str:
         if method == baseline:
             rows.append([*line, "", "", "", ""])
         elif not found:
-            rows.append([*line, 0, "none scores above the base", "", ""])
+            rows.append([*line, "none scores above the base", "", "", ""])
         else:
-            rows.append([*line, len(found), f"{statistics.mean(found):+.4f}", shown(t_interval(found), "+"), number(p_value(found), ".3f")])
-    return markdown(["part", "method", "rank", "drift at strength 1", f"{unit}s", "mean at equal score", "95 % interval", "p"], rows)
+            compared = f"{sum(gap is not None for gap in pairs.values())} of {len(pairs)}"
+            rows.append([*line, compared, f"{statistics.mean(found):+.4f}", shown(t_interval(found), "+"), number(p_value(found), ".3f")])
+    return markdown(["part", "method", "rank", "drift at strength 1", "runs above the base", "mean at equal score", "95 % interval", "p"], rows)
 
 
 def front_table(done: list[dict], score: str, baseline: str, unit: str, front: str | None) -> str:
