@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from . import allocation, checkpoints
 from .allocation import all_layers
 from .cache import weights_hash
-from .config import ConfigError, TrainConfig, one_of
+from .config import ConfigError, TrainConfig, one_of, say
 from .data import instance, instance_pictures, pass_length, picture_cache
 from .exchange import Adapter
 from .folders import Picture
@@ -83,6 +83,9 @@ def prepare(config: TrainConfig) -> Job:
         pipeline.unet.base_fingerprint = fingerprint(pipeline.unet)
         quantize(pipeline.unet, config.base_model_precision)
     models = inject_all(pipeline.components, config)
+    chosen = config.adapter.method == "gralora" and config.adapter.k is None and not (config.allocate or config.allocation)
+    if chosen and all(layer.k == 1 for layer in all_layers(models).values()):
+        say(f"at rank {config.adapter.rank} the rule for k gives 1, which is a plain LoRA: blocks need --gralora_k 2, and a rank that 2 divides")
     config = in_use(config, pipeline, pictures, mixed_precision, accelerator.num_processes)
     steps = steps_of(config, pass_length(config, pictures), accelerator.num_processes)
     facts = facts_of(pipeline, pictures + of_class, None if config.lr_scheduler in FLAT else steps, accelerator)

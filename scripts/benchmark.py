@@ -10,6 +10,7 @@ the one that is installed.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -31,8 +32,13 @@ def main(argv=None):
     parser.add_argument("--width", type=int, default=96, help="of the random base in step, a multiple of 32; SDXL's UNet has 320")
     parser.add_argument("--run_rounds", type=int, default=3, help="rounds of whole commands, in step and start")
     parser.add_argument("--profile", action="store_true", help="torch.profiler's tables too, of layers and a step that miss a goal")
-    parser.add_argument("--plot", default="benchmark.png", help="where the plots of scaling go")
+    parser.add_argument("--plot", help="where the plots of scaling go; by default benchmark.png")
     given = parser.parse_args(argv)
+    if given.plot and "scaling" not in given.only:
+        parser.error("--plot is of the section scaling, which --only leaves out")
+    for section, package in (("step", "tensorboard"), ("scaling", "matplotlib")):
+        if section in given.only and importlib.util.find_spec(package) is None:
+            parser.error(f"the section {section} needs the package {package}: pip install {package}, or leave it out with --only")
     os.environ["OMP_NUM_THREADS"] = str(given.threads)  # of the commands that are started, too
     import torch
 
@@ -60,7 +66,7 @@ def measure(section: str, given):
             if given.profile:
                 profile(bench)
             return layers(bench, *(([(256, 640, 640), SHAPES[2]], SIZES[:2]) if quick else (SHAPES, SIZES)))
-        return scaling(bench, given.plot, *((128, 320) if quick else (1024, 1280)))
+        return scaling(bench, given.plot or "benchmark.png", *((128, 320) if quick else (1024, 1280)))
     if section in ("step", "start"):
         from benchmark_runs import start, steps
 

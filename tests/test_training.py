@@ -227,3 +227,9 @@ def test_traps_10_and_11_the_file_for_other_tools_has_alphas_a_header_and_both_e
         assert all(layer.startswith(f"lora_{encoder}_text_model_encoder_layers_") for layer in mine)
     assert facts["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
     assert facts["ss_network_dim"] == facts["ss_network_alpha"] == "32"
+
+
+@pytest.mark.parametrize(("adapter", "said"), [(dict(rank=9), True), (dict(rank=16), False), (dict(rank=9, k=1), False)])
+def test_blocks_that_are_none_are_said(tmp_path, capsys, adapter, said):
+    quick(tmp_path, adapter=AdapterConfig(**adapter), max_train_steps=1)
+    assert ("note: at rank 9 the rule for k gives 1, which is a plain LoRA" in capsys.readouterr().err) == said
