@@ -195,15 +195,9 @@ def drift_at_equal_score(mine: dict, base: dict, score: str) -> float | None:
         ends.append(means[1.0][0])
     if min(ends) <= curves[0][0][0]:
         return None
-    values = []
-    for curve in curves:
-        for (x0, y0), (x1, y1) in itertools.pairwise(curve):  # the first crossing, in order of strength
-            if x0 <= min(ends) <= x1:
-                values.append(curve_at([(x0, y0), (x1, y1)], min(ends)))
-                break
-        else:
-            values.append(curve[-1][1] if curve[0][0] < min(ends) else 0.0)
-    return values[0] - values[1]
+    first_crossings = (next(pair for pair in itertools.pairwise(curve) if pair[0][0] <= min(ends) <= pair[1][0]) for curve in curves)
+    mine_there, base_there = (curve_at(list(pair), min(ends)) for pair in first_crossings)
+    return mine_there - base_there
 
 
 def front_of(runs: list[dict], score: str, other: str, unit: str) -> dict[tuple, list[tuple[float, float]]]:

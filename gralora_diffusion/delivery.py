@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from .checkpoints import write_text
-from .config import TrainConfig, TrainingError, from_dict, say, to_dict
+from .command_line import say
+from .config import TrainConfig, TrainingError, from_dict, to_dict
 from .exchange import Adapter
 from .formats import COMFYUI, DIFFUSERS, KOHYA, NATIVE, file_sizes, read_adapter, write_comfyui, write_diffusers, write_native
 from .jobs import Job, adapter_of, precision

@@ -16,7 +16,8 @@ from PIL import Image
 
 from .cache import Cache, key_of
 from .captions import METADATA, PLACES, caption_of, read_metadata
-from .config import ConfigError, say
+from .command_line import say
+from .config import ConfigError
 from .pictures import DRAWINGS, EXTENSIONS, MAX_BYTES, decode, open_picture
 
 IGNORED = {"thumbs.db", "desktop.ini", "readme.md", METADATA}

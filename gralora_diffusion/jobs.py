@@ -16,7 +16,8 @@ from accelerate.state import AcceleratorState, is_initialized
 from . import allocation, checkpoints
 from .allocation import all_layers
 from .cache import weights_hash
-from .config import ConfigError, TrainConfig, one_of, say
+from .command_line import say
+from .config import ConfigError, TrainConfig, one_of
 from .data import instance, instance_pictures, pass_length, picture_cache
 from .exchange import Adapter
 from .folders import Picture

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from .cache import Cache, key_of
-from .config import ConfigError, TrainConfig, TrainingError, say
+from .command_line import say
+from .config import ConfigError, TrainConfig, TrainingError
 from .folders import Picture, find_pictures
 from .loss import generator
 from .pictures import bucket_of

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .cache import Cache
-from .config import ConfigError, TrainConfig, say
+from .command_line import say
+from .config import ConfigError, TrainConfig
 from .folders import Picture, check, known, plain, refuse, tell
 from .pictures import MAX_BYTES
 

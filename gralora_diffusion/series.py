@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from .cache import Cache, key_of, weights_hash
 from .captions import cut_tokens, orders
-from .config import ConfigError, TrainConfig, say
+from .command_line import say
+from .config import ConfigError, TrainConfig
 from .folders import Picture, ahead, shown
 from .loss import generator
 from .pictures import CROPS, bucket_of, cuts

@@ -17,7 +17,8 @@ import json
 from functools import partial
 from pathlib import Path
 
-from gralora_diffusion.config import AdapterConfig, ConfigError, Parser, TrainConfig, fail, to_dict
+from gralora_diffusion.command_line import Parser, fail
+from gralora_diffusion.config import AdapterConfig, ConfigError, TrainConfig, to_dict
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 

@@ -9,7 +9,8 @@ python scripts/convert_adapter.py runs/my_dog --to merged my_dog_sdxl.safetensor
 
 from pathlib import Path
 
-from gralora_diffusion.config import ConfigError, Parser, fail
+from gralora_diffusion.command_line import Parser, fail
+from gralora_diffusion.config import ConfigError
 
 FORMATS = ("comfyui", "diffusers", "peft", "native", "merged")
 

@@ -12,7 +12,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from gralora_diffusion.config import ConfigError, Parser, TrainConfig, add_options, fail, from_options
+from gralora_diffusion.command_line import Parser, add_options, fail, from_options
+from gralora_diffusion.config import ConfigError, TrainConfig
 
 
 def main():

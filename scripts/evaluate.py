@@ -16,7 +16,8 @@ import os
 from functools import partial
 from pathlib import Path
 
-from gralora_diffusion.config import ConfigError, Parser, TrainConfig, fail, from_dict
+from gralora_diffusion.command_line import Parser, fail
+from gralora_diffusion.config import ConfigError, TrainConfig, from_dict
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gralora_diffusion" / "features"
 

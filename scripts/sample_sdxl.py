@@ -5,7 +5,8 @@ python scripts/sample_sdxl.py --adapter runs/robot-gralora-r64 --prompt "a photo
 
 from pathlib import Path
 
-from gralora_diffusion.config import EMBEDDED, SDXL, ConfigError, Parser, fail
+from gralora_diffusion.command_line import Parser, fail
+from gralora_diffusion.config import EMBEDDED, SDXL, ConfigError
 
 
 def main():

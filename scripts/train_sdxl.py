@@ -13,7 +13,8 @@ trains on the embedded tiny base and the bundled pictures of a robot.  On SDXL i
 
 import sys
 
-from gralora_diffusion.config import ConfigError, TrainingError, check_paths, fail, parse, plain_warnings
+from gralora_diffusion.command_line import fail, parse, plain_warnings
+from gralora_diffusion.config import ConfigError, TrainingError, check_paths
 
 
 def main():

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from gralora_diffusion import sdxl
-from gralora_diffusion.config import PRESETS, AdapterConfig, TrainConfig, from_dict
+from gralora_diffusion.command_line import PRESETS
+from gralora_diffusion.config import AdapterConfig, TrainConfig, from_dict
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "train_sdxl.py"
 full_size = pytest.mark.skipif(not os.environ.get("FULL_SIZE"), reason="set FULL_SIZE=1: takes minutes and 16 GB of memory")
@@ -102,7 +103,7 @@ def test_presets_are_options_and_leave_room_on_the_card(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["subject-8gb", "style-24gb"])
 def test_a_presets_forecast_is_what_the_planner_says(name):
-    from gralora_diffusion.config import parse
+    from gralora_diffusion.command_line import parse
     from gralora_diffusion.planning import forecast
 
     config = parse("", ["--preset", name, "--pretrained_model_name_or_path", "x"])

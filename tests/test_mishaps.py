@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gralora_diffusion import AdapterConfig, TrainConfig, checkpoints, hub, inject, load_sdxl, planning, previews, prior, training
-from gralora_diffusion.config import ConfigError, Parser, TrainingError, parse
+from gralora_diffusion.command_line import Parser, parse
+from gralora_diffusion.config import ConfigError, TrainingError
 from gralora_diffusion.exchange import Adapter
 from gralora_diffusion.gora import by_block
 from gralora_diffusion.gradients import Gradients
@@ -325,7 +326,7 @@ def test_ctrl_c_while_the_libraries_load_is_one_sentence(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gralora_diffusion.config.parse", interrupted)
+    monkeypatch.setattr("gralora_diffusion.command_line.parse", interrupted)
     monkeypatch.setattr(sys, "argv", ["train_sdxl.py"])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(SCRIPT), run_name="__main__")

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gralora_diffusion import AdapterConfig, TrainConfig
-from gralora_diffusion.config import SCHEDULES, ConfigError, parse
+from gralora_diffusion.command_line import parse
+from gralora_diffusion.config import SCHEDULES, ConfigError
 from gralora_diffusion.optimization import (
     EMA,
     bytes_per_parameter,

@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from gralora_diffusion.config import parse
+from gralora_diffusion.command_line import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -229,7 +229,8 @@ DIFFUSERS_FLAGS = """--pretrained_model_name_or_path --pretrained_vae_model_name
 
 
 def test_every_flag_of_diffusers_trainer_is_an_option():
-    from gralora_diffusion.config import Parser, TrainConfig, add_options
+    from gralora_diffusion.command_line import Parser, add_options
+    from gralora_diffusion.config import TrainConfig
 
     parser = Parser()
     add_options(parser, TrainConfig)

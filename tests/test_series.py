@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from gralora_diffusion import AdapterConfig, TrainConfig, load_sdxl, training
 from gralora_diffusion.cache import Cache
 from gralora_diffusion.captions import ORDERS, orders
-from gralora_diffusion.config import ConfigError, TrainingError, parse
+from gralora_diffusion.command_line import parse
+from gralora_diffusion.config import ConfigError, TrainingError
 from gralora_diffusion.data import EXAMPLE
 from gralora_diffusion.folders import find_pictures
 from gralora_diffusion.pictures import bucket_of, cuts, to_pixels

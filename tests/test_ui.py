@@ -19,7 +19,8 @@ from home import BUNDLED, Home, new_name
 from PIL import Image
 from work import Work, clean, log_tail
 
-from gralora_diffusion.config import AdapterConfig, ConfigError, TrainConfig, parse
+from gralora_diffusion.command_line import parse
+from gralora_diffusion.config import AdapterConfig, ConfigError, TrainConfig
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = [

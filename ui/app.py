@@ -14,7 +14,7 @@ os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": 
 
 
 def main():
-    from gralora_diffusion.config import Parser, fail
+    from gralora_diffusion.command_line import Parser, fail
 
     parser = Parser(description=__doc__)
     parser.add_argument("--port", type=int, default=7860)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from home import BUNDLED, EMBEDDED, Home, real_file, shown
 
+from gralora_diffusion.command_line import PRESETS as TRAINER_PRESETS
+from gralora_diffusion.command_line import json_object
 from gralora_diffusion.config import EMBEDDED as EMBEDDED_DEFAULTS
-from gralora_diffusion.config import PRESETS as TRAINER_PRESETS
 from gralora_diffusion.config import SDXL as SDXL_DEFAULTS
-from gralora_diffusion.config import AdapterConfig, ConfigError, TrainConfig, did_you_mean, json_object, to_dict
+from gralora_diffusion.config import AdapterConfig, ConfigError, TrainConfig, did_you_mean, to_dict
 
 ELSEWHERE = {"output_dir": "the run's name", "dry_run": "Check", "resume_from_checkpoint": "Resume"}  # options that are a name or a button here
 FRONT = ("pretrained_model_name_or_path", "instance_prompt", "max_train_steps", "rank", "seed")  # beside the preset
