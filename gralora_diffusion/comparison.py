@@ -253,6 +253,12 @@ def check_settings(done: list[dict]) -> None:
         raise ConfigError("these runs differ in base, pictures, prompts, encoders or batch: give each set of options an --output of its own")
 
 
+def check_baseline(done: list[dict], baseline: str) -> None:
+    known = {label(d["run"]["method"], d["run"].get("k") or 0) for d in done}
+    if baseline not in known:
+        raise ConfigError(f"no run is of the baseline {baseline!r}; there are: {'; '.join(sorted(known))}")
+
+
 def check_score(done: list[dict], score: str | None) -> None:
     known = {s for d in done for s in d.get("scores", {})}
     if score is not None and score not in known:

@@ -8,6 +8,7 @@ from .comparison import (
     at_best_rate,
     at_the_end,
     by_setting,
+    check_baseline,
     check_score,
     differences,
     drift_at_equal_score,
@@ -26,6 +27,8 @@ def summary(done: list[dict], score: str, baselines: list[str], unit: str = "see
     """All tables that these runs give.  Raises ConfigError for a score that no run has."""
     check_score(done, score)
     check_score(done, front)
+    for baseline in baselines:
+        check_baseline(done, baseline)
     second = second_score(done, score)
     parts = [
         (f"score: {score}" + (f"; second: {second}" if second else ""), settings_table(done, score, unit)),

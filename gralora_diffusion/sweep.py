@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from filelock import FileLock
 
 from .config import ConfigError
 from .folders import Picture
+from .interrupts import Stopped
 from .loss import generator
 
 RESULTS = "runs.jsonl"
+WAIT = 0.5  # seconds between two looks at what other processes have done
 
 
 def name_of(run: dict) -> str:
@@ -63,25 +66,50 @@ def alive(claim: Path) -> bool:
     """Whether the process of a claim lives; another machine's is taken to."""
     try:
         owner = json.loads(claim.read_text())
-        return owner["host"] != socket.gethostname() or psutil.Process(owner["pid"]).create_time() == owner["began"]
+        if owner["host"] != socket.gethostname():
+            return True
+        process = psutil.Process(owner["pid"])
+        return process.create_time() == owner["began"] and process.status() != psutil.STATUS_ZOMBIE
     except (ValueError, KeyError, psutil.NoSuchProcess):
         return False
 
 
-def sweep(folder: Path, runs: list[dict], do: Callable[[dict], dict], say: Callable[[str], None] = print) -> None:
-    """Do all runs that are not done and that nobody else is doing: a line of runs.jsonl for each.  do(run) -> what came out."""
-    for number, run in enumerate(runs, 1):
-        with claimed(folder, run) as mine:
-            if not mine:
-                continue
-            line = json.dumps(dict(run=run, name=name_of(run)) | do(run)) + "\n"
-            with FileLock(folder / ".lock"), open(folder / RESULTS, "a+b") as file:
-                file.seek(max(0, file.tell() - 1))
-                torn = file.read() not in (b"", b"\n")  # a killed process's half line
-                file.write(b"\n" * torn + line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        say(f"{number} of {len(runs)}: {name_of(run)}")
+def sweep(
+    folder: Path, runs: list[dict], do: Callable[[dict], dict], say: Callable[[str], None] = print, asked: Callable[[], bool] = lambda: False
+) -> None:
+    """Do all runs that are not done and that nobody else is doing: a line of runs.jsonl for each.  do(run) -> what came out.
+
+    Ends when all are done: what other processes are at is waited for, and taken over where one of them dies, so that a command which needs these
+    runs may follow.  asked() tells whether to stop waiting, with Stopped.
+    """
+    numbers = {name_of(run): number for number, run in enumerate(runs, 1)}
+    while left := not_done(folder, runs):
+        began_one = False
+        for run in left:
+            with claimed(folder, run) as mine:
+                if mine:
+                    write_line(folder, dict(run=run, name=name_of(run)) | do(run))
+            if mine:
+                began_one = True
+                say(f"{numbers[name_of(run)]} of {len(runs)}: {name_of(run)}")
+        if not began_one:
+            if asked():
+                raise Stopped(f"stopped waiting for {', '.join(map(name_of, left))}, at which other processes are")
+            time.sleep(WAIT)
+
+
+def not_done(folder: Path, runs: list[dict]) -> list[dict]:
+    done = [entry["run"] for entry in results(folder)]
+    return [run for run in runs if run not in done]
+
+
+def write_line(folder: Path, entry: dict) -> None:
+    with FileLock(folder / ".lock"), open(folder / RESULTS, "a+b") as file:
+        file.seek(max(0, file.tell() - 1))
+        torn = file.read() not in (b"", b"\n")  # a killed process's half line
+        file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def split(pictures: list[Picture], part: str) -> tuple[list[Picture], list[Picture]]:

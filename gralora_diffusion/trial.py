@@ -82,7 +82,7 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
     def loss_over(series, draw=draw_noise) -> Callable:
         return objective(pipeline.unet, pipeline.scheduler, series, encode, series.config, accelerator, dtype, draw)
 
-    base = base_pictures(pipeline, bench, config) if bench.drift or bench.strengths != [1.0] else []
+    base = base_pictures(pipeline, bench, config)
     loss_of, even = loss_over(learnt), loss_over(held, stratified(draw_noise))
     spec = Spec(run["method"], run["size"], run.get("k"), run["seed"], config.adapter.targets)
     adapted = adapt(pipeline.unet, spec, lambda index: without_gradient(loss_of, index))
@@ -179,7 +179,7 @@ def save_pictures(pipeline, wanted: list[tuple[str, int]], config: TrainConfig, 
 def scores_of(pipeline, bench: Bench, config: TrainConfig, folder: Path, base: list[Path]) -> dict[str, list[float]]:
     """{score: a value per picture} of what is drawn at each strength: "paired, ENCODER", and "paired, ENCODER at 0.5" for half of it.
 
-    Where the base has drawn the same, its scores stand beside them as strength 0.
+    The base's scores stand beside them as strength 0.
     """
     scores = {}
     for strength in bench.strengths:
@@ -187,7 +187,7 @@ def scores_of(pipeline, bench: Bench, config: TrainConfig, folder: Path, base: l
             set_strength(pipeline.unet, strength)
         paths = save_pictures(pipeline, bench.wanted(), config, folder if strength == 1 else folder / f"strength-{strength:g}")
         scores |= compare(paths, bench, base, "" if strength == 1 else f" at {strength:g}")
-    return scores | (compare(base, bench, [], " at 0") if base else {})
+    return scores | compare(base, bench, [], " at 0")
 
 
 def compare(paths: list[Path], bench: Bench, base: list[Path], suffix: str) -> dict[str, list[float]]:

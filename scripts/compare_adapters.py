@@ -36,14 +36,15 @@ def arguments():
         help="several subjects, each with runs of its own; {} in --prompts is the class",
     )
     parser.add_argument("--pretrained_model_name_or_path", help="the base; by default the embedded tiny one")
-    parser.add_argument("--methods", nargs="+", default=["lora", "gralora"])
-    parser.add_argument("--ranks", nargs="+", type=int, default=[8], help="ranks of the LoRA whose number of parameters all must have")
-    parser.add_argument("--k", nargs="+", type=int, default=[2], help="blocks per side of gralora, hybrid and t-gralora")
+    parser.add_argument("--methods", nargs="+", help="by default lora and gralora")
+    parser.add_argument("--ranks", nargs="+", type=int, help="ranks of the LoRA whose number of parameters all must have; by default 8")
+    parser.add_argument("--k", nargs="+", type=int, help="blocks per side of gralora, hybrid and t-gralora; by default 2")
     parser.add_argument("--lrs", nargs="+", type=float, default=[1e-3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, help="pictures per step; by default the base's")
     parser.add_argument("--resolution", type=int)
+    parser.add_argument("--num_inference_steps", type=int, help="denoising steps of the pictures that are scored; by default the trainer's")
     parser.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help="of the frozen base and the computation; by default no: fp32")
     parser.add_argument("--targets", default="attention")
     parser.add_argument(
@@ -63,11 +64,15 @@ def arguments():
     )
     parser.add_argument("--unit", choices=("seed", "subject"), default="seed", help="what the report counts as one: differences are paired by it")
     parser.add_argument("--front", metavar="SCORE", help="report this score at equal --score too, from the curves over the learning rates")
-    parser.add_argument("--report", action="store_true", help="no runs: print the table and plot what is there")
+    parser.add_argument("--report", action="store_true", help="no runs: print and plot what is there, of --methods, --ranks and --k if given")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="with --report: write it there, with a short runs.jsonl to report from again")
     parser.add_argument("--dry_run", action="store_true", help="print the table of runs, their parameters and a forecast, and stop")
     args = parser.parse_args()
-    if args.steps < 1 or min(args.ranks) < 1 or min(args.seeds) < 0 or min(args.lrs) <= 0:
+    if args.keep and not args.report:
+        parser.error("--keep goes with --report")
+    if not args.report:
+        args.methods, args.ranks, args.k = args.methods or ["lora", "gralora"], args.ranks or [8], args.k or [2]
+    if args.steps < 1 or min(args.ranks or [1]) < 1 or min(args.seeds) < 0 or min(args.lrs) <= 0:
         parser.error("--steps, --ranks and --lrs must be above 0, and --seeds not below")
     if args.subjects and not args.prompts:
         parser.error("--subjects needs --prompts: what is drawn of each subject")
@@ -77,7 +82,10 @@ def arguments():
 
 
 def lines_of(path: Path | None) -> list[str]:
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()] if path else []
+    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()] if path else []
+    if path and not lines:
+        raise ConfigError(f"{path} holds no prompts: one a line")
+    return lines
 
 
 def subjects_of(args, config: TrainConfig) -> dict[str | None, tuple[TrainConfig, list[str]]]:
@@ -117,6 +125,8 @@ def table_of_runs(args, shapes: list[tuple[int, int]]) -> list[dict]:
                 continue
             what = dict(method=method, rank=rank, size=size, k=k, parameters=parameters) | common
             runs += [what | dict(lr=lr, seed=seed) for lr, seed in itertools.product(args.lrs, args.seeds)]
+    if not runs:
+        raise ConfigError("no run is left: no method of --methods can have the budget of a rank in --ranks")
     return runs
 
 
@@ -170,7 +180,9 @@ def plan(args) -> tuple[list[dict], dict[str | None, object]]:
     from gralora_diffusion.trial import Bench
 
     names = ("instance_data_dir", "instance_prompt", "pretrained_model_name_or_path", "resolution", "mixed_precision")
-    given = {name: getattr(args, name) for name in names}
+    given = {name: getattr(args, name) for name in names} | (
+        {} if args.num_inference_steps is None else dict(num_inference_steps=args.num_inference_steps)
+    )
     if args.subjects:
         given |= dict(instance_data_dir=None, instance_prompt=None)
     config = TrainConfig(
@@ -188,7 +200,7 @@ def plan(args) -> tuple[list[dict], dict[str | None, object]]:
         runs += [(dict(subject=subject) if subject else {}) | run | dict(setting=setting) for run in table]
         learnt, held = (pictures, []) if prompts else split(pictures, args.part)
         benches[subject] = Bench(args.output, mine, None, learnt, held, prompts, encoders, features, args.held_out_every, strengths, drift)
-    if args.tuned is not None and runs:
+    if args.tuned is not None:
         elsewhere = args.tuned != Path()
         runs = tuned(runs, results(args.tuned if elsewhere else args.output), args.score, elsewhere)
     return runs, benches
@@ -203,7 +215,9 @@ def report(args) -> None:
 
     if args.keep and args.keep.resolve() == args.output.resolve():
         raise ConfigError("--keep must be another folder than --output, whose runs.jsonl it would shorten")
-    done, folder = results(args.output), args.keep or args.output
+    wanted = dict(method=args.methods, rank=args.ranks, k=args.k and [None, *args.k])
+    done = [d for d in results(args.output) if all(d["run"].get(name) in among for name, among in wanted.items() if among)]
+    folder = args.keep or args.output
     check_settings(done)
     score = args.score or first_score(done)
     text = summary(done, score, args.baseline, args.unit, args.front)
@@ -244,9 +258,9 @@ def main():
             bench.accelerator, bench.encoders = accelerator, encoders
         with Interrupts(lambda: None) as interrupts:
             interrupts.patient = True
-            sweep(args.output, runs, lambda run: train_one(run, benches[run.get("subject")], interrupts))
+            sweep(args.output, runs, lambda run: train_one(run, benches[run.get("subject")], interrupts), asked=lambda: interrupts.asked)
     except Stopped as stop:
-        print(f"compare_adapters: {stop}")
+        fail(str(stop), 130)  # so that a chain of commands stops too
     except (ConfigError, OSError) as error:
         fail(str(error))
 

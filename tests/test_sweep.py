@@ -85,6 +85,32 @@ def test_a_claim_counts_while_its_process_lives(tmp_path):
         assert (tmp_path / "claims" / name_of(RUNS[0])).exists() != free
 
 
+def test_a_killed_process_that_nobody_waited_for_is_dead(tmp_path):
+    zombie = subprocess.Popen([sys.executable, "-c", ""])
+    process = psutil.Process(zombie.pid)
+    began = process.create_time()
+    while process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    write_claim(tmp_path, host=socket.gethostname(), pid=zombie.pid, began=began)
+    with claimed(tmp_path, RUNS[0]) as mine:
+        assert mine
+    zombie.wait()
+
+
+def test_a_sweep_waits_for_the_runs_of_others_and_takes_over_what_they_leave(tmp_path):
+    """Two processes: the second command of a chain may rest on all runs of the first."""
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    write_claim(tmp_path, host=socket.gethostname(), pid=other.pid, began=psutil.Process(other.pid).create_time())
+    did, asked = [], iter([False, False, True])
+    with pytest.raises(Stopped, match=r"waiting for lora-r4-lr0\.001-seed0"):
+        sweep(tmp_path, RUNS[:2], lambda run: did.append(run["seed"]) or {}, lambda _: None, lambda: next(asked))
+    assert did == [1]  # what is free is done first
+    other.kill()
+    other.wait()
+    sweep(tmp_path, RUNS[:2], lambda run: did.append(run["seed"]) or {}, lambda _: None)
+    assert did == [1, 0]
+
+
 def slowly(run):
     time.sleep(0.05)
     return dict(by=os.getpid())
@@ -139,7 +165,8 @@ def test_a_run_of_the_sweep_is_a_run_of_the_trainer(tmp_path):
     assert all(torch.equal(tensor, theirs[f"unet.{name}"]) for name, tensor in ours.items())
     lines = [json.loads(line) for line in (tmp_path / "t" / "metrics.jsonl").read_text().splitlines()]
     assert found["losses"] == [round(line["loss"], 5) for line in lines]
-    assert set(found["scores"]) == {f"{s}, {mine.encoders[0].name}" for s in ("subject", "prompt", "copy")}
+    encoder = mine.encoders[0].name
+    assert set(found["scores"]) == {f"{s}, {encoder}{at}" for s in ("subject", "prompt", "copy") for at in ("", " at 0")}
 
 
 @pytest.mark.parametrize("method", ["gora", "gralora-inverse"])
@@ -213,6 +240,12 @@ def test_the_command_compares_tunes_resumes_and_reports(tmp_path, monkeypatch, c
     assert command(*common).count("lora-r4") == 2
     assert command(*common).count("lora-r4") == 0  # they are done
     assert command(*common, "--part", "test", "--tuned").count("lora-r4") == 1
+    with pytest.raises(SystemExit):
+        command("--report", "--baseline", "lora", "gralora k2")
+    assert "no run is of the baseline 'gralora k2'; there are: lora" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command("--report", "--ranks", 8)
+    assert "no finished runs" in capsys.readouterr().err
     printed = command("--report", "--keep", tmp_path / "kept").partition("plots:")[0]
     assert "| test " in printed
     assert {p.name for p in (tmp_path / "kept").iterdir()} == {"runs.jsonl", "table.md", "score-rank.png", "score-parameters.png", "loss.png"}
@@ -235,6 +268,68 @@ def test_subjects_are_a_column_of_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--strengths", "0.5"])
     with pytest.raises(ConfigError, match="--strengths goes with"):
         script["plan"](script["arguments"]())
+
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "compare_adapters.py"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--keep", "x"], "--keep goes with --report"),
+        (["--methods", "vera"], "no run is left"),
+        (["--prompts", "absent.txt"], "absent.txt"),
+        (["--prompts", "empty.txt"], "empty.txt holds no prompts"),
+        (["--num_inference_steps", 0], "num_inference_steps"),
+    ],
+)
+def test_what_a_sweep_refuses(given, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("\n")
+    prompts = [] if "--prompts" in given else ["--prompts", SCRIPT.parent.parent / "docs" / "subject_prompts.txt"]
+    monkeypatch.setattr(sys, "argv", ["compare_adapters.py", "--output", "out", *map(str, [*prompts, *given])])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert exit.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def experiment(tmp_path, *names, python="") -> tuple[int, list[list[str]]]:
+    """Exit code and commands of scripts/experiments.sh, each of which runs `python` and is written down."""
+    for folder in ("sticker", "dog"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / "python.py").write_text(
+        f"import json, sys\nwith open({str(tmp_path / 'log')!r}, 'a') as f: print(json.dumps(sys.argv[1:]), file=f)\n{python}"
+    )
+    env = os.environ | dict(PYTHON=f"{sys.executable} {tmp_path / 'python.py'}", STATE=str(tmp_path), DREAMBOOTH=str(tmp_path), WORKERS="2")
+    done = subprocess.run(["bash", SCRIPT.with_name("experiments.sh"), *names], env=env, capture_output=True, text=True)
+    log = tmp_path / "log"
+    return done.returncode, [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def test_each_experiment_is_one_command_whose_sweeps_parse(tmp_path, monkeypatch):
+    code, commands = experiment(tmp_path, "style", "k", "heads", "dreambooth", "gora")
+    assert code == 0
+    script, folders = runpy.run_path(str(SCRIPT)), {}
+    for name, *options in commands:
+        assert name == "scripts/compare_adapters.py"
+        monkeypatch.setattr(sys, "argv", [name, *options])
+        args = script["arguments"]()
+        folders.setdefault(args.output.name, []).append("report" if args.report else args.part)
+        assert args.keep is None or (SCRIPT.parent.parent / "docs" / "results" / args.keep.name).is_dir()
+    assert all(times % 2 == 0 for times in Counter(json.dumps(c) for c in commands if "--report" not in c).values())  # once for each worker
+    assert {name: parts[-1] for name, parts in folders.items()} == {
+        "style": "report", "heads": "report", "dreambooth": "report", "gora": "report", "gora-subjects": "report", "gora-rates": "validation"
+    }  # fmt: skip
+    assert all(parts.index("test") > parts.index("validation") for name, parts in folders.items() if name in ("style", "heads"))
+
+
+def test_a_chain_of_sweeps_ends_where_one_stops(tmp_path):
+    code, commands = experiment(tmp_path, "heads", python="sys.exit(130)")
+    assert (code, len(commands)) == (130, 2)
+    assert experiment(tmp_path, "head")[0] == 2
+    assert experiment(tmp_path)[0] == 2
 
 
 def test_names_tell_runs_apart():
