@@ -12,6 +12,7 @@ from .config import ConfigError
 from .students import holm, p_value, t_interval
 
 BLOCK = 20  # steps of training loss that are shown as one
+HELD_OUT_LOSS = "held-out loss"  # a score of runs that hold pictures out
 SECONDARY = re.compile(r" at [\d.]+$")  # a score at another strength than 1
 
 

@@ -16,6 +16,11 @@ def style(number: int, line: str = "-") -> dict:
     return dict(color=f"C{number % 10}", marker=MARKERS[number % len(MARKERS)], linestyle=line if number < 10 else "--")
 
 
+def wrapped(score: str) -> str:
+    """A score's name on two lines, its encoder on the second, so that an axis has room for it."""
+    return score.replace(", ", ",\n", 1)
+
+
 def plot(done: list[dict], score: str, folder: Path, unit: str = "seed", front: str | None = None) -> list[Path]:
     """Write the plots, of the test runs where there are any; each line a method at its best rate, with Student's 95 % interval.
 
@@ -31,7 +36,7 @@ def plot(done: list[dict], score: str, folder: Path, unit: str = "seed", front: 
     for (its_part, rank, method, k, _), runs in at_best_rate(done, score).items():
         if its_part == part:
             lines.setdefault(label(method, k), []).append((rank, runs))
-    what, written = f"{score}\n({part} runs)", []
+    what, written = f"{wrapped(score)}\n({part} runs)", []
 
     def save(name: str, draw, columns: int = 1, **labels) -> None:
         figure = Figure(figsize=(7 * columns, 4.5), layout="constrained")
@@ -51,7 +56,7 @@ def plot(done: list[dict], score: str, folder: Path, unit: str = "seed", front: 
     if any("curve" in r for points in lines.values() for _, runs in points for r in runs):
         save("held-out", lambda *axes: draw_curves(axes, lines), 2, xlabel="step", ylabel="loss on held-out noise, mean of the runs")
     if front:
-        save("front", lambda axis: draw_front(axis, done, part, score, front, unit), xlabel=what, ylabel=front)
+        save("front", lambda axis: draw_front(axis, done, part, score, front, unit), xlabel=what, ylabel=wrapped(front))
     return written
 
 

@@ -4,6 +4,7 @@ import itertools
 import statistics
 
 from .comparison import (
+    HELD_OUT_LOSS,
     above,
     at_best_rate,
     at_the_end,
@@ -69,6 +70,7 @@ def number(value: float | None, form: str) -> str:
 
 def settings_table(done: list[dict], score: str, unit: str) -> str:
     second, rows, notes = second_score(done, score), [], []
+    losses = score != HELD_OUT_LOSS and any(HELD_OUT_LOSS in d.get("scores", {}) for d in done)
     for (part, rank, method, k, lr, _), runs in by_setting(done).items():
         good = [r for r in runs if score in r.get("scores", {})]
         values = per_unit(per_run(good, score), unit)
@@ -82,16 +84,27 @@ def settings_table(done: list[dict], score: str, unit: str) -> str:
             shown(t_interval(values)),
         ]
         line += [f"{statistics.mean(per_run(good, second).values()):.4f}" if good else ""] if second else []
+        line += [f"{statistics.mean(per_run(good, HELD_OUT_LOSS).values()):.5f}" if good else ""] if losses else []
         costs = [statistics.median(r[name] for r in good) for name in ("seconds_per_step", "memory", "file_bytes")] if good else [0, 0, 0]
         rows.append([*line, f"{runs[0]['parameters']:,}", f"{costs[0]:.3f}", f"{costs[1] / 2**20:.0f}", f"{costs[2] / 1000:.0f}"])
         notes += [f"- {r['name']} failed: {r['failed']}" for r in runs if "failed" in r]
-    head = ["part", "method", "rank", "lr", f"{unit}s", "score", "95 % interval", *(["second"] if second else [])]
+    head = [
+        "part",
+        "method",
+        "rank",
+        "lr",
+        f"{unit}s",
+        "score",
+        "95 % interval",
+        *(["second"] if second else []),
+        *([HELD_OUT_LOSS] if losses else []),
+    ]
     head += ["parameters", "s/step", "MiB", "file kB"]
     for part in sorted({d["run"]["part"] for d in done}):
         if base := per_unit(per_run([d for d in done if d["run"]["part"] == part], f"{score} at 0"), unit):
             notes.append(f"- {part}: the base itself, with no adapter, scores {statistics.mean(base):.4f}")
     ends = at_the_end(done, score)
-    notes += [f"- the best rate is at the end of those tried: {', '.join(ends)}"] if ends else []
+    notes += [f"- by this score the best rate is at the end of those tried: {', '.join(ends)}"] if ends else []
     return "\n".join([markdown(head, rows), *([""] if notes else []), *notes])
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from . import allocation
 from .cache import Cache
 from .comparators import GRADIENTS, Adapted, Spec, adapt, config_of, ours
+from .comparison import HELD_OUT_LOSS
 from .config import TrainConfig
 from .evaluation import Against, Encoder, Generated, measure
 from .folders import Picture
@@ -117,7 +118,7 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
     scores = {}
     if bench.held:
         fixed = loss_over(held)
-        scores["held-out loss"] = [round(without_gradient(fixed, index).item(), 6) for index in range(HELD_OUT_BATCHES)]
+        scores[HELD_OUT_LOSS] = [round(without_gradient(fixed, index).item(), 6) for index in range(HELD_OUT_BATCHES)]
     scores |= scores_of(pipeline, bench, config, folder, base)
     return found | dict(file_bytes=(folder / "adapter.safetensors").stat().st_size, scores=scores)
 
