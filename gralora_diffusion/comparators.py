@@ -1,6 +1,6 @@
 """Other ways to adapt the same layers, to compare with: PEFT's, MoRA and RaSA by their formulas, our own, and full fine-tuning.
 
-All are put into a model by adapt() and have one `size`; fit() finds the size for a number of trainable parameters.  Methods of GRADIENTS
+All are put into a model by adapt() and have one `size`, which budget.py finds for a number of trainable parameters.  Methods of GRADIENTS
 start as the base with equal ranks; allocation.apply() then gives them what the gradients say, and ours() takes the model as it is.
 """
 
@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .allocation import inject_sized
+from .budget import GRIDS, LOKR_FACTOR, mora_side, pooled
 from .config import AdapterConfig, ConfigError, one_of
 from .gora import GAMMA
 from .injection import TARGETS, adapter_parameters, adapters, compiled, inject, merge, remove, replace
@@ -32,7 +32,6 @@ GRADIENTS = {  # methods whose ranks or start come from a gradient pass: its opt
     "gralora-start": ALL | dict(allocate="uniform", gora_init="svd"),  # the start alone
 }
 OURS = ("gralora", "hybrid", "our-lora", "t-lora", "t-gralora", *GRADIENTS)
-GRIDS = ("gralora", "hybrid", "t-gralora")  # those with k
 LORA = {  # LoraConfig's options; all have alpha = rank
     "lora": dict(), "rslora": dict(use_rslora=True), "lora+": dict(), "dora": dict(use_dora=True),
     "pissa": dict(init_lora_weights="pissa"), "olora": dict(init_lora_weights="olora"), "eva": dict(init_lora_weights="eva"),
@@ -40,9 +39,6 @@ LORA = {  # LoraConfig's options; all have alpha = rank
 PEFT = (*LORA, "vera", "fourierft", "lokr", "loha", "oft")
 METHODS = (*OURS, *PEFT, "mora", "rasa", "full")
 LORAPLUS_RATIO = 16  # LoRA+ (arXiv 2402.12354): lr(B) = 16 lr(A)
-LOKR_FACTOR = 2  # delta = a 2 x 2 matrix kron a low-rank one: any number of parameters can be had
-TOLERANCE = 0.1  # part of a budget that may be left over
-EXCESS = 0.01  # part of it that may be added where a method's sizes are so far apart: OFT's blocks double
 
 
 @dataclass(frozen=True)
@@ -261,74 +257,6 @@ class RaSALinear(AddedLinear):
         h = torch.cat([F.linear(x, self.rasa_A), F.linear(x, self.pool_A)], -1) * self.rasa_d
         own, shared = h.split([self.rasa_A.shape[0], self.pool_A.shape[0]], -1)
         return F.linear(own, self.rasa_B) + F.linear(shared, self.pool_B)
-
-
-def mora_side(rank: int, m: int, n: int) -> int:
-    return max(2, math.isqrt((m + n) * rank) // 2 * 2)
-
-
-def pooled(rank: int) -> int:
-    return max(1, rank // 8)
-
-
-def count(method: str, size: int, shapes: list[tuple[int, int]]) -> int:
-    """Trainable parameters of a method over layers of these shapes (M, N)."""
-    one = {
-        "dora": lambda m, n: size * (m + n) + m,
-        "vera": lambda m, n: size + m,
-        "fourierft": lambda m, n: size,
-        "loha": lambda m, n: 2 * size * (m + n),
-        "lokr": lambda m, n: lokr_count(size, m, n),
-        "oft": lambda m, n: n * (size - 1) // 2,
-        "mora": lambda m, n: mora_side(size, m, n) ** 2,
-        "full": lambda m, n: m * n,
-    }.get(method, lambda m, n: size * (m + n))
-    total = sum(one(m, n) for m, n in shapes)
-    if method == "rasa":  # the pools hold what the layers gave; d comes on top
-        total += sum(number * (size - pooled(size) + pooled(size) * number) for number in Counter(shapes).values())
-    return total
-
-
-def lokr_count(rank: int, m: int, n: int) -> int:
-    from peft.tuners.lokr.layer import factorization
-
-    (a, b), (c, d) = factorization(m, LOKR_FACTOR), factorization(n, LOKR_FACTOR)
-    return a * c + (rank * (b + d) if rank < max(b, d) / 2 else b * d)
-
-
-def sizes(method: str, shapes: list[tuple[int, int]], k: int | None = None) -> list[int]:
-    """The sizes that a method can have in these layers."""
-    narrow = min(min(shape) for shape in shapes)
-    if method == "full":
-        return [0]
-    if method == "oft":
-        divisor = math.gcd(*(n for _, n in shapes))
-        return [b for b in range(2, divisor + 1) if divisor % b == 0]
-    if method == "fourierft":
-        return list(range(1, min(m * n for m, n in shapes) + 1))
-    if method == "vera":
-        return list(range(1, max(max(shape) for shape in shapes) + 1))
-    if method in GRIDS:
-        k = k or 2
-        return [r for r in range(2, narrow + 1) if (r - (r // 2 if method == "hybrid" else 0)) % k == 0]
-    if method == "mora":
-        return [r for r in range(1, narrow + 1) if all(mora_side(r, m, n) <= min(m, n) for m, n in shapes)]
-    return list(range(2 if method == "rasa" else 1, narrow + 1))
-
-
-def fit(method: str, budget: int, shapes: list[tuple[int, int]], k: int | None = None) -> tuple[int, int]:
-    """(size, trainable parameters): the most that the budget allows; where TOLERANCE of it, or more, would be left over, up to EXCESS above it.
-
-    Raises ConfigError where no size comes so near.
-    """
-    found = [(count(method, size, shapes), size) for size in sizes(method, shapes, k)]
-    best = max((pair for pair in found if pair[0] <= budget), default=(0, 0))
-    if best[0] < (1 - TOLERANCE) * budget:
-        best = min((pair for pair in found if budget < pair[0] <= (1 + EXCESS) * budget), default=(0, 0))
-    if not best[0]:
-        low, high, nearest = min(found)[0], max(found)[0], min(found, key=lambda pair: abs(pair[0] - budget))[0]
-        raise ConfigError(f"{method} cannot have {budget:,} parameters here: its sizes give {low:,} to {high:,}, the nearest is {nearest:,}")
-    return best[1], best[0]
 
 
 def shapes_of(model: nn.Module, targets: str) -> list[tuple[int, int]]:

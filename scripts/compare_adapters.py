@@ -110,7 +110,8 @@ def setting_of(config: TrainConfig, pictures: list, *common) -> str:
 
 def table_of_runs(args, shapes: list[tuple[int, int]]) -> list[dict]:
     """Every run that fits its budget; those that cannot are said."""
-    from gralora_diffusion.comparators import GRIDS, OURS, Spec, count, fit
+    from gralora_diffusion.budget import GRIDS, count, fit
+    from gralora_diffusion.comparators import OURS, Spec
 
     runs, common = [], dict(targets=args.targets, steps=args.steps, part=args.part)
     for rank, method in itertools.product(args.ranks, args.methods):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gralora_diffusion import load_sdxl
-from gralora_diffusion.comparators import LORAPLUS_RATIO, METHODS, Adapted, Spec, adapt, count, fit, mora_side, shapes_of, sizes
+from gralora_diffusion.budget import count, fit, mora_side, sizes
+from gralora_diffusion.comparators import LORAPLUS_RATIO, METHODS, Adapted, Spec, adapt, shapes_of
 from gralora_diffusion.config import ConfigError
 from gralora_diffusion.loss import generator
 
