@@ -179,9 +179,17 @@ def adapt_with_peft(model: nn.Module, spec: Spec, paths: list[str], batches) -> 
     if spec.method == "eva" and batches is not None:
         peft.initialize_lora_eva_weights(
             wrapped, list(torch.arange(8)), forward_fn=lambda _, index: batches(int(index)), prepare_model_inputs_fn=None,
-            prepare_layer_inputs_fn=lambda inputs, *_: (inputs[0] if isinstance(inputs, tuple) else inputs).flatten(0, -2), show_progress_bar=False,
+            prepare_layer_inputs_fn=lambda inputs, *_: eva_inputs(inputs, r), show_progress_bar=False,
         )  # fmt: skip
     return Adapted(spec, {name: p for name, p in model.named_parameters() if p.requires_grad}, lambda: wrapped.merge_and_unload() and None)
+
+
+def eva_inputs(inputs, rank: int) -> torch.Tensor:
+    """A layer's inputs as rows.  Raises ConfigError for fewer than `rank`: PEFT would pass over them, and wait for more for ever."""
+    rows = (inputs[0] if isinstance(inputs, tuple) else inputs).flatten(0, -2)
+    if len(rows) < rank:
+        raise ConfigError(f"eva of rank {rank} needs {rank} inputs of each layer in a batch, and one layer has {len(rows)}: take larger batches")
+    return rows
 
 
 class AddedLinear(nn.Module):

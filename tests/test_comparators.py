@@ -68,6 +68,13 @@ def test_eva_starts_from_what_the_layers_see(plain):
     torch.testing.assert_close(a @ a.T, torch.eye(8), rtol=0, atol=1e-4)
 
 
+def test_eva_needs_as_many_inputs_as_ranks(plain):
+    """The middle of the UNet sees four tokens of a picture; PEFT would run batch after batch for ever."""
+    unet = copy.deepcopy(plain)
+    with pytest.raises(ConfigError, match="eva of rank 40 needs 40 inputs of each layer in a batch"):
+        adapt(unet, Spec("eva", 40, targets="mid_block.*attn1.*to_"), batches=lambda index: draw(unet))
+
+
 def test_loraplus_gives_b_its_own_rate(plain):
     adapted = adapt(copy.deepcopy(plain), spec("lora+"))
     slow, fast = adapted.groups(1e-3, 0.0)
