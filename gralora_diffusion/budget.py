@@ -8,7 +8,7 @@ from .config import ConfigError
 GRIDS = ("gralora", "hybrid", "t-gralora")  # methods with k
 LOKR_FACTOR = 2  # delta = a 2 x 2 matrix kron a low-rank one: any number of parameters can be had
 TOLERANCE = 0.1  # part of a budget that may be left over
-EXCESS = 0.01  # part of it that may be added where a method's sizes are so far apart: OFT's blocks double
+EXCESS = 0.02  # part of it that may be added where a method's sizes are so far apart: OFT's blocks double
 
 
 def mora_side(rank: int, m: int, n: int) -> int:
@@ -47,8 +47,6 @@ def lokr_count(rank: int, m: int, n: int) -> int:
 def sizes(method: str, shapes: list[tuple[int, int]], k: int | None = None) -> list[int]:
     """The sizes that a method can have in these layers."""
     narrow = min(min(shape) for shape in shapes)
-    if method == "full":
-        return [0]
     if method == "oft":
         divisor = math.gcd(*(n for _, n in shapes))
         return [b for b in range(2, divisor + 1) if divisor % b == 0]
@@ -67,8 +65,10 @@ def sizes(method: str, shapes: list[tuple[int, int]], k: int | None = None) -> l
 def fit(method: str, budget: int, shapes: list[tuple[int, int]], k: int | None = None) -> tuple[int, int]:
     """(size, trainable parameters): the most that the budget allows; where TOLERANCE of it, or more, would be left over, up to EXCESS above it.
 
-    Raises ConfigError where no size comes so near.
+    Full fine-tuning has one size, whatever the budget.  Raises ConfigError where no size comes so near.
     """
+    if method == "full":
+        return 0, count(method, 0, shapes)
     found = [(count(method, size, shapes), size) for size in sizes(method, shapes, k)]
     best = max((pair for pair in found if pair[0] <= budget), default=(0, 0))
     if best[0] < (1 - TOLERANCE) * budget:

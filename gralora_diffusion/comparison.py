@@ -7,6 +7,7 @@ import itertools
 import re
 import statistics
 
+from .budget import TOLERANCE
 from .comparators import family
 from .config import ConfigError
 from .students import holm, p_value, t_interval
@@ -133,7 +134,8 @@ def at_the_end(done: list[dict], score: str) -> list[str]:
 def differences(done: list[dict], score: str, baseline: str, unit: str = "seed") -> list[dict]:
     """Each setting less the baseline's of the same rank, part and steps, both at their best rate, paired: mean, interval, p, and Holm's p.
 
-    verdict: win or loss where the interval lies on one side of zero, the second encoder's mean has the same sign and no run failed.
+    verdict: win or loss where the interval lies on one side of zero, the second encoder's mean has the same sign and no run failed;
+    none for what trains more parameters than the budget allows: full fine-tuning.
     """
     rows, settings, second = [], at_best_rate(done, score), second_score(done, score)
     sign = -1 if lower_is_better(score) else 1
@@ -153,6 +155,8 @@ def differences(done: list[dict], score: str, baseline: str, unit: str = "seed")
         clear = interval is not None and interval[0] * interval[1] > 0 and (not other or row["mean"] * row["second"] > 0)
         won = row["mean"] * sign > 0
         row["verdict"] = ("no win: a run failed" if failed and won else "win" if won else "loss") if clear else "no difference found"
+        if runs[0]["parameters"] > base[0]["parameters"] * (1 + TOLERANCE):
+            row["verdict"] = "beyond the budget"
         rows.append(row)
     for part in {row["part"] for row in rows}:
         mine = [row for row in rows if row["part"] == part and row["p"] is not None]

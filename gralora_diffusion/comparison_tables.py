@@ -23,6 +23,8 @@ from .comparison import (
 )
 from .students import holm, p_value, t_interval
 
+COSTS = (("seconds_per_step", 1, ".3f"), ("peak_memory", 2**20, ".0f"), ("file_bytes", 1000, ".0f"))  # what a run took: unit, form
+
 
 def summary(done: list[dict], score: str, baselines: list[str], unit: str = "seed", front: str | None = None) -> str:
     """All tables that these runs give.  Raises ConfigError for a score that no run has."""
@@ -85,8 +87,8 @@ def settings_table(done: list[dict], score: str, unit: str) -> str:
         ]
         line += [f"{statistics.mean(per_run(good, second).values()):.4f}" if good else ""] if second else []
         line += [f"{statistics.mean(per_run(good, HELD_OUT_LOSS).values()):.5f}" if good else ""] if losses else []
-        costs = [statistics.median(r[name] for r in good) for name in ("seconds_per_step", "memory", "file_bytes")] if good else [0, 0, 0]
-        rows.append([*line, f"{runs[0]['parameters']:,}", f"{costs[0]:.3f}", f"{costs[1] / 2**20:.0f}", f"{costs[2] / 1000:.0f}"])
+        costs = [([r[name] / one for r in good if name in r], form) for name, one, form in COSTS]
+        rows.append([*line, f"{runs[0]['parameters']:,}", *(number(statistics.median(found) if found else None, form) for found, form in costs)])
         notes += [f"- {r['name']} failed: {r['failed']}" for r in runs if "failed" in r]
     head = [
         "part",
@@ -99,7 +101,7 @@ def settings_table(done: list[dict], score: str, unit: str) -> str:
         *(["second"] if second else []),
         *([HELD_OUT_LOSS] if losses else []),
     ]
-    head += ["parameters", "s/step", "MiB", "file kB"]
+    head += ["parameters", "s/step", "peak MiB", "file kB"]
     for part in sorted({d["run"]["part"] for d in done}):
         if base := per_unit(per_run([d for d in done if d["run"]["part"] == part], f"{score} at 0"), unit):
             notes.append(f"- {part}: the base itself, with no adapter, scores {statistics.mean(base):.4f}")

@@ -1,7 +1,9 @@
 """What a run would do: from shapes alone, layers, parameters, memory, files, steps; from a few batches, time, memory and disk."""
 
 import contextlib
+import ctypes
 import functools
+import gc
 import json
 import math
 import re
@@ -262,6 +264,17 @@ def peak_memory(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let peak_memory() count from what is in use now; on systems where the peak cannot be reset it stays the process's."""
+    if device.type == "cuda":
+        return torch.cuda.reset_peak_memory_stats(device)
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc: give back what earlier work has freed
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):  # Linux
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def disk_used(folder: Path) -> int:

@@ -82,7 +82,7 @@ def sweep(
     Ends when all are done: what other processes are at is waited for, and taken over where one of them dies, so that a command which needs these
     runs may follow.  asked() tells whether to stop waiting, with Stopped.
     """
-    numbers = {name_of(run): number for number, run in enumerate(runs, 1)}
+    numbers, told = {name_of(run): number for number, run in enumerate(runs, 1)}, False
     while left := not_done(folder, runs):
         began_one = False
         for run in left:
@@ -93,8 +93,12 @@ def sweep(
                 began_one = True
                 say(f"{numbers[name_of(run)]} of {len(runs)}: {name_of(run)}")
         if not began_one:
+            others = f"waiting for {', '.join(map(name_of, left))}, at which other processes are by their claims in {folder / 'claims'}"
             if asked():
-                raise Stopped(f"stopped waiting for {', '.join(map(name_of, left))}, at which other processes are")
+                raise Stopped(f"stopped {others}")
+            if not told:
+                say(others)
+            told = True
             time.sleep(WAIT)
 
 

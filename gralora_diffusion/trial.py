@@ -27,6 +27,7 @@ from .interrupts import Interrupts, Stopped
 from .jobs import DTYPES, Job, in_use
 from .loss import draw as draw_noise
 from .optimization import make_optimizer, make_schedule
+from .planning import forget_peak, peak_memory
 from .sampling import draw
 from .sdxl import load_sdxl
 from .series import encode_captions, make_series
@@ -102,8 +103,7 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
             curve.append([step, held_out_loss(pipeline.unet, even)])
 
     look(0)
-    if accelerator.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak(accelerator.device)
     try:
         for line, stopping in run_steps(job, optimization, loss_of, interrupts):
             lines.append(line)
@@ -124,9 +124,8 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
 
 
 def costs(lines: list[dict], device: torch.device) -> dict:
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else max(line["memory"] for line in lines)
     losses = [round(line["loss"], 5) for line in lines]
-    return dict(seconds_per_step=statistics.median(line["seconds"] for line in lines), memory=memory, losses=losses)
+    return dict(seconds_per_step=statistics.median(line["seconds"] for line in lines), peak_memory=peak_memory(device), losses=losses)
 
 
 def from_gradients(spec: Spec, job: Job, loss_of: Callable) -> tuple[Adapted, dict]:

@@ -124,6 +124,8 @@ def table_of_runs(args, shapes: list[tuple[int, int]]) -> list[dict]:
             except ConfigError as error:
                 print(f"rank {rank}, left out: {error}")
                 continue
+            if method == "full":
+                print(f"rank {rank}: full trains {parameters:,} parameters, whatever the budget, and gets no verdict")
             what = dict(method=method, rank=rank, size=size, k=k, parameters=parameters) | common
             runs += [what | dict(lr=lr, seed=seed) for lr, seed in itertools.product(args.lrs, args.seeds)]
     if not runs:

@@ -15,7 +15,7 @@ from gralora_diffusion.students import holm, p_value, t_interval
 
 def finished(method, lr, seed, value, part="validation", rank=4, k=None, **more):
     run = dict(method=method, rank=rank, size=rank, k=k, lr=lr, seed=seed, steps=3, part=part, setting="s", **more)
-    costs = dict(parameters=1000 * rank, seconds_per_step=0.1, memory=2**20, file_bytes=4000, losses=[1.0, 0.5, value])
+    costs = dict(parameters=1000 * rank, seconds_per_step=0.1, peak_memory=2**20, file_bytes=4000, losses=[1.0, 0.5, value])
     return dict(run=run, name=f"{method}-{seed}", scores={"paired, X": [value - 0.1, value + 0.1], "held-out loss": [1 - value]}) | costs
 
 
@@ -105,6 +105,12 @@ def test_subjects_are_the_unit():
     assert (found["n"], found["mean"]) == (2, pytest.approx(0.205))
     assert found["interval"] == pytest.approx(t_interval([0.105, 0.305]))
     assert differences(done, "paired, X", "lora", "seed")[0]["interval"] == pytest.approx(t_interval([0.2, 0.21]))
+
+
+def test_what_trains_more_than_the_budget_gets_no_verdict():
+    done = [finished(method, 1e-3, seed, value + seed / 100, "test") for method, value in (("lora", 0.5), ("full", 0.9)) for seed in (0, 1)]
+    done = [d | dict(parameters=1000 * (9 if d["run"]["method"] == "full" else 1)) for d in done]
+    assert [row["verdict"] for row in differences(done, "paired, X", "lora")] == ["beyond the budget"]
 
 
 def test_rates_come_from_the_head_of_the_family_and_from_other_sweeps():
