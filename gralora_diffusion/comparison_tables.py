@@ -23,7 +23,7 @@ from .comparison import (
 )
 from .students import holm, p_value, t_interval
 
-COSTS = (("seconds_per_step", 1, ".3f"), ("peak_memory", 2**20, ".0f"), ("file_bytes", 1000, ".0f"))  # what a run took: unit, form
+COSTS = (("s/step", "seconds_per_step", 1, ".3f"), ("peak MiB", "peak_memory", 2**20, ".0f"), ("file kB", "file_bytes", 1000, ".0f"))
 
 
 def summary(done: list[dict], score: str, baselines: list[str], unit: str = "seed", front: str | None = None) -> str:
@@ -72,36 +72,20 @@ def number(value: float | None, form: str) -> str:
 
 def settings_table(done: list[dict], score: str, unit: str) -> str:
     second, rows, notes = second_score(done, score), [], []
+    measured = [cost for cost in COSTS if any(cost[1] in d for d in done)]
     losses = score != HELD_OUT_LOSS and any(HELD_OUT_LOSS in d.get("scores", {}) for d in done)
+    head = ["part", "method", "rank", "lr", f"{unit}s", "score", "95 % interval", *["second"] * bool(second), *[HELD_OUT_LOSS] * losses]
+    head += ["parameters", *(name for name, *_ in measured)]
     for (part, rank, method, k, lr, _), runs in by_setting(done).items():
         good = [r for r in runs if score in r.get("scores", {})]
         values = per_unit(per_run(good, score), unit)
-        line = [
-            part,
-            label(method, k),
-            rank,
-            f"{lr:g}",
-            len(values),
-            f"{statistics.mean(values):.4f}" if values else "failed",
-            shown(t_interval(values)),
-        ]
+        mean = f"{statistics.mean(values):.4f}" if values else "failed"
+        line = [part, label(method, k), rank, f"{lr:g}", len(values), mean, shown(t_interval(values))]
         line += [f"{statistics.mean(per_run(good, second).values()):.4f}" if good else ""] if second else []
         line += [f"{statistics.mean(per_run(good, HELD_OUT_LOSS).values()):.5f}" if good else ""] if losses else []
-        costs = [([r[name] / one for r in good if name in r], form) for name, one, form in COSTS]
+        costs = [([r[name] / one for r in good if name in r], form) for _, name, one, form in measured]
         rows.append([*line, f"{runs[0]['parameters']:,}", *(number(statistics.median(found) if found else None, form) for found, form in costs)])
         notes += [f"- {r['name']} failed: {r['failed']}" for r in runs if "failed" in r]
-    head = [
-        "part",
-        "method",
-        "rank",
-        "lr",
-        f"{unit}s",
-        "score",
-        "95 % interval",
-        *(["second"] if second else []),
-        *([HELD_OUT_LOSS] if losses else []),
-    ]
-    head += ["parameters", "s/step", "peak MiB", "file kB"]
     for part in sorted({d["run"]["part"] for d in done}):
         if base := per_unit(per_run([d for d in done if d["run"]["part"] == part], f"{score} at 0"), unit):
             notes.append(f"- {part}: the base itself, with no adapter, scores {statistics.mean(base):.4f}")
