@@ -3,6 +3,8 @@
 import contextlib
 import json
 import logging
+import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -73,16 +75,17 @@ def clip(rest: str) -> tuple[nn.Module, dict]:
 
     folder, (name, _, weights) = Path(rest), rest.partition(":")
     if folder.is_dir():
-        name, file = f"local-dir:{folder.resolve()}", clip_file_in(folder)
+        name, file, prepared = f"local-dir:{folder.resolve()}", clip_file_in(folder), None
     else:
         file = Path(weights) if weights.endswith(".safetensors") else None
         check_clip_name(open_clip, name, weights, file)
+        name = name.removesuffix("-gelu")
+        prepared = preprocessing_of(open_clip, name, file) if file else None
     try:
         if file is None:
             model = open_clip.create_model(name, weights, require_pretrained=True)
         else:
-            name = name.removesuffix("-gelu")
-            model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+            model = open_clip.create_model(name, load_weights=False, pretrained_text=False, force_preprocess_cfg=prepared)
             check_positions(model, file)
             open_clip.load_checkpoint(model, str(file), strict=True)
         tokenizer = open_clip.get_tokenizer(name)
@@ -105,6 +108,8 @@ def clip(rest: str) -> tuple[nn.Module, dict]:
 def check_clip_name(open_clip, name: str, weights: str, file: Path | None) -> None:
     """Raises ConfigError for an unknown model or tag, and where GELU and quick GELU (all of OpenAI's weights) would be mixed up in silence."""
     known, twin = open_clip.list_models(), f"{name}-quickgelu"
+    if "/" in name and not weights:
+        raise ConfigError(f"{name} is not there: --encoder clip:FOLDER must name a folder with open_clip_config.json and open_clip_model.safetensors")
     if name.removesuffix("-gelu") not in known:
         raise ConfigError(f"open_clip knows no model {name!r}{did_you_mean(name, known)}; --encoder must be {GRAMMAR}")
     if file is None:
@@ -128,6 +133,23 @@ def check_clip_name(open_clip, name: str, weights: str, file: Path | None) -> No
             f"{file} does not say whether it was trained with quick GELU, as all of OpenAI's weights were: name the model {twin} or, "
             f"if it was not, {name}-gelu; or put its open_clip_config.json beside it"
         )
+
+
+def preprocessing_of(open_clip, name: str, file: Path) -> dict:
+    """How the weights in this file saw pictures: as the config beside it says, else as all of open_clip's weights of this model did.
+
+    Raises ConfigError where those differ; the size is the model's own.
+    """
+    beside, known = file.with_name("open_clip_config.json"), ("mean", "std", "interpolation", "resize_mode", "fill_color")
+    said = read_json(beside).get("preprocess_cfg") if beside.is_file() else None
+    tags = [open_clip.pretrained.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    ways = [{k: way[k] for k in known if k in way} for way in ([said] if said is not None else tags or [{}])]
+    if any(way != ways[0] for way in ways):
+        raise ConfigError(
+            f"{file} does not say how its pictures were scaled and normalised, and the weights of {name} differ in that: put the "
+            "open_clip_config.json that came with it, with its preprocess_cfg, beside it"
+        )
+    return ways[0]
 
 
 def clip_file_in(folder: Path) -> Path:
@@ -163,6 +185,8 @@ def dinov2(where: str) -> tuple[nn.Module, dict]:
     if Path(where).is_dir() and not all((Path(where) / f).is_file() for f in ("config.json", "preprocessor_config.json")):
         raise ConfigError(f"{where} must hold {files}; it holds {listed(Path(where))}")
     try:
+        if (kind := Dinov2Config.get_config_dict(where)[0].get("model_type")) != "dinov2":
+            raise ValueError(f"its config.json says that it is a {kind}, not a dinov2")
         config = Dinov2Config.from_pretrained(where)
         processor = AutoImageProcessor.from_pretrained(where, backend="pil")  # torchvision's resize gives other pixels
         model = loaded(Dinov2Model, where, config=config)
@@ -229,9 +253,9 @@ def embedded() -> tuple[nn.Module, dict]:
 def loaded(cls, where, **kwargs) -> nn.Module:
     """from_pretrained in fp32 that refuses what transformers only warns of: tensors that are missing, too many, or of other shapes."""
     model, info = cls.from_pretrained(where, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **kwargs)
-    wrong = sorted(str(key) for keys in ("missing_keys", "mismatched_keys", "error_msgs") for key in info[keys])
+    wrong = sorted(str(key) for keys in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs") for key in info[keys])
     if wrong:
-        raise ValueError(f"its weights are not those of {cls.__name__}: {len(wrong)} tensors are missing or misshapen, the first is {wrong[0]}")
+        raise ValueError(f"its weights are not those of {cls.__name__}: {len(wrong)} tensors are missing, too many or misshapen, first {wrong[0]}")
     return model
 
 
@@ -255,7 +279,7 @@ def quiet():
 
 
 def not_here(what: str, hub: str, files: str, kind: str, error: Exception) -> str:
-    why = first_line(error).split(": ")[0]
+    why = re.split("[.:] ", first_line(error))[0]
     return (
         f"the weights of {what} are not on this machine and cannot be fetched ({why}); either run once with a network, which keeps {hub} of the "
         f"Hugging Face hub in its cache, or copy {files} from {hub} into a folder and say --encoder {kind}:FOLDER"
@@ -263,7 +287,7 @@ def not_here(what: str, hub: str, files: str, kind: str, error: Exception) -> st
 
 
 def first_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".:; ")
+    return (textwrap.shorten(str(error), 200, placeholder="") or type(error).__name__).rstrip(".:; ")
 
 
 def listed(folder: Path) -> str:

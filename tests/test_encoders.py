@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, Dinov2Model
 
 from gralora_diffusion.config import ConfigError
 from gralora_diffusion.data import EXAMPLE
-from gralora_diffusion.encoders import load_encoder
+from gralora_diffusion.encoders import first_line, load_encoder
 from gralora_diffusion.evaluation import picture_features, pictures_in, prompts_for, text_features, too_long
 
 
@@ -130,6 +130,11 @@ def test_names_that_are_none():
     refused("clip:ViT-B-23:openai", "no model 'ViT-B-23'", "did you mean 'ViT-B-32'")
     refused("clip:ViT-B-32:laion", "no weights 'laion'", "laion2b_s34b_b79k")
     refused("clip:ViT-B-32", "no weights ''")
+    refused("clip:/nowhere/folder", "/nowhere/folder is not there", "clip:FOLDER must name a folder")
+
+
+def test_a_sentence_is_cut_between_words():
+    assert first_line(ValueError("at https://huggingface.co/docs\n" * 9)) == " ".join(["at https://huggingface.co/docs"] * 6 + ["at"])
 
 
 def test_weights_that_are_not_there_are_named_with_two_ways_to_get_them(monkeypatch, tmp_path):
@@ -138,7 +143,39 @@ def test_weights_that_are_not_there_are_named_with_two_ways_to_get_them(monkeypa
     refused(
         "clip-vit-l-14", "CLIP ViT-L-14-quickgelu, tag openai", "run once with a network", "timm/vit_large_patch14_clip_224.openai", "clip:FOLDER"
     )
-    refused("dinov2-large", "DINOv2 facebook/dinov2-large", "run once with a network", "preprocessor_config.json", "dinov2:FOLDER")
+    why = "cannot be fetched (We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the cached files);"
+    refused("dinov2-large", "DINOv2 facebook/dinov2-large", why, "run once with a network", "preprocessor_config.json", "dinov2:FOLDER")
+
+
+def test_a_file_sees_pictures_as_its_folder_does(tiny_clip, tmp_path, photos):
+    models, folder = tmp_path / "models", tmp_path / "tiny-gelu"
+    for path in (models, folder):
+        path.mkdir()
+    (models / "tiny.json").write_text(json.dumps(CLIP_CONFIG))
+    open_clip.add_model_config(models)
+    way = dict(mean=[0.5] * 3, std=[0.5] * 3, interpolation="bilinear", resize_mode="squash")
+    (folder / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=CLIP_CONFIG, preprocess_cfg=way)))
+    file = folder / "open_clip_model.safetensors"
+    file.write_bytes((tiny_clip / file.name).read_bytes())
+    whole, alone = load_encoder(f"clip:{folder}"), load_encoder(f"clip:tiny:{file}")
+    assert alone.facts["preprocessing"] == whole.facts["preprocessing"]
+    assert all(torch.equal(alone.preprocess(image), whole.preprocess(image)) for image in images(photos))
+
+
+def test_a_file_without_a_config_sees_pictures_as_all_weights_of_its_model_do(tiny_clip, tmp_path, monkeypatch):
+    models, file = tmp_path / "models", tmp_path / "weights.safetensors"
+    models.mkdir()
+    (models / "tiny.json").write_text(json.dumps(CLIP_CONFIG))
+    open_clip.add_model_config(models)
+    file.write_bytes((tiny_clip / "open_clip_model.safetensors").read_bytes())
+    tags = dict(one=dict(mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="squash"), two=dict(mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="squash"))
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", tags)
+    found = load_encoder(f"clip:tiny:{file}").facts["preprocessing"]
+    assert (found["mean"], found["resize_mode"], found["size"]) == ((0.5,) * 3, "squash", (48, 48))
+    tags["two"]["resize_mode"] = "shortest"
+    refused(f"clip:tiny:{file}", "does not say how", "weights of tiny differ", "open_clip_config.json", "beside it")
+    (tmp_path / "ViT-L-14.safetensors").write_bytes(file.read_bytes())
+    refused(f"clip:ViT-L-14-gelu:{tmp_path}/ViT-L-14.safetensors", "weights of ViT-L-14 differ")
 
 
 def test_quick_gelu_is_not_mixed_up(tiny_clip, tmp_path, photos):
@@ -180,6 +217,11 @@ def test_weights_of_another_model_are_refused(tiny_clip, tiny_dinov2, tmp_path):
     tensors = load_file(tiny_dinov2 / "model.safetensors")
     save_file({k: v for k, v in tensors.items() if k != "layernorm.weight"}, other / "model.safetensors", {"format": "pt"})
     refused(f"dinov2:{other}", "layernorm.weight")
+    save_file(tensors | {"embeddings.register_tokens": torch.zeros(1, 4, 32)}, other / "model.safetensors", {"format": "pt"})
+    refused(f"dinov2:{other}", "too many", "embeddings.register_tokens")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | dict(model_type="dinov2_with_registers")))
+    refused(f"dinov2:{other}", "it is a dinov2_with_registers, not a dinov2")
 
 
 def test_pictures_that_cannot_be_scored_are_named(tmp_path):
