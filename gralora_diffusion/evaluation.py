@@ -97,7 +97,7 @@ def nearest(generated: torch.Tensor, references: torch.Tensor) -> tuple[torch.Te
 
 
 def measure(encoder: Encoder, run: Generated, against: Against, features: Callable) -> list[Score]:
-    """All scores that can be given; features(encoder, paths, size) -> unit vectors.  Raises ConfigError when counts do not match."""
+    """All scores that can be given, others one by one in the run's order; features(encoder, paths, size) -> unit vectors."""
     drawn, names, scores = features(encoder, run.paths, None), [p.name for p in run.paths], []
     if against.references:
         subject = features(encoder, against.references, against.size)
@@ -108,10 +108,9 @@ def measure(encoder: Encoder, run: Generated, against: Against, features: Callab
         scores.append(Score("prompt", rowwise(drawn, text_features(encoder, texts)), names, extra=cut))
     for name, others, size in (("paired", against.originals, against.size), ("drift", against.base, None)):
         if others:
-            others = matched(run, others)
             cosines = rowwise(drawn, features(encoder, others, size))
             scores.append(Score(name, cosines if name == "paired" else (1 - cosines) / 2, names, others))
-    prompts, values = diversity(drawn, run.prompts or [""] * len(drawn))
+    prompts, values = diversity(drawn, run.prompts or [])
     if prompts:
         scores.append(Score("diversity", values, prompts))
     if against.references:
@@ -125,12 +124,29 @@ def without(prompt: str, words: tuple[str, ...]) -> str:
     return " ".join(word for word in prompt.split() if word not in words)
 
 
-def matched(run: Generated, others: list[Path]) -> list[Path]:
-    """The other picture of each: by name where the names are the same, else by order.  Raises ConfigError when counts do not match."""
+def matched(run: Generated, others: list[Path]) -> tuple[list[Path], str]:
+    """The other picture of each, and how it was found: "by name", with or without its ending, or "by order" where no two share one.
+
+    Raises ConfigError when counts do not match, or names only in part.
+    """
     if len(others) != len(run.paths):
         raise ConfigError(f"{run.name} has {len(run.paths)} pictures and {others[0].parent} has {len(others)}: one by one they cannot be compared")
-    by_name = {p.stem: p for p in others}
-    return [by_name[p.stem] for p in run.paths] if by_name.keys() == {p.stem for p in run.paths} else others
+    for name_of in (lambda path: path.name, lambda path: path.stem):
+        by_name, names = {name_of(p): p for p in others}, [name_of(p) for p in run.paths]
+        if len(by_name) == len(others) == len(set(names)) and by_name.keys() == set(names):
+            return [by_name[name] for name in names], "by name"
+    if both := by_name.keys() & set(names):
+        raise ConfigError(
+            f"{run.name} and {others[0].parent} share some names, as {min(both)}, but not all, each once: give all pictures the names of their "
+            "partners, or names of their own to compare them in order"
+        )
+    return others, "by order"
+
+
+def aligned(run: Generated, against: Against) -> tuple[Against, dict[str, str | None]]:
+    """`against` with the pictures that are compared one by one in the run's order, and how they were matched for each score."""
+    (originals, paired), (base, drift) = (matched(run, paths) if paths else ([], None) for paths in (against.originals, against.base))
+    return dataclasses.replace(against, originals=originals, base=base), dict(paired=paired, drift=drift)
 
 
 def summary(values: torch.Tensor, seed: int = 0, level: float = 0.95, resamples: int = 10_000) -> dict:
@@ -157,11 +173,12 @@ def evaluate(encoders: list[Encoder], runs: list[Generated], against: Against, f
                     f"{run.name} has {len(run.paths)} pictures and {runs[0].name} has {len(runs[0].paths)}, or their prompts differ: differences "
                     "need the same prompts and seeds in the same order; --unpaired leaves them out"
                 )
+    ordered = {run.name: aligned(run, against) for run in runs}
     result = dict(scores=[], differences=[], values=[])
     for encoder in encoders:
         first = {}
         for run in runs:
-            for score in measure(encoder, run, against, features):
+            for score in measure(encoder, run, ordered[run.name][0], features):
                 what = dict(run=run.name, encoder=encoder.name, score=score.name, label=LABELS.get((score.name, encoder.kind), PLAIN[score.name]))
                 result["scores"].append(what | summary(score.values, seed) | score.extra)
                 if paired and run is not runs[0] and score.name in first:
@@ -172,12 +189,15 @@ def evaluate(encoders: list[Encoder], runs: list[Generated], against: Against, f
                     result["values"].append(what | dict(of=name, value=value, beside=score.beside[i].name if score.beside else None))
     settings = dict(interval="95 %, percentile bootstrap over the values, 10,000 resamples", seed=seed, words_left_out_of_prompts=list(against.drop))
     settings |= dict(size_that_references_are_cut_to=against.size, references=len(against.references))
+    settings |= dict(matched={name: how for name, (_, how) in ordered.items()})
     return result | dict(meaning=SCORES, encoders=[dict(name=e.name) | e.facts for e in encoders], settings=settings)
 
 
 def subject_retrieval(features: torch.Tensor, subjects: list[str]) -> dict:
-    """How well an encoder tells subjects apart: the rate of pictures whose nearest other picture is of the same subject, the rate of
-    triples (picture, same subject, other subject) in the right order, and the mean cosine within and between subjects.
+    """How well an encoder tells subjects apart: the rate of pictures whose nearest other picture is of the same subject, with its 95 %
+    interval, the rate of triples (picture, same subject, other subject) in the right order, and the mean cosine within and between subjects.
+
+    Raises ConfigError when there are no such triples.
     """
     cosines = features.double() @ features.double().T
     same = torch.tensor([[a == b for b in subjects] for a in subjects])
@@ -185,8 +205,25 @@ def subject_retrieval(features: torch.Tensor, subjects: list[str]) -> dict:
     same.fill_diagonal_(False)
     hit = same.gather(1, cosines.clone().fill_diagonal_(-2).argmax(1, keepdim=True)).double()
     right = [(row[s][:, None] > row[o]).double().mean() for row, s, o in zip(cosines, same, other, strict=True) if s.any() and o.any()]
+    if not right:
+        raise ConfigError("subjects can only be told apart where there are two at least, and two pictures of one of them")
     rates = dict(pictures=len(subjects), subjects=len(set(subjects)), nearest_is_the_same_subject=hit.mean().item())
+    rates |= dict(nearest_is_the_same_subject_interval=rate_interval(int(hit.sum()), len(subjects)))
     return rates | dict(triples_in_order=torch.stack(right).mean().item(), within=cosines[same].mean().item(), between=cosines[other].mean().item())
+
+
+def rate_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Clopper and Pearson's exact interval of the rate of `hits` in n (Biometrika 26, 1934): each tail has the chance (1 - level) / 2."""
+
+    def lower(hits: int) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            rate = torch.tensor((low + high) / 2, dtype=torch.float64)
+            tail = torch.distributions.Binomial(n, rate).log_prob(torch.arange(hits, n + 1, dtype=torch.float64)).exp().sum()
+            low, high = (rate.item(), high) if tail < (1 - level) / 2 else (low, rate.item())
+        return low
+
+    return lower(hits), 1 - lower(n - hits)
 
 
 def pictures_in(where: str | Path) -> list[Path]:
@@ -271,8 +308,9 @@ def too_long(encoder: Encoder, texts: list[str]) -> list[str]:
 
 
 def run(encoder: Encoder, side: Callable, inputs: torch.Tensor) -> torch.Tensor:
-    """One side of the encoder on one batch, without TF32: unit vectors."""
-    with torch.backends.cudnn.flags(allow_tf32=False), torch.autocast(encoder.device.split(":")[0], encoder.dtype, encoder.dtype != torch.float32):
+    """One side of the encoder on one batch, with cuDNN's deterministic kernels and without TF32: unit vectors."""
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with exact, torch.autocast(encoder.device.split(":")[0], encoder.dtype, encoder.dtype != torch.float32):
         out = side(inputs.to(encoder.device))
     return F.normalize(out.float().cpu(), dim=-1)
 

@@ -38,7 +38,7 @@ HEAD = ["pictures", "score", "n", "mean", "sd", "95 % interval", "encoder"]
 
 
 def table(result: dict) -> str:
-    """Scores, then differences, in columns; then what is worth saying: cut prompts and copies."""
+    """Scores, then differences, in columns; then what is worth saying: pairs in order, cut prompts, copies."""
     blocks = []
     for head, entries, signed in ((HEAD, result["scores"], False), (["paired difference", *HEAD[1:]], result["differences"], True)):
         if entries:
@@ -51,7 +51,8 @@ def table(result: dict) -> str:
 
 def remarks(result: dict) -> list[str]:
     """What a mean does not show, one sentence each."""
-    out = []
+    by_order = [f"{run} ({score})" for run, how in result["settings"]["matched"].items() for score in how if how[score] == "by order"]
+    out = [f"{name}: the names of the pictures and their partners are not the same, and they were compared in order" for name in by_order]
     for e in result["scores"]:
         if e.get("copies"):
             what = f"{e['copies']} of {e['n']} pictures are nearer to a training picture than any two of those are to each other"

@@ -54,6 +54,11 @@ def arguments():
     args = parser.parse_args()
     if sum(x is not None for x in (args.run, args.subjects, args.generated or None)) != 1:
         parser.error("give one of --run, --generated and --subjects")
+    unused = [f"--{name}" for name in ("reference", "paired", "base", "prompts") if getattr(args, name)]
+    if unused and not args.generated:
+        parser.error(f"{' and '.join(unused)} can be given with --generated alone: --run and --subjects have their own pictures and prompts")
+    if len({Path(name).resolve() for name in args.generated}) < len(args.generated):
+        parser.error(f"--generated names one folder twice: {' '.join(args.generated)}")
     if args.batch_size < 1 or args.seed < 0:
         parser.error("--batch_size must be at least 1, and --seed at least 0")
     return args
@@ -92,25 +97,49 @@ def what_to_score(args):
     return [Generated(name, paths, repeated(prompts, paths, "the run's config.json")) for name, paths in found], against, default
 
 
+def subject_pictures(folder: Path) -> list[Path]:
+    from gralora_diffusion.evaluation import pictures_in
+
+    subjects = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if len(subjects) < 2:
+        raise ConfigError(f"--subjects {folder} must be a folder that holds a folder of pictures for each of two subjects or more")
+    return [picture for subject in subjects for picture in pictures_in(subject)]
+
+
+def check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ConfigError(f"--device {device} cannot be used here: {str(error).splitlines()[0].split('. ')[0]}") from None
+
+
 def main():
     args = arguments()
     import torch
 
     from gralora_diffusion.encoders import load_encoder
-    from gralora_diffusion.evaluation import evaluate, picture_features, pictures_in, subject_retrieval
+    from gralora_diffusion.evaluation import evaluate, picture_features, subject_retrieval
     from gralora_diffusion.scoresheet import table, write_report
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        check_device(device)
         runs, against, default = ([], None, ["imagenet"]) if args.subjects else what_to_score(args)
         encoders = [load_encoder(name, device, getattr(torch, args.dtype)) for name in args.encoder or default]
         cached = partial(picture_features, batch_size=args.batch_size, cache=args.cache)
         if args.subjects:
-            paths = [p for folder in sorted(p for p in args.subjects.iterdir() if p.is_dir()) for p in pictures_in(folder)]
+            paths = subject_pictures(args.subjects)
             for encoder in encoders:
                 print(json.dumps(dict(encoder=encoder.name) | subject_retrieval(cached(encoder, paths), [p.parent.name for p in paths])))
             return
         result = evaluate(encoders, runs, against, cached, not args.unpaired, args.seed)
+        if not result["scores"]:
+            raise ConfigError(
+                "there is nothing to score: give --reference, --paired or --base; or --prompts, with an encoder that reads them or several "
+                "pictures of one prompt"
+            )
         print(table(result))
         output = args.output or (args.run or Path()) / "evaluation"
         write_report(output, result, runs, against)

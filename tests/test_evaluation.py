@@ -23,11 +23,14 @@ from gralora_diffusion.evaluation import (
     Against,
     Generated,
     evaluate,
+    matched,
     measure,
     nearest,
     picture_features,
     pictures_in,
     prompts_for,
+    rate_interval,
+    run,
     similarities,
     subject_retrieval,
     summary,
@@ -63,8 +66,8 @@ def test_scores_equal_a_straightforward_computation(kind, photos, tiny_clip, tin
     n = len(paths)
     expected = dict(
         subject=[sum(pictures[i] @ pictures[j] for j in (1, 2, 3)) / 3 for i in range(n)],
-        paired=[pictures[i] @ pictures[i] for i in range(n)],  # the same names: order does not matter
-        drift=[(1 - pictures[i] @ pictures[i]) / 2 for i in range(n)],
+        paired=[pictures[i] @ pictures[n - 1 - i] for i in range(n)],
+        drift=[(1 - pictures[i] @ pictures[(i + 1) % n]) / 2 for i in range(n)],
         diversity=[1 - pictures[i] @ pictures[i + 1] for i in (0, 2, 4)],
         copy=[max(pictures[i] @ pictures[j] for j in (1, 2, 3)) for i in range(n)],
     )
@@ -82,17 +85,61 @@ def test_a_picture_against_itself_scores_1(photos, tiny_dinov2, tmp_path):
     assert values == pytest.approx(dict(subject=1, paired=1, drift=0, copy=1), abs=1e-6)
 
 
-def test_others_of_other_names_are_taken_in_order(photos, tiny_dinov2, tmp_path):
+@pytest.mark.parametrize(
+    ("mine", "others", "partners", "how"),
+    [
+        ("a.png b.png", "b.png a.png", "a.png b.png", "by name"),
+        ("00.jpg 00.png", "00.png 00.jpg", "00.jpg 00.png", "by name"),  # one stem, two pictures
+        ("a.png b.png", "b.jpg a.jpg", "a.jpg b.jpg", "by name"),
+        ("0.png 1.png", "true-1.png true-0.png", "true-1.png true-0.png", "by order"),
+    ],
+)
+def test_partners_are_found_by_name_then_by_order(mine, others, partners, how):
+    run = Generated("r", [Path("out", name) for name in mine.split()])
+    assert matched(run, [Path("true", name) for name in others.split()]) == ([Path("true", name) for name in partners.split()], how)
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "words"),
+    [
+        ("a.png b.png", "a.png c.png", "r and true share some names, as a, but not all"),
+        ("00.jpg 00.png", "00.webp 01.png", "share some names, as 00, but not all"),
+        ("00.jpg 00.png", "00.webp 00.bmp", "share some names, as 00, but not all, each once"),
+        ("a.png b.png c.png", "a.png b.png", "r has 3 pictures and true has 2"),
+    ],
+)
+def test_partners_that_are_in_doubt_are_refused(mine, others, words):
+    with pytest.raises(ConfigError, match=words):
+        matched(Generated("r", [Path("out", name) for name in mine.split()]), [Path("true", name) for name in others.split()])
+
+
+def test_the_result_says_how_partners_were_found(photos, tiny_dinov2, tmp_path):
     paths, others = pictures_in(photos)[:3], []
     for i, path in enumerate(paths):
         others.append(tmp_path / f"true-{i}.png")
         others[-1].write_bytes(path.read_bytes())
-    encoder = load_encoder(f"dinov2:{tiny_dinov2}")
-    (score, *_) = measure(encoder, Generated("r", paths), Against(originals=others), picture_features)
-    assert score.values.tolist() == pytest.approx([1, 1, 1], abs=1e-6)
-    assert score.beside == others
-    with pytest.raises(ConfigError, match=r"r has 3 pictures and .* has 2"):
-        measure(encoder, Generated("r", paths), Against(originals=others[:2]), picture_features)
+    against = Against(originals=others, base=paths[::-1])
+    result = evaluate([load_encoder(f"dinov2:{tiny_dinov2}")], [Generated("r", paths)], against, picture_features)
+    assert {s["score"]: s["mean"] for s in result["scores"]} == pytest.approx(dict(paired=1, drift=0), abs=1e-6)
+    assert [v["beside"] for v in result["values"]] == [p.name for p in [*others, *paths]]
+    assert result["settings"]["matched"] == {"r": dict(paired="by order", drift="by name")}
+    assert "r (paired): the names of the pictures and their partners are not the same" in table(result)
+
+
+def test_pictures_without_prompts_have_no_diversity(photos, tiny_dinov2):
+    """What they show may be of many prompts."""
+    assert measure(load_encoder(f"dinov2:{tiny_dinov2}"), Generated("r", pictures_in(photos)), Against(), picture_features) == []
+
+
+def test_cudnn_is_on_and_deterministic_while_an_encoder_runs(tiny_dinov2):
+    seen, cudnn = {}, torch.backends.cudnn
+
+    def side(inputs):
+        seen.update(enabled=cudnn.enabled, deterministic=cudnn.deterministic, tf32=cudnn.allow_tf32)
+        return inputs
+
+    run(load_encoder(f"dinov2:{tiny_dinov2}"), side, torch.ones(1, 2))
+    assert seen == dict(enabled=True, deterministic=True, tf32=False)
 
 
 def test_copies_are_nearer_than_training_pictures_to_each_other():
@@ -169,7 +216,22 @@ def test_subjects_that_are_apart_are_told_apart():
     features = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1, 0.2], [0.1, 1], [1, 0.3]]), dim=1)
     found = subject_retrieval(features, ["a", "a", "b", "b"])
     assert found["nearest_is_the_same_subject"] == 0.5  # the first and the third
+    assert found["nearest_is_the_same_subject_interval"] == pytest.approx((0.068, 0.932), abs=5e-4)
     assert found["triples_in_order"] == pytest.approx((2 / 2 + 1 / 2 + 2 / 2 + 0 / 2) / 4)
+    for subjects in ("aaaa", "abcd"):
+        with pytest.raises(ConfigError, match="two at least, and two pictures of one"):
+            subject_retrieval(features, list(subjects))
+
+
+@pytest.mark.parametrize(("hits", "n", "low", "high"), [(42, 42, 0.916, 1), (28, 42, 0.505, 0.804), (0, 42, 0, 0.084), (2900, 3000, 0.960, 0.973)])
+def test_the_interval_of_a_rate_is_clopper_and_pearsons(hits, n, low, high):
+    """Known values, and the binomial summed with exact coefficients: each tail has 2.5 % at its end."""
+    found = rate_interval(hits, n)
+    assert found == pytest.approx((low, high), abs=5e-4)
+    for rate, tail in zip(found, (range(hits, n + 1), range(hits + 1)), strict=True):
+        if 0 < rate < 1:
+            chances = [math.exp(math.log(math.comb(n, k)) + k * math.log(rate) + (n - k) * math.log(1 - rate)) for k in tail]
+            assert math.fsum(chances) == pytest.approx(0.025, rel=1e-6)
 
 
 class Page(HTMLParser):
@@ -269,6 +331,14 @@ def test_the_command_scores_a_run(finished_run, tmp_path, monkeypatch, capsys):
         (["--generated", "nowhere"], ["nowhere holds no pictures"]),
         (["--run", "nowhere"], ["not a run folder"]),
         (["--run", "a", "--subjects", "b"], ["give one of"]),
+        (["--run", "a", "--paired", "PHOTOS", "--prompts", "p"], ["--paired and --prompts can be given with --generated alone"]),
+        (["--generated", "PHOTOS", "PHOTOS/", "--reference", "PHOTOS"], ["--generated names one folder twice"]),
+        (["--generated", "PHOTOS", "--encoder", "imagenet"], ["nothing to score: give --reference, --paired or --base"]),
+        (["--generated", "PHOTOS", "--device", "banana"], ["--device banana cannot be used here"]),
+        (["--generated", "PHOTOS", "--device", "hpu"], ["--device hpu cannot be used here"]),
+        (["--generated", "PHOTOS", "--device", "cuda:99"], ["--device cuda:99 cannot be used here"]),
+        (["--subjects", "nowhere"], ["--subjects nowhere must be a folder that holds"]),
+        (["--subjects", "PHOTOS"], ["must be a folder that holds a folder of pictures for each of two subjects"]),
     ],
 )
 def test_a_mistake_is_one_sentence_and_writes_nothing(arguments, words, photos, tmp_path, monkeypatch, capsys):
