@@ -88,7 +88,7 @@ dreambooth() {
     local own="the embedded base's own image-text encoder (emoji)" subjects=()
     for subject in backpack can cat dog rc_car=car red_cartoon=cartoon teapot vase; do subjects+=("$DREAMBOOTH/$subject"); done
     compare --output "$STATE/dreambooth" --subjects "${subjects[@]}" --prompts docs/subject_prompts.txt --num_inference_steps 12 \
-        --methods our-lora gralora t-lora t-gralora oft --ranks 8 --k 2 --steps 200 --batch_size 2 --lrs 3e-4 1e-3 --seeds 0 1
+        --methods our-lora gralora t-lora t-gralora oft --ranks 8 --k 2 --steps 120 --batch_size 2 --lrs 3e-4 1e-3 --seeds 0 1
     report --output "$STATE/dreambooth" --unit subject --baseline our-lora --score "subject, $own" --front "prompt, $own" --keep docs/results/dreambooth
 }
 
