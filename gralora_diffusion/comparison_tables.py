@@ -54,7 +54,7 @@ def markdown(head: list[str], rows: list[list]) -> str:
         return ""
     cells = [[str(cell) for cell in row] for row in [head, *rows]]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
-    words = [i for i in range(len(head)) if any(not cell or cell[0].isalpha() for cell in (row[i] for row in cells[1:]))]
+    words = [i for i in range(len(head)) if any(cell[:1].isalpha() for cell in (row[i] for row in cells[1:]))]
     lines = [
         "| " + " | ".join(c.ljust(w) if i in words else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) + " |" for row in cells
     ]
