@@ -184,7 +184,7 @@ def test_the_report_of_subjects_has_their_front(tmp_path):
     assert " of 1 |" in line
     assert "| +0.1125 |" in line  # three quarters of the gap: none at the base, all of it from the first rate on
     (line,) = [line for line in text.partition("Drift at equal score")[2].partition("**Prompt")[0].splitlines() if "oft" in line]
-    assert "| +0.1500 " in line  # at the same subject similarity: the mean of 0.1, 0.2 and 0.15
+    assert " +0.1500 |" in line  # at the same subject similarity: the mean of 0.1, 0.2 and 0.15
     assert "front.png" in [p.name for p in plot(done, "subject, X", tmp_path, "subject", "prompt, Y")]
     with pytest.raises(ConfigError, match="no run has the score 'promt, Y'"):
         summary(done, "subject, X", ["lora"], "subject", "promt, Y")
