@@ -7,13 +7,14 @@ import itertools
 import re
 import statistics
 
-from .budget import TOLERANCE
+from .budget import EXCESS, TOLERANCE
 from .comparators import family
 from .config import ConfigError
 from .students import holm, p_value, t_interval
 
 BLOCK = 20  # steps of training loss that are shown as one
 HELD_OUT_LOSS = "held-out loss"  # a score of runs that hold pictures out
+BEYOND = "beyond the budget"  # no verdict
 SECONDARY = re.compile(r" at [\d.]+$")  # a score at another strength than 1
 
 
@@ -155,11 +156,11 @@ def differences(done: list[dict], score: str, baseline: str, unit: str = "seed")
         clear = interval is not None and interval[0] * interval[1] > 0 and (not other or row["mean"] * row["second"] > 0)
         won = row["mean"] * sign > 0
         row["verdict"] = ("no win: a run failed" if failed and won else "win" if won else "loss") if clear else "no difference found"
-        if runs[0]["parameters"] > base[0]["parameters"] * (1 + TOLERANCE):
-            row["verdict"] = "beyond the budget"
+        if runs[0]["parameters"] > base[0]["parameters"] * (1 + EXCESS) / (1 - TOLERANCE):
+            row["verdict"] = BEYOND
         rows.append(row)
     for part in {row["part"] for row in rows}:
-        mine = [row for row in rows if row["part"] == part and row["p"] is not None]
+        mine = [row for row in rows if row["part"] == part and row["p"] is not None and row["verdict"] != BEYOND]
         for row, p in zip(mine, holm([row["p"] for row in mine]), strict=True):
             row["holm"] = p
     return rows

@@ -125,13 +125,13 @@ def without(prompt: str, words: tuple[str, ...]) -> str:
 
 
 def matched(run: Generated, others: list[Path]) -> tuple[list[Path], str]:
-    """The other picture of each, and how it was found: "by name", with or without its ending, or "by order" where no two share one.
+    """The other picture of each, and how it was found: "by name" (at need without endings and leading zeros), or "by order" if no two share one.
 
     Raises ConfigError when counts do not match, or names only in part.
     """
     if len(others) != len(run.paths):
         raise ConfigError(f"{run.name} has {len(run.paths)} pictures and {others[0].parent} has {len(others)}: one by one they cannot be compared")
-    for name_of in (lambda path: path.name, lambda path: path.stem):
+    for name_of in (lambda path: path.name, lambda path: path.stem, lambda path: re.sub(r"\d+", lambda n: str(int(n[0])), path.stem)):
         by_name, names = {name_of(p): p for p in others}, [name_of(p) for p in run.paths]
         if len(by_name) == len(others) == len(set(names)) and by_name.keys() == set(names):
             return [by_name[name] for name in names], "by name"
@@ -213,7 +213,7 @@ def subject_retrieval(features: torch.Tensor, subjects: list[str]) -> dict:
 
 
 def rate_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Clopper and Pearson's exact interval of the rate of `hits` in n (Biometrika 26, 1934): each tail has the chance (1 - level) / 2."""
+    """Clopper and Pearson's exact interval of the rate of `hits` in n independent trials (Biometrika 26, 1934): each tail has (1 - level) / 2."""
 
     def lower(hits: int) -> float:
         low, high = 0.0, 1.0

@@ -49,7 +49,7 @@ def claimed(folder: Path, run: dict) -> Iterator[bool]:
     with FileLock(folder / ".lock"):
         if not any(done["run"] == run for done in results(folder)):
             if claim.exists() and not alive(claim):
-                claim.unlink()
+                claim.unlink(missing_ok=True)
             with contextlib.suppress(FileExistsError):
                 handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
                 with open(handle, "w") as file:
@@ -70,7 +70,7 @@ def alive(claim: Path) -> bool:
             return True
         process = psutil.Process(owner["pid"])
         return process.create_time() == owner["began"] and process.status() != psutil.STATUS_ZOMBIE
-    except (ValueError, KeyError, psutil.NoSuchProcess):
+    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
         return False
 
 
@@ -80,12 +80,14 @@ def sweep(
     """Do all runs that are not done and that nobody else is doing: a line of runs.jsonl for each.  do(run) -> what came out.
 
     Ends when all are done: what other processes are at is waited for, and taken over where one of them dies, so that a command which needs these
-    runs may follow.  asked() tells whether to stop waiting, with Stopped.
+    runs may follow.  Raises Stopped between two runs, and while it waits, when asked() says so.
     """
     numbers, told = {name_of(run): number for number, run in enumerate(runs, 1)}, False
     while left := not_done(folder, runs):
         began_one = False
         for run in left:
+            if asked():
+                raise Stopped(f"stopped before {name_of(run)}, where the same command goes on")
             with claimed(folder, run) as mine:
                 if mine:
                     write_line(folder, dict(run=run, name=name_of(run)) | do(run))
@@ -93,13 +95,13 @@ def sweep(
                 began_one = True
                 say(f"{numbers[name_of(run)]} of {len(runs)}: {name_of(run)}")
         if not began_one:
-            others = f"waiting for {', '.join(map(name_of, left))}, at which other processes are by their claims in {folder / 'claims'}"
-            if asked():
-                raise Stopped(f"stopped {others}")
             if not told:
-                say(others)
+                names = ", ".join(map(name_of, left))
+                say(f"waiting for other processes' runs: {names}; claims of machines that are gone can be deleted in {folder / 'claims'}")
             told = True
             time.sleep(WAIT)
+    if asked():
+        raise Stopped("stopped when all runs were done")
 
 
 def not_done(folder: Path, runs: list[dict]) -> list[dict]:

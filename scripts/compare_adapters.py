@@ -60,7 +60,7 @@ def arguments():
     parser.add_argument("--drift_prompts", type=Path, help="text file of prompts without the subject, drawn to see how far the base has moved")
     parser.add_argument("--score", help="what --tuned chooses by and the report is of; by default the first score of the first encoder")
     parser.add_argument(
-        "--baseline", nargs="+", default=["lora"], help='what the report subtracts: methods, each with its k where it has one, as "gralora k1"'
+        "--baseline", nargs="+", help='what the report subtracts: methods, each with its k where it has one, as "gralora k1"; by default lora'
     )
     parser.add_argument("--unit", choices=("seed", "subject"), default="seed", help="what the report counts as one: differences are paired by it")
     parser.add_argument("--front", metavar="SCORE", help="report this score at equal --score too, from the curves over the learning rates")
@@ -210,7 +210,7 @@ def plan(args) -> tuple[list[dict], dict[str | None, object]]:
 
 
 def report(args) -> None:
-    from gralora_diffusion.comparison import check_settings, first_score, in_short
+    from gralora_diffusion.comparison import check_baseline, check_settings, first_score, in_short
     from gralora_diffusion.comparison_plots import plot
     from gralora_diffusion.comparison_tables import summary
     from gralora_diffusion.sweep import RESULTS, results
@@ -223,7 +223,9 @@ def report(args) -> None:
     folder = args.keep or args.output
     check_settings(done)
     score = args.score or first_score(done)
-    text = summary(done, score, args.baseline, args.unit, args.front)
+    for baseline in args.baseline or []:
+        check_baseline(done, baseline)
+    text = summary(done, score, args.baseline or ["lora"], args.unit, args.front)
     print(text)
     if args.keep:
         with complete_or_absent(folder / RESULTS) as part:

@@ -6,7 +6,7 @@
 #   PYTHON=echo bash scripts/experiments.sh k      # show the commands alone
 #
 # Needs the extras eval, plots and build, npm for the pictures of the style, and the folder of the eight subjects' photographs in DREAMBOOTH.
-# What is under way lies in the folder STATE.
+# What is under way lies in the folder STATE.  Both folders are relative to the project's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 STATE=${STATE:-build} WORKERS=${WORKERS:-2} PYTHON=${PYTHON:-python} DREAMBOOTH=${DREAMBOOTH:-dreambooth}
@@ -14,21 +14,21 @@ export OMP_NUM_THREADS=1
 workers=()
 
 stop() {
-    kill -INT "${workers[@]}" 2>/dev/null || true # again, which they take for the same request
+    kill -TERM "${workers[@]}" 2>/dev/null || true # while they start they ignore INT, as background jobs do; later it is the same request
     wait || true
     exit 130
 }
 trap stop INT TERM
 
 compare() { # one command, by all workers
-    workers=()
-    local code=0
+    local code=0 complete=
     for _ in $(seq "$WORKERS"); do
         $PYTHON scripts/compare_adapters.py "$@" &
         workers+=($!)
     done
-    for worker in "${workers[@]}"; do wait "$worker" || code=$?; done
-    [ $code = 0 ] || exit $code
+    for worker in "${workers[@]}"; do wait "$worker" && complete=1 || code=$?; done
+    workers=()
+    [ -n "$complete" ] || exit $code # each of them ends well only when all runs are done
 }
 
 report() {
@@ -111,10 +111,11 @@ gora() {
 [ $# -gt 0 ] || { echo "experiments.sh: name experiments: style, k, heads, dreambooth, gora" >&2 && exit 2; }
 for experiment in "$@"; do
     case $experiment in
-    style | k | heads | dreambooth | gora) "$experiment" ;;
+    style | k | heads | dreambooth | gora) ;;
     *)
         echo "experiments.sh: no experiment is called $experiment; there are style, k, heads, dreambooth and gora" >&2
         exit 2
         ;;
     esac
 done
+for experiment in "$@"; do "$experiment"; done

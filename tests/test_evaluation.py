@@ -92,6 +92,7 @@ def test_a_picture_against_itself_scores_1(photos, tiny_dinov2, tmp_path):
         ("00.jpg 00.png", "00.png 00.jpg", "00.jpg 00.png", "by name"),  # one stem, two pictures
         ("a.png b.png", "b.jpg a.jpg", "a.jpg b.jpg", "by name"),
         ("0.png 1.png", "true-1.png true-0.png", "true-1.png true-0.png", "by order"),
+        ("0.png 10.png 1.png", "10.png 00.png 01.png", "00.png 10.png 01.png", "by name"),
     ],
 )
 def test_partners_are_found_by_name_then_by_order(mine, others, partners, how):

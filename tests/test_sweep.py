@@ -101,15 +101,23 @@ def test_a_sweep_waits_for_the_runs_of_others_and_takes_over_what_they_leave(tmp
     """Two processes: the second command of a chain may rest on all runs of the first."""
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     write_claim(tmp_path, host=socket.gethostname(), pid=other.pid, began=psutil.Process(other.pid).create_time())
-    did, said, asked = [], [], iter([False, False, True])
-    with pytest.raises(Stopped, match=r"waiting for lora-r4-lr0\.001-seed0"):
-        sweep(tmp_path, RUNS[:2], lambda run: did.append(run["seed"]) or {}, said.append, lambda: next(asked))
+    did, said = [], []
+    with pytest.raises(Stopped, match=r"stopped before lora-r4-lr0\.001-seed0"):
+        sweep(tmp_path, RUNS[:2], lambda run: did.append(run["seed"]) or {}, said.append, lambda: "waiting" in " ".join(said))
     assert did == [1]  # what is free is done first
     assert [line for line in said if str(tmp_path / "claims") in line] == said[1:2], "once"
     other.kill()
     other.wait()
     sweep(tmp_path, RUNS[:2], lambda run: did.append(run["seed"]) or {}, lambda _: None)
     assert did == [1, 0]
+
+
+def test_a_stop_is_heard_between_two_runs_and_after_the_last(tmp_path):
+    did = []
+    for wanted in (2, 1):
+        with pytest.raises(Stopped):
+            sweep(tmp_path, RUNS[:wanted], lambda run: did.append(run["seed"]) or {}, lambda _: None, lambda: bool(did))
+    assert did == [0]
 
 
 def slowly(run):
