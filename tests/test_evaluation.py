@@ -104,8 +104,8 @@ def test_partners_are_found_by_name_then_by_order(mine, others, partners, how):
     ("mine", "others", "words"),
     [
         ("a.png b.png", "a.png c.png", "r and true share some names, as a, but not all"),
-        ("00.jpg 00.png", "00.webp 01.png", "share some names, as 00, but not all"),
-        ("00.jpg 00.png", "00.webp 00.bmp", "share some names, as 00, but not all, each once"),
+        ("00.jpg 00.png", "00.webp 01.png", "share some names, as 0, but not all"),
+        ("00.jpg 00.png", "00.webp 00.bmp", "share some names, as 0, but not all, each once"),
         ("a.png b.png c.png", "a.png b.png", "r has 3 pictures and true has 2"),
     ],
 )
