@@ -151,7 +151,16 @@ def differences(done: list[dict], score: str, baseline: str, unit: str = "seed")
         lr, interval = runs[0]["run"]["lr"], t_interval(found)
         other = gaps(per_run(runs, second), per_run(base, second), unit) if second else []
         failed = any("failed" in r for r in by_setting(done)[part, rank, method, k, lr, steps])
-        row = dict(part=part, rank=rank, method=label(method, k), lr=lr, n=len(found), mean=statistics.mean(found), interval=interval)
+        row = dict(
+            part=part,
+            rank=rank,
+            method=label(method, k),
+            lr=lr,
+            base_lr=base[0]["run"]["lr"],
+            n=len(found),
+            mean=statistics.mean(found),
+            interval=interval,
+        )
         row |= dict(p=p_value(found), second=statistics.mean(other) if other else None, against=baseline)
         clear = interval is not None and interval[0] * interval[1] > 0 and (not other or row["mean"] * row["second"] > 0)
         won = row["mean"] * sign > 0

@@ -37,7 +37,7 @@ def summary(done: list[dict], score: str, baselines: list[str], unit: str = "see
     for baseline in baselines:
         against = f"less that of {baseline}, paired by {unit}"
         parts += [
-            (f"score, {against}, each at the best rate of its validation runs", gaps_table(done, score, baseline, unit)),
+            (f"score, {against}, each at one rate: of those that it has, the best in its validation runs", gaps_table(done, score, baseline, unit)),
             (f"loss on held-out noise, {against}", curves_table(done, score, baseline, unit)),
             (f"drift at equal score, {against}", drift_table(done, score, baseline, unit)),
             (f"{front} at equal score, {against}", front_table(done, score, baseline, unit, front)),
@@ -94,11 +94,13 @@ def settings_table(done: list[dict], score: str, unit: str) -> str:
 def gaps_table(done: list[dict], score: str, baseline: str, unit: str) -> str:
     found, rows = differences(done, score, baseline, unit), []
     for d in found:
-        line = [d["part"], d["method"], d["rank"], f"{d['lr']:g}", d["n"], f"{d['mean']:+.4f}", shown(d["interval"], "+"), number(d["p"], ".3f")]
+        line = [d["part"], d["method"], d["rank"], f"{d['lr']:g}", f"{d['base_lr']:g}", d["n"], f"{d['mean']:+.4f}", shown(d["interval"], "+")]
+        line.append(number(d["p"], ".3f"))
         number_of = sum(other["part"] == d["part"] and "holm" in other for other in found)
         holms = f"{d['holm']:.3f} of {number_of}" if "holm" in d else ""
         rows.append([*line, holms, number(d["second"], "+.4f"), d["verdict"] if d["part"] == "test" else ""])
-    return markdown(["part", "method", "rank", "lr", f"{unit}s", "mean", "95 % interval", "p", "Holm's p", "second", "verdict"], rows)
+    head = ["part", "method", "rank", "lr", f"lr of {baseline}", f"{unit}s", "mean", "95 % interval", "p", "Holm's p", "second", "verdict"]
+    return markdown(head, rows)
 
 
 def ranks_table(done: list[dict], score: str, unit: str) -> str:

@@ -282,7 +282,8 @@ def not_here(what: str, hub: str, files: str, kind: str, error: Exception) -> st
     why = re.split("[.:] ", first_line(error))[0]
     return (
         f"the weights of {what} are not on this machine and cannot be fetched ({why}); either run once with a network, which keeps {hub} of the "
-        f"Hugging Face hub in its cache, or copy {files} from {hub} into a folder and say --encoder {kind}:FOLDER"
+        f"Hugging Face hub in its cache, or copy {files} from {hub} into a folder and say --encoder {kind}:FOLDER; "
+        "pictures of the embedded base can be scored without either: --encoder imagenet embedded"
     )
 
 

@@ -36,7 +36,9 @@ def arguments():
         help="several subjects, each with runs of its own; {} in --prompts is the class",
     )
     parser.add_argument("--pretrained_model_name_or_path", help="the base; by default the embedded tiny one")
-    parser.add_argument("--methods", nargs="+", help="by default lora and gralora")
+    parser.add_argument(
+        "--methods", nargs="+", help="by default lora and gralora; lora is PEFT's, our-lora the trainer's own; a name that is none lists all"
+    )  # fmt: skip
     parser.add_argument("--ranks", nargs="+", type=int, help="ranks of the LoRA whose number of parameters all must have; by default 8")
     parser.add_argument("--k", nargs="+", type=int, help="blocks per side of gralora, hybrid and t-gralora; by default 2")
     parser.add_argument("--lrs", nargs="+", type=float, default=[1e-3])
@@ -82,7 +84,10 @@ def arguments():
 
 
 def lines_of(path: Path | None) -> list[str]:
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()] if path else []
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()] if path else []
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a text file of prompts, one a line: {error}") from None
     if path and not lines:
         raise ConfigError(f"{path} holds no prompts: one a line")
     return lines
@@ -264,6 +269,7 @@ def main():
         with Interrupts(lambda: None) as interrupts:
             interrupts.patient = True
             sweep(args.output, runs, lambda run: train_one(run, benches[run.get("subject")], interrupts), asked=lambda: interrupts.asked)
+        print(f"{len(runs)} runs are done: --report shows what is in {args.output}")
     except Stopped as stop:
         fail(str(stop), 130)  # so that a chain of commands stops too
     except (ConfigError, OSError) as error:

@@ -308,9 +308,8 @@ def experiment(tmp_path, *names, python="") -> tuple[int, list[list[str]]]:
     """Exit code and commands of scripts/experiments.sh, each of which runs `python` and is written down."""
     for folder in ("sticker", "dog"):
         (tmp_path / folder).mkdir(exist_ok=True)
-    (tmp_path / "python.py").write_text(
-        f"import json, sys\nwith open({str(tmp_path / 'log')!r}, 'a') as f: print(json.dumps(sys.argv[1:]), file=f)\n{python}"
-    )
+    writes = f"with open({str(tmp_path / 'log')!r}, 'a') as f: print(json.dumps(sys.argv[1:]), file=f)"
+    (tmp_path / "python.py").write_text(f"import json, sys\nif sys.argv[1] == '-c': sys.exit()\n{writes}\n{python}")  # -c asks for packages
     env = os.environ | dict(PYTHON=f"{sys.executable} {tmp_path / 'python.py'}", STATE=str(tmp_path), DREAMBOOTH=str(tmp_path), WORKERS="2")
     done = subprocess.run(["bash", SCRIPT.with_name("experiments.sh"), *names], env=env, capture_output=True, text=True)
     log = tmp_path / "log"
