@@ -1,6 +1,7 @@
 """The report of a sweep as PNGs: score against rank and against parameters, losses against steps, one score against another."""
 
 import statistics
+import textwrap
 from pathlib import Path
 
 from .comparison import at_best_rate, by_setting, check_score, front_of, label, per_run, per_unit, shown_losses
@@ -17,8 +18,8 @@ def style(number: int, line: str = "-") -> dict:
 
 
 def wrapped(score: str) -> str:
-    """A score's name on two lines, its encoder on the second, so that an axis has room for it."""
-    return score.replace(", ", ",\n", 1)
+    """A score's name on as many lines as let an axis have room for it."""
+    return textwrap.fill(score, 44)
 
 
 def plot(done: list[dict], score: str, folder: Path, unit: str = "seed", front: str | None = None) -> list[Path]:
