@@ -41,7 +41,7 @@ def arguments():
     )  # fmt: skip
     parser.add_argument("--ranks", nargs="+", type=int, help="ranks of the LoRA whose number of parameters all must have; by default 8")
     parser.add_argument("--k", nargs="+", type=int, help="blocks per side of gralora, hybrid and t-gralora; by default 2")
-    parser.add_argument("--lrs", nargs="+", type=float, default=[1e-3])
+    parser.add_argument("--lrs", nargs="+", type=float, help="learning rates; by default 1e-3")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, help="pictures per step; by default the base's")
@@ -66,15 +66,15 @@ def arguments():
     )
     parser.add_argument("--unit", choices=("seed", "subject"), default="seed", help="what the report counts as one: differences are paired by it")
     parser.add_argument("--front", metavar="SCORE", help="report this score at equal --score too, from the curves over the learning rates")
-    parser.add_argument("--report", action="store_true", help="no runs: print and plot what is there, of --methods, --ranks and --k if given")
+    parser.add_argument("--report", action="store_true", help="no runs: print and plot what is there, of --methods, --ranks, --k and --lrs if given")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="with --report: write it there, with a short runs.jsonl to report from again")
     parser.add_argument("--dry_run", action="store_true", help="print the table of runs, their parameters and a forecast, and stop")
     args = parser.parse_args()
     if args.keep and not args.report:
         parser.error("--keep goes with --report")
     if not args.report:
-        args.methods, args.ranks, args.k = args.methods or ["lora", "gralora"], args.ranks or [8], args.k or [2]
-    if args.steps < 1 or min(args.ranks or [1]) < 1 or min(args.seeds) < 0 or min(args.lrs) <= 0:
+        args.methods, args.ranks, args.k, args.lrs = args.methods or ["lora", "gralora"], args.ranks or [8], args.k or [2], args.lrs or [1e-3]
+    if args.steps < 1 or min(args.ranks or [1]) < 1 or min(args.seeds) < 0 or min(args.lrs or [1]) <= 0:
         parser.error("--steps, --ranks and --lrs must be above 0, and --seeds not below")
     if args.subjects and not args.prompts:
         parser.error("--subjects needs --prompts: what is drawn of each subject")
@@ -223,7 +223,7 @@ def report(args) -> None:
 
     if args.keep and args.keep.resolve() == args.output.resolve():
         raise ConfigError("--keep must be another folder than --output, whose runs.jsonl it would shorten")
-    wanted = dict(method=args.methods, rank=args.ranks, k=args.k and [None, *args.k])
+    wanted = dict(method=args.methods, rank=args.ranks, k=args.k and [None, *args.k], lr=args.lrs)
     done = [d for d in results(args.output) if all(d["run"].get(name) in among for name, among in wanted.items() if among)]
     folder = args.keep or args.output
     check_settings(done)

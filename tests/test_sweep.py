@@ -252,9 +252,10 @@ def test_the_command_compares_tunes_resumes_and_reports(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit):
         command("--report", "--baseline", "lora", "gralora k2")
     assert "no run is of the baseline 'gralora k2'; there are: lora" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        command("--report", "--ranks", 8)
-    assert "no finished runs" in capsys.readouterr().err
+    for among in (["--ranks", 8], ["--lrs", 1e-2]):
+        with pytest.raises(SystemExit):
+            command("--report", *among)
+        assert "no finished runs" in capsys.readouterr().err
     printed = command("--report", "--keep", tmp_path / "kept").partition("plots:")[0]
     assert "| test " in printed
     assert {p.name for p in (tmp_path / "kept").iterdir()} == {"runs.jsonl", "table.md", "score-rank.png", "score-parameters.png", "loss.png"}
