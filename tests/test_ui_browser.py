@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from page_server import PATIENCE, Page, browser, end_runs, until
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from gralora_diffusion.data import EXAMPLE
 
@@ -70,7 +71,11 @@ class Tab:
         return self.page.locator(f"#{target}").inner_text()
 
     def wait(self, target: str, words: str) -> None:
-        self.page.wait_for_function("([id, words]) => document.getElementById(id)?.innerText.includes(words)", arg=[target, words])
+        try:
+            self.page.wait_for_function("([id, words]) => document.getElementById(id)?.innerText.includes(words)", arg=[target, words])
+        except PlaywrightTimeout:
+            said = self.page.locator(".toast-body").all_inner_texts()
+            raise AssertionError(f"#{target} never said {words!r}: {self.page.locator('#tabs').inner_text()}\nmessages: {said}") from None
 
     def wait_state(self, *states: str) -> str:
         return until(lambda: (found := self.value("strip-state")) in states and found, f"the state is one of {states}")
@@ -150,6 +155,11 @@ def test_the_whole_way(chromium, page, tmp_path):
         tab.wait_state("done")
         assert len((run / "metrics.jsonl").read_text().splitlines()) == STEPS
         until(lambda: tab.page.locator("#samples img").count() == 8, "four prompts before and after")
+        tab.go("Train")
+        tab.fill("run-name", name)
+        tab.wait("equal-command", f"--output_dir runs/{name}")
+        tab.page.click("#check")
+        tab.wait("run-name", "is there already")
 
         tab.go("Sample")
         until(lambda: "sks robot" in tab.value("prompt"), "the prompt of the run, to begin from")
@@ -161,7 +171,9 @@ def test_the_whole_way(chromium, page, tmp_path):
             tab.page.locator("#sample-steps input[type=number]").fill("2")
             tab.page.locator("#sample-steps input[type=number]").press("Tab")
             tab.page.click("#draw")
-            tab.wait("drawn", f"{name} {strength:g}")
+            tab.wait("drawn", f"seed 0 · {name} {strength:g}")
+            assert strength == 1 or not tab.page.locator("#draw").is_enabled(), "a press while it draws would be lost"
+            tab.wait("drawn", f"seed 1 · {name} {strength:g}")
             drawn[strength] = tab.page.locator("#drawn img").first.get_attribute("src")
         assert drawn[0.5] != drawn[1]
         assert tab.page.locator("#slider img").count() >= 2

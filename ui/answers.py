@@ -1,4 +1,7 @@
-"""What every handler of the page does with a mistake: one sentence for the browser, never a path of the machine or a stack of calls."""
+"""What every handler of the page does with a mistake: one sentence for the browser, never a path of the machine or a stack of calls.
+
+And what a button does while it draws.
+"""
 
 import functools
 import html
@@ -53,3 +56,18 @@ def tell(text: str, warn: bool = False) -> None:
     """A message on the page."""
     if text:
         (gr.Warning if warn else gr.Info)(html.escape(text, quote=False), duration=10)
+
+
+def whatever_came(event, *args, **kwargs) -> None:
+    """What event.then() is documented to do; in Gradio 6.31 it does not come after a failure."""
+    for ended in (event.success, event.failure):
+        ended(*args, **kwargs)
+
+
+def draws(button: gr.Button, halt: gr.Button, fn, inputs: list, outputs: list, **event) -> None:
+    """`button` runs `fn` and cannot be pressed again until it has ended: a press in between would be lost.  `halt` ends it."""
+    rest, wake = (f"() => ({{__type__: 'update', interactive: {free}}})" for free in ("false", "true"))
+    resting = button.click(None, None, button, js=rest, api_visibility="private")
+    drawn = resting.then(plain(fn), inputs, outputs, concurrency_id="gpu", concurrency_limit=1, **event)
+    whatever_came(drawn, None, None, button, js=wake, api_visibility="private")
+    halt.click(None, None, button, js=wake, cancels=[drawn], queue=False, api_visibility="private")

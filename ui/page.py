@@ -8,7 +8,7 @@ import tab_sample
 import tab_train
 import tab_watch
 import watching
-from answers import plain, tell
+from answers import plain, tell, whatever_came
 from drawing import Studio
 from form import BY_NAME
 from home import BUNDLED, Home, free_name
@@ -74,7 +74,7 @@ def connect(page, home, work, tabs, dataset, train, watch) -> None:
         concurrency_id="start",
         concurrency_limit=1,
     )
-    start.then(None, train.told[1], None, js=tab_train.MARK).then(None, None, None, js=tab_train.WORST)
+    whatever_came(start, None, train.told[1], None, js=tab_train.MARK_AND_SHOW)
     start.then(**watch.watch)
 
     def fresh():

@@ -7,7 +7,7 @@ import comparing
 import drawing
 import gradio as gr
 import scores
-from answers import plain
+from answers import draws, plain
 from comparing import Cell
 from drawing import AS_TRAINED, Drawing, Studio
 from home import Home
@@ -135,14 +135,8 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
     def first_prompt(adapters, words):
         return words or (drawing.prompt_of(home, adapters[0]) if adapters else "")
 
-    drawn = draw.click(
-        plain(compare),
-        [adapters, strengths, prompt, seed, seeds, steps],
-        [gallery, slider, cells, files, sheet_file],
-        api_name="compare",
-        concurrency_id="gpu",
-    )
-    halt.click(None, cancels=[drawn], queue=False)
+    asked = [adapters, strengths, prompt, seed, seeds, steps]
+    draws(draw, halt, compare, asked, [gallery, slider, cells, files, sheet_file], api_name="compare")
     score.click(plain(evaluate), [cells, sheet_file, subject, encoders], [table, files], api_name="evaluate", concurrency_id="gpu")
     quiet = dict(queue=False, show_progress="hidden", api_visibility="private")
     gallery.select(plain(turn_to), cells, slider, **quiet)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import drawing
 import gradio as gr
-from answers import plain, tell
+from answers import draws, plain, tell
 from drawing import AS_TRAINED, MOST_PICTURES, MOST_STEPS, MOST_STRENGTH, Drawing, Studio
 from home import Home
 
@@ -86,8 +86,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         return lists(name, second, base, words)
 
     inputs = [adapter, strength, prompt, count, seed, second, weight, steps, guidance, base, beside]
-    drawn = draw.click(plain(sample), inputs, [gallery, slider, pairs], api_name="sample", concurrency_id="gpu", concurrency_limit=1)
-    halt.click(None, cancels=[drawn], queue=False)
+    draws(draw, halt, sample, inputs, [gallery, slider, pairs], api_name="sample")
     gallery.select(plain(turn_to), pairs, slider, queue=False, api_visibility="private", show_progress="hidden")
     adapter.change(plain(choose), [adapter, prompt], prompt, queue=False, api_visibility="private", show_progress="hidden")
     listed = dict(

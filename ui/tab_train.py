@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import gradio as gr
-from answers import plain, tell
+from answers import plain, tell, whatever_came
 from forecasts import forecast_of, known_refusal, known_time, try_out
 from form import (
     BY_NAME,
@@ -51,7 +51,10 @@ MARK = """(text) => {  // mistakes as [field's id, sentence], shown at their fie
         note.className = 'mistake'; note.textContent = sentence;
     }
 }"""
-WORST = """() => document.querySelector('.mistaken')?.scrollIntoView({block: 'nearest', behavior: 'smooth'})"""
+MARK_AND_SHOW = f"""(text) => {{
+    ({MARK})(text);
+    document.querySelector('.mistaken')?.scrollIntoView({{block: 'nearest', behavior: 'smooth'}});
+}}"""
 
 
 def field(option: Option, home: Home):
@@ -230,7 +233,7 @@ def build(home: Home, work: Work) -> SimpleNamespace:
     checking = check.click(
         plain(checked), inputs, [forecast, problem, marks], api_name="validate", concurrency_id="check", concurrency_limit=1, show_progress="hidden"
     )
-    checking.then(None, marks, None, js=MARK).then(None, None, None, js=WORST)
+    whatever_came(checking, None, marks, None, js=MARK_AND_SHOW)
     load.upload(plain(loaded), load, [*fields.values()], api_visibility="private")
     save.click(plain(to_save), inputs, save, api_visibility="private")
     return SimpleNamespace(
