@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from .evaluation import Against, Generated, open_to_score
+from .evaluation import Against, Generated
+from .features import open_to_score
 from .writing import complete_or_absent
 
 SHOWN = 200  # pictures of a run on the page
@@ -17,7 +18,7 @@ SIDE = 192
 STYLE = """body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; } table { border-collapse: collapse; margin: 1em 0; }
 td, th { padding: .2em .7em; text-align: right; border-bottom: 1px solid #ddd; } td.t, th.t { text-align: left; }
 .cards { display: flex; flex-wrap: wrap; gap: 12px; } figure { margin: 0; width: 200px; } figure img { max-width: 192px; image-rendering: auto; }
-figcaption { font-size: 12px; overflow-wrap: anywhere; } .pair { display: flex; gap: 4px; } .pair img { max-width: 94px; }"""
+figcaption { font-size: 12px; overflow-wrap: anywhere; } .pair { display: flex; flex-wrap: wrap; gap: 4px; } .pair img { max-width: 94px; }"""
 
 
 def number(value, signed: bool = False) -> str:
@@ -81,9 +82,10 @@ def csv_text(entries: list[dict]) -> str:
 def write_report(folder: Path, result: dict, runs: list[Generated], against: Against) -> None:
     """scores.json, scores.csv, differences.csv, pictures.csv and index.html, each complete or absent."""
     files = {"scores.json": json.dumps(result, indent=1) + "\n", "index.html": page(result, runs, against)}
+    made_with = {e["name"]: json.dumps(e | result["settings"], default=str) for e in result["encoders"]}
     for name, entries in (("scores", result["scores"]), ("differences", result["differences"]), ("pictures", result["values"])):
         if entries:
-            files[f"{name}.csv"] = csv_text(entries)
+            files[f"{name}.csv"] = csv_text([e | dict(made_with=made_with[e["encoder"]]) for e in entries])
     for name, text in files.items():
         with complete_or_absent(folder / name) as part:
             part.write_text(text, encoding="utf-8")
@@ -114,10 +116,11 @@ def card(index: int, run: Generated, against: Against, values: list[dict]) -> st
     path = run.paths[index]
     mine = [v for v in values if v["run"] == run.name and v["of"] == path.name and v["score"] != "diversity"]
     pair = img(path)
-    if against.originals:
-        original = next(p for p in against.originals if p.name == next(v["beside"] for v in mine if v["score"] == "paired"))
-        pair += img(original, against.size)
-    lines = [f"{v['label']} {number(v['value'])}" + (f" ({v['beside']})" if v["score"] == "copy" else "") + f" · {v['encoder']}" for v in mine]
+    for score, others, size in (("paired", against.originals, against.size), ("drift", against.base, None)):
+        if others:
+            beside = next(v["beside"] for v in mine if v["score"] == score)
+            pair += img(next(p for p in others if p.name == beside), size)
+    lines = [f"{v['label']} {number(v['value'])}" + (f" ({v['beside']})" if v["beside"] else "") + f" · {v['encoder']}" for v in mine]
     caption = "<br>".join(html.escape(text) for text in [path.name, *([run.prompts[index]] if run.prompts else []), *lines])
     return f"<figure><div class='pair'>{pair}</div><figcaption>{caption}</figcaption></figure>"
 

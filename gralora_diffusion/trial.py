@@ -19,7 +19,8 @@ from .cache import Cache
 from .comparators import GRADIENTS, Adapted, Spec, adapt, config_of, ours
 from .comparison import HELD_OUT_LOSS
 from .config import TrainConfig
-from .evaluation import Against, Encoder, Generated, measure
+from .encoders import Encoder
+from .evaluation import Against, Generated, measure
 from .folders import Picture
 from .gradients import HELD_OUT, stratified
 from .injection import set_strength

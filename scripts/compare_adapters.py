@@ -182,7 +182,7 @@ def plan(args) -> tuple[list[dict], dict[str | None, object]]:
     from gralora_diffusion.comparators import shapes_of
     from gralora_diffusion.comparison import tuned
     from gralora_diffusion.data import instance_pictures
-    from gralora_diffusion.evaluation import picture_features
+    from gralora_diffusion.features import picture_features
     from gralora_diffusion.sdxl import EMBEDDED
     from gralora_diffusion.sweep import results, split
     from gralora_diffusion.trial import Bench

@@ -120,7 +120,8 @@ def main():
     import torch
 
     from gralora_diffusion.encoders import load_encoder
-    from gralora_diffusion.evaluation import evaluate, picture_features, subject_retrieval
+    from gralora_diffusion.evaluation import evaluate, subject_retrieval
+    from gralora_diffusion.features import picture_features
     from gralora_diffusion.scoresheet import table, write_report
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,7 +15,8 @@ from transformers import AutoImageProcessor, Dinov2Model
 from gralora_diffusion.config import ConfigError
 from gralora_diffusion.data import EXAMPLE
 from gralora_diffusion.encoders import first_line, load_encoder
-from gralora_diffusion.evaluation import picture_features, pictures_in, prompts_for, text_features, too_long
+from gralora_diffusion.evaluation import pictures_in, prompts_for
+from gralora_diffusion.features import picture_features, text_features, too_long
 
 
 def images(photos):
@@ -106,7 +107,7 @@ def test_features_are_cached_by_content(tiny_dinov2, photos, tmp_path, monkeypat
     encoder, paths = load_encoder(f"dinov2:{tiny_dinov2}"), pictures_in(photos)
     first = picture_features(encoder, paths, cache=tmp_path)
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == len(paths) - 1  # two are the same
-    monkeypatch.setattr("gralora_diffusion.evaluation.run", None)  # nothing is computed again
+    monkeypatch.setattr("gralora_diffusion.features.run", None)  # nothing is computed again
     assert torch.equal(picture_features(encoder, paths[::-1], cache=tmp_path), first.flip(0))
     monkeypatch.undo()
     for path in (p for p in tmp_path.rglob("*") if p.is_file()):

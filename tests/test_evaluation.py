@@ -26,15 +26,14 @@ from gralora_diffusion.evaluation import (
     matched,
     measure,
     nearest,
-    picture_features,
     pictures_in,
     prompts_for,
     rate_interval,
-    run,
     similarities,
     subject_retrieval,
     summary,
 )
+from gralora_diffusion.features import picture_features, run
 from gralora_diffusion.loss import generator
 from gralora_diffusion.scoresheet import table, write_report
 
@@ -280,7 +279,7 @@ def test_the_report_holds_everything_and_needs_no_network(photos, tiny_clip, tin
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["scores"] == json.loads(json.dumps(result["scores"]))
     page = Page()
     page.feed((tmp_path / "out" / "index.html").read_text())
-    assert len(page.links) == 2 + 2 * 2 * 4  # the subject; picture and true picture of each
+    assert len(page.links) == 2 + 2 * 3 * 4  # the subject; picture, true picture and the base's of each
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert "default-src 'none'" in (tmp_path / "out" / "index.html").read_text()
     assert page.text.count(hostile.name) >= 2
@@ -290,6 +289,10 @@ def test_the_report_holds_everything_and_needs_no_network(photos, tiny_clip, tin
     with open(tmp_path / "out" / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(r["mean"]) for r in rows] == [s["mean"] for s in result["scores"]]
+    facts = {encoder.name: encoder.facts for encoder in encoders}
+    for made_with in (json.loads(r["made_with"]) | dict(encoder=r["encoder"]) for r in rows):
+        assert made_with["weights_sha256"] == facts[made_with["encoder"]]["weights_sha256"]
+        assert {"preprocessing", "torch version", "matched", "interval"} < made_with.keys()
     assert {r["label"] for r in rows} == {
         "CLIP-I",
         "CLIP-T",

@@ -25,7 +25,7 @@ from gralora_diffusion.comparators import GRADIENTS, Adapted, Spec, shapes_of
 from gralora_diffusion.config import ConfigError
 from gralora_diffusion.data import EXAMPLE, EXAMPLE_PROMPT
 from gralora_diffusion.encoders import load_encoder
-from gralora_diffusion.evaluation import picture_features
+from gralora_diffusion.features import picture_features
 from gralora_diffusion.folders import Picture, find_pictures
 from gralora_diffusion.interrupts import Interrupts, Stopped
 from gralora_diffusion.sweep import RESULTS, claimed, name_of, results, split, sweep

@@ -29,7 +29,8 @@ def scores(groups: list[Group], references: list[Path], encoders: list[str], cac
     from PIL import Image
 
     from gralora_diffusion.encoders import load_encoder
-    from gralora_diffusion.evaluation import Against, Generated, evaluate, picture_features
+    from gralora_diffusion.evaluation import Against, Generated, evaluate
+    from gralora_diffusion.features import picture_features
     from gralora_diffusion.scoresheet import rows_of
 
     if not encoders:
