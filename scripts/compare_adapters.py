@@ -8,6 +8,10 @@ from held-out captions are compared with the true ones, one by one.  With --prom
 from the prompts is compared with them and with the prompts; --subjects does so for several.  The same command goes on where it was stopped;
 started several times, the processes share the table.  --report prints and plots what is there; --keep puts it, small, into another folder.
 docs/experiments.md has the experiments that the README reports.
+
+Methods: gralora, hybrid, lora (PEFT's), our-lora (the trainer's), rslora, lora+, dora, pissa, olora, eva, vera, fourierft, lokr, loha, oft, mora, rasa,
+t-lora, t-gralora, full; with ranks or a start from gradients gora, gora-ours, gralora-gora, gralora-energy, gralora-ralora, gralora-random,
+gralora-inverse, gralora-ranks, gralora-start.
 """
 
 import dataclasses
@@ -36,9 +40,7 @@ def arguments():
         help="several subjects, each with runs of its own; {} in --prompts is the class",
     )
     parser.add_argument("--pretrained_model_name_or_path", help="the base; by default the embedded tiny one")
-    parser.add_argument(
-        "--methods", nargs="+", help="by default lora and gralora; lora is PEFT's, our-lora the trainer's own; a name that is none lists all"
-    )  # fmt: skip
+    parser.add_argument("--methods", nargs="+", help="by default lora and gralora; --help begins with all of them")
     parser.add_argument("--ranks", nargs="+", type=int, help="ranks of the LoRA whose number of parameters all must have; by default 8")
     parser.add_argument("--k", nargs="+", type=int, help="blocks per side of gralora, hybrid and t-gralora; by default 2")
     parser.add_argument("--lrs", nargs="+", type=float, help="learning rates; by default 1e-3")
@@ -139,7 +141,7 @@ def table_of_runs(args, shapes: list[tuple[int, int]]) -> list[dict]:
 
 
 def forecast(runs: list[dict], unet, config, drawn: int, looked: int) -> str:
-    """Operations of the whole sweep, counted on the UNet's shapes; and what that is in hours of a GPU that does 400 TFLOP/s.
+    """Operations of the whole sweep, counted on the UNet's shapes; and what that is in time of a GPU that does 400 TFLOP/s.
 
     drawn: pictures a run;  looked: batches a run, forward alone.
     """
@@ -159,8 +161,9 @@ def forecast(runs: list[dict], unet, config, drawn: int, looked: int) -> str:
     batches = sum(2 * run["steps"] + looked for run in runs)  # backward through frozen weights costs one more forward
     batches += sum(3 * config.gora_batches for run in runs if run["method"] in GRADIENTS)
     training, drawing = forward * config.train_batch_size * batches, len(runs) * drawn * 2 * config.num_inference_steps * forward
-    hours = (training + drawing) / 400e12 / 3600
-    return f"{len(runs)} runs: {training / 1e12:,.0f} TFLOP of training, {drawing / 1e12:,.0f} of drawing: {hours:,.2f} hours of a GPU at 400 TFLOP/s"
+    seconds = (training + drawing) / 400e12
+    time = f"{seconds / 3600:,.2f} hours" if seconds >= 360 else f"{seconds:.3g} seconds"
+    return f"{len(runs)} runs: {training / 1e12:,.0f} TFLOP of training, {drawing / 1e12:,.0f} of drawing: {time} of a GPU at 400 TFLOP/s"
 
 
 def plain_unet(path: str | None, dry_run: bool):

@@ -1,6 +1,9 @@
 """Every comparator in the embedded base's UNet: as the base at the start, the same when merged, the same from its file; its size from a budget."""
 
+import ast
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +25,12 @@ def plain():
 
 def spec(method):
     return Spec(method, SIZE.get(method, 8), targets=SOME, seed=3)
+
+
+def test_help_names_every_method():
+    script = Path(__file__).parent.parent / "scripts" / "compare_adapters.py"
+    named = re.split(r"[\s,.;()]+", ast.get_docstring(ast.parse(script.read_text())).partition("Methods: ")[2])
+    assert set(METHODS) <= set(named)
 
 
 def draw(unet, times=(10, 700)):
