@@ -9,8 +9,8 @@ from the prompts is compared with them and with the prompts; --subjects does so 
 started several times, the processes share the table.  --report prints and plots what is there; --keep puts it, small, into another folder.
 docs/experiments.md has the experiments that the README reports.
 
-Methods: gralora, hybrid, lora (PEFT's), our-lora (the trainer's), rslora, lora+, dora, pissa, olora, eva, vera, fourierft, lokr, loha, oft, mora, rasa,
-t-lora, t-gralora, full; with ranks or a start from gradients gora, gora-ours, gralora-gora, gralora-energy, gralora-ralora, gralora-random,
+Methods: gralora, hybrid, lora (PEFT's), our-lora (the trainer's), rslora, lora+, dora, pissa, olora, eva, vera, fourierft, lokr, loha, oft, mora,
+rasa, t-lora, t-gralora, full; with ranks or a start from gradients gora, gora-ours, gralora-gora, gralora-energy, gralora-ralora, gralora-random,
 gralora-inverse, gralora-ranks, gralora-start.
 """
 
@@ -40,7 +40,7 @@ def arguments():
         help="several subjects, each with runs of its own; {} in --prompts is the class",
     )
     parser.add_argument("--pretrained_model_name_or_path", help="the base; by default the embedded tiny one")
-    parser.add_argument("--methods", nargs="+", help="by default lora and gralora; --help begins with all of them")
+    parser.add_argument("--methods", nargs="+", help="by default lora and gralora; all are named above")
     parser.add_argument("--ranks", nargs="+", type=int, help="ranks of the LoRA whose number of parameters all must have; by default 8")
     parser.add_argument("--k", nargs="+", type=int, help="blocks per side of gralora, hybrid and t-gralora; by default 2")
     parser.add_argument("--lrs", nargs="+", type=float, help="learning rates; by default 1e-3")
