@@ -277,7 +277,10 @@ def test_two_processes_equal_one(tmp_path):
     common = ["--adapter", "gora", "--rank", 8, "--max_train_steps", 1, "--train_batch_size", 2, "--skip_final_inference"]
     common += ["--gora_batches", 4, "--gora_gamma", 1, "--adam_epsilon", 1e-3]
     here = dict(cwd=tmp_path, env=os.environ | {"ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=600)
-    for name, command in (("one", [sys.executable]), ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"])):
+    for name, command in (
+        ("one", [sys.executable]),
+        ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
+    ):
         accumulate = ["--gradient_accumulation_steps", 2] if name == "one" else []
         done = subprocess.run([str(c) for c in (*command, script, *common, *accumulate, "--output_dir", tmp_path / name)], **here)
         assert done.returncode == 0, done.stderr

@@ -275,7 +275,7 @@ def wait_for_step(run: Path, step: int, process) -> None:
 LAUNCHERS = {
     "python": [sys.executable],
     "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"],
-    "two processes": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"],
+    "two processes": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
 }
 
 

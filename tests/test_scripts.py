@@ -115,7 +115,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     from safetensors.torch import load_file
 
     common = ["--gralora_rank", 16, "--max_train_steps", 3, "--skip_final_inference", "--adam_epsilon", 1e-3]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     here = dict(cwd=tmp_path, env=os.environ | {"ACCELERATE_USE_CPU": "true"})  # gloo, also where there is a GPU
     two = run(*torchrun, SCRIPTS / "train_sdxl.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", **here)
     one = run(sys.executable, SCRIPTS / "train_sdxl.py", *common, "--train_batch_size", 4, "--output_dir", tmp_path / "one", **here)
@@ -163,7 +163,7 @@ print(f"share {here / frozen:.2f} {same}\\n", end="", flush=True)
 @pytest.mark.slow
 def test_sharded_each_process_keeps_a_part_of_the_base_and_the_gradients_are_the_same(tmp_path):
     (tmp_path / "share.py").write_text(SHARE)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     done = run(*torchrun, tmp_path / "share.py", cwd=tmp_path, env=os.environ | {"ACCELERATE_USE_CPU": "true"})
     assert done.stdout.splitlines() == ["share 0.50 True"] * 2, done.stderr
 

@@ -415,7 +415,7 @@ def test_two_processes_equal_one_with_everything(tmp_path):
         0.5,
     ]
     common += ["--max_train_steps", 2, "--gradient_accumulation_steps", 2, "--skip_final_inference", "--adam_epsilon", 1e-3]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     for name, start, batch in (("two", torchrun, 2), ("one", [sys.executable], 4)):  # the second uses the first's class pictures
         own = ["--class_data_dir", "class", "--latent_cache_dir", f"cache-{name}", "--output_dir", name, "--train_batch_size", batch]
         command = [str(word) for word in [*start, script, *common, *own]]
