@@ -33,6 +33,7 @@ def summary(done: list[dict], score: str, baselines: list[str], unit: str = "see
     parts = [
         (f"score: {score}" + (f"; second: {second}" if second else ""), settings_table(done, score, unit)),
         (f"score, from rank to rank, paired by {unit}", ranks_table(done, score, unit)),
+        (f"score, from rate to rate of a test, paired by {unit}", rates_table(done, score, unit)),
     ]
     for baseline in baselines:
         against = f"less that of {baseline}, paired by {unit}"
@@ -110,9 +111,26 @@ def ranks_table(done: list[dict], score: str, unit: str) -> str:
     for (part, method, k, _), ranks in lines.items():
         for (low, before), (high, after) in itertools.pairwise(ranks):
             if found := gaps(per_run(after, score), per_run(before, score), unit):
-                line = [part, label(method, k), f"{low} to {high}", len(found), f"{statistics.mean(found):+.4f}", shown(t_interval(found), "+")]
-                rows.append([*line, number(p_value(found), ".3f")])
+                rows.append([part, label(method, k), f"{low} to {high}", *mean_of(found)])
     return markdown(["part", "method", "rank", f"{unit}s", "mean", "95 % interval", "p"], rows)
+
+
+def rates_table(done: list[dict], score: str, unit: str) -> str:
+    """Where one method was tested at several learning rates: what that choice alone is worth."""
+    rows, lines = [], {}
+    for (part, rank, method, k, lr, steps), runs in by_setting([d for d in done if score in d.get("scores", {})]).items():
+        if part == "test":
+            lines.setdefault((rank, method, k, steps), []).append((lr, runs))
+    for (rank, method, k, _), rates in lines.items():
+        for (low, before), (high, after) in itertools.pairwise(rates):
+            if found := gaps(per_run(after, score), per_run(before, score), unit):
+                rows.append([label(method, k), rank, f"{low:g} to {high:g}", *mean_of(found)])
+    return markdown(["method", "rank", "lr", f"{unit}s", "mean", "95 % interval", "p"], rows)
+
+
+def mean_of(found: list[float]) -> list:
+    """n, mean, interval and p of differences, as cells."""
+    return [len(found), f"{statistics.mean(found):+.4f}", shown(t_interval(found), "+"), number(p_value(found), ".3f")]
 
 
 def with_baseline(done: list[dict], score: str, baseline: str) -> list[tuple]:

@@ -37,6 +37,18 @@ def test_students_p(t, n, p):
     assert (p_value([1.0]), p_value([0.0, 0.0]), p_value([1.0, 1.0])) == (None, 1.0, 0.0)
 
 
+def test_ranks_and_rates_are_paired_seed_by_seed():
+    """Neighbours, the later less the earlier, by hand; rates of tests alone."""
+    done = [finished("lora", 1e-3, seed, v, "test") for seed, v in enumerate((0.5, 0.6, 0.4))]
+    done += [finished("lora", 3e-3, seed, v, "test") for seed, v in enumerate((0.52, 0.61, 0.45))]
+    done += [finished("lora", 1e-3, seed, v, rank=8) for seed, v in enumerate((0.7, 0.9))] + [finished("lora", 1e-3, 0, 0.6)]
+    low, high = t_interval([0.02, 0.01, 0.05])
+    cells = [line.replace(" ", "") for line in summary(done + [finished("lora", 1e-3, 1, 0.5)], "paired, X", ["lora"]).splitlines()]
+    assert f"|lora|4|0.001to0.003|3|+0.0267|{low:+.4f}to{high:+.4f}|{p_value([0.02, 0.01, 0.05]):.3f}|" in cells
+    low, high = t_interval([0.1, 0.4])
+    assert f"|validation|lora|4to8|2|+0.2500|{low:+.4f}to{high:+.4f}|{p_value([0.1, 0.4]):.3f}|" in cells
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.5]) == [1.0, 1.0]
