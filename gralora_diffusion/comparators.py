@@ -129,9 +129,8 @@ def adapt(model: nn.Module, spec: Spec, batches: Callable[[int], object] | None 
             raise ConfigError(f"{spec.method} of rank {spec.size}: {error}") from None
         return ours(model, spec)
     if spec.method == "full":
-        for layer in layers.values():
-            layer.weight.requires_grad_(True)
-        return Adapted(spec, {f"{path}.weight": layer.weight for path, layer in layers.items()}, lambda: model.requires_grad_(False))
+        ends = [train_whole(layer) for layer in layers.values()]
+        return Adapted(spec, {f"{path}.weight": layer.weight for path, layer in layers.items()}, lambda: [end() for end in ends] and None)
     pools = {}
     for path, linear in layers.items():
         shape = tuple(linear.weight.shape)
@@ -143,6 +142,20 @@ def adapt(model: nn.Module, spec: Spec, batches: Callable[[int], object] | None 
             replace(model, path, model.get_submodule(path).merged())
 
     return Adapted(spec, {name: p for name, p in model.named_parameters() if p.requires_grad}, bake_in)
+
+
+def train_whole(linear: nn.Linear) -> Callable[[], None]:
+    """Let a layer's weight train, in fp32 whatever the model's precision; returns what ends that and rounds the weight back."""
+    dtype = linear.weight.dtype
+    linear.float().weight.requires_grad_(True)
+    hooks = [linear.register_forward_pre_hook(lambda _, x: x[0].float()), linear.register_forward_hook(lambda _, x, out: out.to(dtype))]
+
+    def end() -> None:
+        for hook in hooks:
+            hook.remove()
+        linear.requires_grad_(False).to(dtype)
+
+    return end
 
 
 def config_of(spec: Spec) -> AdapterConfig:

@@ -36,7 +36,7 @@ def test_help_names_every_method():
 def draw(unet, times=(10, 700)):
     random = generator(7)
     shapes = ((2, 16, 8, 8), (2, 32, 192), (2, 128), (2, 6))
-    noisy, embeds, pooled, ids = (torch.randn(shape, generator=random) for shape in shapes)
+    noisy, embeds, pooled, ids = (torch.randn(shape, generator=random).to(unet.dtype) for shape in shapes)
     with torch.no_grad():
         return unet(noisy, torch.tensor(times), embeds, added_cond_kwargs=dict(text_embeds=pooled, time_ids=ids)).sample
 
@@ -66,6 +66,20 @@ def test_identity_merge_and_file(method, plain, tmp_path):
     torch.testing.assert_close(draw(unet, (0, 0)) if method.startswith("t-") else draw(unet), whole, rtol=0, atol=2e-5)
     assert {path: type(m) for path, m in unet.named_modules()} == {path: type(m) for path, m in plain.named_modules()}
     assert not [p for p in unet.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_base_in_half_precision_what_trains_is_fp32(method, plain):
+    """As a gradient scaler asks, and so that small updates are not rounded away; it draws without autocast, and merges into the base's precision."""
+    unet = copy.deepcopy(plain).to(torch.bfloat16)
+    base = draw(unet)
+    adapted = adapt(unet, spec(method))
+    assert {p.dtype for p in adapted.parameters.values()} == {torch.float32}
+    assert base.dtype == draw(unet).dtype == torch.bfloat16
+    torch.testing.assert_close(draw(unet), base, rtol=0, atol=0.1)  # PiSSA and OLoRA round what they leave in the base
+    adapted.merge()
+    assert {p.dtype for p in unet.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(draw(unet), base, rtol=0, atol=0.1)
 
 
 def test_eva_starts_from_what_the_layers_see(plain):
