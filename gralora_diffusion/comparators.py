@@ -148,7 +148,11 @@ def train_whole(linear: nn.Linear) -> Callable[[], None]:
     """Let a layer's weight train, in fp32 whatever the model's precision; returns what ends that and rounds the weight back."""
     dtype = linear.weight.dtype
     linear.float().weight.requires_grad_(True)
-    hooks = [linear.register_forward_pre_hook(lambda _, x: x[0].float()), linear.register_forward_hook(lambda _, x, out: out.to(dtype))]
+    autocast = torch.is_autocast_enabled
+    hooks = [
+        linear.register_forward_pre_hook(lambda _, x: None if autocast(x[0].device.type) else x[0].float()),
+        linear.register_forward_hook(lambda _, x, out: out if autocast(x[0].device.type) else out.to(dtype)),
+    ]
 
     def end() -> None:
         for hook in hooks:

@@ -95,7 +95,7 @@ def clip(rest: str) -> tuple[nn.Module, dict]:
         hub = open_clip.pretrained.get_pretrained_cfg(name, weights).get("hf_hub", "").strip("/") or "its page"
         files = "open_clip_config.json and open_clip_model.safetensors"
         raise ConfigError(not_here(f"CLIP {name}, tag {weights}", hub, files, "clip", error)) from None
-    shown = f"{Path(rest).resolve().name} ({folder})" if folder.is_dir() else f"{name} {file.name if file else weights}"
+    shown = f"{Path(rest).resolve().name} ({folder})" if folder.is_dir() else f"{name} {file or weights}"
     fields = dict(
         name=f"CLIP {shown}", packages=("open_clip_torch", "torchvision"), context=tokenizer.context_length,
         preprocess=transform.image_transform_v2(transform.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False),

@@ -82,10 +82,11 @@ def csv_text(entries: list[dict]) -> str:
 def write_report(folder: Path, result: dict, runs: list[Generated], against: Against) -> None:
     """scores.json, scores.csv, differences.csv, pictures.csv and index.html, each complete or absent."""
     files = {"scores.json": json.dumps(result, indent=1) + "\n", "index.html": page(result, runs, against)}
-    made_with = {e["name"]: json.dumps(e | result["settings"], default=str) for e in result["encoders"]}
+    facts, settings = {e["name"]: e for e in result["encoders"]}, result["settings"]
     for name, entries in (("scores", result["scores"]), ("differences", result["differences"]), ("pictures", result["values"])):
         if entries:
-            files[f"{name}.csv"] = csv_text([e | dict(made_with=made_with[e["encoder"]]) for e in entries])
+            made_with = (facts[e["encoder"]] | settings | dict(matched=settings["matched"][e["run"]]) for e in entries)
+            files[f"{name}.csv"] = csv_text([e | dict(made_with=json.dumps(m, default=str)) for e, m in zip(entries, made_with, strict=True)])
     for name, text in files.items():
         with complete_or_absent(folder / name) as part:
             part.write_text(text, encoding="utf-8")

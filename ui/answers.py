@@ -70,4 +70,4 @@ def draws(button: gr.Button, halt: gr.Button, fn, inputs: list, outputs: list, *
     resting = button.click(None, None, button, js=rest, api_visibility="private")
     drawn = resting.then(plain(fn), inputs, outputs, concurrency_id="gpu", concurrency_limit=1, **event)
     whatever_came(drawn, None, None, button, js=wake, api_visibility="private")
-    halt.click(None, None, button, js=wake, cancels=[drawn], queue=False, api_visibility="private")
+    halt.click(None, cancels=[drawn], queue=False, api_visibility="private")  # what is cancelled has failed
