@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from .config import ConfigError
 from .encoders import Encoder
@@ -233,6 +234,18 @@ def pictures_in(where: str | Path) -> list[Path]:
     if not found:
         raise ConfigError(f"{where} holds no pictures, or is neither a folder nor a pattern such as out/base-*.png")
     return sorted(found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)])
+
+
+def common_size(runs: list[Generated]) -> tuple[int, int] | None:
+    """(width, height) of all generated pictures; None where they differ, or one cannot be read, which scoring then says."""
+    sizes = set()
+    for path in (path for run in runs for path in run.paths):
+        try:
+            with Image.open(path) as image:
+                sizes.add(image.size)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return None
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def prompts_for(paths: list[Path], file: Path | None = None) -> list[str] | None:

@@ -62,7 +62,10 @@ def remarks(result: dict) -> list[str]:
             out.append(f"{e['run']}: {e['prompts_longer_than_the_encoder_reads']} prompt(s) are longer than {e['encoder']} reads, and were cut")
     if any(1 < e["n"] < 10 for e in result["scores"]):
         out.append("intervals of fewer than 10 values are too narrow: the bootstrap knows only the values it has")
-    left_out = result["settings"]["words_left_out_of_prompts"]
+    settings = result["settings"]
+    if size := settings["size_that_references_are_cut_to"]:
+        out.append(f"the pictures that these were compared with were first cut to their size, {size[0]} x {size[1]}")
+    left_out = settings["words_left_out_of_prompts"]
     if any(e["score"] == "prompt" for e in result["scores"]):
         out.append(
             f"prompts were scored without the words: {', '.join(left_out)}" if left_out else "prompts were scored as they are, rare word included"
@@ -80,13 +83,16 @@ def csv_text(entries: list[dict]) -> str:
 
 
 def write_report(folder: Path, result: dict, runs: list[Generated], against: Against) -> None:
-    """scores.json, scores.csv, differences.csv, pictures.csv and index.html, each complete or absent."""
+    """scores.json, scores.csv, differences.csv, pictures.csv (which scores.csv explains) and index.html, each complete or absent."""
     files = {"scores.json": json.dumps(result, indent=1) + "\n", "index.html": page(result, runs, against)}
     facts, settings = {e["name"]: e for e in result["encoders"]}, result["settings"]
     for name, entries in (("scores", result["scores"]), ("differences", result["differences"]), ("pictures", result["values"])):
         if entries:
             made_with = (facts[e["encoder"]] | settings | dict(matched=settings["matched"][e["run"]]) for e in entries)
-            files[f"{name}.csv"] = csv_text([e | dict(made_with=json.dumps(m, default=str)) for e, m in zip(entries, made_with, strict=True)])
+            more = [{} if name == "pictures" else dict(made_with=json.dumps(m, default=str)) for m in made_with]
+            files[f"{name}.csv"] = csv_text([e | m for e, m in zip(entries, more, strict=True)])
+        else:
+            (folder / f"{name}.csv").unlink(missing_ok=True)  # an earlier evaluation's
     for name, text in files.items():
         with complete_or_absent(folder / name) as part:
             part.write_text(text, encoding="utf-8")

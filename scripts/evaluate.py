@@ -8,7 +8,8 @@ python scripts/evaluate.py --subjects dreambooth --encoder imagenet      does an
 
 Encoders: clip-vit-l-14, clip-vit-b-32, clip:MODEL:TAG, clip:MODEL:FILE.safetensors, clip:FOLDER (open_clip), dinov2-small, dinov2-base, dinov2-large,
 dinov2:HUB_ID, dinov2:FOLDER (transformers), imagenet (EfficientNet-Lite2, from a package), embedded (the embedded base's own, for its emoji only).
-By default clip-vit-l-14 and dinov2-base, and for runs on the embedded base imagenet and embedded, which need no download.
+By default clip-vit-l-14 and dinov2-base, for runs on the embedded base imagenet and embedded, which need no download, and for --subjects imagenet.
+The pictures that generated ones are compared with are first cut to their size, where they all have one: as many pixels on both sides.
 """
 
 import json
@@ -16,7 +17,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from gralora_diffusion.command_line import Parser, fail
+from gralora_diffusion.command_line import Parser, fail, say
 from gralora_diffusion.config import ConfigError, TrainConfig, from_dict
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gralora_diffusion" / "features"
@@ -57,6 +58,9 @@ def arguments():
     unused = [f"--{name}" for name in ("reference", "paired", "base", "prompts") if getattr(args, name)]
     if unused and not args.generated:
         parser.error(f"{' and '.join(unused)} can be given with --generated alone: --run and --subjects have their own pictures and prompts")
+    unused = [f"--{name}" for name in ("output", "drop", "unpaired") if getattr(args, name)]
+    if unused and args.subjects:
+        parser.error(f"{' and '.join(unused)} cannot be given with --subjects, which prints one line for each encoder and writes nothing")
     if len({Path(name).resolve() for name in args.generated}) < len(args.generated):
         parser.error(f"--generated names one folder twice: {' '.join(args.generated)}")
     if args.batch_size < 1 or args.seed < 0:
@@ -66,9 +70,7 @@ def arguments():
 
 def what_to_score(args):
     """(runs, what they are measured against, the default encoders)"""
-    from PIL import Image
-
-    from gralora_diffusion.evaluation import Against, Generated, pictures_in, prompts_for, repeated
+    from gralora_diffusion.evaluation import Against, Generated, common_size, pictures_in, prompts_for, repeated
 
     if args.run is None:
         given = {
@@ -80,7 +82,7 @@ def what_to_score(args):
             Generated(name, paths, prompts_for(paths if args.prompts or not given["originals"] else given["originals"], args.prompts))
             for name, paths in found
         ]
-        return runs, Against(drop=tuple(args.drop), **given), ["clip-vit-l-14", "dinov2-base"]
+        return runs, Against(size=common_size(runs), drop=tuple(args.drop), **given), ["clip-vit-l-14", "dinov2-base"]
     from gralora_diffusion.data import instance
     from gralora_diffusion.previews import prompts_of
 
@@ -90,11 +92,9 @@ def what_to_score(args):
         raise ConfigError(f"{args.run} holds no samples: it was trained with --skip_final_inference, or is not finished")
     found = [(folder.name, pictures_in(folder)) for folder in folders]
     prompts = prompts_of(config)
-    with Image.open(found[0][1][0]) as image:
-        size = image.size  # as many pixels on both sides
-    against = Against(references=pictures_in(instance(config)[0]), size=size, drop=tuple(args.drop))
-    default = ["imagenet", "embedded"] if config.pretrained_model_name_or_path is None else ["clip-vit-l-14", "dinov2-base"]
-    return [Generated(name, paths, repeated(prompts, paths, "the run's config.json")) for name, paths in found], against, default
+    runs = [Generated(name, paths, repeated(prompts, paths, "the run's config.json")) for name, paths in found]
+    against = Against(references=pictures_in(instance(config)[0]), size=common_size(runs), drop=tuple(args.drop))
+    return runs, against, ["imagenet", "embedded"] if config.pretrained_model_name_or_path is None else ["clip-vit-l-14", "dinov2-base"]
 
 
 def subject_pictures(folder: Path) -> list[Path]:
@@ -141,6 +141,8 @@ def main():
                 "there is nothing to score: give --reference, --paired or --base; or --prompts, with an encoder that reads them or several "
                 "pictures of one prompt"
             )
+        if (args.prompts or args.drop) and not any(entry["score"] == "prompt" for entry in result["scores"]):
+            say("the prompts were not scored: none of these encoders reads text")
         print(table(result))
         output = args.output or (args.run or Path()) / "evaluation"
         write_report(output, result, runs, against)

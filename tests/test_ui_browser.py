@@ -250,7 +250,7 @@ def test_draw_rests_while_it_draws(chromium, filled):
     tab.wait("drawn", "seed 1 · robot-1 1")
     tab.fill("prompt", "")
     tab.page.click("#draw")
-    tab.page.locator(".toast-body", has_text="write a prompt").wait_for()
+    tab.page.locator(".toast-body", has_text="the prompt is empty").wait_for()
     tab.page.wait_for_function("!document.getElementById('draw').disabled")
     tab.stays_home()
 

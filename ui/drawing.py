@@ -33,8 +33,10 @@ class Drawing:
 
     def checked(self, home: Home) -> "Drawing":
         """Raises ConfigError for what cannot be drawn, whoever sent it."""
-        if not self.prompt.strip() or len(self.prompt) > LONGEST:
-            raise ConfigError(f"write a prompt of at most {LONGEST} characters")
+        if not self.prompt.strip():
+            raise ConfigError("the prompt is empty: write what is to be drawn")
+        if len(self.prompt) > LONGEST:
+            raise ConfigError(f"the prompt has {len(self.prompt)} characters; it may have {LONGEST}")
         if not 0 <= self.seed <= 2**40:
             raise ConfigError(f"the seed is {shown(self.seed)}; it must be from 0 to {2**40}")
         if not 1 <= self.steps <= MOST_STEPS:

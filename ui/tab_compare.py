@@ -92,11 +92,18 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
             path = drawing.serve(home, image, "cell.png")
             made.append(Cell(cell.adapter, cell.strength, cell.seed, path, first.prompt))
             shown = [(c.path, f"{c.group} · seed {c.seed}") for c in made]
-            yield gr.update(value=shown, columns=len(columns) * int(seeds)), (made[0].path, path), made, gr.skip(), None
+            yield (
+                gr.update(value=shown, columns=len(columns) * int(seeds)),
+                (made[0].path, path),
+                made,
+                gr.update(value=[], visible=False),
+                None,
+                None,
+            )
         rows = {name: [Image.open(c.path) for c in made if c.adapter == name] for name in names}
         heads = [f"strength {s:g}, seed {int(seed or 0) + n}" for s in columns for n in range(int(seeds))]
         path = drawing.serve(home, sheet(rows, heads), "grid.png")
-        yield shape, (made[0].path, made[-1].path), made, gr.update(value=[path], visible=True), path
+        yield shape, (made[0].path, made[-1].path), made, gr.update(value=[path], visible=True), path, gr.skip()
 
     def evaluate(made, sheet_path, against, encoders):
         made = [cell for cell in made if isinstance(cell, Cell)]
@@ -136,7 +143,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         return words or (drawing.prompt_of(home, adapters[0]) if adapters else "")
 
     asked = [adapters, strengths, prompt, seed, seeds, steps]
-    draws(draw, halt, compare, asked, [gallery, slider, cells, files, sheet_file], api_name="compare")
+    draws(draw, halt, compare, asked, [gallery, slider, cells, files, sheet_file, table], api_name="compare")
     score.click(plain(evaluate), [cells, sheet_file, subject, encoders], [table, files], api_name="evaluate", concurrency_id="gpu")
     quiet = dict(queue=False, show_progress="hidden", api_visibility="private")
     gallery.select(plain(turn_to), cells, slider, **quiet)

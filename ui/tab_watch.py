@@ -28,6 +28,7 @@ def build(home: Home, work: Work) -> SimpleNamespace:
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300):
             plot = gr.LinePlot(
+                watching.curve(None, 0),
                 x="step",
                 y="loss",
                 color="line",
@@ -76,7 +77,7 @@ def build(home: Home, work: Work) -> SimpleNamespace:
         part("resume", state in RESUMABLE, lambda: gr.update(interactive=now["resume"]))
         part("clone", bool(current), lambda: gr.update(interactive=now["clone"]))
         part("message", told["message"] if state != "done" else "", lambda: gr.update(value=now["message"], visible=bool(now["message"])))
-        part("plot", [current, len(lines), weight], lambda: watching.curve(folder, weight) if folder else None)
+        part("plot", [current, len(lines), weight], lambda: watching.curve(folder, weight))
         part("log", tail, lambda: tail)
         part("pictures", [current, drawn], lambda: grid(folder))
         part("history", rows, lambda: rows or None)
