@@ -162,9 +162,11 @@ def differences(done: list[dict], score: str, baseline: str, unit: str = "seed")
             interval=interval,
         )
         row |= dict(p=p_value(found), second=statistics.mean(other) if other else None, against=baseline)
-        clear = interval is not None and interval[0] * interval[1] > 0 and (not other or row["mean"] * row["second"] > 0)
+        apart = interval is not None and interval[0] * interval[1] > 0
+        clear = apart and (not other or row["mean"] * row["second"] > 0)
         won = row["mean"] * sign > 0
-        row["verdict"] = ("no win: a run failed" if failed and won else "win" if won else "loss") if clear else "no difference found"
+        none = "encoders disagree" if apart else "no difference found"
+        row["verdict"] = ("no win: a run failed" if failed and won else "win" if won else "loss") if clear else none
         if runs[0]["parameters"] > base[0]["parameters"] * (1 + EXCESS) / (1 - TOLERANCE):
             row["verdict"] = BEYOND
         rows.append(row)
@@ -260,10 +262,12 @@ def shown_losses(entry: dict) -> list[float]:
 
 
 def check_settings(done: list[dict]) -> None:
-    """Raises ConfigError when runs of different bases, pictures, prompts or encoders lie in one table, where they would be compared."""
+    """Raises ConfigError when runs of different steps, bases, pictures, prompts or encoders lie in one table, where they would be compared."""
     settings = {}
     for run in (d["run"] for d in done):
         settings.setdefault((run.get("subject"), run["steps"]), set()).add(run.get("setting"))
+    if len(steps := sorted({d["run"]["steps"] for d in done})) > 1:
+        raise ConfigError(f"these runs have {' and '.join(map(str, steps))} steps: choose with --steps, they would look alike in a table")
     if any(len(found) > 1 for found in settings.values()):
         raise ConfigError("these runs differ in base, pictures, prompts, encoders or batch: give each set of options an --output of its own")
 

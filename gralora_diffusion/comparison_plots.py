@@ -9,6 +9,7 @@ from .config import ConfigError
 from .students import t_interval
 from .writing import complete_or_absent
 
+PLOTS = ("score-rank", "score-parameters", "loss", "held-out", "front")
 MARKERS = "osD^vP*X<>hdp"
 
 
@@ -73,6 +74,9 @@ def draw_scores(axis, lines: dict, score: str, unit: str, by: str) -> None:
     axis.set_xscale("log")
     apart = [x for x, before in zip(sorted(ticks), [0, *sorted(ticks)], strict=False) if x > 1.1 * before]  # methods may miss a budget by a little
     axis.set_xticks(apart, [f"{x:,}" for x in apart])
+    if len(apart) == 1:
+        beside = 1 + 0.012 * (len(lines) + 1)
+        axis.set_xlim(apart[0] / beside, apart[0] * beside)
     axis.minorticks_off()
 
 

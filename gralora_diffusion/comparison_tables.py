@@ -22,6 +22,10 @@ from .comparison import (
 )
 from .students import holm, p_value, t_interval
 
+VERDICT = (
+    "Verdict, of test runs alone: win or loss where the interval leaves out zero and the second encoder's mean difference (second) has the "
+    "same sign; Holm's correction is not in it."
+)
 COSTS = (("s/step", "seconds_per_step", 1, ".3f"), ("peak MiB", "peak_memory", 2**20, ".0f"), ("file kB", "file_bytes", 1000, ".0f"))
 
 
@@ -43,7 +47,8 @@ def summary(done: list[dict], score: str, baselines: list[str], unit: str = "see
             (f"drift at equal score, {against}", drift_table(done, score, baseline, unit)),
             (f"{front} at equal score, {against}", front_table(done, score, baseline, unit, front)),
         ]
-    return "\n\n".join(f"**{title[0].upper()}{title[1:]}**\n\n{text}" for title, text in parts if text)
+    text = "\n\n".join(f"**{title[0].upper()}{title[1:]}**\n\n{text}" for title, text in parts if text)
+    return f"{text}\n\n{VERDICT}" if "| verdict" in text else text
 
 
 def markdown(head: list[str], rows: list[list]) -> str:

@@ -26,6 +26,7 @@ PRESETS = {
     "imagenet": "imagenet",
     "embedded": "embedded",
 }
+KINDS = ("clip", "dinov2", "imagenet", "embedded")
 GRAMMAR = f"one of {', '.join(PRESETS)}, clip:MODEL:TAG, clip:MODEL:FILE.safetensors, clip:FOLDER, dinov2:HUB_ID or dinov2:FOLDER"
 
 
@@ -54,10 +55,8 @@ def load_encoder(spec: str, device: str = "cpu", dtype: torch.dtype = torch.floa
 
     Raises ConfigError when the name is none, or its weights are not there or not the model's: never a stand-in.
     """
-    kind, _, rest = PRESETS.get(spec, spec).partition(":")
+    kind, rest = check_name(spec)
     loaders = dict(clip=clip, dinov2=dinov2, imagenet=imagenet, embedded=embedded)
-    if kind not in loaders or bool(rest) != (kind in ("clip", "dinov2")):
-        raise ConfigError(f"--encoder is {spec!r}{did_you_mean(spec, PRESETS)}; it must be {GRAMMAR}")
     with quiet():
         model, fields = loaders[kind](rest) if rest else loaders[kind]()
     packages = ("torch", "pillow", *fields.pop("packages"))
@@ -66,6 +65,14 @@ def load_encoder(spec: str, device: str = "cpu", dtype: torch.dtype = torch.floa
     facts = dict(model=fields["name"], weights_sha256=weights, dtype=str(dtype).removeprefix("torch."), device=device)
     facts |= fields.pop("facts") | {f"{name} version": version(name) for name in packages}
     return Encoder(kind=kind, facts=facts, device=device, dtype=dtype, **fields)
+
+
+def check_name(spec: str) -> tuple[str, str]:
+    """(kind, which) of an encoder's name.  Raises ConfigError when it is none."""
+    kind, _, rest = PRESETS.get(spec, spec).partition(":")
+    if kind not in KINDS or bool(rest) != (kind in ("clip", "dinov2")):
+        raise ConfigError(f"--encoder is {spec!r}{did_you_mean(spec, PRESETS)}; it must be {GRAMMAR}")
+    return kind, rest
 
 
 def clip(rest: str) -> tuple[nn.Module, dict]:

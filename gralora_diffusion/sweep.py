@@ -97,7 +97,7 @@ def sweep(
         if not began_one:
             if not told:
                 names = ", ".join(map(name_of, left))
-                say(f"waiting for other processes' runs: {names}; claims of machines that are gone can be deleted in {folder / 'claims'}")
+                say(f"waiting for other processes' runs: {names} (if their machine is gone for good, delete {folder / 'claims'})")
             told = True
             time.sleep(WAIT)
     if asked():

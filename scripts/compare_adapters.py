@@ -6,7 +6,8 @@ budget of trainable parameters: as many as a LoRA of this rank has.
 Captioned pictures: a tenth is held out for --part validation (where learning rates are chosen), another for --part test; pictures drawn
 from held-out captions are compared with the true ones, one by one.  With --prompts, a subject's pictures: all are learnt, and what is drawn
 from the prompts is compared with them and with the prompts; --subjects does so for several.  The same command goes on where it was stopped;
-started several times, the processes share the table.  --report prints and plots what is there; --keep puts it, small, into another folder.
+started several times, the processes share the table (on a CPU with OMP_NUM_THREADS=1 for each, or they hold each other up).  --report prints
+and plots what is there; --keep puts it, small, into another folder.
 docs/experiments.md has the experiments that the README reports.
 
 Methods: gralora, hybrid, lora (PEFT's), our-lora (the trainer's), rslora, lora+, dora, pissa, olora, eva, vera, fourierft, lokr, loha, oft, mora,
@@ -21,7 +22,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from gralora_diffusion.command_line import Parser, fail
+from gralora_diffusion.command_line import Parser, fail, say
 from gralora_diffusion.config import AdapterConfig, ConfigError, TrainConfig, to_dict
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -45,7 +46,7 @@ def arguments():
     parser.add_argument("--k", nargs="+", type=int, help="blocks per side of gralora, hybrid and t-gralora; by default 2")
     parser.add_argument("--lrs", nargs="+", type=float, help="learning rates; by default 1e-3")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, help="by default 300; with --report those that it is to show")
     parser.add_argument("--batch_size", type=int, help="pictures per step; by default the base's")
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--num_inference_steps", type=int, help="denoising steps of the pictures that are scored; by default the trainer's")
@@ -76,7 +77,11 @@ def arguments():
         parser.error("--keep goes with --report")
     if not args.report:
         args.methods, args.ranks, args.k, args.lrs = args.methods or ["lora", "gralora"], args.ranks or [8], args.k or [2], args.lrs or [1e-3]
-    if args.steps < 1 or min(args.ranks or [1]) < 1 or min(args.seeds) < 0 or min(args.lrs or [1]) <= 0:
+        args.steps = 300 if args.steps is None else args.steps
+    for name in ("methods", "ranks", "k", "lrs", "seeds"):
+        if len(set(getattr(args, name) or [])) < len(getattr(args, name) or []):
+            parser.error(f"--{name} names one twice: {' '.join(map(str, getattr(args, name)))}")
+    if (args.steps is not None and args.steps < 1) or min(args.ranks or [1]) < 1 or min(args.seeds) < 0 or min(args.lrs or [1]) <= 0:
         parser.error("--steps, --ranks and --lrs must be above 0, and --seeds not below")
     if args.subjects and not args.prompts:
         parser.error("--subjects needs --prompts: what is drawn of each subject")
@@ -219,16 +224,19 @@ def plan(args) -> tuple[list[dict], dict[str | None, object]]:
 
 def report(args) -> None:
     from gralora_diffusion.comparison import check_baseline, check_settings, first_score, in_short
-    from gralora_diffusion.comparison_plots import plot
+    from gralora_diffusion.comparison_plots import PLOTS, plot
     from gralora_diffusion.comparison_tables import summary
     from gralora_diffusion.sweep import RESULTS, results
     from gralora_diffusion.writing import complete_or_absent
 
     if args.keep and args.keep.resolve() == args.output.resolve():
         raise ConfigError("--keep must be another folder than --output, whose runs.jsonl it would shorten")
-    wanted = dict(method=args.methods, rank=args.ranks, k=args.k and [None, *args.k], lr=args.lrs)
-    done = [d for d in results(args.output) if all(d["run"].get(name) in among for name, among in wanted.items() if among)]
+    wanted = dict(method=args.methods, rank=args.ranks, k=args.k and [None, *args.k], lr=args.lrs, steps=args.steps and [args.steps])
+    there = results(args.output)
+    done = [d for d in there if all(d["run"].get(name) in among for name, among in wanted.items() if among)]
     folder = args.keep or args.output
+    if there and not done:
+        raise ConfigError(f"none of the {len(there)} runs in {args.output} is of the given --methods, --ranks, --k, --lrs and --steps")
     check_settings(done)
     score = args.score or first_score(done)
     for baseline in args.baseline or []:
@@ -240,21 +248,27 @@ def report(args) -> None:
             part.write_text("".join(json.dumps(in_short(entry)) + "\n" for entry in done))
     with complete_or_absent(folder / "table.md") as part:
         part.write_text(text + "\n")
-    print("plots:", *plot(done, score, folder, args.unit, args.front))
+    written = plot(done, score, folder, args.unit, args.front)
+    for path in {folder / f"{name}.png" for name in PLOTS}.difference(written):
+        path.unlink(missing_ok=True)  # an earlier report's
+    print("plots:", *written)
 
 
 def main():
     args = arguments()
+    import torch
     from accelerate import Accelerator
 
-    from gralora_diffusion.encoders import load_encoder
+    from gralora_diffusion.encoders import check_name, load_encoder
     from gralora_diffusion.interrupts import Interrupts, Stopped
-    from gralora_diffusion.sweep import sweep
+    from gralora_diffusion.sweep import alive, sweep
     from gralora_diffusion.trial import train_one
 
     try:
         if args.report:
             return report(args)
+        for name in args.encoder or []:
+            check_name(name)
         runs, benches = plan(args)
         if args.dry_run:
             for run in runs:
@@ -269,6 +283,9 @@ def main():
         encoders = [load_encoder(name, str(accelerator.device)) for name in next(iter(benches.values())).encoders]
         for bench in benches.values():
             bench.accelerator, bench.encoders = accelerator, encoders
+        others = any(map(alive, (args.output / "claims").glob("*")))
+        if others and accelerator.device.type == "cpu" and torch.get_num_threads() > 1:
+            say("another process shares this table: OMP_NUM_THREADS=1 for each of them is several times faster on a CPU")
         with Interrupts(lambda: None) as interrupts:
             interrupts.patient = True
             sweep(args.output, runs, lambda run: train_one(run, benches[run.get("subject")], interrupts), asked=lambda: interrupts.asked)

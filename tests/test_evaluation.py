@@ -307,6 +307,27 @@ def test_the_report_holds_everything_and_needs_no_network(photos, tiny_clip, tin
         assert len(list(csv.DictReader(file))) == len(result["values"]) == 2 * (6 + 5) * 4 - 2 * 2 * 3
 
 
+def test_what_is_compared_is_cut_to_the_size_of_what_is_scored(photos, tmp_path, monkeypatch, capsys):
+    """As with --run; and an earlier evaluation's differences do not stay beside the new scores."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in (1, 3):
+            Image.open(photos / f"{i}.png").resize((40, 32)).save(tmp_path / name / f"{i}.png")
+    common = ["--reference", photos, "--encoder", "embedded", "--cache", tmp_path / "cache", "--output", tmp_path / "out"]
+    command("--generated", tmp_path / "a", tmp_path / "b", *common, "--drop", "sks", monkeypatch=monkeypatch)
+    printed = capsys.readouterr()
+    assert "were first cut to their size, 40 x 32" in printed.out
+    assert "the prompts were not scored" in printed.err
+    assert (tmp_path / "out" / "differences.csv").is_file()
+    found = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"][0]["mean"]
+    encoder = load_encoder("embedded")
+    cut = picture_features(encoder, pictures_in(tmp_path / "a")) @ picture_features(encoder, pictures_in(photos), (40, 32)).T
+    assert found == pytest.approx(cut.mean().item(), abs=1e-6)
+    command("--generated", photos, *common, monkeypatch=monkeypatch)  # pictures of several sizes
+    assert "were first cut" not in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"scores.json", "scores.csv", "pictures.csv", "index.html"}
+
+
 def command(*arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
     runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "evaluate.py"), run_name="__main__")

@@ -252,14 +252,29 @@ def test_the_command_compares_tunes_resumes_and_reports(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit):
         command("--report", "--baseline", "lora", "gralora k2")
     assert "no run is of the baseline 'gralora k2'; there are: lora" in capsys.readouterr().err
-    for among in (["--ranks", 8], ["--lrs", 1e-2]):
+    for among in (["--ranks", 8], ["--lrs", 1e-2], ["--steps", 7]):
         with pytest.raises(SystemExit):
             command("--report", *among)
-        assert "no finished runs" in capsys.readouterr().err
+        assert "none of the 3 runs" in capsys.readouterr().err
+    wrongs = [(["--seeds", 0, 0], "--seeds names one twice"), (["--encoder", "embeded", "--dry_run"], "'embedded'"), (["--steps", 0], "above 0")]
+    for wrong, words in wrongs:
+        with pytest.raises(SystemExit):
+            command(*common, *wrong)
+        assert words in capsys.readouterr().err
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "front.png").touch()  # of a report with --front, which this one is not
     printed = command("--report", "--keep", tmp_path / "kept").partition("plots:")[0]
     assert "| test " in printed
     assert {p.name for p in (tmp_path / "kept").iterdir()} == {"runs.jsonl", "table.md", "score-rank.png", "score-parameters.png", "loss.png"}
     assert command("--output", tmp_path / "kept", "--report").startswith(printed)
+    line = json.loads((tmp_path / "out" / RESULTS).read_text().splitlines()[0])
+    line["run"]["steps"] = 2
+    with open(tmp_path / "out" / RESULTS, "a") as file:
+        file.write(json.dumps(line) + "\n")
+    with pytest.raises(SystemExit):
+        command("--report")
+    assert "these runs have 1 and 2 steps: choose with --steps" in capsys.readouterr().err
+    assert command("--report", "--steps", 1).startswith(printed)
 
 
 def test_subjects_are_a_column_of_the_table(tmp_path, monkeypatch, capsys):

@@ -92,14 +92,8 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
             path = drawing.serve(home, image, "cell.png")
             made.append(Cell(cell.adapter, cell.strength, cell.seed, path, first.prompt))
             shown = [(c.path, f"{c.group} · seed {c.seed}") for c in made]
-            yield (
-                gr.update(value=shown, columns=len(columns) * int(seeds)),
-                (made[0].path, path),
-                made,
-                gr.update(value=[], visible=False),
-                None,
-                None,
-            )
+            cells_so_far = gr.update(value=shown, columns=len(columns) * int(seeds))
+            yield cells_so_far, (made[0].path, path), made, gr.update(value=[], visible=False), None, None
         rows = {name: [Image.open(c.path) for c in made if c.adapter == name] for name in names}
         heads = [f"strength {s:g}, seed {int(seed or 0) + n}" for s in columns for n in range(int(seeds))]
         path = drawing.serve(home, sheet(rows, heads), "grid.png")
