@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from .cache import weights_hash
+from .command_line import say
 from .config import ConfigError, did_you_mean
 
 PRESETS = {
@@ -88,6 +89,8 @@ def clip(rest: str) -> tuple[nn.Module, dict]:
         check_clip_name(open_clip, name, weights, file)
         name = name.removesuffix("-gelu")
         prepared = preprocessing_of(open_clip, name, file) if file else None
+    if file is None:
+        ask_hub(hub_of(open_clip, name, weights), "open_clip_model.safetensors", f"CLIP {name} {weights}")
     try:
         if file is None:
             model = open_clip.create_model(name, weights, require_pretrained=True)
@@ -99,7 +102,7 @@ def clip(rest: str) -> tuple[nn.Module, dict]:
     except (RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if file is not None or "download" not in str(error):
             raise ConfigError(f"--encoder clip:{rest} cannot be loaded: {first_line(error)}") from None
-        hub = open_clip.pretrained.get_pretrained_cfg(name, weights).get("hf_hub", "").strip("/") or "its page"
+        hub = hub_of(open_clip, name, weights) or "its page"
         files = "open_clip_config.json and open_clip_model.safetensors"
         raise ConfigError(not_here(f"CLIP {name}, tag {weights}", hub, files, "clip", error)) from None
     shown = f"{Path(rest).resolve().name} ({folder})" if folder.is_dir() else f"{name} {file or weights}"
@@ -191,7 +194,11 @@ def dinov2(where: str) -> tuple[nn.Module, dict]:
     files = "config.json, preprocessor_config.json and model.safetensors"
     if Path(where).is_dir() and not all((Path(where) / f).is_file() for f in ("config.json", "preprocessor_config.json")):
         raise ConfigError(f"{where} must hold {files}; it holds {listed(Path(where))}")
+    if where.startswith(("/", ".", "~")) and not Path(where).is_dir():
+        raise ConfigError(f"--encoder dinov2:{where} cannot be loaded: there is no such folder")
     try:
+        if not Path(where).is_dir():
+            ask_hub(where, "model.safetensors", f"DINOv2 {where}")
         if (kind := Dinov2Config.get_config_dict(where)[0].get("model_type")) != "dinov2":
             raise ValueError(f"its config.json says that it is a {kind}, not a dinov2")
         config = Dinov2Config.from_pretrained(where)
@@ -283,6 +290,18 @@ def quiet():
             logging.getLogger(name).setLevel(level)
         if bar:
             transformers_logging.enable_progress_bar()
+
+
+def hub_of(open_clip, name: str, tag: str) -> str:
+    return open_clip.pretrained.get_pretrained_cfg(name, tag).get("hf_hub", "").strip("/")
+
+
+def ask_hub(repo: str, file: str, what: str) -> None:
+    """Say that weights which are not in the hub's cache are about to be fetched: it takes time, and a minute where there is no network."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if repo and not constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(repo, file), str):
+        say(f"fetching the weights of {what} from {repo} of the Hugging Face hub")
 
 
 def not_here(what: str, hub: str, files: str, kind: str, error: Exception) -> str:

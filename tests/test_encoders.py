@@ -212,6 +212,7 @@ def test_weights_of_another_model_are_refused(tiny_clip, tiny_dinov2, tmp_path):
     other = tmp_path / "dino"
     other.mkdir()
     refused(f"dinov2:{other}", "must hold config.json")
+    refused(f"dinov2:{other}/gone", "there is no such folder")
     for name in ("config.json", "preprocessor_config.json"):
         (other / name).write_bytes((tiny_dinov2 / name).read_bytes())
     refused(f"dinov2:{other}", "model.safetensors")
