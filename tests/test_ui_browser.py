@@ -137,6 +137,8 @@ def test_the_whole_way(chromium, page, tmp_path):
         tab.page.click("#start")
         run = page.home / "runs" / name
         until(lambda: tab.step() > 2, "the step moves")
+        axes = tab.page.locator('#loss [aria-label*="for a linear scale"]')
+        until(lambda: axes.count() == 2, "the loss of the first run that the page shows is drawn over numbers, not names")
         tab.page.reload()
         tab.page.wait_for_selector("#strip-run")
         until(lambda: tab.value("strip-run") == name, "the run is shown again")

@@ -28,7 +28,7 @@ def build(home: Home, work: Work) -> SimpleNamespace:
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300):
             plot = gr.LinePlot(
-                watching.curve(None, 0),
+                visible=False,  # drawn without points, it would take steps for names and keep to that
                 x="step",
                 y="loss",
                 color="line",
@@ -77,7 +77,7 @@ def build(home: Home, work: Work) -> SimpleNamespace:
         part("resume", state in RESUMABLE, lambda: gr.update(interactive=now["resume"]))
         part("clone", bool(current), lambda: gr.update(interactive=now["clone"]))
         part("message", told["message"] if state != "done" else "", lambda: gr.update(value=now["message"], visible=bool(now["message"])))
-        part("plot", [current, len(lines), weight], lambda: watching.curve(folder, weight))
+        part("plot", [current, len(lines), weight], lambda: gr.update(value=watching.curve(folder, weight) if lines else None, visible=bool(lines)))
         part("log", tail, lambda: tail)
         part("pictures", [current, drawn], lambda: grid(folder))
         part("history", rows, lambda: rows or None)

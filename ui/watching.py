@@ -67,13 +67,13 @@ def smoothed(values: list[float], weight: float) -> list[float]:
     return out
 
 
-def curve(run: Path | None, weight: float) -> pandas.DataFrame:
-    """step, loss, line: each step's loss and its running mean; no rows without a run."""
-    lines = [line for line in metrics(run) if line["loss"] == line["loss"]] if run else []
+def curve(run: Path, weight: float) -> pandas.DataFrame:
+    """step, loss, line: each step's loss and its running mean."""
+    lines = [line for line in metrics(run) if line["loss"] == line["loss"]]
     losses, every = [line["loss"] for line in lines], max(1, -(-len(lines) // POINTS))
     rows = [(line["step"], loss, "each step") for line, loss in list(zip(lines, losses, strict=True))[::every]]
     rows += [(line["step"], loss, "smoothed") for line, loss in list(zip(lines, smoothed(losses, weight), strict=True))[::every]]
-    return pandas.DataFrame(rows, columns=["step", "loss", "line"]).astype(dict(step=int, loss=float))  # also without rows: axes of numbers
+    return pandas.DataFrame(rows, columns=["step", "loss", "line"])
 
 
 def sample_files(run: Path) -> list[tuple[int, list[Path]]]:
