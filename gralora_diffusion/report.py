@@ -96,7 +96,8 @@ def thumbnails(folder: Path) -> str:
 def files(run: Path) -> str:
     found = sorted(p for p in run.iterdir() if not p.name.startswith("."))
     sizes = {p: sum(f.stat().st_size for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file()) for p in found}
-    return f"<table>{''.join(f'<tr><td><code>{html.escape(p.name)}</code><td>{size / 1e6:.2f} MB' for p, size in sizes.items())}</table>"
+    shown = {p.name: f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB" for p, size in sizes.items()}
+    return f"<table>{''.join(f'<tr><td><code>{html.escape(name)}</code><td>{size}' for name, size in shown.items())}</table>"
 
 
 def forecast_table(status: dict) -> str:
