@@ -245,11 +245,12 @@ def test_draw_rests_while_it_draws(chromium, filled):
     tab = Tab(chromium, filled.url)
     tab.go("Sample")
     until(lambda: "sks robot" in tab.value("prompt"), "the prompt of the run, to begin from")
+    drawn = f"seed 1 · {tab.value('adapter')} 1"
     for press in ("#draw", "#halt", "#draw"):  # click() waits until a button can be pressed
         tab.page.click(press)
         if press == "#draw":
             tab.page.wait_for_function("document.getElementById('draw').disabled")
-    tab.wait("drawn", "seed 1 · robot-1 1")
+    tab.wait("drawn", drawn)
     tab.fill("prompt", "")
     tab.page.click("#draw")
     tab.page.locator(".toast-body", has_text="the prompt is empty").wait_for()

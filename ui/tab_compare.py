@@ -87,7 +87,6 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         for name in names:
             home.adapter(name)
         made: list[Cell] = []
-        shape = gr.update(columns=len(columns) * int(seeds))
         for cell, image in comparing.grid(studio, names, columns, first, int(seeds)):
             path = drawing.serve(home, image, "cell.png")
             made.append(Cell(cell.adapter, cell.strength, cell.seed, path, first.prompt))
@@ -97,7 +96,8 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         rows = {name: [Image.open(c.path) for c in made if c.adapter == name] for name in names}
         heads = [f"strength {s:g}, seed {int(seed or 0) + n}" for s in columns for n in range(int(seeds))]
         path = drawing.serve(home, sheet(rows, heads), "grid.png")
-        yield shape, (made[0].path, made[-1].path), made, gr.update(value=[path], visible=True), path, gr.skip()
+        # all cells once more: a browser that is still busy with one answer may pass over the next
+        yield cells_so_far, (made[0].path, made[-1].path), made, gr.update(value=[path], visible=True), path, None
 
     def evaluate(made, sheet_path, against, encoders):
         made = [cell for cell in made if isinstance(cell, Cell)]
