@@ -64,10 +64,11 @@ def whatever_came(event, *args, **kwargs) -> None:
         ended(*args, **kwargs)
 
 
-def draws(button: gr.Button, halt: gr.Button, fn, inputs: list, outputs: list, **event) -> None:
-    """`button` runs `fn` and cannot be pressed again until it has ended: a press in between would be lost.  `halt` ends it."""
+def draws(button: gr.Button, halt: gr.Button, fn, inputs: list, outputs: list, **event):
+    """`button` runs `fn` and cannot be pressed again until it has ended: a press in between would be lost.  `halt` ends it.  Returns the event."""
     rest, wake = (f"() => ({{__type__: 'update', interactive: {free}}})" for free in ("false", "true"))
     resting = button.click(None, None, button, js=rest, api_visibility="private")
     drawn = resting.then(plain(fn), inputs, outputs, concurrency_id="gpu", concurrency_limit=1, **event)
     whatever_came(drawn, None, None, button, js=wake, api_visibility="private")
     halt.click(None, cancels=[drawn], queue=False, api_visibility="private")  # what is cancelled has failed
+    return drawn

@@ -90,14 +90,15 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         for cell, image in comparing.grid(studio, names, columns, first, int(seeds)):
             path = drawing.serve(home, image, "cell.png")
             made.append(Cell(cell.adapter, cell.strength, cell.seed, path, first.prompt))
-            shown = [(c.path, f"{c.group} · seed {c.seed}") for c in made]
-            cells_so_far = gr.update(value=shown, columns=len(columns) * int(seeds))
+            cells_so_far = gr.update(value=captioned(made), columns=len(columns) * int(seeds))
             yield cells_so_far, (made[0].path, path), made, gr.update(value=[], visible=False), None, None
         rows = {name: [Image.open(c.path) for c in made if c.adapter == name] for name in names}
         heads = [f"strength {s:g}, seed {int(seed or 0) + n}" for s in columns for n in range(int(seeds))]
         path = drawing.serve(home, sheet(rows, heads), "grid.png")
-        # all cells once more: a browser that is still busy with one answer may pass over the next
         yield cells_so_far, (made[0].path, made[-1].path), made, gr.update(value=[path], visible=True), path, None
+
+    def captioned(made):
+        return [(c.path, f"{c.group} · seed {c.seed}") for c in made]
 
     def evaluate(made, sheet_path, against, encoders):
         made = [cell for cell in made if isinstance(cell, Cell)]
@@ -137,7 +138,9 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         return words or (drawing.prompt_of(home, adapters[0]) if adapters else "")
 
     asked = [adapters, strengths, prompt, seed, seeds, steps]
-    draws(draw, halt, compare, asked, [gallery, slider, cells, files, sheet_file, table], api_name="compare")
+    drawn = draws(draw, halt, compare, asked, [gallery, slider, cells, files, sheet_file, table], api_name="compare")
+    # all cells once more: of answers that come within 0.1 s a browser's gallery may keep an older one
+    drawn.success(plain(captioned), cells, gallery, queue=False, show_progress="hidden", api_visibility="private")
     score.click(plain(evaluate), [cells, sheet_file, subject, encoders], [table, files], api_name="evaluate", concurrency_id="gpu")
     quiet = dict(queue=False, show_progress="hidden", api_visibility="private")
     gallery.select(plain(turn_to), cells, slider, **quiet)
