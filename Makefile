@@ -7,18 +7,13 @@ EXTRA_test := test
 
 .PHONY: demo ui test chromium clean
 
-# Train on the embedded base and the bundled pictures, draw before and after, and measure both.
+# Train on the embedded base model and the bundled images, generate images before and after, and score both.
 demo: .venv/demo
-	rm -rf demo
-	$(BIN)/accelerate launch --num_processes=1 --num_machines=1 --mixed_precision=no --dynamo_backend=no --num_cpu_threads_per_process=2 \
-	    scripts/train_sdxl.py --gralora_rank 64 --output_dir demo
-	$(BIN)/python scripts/sample_sdxl.py --adapter demo --compare --output demo/unseen.png --num_images 1 \
-	    --prompt "sks robot at sunset|a drawing of sks robot|sks robot next to a red apple on a white background|sks robot on a purple background"
-	$(BIN)/python scripts/evaluate.py --run demo
+	$(BIN)/gralora demo
 
 # Train, watch, sample, compare and export in a browser, at http://127.0.0.1:7860; PORT=8000 for another.
 ui: .venv/ui
-	$(BIN)/python ui/app.py --port $(or $(PORT),7860)
+	$(BIN)/gralora ui --port $(or $(PORT),7860)
 
 test: .venv/test chromium
 	$(BIN)/ruff check .

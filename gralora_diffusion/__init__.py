@@ -6,12 +6,12 @@ __version__ = "0.1.0"
 _WHERE = {
     "AdapterConfig": "config",
     "TrainConfig": "config",
-    "LoRALinear": "adapters",
-    "GraLoRALinear": "adapters",
-    "inject": "injection",
-    "load_sdxl": "sdxl",
-    "save_adapter": "formats",
-    "load_adapter": "formats",
+    "LoRALinear": "adapters.layers",
+    "GraLoRALinear": "adapters.layers",
+    "inject": "adapters.inject",
+    "load_sdxl": "sdxl.base",
+    "save_adapter": "formats.load",
+    "load_adapter": "formats.load",
 }
 __all__ = list(_WHERE)
 

@@ -3,22 +3,23 @@
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import types
 import typing
-import warnings
 from dataclasses import fields
 from pathlib import Path
 
-from .config import AdapterConfig, ConfigError, TrainConfig, did_you_mean
+from gralora_diffusion.config import AdapterConfig, TrainConfig
+from gralora_diffusion.console import fail, program
+from gralora_diffusion.options import ConfigError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
     """argparse that answers a mistake with one sentence and exit code 2."""
 
     def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=program(), allow_abbrev=False, formatter_class=formatter, **kwargs)
 
     def error(self, message):
         prefix = "unrecognized arguments: "
@@ -29,24 +30,6 @@ class Parser(argparse.ArgumentParser):
         fail(message)
 
 
-def fail(message: str, code: int = 2):
-    """One sentence on stderr, and the exit code: 2 for a mistake in what was asked, 1 for a run that failed."""
-    print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-def plain_warnings() -> None:
-    """Warnings as one line for a user, without the place in the code."""
-    name = Path(sys.argv[0]).stem
-    warnings.formatwarning = lambda message, *_, **__: f"{name}: {message}\n"
-
-
-def say(sentence: str) -> None:
-    """One sentence on stderr about something that does not stop the run, from the first process alone."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"note: {sentence}", file=sys.stderr, flush=True)
-
-
 def add_options(parser: argparse.ArgumentParser, cls) -> None:
     for f in fields(cls):
         if f.type is AdapterConfig:
@@ -55,15 +38,27 @@ def add_options(parser: argparse.ArgumentParser, cls) -> None:
         kind = typing.get_args(f.type)[0] if isinstance(f.type, types.UnionType) else f.type
         names = f.metadata["flags"] or (f"--{f.name}",)
         shown = "" if f.default in (None, dataclasses.MISSING) else f" (default: {f.default})"
-        common = dict(dest=f.name, default=argparse.SUPPRESS, help=f.metadata["help"].replace("%", "%%") + shown)
+        common = dict(
+            dest=f.name, default=argparse.SUPPRESS, help=f.metadata["help"].replace("%", "%%") + shown
+        )
         if kind is bool:
             parser.add_argument(*names, type=switch, nargs="?", const=True, metavar="BOOL", **common)
-            opposite = dict(action="store_const", const=False, dest=f.name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+            opposite = dict(
+                action="store_const",
+                const=False,
+                dest=f.name,
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
             parser.add_argument(*(f"--no-{name[2:]}" for name in names), **opposite)
         else:
             convert = json_object if kind is dict else kind
             parser.add_argument(
-                *names, type=convert, choices=f.metadata["choices"], metavar=None if f.metadata["choices"] else kind.__name__.upper(), **common
+                *names,
+                type=convert,
+                choices=f.metadata["choices"],
+                metavar=None if f.metadata["choices"] else kind.__name__.upper(),
+                **common,
             )
 
 
@@ -84,13 +79,20 @@ def json_object(text: str) -> dict:
     return value
 
 
-PRESETS = json.loads(Path(__file__).with_name("presets.json").read_text())  # {name: options, and the forecast of a step's memory in GiB}
+PRESETS = json.loads(
+    Path(__file__).with_name("presets.json").read_text()
+)  # {name: options, and the forecast of a step's memory in GiB}
 
 
 def parse(description: str, argv=None) -> TrainConfig:
     """The command line of training: what is given counts more than the preset."""
     parser = Parser(description=description)
-    parser.add_argument("--preset", choices=list(PRESETS), default=argparse.SUPPRESS, help="options for SDXL by what is learnt and the card's memory")
+    parser.add_argument(
+        "--preset",
+        choices=list(PRESETS),
+        default=argparse.SUPPRESS,
+        help="options for SDXL by what is learnt and the card's memory",
+    )
     add_options(parser, TrainConfig)
     given = vars(parser.parse_args(argv))
     if given.get("hub_token"):  # trackers publish the command line

@@ -23,7 +23,7 @@ trap stop INT TERM
 compare() { # one command, by all workers
     local code=0 complete=
     for _ in $(seq "$WORKERS"); do
-        $PYTHON scripts/compare_adapters.py "$@" &
+        $PYTHON -m gralora_diffusion compare "$@" &
         workers+=($!)
     done
     for worker in "${workers[@]}"; do wait "$worker" && complete=1 || code=$?; done
@@ -32,7 +32,7 @@ compare() { # one command, by all workers
 }
 
 report() {
-    $PYTHON scripts/compare_adapters.py --report "$@"
+    $PYTHON -m gralora_diffusion compare --report "$@"
 }
 
 has() { # a package, before hours of work that it would be missed after
@@ -45,7 +45,7 @@ sticker() { # the style's pictures, complete or absent
     if [ "$PYTHON" = echo ] || [ -d "$STATE/sticker" ]; then return; fi
     has resvg_py
     rm -rf "$STATE/sticker.part"
-    $PYTHON scripts/draw_style.py --state "$STATE/tiny_base" --output "$STATE/sticker.part" --number 400
+    $PYTHON scripts/tiny_base/draw_style.py --state "$STATE/tiny_base" --output "$STATE/sticker.part" --number 400
     mv "$STATE/sticker.part" "$STATE/sticker"
 }
 

@@ -4,30 +4,10 @@ import os
 import numpy as np
 import pytest
 import torch
+from helpers import CLIP_CONFIG, IMAGENET
 from PIL import Image
 
-from gralora_diffusion import AdapterConfig, inject, load_sdxl
-from gralora_diffusion.injection import adapter_parameters
-
-IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
-CLIP_CONFIG = dict(
-    embed_dim=16,
-    vision_cfg=dict(image_size=48, layers=2, width=32, head_width=16, patch_size=8),
-    text_cfg=dict(context_length=16, vocab_size=49408, width=16, heads=2, layers=2),
-)
-MODELS = ("unet", "text_encoder", "text_encoder_2")
-
-
-def adapted_pipeline(config: AdapterConfig, names=MODELS):
-    """The embedded base with random, non-zero adapters, and {component: model}."""
-    pipeline = load_sdxl()
-    models = {name: getattr(pipeline, name) for name in names}
-    torch.manual_seed(1)
-    for model in models.values():
-        inject(model, config)
-        for name, p in adapter_parameters(model).items():
-            p.data.normal_(std=0.1 if name.endswith("_B") else p.data.std().item())
-    return pipeline, models
+from gralora_diffusion import AdapterConfig
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,10 +31,18 @@ def fresh_accelerate():
 def finished_run(tmp_path_factory):
     """A short training run of the real command's own code."""
     from gralora_diffusion import TrainConfig
-    from gralora_diffusion.training import train
+    from gralora_diffusion.training.train import train
 
     run = tmp_path_factory.mktemp("run") / "robot"
-    return train(TrainConfig(adapter=AdapterConfig(rank=16, k=2), output_dir=str(run), max_train_steps=20, num_inference_steps=4, seed=3))
+    return train(
+        TrainConfig(
+            adapter=AdapterConfig(rank=16, k=2),
+            output_dir=str(run),
+            max_train_steps=20,
+            num_inference_steps=4,
+            seed=3,
+        )
+    )
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +66,9 @@ def tiny_dinov2(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("dinov2")
     torch.manual_seed(0)
-    Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, mlp_ratio=2)).save_pretrained(folder)
+    Dinov2Model(
+        Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, mlp_ratio=2)
+    ).save_pretrained(folder)
     BitImageProcessorPil(size=dict(shortest_edge=256), **IMAGENET).save_pretrained(folder)
     return folder
 
@@ -89,6 +79,8 @@ def photos(tmp_path_factory):
     folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for i, (w, h) in enumerate([(300, 200), (200, 331), (64, 64), (257, 255), (480, 300)]):
         slope = np.linspace(0, 200, w)[None, :, None] * np.array([1, 0.5, 0.2])
-        Image.fromarray((slope + random.integers(0, 56, (h, w, 3))).astype(np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray((slope + random.integers(0, 56, (h, w, 3))).astype(np.uint8)).save(
+            folder / f"{i}.png"
+        )
     (folder / "10.png").write_bytes((folder / "0.png").read_bytes())
     return folder

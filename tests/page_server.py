@@ -5,28 +5,30 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from helpers import GRALORA
 
-ROOT = Path(__file__).parent.parent
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+    None,
+)
 PATIENCE = 300  # seconds; a busy machine takes its time
 
 
 class Page:
-    """python ui/app.py --home HOME on a free port; requests() and the browser speak to `url`."""
+    """gralora ui --home HOME on a free port; requests() and the browser speak to `url`."""
 
     def __init__(self, home: Path, *arguments, **env):
         self.home, self.log = home, home / "page.log"
         home.mkdir(parents=True, exist_ok=True)
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, ROOT / "ui" / "app.py", "--port", "0", "--home", home, *arguments], stdout=log, stderr=subprocess.STDOUT,
+                [*GRALORA, "ui", "--port", "0", "--home", home, *arguments], stdout=log, stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": "1"} | env, cwd=home,
             )  # fmt: skip
         until = time.monotonic() + PATIENCE
@@ -35,7 +37,9 @@ class Page:
             assert time.monotonic() < until, self.log.read_text()
             time.sleep(0.1)
         self.url = self.log.read_text().partition("the page is at ")[2].split()[0].rstrip("/,")
-        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE, limits=httpx.Limits(max_keepalive_connections=0))
+        self.client = httpx.Client(
+            base_url=self.url, timeout=PATIENCE, limits=httpx.Limits(max_keepalive_connections=0)
+        )
 
     def config(self) -> dict:
         return self.client.get("/config").json()
@@ -45,12 +49,18 @@ class Page:
 
     def call(self, name, *data):
         """What an endpoint, named or numbered, answers: its data, or {"error": ...}."""
-        found = self.function(name) if isinstance(name, str) else next(d for d in self.config()["dependencies"] if d["id"] == name)
+        found = (
+            self.function(name)
+            if isinstance(name, str)
+            else next(d for d in self.config()["dependencies"] if d["id"] == name)
+        )
         return self.send(found["id"], list(data))
 
     def send(self, number: int, data: list, session: str | None = None):
         session = session or uuid.uuid4().hex
-        joined = self.client.post("/gradio_api/queue/join", json=dict(data=data, fn_index=number, session_hash=session))
+        joined = self.client.post(
+            "/gradio_api/queue/join", json=dict(data=data, fn_index=number, session_hash=session)
+        )
         if joined.status_code != 200:
             return dict(error=joined.text, status=joined.status_code)
         event, last = joined.json()["event_id"], None
@@ -62,7 +72,9 @@ class Page:
                 last = message.get("output") or last
                 if message["msg"] == "process_completed":
                     output = message["output"]
-                    return output["data"] if message["success"] else dict(error=output.get("error") or "error")
+                    return (
+                        output["data"] if message["success"] else dict(error=output.get("error") or "error")
+                    )
         return dict(error="no answer", output=last)
 
     def form(self, **values) -> list:
@@ -71,7 +83,9 @@ class Page:
         components = {c["id"]: c["props"] for c in config["components"]}
         found = []
         for number in self.function("start")["inputs"]:
-            name = (components[number].get("elem_id") or "").removeprefix("option-").replace("run-name", "name")
+            name = (
+                (components[number].get("elem_id") or "").removeprefix("option-").replace("run-name", "name")
+            )
             found.append(values.pop(name, components[number].get("value")))
         assert not values, f"no such fields: {values}"
         return found
@@ -80,7 +94,10 @@ class Page:
         files = [("files", (path.name, path.read_bytes())) for path in paths]
         sent = self.client.post("/gradio_api/upload", files=files)
         assert sent.status_code == 200, sent.text
-        return [dict(path=p, orig_name=path.name, meta={"_type": "gradio.FileData"}) for p, path in zip(sent.json(), paths, strict=True)]
+        return [
+            dict(path=p, orig_name=path.name, meta={"_type": "gradio.FileData"})
+            for p, path in zip(sent.json(), paths, strict=True)
+        ]
 
     def alive(self) -> bool:
         return self.process.poll() is None and self.client.get("/").status_code == 200
@@ -106,11 +123,14 @@ def browser():
     """Debian's Chromium, with no way out of this machine."""
     from playwright.sync_api import sync_playwright
 
-    assert CHROMIUM, "the tests of the page need Chromium: apt-get install -y --no-install-recommends chromium"
+    assert CHROMIUM, (
+        "the tests of the page need Chromium: apt-get install -y --no-install-recommends chromium"
+    )
     away = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", away]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", away],
         )
         try:
             yield chromium

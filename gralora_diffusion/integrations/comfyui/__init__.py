@@ -24,7 +24,10 @@ class GraLoRAAdapter(comfy.weight_adapter.WeightAdapterBase):
         path = x.replace(".processor.to_", ".to_")
         path += ".0" if path.endswith(".to_out") else ""
         factors = {leaf: lora[f"{path}.{leaf}"] for leaf in LEAVES if f"{path}.{leaf}" in lora}
-        if not (path.startswith(("unet.", "text_encoder")) and ({"gralora_A", "gralora_B"} <= set(factors) or {"lora_A", "lora_B"} <= set(factors))):
+        if not (
+            path.startswith(("unet.", "text_encoder"))
+            and ({"gralora_A", "gralora_B"} <= set(factors) or {"lora_A", "lora_B"} <= set(factors))
+        ):
             return None
         loaded_keys = set() if loaded_keys is None else loaded_keys
         loaded_keys.update(f"{path}.{leaf}" for leaf in factors)
@@ -49,7 +52,9 @@ class GraLoRAAdapter(comfy.weight_adapter.WeightAdapterBase):
     ):  # fmt: skip
         delta = self.delta(weight.device, intermediate_dtype)
         if delta.shape != weight.shape:
-            raise ValueError(f"{key}: the adapter is for a layer of {list(delta.shape)}, and the model's is {list(weight.shape)}")
+            raise ValueError(
+                f"{key}: the adapter is for a layer of {list(delta.shape)}, and the model's is {list(weight.shape)}"
+            )
         weight += function((strength * delta).to(weight.dtype))
         return weight
 
@@ -58,6 +63,10 @@ class GraLoRAAdapter(comfy.weight_adapter.WeightAdapterBase):
         return torch.nn.functional.linear(x, self.delta(x.device, x.dtype)) * self.multiplier
 
 
-if not any(adapter.name == GraLoRAAdapter.name for adapter in comfy.weight_adapter.adapters if hasattr(adapter, "name")):
+if not any(
+    adapter.name == GraLoRAAdapter.name
+    for adapter in comfy.weight_adapter.adapters
+    if hasattr(adapter, "name")
+):
     comfy.weight_adapter.adapters.append(GraLoRAAdapter)
 NODE_CLASS_MAPPINGS = {}

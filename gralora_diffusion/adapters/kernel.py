@@ -1,0 +1,222 @@
+"""A frozen linear layer and the adapters on it as one operation: what LoRALinear and GraLoRALinear compute, with little beside their products.
+
+Forward, for one GraLoRA of scale s (x [T, N], A [k, N/k, r], B [k, r, M/k]; x_n and y_j are slices of columns):
+
+    y = x W^T + b                                  the frozen layer, as F.linear computes it
+    p_n = x_n A_n                                  [T, r]: k groups of r/k columns; group j is meant for output slice j
+    h_j = (group j of p_0, ..., group j of p_k-1)  the swap, of k*r numbers per token
+    y_j += s h_j B_j                               into the frozen layer's own output: no delta and no scaled copy is made
+
+Backward, with g = dL/dy and its slices g_j:
+
+    dB_j = s h_j^T g_j        e_j = s g_j B_j^T = dL/dh_j        q_n = (group n of e_0, ..., group n of e_k-1) = dL/dp_n
+    dA_n = x_n^T q_n          dx = g W, and then dx_n += q_n A_n^T in the same place, in place of a sum of two by autograd
+
+A plain LoRA (A [r, N], B [M, r]) has one slice and no swap: h = x A^T, y += s h B^T; dB = s g^T h, e = s g B, dA = e^T x, dx += e A.
+
+Kept for the backward pass: x, and h, which is k*r numbers per token (r for LoRA); of a weight in few bits, these few bits.
+T-LoRA's mask multiplies the groups of h, and so of e.
+Where B is zero, s h B is zero, and y is the frozen layer's own, bit for bit.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+
+class Part(NamedTuple):
+    """scale * x through A and B: [r, N] and [M, r], or [k, N/k, r] and [k, r, M/k]."""
+
+    scale: float
+    A: torch.Tensor
+    B: torch.Tensor
+    mask: torch.Tensor | None = None  # T-LoRA: bool [samples or 1, ranks of a group]
+    own: torch.Tensor | None = None  # what takes x's place in this part: x after dropout
+
+
+def adapted_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, parts: list[Part]
+) -> torch.Tensor:
+    """F.linear(x, weight, bias) plus all parts: x [..., N] -> [..., M], computed in x's dtype, or in autocast's.
+
+    Differentiable once: differentiating its gradient raises RuntimeError.
+    """
+    device, dtype = x.device.type, x.dtype
+    if (
+        torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+        and dtype != torch.float64
+    ):  # which autocast leaves alone
+        dtype = torch.get_autocast_dtype(device)
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+        weight = weight if quantized(weight) else weight.to(dtype)
+    tensors = [
+        t
+        for p in parts
+        for t in (p.A.to(dtype), p.B.to(dtype), p.mask, None if p.own is None else p.own.to(dtype))
+    ]
+    scales = [p.scale for p in parts]
+    if not torch.is_grad_enabled():
+        return outputs(x, weight, bias, scales, tensors)[0]
+    return AdaptedLinear.apply(x, weight, bias, scales, *tensors)
+
+
+def outputs(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scales: list[float], tensors
+) -> tuple[torch.Tensor, list]:
+    """(y, h of each part);  tensors: A, B, mask and own of each part."""
+    y, hs = F.linear(x, numbers(weight, x.dtype), bias), []
+    for i, scale in enumerate(scales):
+        A, B, mask, own = tensors[4 * i : 4 * i + 4]
+        hs.append(masked(down(rows(x if own is None else own), A), mask))
+        add_up(rows(y), hs[-1], B, scale)
+    return y, hs
+
+
+class AdaptedLinear(torch.autograd.Function):
+    """tensors: A, B, mask and own of each part."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, scales, *tensors):
+        y, hs = outputs(x, weight, bias, scales, tensors)
+        ctx.save_for_backward(x, weight, *hs, *tensors)
+        ctx.scales = scales
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        if not torch.is_autocast_enabled(grad.device.type):  # whose context takes as long as a small product
+            return AdaptedLinear.gradients(ctx, grad)
+        with torch.autocast(
+            grad.device.type, enabled=False
+        ):  # the dtypes are the forward pass's, whatever surrounds this one
+            return AdaptedLinear.gradients(ctx, grad)
+
+    @staticmethod
+    def gradients(ctx, grad):
+        (x, weight, *kept), needs, grads = ctx.saved_tensors, ctx.needs_input_grad, []
+        hs, tensors = kept[: len(ctx.scales)], kept[len(ctx.scales) :]
+        g = rows(grad).contiguous()
+        dx = g @ numbers(weight, g.dtype) if needs[0] else None
+        for i, (scale, h) in enumerate(zip(ctx.scales, hs, strict=True)):
+            A, B, mask, own = tensors[4 * i : 4 * i + 4]
+            needs_A, needs_B, _, needs_own = needs[4 * i + 4 : 4 * i + 8]
+            q = masked(down_again(g, B, scale), mask)
+            d_own = torch.zeros_like(rows(own)) if needs_own else None
+            if (into := dx if own is None else d_own) is not None:
+                add_to_input(into, q, A)
+            dA = gradient_of_A(rows(x if own is None else own), q, A) if needs_A else None
+            dB = gradient_of_B(g, h, B, scale) if needs_B else None
+            grads += [dA, dB, None, None if d_own is None else d_own.view_as(own)]
+        dW = g.T @ rows(x) if needs[1] else None
+        return None if dx is None else dx.view_as(x), dW, g.sum(0) if needs[2] else None, None, *grads
+
+
+def quantized(weight: torch.Tensor) -> bool:
+    """Whether a weight is stored in few bits, as a tensor subclass of torchao."""
+    return is_traceable_wrapper_subclass(weight)
+
+
+def numbers(weight: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The weight [M, N] as it is computed with: one in few bits becomes numbers for as long as they are needed."""
+    if not quantized(weight):
+        return weight
+    plain = weight.get_original_weight() if hasattr(weight, "get_original_weight") else weight.dequantize()
+    return plain.to(dtype or weight.dtype)
+
+
+def rows(x: torch.Tensor) -> torch.Tensor:
+    """[..., N] -> [T, N]"""
+    return x.reshape(-1, x.shape[-1])
+
+
+def slices(x: torch.Tensor, k: int) -> torch.Tensor:
+    """[T, N] -> [k, T, N/k], the same memory"""
+    t, n = x.shape
+    return x.view(t, k, n // k).transpose(0, 1)
+
+
+def products(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """out_j = scale * a_j b_j for each of k; with bf16 on a CPU one by one, since a batched product copies slices of larger rows first."""
+    if out.device.type != "cpu" or out.dtype != torch.bfloat16:
+        return out.baddbmm_(a, b, beta=0, alpha=scale)
+    for out_j, a_j, b_j in zip(out, a, b, strict=True):
+        out_j.addmm_(a_j, b_j, beta=0, alpha=scale)
+    return out
+
+
+def add_products(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> None:
+    """y_j += scale * a_j b_j, for y [T, M], a [k, T, r], b [k, r, M/k]"""
+    if torch.compiler.is_compiling():  # which cannot undo the two views of a batched product in place
+        for y_j, a_j, b_j in zip(y.chunk(a.shape[0], 1), a, b, strict=True):
+            y_j.addmm_(a_j, b_j, alpha=scale)
+    else:
+        slices(y, a.shape[0]).baddbmm_(a, b, alpha=scale)
+
+
+def swapped(p: torch.Tensor) -> torch.Tensor:
+    """[T, k(n), k(j) * r/k] -> [k(j), T, k(n) * r/k].  With the tokens outermost in p it reads each token's numbers together: up to 20 times
+    faster on a CPU than from [k, T, r], where powers of two send them to the same lines of the cache."""
+    t, k, r = p.shape
+    return p.view(t, k, k, r // k).permute(2, 0, 1, 3).reshape(k, t, r)
+
+
+def masked(h: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """h [T, r] or [k, T, k groups of r/k], changed in place: each sample's tokens have its own row of the mask, in every group."""
+    if mask is not None:
+        samples, ranks = mask.shape
+        h.unflatten(-1, (-1, ranks)).unflatten(-3, (samples, -1)).mul_(mask[:, None, None])
+    return h
+
+
+def down(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
+    """x [T, N] -> h: [T, r], or [k(j), T, r]"""
+    if A.ndim == 2:
+        return x @ A.T
+    k, _, r = A.shape
+    p = x.new_empty(x.shape[0], k, r)
+    products(p.transpose(0, 1), slices(x, k), A)
+    return swapped(p)
+
+
+def add_up(y: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scale: float) -> None:
+    """y [T, M] += scale * h B"""
+    if B.ndim == 2:
+        y.addmm_(h, B.T, alpha=scale)
+    else:
+        add_products(y, h, B, scale)
+
+
+def down_again(g: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
+    """g [T, M] -> q: [T, r], or [k(n), T, r]"""
+    if B.ndim == 2:
+        return g.new_empty(len(g), B.shape[1]).addmm_(g, B, beta=0, alpha=scale)
+    k, r, _ = B.shape
+    e = g.new_empty(g.shape[0], k, r)
+    products(e.transpose(0, 1), slices(g, k), B.transpose(1, 2), scale)
+    return swapped(e)
+
+
+def add_to_input(dx: torch.Tensor, q: torch.Tensor, A: torch.Tensor) -> None:
+    """dx [T, N] += q A^T, for a plain LoRA q A"""
+    if A.ndim == 2:
+        dx.addmm_(q, A)
+    else:
+        add_products(dx, q, A.transpose(1, 2))
+
+
+def gradient_of_A(x: torch.Tensor, q: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
+    if A.ndim == 2:
+        return q.T @ x
+    return products(torch.empty_like(A), slices(x, A.shape[0]).transpose(1, 2), q)
+
+
+def gradient_of_B(g: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
+    dB = torch.empty_like(B)
+    if B.ndim == 2:
+        return dB.addmm_(g.T, h, beta=0, alpha=scale)
+    return products(dB, h.transpose(1, 2), slices(g, B.shape[0]), scale)

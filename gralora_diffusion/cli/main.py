@@ -1,0 +1,62 @@
+"""gralora COMMAND ...: one command a file, loaded when it is asked for, so that --help is quick."""
+
+import importlib
+import sys
+
+from gralora_diffusion import __version__, console
+
+COMMANDS = {
+    "train": "train an adapter on your images",
+    "sample": "generate images with a trained adapter",
+    "ui": "train, sample, compare and export in a browser",
+    "convert": "convert an adapter for another tool, or merge it into its base model",
+    "evaluate": "score generated images: subject, prompt, diversity, copies",
+    "compare": "compare adapter methods over seeds, learning rates and subjects",
+    "entanglement": "measure how gradients mix across the blocks of each layer",
+    "demo": "train on the embedded base model and score the result, in about a minute",
+}
+EXAMPLE = "gralora train --instance_data_dir photos/my_dog --instance_prompt 'a photo of sks dog'"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `gralora COMMAND ...`; argv leaves the program's name out.  Exits with 2 after a mistake, 1 after a failure."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if argv[0] == "--version":
+        print(f"gralora {__version__}")
+        return
+    name, *options = argv
+    if name not in COMMANDS:
+        from gralora_diffusion.options import did_you_mean
+
+        console.fail(
+            f"unknown command {name!r}{did_you_mean(name, COMMANDS) or ';'} gralora --help lists all commands"
+        )
+    console.set_program(f"gralora {name}")
+    try:
+        importlib.import_module(f"gralora_diffusion.cli.{name}").main(options)
+    except KeyboardInterrupt:  # while libraries load; a training run handles signals itself
+        console.fail(
+            "stopped before the first step; nothing is lost, and the same command starts again", code=130
+        )
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: gralora COMMAND [options]",
+            "",
+            "Personalise SDXL text-to-image models with low-rank adapters: GraLoRA, Hybrid GraLoRA, GoRA and LoRA.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "gralora COMMAND --help lists a command's options; --version prints the version.",
+            "",
+            f"example: {EXAMPLE}",
+        ]
+    )

@@ -1,0 +1,3 @@
+"""gralora ui: the page in a browser."""
+
+from gralora_diffusion.ui.server import main  # noqa: F401

@@ -1,0 +1,151 @@
+"""Picture files as people have them, good and bad, and the cuts that are made from them."""
+
+import math
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from PIL import Image
+
+from gralora_diffusion.sdxl.base import time_ids
+from gralora_diffusion.seeding import generator
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".mpo", ".avif"}
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "GIF",
+    "AVIF",
+)  # a phone's MPO is a JPEG; never EPS, which would start Ghostscript
+DRAWINGS = {".svg", ".svgz", ".eps", ".ps", ".pdf", ".ai"}
+MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
+MAX_BYTES = 2**30  # of a picture file
+MIN_SIDE = 16
+MAX_ASPECT = 10
+CROPS = 4  # places that a picture is cut at without --center_crop
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_picture(source: Path | BinaryIO) -> Image.Image:
+    """RGB, upright by its EXIF, transparency on white, 16 bits scaled to 8; raises ValueError in plain words."""
+    return decode(source)[0]
+
+
+def decode(source: Path | BinaryIO) -> tuple[Image.Image, str | None]:
+    """(picture as open_picture() gives it, a note on what is left out of it or None)"""
+    Image.init()  # all plugins; AVIF is not in every Pillow
+    try:
+        with Image.open(source, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+            check_header(image)
+            animated = image.format != "MPO" and getattr(image, "is_animated", False)
+            image.load()
+            return to_rgb(
+                upright(image)
+            ), "has several frames or pages, and the first is used" if animated else None
+    except Image.UnidentifiedImageError:
+        raise ValueError("not a picture, whatever its name says") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"its pixels are more than the limit of {MAX_PIXELS:,}") from None
+    except MemoryError:
+        raise ValueError("it does not fit into memory") from None
+
+
+def check_header(image: Image.Image) -> None:
+    """Raises ValueError before anything is decoded."""
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels is more than the limit of {MAX_PIXELS:,}")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(
+            f"{image.width} x {image.height} pixels is too thin: crop it to a ratio below {MAX_ASPECT}"
+        )
+    if min(image.size) < MIN_SIDE:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels is too small: {MIN_SIDE} on each side is the least"
+        )
+    if image.mode == "F":
+        raise ValueError("a picture of floating-point numbers: save it as 8 or 16 bits")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
+    except Exception:  # damaged EXIF says nothing about the pixels; its parser raises all sorts of things
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        if image.getextrema()[1] > 65535:
+            raise ValueError("a picture of 32-bit numbers: save it as 8 or 16 bits")
+        image = image.point(lambda v: v / 257).convert("L")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    """[3, h, w] in [-1, 1]"""
+    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
+    return data.permute(2, 0, 1).float() / 127.5 - 1
+
+
+def buckets(resolution: int) -> list[tuple[int, int]]:
+    """Shapes (height, width) of about resolution^2 pixels and at most 4:1, in steps of resolution/16 (SDXL's 64: arXiv 2307.01952, appendix I)."""
+    step = max(8, resolution // 16 // 8 * 8)
+    sides = range((resolution // step + 1) * step, 2 * resolution + 1, step)
+    wide = [(resolution**2 // side // step * step, side) for side in sides]
+    return [(resolution, resolution), *wide, *(shape[::-1] for shape in wide)]
+
+
+def bucket_of(size: tuple[int, int], resolution: int, by_aspect: bool) -> tuple[int, int]:
+    """The shape (height, width) that a picture of this size is cut to: the nearest in the logarithm of its aspect, or the square."""
+    if not by_aspect:
+        return resolution, resolution
+    aspect = math.log(size[1] / size[0])
+    return min(buckets(resolution), key=lambda b: abs(math.log(b[1] / b[0]) - aspect))
+
+
+def cuts(
+    image: Image.Image,
+    shape: tuple[int, int],
+    center_crop: bool,
+    mirrored: bool,
+    interpolation: str,
+    key: int,
+) -> list[tuple]:
+    """Resized to cover `shape` (height, width), then cut in the middle or at places that `key` draws: [(pixels [3, h, w], time ids [6])].
+
+    Mirrored, they are the same cuts seen in a mirror; their place is counted in the mirrored picture.
+    """
+    original, (height, width) = (image.height, image.width), shape
+    scale = max(height / image.height, width / image.width)
+    resampling = Image.Resampling[interpolation.removesuffix("_exact").upper()]
+    image = image.resize(
+        (max(width, round(image.width * scale)), max(height, round(image.height * scale))), resampling
+    )
+    spare = torch.tensor([image.height - height, image.width - width])
+    if center_crop:
+        places = [(spare // 2).tolist()]
+    else:
+        places = (torch.rand(CROPS, 2, generator=generator(key)) * (spare + 1)).long().tolist()
+    out = []
+    for top, left in dict.fromkeys(map(tuple, places)):
+        pixels = to_pixels(image.crop((left, top, left + width, top + height)))
+        if mirrored:
+            pixels, left = pixels.flip(-1), image.width - width - left
+        out.append((pixels, time_ids(original, (top, left), shape)))
+    return out

@@ -1,0 +1,60 @@
+"""Files that are complete or absent, and their digests."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, complete or absent."""
+    with complete_or_absent(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def sync(folder: Path) -> None:
+    """Make names in this folder last through a power cut, where the system can."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def complete_or_absent(path: str | Path) -> Iterator[Path]:
+    """Another name to write under; then synced, given the umask's mode, and renamed to `path`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(
+        f".{path.name}.{uuid.uuid4().hex[:12]}.part"
+    )  # threads and other machines may write it too
+    try:
+        yield part
+        os.umask(mask := os.umask(0))
+        part.chmod(0o666 & ~mask)
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Another name to write a folder under; then renamed to `path`."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,103 @@
+"""Export: an adapter in each tool's format, or a run's pictures, as one file each with its size and SHA-256."""
+
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+from gralora_diffusion.files import sha256
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui.drawing import base_of
+from gralora_diffusion.ui.run_view import sample_files
+from gralora_diffusion.ui.workspace import Home, real_file
+
+KINDS = {
+    "adapter": "this project's own file: small, and training can go on from it",
+    "comfyui": "for ComfyUI, A1111, Forge and kohya's scripts",
+    "diffusers": "for load_lora_weights of diffusers",
+    "peft": "a zipped folder for PEFT",
+    "merged": "the base with the adapter baked in: one large checkpoint",
+    "samples": "the run's sample pictures, zipped",
+}
+DTYPES = ("fp16", "bf16", "fp32")
+
+
+def export(home: Home, name: str, kind: str, rank: int | None, dtype: str) -> tuple[Path, str]:
+    """(a file to download, its SHA-256).  rank: the best plain LoRA of that rank in place of the exact one.  Raises ConfigError."""
+    import torch
+
+    from gralora_diffusion.formats import load as formats
+    from gralora_diffusion.formats import merge_base as merging
+    from gralora_diffusion.formats.adapter_state import to_lora
+    from gralora_diffusion.formats.read import read_adapter
+
+    source = home.adapter(name)
+    stem = name.removesuffix(".safetensors").replace("/", "-")
+    if kind not in KINDS:
+        raise ConfigError(f"there is no format named {kind!r}; there are: {', '.join(KINDS)}")
+    if dtype not in DTYPES:
+        raise ConfigError(f"there is no precision named {dtype!r}; there are: {', '.join(DTYPES)}")
+    if kind == "samples":
+        path = zip_samples(home, name, home.to_serve(f"{stem}-samples.zip"))
+        return path, sha256(path)
+    adapter, number = (
+        read_adapter(source),
+        dict(fp16=torch.float16, bf16=torch.bfloat16, fp32=torch.float32)[dtype],
+    )
+    if rank is not None:
+        if not 1 <= rank <= 4096:
+            raise ConfigError(
+                f"the rank is {rank}; it must be from 1 to 4096, or blank for the exact adapter"
+            )
+        adapter = to_lora(adapter, rank)[0]
+    try:
+        if kind == "peft":
+            path = home.to_serve(f"{stem}-peft.zip")
+            with tempfile.TemporaryDirectory(dir=home.root / ".page") as folder:
+                formats.write_peft(Path(folder) / stem, adapter, number)
+                shutil.make_archive(str(path.with_suffix("")), "zip", folder)
+        else:
+            path = home.to_serve(f"{stem}-{kind}.safetensors")
+            if kind == "merged":
+                base = base_of(home, name)
+                merging.write_merged(
+                    path,
+                    adapter,
+                    str(home.root / base) if base and base.startswith("models/") else base,
+                    number,
+                )
+            else:
+                dict(
+                    adapter=formats.write_native,
+                    comfyui=formats.write_comfyui,
+                    diffusers=formats.write_diffusers,
+                )[kind](path, adapter, number)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return path, sha256(path)
+
+
+def zip_samples(home: Home, name: str, path: Path) -> Path:
+    """The sample pictures of a run, links left out."""
+    run = name.partition("/")[0]
+    if run not in home.run_names():
+        raise ConfigError(f"{name} was added as a file: it has no sample pictures")
+    found = [(folder_step, file) for folder_step, files in sample_files(home.runs / run) for file in files]
+    if not found:
+        raise ConfigError(f"{run} has no sample pictures yet")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for step, file in found:
+            if real_file(file):
+                archive.write(file, f"{run}/step-{step:05d}/{file.name}")
+    return path
+
+
+def size(path: Path) -> str:
+    number = path.stat().st_size
+    return (
+        f"{number / 2**30:.1f} GB"
+        if number >= 2**30
+        else f"{number / 2**20:.1f} MB"
+        if number >= 2**20
+        else f"{number / 2**10:.1f} KB"
+    )

@@ -1,0 +1,81 @@
+"""Adapters of every kind, their deltas, and files of SDXL's own size."""
+
+import torch
+from helpers import MODELS
+
+from gralora_diffusion import AdapterConfig
+from gralora_diffusion.formats.adapter_state import Adapter
+from gralora_diffusion.formats.layer_names import canonical
+from gralora_diffusion.formats.merge_base import Stored, structure, to_checkpoint
+from gralora_diffusion.sdxl.base import shapes
+
+CONFIGS = {
+    "lora": AdapterConfig(method="lora", rank=8, alpha=16.0),
+    "gralora": AdapterConfig(rank=16, k=2, alpha=8.0),
+    "hybrid": AdapterConfig(rank=16, k=4, hybrid_rank=8, rslora=True),
+    "mixed": AdapterConfig(rank=16, k=2, rank_pattern={"attn2": 32}, k_pattern={"attn2": 4, "to_q": 1}),
+}
+
+
+def deltas(adapter: Adapter) -> dict[str, torch.Tensor]:
+    pairs = {
+        f"{component}.{path}": adapter.low_rank(component, path) for component, path, _ in adapter.items()
+    }
+    return {layer: up.double() @ down.double() for layer, (down, up) in pairs.items()}
+
+
+def close(got: dict, wanted: dict, tolerance: float):
+    """The same layers, each with a delta that differs by no more than this, relative to it (Frobenius); where it is zero, exactly."""
+    assert set(got) == set(wanted)
+    wrong = {
+        layer: float((got[layer] - delta).norm() / delta.norm().clamp_min(1e-30))
+        for layer, delta in wanted.items()
+    }
+    assert max(wrong.values(), default=0.0) <= tolerance, max(wrong.items(), key=lambda item: item[1])
+
+
+def changes(pipeline, base) -> dict[str, torch.Tensor]:
+    """{component.path: how far each weight is from the base's}, for the weights that differ; every other tensor must be the base's."""
+    found = {}
+    for component in MODELS:
+        before = getattr(base, component).state_dict()
+        after = getattr(pipeline, component).state_dict()
+        assert before.keys() == after.keys()
+        for name, tensor in before.items():
+            if not torch.equal(after[name], tensor):
+                found[f"{component}.{canonical(component, name.removesuffix('.weight'))}"] = (
+                    after[name].double() - tensor.double()
+                )
+    return found
+
+
+def sdxl_sized(config: AdapterConfig, file) -> Adapter:
+    """Random factors for all attention layers of SDXL's three models, from the public config's shapes alone."""
+    from gralora_diffusion import inject
+
+    file.write_bytes(b"")
+    torch.manual_seed(0)
+    layers = {}
+    for component, model in shapes(file).items():
+        for path, layer in inject(model, config).items():
+            factors = {
+                leaf: torch.empty(p.shape).normal_(std=0.02) for leaf, p in layer.adapter_parameters.items()
+            }
+            layers.setdefault(component, {})[canonical(component, path)] = factors
+    return Adapter(config, layers, dict(layers_per_block=2))
+
+
+def merged_sdxl(file):
+    """SDXL's models, and {name: tensor} of the checkpoint that merging makes of them, all without weights."""
+    file.write_bytes(b"")
+    models, names, layout = structure(file)
+    merged = to_checkpoint(
+        {
+            c: {name: Stored(shape, torch.float16, None) for name, shape in found.items()}
+            for c, found in names.items()
+        },
+        layout,
+    )
+    return models, {
+        name: torch.empty(tensor.shape, device="meta", dtype=tensor.dtype) for name, tensor in merged.items()
+    }

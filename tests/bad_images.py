@@ -1,0 +1,95 @@
+"""Files that are no images."""
+
+import io
+import struct
+import zlib
+
+import numpy
+from PIL import Image
+
+NOISE = numpy.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=numpy.uint8)
+
+
+def encoded(kind: str, image=None, **options) -> bytes:
+    file = io.BytesIO()
+    (image or Image.fromarray(NOISE)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_with(*chunks: bytes) -> bytes:
+    """A good picture with more chunks behind its header."""
+    good = encoded("PNG")
+    return good[:33] + b"".join(chunks) + good[33:]
+
+
+def png_header(width: int, height: int) -> bytes:
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+def flipped(name: bytes, offset: int) -> bytes:
+    """A PNG with one bit of one chunk flipped: its checksum no longer fits."""
+    data = bytearray(encoded("PNG"))
+    data[data.index(name) + offset] ^= 1
+    return bytes(data)
+
+
+BAD = {
+    "empty file": ("bad.png", b"", "empty file"),
+    "HTML as JPEG": ("bad.jpg", b"<html>not found</html>", "not a picture, whatever its name says"),
+    "text as PNG": ("bad.png", b"some text", "not a picture, whatever its name says"),
+    "zip as PNG": ("bad.png", b"PK\x03\x04" + bytes(60), "not a picture, whatever its name says"),
+    "PostScript as PNG": (
+        "bad.png",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+        "not a picture, whatever its name says",
+    ),
+    "SVG": ("bad.svg", b"<svg/>", "a drawing, not pixels: export it as PNG"),
+    "EPS": ("bad.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n", "a drawing, not pixels: export it as PNG"),
+    "zip": ("bad.zip", b"PK\x03\x04", "not a picture"),
+    "truncated JPEG": ("bad.jpg", encoded("JPEG")[:3000], "truncated"),
+    "truncated PNG": ("bad.png", encoded("PNG")[:9000], "truncated"),
+    "truncated GIF": ("bad.gif", b"GIF89a", "not a picture"),
+    "bad CRC of the header": ("bad.png", flipped(b"IHDR", 17), "not a picture, whatever its name says"),
+    "bad CRC of the pixels": ("bad.png", flipped(b"IDAT", 20), "broken data stream"),
+    "bomb of pixels": ("bad.png", png_header(30_000, 30_000), "more than the limit of 89,478,485"),
+    "bomb just over": ("bad.png", png_header(10_000, 9_000), "10000 x 9000 pixels is more than the limit"),
+    "bomb of text": (
+        "bad.png",
+        png_with(chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(10**8), 9))),
+        "too large",
+    ),
+    "bomb of a profile": (
+        "bad.png",
+        png_with(chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(10**8), 9))),
+        "too large",
+    ),
+    "1 x 1": (
+        "bad.png",
+        encoded("PNG", Image.new("RGB", (1, 1))),
+        "1 x 1 pixels is too small: 16 on each side is the least",
+    ),
+    "1 x 60000": ("bad.png", encoded("PNG", Image.new("RGB", (1, 60_000))), "1 x 60000 pixels is too thin"),
+    "float TIFF": ("bad.tif", encoded("TIFF", Image.new("F", (64, 64), 0.5)), "floating-point numbers"),
+    "32-bit TIFF": ("bad.tif", encoded("TIFF", Image.new("I", (64, 64), 10**6)), "32-bit numbers"),
+    "stray text": ("notes.txt", b"buy milk", "no picture named notes"),
+    "stray JSON": ("notes.json", b"{}", "no picture named notes"),
+    "empty caption": ("good.txt", b" \n", "its caption in good.txt is empty"),
+    "caption not UTF-8": ("good.txt", b"\xff\xfe\x00bad", "its caption good.txt is not UTF-8 text"),
+    "caption of 10 MB": ("good.txt", b"a" * 10**7, "its caption good.txt is longer than 65,536 bytes"),
+    "caption with NUL": ("good.txt", b"a\0b", "holds a NUL character"),
+    "caption of broken JSON": ("good.json", b"{", "its caption good.json is not JSON"),
+    "caption of deep JSON": ("good.json", b"[" * 60_000, "its caption good.json is not JSON"),
+    "caption of other JSON": ("good.json", b'{"title": "x"}', 'with "caption", "text" or "tags"'),
+    "caption of a number": ("good.json", b'{"caption": 5}', "is int, not text"),
+    "tags of numbers": ("good.json", b'{"caption": "a", "tags": [1]}', "is list, not text"),
+    "empty JSON caption": ("good.json", b'{"caption": ""}', "good.json is empty"),
+}

@@ -1,0 +1,358 @@
+"""Optimizers, learning rates, schedules and averages: their formulas, and that their state goes to files and back bit for bit."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import MODELS, adapted_pipeline
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from gralora_diffusion import AdapterConfig, TrainConfig
+from gralora_diffusion.command_line import parse
+from gralora_diffusion.config import SCHEDULES
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.training.optim import (
+    EMA,
+    bytes_per_parameter,
+    check_optimizer,
+    learning_rates,
+    load_optimizer_state,
+    make_optimizer,
+    make_schedule,
+    optimizer_state,
+    parameter_groups,
+    rate_in_use,
+    settle,
+    settled,
+)
+
+KINDS = {
+    "AdamW": dict(optimizer="AdamW", lr_scheduler="cosine", lr_warmup_steps=2),
+    "AdamW 8 bit": dict(optimizer="AdamW", use_8bit_adam=True, lr_scheduler="linear"),
+    "Prodigy": dict(
+        optimizer="Prodigy",
+        learning_rate=1.0,
+        lr_scheduler="constant_with_warmup",
+        lr_warmup_steps=2,
+        adam_weight_decay=0.01,
+    ),
+    "Prodigy, other options": dict(
+        optimizer="Prodigy",
+        learning_rate=1.0,
+        prodigy_beta3=0.9,
+        prodigy_decouple=False,
+        adam_weight_decay=0.01,
+    ),
+    "Adafactor": dict(optimizer="Adafactor", lr_scheduler="polynomial", lr_power=2.0),
+    "AdamWScheduleFree": dict(optimizer="AdamWScheduleFree", lr_warmup_steps=3),
+}
+
+
+def config_of(kind: str, **options) -> TrainConfig:
+    if "8 bit" in kind:
+        pytest.importorskip("bitsandbytes")
+    return TrainConfig(**dict(learning_rate=1e-2) | KINDS[kind] | options)
+
+
+class Problem:
+    """Parameters of the shapes that adapters have, one of them without a gradient, and a loss for each step."""
+
+    def __init__(self, config: TrainConfig, steps: int = 12):
+        random = torch.Generator().manual_seed(0)
+        shapes = [(2, 24, 16), (2, 16, 24), (64, 80), (4,), (3, 3)]
+        self.parameters = [nn.Parameter(torch.randn(shape, generator=random)) for shape in shapes]
+        ratio = 1 if config.optimizer == "Prodigy" else 4
+        groups = [
+            dict(params=self.parameters[:2], lr=config.learning_rate),
+            dict(params=self.parameters[2:], lr=ratio * config.learning_rate),
+        ]
+        self.optimizer = make_optimizer(groups, config)
+        self.schedule = make_schedule(self.optimizer, config, steps)
+        self.ema = EMA({str(i): p for i, p in enumerate(self.parameters)}, 0.9)
+        self.rates = []
+
+    def go(self, first: int, last: int) -> None:
+        for step in range(first, last):
+            random = torch.Generator().manual_seed(step)
+            for p in self.parameters[:4]:
+                p.grad = p.detach() + 0.3 * torch.randn(p.shape, generator=random)
+            self.rates.append(rate_in_use(self.optimizer))
+            self.optimizer.step()
+            self.schedule.step()
+            self.ema.update()
+            self.optimizer.zero_grad()
+
+    def save(self, folder: Path) -> None:
+        (tensors, facts), (averages, updates) = optimizer_state(self.optimizer), self.ema.state()
+        save_file(tensors, folder / "optimizer.safetensors")
+        save_file(averages, folder / "ema.safetensors")
+        save_file({str(i): p.detach() for i, p in enumerate(self.parameters)}, folder / "adapter.safetensors")
+        state = dict(optimizer=facts, ema=updates, schedule=self.schedule.state_dict())
+        (folder / "state.json").write_text(json.dumps(state, allow_nan=False))
+
+    def load(self, folder: Path) -> None:
+        state = json.loads((folder / "state.json").read_text())
+        for i, tensor in load_file(folder / "adapter.safetensors").items():
+            self.parameters[int(i)].data.copy_(tensor)
+        load_optimizer_state(self.optimizer, load_file(folder / "optimizer.safetensors"), state["optimizer"])
+        self.ema.load(load_file(folder / "ema.safetensors"), state["ema"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+@pytest.mark.parametrize("saved_after", [0, 1, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_save_load_steps_is_bit_equal_to_all_the_steps(kind, saved_after, tmp_path):
+    config = config_of(kind)
+    whole, first, second = Problem(config), Problem(config), Problem(config)
+    start = [p.detach().clone() for p in whole.parameters]
+    whole.go(0, 10)
+    first.go(0, saved_after)
+    first.save(tmp_path)
+    second.load(tmp_path)
+    second.go(saved_after, 10)
+    assert whole.rates == first.rates + second.rates
+    for p, same, begun in zip(whole.parameters, second.parameters, start, strict=True):
+        assert torch.equal(p, same)
+        assert torch.equal(p, begun) == (p.shape == (3, 3)), "all but the one without a gradient move"
+    for p, same in zip(whole.ema.average.values(), second.ema.average.values(), strict=True):
+        assert torch.equal(p, same)
+    last, again = optimizer_state(whole.optimizer), optimizer_state(second.optimizer)
+    assert last[1] == again[1]
+    assert all(torch.equal(last[0][name], again[0][name]) for name in last[0] | again[0])
+
+
+def test_state_of_another_adapter_or_optimizer_is_refused():
+    adamw, adafactor = Problem(config_of("AdamW")), Problem(config_of("Adafactor"))
+    adamw.go(0, 1)
+    state, averages = optimizer_state(adamw.optimizer), adamw.ema.state()
+    with pytest.raises(ValueError, match="another optimizer"):
+        load_optimizer_state(adafactor.optimizer, *state)
+    other = make_optimizer([dict(params=[nn.Parameter(torch.zeros(3))])], config_of("AdamW"))
+    with pytest.raises(ValueError, match="another adapter"):
+        load_optimizer_state(other, *state)
+    with pytest.raises(ValueError, match="another adapter"):
+        EMA({"0": nn.Parameter(torch.zeros(3))}, 0.9).load(*averages)
+
+
+def test_fused_adamw_is_adamw():
+    config = config_of("AdamW", adam_weight_decay=0.01)
+    fused, plain = Problem(config), Problem(config)
+    assert fused.optimizer.defaults["fused"]
+    plain.optimizer = torch.optim.AdamW(
+        [{n: v for n, v in g.items() if n not in ("fused", "foreach")} for g in plain.optimizer.param_groups],
+        foreach=False,
+        fused=False,
+    )
+    plain.schedule = make_schedule(plain.optimizer, config, 12)
+    fused.go(0, 10)
+    plain.go(0, 10)
+    for p, same in zip(fused.parameters, plain.parameters, strict=True):
+        torch.testing.assert_close(p, same, rtol=1e-6, atol=1e-6)
+
+
+def test_8_bit_adamw_is_near_adamw():
+    options = dict(lr_scheduler="linear", lr_warmup_steps=0)
+    small, plain = Problem(config_of("AdamW 8 bit")), Problem(config_of("AdamW", **options))
+    start = plain.parameters[2].detach().clone()
+    small.go(0, 10)
+    plain.go(0, 10)
+    assert optimizer_state(small.optimizer)[0]["2.state1"].dtype == torch.uint8
+    moved = (plain.parameters[2] - start).norm()
+    assert (small.parameters[2] - plain.parameters[2]).norm() < 0.1 * moved
+
+
+def test_prodigy_finds_its_rate_and_learns():
+    problem = Problem(config_of("Prodigy"), steps=100)
+    before = problem.parameters[2].norm()
+    problem.go(0, 100)
+    assert problem.rates[-1] > 1e3 * max(problem.rates[:3])
+    assert problem.parameters[2].norm() < 0.5 * before
+
+
+def test_the_schedule_free_average_is_looked_at_and_training_goes_on_bit_for_bit():
+    config = config_of("AdamWScheduleFree")
+    looked, blind = Problem(config), Problem(config)
+    blind.go(0, 10)
+    for step in range(10):
+        looked.go(step, step + 1)
+        with settled(looked.optimizer):
+            y, z = blind.parameters[2], blind.optimizer.state[blind.parameters[2]]["z"]
+            if step == 9:  # x, of y = (1 - beta1) z + beta1 x (arXiv 2405.15682, eq. 3)
+                torch.testing.assert_close(looked.parameters[2], (y - (1 - 0.9) * z) / 0.9)
+                assert not torch.equal(looked.parameters[2], y)
+    assert all(torch.equal(p, same) for p, same in zip(looked.parameters, blind.parameters, strict=True))
+    settle(looked.optimizer)
+    assert not torch.equal(looked.parameters[2], blind.parameters[2])
+    assert looked.rates[:4] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2])
+
+
+def test_the_moving_average_by_hand():
+    problem = Problem(config_of("AdamW"))
+    expected = problem.parameters[2].detach().double()
+    for n in range(20):
+        problem.go(n, n + 1)
+        d = min(0.9, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * problem.parameters[2].detach().double()
+    torch.testing.assert_close(problem.ema.average["2"].double(), expected, rtol=0, atol=1e-5)
+    raw = problem.parameters[2].detach().clone()
+    with settled(problem.optimizer, problem.ema):
+        assert torch.equal(problem.parameters[2], problem.ema.average["2"])
+    assert torch.equal(problem.parameters[2], raw)
+    settle(problem.optimizer, problem.ema)
+    assert torch.equal(problem.parameters[2], problem.ema.average["2"])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_all_schedules_of_diffusers(name):
+    from diffusers.optimization import SchedulerType
+
+    assert {kind.value for kind in SchedulerType} == set(SCHEDULES)
+    options = {
+        "piecewise_constant": dict(lr_step_rules="1:3,0.5:6,0.1"),
+        "cosine_with_restarts": dict(lr_num_cycles=2),
+        "polynomial": dict(lr_power=2.0),
+    }
+    warmup = 0 if name in ("constant", "piecewise_constant") else 2
+    problem = Problem(
+        TrainConfig(learning_rate=0.5, lr_scheduler=name, lr_warmup_steps=warmup, **options.get(name, {}))
+    )
+    problem.go(0, 12)
+    after = {
+        "linear": lambda s: (12 - s) / 10,
+        "cosine": lambda s: 0.5 + 0.5 * math.cos(math.pi * (s - 2) / 10),
+        "cosine_with_restarts": lambda s: 0.5 + 0.5 * math.cos(math.pi * ((s - 2) / 5 % 1)),
+        "polynomial": lambda s: ((0.5 - 1e-7) * ((12 - s) / 10) ** 2 + 1e-7) / 0.5,
+        "constant": lambda s: 1,
+        "constant_with_warmup": lambda s: 1,
+        "piecewise_constant": lambda s: 1 if s < 3 else 0.5 if s < 6 else 0.1,
+    }[name]
+    assert problem.rates == pytest.approx([0.5 * (s / 2 if s < warmup else after(s)) for s in range(12)])
+
+
+def test_groups_have_their_rates_and_loraplus_gives_every_b_its_own():
+    _, models = adapted_pipeline(AdapterConfig(rank=8, k=2, hybrid_rank=4))
+    options = dict(
+        learning_rate=1e-3,
+        train_text_encoder=True,
+        text_encoder_lr=1e-4,
+        text_encoder_2_lr=0.0,
+        adam_weight_decay_text_encoder=0.5,
+    )
+    plain = parameter_groups(models, TrainConfig(**options))
+    assert [(g["lr"], g["weight_decay"]) for g in plain] == [(1e-3, 1e-4), (1e-4, 0.5), (0.0, 0.5)]
+    plus = parameter_groups(models, TrainConfig(**options, loraplus_lr_ratio=16))
+    assert [g["lr"] for g in plus] == pytest.approx([1e-3, 1.6e-2, 1e-4, 1.6e-3, 0.0, 0.0])
+    for model, (a, b) in zip(models.values(), zip(plus[::2], plus[1::2], strict=True), strict=True):
+        named = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+        assert {named[id(p)].rpartition(".")[2] for p in a["params"]} == {"gralora_A", "lora_A"}
+        assert {named[id(p)].rpartition(".")[2] for p in b["params"]} == {"gralora_B", "lora_B"}
+        assert len(a["params"]) + len(b["params"]) == len(named)
+
+
+def test_scale_lr_multiplies_by_the_pictures_per_step():
+    options = dict(learning_rate=1e-4, scale_lr=True, gradient_accumulation_steps=3, train_batch_size=2)
+    rates = learning_rates(TrainConfig(**options, train_text_encoder=True, text_encoder_lr=1e-5), processes=4)
+    assert rates == pytest.approx(dict(unet=24e-4, text_encoder=1e-5, text_encoder_2=1e-5))
+    assert learning_rates(TrainConfig(**options), processes=4) == pytest.approx(dict.fromkeys(MODELS, 24e-4))
+
+
+@pytest.mark.parametrize("given", ["adamw", "AdamW", "PRODIGY", "adafactor", "AdamwScheduleFree"])
+def test_optimizers_are_known_by_name_in_capitals_or_not(given):
+    assert parse("", ["--optimizer", given]).optimizer.lower() == given.lower()
+    assert parse("", ["--optimizer", "prodigy"]).resolved().learning_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--optimizer adamv", "one of AdamW, Prodigy"),
+        ("--optimizer adafactor --adam_beta1 0.8", "--adam_beta1 is given, and has no effect"),
+        ("--prodigy_decouple False", "needs --optimizer Prodigy"),
+        ("--prodigy_decouple maybe", "neither True nor False"),
+        ("--optimizer prodigy --use_8bit_adam", "needs --optimizer AdamW"),
+        ("--optimizer prodigy --loraplus_lr_ratio 16", "one learning rate for all"),
+        ("--optimizer prodigy --train_text_encoder --text_encoder_lr 1e-5", "one learning rate for all"),
+        ("--optimizer AdamWScheduleFree --lr_scheduler cosine", "needs --lr_scheduler constant"),
+        ("--optimizer AdamWScheduleFree --ema_decay 0.99", "averages by itself"),
+        ("--lr_warmup_steps 5", "schedule with a warm-up"),
+        ("--lr_num_cycles 2 --lr_scheduler cosine", "cosine_with_restarts"),
+        ("--lr_scheduler piecewise_constant", "needs rules"),
+        ("--lr_scheduler piecewise_constant --lr_step_rules 1:x,2", "needs rules"),
+        (
+            "--lr_scheduler polynomial --lr_warmup_steps 10 --max_train_steps 10",
+            "the run ends after 10 steps",
+        ),
+        ("--text_encoder_lr 1e-4", "needs --train_text_encoder"),
+        ("--huber_c 0.5", "--loss_type huber"),
+        ("--loss_type l3", "invalid choice"),
+        ("--adapter lora --tlora_min_rank 4", "belongs to --tlora"),
+        ("--tlora --rank 8 --tlora_min_rank 9", "at most the rank 8"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_one_sentence(line, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("", line.split())
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_switches_take_true_and_false_as_diffusers_command_lines_have_them():
+    line = "--optimizer prodigy --prodigy_decouple=True --prodigy_use_bias_correction False --no-prodigy_safeguard_warmup --center_crop"
+    config = parse("", line.split())
+    assert (
+        config.prodigy_decouple,
+        config.prodigy_use_bias_correction,
+        config.prodigy_safeguard_warmup,
+        config.center_crop,
+    ) == (
+        True,
+        False,
+        False,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"),
+    [("Prodigy", "prodigyopt"), ("AdamWScheduleFree", "schedulefree"), ("AdamW 8 bit", "bitsandbytes")],
+)
+def test_a_package_that_is_not_there_is_named(kind, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=f"needs the package {package}: pip install"):
+        check_optimizer(TrainConfig(**dict(learning_rate=1e-2) | KINDS[kind]), torch.device("cpu"), 100)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            dict(lr_scheduler="polynomial", lr_warmup_steps=5, num_train_epochs=1),
+            "the run ends after 5 steps",
+        ),
+        (dict(lr_scheduler="polynomial", learning_rate=1e-8), "lr_end"),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_refused_before_anything_is_written(options, words):
+    with pytest.raises(ConfigError, match=words):
+        check_optimizer(TrainConfig(**dict(learning_rate=1e-3) | options), torch.device("cpu"), 5)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "AdamW 8 bit"])
+def test_the_forecast_knows_what_each_optimizer_keeps(kind):
+    problem = Problem(config_of(kind))
+    problem.go(0, 1)
+    sizes = [p.numel() for p in problem.parameters[:4]]
+    kept = sum(t.nbytes for t in optimizer_state(problem.optimizer)[0].values())
+    if kind.startswith("Prodigy"):
+        kept -= sum(2 * n for n in sizes)  # here no parameter begins as zero; half of an adapter's do
+    assert kept / sum(sizes) == pytest.approx(bytes_per_parameter(config_of(kind)) - 8, abs=0.3)
+    assert bytes_per_parameter(TrainConfig(ema_decay=0.99)) == 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_optimizers_that_are_there_pass_the_check(kind):
+    check_optimizer(config_of(kind), torch.device("cpu"), 100)

@@ -1,0 +1,515 @@
+"""A run that is broken off, in whatever way, goes on as if nothing had been; and nobody else's run is touched."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from helpers import SCRIPTS, TRAIN
+from safetensors.torch import load_file
+
+from gralora_diffusion import AdapterConfig, TrainConfig
+from gralora_diffusion.options import ConfigError, TrainingError
+from gralora_diffusion.training import checkpoint as checkpoints
+from gralora_diffusion.training.run_folder import read_metrics, read_status
+from gralora_diffusion.training.signals import Stopped
+from gralora_diffusion.training.train import train
+
+SMALL = AdapterConfig(rank=8, k=2, dropout=0.1)
+QUICK = TrainConfig(
+    adapter=SMALL,
+    max_train_steps=5,
+    train_batch_size=2,
+    gradient_accumulation_steps=2,
+    skip_final_inference=True,
+)
+
+
+def learnt(run: Path) -> dict:
+    return load_file(run / "adapter.safetensors")
+
+
+def equal(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    return train(
+        dataclasses.replace(
+            QUICK, output_dir=str(tmp_path_factory.mktemp("unbroken") / "run"), checkpointing_steps=1
+        )
+    )
+
+
+@pytest.fixture
+def broken(unbroken, tmp_path):
+    """The same run as a kill after step 3 would leave it, in a folder of its own."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    for name in ("checkpoint-4", "checkpoint-5"):
+        shutil.rmtree(run / name)
+    for path in run.glob("*.safetensors"):
+        path.unlink()
+    (run / "status.json").write_text('{"state": "running", "pid": 1}')
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])
+    return run
+
+
+def again(run: Path, **options) -> Path:
+    return train(dataclasses.replace(QUICK, output_dir=str(run), **options))
+
+
+def test_trap_3_resumed_at_every_step_it_is_bit_equal(unbroken, tmp_path):
+    """With accumulation, dropout, and six pictures that four per step do not divide."""
+    for steps in range(1, 6):
+        again(tmp_path / "run", max_train_steps=steps)
+    assert equal(learnt(tmp_path / "run"), learnt(unbroken))
+    exact = [
+        {k: v for k, v in line.items() if k not in ("seconds", "memory")} for line in read_metrics(unbroken)
+    ]
+    assert [
+        {k: v for k, v in line.items() if k not in ("seconds", "memory")}
+        for line in read_metrics(tmp_path / "run")
+    ] == exact
+
+
+def test_a_killed_run_goes_on_and_its_leftovers_go(broken, unbroken):
+    assert read_status(broken)["state"] == "killed"
+    shutil.copytree(broken / "checkpoint-3", broken / ".checkpoint-4.part")
+    shutil.copytree(broken / "checkpoint-3", broken / ".checkpoint-2.del")
+    (broken / ".adapter.safetensors.99.part").write_bytes(b"half")
+    again(broken)
+    assert equal(learnt(broken), learnt(unbroken))
+    assert not [p for p in broken.rglob(".*") if p.name != ".lock"]
+    assert [line["step"] for line in read_metrics(broken)] == [1, 2, 3, 4, 5]
+    assert read_status(broken)["state"] == "done"
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "state.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "gone"])
+def test_a_damaged_checkpoint_is_passed_over(broken, name, harm):
+    path = broken / "checkpoint-3" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink() if harm == "gone" else path.write_bytes(
+        data if harm == "flipped" else data[: len(data) // 2]
+    )
+    named = (
+        contextlib.nullcontext()
+        if (name, harm) == ("manifest.json", "gone")
+        else pytest.warns(UserWarning, match="checkpoint-3 is passed over")
+    )
+    with named:
+        assert checkpoints.newest(broken).name == "checkpoint-2"
+    with pytest.raises(ConfigError, match="cannot be resumed from"):
+        checkpoints.load(broken / "checkpoint-3")
+
+
+def test_a_damaged_checkpoint_costs_steps_and_nothing_else(broken, unbroken):
+    (broken / "checkpoint-3" / "state.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"state\.safetensors is not as it was written"):
+        again(broken)
+    assert equal(learnt(broken), learnt(unbroken))
+
+
+def test_foreign_folders_that_are_named_like_checkpoints_do_not_count(broken, unbroken):
+    for name in ("checkpoint-999", "checkpoint-abc", "checkpoint-7"):
+        (broken / name).mkdir()
+    (broken / "checkpoint-7" / "pytorch_lora_weights.safetensors").write_bytes(b"x")
+    again(broken)
+    assert equal(learnt(broken), learnt(unbroken))
+    assert (broken / "checkpoint-999").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(adapter=dataclasses.replace(SMALL, rank=16)), "--gralora_rank 8, not 16"),
+        (dict(adapter=dataclasses.replace(SMALL, k=4)), "--gralora_k 2, not 4"),
+        (
+            dict(adapter=dataclasses.replace(SMALL, targets="attention+ff")),
+            "--targets attention, not attention",
+        ),
+        (dict(seed=1), "--seed 0, not 1"),
+        (dict(train_batch_size=1), "--train_batch_size 2, not 1"),
+        (dict(learning_rate=1e-4), "--learning_rate 0.001, not 0.0001"),
+        (
+            dict(resume_from_checkpoint="checkpoint-9"),
+            "checkpoint-9 is not there; .* has: checkpoint-1, checkpoint-2, checkpoint-3",
+        ),
+        (dict(resume_from_checkpoint="checkpoint-1"), "later checkpoints than checkpoint-1"),
+        (dict(resume_from_checkpoint="elsewhere/checkpoint-1"), "goes on from its own checkpoints"),
+        (dict(max_train_steps=2), "at step 3 already, beyond the 2"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused_and_nothing_changes(broken, options, words):
+    before = {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match=words):
+        again(broken, **options)
+    assert {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()} == before
+
+
+def test_other_pictures_are_refused(tmp_path):
+    from gralora_diffusion.data.dataset import EXAMPLE
+
+    shutil.copytree(EXAMPLE, tmp_path / "pictures")
+    options = dict(instance_data_dir=str(tmp_path / "pictures"), instance_prompt="a photo of sks robot")
+    again(tmp_path / "run", max_train_steps=1, **options)
+    for name in ("01.png", "01.txt"):
+        (tmp_path / "pictures" / name).unlink()
+    with pytest.raises(ConfigError, match="made with other pictures or captions"):
+        again(tmp_path / "run", **options)
+
+
+def test_an_older_checkpoint_is_taken_when_the_later_ones_are_moved_away(broken, unbroken, tmp_path):
+    for step in (2, 3):
+        (broken / f"checkpoint-{step}").rename(tmp_path / f"kept-{step}")
+    again(broken, resume_from_checkpoint="checkpoint-1")
+    assert equal(learnt(broken), learnt(unbroken))
+
+
+def test_resuming_what_is_done_changes_nothing(unbroken):
+    before = {p: p.stat().st_mtime_ns for p in unbroken.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert again(unbroken) == unbroken
+    assert {
+        p: p.stat().st_mtime_ns for p in unbroken.rglob("*") if p.is_file() and p.name != ".lock"
+    } == before
+
+
+def test_the_limit_never_keeps_a_damaged_checkpoint_for_a_good_one(broken, unbroken):
+    (broken / "checkpoint-3" / "state.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="checkpoint-3 is passed over"):
+        again(broken, checkpoints_total_limit=1, max_train_steps=4)
+    assert checkpoints.newest(broken).name == "checkpoint-4"
+    assert [p.name for p in broken.glob("checkpoint-*")] == ["checkpoint-4"]
+    again(broken)
+    assert equal(learnt(broken), learnt(unbroken))
+
+
+def test_other_steps_are_refused_where_the_schedule_depends_on_them(tmp_path):
+    again(tmp_path / "run", max_train_steps=2, lr_scheduler="cosine")
+    with pytest.raises(ConfigError, match="other steps, which --lr_scheduler depends on"):
+        again(tmp_path / "run", max_train_steps=4, lr_scheduler="cosine")
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    again(tmp_path / "run", checkpointing_steps=1, checkpoints_total_limit=2)
+    assert sorted(p.name for p in (tmp_path / "run").glob("*checkpoint*")) == ["checkpoint-4", "checkpoint-5"]
+
+
+def test_two_runs_in_one_folder_the_second_refuses(broken):
+    with (
+        FileLock(broken / ".lock"),
+        pytest.raises(ConfigError, match=r"being written by another run \(process 1\)"),
+    ):
+        again(broken)
+
+
+def test_without_output_dir_the_unfinished_run_goes_on_and_a_finished_one_is_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(QUICK, max_train_steps=1)
+    assert train(config).name == "robot-gralora-r8"
+    assert train(config).name == "robot-gralora-r8-2"
+    (tmp_path / "runs" / "robot-gralora-r8-2" / "status.json").write_text('{"state": "running", "pid": 1}')
+    assert train(config).name == "robot-gralora-r8-2"
+    assert train(dataclasses.replace(config, seed=5)).name == "robot-gralora-r8-3"
+
+
+def test_pictures_on_the_way_and_the_report(tmp_path):
+    options = dict(
+        skip_final_inference=False,
+        num_inference_steps=2,
+        validation_steps=2,
+        max_train_steps=3,
+        validation_prompt="a dog|sks robot",
+    )
+    run = again(tmp_path / "run", **options)
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["step-00000", "step-00002", "step-00003"]
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 6
+    assert "<polyline" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "Forecast and what happened" in page
+
+
+def test_tensorboard_gets_every_step(tmp_path):
+    run = again(tmp_path / "run", max_train_steps=2, report_to="tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "logs" / "gralora_diffusion"))
+    events.Reload()
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx(
+        [line["loss"] for line in read_metrics(run)]
+    )
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs the package wandb: pip install wandb"):
+        again(tmp_path / "run", report_to="wandb")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("mode", "code"), [("online", 2), ("offline", 0)])
+def test_wandb_without_a_key_is_refused_before_anything_is_written_and_logs_offline(tmp_path, mode, code):
+    run, nobody = (
+        tmp_path / "run",
+        dict(
+            HOME=str(tmp_path / "home"),
+            NETRC=str(tmp_path / "netrc"),
+            WANDB_MODE=mode,
+            WANDB_DIR=str(tmp_path),
+        ),
+    )
+    command = [
+        *TRAIN,
+        "--output_dir",
+        str(run),
+        "--report_to",
+        "wandb",
+        "--max_train_steps",
+        "2",
+        "--train_batch_size",
+        "1",
+    ]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | nobody
+    done = subprocess.run(
+        [*command, "--skip_final_inference"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert run.exists() == (code == 0)
+    if code:
+        assert "gralora train: --report_to wandb: wandb has no key of yours: run wandb login" in done.stderr
+    else:
+        assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def signal_at_step(run: Path, step: int, number: int) -> threading.Thread:
+    """Send this process a real signal when the step's line is written."""
+
+    def watch():
+        while not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < step:
+            time.sleep(0.005)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_trap_9_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, unbroken, number):
+    thread = signal_at_step(tmp_path / "run", 2, number)
+    with pytest.raises(
+        Stopped, match=r"stopped at step (\d) of 5; the same command goes on from .*/checkpoint-\1"
+    ):
+        again(tmp_path / "run")
+    thread.join()
+    assert read_status(tmp_path / "run")["state"] == "stopped"
+    steps = len(read_metrics(tmp_path / "run"))
+    assert (tmp_path / "run" / f"checkpoint-{steps}" / "manifest.json").exists()
+    again(tmp_path / "run")
+    assert equal(learnt(tmp_path / "run"), learnt(unbroken))
+
+
+def real_command(run: Path, launcher: list[str], *flags: str):
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [
+        *launcher,
+        str(SCRIPTS / "train_sdxl.py"),
+        "--gralora_rank",
+        "8",
+        "--max_train_steps",
+        "400",
+        "--skip_final_inference",
+        "--output_dir",
+        str(run),
+        *flags,
+    ]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(run: Path, step: int, process) -> None:
+    while process.poll() is None and len(read_metrics(run)) < step:
+        time.sleep(0.02)
+
+
+LAUNCHERS = {
+    "python": [sys.executable],
+    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"],
+    "two processes": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_ctrl_c_in_a_terminal_saves_whatever_launched_it(tmp_path, launcher):
+    """The signal goes to the whole group of processes, as a terminal sends it."""
+    run = tmp_path / "run"
+    with real_command(run, LAUNCHERS[launcher]) as process:
+        wait_for_step(run, 3, process)
+        os.killpg(process.pid, signal.SIGINT)
+        said, errors = process.communicate()
+    assert "the same command goes on from" in said, said + errors
+    if launcher == "python":
+        assert process.returncode == 0
+        assert "Traceback" not in errors
+    steps = len(read_metrics(run))
+    assert checkpoints.newest(run).name == f"checkpoint-{steps}"
+    assert read_status(run)["state"] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_second_signal_stops_at_once(tmp_path):
+    run = tmp_path / "run"
+    with real_command(
+        run, [sys.executable], "--gradient_accumulation_steps", "200"
+    ) as process:  # a step takes long
+        while process.poll() is None and read_status(run)["state"] != "running":
+            time.sleep(0.02)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        time.sleep(1.5)
+        assert process.poll() is None  # it finishes the step
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGINT
+    assert read_status(run)["state"] == "stopped"
+    assert checkpoints.newest(run) is None
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_good_checkpoint_stays(broken, unbroken, tmp_path):
+    """A limit on the size of files, which the system enforces in the real write."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(
+            TrainingError, match=r"checkpoint-5 could not be written to .*; checkpoint-3 is untouched"
+        ):
+            again(broken)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert not list(broken.glob(".checkpoint*"))
+    again(broken)
+    assert equal(learnt(broken), learnt(unbroken))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small file system")
+def test_a_really_full_disk_names_what_is_needed_and_free(tmp_path, unbroken):
+    (tmp_path / "small").mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", tmp_path / "small"], capture_output=True
+    ).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        with pytest.raises(
+            TrainingError,
+            match=r"the disk is full, \d+ MB are needed and \d+ MB free; checkpoint-\d is untouched",
+        ):
+            again(tmp_path / "small" / "run", checkpointing_steps=1)
+    finally:
+        subprocess.run(["umount", tmp_path / "small"], check=True)
+
+
+def test_state_of_any_shape_survives_packing():
+    value = dict(a=[1, 2.5, None, True, "x"], b=(torch.arange(3), {3: torch.zeros(())}), c={})
+    tensors, rest = checkpoints.pack(value)
+    back = checkpoints.unpack(json.loads(json.dumps(rest)), tensors)
+    assert back["a"] == value["a"]
+    assert back["c"] == {}
+    assert isinstance(back["b"], tuple)
+    assert torch.equal(back["b"][0], torch.arange(3))
+    assert torch.equal(back["b"][1][3], torch.zeros(()))
+    with pytest.raises(TypeError, match="which no checkpoint can hold"):
+        checkpoints.pack(dict(a=[object()]))
+
+
+def test_a_checkpoint_is_an_adapter(unbroken):
+    from gralora_diffusion import load_adapter, load_sdxl
+
+    assert load_adapter(load_sdxl(), unbroken / "checkpoint-3")["config"]["rank"] == 8
+
+
+KILLS = int(os.environ.get("KILLS", "3"))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_bit_equal(tmp_path):
+    """The real command, a checkpoint at every step, kill -9 again and again: KILLS=50 pytest tests/test_runs.py -k random_moments -s"""
+    import random
+
+    steps = max(24, 10 * KILLS)
+    options = [
+        "--gralora_rank",
+        "8",
+        "--train_batch_size",
+        "1",
+        "--max_train_steps",
+        str(steps),
+        "--skip_final_inference",
+        "--checkpointing_steps",
+        "1",
+    ]
+    command = [*TRAIN, *options, "--checkpoints_total_limit", "2", "--output_dir"]
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, **quiet)
+    moments, run, killed, saving = random.Random(0), tmp_path / "broken", 0, 0
+    while killed < KILLS:
+        seen = len(read_metrics(run))
+        with subprocess.Popen([*command, str(run)], **quiet) as process:
+            while process.poll() is None and len(read_metrics(run)) <= seen:  # a step further at least
+                time.sleep(0.002)
+            time.sleep(moments.uniform(0, 0.25))
+            process.kill()
+            _, said = process.communicate()
+        assert process.returncode == -9, said.decode()
+        saving += bool(list(run.glob(".checkpoint-*")))
+        killed += 1
+    last = subprocess.run([*command, str(run)], **quiet)
+    assert last.returncode == 0, last.stderr
+    assert equal(learnt(tmp_path / "whole"), learnt(run))
+    assert not [p for p in run.rglob(".*") if p.name != ".lock"]
+    assert [line["step"] for line in read_metrics(run)] == list(range(1, steps + 1))
+    print(
+        f"\n{killed} kills, {saving} of them while a checkpoint was being written or deleted: bit-equal, nothing half-written left"
+    )
+
+
+@pytest.mark.parametrize("wanted", ["manifest.json", "state.json"])
+def test_a_hostile_checkpoint_is_refused(broken, wanted):
+    path = broken / "checkpoint-3" / wanted
+    path.write_text(
+        '{"step": 3, "files": {"../../config.json": {"size": 1, "sha256": ""}}}'
+        if wanted == "manifest.json"
+        else "[" * 100_000
+    )
+    with pytest.raises(ConfigError, match="cannot be resumed from"):
+        checkpoints.load(broken / "checkpoint-3")
