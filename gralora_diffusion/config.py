@@ -92,7 +92,7 @@ class TrainConfig:
     cache_dir: str | None = option(None, "where downloads from the hub are kept", free=True)
     instance_data_dir: str | None = option(
         None,
-        "folder with the pictures to learn; a picture's caption is NAME.txt, else NAME.json (caption, text or tags) beside it, else its line in "
+        "folder with the images to learn; an image's caption is NAME.txt, else NAME.json (caption, text or tags) beside it, else its line in "
         "metadata.jsonl (file_name and text or caption); by default the bundled robot",
     )
     dataset_name: str | None = option(
@@ -100,39 +100,39 @@ class TrainConfig:
         "data set on the hub, or a local folder that the package datasets reads, in place of --instance_data_dir",
     )
     dataset_config_name: str | None = option(None, "the data set's configuration, where it has several")
-    image_column: str = option("image", "the data set's column of pictures")
+    image_column: str = option("image", "the data set's column of images")
     caption_column: str | None = option(
         None,
         "column of captions in the data set or in metadata.jsonl; a data set's are used only if it is named",
     )
     streaming: bool = option(
         False,
-        "read the data set row by row and keep the pictures in the cache, in place of downloading all of it",
+        "read the data set row by row and keep the images in the cache, in place of downloading all of it",
         free=True,
     )
     max_train_samples: int | None = option(None, "use only the first rows of the data set", least=1)
     instance_prompt: str | None = option(
         None,
-        "caption of pictures without one of their own, with a rare word for the subject: 'a photo of sks dog'",
+        "caption of images without one of their own, with a rare word for the subject: 'a photo of sks dog'",
     )
     output_dir: str | None = option(
         None, "the run folder; by default runs/NAME, numbered when that exists", free=True
     )
     resolution: int | None = option(
-        None, "side of the training pictures in pixels; by default the base's own", least=64, most=8192
+        None, "side of the training images in pixels; by default the base's own", least=64, most=8192
     )
     center_crop: bool = option(
-        False, "crop pictures in the middle; by default at up to four places, drawn by each picture's content"
+        False, "crop images in the middle; by default at up to four places, drawn by each image's content"
     )
-    random_flip: bool = option(False, "mirror pictures at random")
+    random_flip: bool = option(False, "mirror images at random")
     use_aspect_ratio_buckets: bool = option(
         False,
-        "cut pictures to the nearest of SDXL's shapes with the area of --resolution, in place of a square",
+        "cut images to the nearest of SDXL's shapes with the area of --resolution, in place of a square",
     )
-    image_interpolation_mode: str = option("lanczos", "how pictures are resized", (), INTERPOLATIONS)
-    repeats: int = option(1, "how often each picture comes in one pass", least=1)
+    image_interpolation_mode: str = option("lanczos", "how images are resized", (), INTERPOLATIONS)
+    repeats: int = option(1, "how often each image comes in one pass", least=1)
     caption_dropout: float = option(
-        0.0, "share of the instance pictures that train without their caption (0.1 is usual)", least=0, most=1
+        0.0, "share of the instance images that train without their caption (0.1 is usual)", least=0, most=1
     )
     shuffle_captions: bool = option(
         False, "show comma-separated tags in other orders too: eight a caption, drawn once"
@@ -146,7 +146,7 @@ class TrainConfig:
         free=True,
     )
     dataloader_num_workers: int = option(
-        0, "threads that read and cut pictures for the cache", least=0, most=256, free=True
+        0, "threads that read and cut images for the cache", least=0, most=256, free=True
     )
     cache_latents: bool = option(
         True,
@@ -157,28 +157,28 @@ class TrainConfig:
         None, "where they are kept; by default gralora_diffusion in $XDG_CACHE_HOME or ~/.cache", free=True
     )
     with_prior_preservation: bool = option(
-        False, "learn pictures of the class too, so that it stays as it was (DreamBooth)"
+        False, "learn images of the class too, so that it stays as it was (DreamBooth)"
     )
     class_data_dir: str | None = option(
-        None, "folder with pictures of the class; those missing are drawn by the base and kept there"
+        None, "folder with images of the class; those missing are drawn by the base and kept there"
     )
     class_prompt: str | None = option(
-        None, "caption of class pictures without one of their own, and the prompt to draw those missing"
+        None, "caption of class images without one of their own, and the prompt to draw those missing"
     )
-    prior_loss_weight: float = option(1.0, "weight of the class pictures' loss", least=0)
-    num_class_images: int = option(100, "class pictures to learn", least=1)
-    sample_batch_size: int = option(4, "class pictures drawn at once, per process", least=1, free=True)
+    prior_loss_weight: float = option(1.0, "weight of the class images' loss", least=0)
+    num_class_images: int = option(100, "class images to learn", least=1)
+    sample_batch_size: int = option(4, "class images drawn at once, per process", least=1, free=True)
     prior_generation_precision: str | None = option(
         None,
-        "precision in which class pictures are drawn; by default that of the run",
+        "precision in which class images are drawn; by default that of the run",
         (),
         ("no", "fp32", "fp16", "bf16"),
     )
     seed: int = option(0, "seed of everything random", least=0, most=2**40)
-    train_batch_size: int | None = option(None, "pictures per step and process", least=1)
+    train_batch_size: int | None = option(None, "images per step and process", least=1)
     max_train_steps: int | None = option(None, "optimizer steps", least=1, free=True)
     num_train_epochs: int | None = option(
-        None, "passes over the pictures, in place of --max_train_steps", least=1, free=True
+        None, "passes over the images, in place of --max_train_steps", least=1, free=True
     )
     gradient_accumulation_steps: int = option(1, "batches per optimizer step", least=1)
     gradient_checkpointing: bool = option(
@@ -210,7 +210,7 @@ class TrainConfig:
     )
     scale_lr: bool = option(
         False,
-        "multiply --learning_rate by the pictures per optimizer step: batch size x accumulation x processes",
+        "multiply --learning_rate by the images per optimizer step: batch size x accumulation x processes",
     )
     loraplus_lr_ratio: float = option(
         1.0, "LoRA+: the learning rate of every B is this times that of its A (16 is usual)", above=0
@@ -250,11 +250,11 @@ class TrainConfig:
     snr_gamma: float | None = option(None, "min-SNR loss weights with this gamma (5 is usual)", above=0)
     debiased_estimation: bool = option(
         False,
-        "loss weights 1/sqrt(SNR), so that the error of the picture itself is not biased by the noise level",
+        "loss weights 1/sqrt(SNR), so that the error of the image itself is not biased by the noise level",
     )
     noise_offset: float = option(
         0.0,
-        "noise of this strength that is the same at all places of a channel: darker and brighter pictures",
+        "noise of this strength that is the same at all places of a channel: darker and brighter images",
         least=0,
         most=1,
     )
@@ -312,24 +312,24 @@ class TrainConfig:
     )
     validation_prompt: str | None = option(
         None,
-        "prompts of the sample pictures, separated by |; by default the instance prompt in four places",
+        "prompts of the sample images, separated by |; by default the instance prompt in four places",
         free=True,
     )
-    num_validation_images: int = option(1, "sample pictures per prompt", least=1, free=True)
-    num_inference_steps: int = option(25, "denoising steps of a sample picture", least=1, free=True)
+    num_validation_images: int = option(1, "sample images per prompt", least=1, free=True)
+    num_inference_steps: int = option(25, "denoising steps of a sample image", least=1, free=True)
     guidance_scale: float | None = option(
-        None, "classifier-free guidance of the sample pictures", least=0, free=True
+        None, "classifier-free guidance of the sample images", least=0, free=True
     )
     output_kohya_format: bool = option(
         False,
         "write the adapter in kohya's naming with diffusers' UNet names too, as diffusers' trainers do",
         free=True,
     )
-    skip_final_inference: bool = option(False, "no sample pictures, neither before nor after", free=True)
+    skip_final_inference: bool = option(False, "no sample images, neither before nor after", free=True)
     validation_epochs: int | None = option(
-        None, "sample pictures every so many passes too; by default none on the way", least=1, free=True
+        None, "sample images every so many passes too; by default none on the way", least=1, free=True
     )
-    validation_steps: int | None = option(None, "sample pictures every so many steps too", least=1, free=True)
+    validation_steps: int | None = option(None, "sample images every so many steps too", least=1, free=True)
     checkpointing_steps: int = option(
         500, "a checkpoint every so many steps, and at the end", least=1, free=True
     )
@@ -491,10 +491,10 @@ SDXL = dict(learning_rate=1e-4, train_batch_size=1, max_train_steps=500, guidanc
 
 
 def check_data(config: TrainConfig) -> None:
-    """What the options of pictures and captions say together."""
+    """What the options of images and captions say together."""
     if config.dataset_name is not None and config.instance_data_dir is not None:
         raise ConfigError(
-            "--dataset_name and --instance_data_dir both say where the pictures are: give one of them"
+            "--dataset_name and --instance_data_dir both say where the images are: give one of them"
         )
     for name in ("dataset_config_name", "streaming", "max_train_samples"):
         if getattr(config, name) and config.dataset_name is None:
@@ -511,7 +511,7 @@ def check_paths(config: TrainConfig) -> None:
     """What is wrong with the paths, as far as it can be told before any library is loaded."""
     folder, base = config.instance_data_dir, config.pretrained_model_name_or_path
     if folder is not None and folder.isprintable() and not os.path.isdir(folder):
-        raise ConfigError(f"{folder} is not a folder: --instance_data_dir must name a folder with pictures")
+        raise ConfigError(f"{folder} is not a folder: --instance_data_dir must name a folder with images")
     if (
         base is not None
         and base.isprintable()

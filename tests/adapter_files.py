@@ -6,7 +6,7 @@ from helpers import MODELS
 from gralora_diffusion import AdapterConfig
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.layer_names import canonical
-from gralora_diffusion.formats.merge_base import Stored, structure, to_checkpoint
+from gralora_diffusion.formats.merge_base import LazyTensor, structure, to_checkpoint
 from gralora_diffusion.sdxl.base import shapes
 
 CONFIGS = {
@@ -71,7 +71,7 @@ def merged_sdxl(file):
     models, names, layout = structure(file)
     merged = to_checkpoint(
         {
-            c: {name: Stored(shape, torch.float16, None) for name, shape in found.items()}
+            c: {name: LazyTensor(shape, torch.float16, None) for name, shape in found.items()}
             for c, found in names.items()
         },
         layout,

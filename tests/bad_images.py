@@ -21,7 +21,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png_with(*chunks: bytes) -> bytes:
-    """A good picture with more chunks behind its header."""
+    """A good image with more chunks behind its header."""
     good = encoded("PNG")
     return good[:33] + b"".join(chunks) + good[33:]
 
@@ -44,21 +44,21 @@ def flipped(name: bytes, offset: int) -> bytes:
 
 BAD = {
     "empty file": ("bad.png", b"", "empty file"),
-    "HTML as JPEG": ("bad.jpg", b"<html>not found</html>", "not a picture, whatever its name says"),
-    "text as PNG": ("bad.png", b"some text", "not a picture, whatever its name says"),
-    "zip as PNG": ("bad.png", b"PK\x03\x04" + bytes(60), "not a picture, whatever its name says"),
+    "HTML as JPEG": ("bad.jpg", b"<html>not found</html>", "not an image, whatever its name says"),
+    "text as PNG": ("bad.png", b"some text", "not an image, whatever its name says"),
+    "zip as PNG": ("bad.png", b"PK\x03\x04" + bytes(60), "not an image, whatever its name says"),
     "PostScript as PNG": (
         "bad.png",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
-        "not a picture, whatever its name says",
+        "not an image, whatever its name says",
     ),
     "SVG": ("bad.svg", b"<svg/>", "a drawing, not pixels: export it as PNG"),
     "EPS": ("bad.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n", "a drawing, not pixels: export it as PNG"),
-    "zip": ("bad.zip", b"PK\x03\x04", "not a picture"),
+    "zip": ("bad.zip", b"PK\x03\x04", "not an image"),
     "truncated JPEG": ("bad.jpg", encoded("JPEG")[:3000], "truncated"),
     "truncated PNG": ("bad.png", encoded("PNG")[:9000], "truncated"),
-    "truncated GIF": ("bad.gif", b"GIF89a", "not a picture"),
-    "bad CRC of the header": ("bad.png", flipped(b"IHDR", 17), "not a picture, whatever its name says"),
+    "truncated GIF": ("bad.gif", b"GIF89a", "not an image"),
+    "bad CRC of the header": ("bad.png", flipped(b"IHDR", 17), "not an image, whatever its name says"),
     "bad CRC of the pixels": ("bad.png", flipped(b"IDAT", 20), "broken data stream"),
     "bomb of pixels": ("bad.png", png_header(30_000, 30_000), "more than the limit of 89,478,485"),
     "bomb just over": ("bad.png", png_header(10_000, 9_000), "10000 x 9000 pixels is more than the limit"),
@@ -80,8 +80,8 @@ BAD = {
     "1 x 60000": ("bad.png", encoded("PNG", Image.new("RGB", (1, 60_000))), "1 x 60000 pixels is too thin"),
     "float TIFF": ("bad.tif", encoded("TIFF", Image.new("F", (64, 64), 0.5)), "floating-point numbers"),
     "32-bit TIFF": ("bad.tif", encoded("TIFF", Image.new("I", (64, 64), 10**6)), "32-bit numbers"),
-    "stray text": ("notes.txt", b"buy milk", "no picture named notes"),
-    "stray JSON": ("notes.json", b"{}", "no picture named notes"),
+    "stray text": ("notes.txt", b"buy milk", "no image named notes"),
+    "stray JSON": ("notes.json", b"{}", "no image named notes"),
     "empty caption": ("good.txt", b" \n", "its caption in good.txt is empty"),
     "caption not UTF-8": ("good.txt", b"\xff\xfe\x00bad", "its caption good.txt is not UTF-8 text"),
     "caption of 10 MB": ("good.txt", b"a" * 10**7, "its caption good.txt is longer than 65,536 bytes"),

@@ -75,7 +75,7 @@ def tiny_dinov2(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-    """Pictures of several sizes: noise on gradients, one of them the same twice."""
+    """Images of several sizes: noise on gradients, one of them the same twice."""
     folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for i, (w, h) in enumerate([(300, 200), (200, 331), (64, 64), (257, 255), (480, 300)]):
         slope = np.linspace(0, 200, w)[None, :, None] * np.array([1, 0.5, 0.2])

@@ -148,7 +148,7 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def put(model: nn.Module, path: str, layer: LoRALinear) -> None:
+def attach(model: nn.Module, path: str, layer: LoRALinear) -> None:
     """Into the model: in place of the plain layer, or beside the adapter that is there already."""
     there = model.get_submodule(path)
     if isinstance(there, LoRALinear):
@@ -158,7 +158,7 @@ def put(model: nn.Module, path: str, layer: LoRALinear) -> None:
         replace(model, path, layer)
 
 
-def parts(model) -> list[nn.Module]:
+def models_of(model) -> list[nn.Module]:
     """A model as it is, or the models of a pipeline."""
     return (
         [model]
@@ -178,7 +178,7 @@ def enable(model, on: bool = True, name: str | None = None) -> None:
 
 
 def change(model, name: str | None, **settings) -> None:
-    tops = [top for part in parts(model) for top in adapters(part).values()]
+    tops = [top for part in models_of(model) for top in adapters(part).values()]
     check_name(name, {layer.name for top in tops for layer in top.stack})
     for top in tops:
         merged = top.unmerged_weight is not None
@@ -210,9 +210,10 @@ def unmerge(model: nn.Module) -> None:
 def remove(model, name: str | None = None) -> None:
     """Take out the adapter of this name, or give the plain layers back, with their weights as they are: the base's, or merged ones."""
     check_name(
-        name, {layer.name for part in parts(model) for top in adapters(part).values() for layer in top.stack}
+        name,
+        {layer.name for part in models_of(model) for top in adapters(part).values() for layer in top.stack},
     )
-    for part in parts(model):
+    for part in models_of(model):
         for path, top in adapters(part).items():
             if name is None:
                 replace(part, path, top.to_linear())

@@ -1,10 +1,10 @@
 """Compare adapters: a table of short training runs (method x rank x learning rate x seed), all with one trainer, one data order and one
 budget of trainable parameters: as many as a LoRA of this rank has.
 
-    gralora compare --output runs/style --instance_data_dir pictures --methods lora gralora --ranks 4 8 --lrs 3e-4 1e-3 --seeds 0 1
+    gralora compare --output runs/style --instance_data_dir images --methods lora gralora --ranks 4 8 --lrs 3e-4 1e-3 --seeds 0 1
 
-Captioned pictures: a tenth is held out for --part validation (where learning rates are chosen), another for --part test; pictures drawn
-from held-out captions are compared with the true ones, one by one.  With --prompts, a subject's pictures: all are learnt, and what is drawn
+Captioned images: a tenth is held out for --part validation (where learning rates are chosen), another for --part test; images drawn
+from held-out captions are compared with the true ones, one by one.  With --prompts, a subject's images: all are learnt, and what is drawn
 from the prompts is compared with them and with the prompts; --subjects does so for several.  The same command goes on where it was stopped;
 started several times, the processes share the table (on a CPU with OMP_NUM_THREADS=1 for each, or they hold each other up).  --report prints
 and plots what is there; --keep puts it, small, into another folder.
@@ -40,11 +40,11 @@ def arguments(argv: list[str] | None):
     )
     parser.add_argument(
         "--instance_data_dir",
-        help="folder with the pictures to learn; by default the bundled robot, which needs --prompts",
+        help="folder with the images to learn; by default the bundled robot, which needs --prompts",
     )
     parser.add_argument(
         "--instance_prompt",
-        help="caption of pictures without one of their own; with --subjects {} is the class",
+        help="caption of images without one of their own; with --subjects {} is the class",
     )
     parser.add_argument(
         "--prompts", type=Path, help="text file of prompts for a subject; without it captions are held out"
@@ -69,12 +69,12 @@ def arguments(argv: list[str] | None):
     parser.add_argument("--lrs", nargs="+", type=float, help="learning rates; by default 1e-3")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, help="by default 300; with --report those that it is to show")
-    parser.add_argument("--batch_size", type=int, help="pictures per step; by default the base's")
+    parser.add_argument("--batch_size", type=int, help="images per step; by default the base's")
     parser.add_argument("--resolution", type=int)
     parser.add_argument(
         "--num_inference_steps",
         type=int,
-        help="denoising steps of the pictures that are scored; by default the trainer's",
+        help="denoising steps of the images that are scored; by default the trainer's",
     )
     parser.add_argument(
         "--mixed_precision",
@@ -196,11 +196,11 @@ def subjects_of(args, config: TrainConfig) -> dict[str | None, tuple[TrainConfig
     return found or {None: (config, prompts)}
 
 
-def setting_of(config: TrainConfig, pictures: list, *common) -> str:
+def setting_of(config: TrainConfig, images: list, *common) -> str:
     """A hash of what all runs have in common, so that another command never takes their results for its own."""
     digest = hashlib.sha256(json.dumps([to_dict(config), *common], sort_keys=True).encode())
-    for picture in pictures:
-        digest.update(f"{picture.caption}\0{picture.digest}".encode())
+    for image in images:
+        digest.update(f"{image.caption}\0{image.digest}".encode())
     return digest.hexdigest()[:12]
 
 
@@ -234,7 +234,7 @@ def table_of_runs(args, shapes: list[tuple[int, int]]) -> list[dict]:
 def forecast(runs: list[dict], unet, config, drawn: int, looked: int) -> str:
     """Operations of the whole sweep, counted on the UNet's shapes; and what that is in time of a GPU that does 400 TFLOP/s.
 
-    drawn: pictures a run;  looked: batches a run, forward alone.
+    drawn: images a run;  looked: batches a run, forward alone.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -289,12 +289,12 @@ def plain_unet(path: str | None, dry_run: bool):
 
 def plan(args) -> tuple[list[dict], dict[str | None, object]]:
     """(the runs, {subject: its bench, with the encoders' names in place of the encoders})"""
-    from gralora_diffusion.data.dataset import instance_pictures
-    from gralora_diffusion.evaluation.features import picture_features
+    from gralora_diffusion.data.dataset import instance_images
+    from gralora_diffusion.evaluation.features import image_features
     from gralora_diffusion.experiments.analysis import tuned
     from gralora_diffusion.experiments.methods import shapes_of
     from gralora_diffusion.experiments.queue import results, split
-    from gralora_diffusion.experiments.run import Bench
+    from gralora_diffusion.experiments.run import Experiment
     from gralora_diffusion.sdxl.base import EMBEDDED
 
     names = (
@@ -319,7 +319,7 @@ def plan(args) -> tuple[list[dict], dict[str | None, object]]:
     encoders = args.encoder or (["imagenet", "embedded"] if embedded else ["clip-vit-l-14", "dinov2-base"])
     strengths, drift = sorted({*args.strengths, 1.0}), lines_of(args.drift_prompts)
     features, looked = (
-        partial(picture_features, cache=args.output / "features"),
+        partial(image_features, cache=args.output / "features"),
         [args.held_out_every, args.strengths, drift],
     )
     shapes, runs, benches = (
@@ -329,11 +329,11 @@ def plan(args) -> tuple[list[dict], dict[str | None, object]]:
     )
     table = table_of_runs(args, shapes)
     for subject, (mine, prompts) in subjects_of(args, config).items():
-        pictures = instance_pictures(mine)
-        setting = setting_of(mine, pictures, prompts, encoders, *(looked if any(looked) else []))
+        images = instance_images(mine)
+        setting = setting_of(mine, images, prompts, encoders, *(looked if any(looked) else []))
         runs += [(dict(subject=subject) if subject else {}) | run | dict(setting=setting) for run in table]
-        learnt, held = (pictures, []) if prompts else split(pictures, args.part)
-        benches[subject] = Bench(
+        learnt, held = (images, []) if prompts else split(images, args.part)
+        benches[subject] = Experiment(
             args.output,
             mine,
             None,
@@ -399,7 +399,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from gralora_diffusion.evaluation.encoders import check_name, load_encoder
     from gralora_diffusion.experiments.queue import alive, sweep
-    from gralora_diffusion.experiments.run import train_one
+    from gralora_diffusion.experiments.run import run_experiment
     from gralora_diffusion.training.signals import Interrupts, Stopped
 
     try:
@@ -413,7 +413,7 @@ def main(argv: list[str] | None = None) -> None:
                 print(json.dumps(run))
             bench = next(iter(benches.values()))
             drawn = len(bench.wanted()) * len(bench.strengths)
-            print(f"{len(bench.pictures)} pictures to learn, {drawn} drawn in each run")
+            print(f"{len(bench.images)} images to learn, {drawn} drawn in each run")
             looked = 8 * (1 + args.steps // bench.every) if bench.every else 0
             print(
                 forecast(
@@ -437,7 +437,7 @@ def main(argv: list[str] | None = None) -> None:
             sweep(
                 args.output,
                 runs,
-                lambda run: train_one(run, benches[run.get("subject")], interrupts),
+                lambda run: run_experiment(run, benches[run.get("subject")], interrupts),
                 asked=lambda: interrupts.asked,
             )
         print(f"{len(runs)} runs are done: --report shows what is in {args.output}")

@@ -65,19 +65,19 @@ def report(
 ) -> None:
     from gralora_diffusion.adapters.gradients import stratified
     from gralora_diffusion.adapters.inject import enable
-    from gralora_diffusion.data.batches import make_series
+    from gralora_diffusion.data.batches import plan_batches
     from gralora_diffusion.data.cache import Cache
-    from gralora_diffusion.data.dataset import picture_cache
+    from gralora_diffusion.data.dataset import image_cache
     from gralora_diffusion.experiments.entanglement import measure, summary, table
     from gralora_diffusion.experiments.entanglement_report import page, plots
     from gralora_diffusion.files import write_text
     from gralora_diffusion.formats.load import read_adapter
     from gralora_diffusion.sdxl.base import encode_prompts
     from gralora_diffusion.training.loss import draw
-    from gralora_diffusion.training.setup import all_layers, prepare
+    from gralora_diffusion.training.setup import all_layers, set_up
     from gralora_diffusion.training.train import make_trainable, objective
 
-    job = prepare(config.resolved())
+    job = set_up(config.resolved())
     adapter = read_adapter(trained) if trained else None
     deltas = (
         {
@@ -91,12 +91,12 @@ def report(
     for model in job.models.values():
         enable(model, False)
     pipeline, config = job.pipeline.to(job.accelerator.device), job.config
-    series = make_series(
-        job.pictures,
+    series = plan_batches(
+        job.images,
         job.of_class,
         pipeline.vae,
         config,
-        picture_cache(config) or Cache(output / "cache"),
+        image_cache(config) or Cache(output / "cache"),
         job.accelerator,
     )
     encode = functools.partial(encode_prompts, pipeline)
@@ -111,7 +111,7 @@ def report(
         trained=str(trained) if trained else None,
     )
     facts |= dict(
-        pictures=len(job.pictures),
+        images=len(job.images),
         prompt=config.instance_prompt,
         bins=bins,
         batches_per_bin=batches,

@@ -1,15 +1,15 @@
-"""Score generated pictures: how like the subject, how true to the prompt, how far from the base, how varied, and whether they are copies.
+"""Score generated images: how like the subject, how true to the prompt, how far from the base, how varied, and whether they are copies.
 
-gralora evaluate --run runs/my_dog                     a run's samples, before and after training, against its training pictures
+gralora evaluate --run runs/my_dog                     a run's samples, before and after training, against its training images
 gralora evaluate --reference photos --generated out1 out2 --prompts prompts.txt        two folders, and their paired difference
-gralora evaluate --paired held_out --generated out     each picture against the true picture of the same caption
+gralora evaluate --paired held_out --generated out     each image against the true image of the same caption
 gralora evaluate --base out_base --generated out       drift: on prompts without the subject, with and without the adapter
 gralora evaluate --subjects dreambooth --encoder imagenet      does an encoder tell subjects apart?  A sub-folder for each
 
 Encoders: clip-vit-l-14, clip-vit-b-32, clip:MODEL:TAG, clip:MODEL:FILE.safetensors, clip:FOLDER (open_clip), dinov2-small, dinov2-base, dinov2-large,
 dinov2:HUB_ID, dinov2:FOLDER (transformers), imagenet (EfficientNet-Lite2, from a package), embedded (the embedded base's own, for its emoji only).
 By default clip-vit-l-14 and dinov2-base, for runs on the embedded base imagenet and embedded, which need no download, and for --subjects imagenet.
-The pictures that generated ones are compared with are first cut to their size, where they all have one: as many pixels on both sides.
+The images that generated ones are compared with are first cut to their size, where they all have one: as many pixels on both sides.
 """
 
 import json
@@ -39,31 +39,31 @@ def read_config(path: Path) -> TrainConfig:
 def arguments(argv: list[str] | None):
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--run", type=Path, help="a run folder: its samples of each step, its training pictures, its prompts"
+        "--run", type=Path, help="a run folder: its samples of each step, its training images, its prompts"
     )
     parser.add_argument(
         "--generated",
         nargs="+",
         default=[],
-        help="folders with generated pictures, or patterns such as 'out/base-*.png'",
+        help="folders with generated images, or patterns such as 'out/base-*.png'",
     )
     parser.add_argument(
         "--reference",
         type=Path,
-        help="folder with the subject's pictures: CLIP-I, DINO, and the nearest training picture",
+        help="folder with the subject's images: CLIP-I, DINO, and the nearest training image",
     )
     parser.add_argument(
         "--paired",
         type=Path,
-        help="folder with the true pictures, one for each generated one; NAME.txt is the caption",
+        help="folder with the true images, one for each generated one; NAME.txt is the caption",
     )
     parser.add_argument(
-        "--base", type=Path, help="folder with the base's pictures of the same prompts and seeds: drift"
+        "--base", type=Path, help="folder with the base's images of the same prompts and seeds: drift"
     )
     parser.add_argument(
         "--prompts",
         type=Path,
-        help="text file, a prompt a line, each for as many pictures in a row; else NAME.txt beside NAME.png",
+        help="text file, a prompt a line, each for as many images in a row; else NAME.txt beside NAME.png",
     )
     parser.add_argument(
         "--drop",
@@ -97,7 +97,7 @@ def arguments(argv: list[str] | None):
     unused = [f"--{name}" for name in ("reference", "paired", "base", "prompts") if getattr(args, name)]
     if unused and not args.generated:
         parser.error(
-            f"{' and '.join(unused)} can be given with --generated alone: --run and --subjects have their own pictures and prompts"
+            f"{' and '.join(unused)} can be given with --generated alone: --run and --subjects have their own images and prompts"
         )
     unused = [f"--{name}" for name in ("output", "drop", "unpaired") if getattr(args, name)]
     if unused and args.subjects:
@@ -114,22 +114,22 @@ def arguments(argv: list[str] | None):
 def what_to_score(args):
     """(runs, what they are measured against, the default encoders)"""
     from gralora_diffusion.evaluation.metrics import (
-        Against,
-        Generated,
+        ImageSet,
+        References,
         common_size,
-        pictures_in,
+        images_in,
         prompts_for,
         repeated,
     )
 
     if args.run is None:
         given = {
-            name: pictures_in(where) if where else []
+            name: images_in(where) if where else []
             for name, where in dict(references=args.reference, originals=args.paired, base=args.base).items()
         }
-        found = [(name, pictures_in(name)) for name in args.generated]
+        found = [(name, images_in(name)) for name in args.generated]
         runs = [
-            Generated(
+            ImageSet(
                 name,
                 paths,
                 prompts_for(
@@ -140,7 +140,7 @@ def what_to_score(args):
         ]
         return (
             runs,
-            Against(size=common_size(runs), drop=tuple(args.drop), **given),
+            References(size=common_size(runs), drop=tuple(args.drop), **given),
             ["clip-vit-l-14", "dinov2-base"],
         )
     from gralora_diffusion.data.dataset import instance
@@ -152,13 +152,11 @@ def what_to_score(args):
         raise ConfigError(
             f"{args.run} holds no samples: it was trained with --skip_final_inference, or is not finished"
         )
-    found = [(folder.name, pictures_in(folder)) for folder in folders]
+    found = [(folder.name, images_in(folder)) for folder in folders]
     prompts = prompts_of(config)
-    runs = [
-        Generated(name, paths, repeated(prompts, paths, "the run's config.json")) for name, paths in found
-    ]
-    against = Against(
-        references=pictures_in(instance(config)[0]), size=common_size(runs), drop=tuple(args.drop)
+    runs = [ImageSet(name, paths, repeated(prompts, paths, "the run's config.json")) for name, paths in found]
+    against = References(
+        references=images_in(instance(config)[0]), size=common_size(runs), drop=tuple(args.drop)
     )
     return (
         runs,
@@ -169,15 +167,15 @@ def what_to_score(args):
     )
 
 
-def subject_pictures(folder: Path) -> list[Path]:
-    from gralora_diffusion.evaluation.metrics import pictures_in
+def subject_images(folder: Path) -> list[Path]:
+    from gralora_diffusion.evaluation.metrics import images_in
 
     subjects = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     if len(subjects) < 2:
         raise ConfigError(
-            f"--subjects {folder} must be a folder that holds a folder of pictures for each of two subjects or more"
+            f"--subjects {folder} must be a folder that holds a folder of images for each of two subjects or more"
         )
-    return [picture for subject in subjects for picture in pictures_in(subject)]
+    return [image for subject in subjects for image in images_in(subject)]
 
 
 def check_device(device: str) -> None:
@@ -196,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from gralora_diffusion.evaluation.encoders import load_encoder
-    from gralora_diffusion.evaluation.features import picture_features
+    from gralora_diffusion.evaluation.features import image_features
     from gralora_diffusion.evaluation.metrics import evaluate, subject_retrieval
     from gralora_diffusion.evaluation.report import table, write_report
 
@@ -207,9 +205,9 @@ def main(argv: list[str] | None = None) -> None:
         encoders = [
             load_encoder(name, device, getattr(torch, args.dtype)) for name in args.encoder or default
         ]
-        cached = partial(picture_features, batch_size=args.batch_size, cache=args.cache)
+        cached = partial(image_features, batch_size=args.batch_size, cache=args.cache)
         if args.subjects:
-            paths = subject_pictures(args.subjects)
+            paths = subject_images(args.subjects)
             for encoder in encoders:
                 print(
                     json.dumps(
@@ -222,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
         if not result["scores"]:
             raise ConfigError(
                 "there is nothing to score: give --reference, --paired or --base; or --prompts, with an encoder that reads them or several "
-                "pictures of one prompt"
+                "images of one prompt"
             )
         if (args.prompts or args.drop) and not any(entry["score"] == "prompt" for entry in result["scores"]):
             note("the prompts were not scored: none of these encoders reads text")
@@ -232,5 +230,5 @@ def main(argv: list[str] | None = None) -> None:
     except (ConfigError, OSError) as error:
         fail(str(error))
     print(
-        f"{output}/index.html shows every picture beside its scores; scores.json and the CSV files hold the numbers"
+        f"{output}/index.html shows every image beside its scores; scores.json and the CSV files hold the numbers"
     )

@@ -1,4 +1,4 @@
-"""Draw pictures with a trained adapter.
+"""Draw images with a trained adapter.
 
 gralora sample --adapter runs/robot-gralora-r64 --prompt "a photo of sks robot on the beach" --output robot.png
 """
@@ -16,23 +16,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--adapter", help="run folder or adapter file; without it the base alone draws")
     parser.add_argument("--prompt", required=True, help="what to draw; several prompts are separated by |")
     parser.add_argument("--pretrained_model_name_or_path", help="the base; by default the embedded tiny one")
-    parser.add_argument("--seed", type=int, default=0, help="picture n starts from the noise of seed + n")
+    parser.add_argument("--seed", type=int, default=0, help="image n starts from the noise of seed + n")
     parser.add_argument("--strength", type=float, default=1.0, help="0 is the base, 1 the adapter as trained")
-    parser.add_argument("--num_images", type=int, default=4, help="pictures per prompt")
+    parser.add_argument("--num_images", type=int, default=4, help="images per prompt")
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--guidance_scale", type=float, help="3 on the embedded base, 5 on others")
     parser.add_argument(
         "--batch_size",
         type=int,
         default=4,
-        help="pictures drawn at once; changes the speed, not the pictures",
+        help="images drawn at once; changes the speed, not the images",
     )
-    parser.add_argument("--compare", action="store_true", help="draw the base's pictures too, in a row above")
+    parser.add_argument("--compare", action="store_true", help="draw the base's images too, in a row above")
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("sample.png"),
-        help="one sheet with all pictures; each one alone goes to the folder OUTPUT without .png",
+        help="one sheet with all images; each one alone goes to the folder OUTPUT without .png",
     )
     args = parser.parse_args(argv)
     if args.num_images < 1 or args.num_inference_steps < 1 or args.batch_size < 1:
@@ -75,5 +75,5 @@ def main(argv: list[str] | None = None) -> None:
             image.save(folder / f"{label.replace(' ', '-')}-{i:03d}.png")
     sheet(rows, [p for p in prompts for _ in range(args.num_images)]).save(args.output)
     print(
-        f"{args.output}: {' and '.join(f'{len(images)} picture(s) of {label}' for label, images in rows.items())}; each one alone in {folder}/"
+        f"{args.output}: {' and '.join(f'{len(images)} image(s) of {label}' for label, images in rows.items())}; each one alone in {folder}/"
     )

@@ -1,10 +1,10 @@
-"""The series of pictures that a run learns: a function of (seed, position) alone, so that any run can resume at any step.
+"""The series of images that a run learns: a function of (seed, position) alone, so that any run can resume at any step.
 
-Position p belongs to picture p % group of batch p // group, where `group` counts the pictures of a batch over all processes.
-A batch holds one bucket only.  In a cycle of as many batches as there are pictures, each bucket comes as often as it has pictures,
-in an order drawn for the cycle; each bucket's pictures are an endless series of passes, shuffled for each pass, that goes on where
-the bucket's last batch ended.  So every picture comes equally often, and two processes see what one sees with twice the batch.
-Without buckets all pictures are in one.
+Position p belongs to image p % group of batch p // group, where `group` counts the images of a batch over all processes.
+A batch holds one bucket only.  In a cycle of as many batches as there are images, each bucket comes as often as it has images,
+in an order drawn for the cycle; each bucket's images are an endless series of passes, shuffled for each pass, that goes on where
+the bucket's last batch ended.  So every image comes equally often, and two processes see what one sees with twice the batch.
+Without buckets all images are in one.
 """
 
 import functools
@@ -20,13 +20,13 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note
 from gralora_diffusion.data.cache import Cache, key_of, weights_hash
 from gralora_diffusion.data.captions import cut_tokens, orders
-from gralora_diffusion.data.image_folder import Picture, ahead, shown
+from gralora_diffusion.data.image_folder import TrainingImage, ahead, shown
 from gralora_diffusion.data.images import CROPS, bucket_of, cuts
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.base import encode_images, encode_prompts
 from gralora_diffusion.seeding import generator
 
-CLASS = 2**41  # added to a position, it draws for the class picture beside the instance picture there
+CLASS = 2**41  # added to a position, it draws for the class image beside the instance image there
 DROPPED, ORDER, BUCKETS = (
     20,
     21,
@@ -35,8 +35,8 @@ DROPPED, ORDER, BUCKETS = (
 
 
 @dataclass(frozen=True)
-class Record:
-    """One cut of one picture with all that belongs to it."""
+class Example:
+    """One cut of one image with all that belongs to it."""
 
     path: Path
     caption: str  # empty where it is dropped
@@ -47,10 +47,10 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A picture whose cuts are in the cache."""
+class CachedImage:
+    """An image whose cuts are in the cache."""
 
-    picture: Picture
+    image: TrainingImage
     keys: tuple[str, ...]  # the entries of its cuts: as they are, and mirrored
     rows: int  # cuts in each
 
@@ -62,38 +62,38 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Series:
+class BatchPlan:
     config: TrainConfig
     cache: Cache
-    group: int  # pictures of a batch over all processes
-    instance: tuple[list[Encoded], ...]  # by bucket
-    classes: tuple[list[Encoded], ...]  # by the same buckets; empty without prior preservation
+    group: int  # images of a batch over all processes
+    instance: tuple[list[CachedImage], ...]  # by bucket
+    classes: tuple[list[CachedImage], ...]  # by the same buckets; empty without prior preservation
 
     def captions(self) -> list[str]:
-        """Every caption that choose() can give."""
-        config, found = self.config, {e.picture.caption for bucket in self.classes for e in bucket}
+        """Every caption that examples_at() can give."""
+        config, found = self.config, {e.image.caption for bucket in self.classes for e in bucket}
         for e in (e for bucket in self.instance for e in bucket):
-            found.update(orders(e.picture.caption, config.shuffle_captions, config.keep_tokens))
+            found.update(orders(e.image.caption, config.shuffle_captions, config.keep_tokens))
         return sorted(found | {""} if config.caption_dropout else found)
 
 
-def choose(series: Series, positions: Sequence[int]) -> list[Record]:
+def examples_at(series: BatchPlan, positions: Sequence[int]) -> list[Example]:
     """The records at these positions, and after them, with prior preservation, a class record for each."""
     config, places = series.config, [place(series, position) for position in positions]
     seed, records = config.seed, []
     for position, (bucket, number) in zip(positions, places, strict=True):
         encoded = shuffled(series.instance[bucket], number, seed, bucket, config.repeats)
         moments, ids = encoded.cut(series.cache, seed, position)
-        caption = caption_at(encoded.picture.caption, position, config)
-        records.append(Record(encoded.picture.path, caption, moments, ids, 1.0, position))
+        caption = caption_at(encoded.image.caption, position, config)
+        records.append(Example(encoded.image.path, caption, moments, ids, 1.0, position))
     for position, (bucket, number) in zip(positions, places, strict=True):
         if series.classes:
             encoded = shuffled(series.classes[bucket], number, seed, bucket + CLASS)
             moments, ids = encoded.cut(series.cache, seed, position + CLASS)
             records.append(
-                Record(
-                    encoded.picture.path,
-                    encoded.picture.caption,
+                Example(
+                    encoded.image.path,
+                    encoded.image.caption,
                     moments,
                     ids,
                     config.prior_loss_weight,
@@ -103,7 +103,7 @@ def choose(series: Series, positions: Sequence[int]) -> list[Record]:
     return records
 
 
-def place(series: Series, position: int) -> tuple[int, int]:
+def place(series: BatchPlan, position: int) -> tuple[int, int]:
     """(bucket, position in the bucket's own series)"""
     batch, offset = divmod(position, series.group)
     sizes = tuple(len(bucket) for bucket in series.instance)
@@ -125,10 +125,10 @@ def cycle_of_buckets(sizes: tuple[int, ...], seed: int, cycle: int) -> list[tupl
     return out
 
 
-def shuffled(pictures: list[Encoded], number: int, seed: int, key: int, repeats: int = 1) -> Encoded:
-    """The picture at this number of an endless series, in which each comes `repeats` times a pass."""
-    turn, slot = divmod(number, len(pictures) * repeats)
-    return pictures[permutation(len(pictures) * repeats, seed, 2, turn + key * 2**20)[slot] % len(pictures)]
+def shuffled(images: list[CachedImage], number: int, seed: int, key: int, repeats: int = 1) -> CachedImage:
+    """The image at this number of an endless series, in which each comes `repeats` times a pass."""
+    turn, slot = divmod(number, len(images) * repeats)
+    return images[permutation(len(images) * repeats, seed, 2, turn + key * 2**20)[slot] % len(images)]
 
 
 @functools.lru_cache(maxsize=64)
@@ -146,64 +146,63 @@ def caption_at(caption: str, position: int, config: TrainConfig) -> str:
     return forms[torch.randint(len(forms), (1,), generator=generator(config.seed, ORDER, position)).item()]
 
 
-def make_series(
-    pictures: list[Picture],
-    class_pictures: list[Picture],
+def plan_batches(
+    images: list[TrainingImage],
+    class_images: list[TrainingImage],
     vae,
     config: TrainConfig,
     cache: Cache,
     accelerator,
-) -> Series:
+) -> BatchPlan:
     """Cut and encode what the cache lacks, each process its share."""
     shapes = {}
-    for picture in pictures:
+    for image in images:
         shapes.setdefault(
-            bucket_of(picture.size, config.resolution, config.use_aspect_ratio_buckets), []
-        ).append(picture)
+            bucket_of(image.size, config.resolution, config.use_aspect_ratio_buckets), []
+        ).append(image)
     shapes, classes = dict(sorted(shapes.items())), {}
-    if class_pictures:
-        for shape in shapes:  # a bucket without class pictures of its shape takes cuts of all of them
+    if class_images:
+        for shape in shapes:  # a bucket without class images of its shape takes cuts of all of them
             same = [
                 p
-                for p in class_pictures
+                for p in class_images
                 if bucket_of(p.size, config.resolution, config.use_aspect_ratio_buckets) == shape
             ]
-            classes[shape] = same or class_pictures
+            classes[shape] = same or class_images
     jobs = [
-        (picture, shape)
-        for kind in (shapes, classes)
-        for shape, members in kind.items()
-        for picture in members
+        (image, shape) for kind in (shapes, classes) for shape, members in kind.items() for image in members
     ]
-    encoded = iter(encode_pictures(jobs, vae, config, cache, accelerator))
+    encoded = iter(cached_images(jobs, vae, config, cache, accelerator))
     instance, of_class = (
         tuple([next(encoded) for _ in members] for members in kind.values()) for kind in (shapes, classes)
     )
-    return Series(config, cache, config.train_batch_size * accelerator.num_processes, instance, of_class)
+    return BatchPlan(config, cache, config.train_batch_size * accelerator.num_processes, instance, of_class)
 
 
 @torch.no_grad()
-def encode_pictures(jobs: list[tuple], vae, config: TrainConfig, cache: Cache, accelerator) -> list[Encoded]:
-    """jobs: (picture, the shape it is cut to).  Memory holds one picture at a time, and two more for each of --dataloader_num_workers.
+def cached_images(
+    jobs: list[tuple], vae, config: TrainConfig, cache: Cache, accelerator
+) -> list[CachedImage]:
+    """jobs: (image, the shape it is cut to).  Memory holds one image at a time, and two more for each of --dataloader_num_workers.
 
-    Raises ConfigError, which names the picture, if the VAE gives numbers that are not finite or the picture can no longer be read.
+    Raises ConfigError, which names the image, if the VAE gives numbers that are not finite or the image can no longer be read.
     """
     model = weights_hash(vae), vae.config.scaling_factor
     flips = (False, True) if config.random_flip else (False,)
     how = config.center_crop, config.image_interpolation_mode.removesuffix("_exact")
 
-    def key(picture: Picture, shape: tuple, mirrored: bool) -> str:
-        return key_of("latents", 1, PIL.__version__, CROPS, picture.digest, shape, mirrored, *how, *model)
+    def key(image: TrainingImage, shape: tuple, mirrored: bool) -> str:
+        return key_of("latents", 1, PIL.__version__, CROPS, image.digest, shape, mirrored, *how, *model)
 
     def missing(job: tuple) -> tuple:
         return *job, [mirrored for mirrored in flips if not cache.rows("latents", key(*job, mirrored))]
 
     def cut(job: tuple) -> tuple:
-        picture, shape, wanted = job
-        image, places = picture.open(), int(picture.digest[:12], 16)
-        return picture, {
-            key(picture, shape, m): cuts(
-                image, shape, config.center_crop, m, config.image_interpolation_mode, places
+        image, shape, wanted = job
+        whole, places = image.open(), int(image.digest[:12], 16)
+        return image, {
+            key(image, shape, m): cuts(
+                whole, shape, config.center_crop, m, config.image_interpolation_mode, places
             )
             for m in wanted
         }
@@ -218,23 +217,23 @@ def encode_pictures(jobs: list[tuple], vae, config: TrainConfig, cache: Cache, a
         ahead(cut, absent, workers),
         "latents",
         len(absent),
-        unit="picture",
+        unit="image",
         disable=not (absent and accelerator.is_local_main_process),
     )
-    for picture, wanted in bar:
+    for image, wanted in bar:
         for address, made in wanted.items():
             moments = torch.stack([encode_images(vae, pixels[None])[0].cpu() for pixels, _ in made])
             if not moments.isfinite().all():
-                name = shown(picture.path.name)
+                name = shown(image.path.name)
                 raise ConfigError(
                     f"the VAE gives numbers that are not finite for {name}: use another, e.g. madebyollin/sdxl-vae-fp16-fix"
                 )
             cache.put("latents", address, moments=moments, time_ids=torch.stack([ids for _, ids in made]))
     accelerator.wait_for_everyone()
     out = []
-    for picture, shape in jobs:
-        keys = tuple(key(picture, shape, mirrored) for mirrored in flips)
-        out.append(Encoded(picture, keys, min(cache.rows("latents", k, check=False) for k in keys)))
+    for image, shape in jobs:
+        keys = tuple(key(image, shape, mirrored) for mirrored in flips)
+        out.append(CachedImage(image, keys, min(cache.rows("latents", k, check=False) for k in keys)))
     check_shared(cache, all(e.rows for e in out))
     return out
 
@@ -291,10 +290,10 @@ def check_shared(cache: Cache, complete: bool) -> None:
         )
 
 
-def tell_long_captions(pictures: list[Picture], pipeline) -> None:
+def tell_long_captions(images: list[TrainingImage], pipeline) -> None:
     """Say which captions are longer than the text encoders read, and what is lost."""
-    cut = {caption: cut_tokens(pipeline, caption) for caption in {p.caption for p in pictures}}
-    long = [f"{shown(p.path.name)} loses {cut[p.caption]}" for p in pictures if cut[p.caption]]
+    cut = {caption: cut_tokens(pipeline, caption) for caption in {p.caption for p in images}}
+    long = [f"{shown(p.path.name)} loses {cut[p.caption]}" for p in images if cut[p.caption]]
     if long:
         more = f" and {len(long) - 10} more" if len(long) > 10 else ""
         note(

@@ -1,7 +1,7 @@
-"""What is costly to compute, kept on disk by content: latents, prompt embeddings, and what is known of picture files.
+"""What is costly to compute, kept on disk by content: latents, prompt embeddings, and what is known of image files.
 
     FOLDER/latents/ab/ab12....safetensors     addressed by what went in: pixels, crops, the VAE's weights
-    FOLDER/prompts/..., FOLDER/pictures/...
+    FOLDER/prompts/..., FOLDER/images/...
 
 Runs may share a folder, also at the same time: an entry is complete or absent, and equal keys mean equal content.
 The first axis of an entry's tensors counts its rows; each row has a SHA-256 of its own, so that one row can be read and checked alone.
@@ -53,7 +53,7 @@ class Cache:
         self.folder = Path(folder)
 
     def path(self, kind: str, key: str) -> Path:
-        return self.folder / kind / key[:2] / (key + (".json" if kind == "pictures" else ".safetensors"))
+        return self.folder / kind / key[:2] / (key + (".json" if kind == "images" else ".safetensors"))
 
     def rows(self, kind: str, key: str, check: bool = True) -> int:
         """How many rows this entry has; 0 if it is absent or, where that is to be checked, damaged."""
@@ -98,17 +98,17 @@ class Cache:
     def facts(self, key: str) -> dict | None:
         """What put_facts() was given; None if absent or damaged."""
         try:
-            entry = json.loads(self.path("pictures", key).read_text())
+            entry = json.loads(self.path("images", key).read_text())
             return entry["facts"] if entry["check"] == key_of(key, entry["facts"]) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def put_facts(self, key: str, facts: dict) -> None:
         text = json.dumps(dict(facts=facts, check=key_of(key, facts)))
-        self._write(self.path("pictures", key), lambda part: part.write_text(text))
+        self._write(self.path("images", key), lambda part: part.write_text(text))
 
     def keep(self, digest: str, content: bytes) -> Callable[[], bytes]:
-        """Keep a picture file of a streamed data set; returns a function that reads it."""
+        """Keep an image file of a streamed data set; returns a function that reads it."""
         path = self.folder / "streamed" / digest[:2] / digest
         if not path.is_file() or path.stat().st_size != len(content):
             self._write(path, lambda part: part.write_bytes(content))

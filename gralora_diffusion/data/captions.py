@@ -1,4 +1,4 @@
-"""The words that belong to pictures: where they are found, and how they are varied."""
+"""The words that belong to images: where they are found, and how they are varied."""
 
 import hashlib
 import json
@@ -70,7 +70,7 @@ def from_json(path: Path) -> str:
 
 
 def read_metadata(folder: Path, column: str | None) -> dict[Path, str]:
-    """{picture: caption} of the folder's metadata.jsonl, in Hugging Face's imagefolder form.  Raises ValueError that names the line."""
+    """{image: caption} of the folder's metadata.jsonl, in Hugging Face's imagefolder form.  Raises ValueError that names the line."""
     path = folder / METADATA
     if not os.path.lexists(path):
         return {}
@@ -82,12 +82,12 @@ def read_metadata(folder: Path, column: str | None) -> dict[Path, str]:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                picture, caption = read_line(line, column, f"line {number}")
-                if ".." in Path(picture).parts or root not in (root / picture).resolve().parents:
+                image, caption = read_line(line, column, f"line {number}")
+                if ".." in Path(image).parts or root not in (root / image).resolve().parents:
                     raise ValueError(f"line {number} names a file outside the folder")
-                if folder / picture in found:
-                    raise ValueError(f"line {number} names {picture} a second time")
-                found[folder / picture] = caption
+                if folder / image in found:
+                    raise ValueError(f"line {number} names {image} a second time")
+                found[folder / image] = caption
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8 text") from None
     return found

@@ -1,4 +1,4 @@
-"""Which pictures a run learns."""
+"""Which images a run learns."""
 
 from pathlib import Path
 
@@ -6,15 +6,15 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.cache import Cache, default_folder
 from gralora_diffusion.data.captions import METADATA
 from gralora_diffusion.data.hub_dataset import find_rows
-from gralora_diffusion.data.image_folder import Picture, find_pictures
+from gralora_diffusion.data.image_folder import TrainingImage, find_images
 from gralora_diffusion.options import ConfigError
 
-EXAMPLE = Path(__file__).parent.parent / "example"  # six pictures of a robot, drawn for this project
+EXAMPLE = Path(__file__).parent.parent / "example"  # six images of a robot, drawn for this project
 EXAMPLE_PROMPT = "a photo of sks robot"
 
 
 def instance(config: TrainConfig) -> tuple[Path, str | None]:
-    """(folder or data set, prompt) of the pictures to learn."""
+    """(folder or data set, prompt) of the images to learn."""
     if config.dataset_name is not None:
         return Path(config.dataset_name), config.instance_prompt
     if config.instance_data_dir is None:
@@ -22,8 +22,8 @@ def instance(config: TrainConfig) -> tuple[Path, str | None]:
     return Path(config.instance_data_dir), config.instance_prompt
 
 
-def instance_pictures(config: TrainConfig, cache: Cache | None = None) -> list[Picture]:
-    """The pictures to learn.  Raises ConfigError with one sentence that names all files that cannot be used."""
+def instance_images(config: TrainConfig, cache: Cache | None = None) -> list[TrainingImage]:
+    """The images to learn.  Raises ConfigError with one sentence that names all files that cannot be used."""
     common = dict(skip=config.on_bad_image == "skip", cache=cache, workers=config.dataloader_num_workers)
     if config.dataset_name is not None:
         return find_rows(config, **common)
@@ -32,17 +32,15 @@ def instance_pictures(config: TrainConfig, cache: Cache | None = None) -> list[P
         raise ConfigError(
             f"--caption_column names a column of --dataset_name or of {METADATA}, and there is neither"
         )
-    return find_pictures(folder, prompt, column=config.caption_column, **common)
+    return find_images(folder, prompt, column=config.caption_column, **common)
 
 
-def pass_length(config: TrainConfig, pictures: list[Picture]) -> int:
-    """Pictures of one pass (epoch): each `repeats` times, or the class pictures where those are more."""
-    return max(
-        len(pictures) * config.repeats, config.num_class_images if config.with_prior_preservation else 0
-    )
+def pass_length(config: TrainConfig, images: list[TrainingImage]) -> int:
+    """Images of one pass (epoch): each `repeats` times, or the class images where those are more."""
+    return max(len(images) * config.repeats, config.num_class_images if config.with_prior_preservation else 0)
 
 
-def picture_cache(config: TrainConfig) -> Cache | None:
+def image_cache(config: TrainConfig) -> Cache | None:
     """The cache that runs share, unless --no-cache_latents."""
     if not config.cache_latents:
         return None

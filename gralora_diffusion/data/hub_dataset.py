@@ -1,4 +1,4 @@
-"""Pictures from a Hugging Face data set, on the hub or in a local folder that the package datasets reads."""
+"""Images from a Hugging Face data set, on the hub or in a local folder that the package datasets reads."""
 
 import itertools
 import os
@@ -8,26 +8,26 @@ from pathlib import Path
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note
 from gralora_diffusion.data.cache import Cache
-from gralora_diffusion.data.image_folder import Picture, check, known, plain, refuse, tell
+from gralora_diffusion.data.image_folder import TrainingImage, check, known, plain, refuse, tell
 from gralora_diffusion.data.images import MAX_BYTES
 from gralora_diffusion.options import ConfigError
 
 
-def find_rows(config: TrainConfig, skip: bool, cache: Cache | None, workers: int) -> list[Picture]:
-    """The pictures of the data set's split "train".  Raises ConfigError with one sentence that names all rows that cannot be used.
+def find_rows(config: TrainConfig, skip: bool, cache: Cache | None, workers: int) -> list[TrainingImage]:
+    """The images of the data set's split "train".  Raises ConfigError with one sentence that names all rows that cannot be used.
 
-    A streamed data set goes by once, and its pictures stay in the cache; others are read from where `datasets` keeps them.
+    A streamed data set goes by once, and its images stay in the cache; others are read from where `datasets` keeps them.
     """
     name = config.dataset_name
     if config.streaming and cache is None:
-        raise ConfigError("--streaming keeps the pictures in the cache: drop --no-cache_latents")
+        raise ConfigError("--streaming keeps the images in the cache: drop --no-cache_latents")
     dataset, column = load(config), config.caption_column
     if column is None:
         note(
-            f"the pictures of {name} have the caption of --instance_prompt, as --caption_column names no column"
+            f"the images of {name} have the caption of --instance_prompt, as --caption_column names no column"
         )
 
-    def examine(row: tuple) -> Picture | str:
+    def examine(row: tuple) -> TrainingImage | str:
         number, caption, read = row
         try:
             content = read()
@@ -37,7 +37,7 @@ def find_rows(config: TrainConfig, skip: bool, cache: Cache | None, workers: int
                 raise ValueError("no caption, and no --instance_prompt to stand in")
             if config.streaming:
                 read = cache.keep(digest, content)
-            return Picture(Path(name) / f"row-{number}", caption, digest, size, note, read)
+            return TrainingImage(Path(name) / f"row-{number}", caption, digest, size, note, read)
         except ConfigError:
             raise
         except Exception as error:  # a decoder may raise anything at all on a damaged file
@@ -45,15 +45,15 @@ def find_rows(config: TrainConfig, skip: bool, cache: Cache | None, workers: int
 
     results = check(examine, rows(dataset, config), workers)
     refuse(name, {f"row {n}": result for n, result in enumerate(results) if isinstance(result, str)}, skip)
-    found = [result for result in results if isinstance(result, Picture)]
+    found = [result for result in results if isinstance(result, TrainingImage)]
     if not found:
-        raise ConfigError(f"{name} holds no pictures that can be used")
+        raise ConfigError(f"{name} holds no images that can be used")
     tell(name, found)
     return found
 
 
 def load(config: TrainConfig):
-    """The split "train", its pictures as files, not decoded.  Raises ConfigError in one sentence."""
+    """The split "train", its images as files, not decoded.  Raises ConfigError in one sentence."""
     try:
         import datasets
     except ImportError:
@@ -87,7 +87,7 @@ def load(config: TrainConfig):
 
 
 def rows(dataset, config: TrainConfig) -> Iterator[tuple[int, str | None, Callable[[], bytes]]]:
-    """(number, caption or None, a function that reads the picture's file) of each row"""
+    """(number, caption or None, a function that reads the image's file) of each row"""
     image, column, limit = config.image_column, config.caption_column, config.max_train_samples
     if config.streaming:
         for number, row in enumerate(itertools.islice(dataset, limit)):
@@ -103,9 +103,9 @@ def rows(dataset, config: TrainConfig) -> Iterator[tuple[int, str | None, Callab
 
 
 def content_of(entry: dict) -> bytes:
-    """The bytes of a picture file that a row holds or names.  Raises ValueError in plain words."""
+    """The bytes of an image file that a row holds or names.  Raises ValueError in plain words."""
     if not entry:
-        raise ValueError("no picture")
+        raise ValueError("no image")
     if entry.get("bytes") is not None:
         return entry["bytes"]
     path = entry["path"]

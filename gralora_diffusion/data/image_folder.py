@@ -1,4 +1,4 @@
-"""Pictures with their captions in a folder: found, checked, and told in one sentence if they cannot be used."""
+"""Images with their captions in a folder: found, checked, and told in one sentence if they cannot be used."""
 
 import collections
 import hashlib
@@ -17,7 +17,7 @@ from PIL import Image
 from gralora_diffusion.console import note
 from gralora_diffusion.data.cache import Cache, key_of
 from gralora_diffusion.data.captions import METADATA, PLACES, caption_of, read_metadata
-from gralora_diffusion.data.images import DRAWINGS, EXTENSIONS, MAX_BYTES, decode, open_picture
+from gralora_diffusion.data.images import DRAWINGS, EXTENSIONS, MAX_BYTES, decode, open_image
 from gralora_diffusion.options import ConfigError
 
 IGNORED = {"thumbs.db", "desktop.ini", "readme.md", METADATA}
@@ -31,11 +31,11 @@ DOCUMENTS = {
     ".yml",
     ".ini",
     ".npz",
-}  # never a picture nor a caption: left out, and said
+}  # never an image nor a caption: left out, and said
 
 
 @dataclass(frozen=True)
-class Picture:
+class TrainingImage:
     path: Path  # for a row of a data set, a name to tell it by
     caption: str
     digest: str  # SHA-256 of the file's bytes
@@ -50,14 +50,14 @@ class Picture:
                 if hashlib.file_digest(file, "sha256").hexdigest() != self.digest:
                     raise ValueError("its content has changed")
                 file.seek(0)
-                return open_picture(file)
+                return open_image(file)
         except Exception as error:
             raise ConfigError(
                 f"{shown(self.path)} could be used when the run began, and no longer can: {plain(error)}"
             ) from None
 
 
-def find_pictures(
+def find_images(
     folder: str | Path,
     prompt: str | None,
     option="--instance_data_dir",
@@ -66,8 +66,8 @@ def find_pictures(
     cache: Cache | None = None,
     workers=0,
     least: int = 1,
-) -> list[Picture]:
-    """The folder's pictures in order of name, each with its caption; `prompt` stands in where there is none (captions.caption_of).
+) -> list[TrainingImage]:
+    """The folder's images in order of name, each with its caption; `prompt` stands in where there is none (captions.caption_of).
 
     Every file that the cache does not know is opened and decoded here, in `workers` threads.
     Raises ConfigError with one sentence that names all files that cannot be used, unless they are to be skipped.
@@ -83,10 +83,10 @@ def find_pictures(
     stems = {p.stem for p in paths}
     bad |= {p: reason for p in files if p not in metadata and (reason := why_not(p, stems))}
 
-    def examine(path: Path) -> Picture | str:
+    def examine(path: Path) -> TrainingImage | str:
         try:
             digest, size, note = known(path, cache)
-            return Picture(path, caption_of(path, beside, metadata, prompt), digest, size, note)
+            return TrainingImage(path, caption_of(path, beside, metadata, prompt), digest, size, note)
         except ConfigError:
             raise
         except Exception as error:  # a decoder may raise anything at all on a damaged file
@@ -97,20 +97,20 @@ def find_pictures(
     }
     if prompt is None and paths and captioned.isdisjoint(paths):
         raise ConfigError(
-            f"{folder} has no caption for any of its pictures: give --instance_prompt, or captions ({PLACES})"
+            f"{folder} has no caption for any of its images: give --instance_prompt, or captions ({PLACES})"
         )
     results = dict(zip(paths, check(examine, paths, workers), strict=True))
-    found = {path: result for path, result in results.items() if isinstance(result, Picture)}
-    bad |= {path: result for path, result in results.items() if not isinstance(result, Picture)}
+    found = {path: result for path, result in results.items() if isinstance(result, TrainingImage)}
+    bad |= {path: result for path, result in results.items() if not isinstance(result, TrainingImage)}
     refuse(folder, {shown(path.relative_to(folder)): reason for path, reason in sorted(bad.items())}, skip)
     if folders:
         note(f"{folder} has sub-folders, which are left out: {', '.join(map(shown, folders))}")
     if documents := [shown(p.name) for p in files if p.suffix.lower() in DOCUMENTS and p not in metadata]:
         note(
-            f"{folder} holds files that are neither pictures nor captions, which are left out: {', '.join(documents)}"
+            f"{folder} holds files that are neither images nor captions, which are left out: {', '.join(documents)}"
         )
     if len(found) < least:
-        raise ConfigError(f"{folder} holds no pictures that can be used ({', '.join(sorted(EXTENSIONS))})")
+        raise ConfigError(f"{folder} holds no images that can be used ({', '.join(sorted(EXTENSIONS))})")
     tell(folder, list(found.values()))
     return list(found.values())
 
@@ -120,7 +120,7 @@ def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path
     files, folders, bad = [], [], {}
     try:
         if not folder.is_dir():
-            raise ConfigError(f"{shown(folder)} is not a folder: {option} must name a folder with pictures")
+            raise ConfigError(f"{shown(folder)} is not a folder: {option} must name a folder with images")
         entries = sorted(
             p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in IGNORED
         )
@@ -149,12 +149,12 @@ def why_not(path: Path, stems: set[str]) -> str | None:
     if suffix in EXTENSIONS | DOCUMENTS or (suffix in (".txt", ".json") and path.stem in stems):
         return None
     if suffix in (".txt", ".json"):
-        return f"a text file that is no picture's caption: there is no picture named {shown(path.stem)}"
-    return "a drawing, not pixels: export it as PNG" if suffix in DRAWINGS else "not a picture"
+        return f"a text file that is no image's caption: there is no image named {shown(path.stem)}"
+    return "a drawing, not pixels: export it as PNG" if suffix in DRAWINGS else "not an image"
 
 
 def known(source: Path | bytes, cache: Cache | None) -> tuple[str, tuple[int, int], str | None]:
-    """(SHA-256, (height, width), note) of a picture file; decoded unless the cache knows its bytes.  Raises ValueError in plain words."""
+    """(SHA-256, (height, width), note) of an image file; decoded unless the cache knows its bytes.  Raises ValueError in plain words."""
     length = os.path.getsize(source) if isinstance(source, Path) else len(source)
     if length == 0:
         raise ValueError("empty file")
@@ -162,7 +162,7 @@ def known(source: Path | bytes, cache: Cache | None) -> tuple[str, tuple[int, in
         raise ValueError(f"{length:,} bytes is more than the limit of {MAX_BYTES:,}")
     with open(source, "rb") if isinstance(source, Path) else io.BytesIO(source) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        key = key_of("picture", 1, PIL.__version__, digest)
+        key = key_of("image", 1, PIL.__version__, digest)
         facts = cache.facts(key) if cache else None
         if facts is None:
             file.seek(0)
@@ -194,17 +194,17 @@ def refuse(where, bad: dict[str, str], skip: bool) -> None:
     note(f"{len(bad)} file(s) of {where} are skipped: {names}")
 
 
-def tell(where, pictures: list[Picture]) -> None:
-    """What one should know about pictures that are used."""
+def tell(where, images: list[TrainingImage]) -> None:
+    """What one should know about images that are used."""
     same = collections.defaultdict(list)
-    for picture in pictures:
-        same[picture.digest].append(shown(picture.path.name))
-        if picture.note:
-            note(f"{shown(picture.path.name)} {picture.note}")
+    for image in images:
+        same[image.digest].append(shown(image.path.name))
+        if image.note:
+            note(f"{shown(image.path.name)} {image.note}")
     for names in same.values():
         if len(names) > 1:
             note(
-                f"{' and '.join(names)} in {where} hold the same bytes: that picture counts {len(names)} times"
+                f"{' and '.join(names)} in {where} hold the same bytes: that image counts {len(names)} times"
             )
 
 

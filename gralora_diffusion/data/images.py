@@ -1,4 +1,4 @@
-"""Picture files as people have them, good and bad, and the cuts that are made from them."""
+"""Image files as people have them, good and bad, and the cuts that are made from them."""
 
 import math
 from pathlib import Path
@@ -22,10 +22,10 @@ FORMATS = (
 )  # a phone's MPO is a JPEG; never EPS, which would start Ghostscript
 DRAWINGS = {".svg", ".svgz", ".eps", ".ps", ".pdf", ".ai"}
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
-MAX_BYTES = 2**30  # of a picture file
+MAX_BYTES = 2**30  # of an image file
 MIN_SIDE = 16
 MAX_ASPECT = 10
-CROPS = 4  # places that a picture is cut at without --center_crop
+CROPS = 4  # places that an image is cut at without --center_crop
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,13 +38,13 @@ UPRIGHT = {
 }
 
 
-def open_picture(source: Path | BinaryIO) -> Image.Image:
+def open_image(source: Path | BinaryIO) -> Image.Image:
     """RGB, upright by its EXIF, transparency on white, 16 bits scaled to 8; raises ValueError in plain words."""
     return decode(source)[0]
 
 
 def decode(source: Path | BinaryIO) -> tuple[Image.Image, str | None]:
-    """(picture as open_picture() gives it, a note on what is left out of it or None)"""
+    """(image as open_image() gives it, a note on what is left out of it or None)"""
     Image.init()  # all plugins; AVIF is not in every Pillow
     try:
         with Image.open(source, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
@@ -55,7 +55,7 @@ def decode(source: Path | BinaryIO) -> tuple[Image.Image, str | None]:
                 upright(image)
             ), "has several frames or pages, and the first is used" if animated else None
     except Image.UnidentifiedImageError:
-        raise ValueError("not a picture, whatever its name says") from None
+        raise ValueError("not an image, whatever its name says") from None
     except Image.DecompressionBombError:
         raise ValueError(f"its pixels are more than the limit of {MAX_PIXELS:,}") from None
     except MemoryError:
@@ -75,7 +75,7 @@ def check_header(image: Image.Image) -> None:
             f"{image.width} x {image.height} pixels is too small: {MIN_SIDE} on each side is the least"
         )
     if image.mode == "F":
-        raise ValueError("a picture of floating-point numbers: save it as 8 or 16 bits")
+        raise ValueError("an image of floating-point numbers: save it as 8 or 16 bits")
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -89,7 +89,7 @@ def upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         if image.getextrema()[1] > 65535:
-            raise ValueError("a picture of 32-bit numbers: save it as 8 or 16 bits")
+            raise ValueError("an image of 32-bit numbers: save it as 8 or 16 bits")
         image = image.point(lambda v: v / 257).convert("L")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -112,7 +112,7 @@ def buckets(resolution: int) -> list[tuple[int, int]]:
 
 
 def bucket_of(size: tuple[int, int], resolution: int, by_aspect: bool) -> tuple[int, int]:
-    """The shape (height, width) that a picture of this size is cut to: the nearest in the logarithm of its aspect, or the square."""
+    """The shape (height, width) that an image of this size is cut to: the nearest in the logarithm of its aspect, or the square."""
     if not by_aspect:
         return resolution, resolution
     aspect = math.log(size[1] / size[0])
@@ -129,7 +129,7 @@ def cuts(
 ) -> list[tuple]:
     """Resized to cover `shape` (height, width), then cut in the middle or at places that `key` draws: [(pixels [3, h, w], time ids [6])].
 
-    Mirrored, they are the same cuts seen in a mirror; their place is counted in the mirrored picture.
+    Mirrored, they are the same cuts seen in a mirror; their place is counted in the mirrored image.
     """
     original, (height, width) = (image.height, image.width), shape
     scale = max(height / image.height, width / image.width)

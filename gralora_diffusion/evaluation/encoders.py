@@ -1,4 +1,4 @@
-"""The models that turn pictures and prompts into vectors to be compared: each with its own preprocessing, and a name that says what it is."""
+"""The models that turn images and prompts into vectors to be compared: each with its own preprocessing, and a name that says what it is."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ GRAMMAR = f"one of {', '.join(PRESETS)}, clip:MODEL:TAG, clip:MODEL:FILE.safeten
 class Encoder:
     """A model in eval mode with the preprocessing its authors used; texts and tokenize are None where it has no text side.
 
-    preprocess: picture -> [3, h, w];  pictures: [n, 3, h, w] -> [n, d];  tokenize: (texts, length) -> ids;  texts: ids [n, context] -> [n, d].
+    preprocess: image -> [3, h, w];  images: [n, 3, h, w] -> [n, d];  tokenize: (texts, length) -> ids;  texts: ids [n, context] -> [n, d].
     facts (model, SHA-256 of the weights, preprocessing, versions) stand in every result and are what cached features belong to.
     """
 
@@ -43,7 +43,7 @@ class Encoder:
     kind: str
     facts: dict
     preprocess: Callable[[Image.Image], torch.Tensor]
-    pictures: Callable[[torch.Tensor], torch.Tensor]
+    images: Callable[[torch.Tensor], torch.Tensor]
     tokenize: Callable | None = None
     texts: Callable[[torch.Tensor], torch.Tensor] | None = None
     context: int = 0
@@ -113,7 +113,7 @@ def clip(rest: str) -> tuple[nn.Module, dict]:
     fields = dict(
         name=f"CLIP {shown}", packages=("open_clip_torch", "torchvision"), context=tokenizer.context_length,
         preprocess=transform.image_transform_v2(transform.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False),
-        pictures=model.encode_image, texts=model.encode_text, tokenize=lambda texts, length: tokenizer(texts, context_length=length),
+        images=model.encode_image, texts=model.encode_text, tokenize=lambda texts, length: tokenizer(texts, context_length=length),
         facts=dict(preprocessing=model.visual.preprocess_cfg, activation=activation(model), pretrained=weights or str(folder)),
     )  # fmt: skip
     return model, fields
@@ -165,7 +165,7 @@ def check_clip_name(open_clip, name: str, weights: str, file: Path | None) -> No
 
 
 def preprocessing_of(open_clip, name: str, file: Path) -> dict:
-    """How the weights in this file saw pictures: as the config beside it says, else as all of open_clip's weights of this model did.
+    """How the weights in this file saw images: as the config beside it says, else as all of open_clip's weights of this model did.
 
     Raises ConfigError where those differ; the size is the model's own.
     """
@@ -181,7 +181,7 @@ def preprocessing_of(open_clip, name: str, file: Path) -> dict:
     ways = [{k: way[k] for k in known if k in way} for way in ([said] if said is not None else tags or [{}])]
     if any(way != ways[0] for way in ways):
         raise ConfigError(
-            f"{file} does not say how its pictures were scaled and normalised, and the weights of {name} differ in that: put the "
+            f"{file} does not say how its images were scaled and normalised, and the weights of {name} differ in that: put the "
             "open_clip_config.json that came with it, with its preprocess_cfg, beside it"
         )
     return ways[0]
@@ -213,7 +213,7 @@ def check_positions(model: nn.Module, file: Path) -> None:
                     and tensors.get_slice(name).get_shape() != list(ours.shape)
                 ):
                     raise ValueError(
-                        f"{file.name} was trained at another picture size or text length than the model's ({name})"
+                        f"{file.name} was trained at another image size or text length than the model's ({name})"
                     )
     except SafetensorError as error:
         raise ValueError(f"{file.name} is damaged: {error}") from None
@@ -256,7 +256,7 @@ def dinov2(where: str) -> tuple[nn.Module, dict]:
         )
     fields = dict(
         name=f"DINOv2 {where}", packages=("transformers",), preprocess=lambda image: processor(images=[image], return_tensors="pt").pixel_values[0],
-        pictures=lambda pixels: model(pixels).last_hidden_state[:, 0],
+        images=lambda pixels: model(pixels).last_hidden_state[:, 0],
         facts=dict(preprocessing={k: v for k, v in processor.to_dict().items() if isinstance(v, str | int | float | list | dict)}),
     )  # fmt: skip
     return model, fields
@@ -284,7 +284,7 @@ def imagenet() -> tuple[nn.Module, dict]:
     config = timm.data.resolve_data_config({}, model=model)
     fields = dict(
         name="EfficientNet-Lite2 (ImageNet classes)", packages=("timm", "torchvision"), facts=dict(preprocessing=config),
-        preprocess=timm.data.create_transform(**config, is_training=False), pictures=lambda pixels: model.forward_features(pixels).mean((2, 3)),
+        preprocess=timm.data.create_transform(**config, is_training=False), images=lambda pixels: model.forward_features(pixels).mean((2, 3)),
     )  # fmt: skip
     return model, fields
 
@@ -308,7 +308,7 @@ def embedded() -> tuple[nn.Module, dict]:
     fields = dict(
         name="the embedded base's own image-text encoder (emoji)", packages=("transformers",), tokenize=tokenize,
         preprocess=lambda image: to_pixels(ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)),
-        pictures=lambda pixels: vision(pixels).image_embeds, texts=lambda ids: text(ids).text_embeds,
+        images=lambda pixels: vision(pixels).image_embeds, texts=lambda ids: text(ids).text_embeds,
         context=text.config.max_position_embeddings, facts=dict(preprocessing=f"Lanczos, cut to {side} x {side}, -1 to 1"),
     )  # fmt: skip
     return nn.ModuleDict(dict(vision=vision, text=text)), fields
@@ -367,7 +367,7 @@ def not_here(what: str, hub: str, files: str, kind: str, error: Exception) -> st
     return (
         f"the weights of {what} are not on this machine and cannot be fetched ({why}); either run once with a network, which keeps {hub} of the "
         f"Hugging Face hub in its cache, or copy {files} from {hub} into a folder and say --encoder {kind}:FOLDER; "
-        "pictures of the embedded base can be scored without either: --encoder imagenet embedded"
+        "images of the embedded base can be scored without either: --encoder imagenet embedded"
     )
 
 

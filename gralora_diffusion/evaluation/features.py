@@ -1,4 +1,4 @@
-"""Unit vectors of pictures and texts, by an encoder, and their cache by content."""
+"""Unit vectors of images and texts, by an encoder, and their cache by content."""
 
 import dataclasses
 import hashlib
@@ -10,24 +10,24 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from gralora_diffusion.data.images import open_picture
+from gralora_diffusion.data.images import open_image
 from gralora_diffusion.evaluation.encoders import Encoder
 from gralora_diffusion.files import complete_or_absent
 from gralora_diffusion.options import ConfigError
 
 
 @torch.no_grad()
-def picture_features(
+def image_features(
     encoder: Encoder,
     paths: list[Path],
     size: tuple[int, int] | None = None,
     batch_size: int = 16,
     cache: Path | None = None,
 ) -> torch.Tensor:
-    """Unit vectors of the pictures in these files, [n, d] fp32 on the CPU; size: (width, height) that each is cut to first.
+    """Unit vectors of the images in these files, [n, d] fp32 on the CPU; size: (width, height) that each is cut to first.
 
     cache: a folder of features by content (file bytes, size, encoder's facts).  Raises ConfigError, which names the file, for
-    one that is no picture, is all of one colour, or gives numbers that are not finite.
+    one that is no image, is all of one colour, or gives numbers that are not finite.
     """
     identity = json.dumps([dataclasses.asdict(encoder)["facts"], size], sort_keys=True, default=str).encode()
     keys = [hashlib.sha256(identity + content(path)).hexdigest() for path in paths]
@@ -36,7 +36,7 @@ def picture_features(
     for start in range(0, len(missing), batch_size):
         part = missing[start : start + batch_size]
         pixels = torch.stack([encoder.preprocess(open_to_score(path, size)) for _, path in part])
-        vectors = run(encoder, encoder.pictures, pixels)
+        vectors = run(encoder, encoder.images, pixels)
         for (key, path), vector in zip(part, vectors, strict=True):
             if not vector.isfinite().all():
                 raise ConfigError(f"{path}: {encoder.name} gives numbers that are not finite for it")
@@ -76,12 +76,12 @@ def run(encoder: Encoder, side: Callable, inputs: torch.Tensor) -> torch.Tensor:
 
 def open_to_score(path: Path, size: tuple[int, int] | None) -> Image.Image:
     try:
-        image = open_picture(path)
+        image = open_image(path)
     except Exception as error:  # a decoder may raise anything at all on a damaged file
         raise ConfigError(f"{path} cannot be used: {error}") from None
     if all(low == high for low, high in image.getextrema()):
         raise ConfigError(
-            f"{path} is all of one colour {image.getpixel((0, 0))}, as pictures are that were drawn from numbers that are not finite"
+            f"{path} is all of one colour {image.getpixel((0, 0))}, as images are that were drawn from numbers that are not finite"
         )
     return image if size is None else ImageOps.fit(image, size)
 

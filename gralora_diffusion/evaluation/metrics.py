@@ -1,4 +1,4 @@
-"""Scores of generated pictures, each with n, mean, standard deviation and a bootstrap interval; paired differences between runs with theirs."""
+"""Scores of generated images, each with n, mean, standard deviation and a bootstrap interval; paired differences between runs with theirs."""
 
 import dataclasses
 import re
@@ -16,12 +16,12 @@ from gralora_diffusion.evaluation.statistics import rate_interval, summary
 from gralora_diffusion.options import ConfigError
 
 SCORES = {  # what each score is, as results say it
-    "subject": "mean cosine with each of the subject's pictures (DreamBooth's pairing): higher is more alike",
-    "prompt": "cosine of picture and prompt: higher fits better",
-    "paired": "cosine with the true picture of the same caption: higher is more alike",
-    "drift": "(1 - cosine) / 2 with the base's picture of the same prompt and seed: 0 is the base's own",
-    "diversity": "mean of 1 - cosine over all pairs of pictures of one prompt, a value per prompt: 0 is always the same picture",
-    "copy": "cosine with the nearest training picture: 1 is a copy",
+    "subject": "mean cosine with each of the subject's images (DreamBooth's pairing): higher is more alike",
+    "prompt": "cosine of image and prompt: higher fits better",
+    "paired": "cosine with the true image of the same caption: higher is more alike",
+    "drift": "(1 - cosine) / 2 with the base's image of the same prompt and seed: 0 is the base's own",
+    "diversity": "mean of 1 - cosine over all pairs of images of one prompt, a value per prompt: 0 is always the same image",
+    "copy": "cosine with the nearest training image: 1 is a copy",
 }
 LABELS = {
     ("subject", "clip"): "CLIP-I", ("subject", "dinov2"): "DINO", ("prompt", "clip"): "CLIP-T",
@@ -33,13 +33,13 @@ PLAIN = {
     "paired": "paired",
     "drift": "drift",
     "diversity": "diversity",
-    "copy": "nearest training picture",
+    "copy": "nearest training image",
 }
 
 
 @dataclass(frozen=True)
-class Generated:
-    """Generated pictures, in order, with the prompt of each where it is known."""
+class ImageSet:
+    """Generated images, in order, with the prompt of each where it is known."""
 
     name: str
     paths: list[Path]
@@ -47,8 +47,8 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class Against:
-    """What runs are measured against, as far as it is given: the subject's pictures, true pictures one by one, the base's pictures one by one.
+class References:
+    """What runs are measured against, as far as it is given: the subject's images, true images one by one, the base's images one by one.
 
     size: (width, height) that the first two are cut to before the encoder's preprocessing;  drop: words left out of the prompts.
     """
@@ -62,7 +62,7 @@ class Against:
 
 @dataclass(frozen=True)
 class Score:
-    """values [n]; of: the picture, or prompt, of each; beside: the picture it was compared with, where it is one."""
+    """values [n]; of: the image, or prompt, of each; beside: the image it was compared with, where it is one."""
 
     name: str
     values: torch.Tensor
@@ -77,12 +77,12 @@ def rowwise(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def similarities(generated: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-    """DreamBooth's pairing: each generated picture's mean cosine with all pictures of the subject: [n]."""
+    """DreamBooth's pairing: each generated image's mean cosine with all images of the subject: [n]."""
     return (generated.double() @ references.double().T).mean(1)
 
 
 def diversity(features: torch.Tensor, groups: list[str]) -> tuple[list[str], torch.Tensor]:
-    """The groups of at least two pictures, and the mean of 1 - cosine over all pairs within each."""
+    """The groups of at least two images, and the mean of 1 - cosine over all pairs within each."""
     names, values = [], []
     for name in dict.fromkeys(groups):
         mine = features[[g == name for g in groups]].double()
@@ -102,7 +102,7 @@ def nearest(
     return values, index.tolist(), among.fill_diagonal_(-1).max().item() if len(references) > 1 else None
 
 
-def measure(encoder: Encoder, run: Generated, against: Against, features: Callable) -> list[Score]:
+def measure(encoder: Encoder, run: ImageSet, against: References, features: Callable) -> list[Score]:
     """All scores that can be given, others one by one in the run's order; features(encoder, paths, size) -> unit vectors."""
     drawn, names, scores = features(encoder, run.paths, None), [p.name for p in run.paths], []
     if against.references:
@@ -122,9 +122,7 @@ def measure(encoder: Encoder, run: Generated, against: Against, features: Callab
     if against.references:
         values, index, most = nearest(drawn, subject)
         copies = (
-            {}
-            if most is None
-            else dict(nearest_two_training_pictures=most, copies=int((values > most).sum()))
+            {} if most is None else dict(nearest_two_training_images=most, copies=int((values > most).sum()))
         )
         scores.append(Score("copy", values, names, [against.references[i] for i in index], copies))
     return scores
@@ -134,14 +132,14 @@ def without(prompt: str, words: tuple[str, ...]) -> str:
     return " ".join(word for word in prompt.split() if word not in words)
 
 
-def matched(run: Generated, others: list[Path]) -> tuple[list[Path], str]:
-    """The other picture of each, and how it was found: "by name" (at need without endings and leading zeros), or "by order" if no two share one.
+def matched(run: ImageSet, others: list[Path]) -> tuple[list[Path], str]:
+    """The other image of each, and how it was found: "by name" (at need without endings and leading zeros), or "by order" if no two share one.
 
     Raises ConfigError when counts do not match, or names only in part.
     """
     if len(others) != len(run.paths):
         raise ConfigError(
-            f"{run.name} has {len(run.paths)} pictures and {others[0].parent} has {len(others)}: one by one they cannot be compared"
+            f"{run.name} has {len(run.paths)} images and {others[0].parent} has {len(others)}: one by one they cannot be compared"
         )
     for name_of in (
         lambda path: path.name,
@@ -153,14 +151,14 @@ def matched(run: Generated, others: list[Path]) -> tuple[list[Path], str]:
             return [by_name[name] for name in names], "by name"
     if both := by_name.keys() & set(names):
         raise ConfigError(
-            f"{run.name} and {others[0].parent} share some names, as {min(both)}, but not all, each once: give all pictures the names of their "
+            f"{run.name} and {others[0].parent} share some names, as {min(both)}, but not all, each once: give all images the names of their "
             "partners, or names of their own to compare them in order"
         )
     return others, "by order"
 
 
-def aligned(run: Generated, against: Against) -> tuple[Against, dict[str, str | None]]:
-    """`against` with the pictures that are compared one by one in the run's order, and how they were matched for each score."""
+def aligned(run: ImageSet, against: References) -> tuple[References, dict[str, str | None]]:
+    """`against` with the images that are compared one by one in the run's order, and how they were matched for each score."""
     (originals, paired), (base, drift) = (
         matched(run, paths) if paths else ([], None) for paths in (against.originals, against.base)
     )
@@ -169,22 +167,22 @@ def aligned(run: Generated, against: Against) -> tuple[Against, dict[str, str | 
 
 def evaluate(
     encoders: list[Encoder],
-    runs: list[Generated],
-    against: Against,
+    runs: list[ImageSet],
+    against: References,
     features: Callable,
     paired: bool = True,
     seed: int = 0,
 ) -> dict:
     """Scores of all runs in all encoders, and the paired differences of each run from the first; a dict that JSON can hold.
 
-    features as picture_features(encoder, paths, size); paired=False leaves the differences out.
-    Raises ConfigError when the runs cannot be compared picture by picture.
+    features as image_features(encoder, paths, size); paired=False leaves the differences out.
+    Raises ConfigError when the runs cannot be compared image by image.
     """
     if paired:
         for run in runs[1:]:
             if len(run.paths) != len(runs[0].paths) or run.prompts != runs[0].prompts:
                 raise ConfigError(
-                    f"{run.name} has {len(run.paths)} pictures and {runs[0].name} has {len(runs[0].paths)}, or their prompts differ: differences "
+                    f"{run.name} has {len(run.paths)} images and {runs[0].name} has {len(runs[0].paths)}, or their prompts differ: differences "
                     "need the same prompts and seeds in the same order; --unpaired leaves them out"
                 )
     ordered = {run.name: aligned(run, against) for run in runs}
@@ -222,8 +220,8 @@ def evaluate(
 
 
 def subject_retrieval(features: torch.Tensor, subjects: list[str]) -> dict:
-    """How well an encoder tells subjects apart: the rate of pictures whose nearest other picture is of the same subject, with its 95 %
-    interval, the rate of triples (picture, same subject, other subject) in the right order, and the mean cosine within and between subjects.
+    """How well an encoder tells subjects apart: the rate of images whose nearest other image is of the same subject, with its 95 %
+    interval, the rate of triples (image, same subject, other subject) in the right order, and the mean cosine within and between subjects.
 
     Raises ConfigError when there are no such triples.
     """
@@ -239,10 +237,10 @@ def subject_retrieval(features: torch.Tensor, subjects: list[str]) -> dict:
     ]
     if not right:
         raise ConfigError(
-            "subjects can only be told apart where there are two at least, and two pictures of one of them"
+            "subjects can only be told apart where there are two at least, and two images of one of them"
         )
     rates = dict(
-        pictures=len(subjects), subjects=len(set(subjects)), nearest_is_the_same_subject=hit.mean().item()
+        images=len(subjects), subjects=len(set(subjects)), nearest_is_the_same_subject=hit.mean().item()
     )
     rates |= dict(nearest_is_the_same_subject_interval=rate_interval(int(hit.sum()), len(subjects)))
     return rates | dict(
@@ -252,8 +250,8 @@ def subject_retrieval(features: torch.Tensor, subjects: list[str]) -> dict:
     )
 
 
-def pictures_in(where: str | Path) -> list[Path]:
-    """The pictures of a folder, or of a pattern such as out/base-*.png, in order of name with numbers as numbers.  Raises ConfigError when none."""
+def images_in(where: str | Path) -> list[Path]:
+    """The images of a folder, or of a pattern such as out/base-*.png, in order of name with numbers as numbers.  Raises ConfigError when none."""
     where = Path(where)
     try:
         found = [
@@ -266,13 +264,13 @@ def pictures_in(where: str | Path) -> list[Path]:
     found = [p for p in found if not p.name.startswith(".")]
     if not found:
         raise ConfigError(
-            f"{where} holds no pictures, or is neither a folder nor a pattern such as out/base-*.png"
+            f"{where} holds no images, or is neither a folder nor a pattern such as out/base-*.png"
         )
     return sorted(found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)])
 
 
-def common_size(runs: list[Generated]) -> tuple[int, int] | None:
-    """(width, height) of all generated pictures; None where they differ, or one cannot be read, which scoring then says."""
+def common_size(runs: list[ImageSet]) -> tuple[int, int] | None:
+    """(width, height) of all generated images; None where they differ, or one cannot be read, which scoring then says."""
     sizes = set()
     for path in (path for run in runs for path in run.paths):
         try:
@@ -284,9 +282,9 @@ def common_size(runs: list[Generated]) -> tuple[int, int] | None:
 
 
 def prompts_for(paths: list[Path], file: Path | None = None) -> list[str] | None:
-    """The prompt of each picture: line by line from `file`, each for as many pictures in a row, or from NAME.txt beside each; None if there are none.
+    """The prompt of each image: line by line from `file`, each for as many images in a row, or from NAME.txt beside each; None if there are none.
 
-    Raises ConfigError when the file cannot be read, or the pictures are no multiple of its lines.
+    Raises ConfigError when the file cannot be read, or the images are no multiple of its lines.
     """
     try:
         if file is None:
@@ -303,10 +301,10 @@ def prompts_for(paths: list[Path], file: Path | None = None) -> list[str] | None
 
 
 def repeated(prompts: list[str], paths: list[Path], where) -> list[str]:
-    """Each prompt for as many pictures in a row."""
+    """Each prompt for as many images in a row."""
     each, rest = divmod(len(paths), len(prompts)) if prompts else (0, 1)
     if rest or not each:
         raise ConfigError(
-            f"{where} has {len(prompts)} prompts for the {len(paths)} pictures of {paths[0].parent}: it must be as many for each prompt"
+            f"{where} has {len(prompts)} prompts for the {len(paths)} images of {paths[0].parent}: it must be as many for each prompt"
         )
     return [prompt for prompt in prompts for _ in range(each)]

@@ -10,10 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 from gralora_diffusion.evaluation.features import open_to_score
-from gralora_diffusion.evaluation.metrics import Against, Generated
+from gralora_diffusion.evaluation.metrics import ImageSet, References
 from gralora_diffusion.files import complete_or_absent
 
-SHOWN = 200  # pictures of a run on the page
+SHOWN = 200  # images of a run on the page
 SIDE = 192
 STYLE = """body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; } table { border-collapse: collapse; margin: 1em 0; }
 td, th { padding: .2em .7em; text-align: right; border-bottom: 1px solid #ddd; } td.t, th.t { text-align: left; }
@@ -45,7 +45,7 @@ def rows_of(entries: list[dict], signed: bool = False) -> list[list[str]]:
     return rows
 
 
-HEAD = ["pictures", "score", "n", "mean", "sd", "95 % interval", "encoder"]
+HEAD = ["images", "score", "n", "mean", "sd", "95 % interval", "encoder"]
 
 
 def table(result: dict) -> str:
@@ -77,13 +77,13 @@ def remarks(result: dict) -> list[str]:
         if how[score] == "by order"
     ]
     out = [
-        f"{name}: the names of the pictures and their partners are not the same, and they were compared in order"
+        f"{name}: the names of the images and their partners are not the same, and they were compared in order"
         for name in by_order
     ]
     for e in result["scores"]:
         if e.get("copies"):
-            what = f"{e['copies']} of {e['n']} pictures are nearer to a training picture than any two of those are to each other"
-            out.append(f"{e['run']}: {what} ({number(e['nearest_two_training_pictures'])}): {e['encoder']}")
+            what = f"{e['copies']} of {e['n']} images are nearer to a training image than any two of those are to each other"
+            out.append(f"{e['run']}: {what} ({number(e['nearest_two_training_images'])}): {e['encoder']}")
         if e.get("prompts_longer_than_the_encoder_reads"):
             out.append(
                 f"{e['run']}: {e['prompts_longer_than_the_encoder_reads']} prompt(s) are longer than {e['encoder']} reads, and were cut"
@@ -95,7 +95,7 @@ def remarks(result: dict) -> list[str]:
     settings = result["settings"]
     if size := settings["size_that_references_are_cut_to"]:
         out.append(
-            f"the pictures that these were compared with were first cut to their size, {size[0]} x {size[1]}"
+            f"the images that these were compared with were first cut to their size, {size[0]} x {size[1]}"
         )
     left_out = settings["words_left_out_of_prompts"]
     if any(e["score"] == "prompt" for e in result["scores"]):
@@ -116,22 +116,20 @@ def csv_text(entries: list[dict]) -> str:
     return out.getvalue()
 
 
-def write_report(folder: Path, result: dict, runs: list[Generated], against: Against) -> None:
-    """scores.json, scores.csv, differences.csv, pictures.csv (which scores.csv explains) and index.html, each complete or absent."""
+def write_report(folder: Path, result: dict, runs: list[ImageSet], against: References) -> None:
+    """scores.json, scores.csv, differences.csv, images.csv (which scores.csv explains) and index.html, each complete or absent."""
     files = {"scores.json": json.dumps(result, indent=1) + "\n", "index.html": page(result, runs, against)}
     facts, settings = {e["name"]: e for e in result["encoders"]}, result["settings"]
     for name, entries in (
         ("scores", result["scores"]),
         ("differences", result["differences"]),
-        ("pictures", result["values"]),
+        ("images", result["values"]),
     ):
         if entries:
             made_with = (
                 facts[e["encoder"]] | settings | dict(matched=settings["matched"][e["run"]]) for e in entries
             )
-            more = [
-                {} if name == "pictures" else dict(made_with=json.dumps(m, default=str)) for m in made_with
-            ]
+            more = [{} if name == "images" else dict(made_with=json.dumps(m, default=str)) for m in made_with]
             files[f"{name}.csv"] = csv_text([e | m for e, m in zip(entries, more, strict=True)])
         else:
             (folder / f"{name}.csv").unlink(missing_ok=True)  # an earlier evaluation's
@@ -140,8 +138,8 @@ def write_report(folder: Path, result: dict, runs: list[Generated], against: Aga
             part.write_text(text, encoding="utf-8")
 
 
-def page(result: dict, runs: list[Generated], against: Against) -> str:
-    """The HTML page: tables, what the scores mean, and every picture with its scores; all text escaped, all pictures inside."""
+def page(result: dict, runs: list[ImageSet], against: References) -> str:
+    """The HTML page: tables, what the scores mean, and every image with its scores; all text escaped, all images inside."""
     parts = ["<!doctype html><meta charset='utf-8'><title>evaluation</title>"]
     parts.append(
         "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
@@ -157,8 +155,8 @@ def page(result: dict, runs: list[Generated], against: Against) -> str:
         + "</ul>"
     )
     if against.references:
-        pictures = "".join(img(path, against.size) for path in against.references[:SHOWN])
-        parts.append(f"<h2>The subject's pictures</h2><div class='cards'>{pictures}</div>")
+        images = "".join(img(path, against.size) for path in against.references[:SHOWN])
+        parts.append(f"<h2>The subject's images</h2><div class='cards'>{images}</div>")
     for run in runs:
         shown = "" if len(run.paths) <= SHOWN else f" ({SHOWN} of {len(run.paths)} are shown)"
         cards = "".join(card(i, run, against, result["values"]) for i in range(min(SHOWN, len(run.paths))))
@@ -169,7 +167,7 @@ def page(result: dict, runs: list[Generated], against: Against) -> str:
     return "\n".join(parts) + "\n"
 
 
-def card(index: int, run: Generated, against: Against, values: list[dict]) -> str:
+def card(index: int, run: ImageSet, against: References, values: list[dict]) -> str:
     path = run.paths[index]
     mine = [v for v in values if v["run"] == run.name and v["of"] == path.name and v["score"] != "diversity"]
     pair = img(path)
@@ -190,7 +188,7 @@ def card(index: int, run: Generated, against: Against, values: list[dict]) -> st
 
 
 def img(path: Path, size: tuple[int, int] | None = None) -> str:
-    """The picture, at most SIDE pixels, as a part of the page."""
+    """The image, at most SIDE pixels, as a part of the page."""
     image = open_to_score(path, size)
     if max(image.size) > SIDE:
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

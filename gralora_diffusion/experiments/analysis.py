@@ -1,6 +1,6 @@
 """What a sweep found: means with their intervals and paired differences from a baseline, as Markdown tables.
 
-A run's score is the mean over its pictures; what counts as one is a seed, or a subject (the mean of its seeds).
+A run's score is the mean over its images; what counts as one is a seed, or a subject (the mean of its seeds).
 """
 
 import itertools
@@ -13,7 +13,7 @@ from gralora_diffusion.experiments.methods import family
 from gralora_diffusion.options import ConfigError
 
 BLOCK = 20  # steps of training loss that are shown as one
-HELD_OUT_LOSS = "held-out loss"  # a score of runs that hold pictures out
+HELD_OUT_LOSS = "held-out loss"  # a score of runs that hold images out
 BEYOND = "beyond the budget"  # no verdict
 SECONDARY = re.compile(r" at [\d.]+$")  # a score at another strength than 1
 
@@ -57,7 +57,7 @@ def second_score(done: list[dict], score: str) -> str | None:
 
 
 def per_run(runs: list[dict], score: str) -> dict[tuple, float]:
-    """{(subject, seed): the mean over the run's pictures}"""
+    """{(subject, seed): the mean over the run's images}"""
     return {
         (r["run"].get("subject"), r["run"]["seed"]): statistics.mean(r["scores"][score])
         for r in runs
@@ -112,7 +112,7 @@ def at_best_rate(done: list[dict], score: str) -> dict[tuple, list[dict]]:
 def tuned(runs: list[dict], done: list[dict], score: str | None, elsewhere: bool) -> list[dict]:
     """The runs at the learning rate that is best in the validation runs of the same rank, k, and method or head of its family.
 
-    elsewhere: those are another sweep's, of other pictures and perhaps other steps.
+    elsewhere: those are another sweep's, of other images and perhaps other steps.
     """
     settings = {run["setting"] for run in runs}
     done = [
@@ -311,7 +311,7 @@ def shown_losses(entry: dict) -> list[float]:
 
 
 def check_settings(done: list[dict]) -> None:
-    """Raises ConfigError when runs of different steps, bases, pictures, prompts or encoders lie in one table, where they would be compared."""
+    """Raises ConfigError when runs of different steps, bases, images, prompts or encoders lie in one table, where they would be compared."""
     settings = {}
     for run in (d["run"] for d in done):
         settings.setdefault((run.get("subject"), run["steps"]), set()).add(run.get("setting"))
@@ -321,7 +321,7 @@ def check_settings(done: list[dict]) -> None:
         )
     if any(len(found) > 1 for found in settings.values()):
         raise ConfigError(
-            "these runs differ in base, pictures, prompts, encoders or batch: give each set of options an --output of its own"
+            "these runs differ in base, images, prompts, encoders or batch: give each set of options an --output of its own"
         )
 
 

@@ -13,7 +13,7 @@ import psutil
 import torch
 from filelock import FileLock
 
-from gralora_diffusion.data.image_folder import Picture
+from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
 from gralora_diffusion.training.signals import Stopped
@@ -140,13 +140,13 @@ def write_line(folder: Path, entry: dict) -> None:
         os.fsync(file.fileno())
 
 
-def split(pictures: list[Picture], part: str) -> tuple[list[Picture], list[Picture]]:
+def split(images: list[TrainingImage], part: str) -> tuple[list[TrainingImage], list[TrainingImage]]:
     """(to learn, to test on): a tenth is for validation, another for the test, the same for every run.  part: validation or test."""
-    if len(pictures) < 10:
+    if len(images) < 10:
         raise ConfigError(
-            f"{len(pictures)} pictures are too few to hold a tenth out twice: give at least 10, or --prompts with a subject's pictures"
+            f"{len(images)} images are too few to hold a tenth out twice: give at least 10, or --prompts with a subject's images"
         )
-    order = torch.randperm(len(pictures), generator=generator(0, 102)).tolist()
-    tenth = round(len(pictures) / 10)
+    order = torch.randperm(len(images), generator=generator(0, 102)).tolist()
+    tenth = round(len(images) / 10)
     held = dict(test=order[:tenth], validation=order[tenth : 2 * tenth])[part]
-    return [pictures[i] for i in sorted(order[2 * tenth :])], [pictures[i] for i in sorted(held)]
+    return [images[i] for i in sorted(order[2 * tenth :])], [images[i] for i in sorted(held)]

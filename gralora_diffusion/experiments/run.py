@@ -19,11 +19,11 @@ from gralora_diffusion.adapters.gradient_init import SEARCHED
 from gralora_diffusion.adapters.gradients import HELD_OUT, stratified
 from gralora_diffusion.adapters.inject import set_strength
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.data.batches import encode_captions, make_series
+from gralora_diffusion.data.batches import encode_captions, plan_batches
 from gralora_diffusion.data.cache import Cache
-from gralora_diffusion.data.image_folder import Picture
+from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.evaluation.encoders import Encoder
-from gralora_diffusion.evaluation.metrics import Against, Generated, measure
+from gralora_diffusion.evaluation.metrics import ImageSet, References, measure
 from gralora_diffusion.experiments.analysis import HELD_OUT_LOSS
 from gralora_diffusion.experiments.methods import GRADIENTS, Adapted, Spec, adapt, config_of, ours
 from gralora_diffusion.experiments.queue import name_of
@@ -33,7 +33,7 @@ from gralora_diffusion.sdxl.sampling import draw
 from gralora_diffusion.training.loss import draw as draw_noise
 from gralora_diffusion.training.memory import forget_peak, peak_memory
 from gralora_diffusion.training.optim import make_optimizer, make_schedule
-from gralora_diffusion.training.setup import DTYPES, Job, in_use
+from gralora_diffusion.training.setup import DTYPES, TrainingSetup, with_base_defaults
 from gralora_diffusion.training.signals import Interrupts, Stopped
 from gralora_diffusion.training.train import NotFinite, Optimization, make_trainable, objective, run_steps
 
@@ -41,18 +41,18 @@ HELD_OUT_BATCHES = 8
 
 
 @dataclass
-class Bench:
+class Experiment:
     """What all runs of a sweep have in common.  prompts: what is drawn, with references to compare with; else the captions of `held`.
 
-    every: steps between two looks at the held-out loss;  strengths: of the adapter, that pictures are drawn at;
-    drift: prompts without the subject, whose pictures are compared with the base's.
+    every: steps between two looks at the held-out loss;  strengths: of the adapter, that images are drawn at;
+    drift: prompts without the subject, whose images are compared with the base's.
     """
 
     folder: Path
     config: TrainConfig
     accelerator: object
-    pictures: list[Picture]
-    held: list[Picture]
+    images: list[TrainingImage]
+    held: list[TrainingImage]
     prompts: list[str]
     encoders: list[Encoder]
     features: Callable
@@ -61,10 +61,10 @@ class Bench:
     drift: list[str] = field(default_factory=list)
 
     def scored(self) -> list[str]:
-        return self.prompts or [picture.caption for picture in self.held]
+        return self.prompts or [image.caption for image in self.held]
 
     def wanted(self) -> list[tuple[str, int]]:
-        """(prompt, seed) of every picture of a run: first those that are scored, then those of the drift."""
+        """(prompt, seed) of every image of a run: first those that are scored, then those of the drift."""
         return [
             pair
             for prompts in (self.scored(), self.drift)
@@ -72,7 +72,7 @@ class Bench:
         ]
 
 
-def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
+def run_experiment(run: dict, bench: Experiment, interrupts: Interrupts) -> dict:
     """One run of the sweep, with run_steps() and objective() as every training: its losses, scores, and costs.
 
     A run whose loss is not finite has `failed` in place of scores: that is a result too.  Raises Stopped after a signal.
@@ -84,12 +84,12 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
     dtype = DTYPES[config.mixed_precision or "no"]
     pipeline = load_sdxl(config.pretrained_model_name_or_path, dtype=dtype).to(accelerator.device)
     config, cache = (
-        in_use(config, pipeline, bench.pictures, config.mixed_precision or "no", 1),
+        with_base_defaults(config, pipeline, bench.images, config.mixed_precision or "no", 1),
         Cache(bench.folder / "cache"),
     )
-    learnt = make_series(bench.pictures, [], pipeline.vae, config, cache, accelerator)
-    held = make_series(
-        bench.held or bench.pictures,
+    learnt = plan_batches(bench.images, [], pipeline.vae, config, cache, accelerator)
+    held = plan_batches(
+        bench.held or bench.images,
         [],
         pipeline.vae,
         dataclasses.replace(config, seed=0),
@@ -103,17 +103,17 @@ def train_one(run: dict, bench: Bench, interrupts: Interrupts) -> dict:
             pipeline.unet, pipeline.scheduler, series, encode, series.config, accelerator, dtype, draw
         )
 
-    base = base_pictures(pipeline, bench, config)
+    base = base_images(pipeline, bench, config)
     loss_of, even = loss_over(learnt), loss_over(held, stratified(draw_noise))
     spec = Spec(run["method"], run["size"], run.get("k"), run["seed"], config.adapter.targets)
     adapted = adapt(pipeline.unet, spec, lambda index: without_gradient(loss_of, index))
-    job = Job(
+    job = TrainingSetup(
         config,
         folder,
         accelerator,
         pipeline,
         dict(unet=pipeline.unet),
-        bench.pictures,
+        bench.images,
         [],
         dtype,
         {},
@@ -171,7 +171,7 @@ def costs(lines: list[dict], device: torch.device) -> dict:
     )
 
 
-def from_gradients(spec: Spec, job: Job, loss_of: Callable) -> tuple[Adapted, dict]:
+def from_gradients(spec: Spec, job: TrainingSetup, loss_of: Callable) -> tuple[Adapted, dict]:
     """Ranks, k and start from the gradients of loss_of, as train_sdxl.py takes them: what trains, and what it cost.
 
     batches: run forward and backward;  looks: forward alone, for gamma.
@@ -206,8 +206,8 @@ def held_out_loss(unet, loss_of: Callable) -> float:
     return round(statistics.mean(losses), 6)
 
 
-def base_pictures(pipeline, bench: Bench, config: TrainConfig) -> list[Path]:
-    """The base's own pictures of all that a run draws: drawn by the first run, and kept for the others."""
+def base_images(pipeline, bench: Experiment, config: TrainConfig) -> list[Path]:
+    """The base's own images of all that a run draws: drawn by the first run, and kept for the others."""
     wanted = bench.wanted()
     base = (
         [config.pretrained_model_name_or_path, str(pipeline.unet.dtype)]
@@ -219,13 +219,11 @@ def base_pictures(pipeline, bench: Bench, config: TrainConfig) -> list[Path]:
     with FileLock(bench.folder / ".base.lock"):
         paths = [folder / f"{i:03d}.png" for i in range(len(wanted))]
         return (
-            paths
-            if all(path.is_file() for path in paths)
-            else save_pictures(pipeline, wanted, config, folder)
+            paths if all(path.is_file() for path in paths) else save_images(pipeline, wanted, config, folder)
         )
 
 
-def save_pictures(pipeline, wanted: list[tuple[str, int]], config: TrainConfig, folder: Path) -> list[Path]:
+def save_images(pipeline, wanted: list[tuple[str, int]], config: TrainConfig, folder: Path) -> list[Path]:
     images = draw(pipeline, wanted, config.num_inference_steps, config.guidance_scale)
     paths = [folder / f"{i:03d}.png" for i in range(len(images))]
     for image, path in zip(images, paths, strict=True):
@@ -235,9 +233,9 @@ def save_pictures(pipeline, wanted: list[tuple[str, int]], config: TrainConfig, 
 
 
 def scores_of(
-    pipeline, bench: Bench, config: TrainConfig, folder: Path, base: list[Path]
+    pipeline, bench: Experiment, config: TrainConfig, folder: Path, base: list[Path]
 ) -> dict[str, list[float]]:
-    """{score: a value per picture} of what is drawn at each strength: "paired, ENCODER", and "paired, ENCODER at 0.5" for half of it.
+    """{score: a value per image} of what is drawn at each strength: "paired, ENCODER", and "paired, ENCODER at 0.5" for half of it.
 
     The base's scores stand beside them as strength 0.
     """
@@ -245,27 +243,27 @@ def scores_of(
     for strength in bench.strengths:
         if bench.strengths != [1.0]:  # other programs' adapters have none
             set_strength(pipeline.unet, strength)
-        paths = save_pictures(
+        paths = save_images(
             pipeline, bench.wanted(), config, folder if strength == 1 else folder / f"strength-{strength:g}"
         )
         scores |= compare(paths, bench, base, "" if strength == 1 else f" at {strength:g}")
     return scores | compare(base, bench, [], " at 0")
 
 
-def compare(paths: list[Path], bench: Bench, base: list[Path], suffix: str) -> dict[str, list[float]]:
+def compare(paths: list[Path], bench: Experiment, base: list[Path], suffix: str) -> dict[str, list[float]]:
     with Image.open(paths[0]) as image:
         size = image.size
-    prompts, pictures = bench.scored(), [p.path for p in bench.held or bench.pictures]
+    prompts, images = bench.scored(), [p.path for p in bench.held or bench.images]
     n, against = (
         len(prompts),
-        Against(originals=pictures, size=size) if bench.held else Against(pictures, size=size),
+        References(originals=images, size=size) if bench.held else References(images, size=size),
     )
     scores = {}
     for encoder in bench.encoders:
-        found = measure(encoder, Generated(paths[0].parent.name, paths[:n], prompts), against, bench.features)
+        found = measure(encoder, ImageSet(paths[0].parent.name, paths[:n], prompts), against, bench.features)
         if base and bench.drift:
             drifts = measure(
-                encoder, Generated(paths[0].parent.name, paths[n:]), Against(base=base[n:]), bench.features
+                encoder, ImageSet(paths[0].parent.name, paths[n:]), References(base=base[n:]), bench.features
             )
             found += [score for score in drifts if score.name == "drift"]
         for score in found:

@@ -278,7 +278,7 @@ def curves_table(done: list[dict], score: str, baseline: str, unit: str) -> str:
 
 
 def drift_table(done: list[dict], score: str, baseline: str, unit: str) -> str:
-    """Where the base's pictures were drawn too: drift at full strength, and its difference on the way from the base to full strength."""
+    """Where the base's images were drawn too: drift at full strength, and its difference on the way from the base to full strength."""
     rows = []
     for part, rank, method, runs, base in with_baseline(done, score, baseline):
         theirs, name = keyed(base), "drift, " + score.partition(", ")[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gralora_diffusion.adapters.inject import adapted, adapters, follow_timesteps, put
+from gralora_diffusion.adapters.inject import adapted, adapters, attach, follow_timesteps
 from gralora_diffusion.adapters.layers import LoRALinear
 from gralora_diffusion.config import AdapterConfig
 from gralora_diffusion.formats.adapter_state import Adapter, sizes
@@ -88,7 +88,7 @@ def load_adapter(pipeline, path: str | Path, strength: float = 1.0, name: str | 
         )
     for model, own_path, layer in layers:
         layer.name, layer.strength = name, float(strength)
-        put(model, own_path, layer.requires_grad_(False))
+        attach(model, own_path, layer.requires_grad_(False))
         model.adapter_configs = getattr(model, "adapter_configs", {}) | {name: adapter.config}
     for component in adapter.layers:
         model = pipeline.components[component]

@@ -44,7 +44,7 @@ OLD_VAE = {
 
 
 @dataclass
-class Stored:
+class LazyTensor:
     """A tensor that is not in memory."""
 
     shape: list[int]
@@ -142,7 +142,7 @@ def stem(component: str) -> str:
     return "model" if component.startswith("text_encoder") else "diffusion_pytorch_model"
 
 
-def from_folder(folder: Path, names: dict[str, dict[str, list[int]]]) -> dict[str, dict[str, Stored]]:
+def from_folder(folder: Path, names: dict[str, dict[str, list[int]]]) -> dict[str, dict[str, LazyTensor]]:
     """{component: {name: tensor}} of a pipeline folder; names: {component: {name: shape}}, all of which must be there."""
     tensors = {}
     for component, wanted in names.items():
@@ -169,7 +169,9 @@ def file_name(component: str, name: str) -> str:
     return next((name.replace(old, new) for old, new in OLD_VAE.items() if old in name), name)
 
 
-def from_checkpoint(file: Path, names: dict, layout: dict) -> tuple[dict, dict[str, Stored], dict[str, str]]:
+def from_checkpoint(
+    file: Path, names: dict, layout: dict
+) -> tuple[dict, dict[str, LazyTensor], dict[str, str]]:
     """As from_folder, of an original checkpoint; {name: tensor} of what is no model's, which a merged checkpoint keeps; the metadata."""
     (metadata, found), tensors = stored(file), {component: {} for component in names}
     for original, parts in layout.items():
@@ -178,7 +180,7 @@ def from_checkpoint(file: Path, names: dict, layout: dict) -> tuple[dict, dict[s
             part = whole
             if whole is not None and len(parts) > 1:
                 rows = whole.shape[0] // len(parts)
-                part = Stored(
+                part = LazyTensor(
                     [rows, *whole.shape[1:]],
                     whole.dtype,
                     lambda whole=whole, i=i, rows=rows: whole.read()[i * rows : (i + 1) * rows],
@@ -191,7 +193,7 @@ def from_checkpoint(file: Path, names: dict, layout: dict) -> tuple[dict, dict[s
     return tensors, found, {name: value for name, value in metadata.items() if "hash" not in name}
 
 
-def to_checkpoint(tensors: dict[str, dict[str, Stored]], layout: dict) -> dict[str, Stored]:
+def to_checkpoint(tensors: dict[str, dict[str, LazyTensor]], layout: dict) -> dict[str, LazyTensor]:
     """{name in the original layout: tensor}"""
     found = {}
     for original, places in layout.items():
@@ -199,7 +201,7 @@ def to_checkpoint(tensors: dict[str, dict[str, Stored]], layout: dict) -> dict[s
         component, name = places[0]
         if len(parts) > 1:
             shape = [sum(part.shape[0] for part in parts), *parts[0].shape[1:]]
-            found[original] = Stored(
+            found[original] = LazyTensor(
                 shape, parts[0].dtype, lambda parts=parts: torch.cat([part.read() for part in parts])
             )
         elif name == TRANSPOSED:
@@ -211,7 +213,7 @@ def to_checkpoint(tensors: dict[str, dict[str, Stored]], layout: dict) -> dict[s
     return found
 
 
-def shaped(tensor: Stored | None, shape: list[int], what: str) -> Stored:
+def shaped(tensor: LazyTensor | None, shape: list[int], what: str) -> LazyTensor:
     """The tensor, if it is there and has this shape; a linear layer may be stored as a 1 x 1 convolution."""
     if tensor is None:
         raise ConfigError(f"{what} is missing: it is not a whole SDXL base")
@@ -224,25 +226,25 @@ def shaped(tensor: Stored | None, shape: list[int], what: str) -> Stored:
     return tensor
 
 
-def reshaped(tensor: Stored, shape: list[int]) -> Stored:
-    return Stored(shape, tensor.dtype, lambda: tensor.read().reshape(shape))
+def reshaped(tensor: LazyTensor, shape: list[int]) -> LazyTensor:
+    return LazyTensor(shape, tensor.dtype, lambda: tensor.read().reshape(shape))
 
 
-def transposed(tensor: Stored) -> Stored:
-    return Stored(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T)
+def transposed(tensor: LazyTensor) -> LazyTensor:
+    return LazyTensor(tensor.shape[::-1], tensor.dtype, lambda: tensor.read().T)
 
 
-def merged(tensor: Stored, low_rank: Callable[[], tuple[torch.Tensor, torch.Tensor]]) -> Stored:
+def merged(tensor: LazyTensor, low_rank: Callable[[], tuple[torch.Tensor, torch.Tensor]]) -> LazyTensor:
     """weight + up @ down, in fp32"""
 
     def read() -> torch.Tensor:
         down, up = low_rank()
         return torch.addmm(tensor.read().float(), up, down)
 
-    return Stored(tensor.shape, torch.float32, read)
+    return LazyTensor(tensor.shape, torch.float32, read)
 
 
-def stored(path: Path) -> tuple[dict[str, str], dict[str, Stored]]:
+def stored(path: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
     """(metadata, {name: tensor}) of a .safetensors file whose header tells the truth; raises ConfigError for any other."""
     with opened(path):  # checks all of the header
         pass
@@ -256,7 +258,7 @@ def stored(path: Path) -> tuple[dict[str, str], dict[str, Stored]]:
                 f"{path}: {name!r} is of type {entry['dtype']}, which cannot be merged into; these can: {', '.join(DTYPES)}"
             )
         shape, dtype, (first, last) = entry["shape"], DTYPES[entry["dtype"]], entry["data_offsets"]
-        found[name] = Stored(
+        found[name] = LazyTensor(
             shape,
             dtype,
             lambda a=start + first, n=last - first, s=shape, d=dtype: numbers(path, a, n, d).reshape(s),
@@ -274,7 +276,7 @@ def numbers(path: Path, start: int, size: int, dtype: torch.dtype) -> torch.Tens
 
 
 def write_streamed(
-    path: Path, tensors: dict[str, Stored], dtype: torch.dtype, metadata: dict[str, str]
+    path: Path, tensors: dict[str, LazyTensor], dtype: torch.dtype, metadata: dict[str, str]
 ) -> None:
     """A .safetensors file with all floating-point numbers in `dtype`; complete or absent."""
     header, offset = {"__metadata__": metadata}, 0

@@ -1,4 +1,4 @@
-"""Load an SDXL base, wherever it lies, and turn prompts and pictures into what its UNet is given."""
+"""Load an SDXL base, wherever it lies, and turn prompts and images into what its UNet is given."""
 
 import hashlib
 import json
@@ -160,7 +160,7 @@ def vae_shapes(path: str | None = None):
 
 
 def resolution_of(pipeline) -> int:
-    """The side, in pixels, of the pictures that the base was made for: 1024 for SDXL."""
+    """The side, in pixels, of the images that the base was made for: 1024 for SDXL."""
     return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
 
 

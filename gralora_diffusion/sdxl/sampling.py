@@ -1,4 +1,4 @@
-"""Pictures from prompts.  Picture i has a seed of its own, so that it does not depend on how many are made at once."""
+"""Images from prompts.  Image i has a seed of its own, so that it does not depend on how many are made at once."""
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -10,7 +10,7 @@ def sample(
     pipeline, prompts: list[str], seed: int = 0, num_images: int = 1, num_inference_steps: int = 25, guidance_scale: float = 5.0,
     batch_size: int = 8, resolution: int | None = None, scheduler=None,
 ) -> list[Image.Image]:  # fmt: skip
-    """num_images pictures for each prompt, prompt by prompt; picture n of a prompt starts from the noise of seed + n.
+    """num_images images for each prompt, prompt by prompt; image n of a prompt starts from the noise of seed + n.
 
     The pipeline's own scheduler draws them, or the one given; a copy of it, so that nothing is left behind.
     """
@@ -25,7 +25,7 @@ def draw(
     pipeline, wanted: list[tuple[str, int]], num_inference_steps: int = 25, guidance_scale: float = 5.0, batch_size: int = 8,
     resolution: int | tuple[int, int] | None = None, embeds: dict | None = None, scheduler=None,
 ) -> list[Image.Image]:  # fmt: skip
-    """A picture for each (prompt, seed).  resolution: a side, or (height, width).
+    """An image for each (prompt, seed).  resolution: a side, or (height, width).
 
     embeds: what embed_prompts() gave, for a pipeline whose text encoders have left memory.
     """
@@ -100,7 +100,7 @@ def sheet(
     size: int = 192,
     above: dict[str, list[Image.Image]] | None = None,
 ) -> Image.Image:
-    """One picture of all: a labelled row for each entry, a caption above each column; rows in `above` stand over the captions."""
+    """One image of all: a labelled row for each entry, a caption above each column; rows in `above` stand over the captions."""
     left, heading, font, pitch = 110, 34, ImageFont.load_default(13), size + 6
     rows, first = (above or {}) | rows, pitch * len(above or {})
     page = Image.new(

@@ -7,7 +7,7 @@ import torch
 from gralora_diffusion.adapters import allocation
 from gralora_diffusion.adapters.inject import all_layers, table
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.data.dataset import instance, instance_pictures, pass_length, picture_cache
+from gralora_diffusion.data.dataset import image_cache, instance, instance_images, pass_length
 from gralora_diffusion.formats.load import NATIVE
 from gralora_diffusion.options import to_dict
 from gralora_diffusion.sdxl.base import COMPONENTS, shapes
@@ -21,10 +21,10 @@ from gralora_diffusion.training.setup import inject_all, precision, steps_of
 def plan(config: TrainConfig, timed: bool = False) -> str:
     """What train(config) would do, from shapes alone: layers, parameters, memory, files, steps; timed: and how long a step takes here.
 
-    Writes nothing, but for what it learns of the pictures, which goes to the cache.
+    Writes nothing, but for what it learns of the images, which goes to the cache.
     """
     config = config.resolved()
-    pictures, run = instance_pictures(config, picture_cache(config)), locate(config)
+    images, run = instance_images(config, image_cache(config)), locate(config)
     components = shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir)
     unet, tokens = components["unet"], components["text_encoder"].config.max_position_embeddings
     layers = all_layers(inject_all(components, config))
@@ -39,15 +39,15 @@ def plan(config: TrainConfig, timed: bool = False) -> str:
         ]
         memory["text encoders"] = sum(p.numel() for p in encoders) * torch.finfo(dtype).bits // 8
     steps, per_step = (
-        steps_of(config, pass_length(config, pictures), 1),
+        steps_of(config, pass_length(config, images), 1),
         config.train_batch_size * config.gradient_accumulation_steps,
     )
     return "\n".join(
         [
             json.dumps(to_dict(config), indent=2),
             table(layers),
-            f"pictures: {len(pictures)} at {resolution} x {resolution} from {instance(config)[0]}",
-            f"steps: {steps} of {per_step} picture(s) per process, {steps * per_step / pass_length(config, pictures):.1f} passes",
+            f"images: {len(images)} at {resolution} x {resolution} from {instance(config)[0]}",
+            f"steps: {steps} of {per_step} image(s) per process, {steps * per_step / pass_length(config, images):.1f} passes",
             f"memory of a training step, about: {sum(memory.values()) / 2**30:.2f} GiB = "
             + " + ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
             *gradient_pass(config, layers, torch.finfo(dtype).bits // 8),
@@ -70,7 +70,7 @@ def time_in_words(
         return "time: not tried out, since a step runs out of memory here: see the memory above, and --gradient_checkpointing or a --preset"
     if step is None:
         return "time: not tried out, since a base of this size takes long on a CPU; a run measures it on its first batches"
-    return f"time: about {step:.3g} s a step here, {clock(step * steps)} for {steps}; sample pictures and the first encoding come on top"
+    return f"time: about {step:.3g} s a step here, {clock(step * steps)} for {steps}; sample images and the first encoding come on top"
 
 
 def gradient_pass(config: TrainConfig, layers: dict, itemsize: int) -> list[str]:

@@ -23,7 +23,7 @@ from gralora_diffusion.formats.load import (
 )
 from gralora_diffusion.options import TrainingError, from_dict, to_dict
 from gralora_diffusion.training.run_folder import Run
-from gralora_diffusion.training.setup import Job, adapter_of, precision
+from gralora_diffusion.training.setup import TrainingSetup, adapter_of, precision
 
 FORMATS = ("output_kohya_format", "upcast_before_saving")
 DRAWN = (
@@ -35,7 +35,7 @@ DRAWN = (
 )
 
 
-def export(job: Job) -> None:
+def export(job: TrainingSetup) -> None:
     """The files for people.  Raises TrainingError when the adapter holds a number that is not finite."""
     try:
         adapter = adapter_of(job)
@@ -76,7 +76,7 @@ def export_again(run: Path, config: TrainConfig) -> None:
     changed = {name for name in (*FORMATS, *DRAWN) if getattr(saved, name) != getattr(config, name)}
     if idle := [f"--{name}" for name in DRAWN if name in changed]:
         note(
-            f"{run} is done, and {' and '.join(idle)} cannot change its pictures any more: scripts/sample_sdxl.py draws others"
+            f"{run} is done, and {' and '.join(idle)} cannot change its images any more: scripts/sample_sdxl.py draws others"
         )
     if changed & set(FORMATS):
         try:

@@ -16,7 +16,7 @@ from gralora_diffusion.training import export as delivery
 from gralora_diffusion.training.checkpoint import candidates
 from gralora_diffusion.training.memory import disk_used, memory_in_use, peak_memory
 from gralora_diffusion.training.optim import bytes_per_parameter
-from gralora_diffusion.training.setup import Job, preview_due
+from gralora_diffusion.training.setup import TrainingSetup, preview_due
 
 SAVED_PER_SECOND = 2e8  # bytes of a checkpoint: written, synced, hashed
 SMALL = 2 * 10**8  # parameters of a UNet that a CPU can try out
@@ -80,7 +80,7 @@ def forecast(unet_config, config: TrainConfig, resolution: int, dtype, tokens: i
 
 
 def inputs_of(unet_config, n: int, side: int, tokens: int, device=None) -> tuple[tuple, dict]:
-    """Zeros in the shapes that the UNet takes for n pictures: ((sample, timesteps, prompt_embeds), added_cond_kwargs)."""
+    """Zeros in the shapes that the UNet takes for n images: ((sample, timesteps, prompt_embeds), added_cond_kwargs)."""
     width = unet_config.projection_class_embeddings_input_dim - 6 * unet_config.addition_time_embed_dim
     zeros = functools.partial(torch.zeros, device=device)
     inputs = (
@@ -91,7 +91,7 @@ def inputs_of(unet_config, n: int, side: int, tokens: int, device=None) -> tuple
     return inputs, dict(text_embeds=zeros(n, width), time_ids=zeros(n, 6))
 
 
-def forecast_run(job: Job, loss_of, previews) -> dict[str, float]:
+def forecast_run(job: TrainingSetup, loss_of, previews) -> dict[str, float]:
     """{"seconds", "memory in MB", "disk in MB"} of what is left of a run, measured on batches whose gradients are dropped."""
     config, steps, layers, device = (
         job.config,
@@ -198,6 +198,6 @@ def clock(seconds: float) -> str:
     )
 
 
-def what_was_used(job: Job) -> tuple[float, float]:
+def what_was_used(job: TrainingSetup) -> tuple[float, float]:
     """(memory, disk), both in MB, to compare with forecast_run()."""
     return peak_memory(job.accelerator.device) / 1e6, disk_used(job.path) / 1e6

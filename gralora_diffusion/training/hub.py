@@ -92,9 +92,9 @@ def write_card(run: Path) -> None:
             for p in config.validation_prompt.split("|")
             for _ in range(config.num_validation_images)
         ]
-        pictures = [str(p.relative_to(run)) for p in sorted(samples[-1].glob("*.png"))]
+        images = [str(p.relative_to(run)) for p in sorted(samples[-1].glob("*.png"))]
         facts["widget"] = [
-            dict(text=text, output=dict(url=url)) for text, url in zip(prompts, pictures, strict=False)
+            dict(text=text, output=dict(url=url)) for text, url in zip(prompts, images, strict=False)
         ]
     adapter = config.adapter
     text = f"""---

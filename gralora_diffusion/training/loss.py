@@ -8,8 +8,8 @@ from gralora_diffusion.seeding import generator
 def draw(
     shape, num_train_timesteps: int, seed: int, positions, noise_offset: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What is random for the pictures at these positions of the training series: (noise for the VAE's posterior [n, *shape],
-    noise to be added [n, *shape], timesteps [n], uniform).  Each picture has its own generator: batch size and processes change nothing.
+    """What is random for the images at these positions of the training series: (noise for the VAE's posterior [n, *shape],
+    noise to be added [n, *shape], timesteps [n], uniform).  Each image has its own generator: batch size and processes change nothing.
 
     noise_offset: strength of a part of the added noise that is the same at all places of a channel, N(0, noise_offset^2).
     """
@@ -82,10 +82,10 @@ def diffusion_loss(
     debiased_estimation: bool = False, loss_type: str = "l2", huber_c: float = 0.1, huber_schedule: str = "snr",
     weights: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """The mean over the pictures, in fp32, of each one's error times its own weights: a scalar.
+    """The mean over the images, in fp32, of each one's error times its own weights: a scalar.
 
     loss_type: l2 is e^2; huber is 2c (sqrt(e^2 + c^2) - c), near e^2 below c; smooth_l1 is that over c, near 2|e| above c.
-    weights [n]: one more weight for each picture, for instance prior_loss_weight for the class images.
+    weights [n]: one more weight for each image, for instance prior_loss_weight for the class images.
     """
     error = prediction.float() - target(latents, noise, timesteps, alphas_cumprod, prediction_type)
     if loss_type == "l2":

@@ -42,7 +42,7 @@ def check_optimizer(config: TrainConfig, device: torch.device, steps: int) -> No
 
 
 def learning_rates(config: TrainConfig, processes: int = 1) -> dict[str, float]:
-    """{component: learning rate of its adapters}; --scale_lr multiplies the UNet's by the pictures per step, and the others where they follow it."""
+    """{component: learning rate of its adapters}; --scale_lr multiplies the UNet's by the images per step, and the others where they follow it."""
     unet = config.learning_rate
     if config.scale_lr:
         unet *= config.gradient_accumulation_steps * config.train_batch_size * processes

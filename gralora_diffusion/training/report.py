@@ -1,4 +1,4 @@
-"""report.html: one page for a run, without network: loss curve, sample pictures, config and files."""
+"""report.html: one page for a run, without network: loss curve, sample images, config and files."""
 
 import base64
 import html
@@ -26,7 +26,7 @@ def write_report(run: Path) -> None:
         f"<p>{summary(config, metrics)}</p>",
         "<h2>Loss</h2>",
         loss_curve(metrics),
-        "<h2>Sample pictures</h2>" if steps else "",
+        "<h2>Sample images</h2>" if steps else "",
         *(
             f"<p class=dim>step {int(folder.name[5:])}</p><div class=row>{thumbnails(folder)}</div>"
             for folder in steps
@@ -81,7 +81,7 @@ def loss_curve(metrics: list[dict], width: int = 1000, height: int = 280) -> str
 
 
 def thumbnails(folder: Path) -> str:
-    """Each picture in small, inside the page, and a link to the file."""
+    """Each image in small, inside the page, and a link to the file."""
     out = []
     for path in sorted(folder.glob("*.png")):
         with Image.open(path) as image:

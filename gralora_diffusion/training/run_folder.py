@@ -32,7 +32,7 @@ class Run:
         try:
             self.lock.acquire(timeout=2, poll_interval=0.05)  # others may be looking whether it is free
         except Timeout:
-            raise ConfigError(in_use(path)) from None
+            raise ConfigError(with_base_defaults(path)) from None
         checkpoints.sweep(path)
 
     def __enter__(self) -> "Run":
@@ -102,7 +102,7 @@ def busy(run: Path) -> bool:
     return False
 
 
-def in_use(run: Path) -> str:
+def with_base_defaults(run: Path) -> str:
     try:
         who = f" (process {json.loads((run / 'status.json').read_text())['pid']})"
     except (OSError, ValueError, KeyError):
@@ -141,7 +141,7 @@ def locate(config: TrainConfig) -> Path:
     ):
         raise ConfigError(f"{run} cannot be written: {nearest} is a file, or there is no permission")
     if busy(run):
-        raise ConfigError(in_use(run))
+        raise ConfigError(with_base_defaults(run))
     return run
 
 

@@ -18,9 +18,9 @@ from gralora_diffusion.adapters.quantization import check_quantization, quantize
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note
 from gralora_diffusion.data.cache import weights_hash
-from gralora_diffusion.data.class_images import class_pictures
-from gralora_diffusion.data.dataset import instance, instance_pictures, pass_length, picture_cache
-from gralora_diffusion.data.image_folder import Picture
+from gralora_diffusion.data.class_images import class_images
+from gralora_diffusion.data.dataset import image_cache, instance, instance_images, pass_length
+from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.options import ConfigError, one_of
@@ -42,7 +42,7 @@ PLACES = ("", " on a blue background", " in the snow", " on the beach")
 
 
 @dataclass
-class Job:
+class TrainingSetup:
     """What a run works with, once everything is checked and nothing written yet."""
 
     config: TrainConfig
@@ -50,8 +50,8 @@ class Job:
     accelerator: Accelerator
     pipeline: object
     models: dict  # {component: adapted model}
-    pictures: list[Picture]
-    of_class: list[Picture]  # for prior preservation
+    images: list[TrainingImage]
+    of_class: list[TrainingImage]  # for prior preservation
     dtype: torch.dtype
     facts: dict  # what must be the same when the run is resumed, and what should be
     start: int  # the step of the checkpoint to go on from, or 0
@@ -59,9 +59,9 @@ class Job:
     state: dict  # what the checkpoint holds beside the adapter
 
 
-def prepare(config: TrainConfig) -> Job:
-    """Check everything, load the base and adapt it, read the checkpoint; writes nothing but class pictures, and the cache."""
-    pictures, path = instance_pictures(config, picture_cache(config)), locate(config)
+def set_up(config: TrainConfig) -> TrainingSetup:
+    """Check everything, load the base and adapt it, read the checkpoint; writes nothing but class images, and the cache."""
+    images, path = instance_images(config, image_cache(config)), locate(config)
     mixed_precision, dtype = precision(config)
     if config.push_to_hub:
         check_hub(config, path)
@@ -81,15 +81,15 @@ def prepare(config: TrainConfig) -> Job:
     check_sharding(config, accelerator)
     check_quantization(config.base_model_precision)
     check_optimizer(
-        config, accelerator.device, steps_of(config, pass_length(config, pictures), accelerator.num_processes)
+        config, accelerator.device, steps_of(config, pass_length(config, images), accelerator.num_processes)
     )
     base = dict(
         path=config.pretrained_model_name_or_path, vae=config.pretrained_vae_model_name_or_path, dtype=dtype
     )
     base |= dict(revision=config.revision, variant=config.variant, cache_dir=config.cache_dir)
-    if config.with_prior_preservation:  # pictures are drawn for it: first see that the adapter fits
+    if config.with_prior_preservation:  # images are drawn for it: first see that the adapter fits
         inject_all(shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir), config)
-    of_class = class_pictures(config, pictures, base, accelerator, picture_cache(config))
+    of_class = class_images(config, images, base, accelerator, image_cache(config))
     pipeline = load_sdxl(**base)
     if config.base_model_precision:
         pipeline.unet.base_fingerprint = fingerprint(pipeline.unet)
@@ -104,25 +104,23 @@ def prepare(config: TrainConfig) -> Job:
         note(
             f"at rank {config.adapter.rank} the rule for k gives 1, which is a plain LoRA: blocks need --gralora_k 2, and a rank that 2 divides"
         )
-    config = in_use(config, pipeline, pictures, mixed_precision, accelerator.num_processes)
-    steps = steps_of(config, pass_length(config, pictures), accelerator.num_processes)
-    facts = facts_of(
-        pipeline, pictures + of_class, None if config.lr_scheduler in FLAT else steps, accelerator
-    )
+    config = with_base_defaults(config, pipeline, images, mixed_precision, accelerator.num_processes)
+    steps = steps_of(config, pass_length(config, images), accelerator.num_processes)
+    facts = facts_of(pipeline, images + of_class, None if config.lr_scheduler in FLAT else steps, accelerator)
     start, state = resume(path, config, models, facts)
     if start > steps:
         raise ConfigError(
             f"{path} is at step {start} already, beyond the {steps} asked for: nothing is left to do"
         )
-    return Job(
-        config, path, accelerator, pipeline, models, pictures, of_class, dtype, facts, start, steps, state
+    return TrainingSetup(
+        config, path, accelerator, pipeline, models, images, of_class, dtype, facts, start, steps, state
     )
 
 
 def resume(path: Path, config: TrainConfig, models: dict, facts: dict) -> tuple[int, dict]:
     """(step, state) of the checkpoint to go on from, its adapter in the models; (0, {}) where there is none.
 
-    Raises ConfigError, with what differs, when the run was begun with other options, pictures or another base.
+    Raises ConfigError, with what differs, when the run was begun with other options, images or another base.
     """
     if not (path / "config.json").exists():
         if config.resume_from_checkpoint:
@@ -153,43 +151,49 @@ def resume(path: Path, config: TrainConfig, models: dict, facts: dict) -> tuple[
     return int(checkpoint.name.rpartition("-")[2]), state
 
 
-def facts_of(pipeline, pictures: list[Picture], steps: int | None, accelerator) -> dict:
-    """What a run rests on beside its config; steps: their number, where the learning rate depends on it."""
-    learnt = hashlib.sha256()
-    for picture in pictures:
-        learnt.update(f"{picture.path.name}\0{picture.caption}\0{picture.digest}\0".encode())
-    same = dict(
-        pictures=learnt.hexdigest(),
+def facts_of(pipeline, images: list[TrainingImage], steps: int | None, accelerator) -> dict:
+    """What a run depends on beside its config; steps: their number, where the learning rate depends on it."""
+    content = hashlib.sha256()
+    for image in images:
+        content.update(f"{image.path.name}\0{image.caption}\0{image.digest}\0".encode())
+    alphas = pipeline.scheduler.alphas_cumprod.float().numpy()
+    must_match = dict(
+        images=content.hexdigest(),
         base=fingerprint(pipeline.unet),
         processes=accelerator.num_processes,
         steps=steps,
+        others=weights_hash(pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2),
+        noise=hashlib.sha256(alphas.tobytes()).hexdigest(),
     )
-    same["others"] = weights_hash(pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
-    same["noise"] = hashlib.sha256(pipeline.scheduler.alphas_cumprod.float().numpy().tobytes()).hexdigest()
-    return dict(
-        same=same,
-        like=dict(device=str(accelerator.device.type), threads=torch.get_num_threads(), **environment()),
-    )
+    should_match = dict(device=str(accelerator.device.type), threads=torch.get_num_threads(), **environment())
+    return dict(must_match=must_match, should_match=should_match)
+
+
+CHANGED = {  # the facts of a run that must match when it is resumed, as a message names them
+    "images": "other images or captions",
+    "base": "another base",
+    "processes": "another number of processes",
+    "steps": "other steps, which --lr_scheduler depends on",
+    "others": "another VAE or other text encoders",
+    "noise": "another noise schedule",
+}
 
 
 def check_facts(checkpoint: Path, before: dict, now: dict) -> None:
     """Raises ConfigError where the run would learn something else, warns where its numbers may differ in their last digits."""
-    words = dict(
-        pictures="other pictures or captions", base="another base", processes="another number of processes"
-    )
-    words |= dict(
-        others="another VAE or other text encoders",
-        noise="another noise schedule",
-        steps="other steps, which --lr_scheduler depends on",
-    )
-    if other := [words[name] for name, was in before["same"].items() if now["same"].get(name) != was]:
+    if before.keys() != now.keys():
+        raise ConfigError(
+            f"{checkpoint} was written by another version of gralora_diffusion: resume it with that version, "
+            "or choose another --output_dir"
+        )
+    was, is_now = before["must_match"], now["must_match"]
+    if other := [what for name, what in CHANGED.items() if name in was and is_now[name] != was[name]]:
         raise ConfigError(
             f"{checkpoint} was made with {' and '.join(other)}: give the same to go on, or choose another --output_dir"
         )
+    was, is_now = before["should_match"], now["should_match"]
     if other := [
-        f"{name} {was}, now {now['like'].get(name)}"
-        for name, was in before["like"].items()
-        if now["like"].get(name) != was
+        f"{name} {was[name]}, now {is_now.get(name)}" for name in was if is_now.get(name) != was[name]
     ]:
         warnings.warn(
             f"{checkpoint} was made with {', '.join(other)}: the run goes on, but not bit by bit as it would have",
@@ -204,11 +208,11 @@ def precision(config: TrainConfig) -> tuple[str, torch.dtype]:
     return name, DTYPES[name]
 
 
-def in_use(
-    config: TrainConfig, pipeline, pictures: list[Picture], mixed_precision: str, processes: int
+def with_base_defaults(
+    config: TrainConfig, pipeline, images: list[TrainingImage], mixed_precision: str, processes: int
 ) -> TrainConfig:
-    """The config with every value that a run takes from the base or the pictures: what config.json must say."""
-    prompt, rates = instance(config)[1] or pictures[0].caption, learning_rates(config, processes)
+    """The config with every value that a run takes from the base or the images: what config.json must say."""
+    prompt, rates = instance(config)[1] or images[0].caption, learning_rates(config, processes)
     return dataclasses.replace(
         config,
         mixed_precision=mixed_precision,
@@ -240,28 +244,28 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
     return models
 
 
-def steps_of(config: TrainConfig, pictures: int, processes: int) -> int:
+def steps_of(config: TrainConfig, images: int, processes: int) -> int:
     per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
-    return config.max_train_steps or math.ceil(config.num_train_epochs * pictures / per_step)
+    return config.max_train_steps or math.ceil(config.num_train_epochs * images / per_step)
 
 
-def positions_of(step: int, job: Job) -> range:
-    """Where in the series of pictures this step stands, over all its batches and processes."""
+def positions_of(step: int, job: TrainingSetup) -> range:
+    """Where in the series of images this step stands, over all its batches and processes."""
     per_step = (
         job.config.train_batch_size * job.config.gradient_accumulation_steps * job.accelerator.num_processes
     )
     return range((step - 1) * per_step, step * per_step)
 
 
-def preview_due(step: int, job: Job) -> bool:
-    """Whether sample pictures are drawn after this step, the last one aside."""
+def preview_due(step: int, job: TrainingSetup) -> bool:
+    """Whether sample images are drawn after this step, the last one aside."""
     config = job.config
-    per_epoch = math.ceil(pass_length(config, job.pictures) / len(positions_of(step, job)))
+    per_epoch = math.ceil(pass_length(config, job.images) / len(positions_of(step, job)))
     every = [config.validation_steps, config.validation_epochs and config.validation_epochs * per_epoch]
     return step < job.steps and any(n and step % n == 0 for n in every)
 
 
-def adapter_of(job: Job) -> Adapter:
+def adapter_of(job: TrainingSetup) -> Adapter:
     seen = dict(instance_prompt=job.config.instance_prompt, validation_prompt=job.config.validation_prompt)
     adapter = Adapter.from_models(
         job.models, job.config.pretrained_model_name_or_path or "embedded tiny base", seen

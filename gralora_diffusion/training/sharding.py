@@ -26,7 +26,7 @@ def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
             f"accelerate is set to {kind.value}; here a base is sharded by FSDP of version 2 alone: choose it, or plain multi-GPU"
         )
     needs = {
-        "--skip_final_inference, since sample pictures are drawn by each process for itself": not config.skip_final_inference,
+        "--skip_final_inference, since sample images are drawn by each process for itself": not config.skip_final_inference,
         "a base that is not quantised": config.base_model_precision,
         "an adapter without --allocate, --allocation and --adapter gora": config.gora_init,
     }

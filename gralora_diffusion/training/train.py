@@ -18,9 +18,15 @@ from gralora_diffusion.adapters import allocation
 from gralora_diffusion.adapters.gradients import stratified
 from gralora_diffusion.adapters.inject import adapter_parameters, table
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.data.batches import Series, choose, encode_captions, make_series, tell_long_captions
+from gralora_diffusion.data.batches import (
+    BatchPlan,
+    encode_captions,
+    examples_at,
+    plan_batches,
+    tell_long_captions,
+)
 from gralora_diffusion.data.cache import Cache
-from gralora_diffusion.data.dataset import picture_cache
+from gralora_diffusion.data.dataset import image_cache
 from gralora_diffusion.options import ConfigError, TrainingError, to_dict
 from gralora_diffusion.sdxl.base import encode_prompts
 from gralora_diffusion.training import checkpoint as checkpoints
@@ -42,7 +48,14 @@ from gralora_diffusion.training.optim import (
 )
 from gralora_diffusion.training.report import write_report
 from gralora_diffusion.training.run_folder import Run, read_status
-from gralora_diffusion.training.setup import Job, adapter_of, all_layers, positions_of, prepare, preview_due
+from gralora_diffusion.training.setup import (
+    TrainingSetup,
+    adapter_of,
+    all_layers,
+    positions_of,
+    preview_due,
+    set_up,
+)
 from gralora_diffusion.training.sharding import shard
 from gralora_diffusion.training.signals import Interrupts, Stopped
 from gralora_diffusion.training.validation_images import Previews, save_comparison, subject_of
@@ -69,12 +82,12 @@ def train(config: TrainConfig) -> Path:
         lambda: last_words("stopped", "stopped at once: the same command goes on from the newest checkpoint")
     ) as interrupts:
         try:
-            job = prepare(config.resolved())
+            job = set_up(config.resolved())
             done = job.start == job.steps and read_status(job.path)["state"] == "done"
             if not done:
                 run = open_run(job)
                 runs += [run] if run else []
-                work(job, run, interrupts)
+                run_training(job, run, interrupts)
                 last_words("done", "")
         except BaseException as error:
             sentence = isinstance(error, ConfigError | TrainingError | Stopped)
@@ -98,7 +111,7 @@ def train(config: TrainConfig) -> Path:
     return job.path
 
 
-def open_run(job: Job) -> Run | None:
+def open_run(job: TrainingSetup) -> Run | None:
     """Take the folder; only the main process gets it, and all of them stop when it cannot be taken."""
     run, refused, accelerator = None, [None], job.accelerator
     accelerator.wait_for_everyone()  # all have read what they need
@@ -128,7 +141,7 @@ def open_run(job: Job) -> Run | None:
     return run
 
 
-def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
+def run_training(job: TrainingSetup, run: Run | None, interrupts: Interrupts) -> None:
     """Encode, train, export.  The text encoders, the VAE and the UNet come onto the device one after the other: small cards do not hold all."""
     config, accelerator, pipeline = job.config, job.accelerator, job.pipeline
     pipeline.text_encoder.to(accelerator.device)
@@ -138,15 +151,15 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
         if config.skip_final_inference
         else Previews(pipeline, config, job.path, accelerator.process_index, accelerator.num_processes)
     )
-    subject = subject_of(job.pictures, config) if previews else []
-    tell_long_captions(job.pictures + job.of_class, pipeline)
+    subject = subject_of(job.images, config) if previews else []
+    tell_long_captions(job.images + job.of_class, pipeline)
     pipeline.vae.to(accelerator.device)
-    series = make_series(
-        job.pictures,
+    series = plan_batches(
+        job.images,
         job.of_class,
         pipeline.vae,
         config,
-        picture_cache(config) or Cache(job.path / CACHE),
+        image_cache(config) or Cache(job.path / CACHE),
         accelerator,
     )
     pipeline.vae.to("cpu")
@@ -181,7 +194,7 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
         print(f"forecast: {in_words(expected)}", flush=True)
         run.status("running", forecast=expected)
     began = time.monotonic()
-    learn(job, run, loss_of, series, previews, interrupts)
+    training_loop(job, run, loss_of, series, previews, interrupts)
     if previews:
         previews.draw(job.steps)
     accelerator.wait_for_everyone()
@@ -198,15 +211,15 @@ def work(job: Job, run: Run | None, interrupts: Interrupts) -> None:
     accelerator.end_training()
 
 
-def learn(
-    job: Job,
+def training_loop(
+    job: TrainingSetup,
     run: Run | None,
     loss_of: Callable,
-    series: Series,
+    series: BatchPlan,
     previews: Previews | None,
     interrupts: Interrupts,
 ) -> None:
-    """All steps that are left: each with its line in metrics.jsonl, with pictures and checkpoints when they are due; at the end the models
+    """All steps that are left: each with its line in metrics.jsonl, with images and checkpoints when they are due; at the end the models
     hold what is to be exported, the moving average where there is one.
 
     Raises Stopped when a signal asked for it, TrainingError at a loss or gradient that is not finite; the last good state is saved before.
@@ -239,7 +252,7 @@ def learn(
                 )
     except NotFinite as error:
         save(error.step - 1)
-        files = dict.fromkeys(r.path.name for r in choose(series, positions_of(error.step, job)))
+        files = dict.fromkeys(r.path.name for r in examples_at(series, positions_of(error.step, job)))
         last = (
             f"{job.path}/checkpoint-{error.step - 1} holds the last good state"
             if error.step > 1
@@ -276,7 +289,7 @@ class Optimization:
     scaler: object
 
     @classmethod
-    def of(cls, job: Job) -> "Optimization":
+    def of(cls, job: TrainingSetup) -> "Optimization":
         config, accelerator = job.config, job.accelerator
         optimizer = make_optimizer(parameter_groups(job.models, config, accelerator.num_processes), config)
         schedule = make_schedule(optimizer, config, job.steps)
@@ -326,7 +339,7 @@ def make_trainable(models: dict, config: TrainConfig) -> None:
 
 
 def run_steps(
-    job: Job, optimization: Optimization, loss_of: Callable, interrupts: Interrupts
+    job: TrainingSetup, optimization: Optimization, loss_of: Callable, interrupts: Interrupts
 ) -> Iterator[tuple[dict, bool]]:
     """The loop: loss, backward, clip, step.  Yields (line of metrics, whether a signal has asked to stop) after each; raises NotFinite."""
     config, accelerator = job.config, job.accelerator
@@ -379,7 +392,7 @@ def run_steps(
 
 
 def objective(
-    unet, scheduler, series: Series, encode: Callable, config: TrainConfig, accelerator, dtype, draw=draw
+    unet, scheduler, series: BatchPlan, encode: Callable, config: TrainConfig, accelerator, dtype, draw=draw
 ) -> Callable[[int], torch.Tensor]:
     """loss_of(index): the loss of batch number `index` of the series, counted over all processes.
 
@@ -391,7 +404,7 @@ def objective(
 
     def loss_of(index: int) -> torch.Tensor:
         positions = range(index * config.train_batch_size, (index + 1) * config.train_batch_size)
-        batch = choose(series, positions)
+        batch = examples_at(series, positions)
         posterior, noise, t = draw(
             batch[0].moments.shape[1:],
             len(alphas),

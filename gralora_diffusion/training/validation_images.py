@@ -1,4 +1,4 @@
-"""A run's validation pictures: the same prompts and seeds before training, on the way, and at the end."""
+"""A run's validation images: the same prompts and seeds before training, on the way, and at the end."""
 
 import time
 import warnings
@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.data.image_folder import Picture
-from gralora_diffusion.data.images import open_picture
+from gralora_diffusion.data.image_folder import TrainingImage
+from gralora_diffusion.data.images import open_image
 from gralora_diffusion.files import complete_or_absent
 from gralora_diffusion.sdxl.sampling import as_trained, draw, embed_prompts, sheet
 
@@ -31,7 +31,7 @@ class Previews:
         return self.folder / f"step-{step:05d}"
 
     def draw(self, step: int) -> None:
-        """Write samples/step-`step`/00.png, ...; what is there already is drawn again.  Running out of memory costs the pictures, not the run."""
+        """Write samples/step-`step`/00.png, ...; what is there already is drawn again.  Running out of memory costs the images, not the run."""
         pipeline, config, began = self.pipeline, self.config, time.monotonic()
         folder = self.of_step(step)
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,14 +52,14 @@ class Previews:
             for (i, _, _), image in zip(self.mine, images, strict=True):
                 if all(low == high for low, high in image.getextrema()):
                     warnings.warn(
-                        f"picture {i} of step {step} has a single colour: the model or the VAE may have overflowed",
+                        f"image {i} of step {step} has a single colour: the model or the VAE may have overflowed",
                         stacklevel=2,
                     )
-                save_picture(image, folder / f"{i:02d}.png")
+                save_image(image, folder / f"{i:02d}.png")
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             warnings.warn(
-                f"no memory for the sample pictures of step {step}: they are left out, the training goes on",
+                f"no memory for the sample images of step {step}: they are left out, the training goes on",
                 stacklevel=2,
             )
         finally:
@@ -74,27 +74,27 @@ def prompts_of(config: TrainConfig) -> list[str]:
 
 
 def drawn(run: Path, step: int) -> list[Image.Image]:
-    """The pictures of samples/step-`step`, in order."""
-    return [open_picture(path) for path in sorted((run / "samples" / f"step-{step:05d}").glob("*.png"))]
+    """The images of samples/step-`step`, in order."""
+    return [open_image(path) for path in sorted((run / "samples" / f"step-{step:05d}").glob("*.png"))]
 
 
-def subject_of(pictures: list[Picture], config: TrainConfig) -> list[Image.Image]:
-    """Some of the training pictures, in small; read when the run begins, since they may be gone when it ends."""
-    return [crop_square(p.open()).resize((config.resolution, config.resolution)) for p in pictures[:6]]
+def subject_of(images: list[TrainingImage], config: TrainConfig) -> list[Image.Image]:
+    """Some of the training images, in small; read when the run begins, since they may be gone when it ends."""
+    return [crop_square(p.open()).resize((config.resolution, config.resolution)) for p in images[:6]]
 
 
 def save_comparison(run: Path, subject: list[Image.Image], step: int, config: TrainConfig) -> None:
-    """before_after.png: some of the training pictures, then the same prompts and seeds at step 0 and at `step`."""
+    """before_after.png: some of the training images, then the same prompts and seeds at step 0 and at `step`."""
     before, after = drawn(run, 0)[:6], drawn(run, step)[:6]
     if not before or len(before) != len(after):
         return
     prompts = [p for p in prompts_of(config) for _ in range(config.num_validation_images)]
     drawn_from = {"base": before, "with the adapter": after}
-    page = sheet(drawn_from, prompts[: len(before)], above={"training pictures": subject[: len(before)]})
-    save_picture(page, run / "before_after.png")
+    page = sheet(drawn_from, prompts[: len(before)], above={"training images": subject[: len(before)]})
+    save_image(page, run / "before_after.png")
 
 
-def save_picture(image: Image.Image, path: Path) -> None:
+def save_image(image: Image.Image, path: Path) -> None:
     """A PNG, complete or absent."""
     with complete_or_absent(path) as part:
         image.save(part, format="PNG")

@@ -15,7 +15,7 @@ from gralora_diffusion.config import EMBEDDED as EMBEDDED_DEFAULTS
 from gralora_diffusion.config import SDXL as SDXL_DEFAULTS
 from gralora_diffusion.config import AdapterConfig, TrainConfig
 from gralora_diffusion.options import ConfigError, did_you_mean, to_dict
-from gralora_diffusion.ui.workspace import BUNDLED, EMBEDDED, Home, real_file, shown
+from gralora_diffusion.ui.workspace import BUNDLED, EMBEDDED, Workspace, real_file, shown
 
 ELSEWHERE = {
     "output_dir": "the run's name",
@@ -32,21 +32,21 @@ FRONT = (
 TITLES = {
     "pretrained_model_name_or_path": "Base",
     "instance_prompt": "Trigger prompt",
-    "instance_data_dir": "Pictures",
+    "instance_data_dir": "Images",
     "max_train_steps": "Steps",
 }
 HINTS = {  # the fields in front, for whoever has never trained; the others say what --help says
     "instance_data_dir": "A set of Dataset; robot comes with the page",
     "pretrained_model_name_or_path": "The embedded one, a hub id, or a checkpoint in the folder models",
-    "instance_prompt": "Names the subject with a rare word, where a picture has no caption",
+    "instance_prompt": "Names the subject with a rare word, where an image has no caption",
     "max_train_steps": "How long to learn; blank for what suits the base",
     "rank": "How much the adapter can hold, and how large its file is",
     "seed": "The same seed gives the same adapter again",
 }
 GROUPS = {  # the first whose pattern is found in an option's name; the adapter's options are a group of their own
     "Ranks by gradients": r"^gora_|^allocat",
-    "Sample pictures": r"validation|inference|guidance",
-    "Pictures and captions": r"_data_dir|^dataset|resolution|crop|flip|class_|prior_|caption|bucket|repeat|column|image|stream|token|_samples|latent",
+    "Sample images": r"validation|inference|guidance",
+    "Images and captions": r"_data_dir|^dataset|resolution|crop|flip|class_|prior_|caption|bucket|repeat|column|image|stream|token|_samples|latent",
     "Learning": r"learning_rate|lr|optimizer|adam|prodigy|grad|ema_|seed|batch|epochs|train_steps|text_encoder",
     "Objective": r"snr|noise|loss|huber|prediction|debiased|betas",
     "Machine and files": r"",
@@ -136,7 +136,7 @@ OPTIONS = options()
 BY_NAME = {o.name: o for o in OPTIONS}
 
 
-def to_config(values: dict, home: Home, name: str | None = None) -> TrainConfig:
+def to_config(values: dict, home: Workspace, name: str | None = None) -> TrainConfig:
     """The config that the form describes; a blank field is its default.  `name` is the run's.
 
     Raises FieldError, with the field that is wrong.
@@ -162,7 +162,7 @@ def to_config(values: dict, home: Home, name: str | None = None) -> TrainConfig:
         raise FieldError(field_of(str(error)), str(error)) from None
 
 
-def read(option: Option, value, home: Home):
+def read(option: Option, value, home: Workspace):
     """What a form's value means; None where it is left blank."""
     if value is None or value == "" or (option.kind is not bool and value is False):
         return None
@@ -191,17 +191,15 @@ def read(option: Option, value, home: Home):
     return in_home(option, text, home)
 
 
-def in_home(option: Option, text: str, home: Home) -> str | None:
+def in_home(option: Option, text: str, home: Workspace) -> str | None:
     """A name that the form offers as what the command line takes."""
     if option.holds == "set":
         if text == BUNDLED and option.name == "instance_data_dir":
             return None
-        home.picture_set(text)
+        home.image_set(text)
         if text == BUNDLED:
-            raise ConfigError(
-                f"{option.flag} cannot be the bundled pictures: copy them into a set of your own"
-            )
-        return f"pictures/{text}"
+            raise ConfigError(f"{option.flag} cannot be the bundled images: copy them into a set of your own")
+        return f"images/{text}"
     if option.holds == "base":
         return home.base(text) if option.name == "pretrained_model_name_or_path" else home.hub_id(text)
     if option.holds == "hub":
@@ -215,7 +213,7 @@ def in_home(option: Option, text: str, home: Home) -> str | None:
     return text
 
 
-def from_config(config: TrainConfig, home: Home) -> dict:
+def from_config(config: TrainConfig, home: Workspace) -> dict:
     """The form's values for a config: the other way round.  Raises FieldError for what lies outside HOME."""
     flat = to_dict(config)
     flat |= flat.pop("adapter")
@@ -238,15 +236,15 @@ def from_config(config: TrainConfig, home: Home) -> dict:
     return values
 
 
-def set_of(option: Option, folder: str | None, home: Home) -> str:
+def set_of(option: Option, folder: str | None, home: Workspace) -> str:
     if folder is None:
         return BUNDLED if option.name == "instance_data_dir" else ""
     for name in home.set_names():
-        if (home.root / folder).resolve() == home.picture_set(name).resolve():
+        if (home.root / folder).resolve() == home.image_set(name).resolve():
             return name
     raise FieldError(
         option.name,
-        f"{option.flag} is {shown(folder)}, which is none of this page's sets of pictures: add it under Dataset",
+        f"{option.flag} is {shown(folder)}, which is none of this page's sets of images: add it under Dataset",
     )
 
 
@@ -300,7 +298,7 @@ def default_text(option: Option, base: str | None) -> str:
     return "" if value in (None, {}) else str(value)
 
 
-def with_preset(values: dict, preset: str, home: Home) -> dict:
+def with_preset(values: dict, preset: str, home: Workspace) -> dict:
     """The form's values with the preset's options, and the defaults of those that other presets change."""
     if preset not in PRESETS:
         raise ConfigError(f"there is no preset named {shown(preset)}{did_you_mean(preset, PRESETS)}")

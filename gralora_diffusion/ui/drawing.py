@@ -1,4 +1,4 @@
-"""Pictures from a base with adapters, one at a time, with the base kept in memory between requests."""
+"""Images from a base with adapters, one at a time, with the base kept in memory between requests."""
 
 import gc
 import json
@@ -13,19 +13,19 @@ from PIL import Image
 
 from gralora_diffusion import config as defaults
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.training.validation_images import save_picture
-from gralora_diffusion.ui.workspace import EMBEDDED, Home, free_name, new_name, shown
+from gralora_diffusion.training.validation_images import save_image
+from gralora_diffusion.ui.workspace import EMBEDDED, Workspace, free_name, new_name, shown
 
 ONE_AT_A_TIME = (
     threading.Lock()
 )  # torch's default dtype and seed are the process's: planning a run and drawing take turns
 AS_TRAINED = "as in training"
-MOST_PICTURES, MOST_STEPS, MOST_STRENGTH, LONGEST = 8, 100, 1.5, 1000
+MOST_IMAGES, MOST_STEPS, MOST_STRENGTH, LONGEST = 8, 100, 1.5, 1000
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What one picture is made of; `adapters` are (name, strength)."""
+    """What one image is made of; `adapters` are (name, strength)."""
 
     prompt: str
     seed: int
@@ -33,7 +33,7 @@ class Drawing:
     steps: int
     guidance: float | None
 
-    def checked(self, home: Home) -> "Drawing":
+    def checked(self, home: Workspace) -> "Drawing":
         """Raises ConfigError for what cannot be drawn, whoever sent it."""
         if not self.prompt.strip():
             raise ConfigError("the prompt is empty: write what is to be drawn")
@@ -56,10 +56,10 @@ class Drawing:
         return self
 
 
-class Studio:
-    """One base in memory with the adapters that the last picture needed.  One picture is drawn at a time."""
+class Sampler:
+    """One base in memory with the adapters that the last image needed.  One image is drawn at a time."""
 
-    def __init__(self, home: Home):
+    def __init__(self, home: Workspace):
         self.home, self.lock, self.pipeline, self.base, self.loaded = home, ONE_AT_A_TIME, None, None, {}
 
     def draw(self, wanted: Drawing, base: str | None) -> Image.Image:
@@ -117,7 +117,7 @@ class Studio:
             torch.cuda.empty_cache()
 
     def rest(self) -> None:
-        """Give the memory back unless a picture is being drawn."""
+        """Give the memory back unless an image is being drawn."""
         if self.pipeline is not None and self.lock.acquire(blocking=False):
             try:
                 self.let_go()
@@ -125,7 +125,7 @@ class Studio:
                 self.lock.release()
 
 
-def base_of(home: Home, adapter: str) -> str | None:
+def base_of(home: Workspace, adapter: str) -> str | None:
     """The base that an adapter was trained on, as --pretrained_model_name_or_path takes it."""
     name, _, rest = adapter.partition("/")
     if not rest and name.endswith(".safetensors"):
@@ -148,7 +148,7 @@ def base_of(home: Home, adapter: str) -> str | None:
     return base if base is None else home.base(str(base).removeprefix("models/"))
 
 
-def prompt_of(home: Home, adapter: str) -> str:
+def prompt_of(home: Workspace, adapter: str) -> str:
     """The prompt that an adapter was trained with, to begin from."""
     try:
         text = json.loads((home.run(adapter.partition("/")[0]) / "config.json").read_text())[
@@ -159,14 +159,14 @@ def prompt_of(home: Home, adapter: str) -> str:
         return ""
 
 
-def chosen_base(home: Home, choice: str | None, adapter: str | None) -> str | None:
+def chosen_base(home: Workspace, choice: str | None, adapter: str | None) -> str | None:
     """The base that somebody chose, or with no choice the adapter's own."""
     if choice not in (None, "", AS_TRAINED):
         return home.base(choice)
     return base_of(home, adapter) if adapter else home.base(EMBEDDED)
 
 
-def add_adapter(home: Home, upload: str | Path) -> str:
+def add_adapter(home: Workspace, upload: str | Path) -> str:
     """Copy somebody's adapter file to HOME/adapters; raises ConfigError unless it is one."""
     from gralora_diffusion.formats.read import read_adapter
 
@@ -188,19 +188,19 @@ def add_adapter(home: Home, upload: str | Path) -> str:
     return f"{name}.safetensors"
 
 
-def serve(home: Home, image: Image.Image, name: str = "picture.png") -> str:
+def serve(home: Workspace, image: Image.Image, name: str = "image.png") -> str:
     """A PNG that the page may show."""
     path = home.to_serve(name)
-    save_picture(image, path)
+    save_image(image, path)
     return str(path)
 
 
 def series(
-    studio: Studio, first: Drawing, count: int, base: str | None, beside: bool
+    studio: Sampler, first: Drawing, count: int, base: str | None, beside: bool
 ) -> Iterator[tuple[int, Image.Image, Image.Image | None]]:
-    """(seed, picture, the base's picture of the same seed) for `count` seeds, each as soon as it is there."""
-    if not 1 <= count <= MOST_PICTURES:
-        raise ConfigError(f"the number of pictures is {shown(count)}; it must be from 1 to {MOST_PICTURES}")
+    """(seed, image, the base's image of the same seed) for `count` seeds, each as soon as it is there."""
+    if not 1 <= count <= MOST_IMAGES:
+        raise ConfigError(f"the number of images is {shown(count)}; it must be from 1 to {MOST_IMAGES}")
     for n in range(count):
         wanted = replace(first, seed=first.seed + n)
         plain = studio.draw(replace(wanted, adapters=()), base) if beside else None

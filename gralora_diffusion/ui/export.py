@@ -1,4 +1,4 @@
-"""Export: an adapter in each tool's format, or a run's pictures, as one file each with its size and SHA-256."""
+"""Export: an adapter in each tool's format, or a run's images, as one file each with its size and SHA-256."""
 
 import shutil
 import tempfile
@@ -9,7 +9,7 @@ from gralora_diffusion.files import sha256
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.drawing import base_of
 from gralora_diffusion.ui.run_view import sample_files
-from gralora_diffusion.ui.workspace import Home, real_file
+from gralora_diffusion.ui.workspace import Workspace, real_file
 
 KINDS = {
     "adapter": "this project's own file: small, and training can go on from it",
@@ -17,12 +17,12 @@ KINDS = {
     "diffusers": "for load_lora_weights of diffusers",
     "peft": "a zipped folder for PEFT",
     "merged": "the base with the adapter baked in: one large checkpoint",
-    "samples": "the run's sample pictures, zipped",
+    "samples": "the run's sample images, zipped",
 }
 DTYPES = ("fp16", "bf16", "fp32")
 
 
-def export(home: Home, name: str, kind: str, rank: int | None, dtype: str) -> tuple[Path, str]:
+def export(home: Workspace, name: str, kind: str, rank: int | None, dtype: str) -> tuple[Path, str]:
     """(a file to download, its SHA-256).  rank: the best plain LoRA of that rank in place of the exact one.  Raises ConfigError."""
     import torch
 
@@ -77,14 +77,14 @@ def export(home: Home, name: str, kind: str, rank: int | None, dtype: str) -> tu
     return path, sha256(path)
 
 
-def zip_samples(home: Home, name: str, path: Path) -> Path:
-    """The sample pictures of a run, links left out."""
+def zip_samples(home: Workspace, name: str, path: Path) -> Path:
+    """The sample images of a run, links left out."""
     run = name.partition("/")[0]
     if run not in home.run_names():
-        raise ConfigError(f"{name} was added as a file: it has no sample pictures")
+        raise ConfigError(f"{name} was added as a file: it has no sample images")
     found = [(folder_step, file) for folder_step, files in sample_files(home.runs / run) for file in files]
     if not found:
-        raise ConfigError(f"{run} has no sample pictures yet")
+        raise ConfigError(f"{run} has no sample images yet")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for step, file in found:
             if real_file(file):

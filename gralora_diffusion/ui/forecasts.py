@@ -18,28 +18,28 @@ from gralora_diffusion.ui.config_form import BY_NAME, arguments
 from gralora_diffusion.ui.drawing import ONE_AT_A_TIME
 from gralora_diffusion.ui.run_queue import TRAIN, last_words, raw_status
 from gralora_diffusion.ui.run_view import clock
-from gralora_diffusion.ui.workspace import Home
+from gralora_diffusion.ui.workspace import Workspace
 
 PATIENCE = 180.0  # seconds for a measurement
 
 
-def absolute(config: TrainConfig, home: Home) -> TrainConfig:
+def absolute(config: TrainConfig, home: Workspace) -> TrainConfig:
     """The config with its folders in HOME as full paths, for this process, which is elsewhere."""
     values = {n: v for n, v in to_dict(config).items() if isinstance(v, str)}
     own = {
         n
         for n, v in values.items()
-        if v.startswith(("pictures/", "models/", "runs/")) or (n in BY_NAME and BY_NAME[n].holds == "folder")
+        if v.startswith(("images/", "models/", "runs/")) or (n in BY_NAME and BY_NAME[n].holds == "folder")
     }
     return replace(config, **{n: str(home.root / values[n]) for n in own})
 
 
-def forecast_of(config: TrainConfig, home: Home) -> list[list[str]]:
+def forecast_of(config: TrainConfig, home: Workspace) -> list[list[str]]:
     """[what, how much]; raises ConfigError, with the reason, when the run cannot be."""
     text = as_text(config, home)
     if not isinstance(
         _plans.get(text), list
-    ):  # what was refused may have been mended: pictures may have been added
+    ):  # what was refused may have been mended: images may have been added
         try:
             found = _plan(text)
         except ConfigError as error:
@@ -53,13 +53,13 @@ def forecast_of(config: TrainConfig, home: Home) -> list[list[str]]:
     return [list(row) for row in _plans[text]]
 
 
-def known_refusal(config: TrainConfig, home: Home) -> str | None:
+def known_refusal(config: TrainConfig, home: Workspace) -> str | None:
     """Why forecast_of() refused this config before, if it did."""
     found = _plans.get(as_text(config, home))
     return found if isinstance(found, str) else None
 
 
-def as_text(config: TrainConfig, home: Home) -> str:
+def as_text(config: TrainConfig, home: Workspace) -> str:
     return json.dumps(
         to_dict(absolute(replace(config, output_dir=str(home.root / "runs" / ".planned")), home)),
         sort_keys=True,
@@ -84,7 +84,7 @@ def _plan(text: str) -> list[tuple[str, str]]:
     ]
 
 
-def known_time(config: TrainConfig, home: Home) -> str | None:
+def known_time(config: TrainConfig, home: Workspace) -> str | None:
     """How long it takes, from a run that did the same work per step, if there is one."""
     per_step = alike(config)
     for name in home.run_names():
@@ -98,7 +98,7 @@ def known_time(config: TrainConfig, home: Home) -> str | None:
             continue
         if len(lines) > 2 and alike(other) == per_step:
             steps = config.resolved().max_train_steps or other.max_train_steps
-            return f"about {clock(steps * sum(lines[1:]) / len(lines[1:]))} for {steps} steps, as fast as {name}, and the sample pictures"
+            return f"about {clock(steps * sum(lines[1:]) / len(lines[1:]))} for {steps} steps, as fast as {name}, and the sample images"
     return None
 
 
@@ -118,7 +118,7 @@ def alike(config: TrainConfig) -> str:
     return json.dumps([values[n] for n in names] + [config.resolution], sort_keys=True)
 
 
-def try_out(config: TrainConfig, home: Home) -> Iterator[str | None]:
+def try_out(config: TrainConfig, home: Workspace) -> Iterator[str | None]:
     """Begin the run in a folder of its own, and end it when the trainer has made its forecast, after three batches: that is yielded, and None before.
 
     Closing the generator ends the trial.  Raises ConfigError with the trainer's sentence when the run ends at once.
@@ -154,4 +154,4 @@ def try_out(config: TrainConfig, home: Home) -> Iterator[str | None]:
 
 
 def warm_up() -> None:
-    """Load what the first forecast and the first picture need, while the page is being looked at."""
+    """Load what the first forecast and the first image need, while the page is being looked at."""

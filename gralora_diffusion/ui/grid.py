@@ -9,10 +9,10 @@ from pathlib import Path
 
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui.drawing import MOST_STRENGTH, Drawing, Studio, base_of
-from gralora_diffusion.ui.image_sets import pictures_of
+from gralora_diffusion.ui.drawing import MOST_STRENGTH, Drawing, Sampler, base_of
+from gralora_diffusion.ui.image_sets import images_of
 from gralora_diffusion.ui.run_queue import config_of
-from gralora_diffusion.ui.workspace import BUNDLED, Home, shown
+from gralora_diffusion.ui.workspace import BUNDLED, Workspace, shown
 
 MOST_CELLS = 60
 
@@ -43,16 +43,16 @@ def parsed_strengths(text: str) -> list[float]:
 
 
 def grid(
-    studio: Studio, adapters: list[str], strengths: list[float], drawing: Drawing, seeds: int
+    studio: Sampler, adapters: list[str], strengths: list[float], drawing: Drawing, seeds: int
 ) -> Iterator[tuple[Cell, object]]:
-    """(cell, picture) row by row: adapters down, strengths across, each with `seeds` seeds.  Strength 0 is the base, drawn once."""
+    """(cell, image) row by row: adapters down, strengths across, each with `seeds` seeds.  Strength 0 is the base, drawn once."""
     from dataclasses import replace
 
     if not adapters:
         raise ConfigError("choose at least one adapter to compare")
     if not 1 <= seeds <= 8 or len(adapters) * len(strengths) * seeds > MOST_CELLS:
         raise ConfigError(
-            f"{len(adapters)} adapters x {len(strengths)} strengths x {seeds} seeds are too many: the most are {MOST_CELLS} pictures"
+            f"{len(adapters)} adapters x {len(strengths)} strengths x {seeds} seeds are too many: the most are {MOST_CELLS} images"
         )
     bases = {name: base_of(studio.home, name) for name in adapters}
     plain = {}
@@ -69,21 +69,19 @@ def grid(
                 yield Cell(name, strength, wanted.seed, ""), image
 
 
-def subject_of(home: Home, adapter: str) -> list[Path]:
-    """The pictures that an adapter's run learnt."""
+def subject_of(home: Workspace, adapter: str) -> list[Path]:
+    """The images that an adapter's run learnt."""
     name = adapter.partition("/")[0]
     folder = config_of(home.run(name)).instance_data_dir if name in home.run_names() else None
     if folder is None and name not in home.run_names():
-        raise ConfigError(
-            f"{adapter} was added as a file: nobody knows which pictures it learnt; choose a set"
-        )
-    return set_pictures(home, BUNDLED if folder is None else Path(folder).name)
+        raise ConfigError(f"{adapter} was added as a file: nobody knows which images it learnt; choose a set")
+    return set_images(home, BUNDLED if folder is None else Path(folder).name)
 
 
-def set_pictures(home: Home, name: str) -> list[Path]:
-    found = pictures_of(home.picture_set(name))
+def set_images(home: Workspace, name: str) -> list[Path]:
+    found = images_of(home.image_set(name))
     if not found:
-        raise ConfigError(f"the set {name} holds no pictures to compare with")
+        raise ConfigError(f"the set {name} holds no images to compare with")
     return found
 
 
@@ -92,7 +90,7 @@ def safe_cell(value) -> object:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
-def save_table(home: Home, head: list[str], rows: list[list]) -> list[str]:
+def save_table(home: Workspace, head: list[str], rows: list[list]) -> list[str]:
     """scores.csv and scores.json, to download."""
     text = io.StringIO()
     csv.writer(text).writerows([head, *([safe_cell(value) for value in row] for row in rows)])

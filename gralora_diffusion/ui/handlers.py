@@ -23,7 +23,7 @@ def said(error: Exception) -> gr.Error:
     elif isinstance(error, OSError):
         text = f"a file could not be read or written: {error.strerror or type(error).__name__}"
     elif type(error).__name__ == "OutOfMemoryError":  # torch's
-        text = "there is not enough memory: stop other runs, or take fewer or smaller pictures"
+        text = "there is not enough memory: stop other runs, or take fewer or smaller images"
     else:
         traceback.print_exception(error, file=sys.stderr)
         text = "this did not work; the window in which the page was started says why"

@@ -5,14 +5,14 @@ import gradio as gr
 from gralora_diffusion.ui import run_view as watching
 from gralora_diffusion.ui import tab_compare, tab_dataset, tab_export, tab_sample, tab_train, tab_watch
 from gralora_diffusion.ui.config_form import BY_NAME
-from gralora_diffusion.ui.drawing import Studio
+from gralora_diffusion.ui.drawing import Sampler
 from gralora_diffusion.ui.handlers import plain, tell, whatever_came
-from gralora_diffusion.ui.run_queue import AT_WORK, Work
+from gralora_diffusion.ui.run_queue import AT_WORK, RunQueue
 from gralora_diffusion.ui.theme import HEADER
-from gralora_diffusion.ui.workspace import BUNDLED, Home, free_name
+from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name
 
 
-def build(home: Home, work: Work, studio: Studio) -> gr.Blocks:
+def build(home: Workspace, work: RunQueue, studio: Sampler) -> gr.Blocks:
     with gr.Blocks(title="GraLoRA: personalise SDXL", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(HEADER, elem_id="header", padding=False)
         with gr.Column(elem_id="status"):
@@ -120,7 +120,7 @@ def connect(page, home, work, tabs, dataset, train, watch) -> None:
     )
 
     def learn(name):
-        home.picture_set(name)
+        home.image_set(name)
         return gr.update(choices=home.set_names(), value=name), free_name(name, home.run_names())
 
     dataset.chosen.change(
@@ -141,7 +141,7 @@ def connect(page, home, work, tabs, dataset, train, watch) -> None:
     )
 
 
-def status(work: Work, before: list) -> tuple:
+def status(work: RunQueue, before: list) -> tuple:
     """The strip's texts, whether Stop can be pressed, the bar; what has not changed is left as it is."""
     name = watching.at_work(work)
     now = watching.progress(work, work.home.runs / name) if name else {}
@@ -173,7 +173,7 @@ def progress_bar(fraction: float) -> str:
     return f'<div class="bar" role="progressbar" aria-label="progress of the run" aria-valuenow="{percent}"><i style="width:{percent}%"></i></div>'
 
 
-def stop_current(work: Work) -> str:
+def stop_current(work: RunQueue) -> str:
     name = watching.at_work(work)
     if name is None or work.state(work.home.runs / name)["state"] not in AT_WORK:
         return "no run is at work"

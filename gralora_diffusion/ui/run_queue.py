@@ -22,7 +22,7 @@ from gralora_diffusion.options import ConfigError, from_dict, to_dict
 from gralora_diffusion.training.checkpoint import candidates
 from gralora_diffusion.training.run_folder import read_status
 from gralora_diffusion.ui.config_form import arguments
-from gralora_diffusion.ui.workspace import Home, real_file, shown
+from gralora_diffusion.ui.workspace import Workspace, real_file, shown
 
 TRAIN = (sys.executable, "-m", "gralora_diffusion", "train")
 GRACE = 120.0  # seconds that a stopping run has to finish its step and save
@@ -30,8 +30,8 @@ AT_WORK = ("starting", "running", "stopping")
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)")
 
 
-class Work:
-    def __init__(self, home: Home, before_start=lambda: None):
+class RunQueue:
+    def __init__(self, home: Workspace, before_start=lambda: None):
         self.home, self.before_start, self.lock = home, before_start, threading.RLock()
         self.children: dict[str, subprocess.Popen] = {}
         self.tokens: dict[str, str] = {}  # of queued runs; never on disk

@@ -1,16 +1,16 @@
-"""What a run's folder shows: how far it is, its loss, its sample pictures."""
+"""What a run's folder shows: how far it is, its loss, its sample images."""
 
 import re
 from pathlib import Path
 
 import pandas
 
-from gralora_diffusion.data.images import open_picture
+from gralora_diffusion.data.images import open_image
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.run_folder import read_metrics
 from gralora_diffusion.training.validation_images import prompts_of
-from gralora_diffusion.ui.run_queue import AT_WORK, Work, config_of
-from gralora_diffusion.ui.workspace import Home, folders, real_file
+from gralora_diffusion.ui.run_queue import AT_WORK, RunQueue, config_of
+from gralora_diffusion.ui.workspace import Workspace, folders, real_file
 
 POINTS = 900  # a series of the plot has no more
 LAST = 20  # steps that speed is measured over
@@ -43,7 +43,7 @@ def number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def progress(work: Work, run: Path) -> dict:
+def progress(work: RunQueue, run: Path) -> dict:
     """{"state", "message", "step", "steps", "seconds", "left", "memory", "loss", "forecast"}; None where it is not known."""
     status, lines = work.state(run), metrics(run)
     steps, step = status.get("steps"), lines[-1]["step"] if lines else status.get("step") or 0
@@ -71,7 +71,7 @@ def progress(work: Work, run: Path) -> dict:
     )
 
 
-def at_work(work: Work) -> str | None:
+def at_work(work: RunQueue) -> str | None:
     """The run that the strip speaks of: the one at work, or the newest."""
     names = work.home.run_names()
     return next(
@@ -103,12 +103,12 @@ def curve(run: Path, weight: float) -> pandas.DataFrame:
 
 
 def sample_files(run: Path) -> list[tuple[int, list[Path]]]:
-    """[(step, its pictures)], step 0 first."""
+    """[(step, its images)], step 0 first."""
     found = [(int(p.name[5:]), p) for p in folders(run / "samples") if re.fullmatch(r"step-\d{1,9}", p.name)]
     return [(step, sorted(f for f in p.glob("*.png") if real_file(f))) for step, p in sorted(found)]
 
 
-def samples(home: Home, run: Path, most: int = 8) -> tuple[list[tuple[str, str]], int]:
+def samples(home: Workspace, run: Path, most: int = 8) -> tuple[list[tuple[str, str]], int]:
     """([(a file to show, its caption)] prompt by prompt, number of columns): the base is the first column, the latest steps follow."""
     from gralora_diffusion.ui.drawing import serve
 
@@ -127,7 +127,7 @@ def samples(home: Home, run: Path, most: int = 8) -> tuple[list[tuple[str, str]]
     for row in range(max((len(files) for _, files in columns), default=0)):
         for step, files in columns:
             if row < len(files):
-                prompt = prompts[row] if row < len(prompts) else f"picture {row + 1}"
+                prompt = prompts[row] if row < len(prompts) else f"image {row + 1}"
                 try:
                     shown.append(
                         (
@@ -143,12 +143,12 @@ def samples(home: Home, run: Path, most: int = 8) -> tuple[list[tuple[str, str]]
 _served: dict[tuple, str] = {}
 
 
-def serve_once(home: Home, path: Path, serve) -> str:
-    """The served copy of a sample picture, made when the file is new."""
+def serve_once(home: Workspace, path: Path, serve) -> str:
+    """The served copy of a sample image, made when the file is new."""
     stat = path.stat()
     key = (path, stat.st_mtime_ns, stat.st_size)
     if key not in _served or not Path(_served[key]).is_file():
-        _served[key] = serve(home, open_picture(path), f"{path.parent.name}-{path.name}")
+        _served[key] = serve(home, open_image(path), f"{path.parent.name}-{path.name}")
     return _served[key]
 
 
@@ -165,7 +165,7 @@ def drawn_config(run: Path):
         raise ConfigError(f"{run.name}: {error}") from None
 
 
-def history(work: Work) -> list[list]:
+def history(work: RunQueue) -> list[list]:
     """A row for every run: name, state, step, smoothed loss, adapter, rank, base."""
     rows = []
     for name in work.home.run_names():

@@ -1,4 +1,4 @@
-"""The only place where the page meets the evaluators: pictures, prompts and a set in, rows of scores out."""
+"""The only place where the page meets the evaluators: images, prompts and a set in, rows of scores out."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from gralora_diffusion.options import ConfigError, one_of
 
-HEAD = ["pictures", "score", "n", "mean", "sd", "95 % interval", "encoder"]
+HEAD = ["images", "score", "n", "mean", "sd", "95 % interval", "encoder"]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures that are scored together, and their prompts."""
+    """Images that are scored together, and their prompts."""
 
     name: str
     files: list[Path]
@@ -25,12 +25,12 @@ def encoder_names() -> list[str]:
 
 
 def scores(groups: list[Group], references: list[Path], encoders: list[str], cache: Path) -> list[list]:
-    """Rows as HEAD: how like the subject's pictures, how true to the prompt, how varied.  Raises ConfigError when an encoder cannot be had."""
+    """Rows as HEAD: how like the subject's images, how true to the prompt, how varied.  Raises ConfigError when an encoder cannot be had."""
     from PIL import Image
 
     from gralora_diffusion.evaluation.encoders import load_encoder
-    from gralora_diffusion.evaluation.features import picture_features
-    from gralora_diffusion.evaluation.metrics import Against, Generated, evaluate
+    from gralora_diffusion.evaluation.features import image_features
+    from gralora_diffusion.evaluation.metrics import ImageSet, References, evaluate
     from gralora_diffusion.evaluation.report import rows_of
 
     if not encoders:
@@ -45,12 +45,12 @@ def scores(groups: list[Group], references: list[Path], encoders: list[str], cac
         raise ConfigError(
             f"the scores need the extra eval, {error.name} is missing: pip install 'gralora-diffusion[eval]'"
         ) from None
-    runs = [Generated(group.name, group.files, group.prompts) for group in groups]
+    runs = [ImageSet(group.name, group.files, group.prompts) for group in groups]
     found = evaluate(
         loaded,
         runs,
-        Against(references=references, size=size),
-        partial(picture_features, cache=cache),
+        References(references=references, size=size),
+        partial(image_features, cache=cache),
         paired=False,
     )
     return rows_of(found["scores"])

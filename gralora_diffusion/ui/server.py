@@ -3,7 +3,7 @@
     gralora ui --port 7860
 
 It is open to this computer alone.  --listen ADDRESS or --share opens it to others, and needs --auth NAME:PASSWORD (or the environment's
-GRALORA_AUTH).  Runs, picture sets, bases and added adapters are in the folders runs, pictures, models and adapters of --home.
+GRALORA_AUTH).  Runs, image sets, bases and added adapters are in the folders runs, images, models and adapters of --home.
 """
 
 import os
@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None) -> None:
 
     from filelock import FileLock, Timeout
 
-    from gralora_diffusion.ui.workspace import Home
+    from gralora_diffusion.ui.workspace import Workspace
 
-    home = Home(args.home)
+    home = Workspace(args.home)
     (home.root / ".page").mkdir(exist_ok=True)
     lock = FileLock(home.root / ".page" / "lock")
     try:
@@ -59,16 +59,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def serve(home, args) -> None:
-    from gralora_diffusion.ui.drawing import Studio
+    from gralora_diffusion.ui.drawing import Sampler
     from gralora_diffusion.ui.forecasts import warm_up
     from gralora_diffusion.ui.image_sets import MOST_BYTES
     from gralora_diffusion.ui.page import build
-    from gralora_diffusion.ui.run_queue import Work
+    from gralora_diffusion.ui.run_queue import RunQueue
     from gralora_diffusion.ui.security import middleware
     from gralora_diffusion.ui.theme import CSS, HEAD, theme
 
-    studio = Studio(home)
-    work = Work(home, before_start=studio.rest)
+    studio = Sampler(home)
+    work = RunQueue(home, before_start=studio.rest)
     page = build(home, work, studio)
     page.queue(max_size=32, default_concurrency_limit=4)
     for task in (work.watch, warm_up):

@@ -1,4 +1,4 @@
-"""Compare: a grid of adapters and strengths, the base beside any of its pictures, and the scores."""
+"""Compare: a grid of adapters and strengths, the base beside any of its images, and the scores."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +10,13 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.sampling import sheet
 from gralora_diffusion.ui import drawing, scores
 from gralora_diffusion.ui import grid as comparing
-from gralora_diffusion.ui.drawing import AS_TRAINED, Drawing, Studio
+from gralora_diffusion.ui.drawing import AS_TRAINED, Drawing, Sampler
 from gralora_diffusion.ui.grid import Cell
 from gralora_diffusion.ui.handlers import draws, plain
-from gralora_diffusion.ui.workspace import Home
+from gralora_diffusion.ui.workspace import Workspace
 
 
-def build(home: Home, studio: Studio) -> SimpleNamespace:
+def build(home: Workspace, studio: Sampler) -> SimpleNamespace:
     cells, sheet_file = gr.State([]), gr.State(None)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
@@ -73,7 +73,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
                 [AS_TRAINED],
                 value=AS_TRAINED,
                 allow_custom_value=True,
-                label="Score against the pictures of",
+                label="Score against the images of",
                 elem_id="subject",
             )
             encoders = gr.Dropdown(
@@ -92,7 +92,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
                 elem_id="nothing-to-compare",
             )
             gallery = gr.Gallery(
-                label="Adapters down, strengths across: choose a picture to see it beside the base",
+                label="Adapters down, strengths across: choose an image to see it beside the base",
                 columns=3,
                 height="auto",
                 format="png",
@@ -100,7 +100,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
                 allow_preview=False,
             )
             slider = gr.ImageSlider(
-                label="First column | chosen picture: drag the line",
+                label="First column | chosen image: drag the line",
                 format="png",
                 type="filepath",
                 height=340,
@@ -154,7 +154,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
             references = (
                 comparing.subject_of(home, name)
                 if against in (None, AS_TRAINED)
-                else comparing.set_pictures(home, against)
+                else comparing.set_images(home, against)
             )
             cells: dict[str, list[Cell]] = {}
             for cell in made:

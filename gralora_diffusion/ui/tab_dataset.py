@@ -1,24 +1,24 @@
-"""Dataset: pictures in, captions in one table that is saved at every edit, checks with what to do."""
+"""Dataset: images in, captions in one table that is saved at every edit, checks with what to do."""
 
 from types import SimpleNamespace
 
 import gradio as gr
 from PIL import Image
 
-from gralora_diffusion.data.images import EXTENSIONS, open_picture
+from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui import image_sets as picture_sets
+from gralora_diffusion.ui import image_sets as image_sets
 from gralora_diffusion.ui.drawing import serve
 from gralora_diffusion.ui.handlers import plain, tell
-from gralora_diffusion.ui.workspace import BUNDLED, Home
+from gralora_diffusion.ui.workspace import BUNDLED, Workspace
 
 RESOLUTIONS = ["64", "512", "768", "1024"]
 
 
-def build(home: Home) -> SimpleNamespace:
+def build(home: Workspace) -> SimpleNamespace:
     gr.Markdown(
-        "**Start here.** Drop a few pictures of one subject, caption them, then go to **Train** and press **Start**. "
-        "Nothing at hand? The robot's pictures are ready: go to **Train** right away.",
+        "**Start here.** Drop a few images of one subject, caption them, then go to **Train** and press **Start**. "
+        "Nothing at hand? The robot's images are ready: go to **Train** right away.",
         elem_id="start-here",
     )
     with gr.Row(equal_height=False):
@@ -27,12 +27,12 @@ def build(home: Home) -> SimpleNamespace:
                 home.set_names(),
                 value=BUNDLED,
                 allow_custom_value=True,
-                label="Picture set",
+                label="Image set",
                 info="robot comes with the page",
                 elem_id="set",
             )
             drop = gr.File(
-                label="Drop 3 to 20 pictures of your subject here",
+                label="Drop 3 to 20 images of your subject here",
                 file_count="multiple",
                 file_types=sorted(EXTENSIONS),
                 elem_id="drop",
@@ -52,22 +52,22 @@ def build(home: Home) -> SimpleNamespace:
                 info="64 for the embedded base",
                 elem_id="check-size",
             )
-            check = gr.Button("Check the pictures", elem_id="check-set")
+            check = gr.Button("Check the images", elem_id="check-set")
         with gr.Column(scale=5, min_width=300):
             gallery = gr.Gallery(
-                label="Pictures",
+                label="Images",
                 columns=6,
                 height="auto",
                 object_fit="cover",
                 format="png",
-                elem_id="pictures",
+                elem_id="images",
                 allow_preview=True,
             )
             gr.Markdown(
                 "**Captions** · click into one to edit it; every edit is saved at once. Name the subject with a rare word: *a photo of sks dog*."
             )
             table = gr.Dataframe(
-                headers=["picture", "caption"], datatype="str", column_count=(2, "fixed"), static_columns=[0], interactive=True, wrap=True,
+                headers=["image", "caption"], datatype="str", column_count=(2, "fixed"), static_columns=[0], interactive=True, wrap=True,
                 row_count=1,                 label="Captions", show_label=False, elem_id="captions", column_widths=["160px", "auto"],
             )  # fmt: skip
             with gr.Row(elem_classes="tight"):
@@ -80,11 +80,11 @@ def build(home: Home) -> SimpleNamespace:
                 )
                 apply = gr.Button("Put before", elem_id="put-before", scale=1, min_width=80)
                 gone = gr.Dropdown(
-                    [], allow_custom_value=True, label="Take a picture out", elem_id="gone", scale=3
+                    [], allow_custom_value=True, label="Take an image out", elem_id="gone", scale=3
                 )
-                remove = gr.Button("Remove", elem_id="remove-picture", scale=1, min_width=80, variant="stop")
+                remove = gr.Button("Remove", elem_id="remove-image", scale=1, min_width=80, variant="stop")
     findings = gr.Dataframe(
-        headers=["picture", "what was found", "what to do"],
+        headers=["image", "what was found", "what to do"],
         datatype="str",
         interactive=False,
         wrap=True,
@@ -94,11 +94,11 @@ def build(home: Home) -> SimpleNamespace:
     )
 
     def show(name):
-        folder = home.picture_set(name)
-        files = picture_sets.pictures_of(folder)
-        pictures = [(thumbnail(home, path), path.name) for path in files]
-        rows = [[path.name, picture_sets.caption_of(path)] for path in files] or [["", ""]]
-        return pictures, gr.update(value=rows), gr.update(choices=[p.name for p in files], value=None)
+        folder = home.image_set(name)
+        files = image_sets.images_of(folder)
+        images = [(thumbnail(home, path), path.name) for path in files]
+        rows = [[path.name, image_sets.caption_of(path)] for path in files] or [["", ""]]
+        return images, gr.update(value=rows), gr.update(choices=[p.name for p in files], value=None)
 
     def switch(name):
         return *show(name), gr.update(visible=False)
@@ -109,15 +109,15 @@ def build(home: Home) -> SimpleNamespace:
         if name == BUNDLED:
             from gralora_diffusion.ui.workspace import free_name
 
-            name = picture_sets.create(home, free_name("pictures", home.set_names()))
-        told = picture_sets.add(home, name, files)
+            name = image_sets.create(home, free_name("images", home.set_names()))
+        told = image_sets.add(home, name, files)
         count = len(files) - sum(" was left out: " in line for line in told)
         tell(f"{count} of {len(files)} added to {name}")
         notes = gr.update(value="\n".join(told), visible=bool(told), lines=min(8, max(2, len(told))))
         return gr.update(choices=home.set_names(), value=name), *show(name), None, notes
 
     def save(name, rows):
-        saved = picture_sets.save_captions(
+        saved = image_sets.save_captions(
             home, name, {row[0]: row[1] or "" for row in rows.values.tolist() if row[0]}
         )
         if saved:
@@ -126,9 +126,9 @@ def build(home: Home) -> SimpleNamespace:
     def put_before(name, words):
         if not words.strip():
             raise ConfigError("write the words that every caption is to begin with")
-        files = picture_sets.pictures_of(picture_sets.own(home, name))
-        captions = {p.name: picture_sets.caption_of(p) for p in files}
-        picture_sets.save_captions(
+        files = image_sets.images_of(image_sets.own(home, name))
+        captions = {p.name: image_sets.caption_of(p) for p in files}
+        image_sets.save_captions(
             home,
             name,
             {n: c if c.startswith(words.strip()) else f"{words.strip()} {c}" for n, c in captions.items()},
@@ -136,14 +136,14 @@ def build(home: Home) -> SimpleNamespace:
         return show(name)
 
     def take_out(name, file):
-        picture_sets.remove(home, name, file)
+        image_sets.remove(home, name, file)
         return show(name)
 
     def made(name):
         return gr.update(choices=home.set_names(), value=name), *show(name), "", gr.update(visible=False)
 
     def look(name, resolution):
-        found = picture_sets.checks(home, name, int(resolution))
+        found = image_sets.checks(home, name, int(resolution))
         return gr.update(value=found or [["all", "nothing to mend", "go on to Train"]], visible=True)
 
     shown = [gallery, table, gone]
@@ -160,13 +160,13 @@ def build(home: Home) -> SimpleNamespace:
     apply.click(plain(put_before), [chosen, before], shown, api_visibility="private")
     remove.click(plain(take_out), [chosen, gone], shown, api_visibility="private")
     create.click(
-        plain(lambda new: made(picture_sets.create(home, new))),
+        plain(lambda new: made(image_sets.create(home, new))),
         name,
         [chosen, *shown, name, findings],
         api_visibility="private",
     )
     copy.click(
-        plain(lambda old, new: made(picture_sets.copy(home, old, new))),
+        plain(lambda old, new: made(image_sets.copy(home, old, new))),
         [chosen, name],
         [chosen, *shown, name, findings],
         api_visibility="private",
@@ -178,11 +178,11 @@ def build(home: Home) -> SimpleNamespace:
 _thumbnails: dict[tuple, str] = {}
 
 
-def thumbnail(home: Home, path) -> str:
+def thumbnail(home: Workspace, path) -> str:
     stat = path.stat()
     key = (path, stat.st_mtime_ns, stat.st_size)
     if key not in _thumbnails:
-        image = open_picture(path)
+        image = open_image(path)
         image.thumbnail((384, 384), Image.Resampling.LANCZOS)
         _thumbnails[key] = serve(home, image, "thumbnail.png")
     return _thumbnails[key]

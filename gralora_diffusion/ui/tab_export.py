@@ -8,10 +8,10 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import export as exporting
 from gralora_diffusion.ui.export import DTYPES, KINDS
 from gralora_diffusion.ui.handlers import plain, tell
-from gralora_diffusion.ui.workspace import Home
+from gralora_diffusion.ui.workspace import Workspace
 
 
-def build(home: Home) -> SimpleNamespace:
+def build(home: Workspace) -> SimpleNamespace:
     hint = gr.Markdown(
         "### Nothing to export yet\nTrain an adapter under **Train**; its files are offered here.",
         visible=False,

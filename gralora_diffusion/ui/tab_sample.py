@@ -1,18 +1,18 @@
-"""Sample: pictures from an adapter at any strength, a second one beside it, the base in a slider."""
+"""Sample: images from an adapter at any strength, a second one beside it, the base in a slider."""
 
 from types import SimpleNamespace
 
 import gradio as gr
 
 from gralora_diffusion.ui import drawing
-from gralora_diffusion.ui.drawing import AS_TRAINED, MOST_PICTURES, MOST_STEPS, MOST_STRENGTH, Drawing, Studio
+from gralora_diffusion.ui.drawing import AS_TRAINED, MOST_IMAGES, MOST_STEPS, MOST_STRENGTH, Drawing, Sampler
 from gralora_diffusion.ui.handlers import draws, plain, tell
-from gralora_diffusion.ui.workspace import Home
+from gralora_diffusion.ui.workspace import Workspace
 
 NONE = "none"
 
 
-def build(home: Home, studio: Studio) -> SimpleNamespace:
+def build(home: Workspace, studio: Sampler) -> SimpleNamespace:
     pairs = gr.State([])
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
@@ -40,9 +40,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
                 elem_id="prompt",
             )
             with gr.Row():
-                count = gr.Slider(
-                    1, MOST_PICTURES, 2, step=1, label="Pictures", elem_id="count", min_width=140
-                )
+                count = gr.Slider(1, MOST_IMAGES, 2, step=1, label="Images", elem_id="count", min_width=140)
                 seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=100)
             with gr.Accordion(
                 "More: a second adapter, steps, guidance, base", open=False, elem_id="sample-more"
@@ -81,7 +79,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
                     "Add an adapter file", file_types=[".safetensors"], size="sm", elem_id="add-adapter"
                 )
             beside = gr.Checkbox(
-                True, label="The base's picture of the same seed beside each", elem_id="beside"
+                True, label="The base's image of the same seed beside each", elem_id="beside"
             )
             with gr.Row(elem_classes="tight"):
                 draw = gr.Button("Draw", variant="primary", elem_id="draw", scale=2, min_width=120)
@@ -102,7 +100,7 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
                 interactive=False,
             )
             gallery = gr.Gallery(
-                label="Pictures: choose one to see it beside the base",
+                label="Images: choose one to see it beside the base",
                 columns=4,
                 height="auto",
                 format="png",
@@ -118,10 +116,10 @@ def build(home: Home, studio: Studio) -> SimpleNamespace:
         ]
         first = Drawing(prompt or "", int(seed or 0), tuple(adapters), int(steps), guidance).checked(home)
         where, shown, made = drawing.chosen_base(home, base, adapter), [], []
-        for number, picture, plain_one in drawing.series(
+        for number, image, plain_one in drawing.series(
             studio, first, int(count), where, bool(beside) and bool(adapters)
         ):
-            path = drawing.serve(home, picture, f"seed-{number}.png")
+            path = drawing.serve(home, image, f"seed-{number}.png")
             other = drawing.serve(home, plain_one, f"base-seed-{number}.png") if plain_one else path
             made.append([other, path])
             shown.append((path, f"seed {number} · {', '.join(f'{n} {s:g}' for n, s in adapters) or 'base'}"))

@@ -26,8 +26,8 @@ from gralora_diffusion.ui.config_form import (
 )
 from gralora_diffusion.ui.forecasts import forecast_of, known_refusal, known_time, try_out
 from gralora_diffusion.ui.handlers import plain, tell, whatever_came
-from gralora_diffusion.ui.run_queue import Work
-from gralora_diffusion.ui.workspace import BUNDLED, EMBEDDED, Home, free_name, new_name
+from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.workspace import BUNDLED, EMBEDDED, Workspace, free_name, new_name
 
 FIND = """(text) => {
     const words = text.toLowerCase().split(/\\s+/).filter(Boolean);
@@ -58,7 +58,7 @@ MARK_AND_SHOW = f"""(text) => {{
 }}"""
 
 
-def field(option: Option, home: Home):
+def field(option: Option, home: Workspace):
     """The component of an option."""
     common = dict(label=option.title, elem_id=f"option-{option.name}", elem_classes="option", min_width=220)
     info = option.hint
@@ -101,13 +101,13 @@ def field(option: Option, home: Home):
     )
 
 
-def build(home: Home, work: Work) -> SimpleNamespace:
+def build(home: Workspace, work: RunQueue) -> SimpleNamespace:
     fields = {}
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300):
             with gr.Row():
-                pictures = BY_NAME["instance_data_dir"]
-                fields["instance_data_dir"] = field(pictures, home)
+                images = BY_NAME["instance_data_dir"]
+                fields["instance_data_dir"] = field(images, home)
                 name = gr.Textbox(
                     free_name(BUNDLED, home.run_names()),
                     label="Name of the run",

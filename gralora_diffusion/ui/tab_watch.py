@@ -1,4 +1,4 @@
-"""Watch: every run, and of the chosen one the progress, loss, sample pictures and log."""
+"""Watch: every run, and of the chosen one the progress, loss, sample images and log."""
 
 from types import SimpleNamespace
 
@@ -7,14 +7,14 @@ import gradio as gr
 from gralora_diffusion.ui import run_view as watching
 from gralora_diffusion.ui.config_form import from_config
 from gralora_diffusion.ui.handlers import plain, tell
-from gralora_diffusion.ui.run_queue import AT_WORK, Work, config_of, log_tail
-from gralora_diffusion.ui.workspace import Home, free_name
+from gralora_diffusion.ui.run_queue import AT_WORK, RunQueue, config_of, log_tail
+from gralora_diffusion.ui.workspace import Workspace, free_name
 
 RESUMABLE = ("stopped", "failed", "killed", "withdrawn", "unknown")
 HEAD = ["run", "state", "step", "loss", "adapter", "rank", "base"]
 
 
-def build(home: Home, work: Work) -> SimpleNamespace:
+def build(home: Workspace, work: RunQueue) -> SimpleNamespace:
     empty = gr.Markdown(
         "### Nothing has run yet\nGo to **Train** and press **Start**: with nothing changed, it learns the bundled robot.",
         visible=False,
@@ -43,8 +43,8 @@ def build(home: Home, work: Work) -> SimpleNamespace:
             log = gr.Textbox(
                 label="Log", lines=17, max_lines=17, interactive=False, elem_id="log", autoscroll=True
             )
-    pictures = gr.Gallery(
-        label="Sample pictures: a row for each prompt, the base first, then step by step",
+    images = gr.Gallery(
+        label="Sample images: a row for each prompt, the base first, then step by step",
         columns=4,
         height="auto",
         format="png",
@@ -96,7 +96,7 @@ def build(home: Home, work: Work) -> SimpleNamespace:
             lambda: gr.update(value=watching.curve(folder, weight) if lines else None, visible=bool(lines)),
         )
         part("log", tail, lambda: tail)
-        part("pictures", [current, drawn], lambda: grid(folder))
+        part("images", [current, drawn], lambda: grid(folder))
         part("history", rows, lambda: rows or None)
         part("empty", not names, lambda: gr.update(visible=not names))
         return *parts.values(), now
@@ -123,7 +123,7 @@ def build(home: Home, work: Work) -> SimpleNamespace:
         row = event.index[0] if isinstance(event.index, list | tuple) else -1
         return names[row] if isinstance(row, int) and 0 <= row < len(names) else gr.skip()
 
-    shown = [run, stop, resume, clone, message, plot, log, pictures, history, empty, seen]
+    shown = [run, stop, resume, clone, message, plot, log, images, history, empty, seen]
     watch = dict(
         fn=plain(refresh),
         inputs=[run, smoothing, seen],

@@ -1,6 +1,6 @@
 """The folders that the page works in, and the only way from a name that a browser sent to a path.
 
-HOME/runs, HOME/pictures, HOME/models and HOME/adapters.  A browser sends names; a name counts when it is one of those that are there, so that
+HOME/runs, HOME/images, HOME/models and HOME/adapters.  A browser sends names; a name counts when it is one of those that are there, so that
 no path is ever taken from outside.  What the page hands out lies in HOME/.page/served, in folders with random names, and nothing else is served.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.options import ConfigError
 
-BUNDLED = "robot"  # the set of pictures that comes with the package
+BUNDLED = "robot"  # the set of images that comes with the package
 EMBEDDED = "embedded"  # the base that comes with the package
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # names that Windows keeps for devices
@@ -21,16 +21,16 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 @dataclass(frozen=True)
-class Home:
+class Workspace:
     root: Path
 
     def __post_init__(self):
         object.__setattr__(self, "root", self.root.resolve())
-        for folder in (self.runs, self.pictures, self.models, self.adapters):
+        for folder in (self.runs, self.images, self.models, self.adapters):
             folder.mkdir(parents=True, exist_ok=True)
 
     runs = property(lambda self: self.root / "runs")
-    pictures = property(lambda self: self.root / "pictures")
+    images = property(lambda self: self.root / "images")
     models = property(lambda self: self.root / "models")
     adapters = property(lambda self: self.root / "adapters")
     served = property(lambda self: self.root / ".page" / "served")
@@ -46,12 +46,12 @@ class Home:
         return self.runs / name
 
     def set_names(self) -> list[str]:
-        return [BUNDLED, *sorted(p.name for p in folders(self.pictures) if p.name != BUNDLED)]
+        return [BUNDLED, *sorted(p.name for p in folders(self.images) if p.name != BUNDLED)]
 
-    def picture_set(self, name: str) -> Path:
+    def image_set(self, name: str) -> Path:
         if name not in self.set_names():
-            raise ConfigError(f"there is no set of pictures named {shown(name)}: choose one of the list")
-        return EXAMPLE if name == BUNDLED else self.pictures / name
+            raise ConfigError(f"there is no set of images named {shown(name)}: choose one of the list")
+        return EXAMPLE if name == BUNDLED else self.images / name
 
     def base_names(self) -> list[str]:
         """The embedded base, and what lies in HOME/models: folders in diffusers layout and single checkpoints."""
@@ -74,7 +74,7 @@ class Home:
         if (
             not HUB_ID.fullmatch(name)
             or ".." in name
-            or name.split("/")[0] in ("models", "runs", "pictures", "adapters")
+            or name.split("/")[0] in ("models", "runs", "images", "adapters")
         ):
             raise ConfigError(
                 f"{shown(name)} is neither in the folder models nor a hub id such as stabilityai/stable-diffusion-xl-base-1.0"

@@ -132,7 +132,7 @@ def measure(section: str, given):
         return pipelines(
             bench, "tiny" if quick else given.base, *((16, 2) if quick else (64, 4)), rounds=2 if quick else 4
         )
-    cases = [("tiny", 16, 2, 2, None), ("half", 64, 4, 1, 64)]  # size, rank, k, pictures, side of the latents
+    cases = [("tiny", 16, 2, 2, None), ("half", 64, 4, 1, 64)]  # size, rank, k, images, side of the latents
     return {case[0]: sampling(bench, *case) for case in (cases[:1] if quick else cases)}
 
 

@@ -1,4 +1,4 @@
-"""scripts/benchmark.py's sections of single layers: time and memory beside PEFT's, and how cost grows with rank, k, tokens, pictures and adapters."""
+"""scripts/benchmark.py's sections of single layers: time and memory beside PEFT's, and how cost grows with rank, k, tokens, images and adapters."""
 
 import copy
 

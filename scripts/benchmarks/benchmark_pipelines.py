@@ -1,4 +1,4 @@
-"""scripts/benchmark.py's sections of whole pipelines: export, loading, merging and swapping adapters, and what they cost when pictures are drawn."""
+"""scripts/benchmark.py's sections of whole pipelines: export, loading, merging and swapping adapters, and what they cost when images are drawn."""
 
 import tempfile
 import warnings
@@ -176,7 +176,7 @@ def unet_steps(
     import peft
 
     print(
-        f"\nstep of a UNet of size {size} alone, {images} pictures, rank {rank}, k {k}; as a ratio to our LoRA's: median (quartiles)"
+        f"\nstep of a UNet of size {size} alone, {images} images, rank {rank}, k {k}; as a ratio to our LoRA's: median (quartiles)"
     )
     common = dict(r=rank, target_modules=r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)")
     kinds = {
@@ -246,7 +246,7 @@ def sampling(
     """One denoising step of the UNet: the base, an adapter merged into it, an adapter beside it, and PEFT's LoRA, each a pipeline of its own."""
     pixels = "" if side is None else f" of {8 * side} pixels"
     print(
-        f"\nsampling: one step of a UNet of size {size}, {images} picture(s){pixels}, rank {rank}; as a ratio to the base: median (quartiles)"
+        f"\nsampling: one step of a UNet of size {size}, {images} image(s){pixels}, rank {rank}; as a ratio to the base: median (quartiles)"
     )
     logging.set_verbosity_error()
     pipelines = {}

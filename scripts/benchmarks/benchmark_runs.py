@@ -21,7 +21,7 @@ FLOPS_OF_SDXL = 14.2 / 4.9  # UNet forward + backward to the VAE's encoding, at 
 
 
 def measured(script: str, arguments: list[str]) -> None:
-    """Run a training script in this process; last of all, print when each of its steps ended, how long it encoded pictures, its end, and its
+    """Run a training script in this process; last of all, print when each of its steps ended, how long it encoded images, its end, and its
     peak of memory."""
     born = time.monotonic()
     import torch
@@ -79,7 +79,7 @@ def command(script: Path, arguments: list[str]) -> dict[str, dict]:
     return answer
 
 
-def pictures(folder: Path, count: int, side: int) -> Path:
+def images(folder: Path, count: int, side: int) -> Path:
     from PIL import Image
 
     folder.mkdir(parents=True)
@@ -128,7 +128,7 @@ def random_base(folder: Path, width: int) -> Path:
 
 
 def flops(base: Path, side: int) -> tuple[float, float]:
-    """(forward and backward of the frozen UNet, the VAE's encoding) of one picture, in GFLOP by torch's count, on shapes alone."""
+    """(forward and backward of the frozen UNet, the VAE's encoding) of one image, in GFLOP by torch's count, on shapes alone."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -180,7 +180,7 @@ def compare(
         if size["width"] is None
         else random_base(folder / "base", size["width"])
     )
-    data = pictures(folder / "pictures", 2 * size["batch"], 2 * size["resolution"])
+    data = images(folder / "images", 2 * size["batch"], 2 * size["resolution"])
     common = [
         "--pretrained_model_name_or_path",
         base,
@@ -227,7 +227,7 @@ def compare(
         row["run"] = row["first"] + (STEPS_OF_A_RUN - 1) * row["step"] + row["end"]
         rows.append(dict(base=name, kind=kind, **row))
         print(
-            f"  {kind:<15} {row['step'] * 1e3:8.1f} ms a step, of which {row['encode'] * 1e3:6.1f} encode pictures; first step after ",
+            f"  {kind:<15} {row['step'] * 1e3:8.1f} ms a step, of which {row['encode'] * 1e3:6.1f} encode images; first step after ",
             end="",
         )
         print(

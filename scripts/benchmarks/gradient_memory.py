@@ -52,7 +52,7 @@ def measure(kind: str, number: int, rank: int, targets: str) -> tuple[int, int]:
     def loss_of(index):
         x = torch.full(
             (1, 64, 1280), 0.1, dtype=torch.bfloat16, requires_grad=True
-        )  # 64 tokens: a picture of 256 x 256
+        )  # 64 tokens: an image of 256 x 256
         for block in model["blocks"]:
             x = torch.utils.checkpoint.checkpoint(
                 block, x, None, torch.ones(1, 77, 2048, dtype=torch.bfloat16), use_reentrant=False

@@ -1,9 +1,9 @@
-"""How fast a folder of many pictures starts training, and how much memory it takes.
+"""How fast a folder of many images starts training, and how much memory it takes.
 
-    python scripts/measure_data.py --pictures 500 2000
+    python scripts/measure_data.py --images 500 2000
 
 For each number: draws that many JPEGs (512 x 384), then runs two processes, the first with an empty cache, the second with what the first
-left there.  A process loads the embedded base, and is measured from there: it finds and checks the pictures, encodes what the cache lacks,
+left there.  A process loads the embedded base, and is measured from there: it finds and checks the images, encodes what the cache lacks,
 and reads a batch.  grown_mb is the resident size after that, less that before.  Prints one line each, and last all of it as JSON.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 def draw(folder: Path, count: int) -> None:
-    """Pictures that are all different, each with a caption."""
+    """Images that are all different, each with a caption."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def draw(folder: Path, count: int) -> None:
                 Image.linear_gradient("L").resize((512, 384)).rotate(i % 360),
             )
             Image.merge("RGB", (noise, *colour)).save(folder / f"{i:05d}.jpg", quality=85)
-            (folder / f"{i:05d}.txt").write_text(f"picture number {i}")
+            (folder / f"{i:05d}.txt").write_text(f"image number {i}")
 
 
 def start(folder: str, cache: str) -> None:
@@ -40,17 +40,17 @@ def start(folder: str, cache: str) -> None:
     from accelerate import Accelerator
 
     from gralora_diffusion import TrainConfig, load_sdxl
-    from gralora_diffusion.data.batches import choose, encode_captions, make_series
+    from gralora_diffusion.data.batches import encode_captions, examples_at, plan_batches
     from gralora_diffusion.data.cache import Cache
-    from gralora_diffusion.data.dataset import instance_pictures, picture_cache
+    from gralora_diffusion.data.dataset import image_cache, instance_images
 
     torch.set_num_threads(1)
     options = dict(center_crop=True, dataloader_num_workers=2, resolution=64, train_batch_size=8)
     config = TrainConfig(instance_data_dir=folder, latent_cache_dir=cache, **options)
     pipeline, accelerator = load_sdxl(), Accelerator(cpu=True)
-    choose(
-        make_series(
-            instance_pictures(TrainConfig(resolution=64), None)[:1],
+    examples_at(
+        plan_batches(
+            instance_images(TrainConfig(resolution=64), None)[:1],
             [],
             pipeline.vae,
             config,
@@ -60,16 +60,14 @@ def start(folder: str, cache: str) -> None:
         [0],
     )
     before, begun, cpu = resident(), time.monotonic(), time.process_time()
-    pictures = instance_pictures(config, picture_cache(config))
+    images = instance_images(config, image_cache(config))
     found = time.monotonic() - begun
-    series = make_series(pictures, [], pipeline.vae, config, picture_cache(config), accelerator)
+    series = plan_batches(images, [], pipeline.vae, config, image_cache(config), accelerator)
     encode = encode_captions(series.captions(), pipeline, series.cache, accelerator, 2)
-    encode([record.caption for record in choose(series, range(8))])
+    encode([record.caption for record in examples_at(series, range(8))])
     seconds = dict(check_s=found, start_s=time.monotonic() - begun, start_cpu_s=time.process_time() - cpu)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(
-        json.dumps(dict(pictures=len(pictures)) | seconds | dict(grown_mb=resident() - before, peak_mb=peak))
-    )
+    print(json.dumps(dict(images=len(images)) | seconds | dict(grown_mb=resident() - before, peak_mb=peak)))
 
 
 def resident() -> float:
@@ -83,25 +81,25 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=int, nargs="+", default=[500, 2000], help="how many")
-    parser.add_argument("--folder", help="where pictures and cache are kept; by default a temporary folder")
-    parser.add_argument("--start", nargs=2, metavar=("PICTURES", "CACHE"), help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=int, nargs="+", default=[500, 2000], help="how many")
+    parser.add_argument("--folder", help="where images and cache are kept; by default a temporary folder")
+    parser.add_argument("--start", nargs=2, metavar=("IMAGES", "CACHE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.start:
         start(*given.start)
         return
     results = []
     with tempfile.TemporaryDirectory() as temporary:
-        for count in given.pictures:
+        for count in given.images:
             folder = Path(given.folder or temporary) / str(count)
-            draw(folder / "pictures", count)
+            draw(folder / "images", count)
             shutil.rmtree(folder / "cache", ignore_errors=True)
             for cached in (False, True):
                 command = [
                     sys.executable,
                     __file__,
                     "--start",
-                    str(folder / "pictures"),
+                    str(folder / "images"),
                     str(folder / "cache"),
                 ]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -108,7 +108,7 @@ def test_a_run_trains_resumes_bit_by_bit_and_exports(torchao, kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_linear_weight_of_the_base_is_in_few_bits_and_the_picture_stays(torchao, kind):
+def test_every_linear_weight_of_the_base_is_in_few_bits_and_the_image_stays(torchao, kind):
     base, unet = load_sdxl().unet, load_sdxl().unet
     quantize(unet, kind)
     inject(unet, QUICK.adapter)

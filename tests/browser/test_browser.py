@@ -98,7 +98,7 @@ class Tab:
 
 
 def test_the_whole_way(chromium, page, tmp_path):
-    """Pictures in, a caption, a check, a run that is stopped and resumed, pictures out, a comparison, a file that diffusers loads."""
+    """Images in, a caption, a check, a run that is stopped and resumed, images out, a comparison, a file that diffusers loads."""
     photos = [shutil.copy(EXAMPLE / f"0{i}.png", tmp_path / f"photo {i}.png") for i in range(4)]
     try:
         tab = Tab(chromium, page.url)
@@ -106,8 +106,8 @@ def test_the_whole_way(chromium, page, tmp_path):
         tab.page.set_input_files("#drop input[type=file]", photos)
         made = until(
             lambda: (
-                list((page.home / "pictures").glob("*/*.png"))
-                if len(list((page.home / "pictures").glob("*/*.png"))) == 4
+                list((page.home / "images").glob("*/*.png"))
+                if len(list((page.home / "images").glob("*/*.png"))) == 4
                 else None
             ),
             "4",
@@ -144,7 +144,7 @@ def test_the_whole_way(chromium, page, tmp_path):
         tab.wait("option-guidance_scale", "must be a number")
         tab.fill("option-guidance_scale", 2)
         tab.page.locator(".mistake").wait_for(state="detached")
-        tab.wait("equal-command", "--instance_data_dir pictures/pictures-1")
+        tab.wait("equal-command", "--instance_data_dir images/images-1")
         tab.wait("equal-command", "--train_batch_size 1")
         tab.page.click("#check")
         tab.wait("forecast", "layers")
@@ -292,18 +292,18 @@ def test_a24_names_and_texts_are_never_markup(chromium, filled):
     config = json.loads((filled.home / "runs" / "robot-1" / "config.json").read_text()) | dict(
         validation_prompt=HOSTILE, instance_prompt=HOSTILE
     )
-    hostile, pictures = (
+    hostile, images = (
         [filled.home / "runs" / name for name in ("robot-hostile", HOSTILE)],
-        filled.home / "pictures" / "mine",
+        filled.home / "images" / "mine",
     )
     for run in hostile:
         shutil.copytree(filled.home / "runs" / "robot-1", run)
         (run / "config.json").write_text(json.dumps(config))
         (run / "log.txt").write_text(HOSTILE + "\n")
         (run / "status.json").write_text(json.dumps(dict(state="failed", message=HOSTILE, pid=1, time=1.0)))
-    pictures.mkdir(parents=True)
-    shutil.copy(EXAMPLE / "00.png", pictures / "a.png")
-    (pictures / "a.txt").write_text(HOSTILE)
+    images.mkdir(parents=True)
+    shutil.copy(EXAMPLE / "00.png", images / "a.png")
+    (images / "a.txt").write_text(HOSTILE)
     try:
         tab = Tab(chromium, filled.url)
         tab.wait("captions", "00.png")
@@ -322,9 +322,9 @@ def test_a24_names_and_texts_are_never_markup(chromium, filled):
         tab.go("Dataset")
         tab.fill("new-set", HOSTILE)
         tab.page.click("#create-set")
-        tab.page.locator(".toast-body", has_text="a set of pictures cannot be named").wait_for()
+        tab.page.locator(".toast-body", has_text="a set of images cannot be named").wait_for()
         assert not tab.page.get_by_text("Error", exact=True).filter(visible=True).count() > 1, (
-            "the table and the pictures stay in sight"
+            "the table and the images stay in sight"
         )
         tab.go("Watch")
         until(lambda: HOSTILE in tab.value("message"), "the message is text")
@@ -333,7 +333,7 @@ def test_a24_names_and_texts_are_never_markup(chromium, filled):
         ) == [True, 0]
         tab.stays_home()
     finally:
-        for folder in (*hostile, pictures):
+        for folder in (*hostile, images):
             shutil.rmtree(folder)
 
 
@@ -346,7 +346,7 @@ NAMELESS = """() => [...document.querySelectorAll('input, textarea, button, sele
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
 def test_every_tab_fits_and_everything_has_a_name(chromium, filled, width, dark):
-    """GRALORA_SCREENSHOTS=FOLDER keeps a picture of each."""
+    """GRALORA_SCREENSHOTS=FOLDER keeps an image of each."""
     tab = Tab(chromium, filled.url, width, dark)
     for name in TABS:
         tab.go(name)

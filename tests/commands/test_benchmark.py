@@ -89,7 +89,7 @@ def test_pipelines_load_merge_swap_and_draw():
 
 
 def test_a_training_command_is_timed_step_by_step(tmp_path):
-    data = benchmark_runs.pictures(tmp_path / "pictures", 2, 64)
+    data = benchmark_runs.images(tmp_path / "images", 2, 64)
     words = [
         "--instance_data_dir",
         data,

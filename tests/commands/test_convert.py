@@ -179,11 +179,11 @@ def test_the_scale_of_a_call_to_diffusers(mixed, tmp_path):
     for strength in STRENGTHS:
         ours = load_sdxl()
         load_adapter(ours, tmp_path / "x.safetensors", strength)
-        pictures = ours(**common, generator=torch.manual_seed(0)).images
+        images = ours(**common, generator=torch.manual_seed(0)).images
         theirs = plain(
             **common, generator=torch.manual_seed(0), cross_attention_kwargs=dict(scale=strength)
         ).images
-        np.testing.assert_allclose(theirs, pictures, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(theirs, images, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

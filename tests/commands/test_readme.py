@@ -1,4 +1,4 @@
-"""The README says what is so: its commands parse, its pictures are there, its file tree is the tree."""
+"""The README says what is so: its commands parse, its images are there, its file tree is the tree."""
 
 import re
 import shlex
@@ -42,7 +42,7 @@ def test_make_targets_exist():
     assert {"demo", "test"} <= set(found) <= set(targets)
 
 
-def test_pictures_are_there():
+def test_images_are_there():
     for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
         assert (ROOT / path).is_file(), path
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig, load_sdxl
 from gralora_diffusion.data.dataset import EXAMPLE
-from gralora_diffusion.data.image_folder import find_pictures
+from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.evaluation.encoders import load_encoder
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.options import ConfigError, TrainingError
@@ -63,16 +63,14 @@ def again(**options):
 
 
 def folder(*entries, prompt="a photo of sks dog", **options):
-    """A run on a folder with a good picture and these entries: (name, bytes), or a function that is given the folder."""
+    """A run on a folder with a good image and these entries: (name, bytes), or a function that is given the folder."""
 
     def begin(tmp, _):
-        (tmp / "pictures").mkdir()
-        Image.new("RGB", (80, 64), "red").save(tmp / "pictures" / "good.png")
+        (tmp / "images").mkdir()
+        Image.new("RGB", (80, 64), "red").save(tmp / "images" / "good.png")
         for entry in entries:
-            entry(tmp / "pictures") if callable(entry) else (tmp / "pictures" / entry[0]).write_bytes(
-                entry[1]
-            )
-        option(instance_data_dir="{tmp}/pictures", instance_prompt=prompt, **options)(tmp, None)
+            entry(tmp / "images") if callable(entry) else (tmp / "images" / entry[0]).write_bytes(entry[1])
+        option(instance_data_dir="{tmp}/images", instance_prompt=prompt, **options)(tmp, None)
 
     return begin
 
@@ -98,10 +96,10 @@ def unwritable(tmp, _):
 
 
 def vanished(tmp, _):
-    (tmp / "pictures").mkdir()
-    shutil.copy(EXAMPLE / "00.png", tmp / "pictures" / "a.png")
-    (found,) = find_pictures(tmp / "pictures", "x")
-    (tmp / "pictures" / "a.png").unlink()
+    (tmp / "images").mkdir()
+    shutil.copy(EXAMPLE / "00.png", tmp / "images" / "a.png")
+    (found,) = find_images(tmp / "images", "x")
+    (tmp / "images" / "a.png").unlink()
     found.open()
 
 
@@ -182,19 +180,19 @@ PNG = (EXAMPLE / "00.png").read_bytes()
 UNET = "unet/diffusion_pytorch_model.safetensors"
 ROWS = {
     **{name: (folder((file_name, content)), words) for name, (file_name, content, words) in BAD.items()},
-    # pictures and captions
-    "empty folder": (folder(lambda path: (path / "good.png").unlink()), "holds no pictures"),
+    # images and captions
+    "empty folder": (folder(lambda path: (path / "good.png").unlink()), "holds no images"),
     "no folder": (option(instance_data_dir="{tmp}/nowhere"), "is not a folder: --instance_data_dir"),
     "only a sub-folder": (
         folder(lambda path: (path / "good.png").unlink(), lambda path: (path / "10_dog").mkdir()),
-        "holds no pictures",
+        "holds no images",
     ),
     "pipe": (folder(lambda path: os.mkfifo(path / "a.png")), "a pipe, a socket or a device"),
     "symlink loop": (folder(lambda path: (path / "a.png").symlink_to(path / "a.png")), "symbolic links"),
     "dangling symlink": (folder(lambda path: (path / "a.png").symlink_to(path / "b.png")), "No such file"),
     "no captions": (
         folder(("more.png", PNG), prompt=None),
-        "^[^;]*no caption for any of its pictures: give --instance_prompt, or captions[^;]*$",
+        "^[^;]*no caption for any of its images: give --instance_prompt, or captions[^;]*$",
     ),
     "some without captions": (
         folder(("more.png", PNG), ("more.txt", b"a dog"), prompt=None),
@@ -204,12 +202,12 @@ ROWS = {
         folder(("a.png", b""), ("b.png", b""), ("c.jpg", b"x")),
         r"3 file\(s\).*a\.png, b\.png \(empty file\); c\.jpg",
     ),
-    "unknown file": (folder(("a.heic", b"x")), r"a\.heic \(not a picture\)"),
+    "unknown file": (folder(("a.heic", b"x")), r"a\.heic \(not an image\)"),
     "metadata outside": (
         folder(("metadata.jsonl", b'{"file_name": "../x.png", "text": "x"}')),
         "line 1 names a file outside",
     ),
-    "picture that vanished": (vanished, "could be used when the run began, and no longer can: No such file"),
+    "image that vanished": (vanished, "could be used when the run began, and no longer can: No such file"),
     "column of nothing": (option(caption_column="words"), "there is neither"),
     "no data set": (option(dataset_name="{tmp}/nowhere"), "no data set can be read from"),
     # the run folder, saving and resuming
@@ -336,7 +334,7 @@ ROWS = {
 WRITES = {
     "two precisions in one process",
     "NaN from the VAE",
-}  # the first run of two; the pictures are encoded in the run
+}  # the first run of two; the images are encoded in the run
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -351,13 +349,13 @@ def test_the_table_of_bad_inputs(name, tmp_path, finished_run, monkeypatch):
     assert name in WRITES or not (tmp_path / "out").exists()
 
 
-def test_what_is_neither_picture_nor_caption_is_left_out_and_said(tmp_path, capsys):
+def test_what_is_neither_image_nor_caption_is_left_out_and_said(tmp_path, capsys):
     shutil.copy(EXAMPLE / "00.png", tmp_path / "a.png")
     for name in ("notes.md", "README.md", ".DS_Store", "Thumbs.db", "desktop.ini", "latents.npz", "list.csv"):
         (tmp_path / name).write_bytes(b"x")
-    assert [p.path.name for p in find_pictures(tmp_path, "a dog")] == ["a.png"]
+    assert [p.path.name for p in find_images(tmp_path, "a dog")] == ["a.png"]
     said = capsys.readouterr().err
-    assert "neither pictures nor captions, which are left out: latents.npz, list.csv, notes.md\n" in said
+    assert "neither images nor captions, which are left out: latents.npz, list.csv, notes.md\n" in said
 
 
 def test_a_base_of_the_same_kind_is_no_mistake(tmp_path):

@@ -1,4 +1,4 @@
-"""The series of pictures: latents that belong to their captions and ids, buckets, prior preservation, and nothing held in memory."""
+"""The series of images: latents that belong to their captions and ids, buckets, prior preservation, and nothing held in memory."""
 
 import collections
 import dataclasses
@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig, load_sdxl
 from gralora_diffusion.command_line import parse
-from gralora_diffusion.data.batches import choose, encode_captions, make_series, tell_long_captions
+from gralora_diffusion.data.batches import encode_captions, examples_at, plan_batches, tell_long_captions
 from gralora_diffusion.data.cache import Cache
 from gralora_diffusion.data.captions import ORDERS, orders
-from gralora_diffusion.data.class_images import class_pictures
+from gralora_diffusion.data.class_images import class_images
 from gralora_diffusion.data.dataset import EXAMPLE
-from gralora_diffusion.data.image_folder import find_pictures
+from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.data.images import bucket_of, cuts, to_pixels
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.sdxl.base import encode_prompts
@@ -42,19 +42,19 @@ def pipeline():
 
 
 def folder_of(path, sizes=SIZES, name="p"):
-    """Pictures that can be told apart, each with its own caption."""
+    """Images that can be told apart, each with its own caption."""
     path.mkdir(exist_ok=True)
     for i, size in enumerate(sizes):
         image = Image.effect_mandelbrot(size, (-2 + i / 9, -1.5, 1, 1.5), 60).convert("RGB")
         ImageDraw.Draw(image).rectangle((5, 5, 20, 20), fill=(25 * i, 255 - 20 * i, 90))
         image.save(path / f"{name}{i}.png")
-        (path / f"{name}{i}.txt").write_text(f"picture {i}, red, blue, green, large")
+        (path / f"{name}{i}.txt").write_text(f"image {i}, red, blue, green, large")
     return path
 
 
-def series_of(pictures, pipeline, cache, config=BASE, of_class=(), **options):
+def series_of(images, pipeline, cache, config=BASE, of_class=(), **options):
     config = dataclasses.replace(config, **options)
-    return make_series(pictures, list(of_class), pipeline.vae, config, Cache(cache), Accelerator(cpu=True))
+    return plan_batches(images, list(of_class), pipeline.vae, config, Cache(cache), Accelerator(cpu=True))
 
 
 def prior(folder, **options):
@@ -68,9 +68,9 @@ def prior(folder, **options):
 
 
 def test_latents_are_the_vaes_own(pipeline, tmp_path):
-    pictures = find_pictures(EXAMPLE, "x")[:1]
-    [record] = choose(series_of(pictures, pipeline, tmp_path, center_crop=True), [0])
-    [(pixels, ids)] = cuts(pictures[0].open(), (64, 64), True, False, "lanczos", 0)
+    images = find_images(EXAMPLE, "x")[:1]
+    [record] = examples_at(series_of(images, pipeline, tmp_path, center_crop=True), [0])
+    [(pixels, ids)] = cuts(images[0].open(), (64, 64), True, False, "lanczos", 0)
     with torch.no_grad():
         posterior = pipeline.vae.encode(pixels[None]).latent_dist
     torch.testing.assert_close(record.moments[0], posterior.mean[0] * pipeline.vae.config.scaling_factor)
@@ -81,23 +81,23 @@ def test_latents_are_the_vaes_own(pipeline, tmp_path):
 
 def test_trap_7_latents_stay_with_their_captions_sizes_and_crops(pipeline, tmp_path):
     """The advanced script pairs cached latents with the captions of another order.  Here each record is decoded and looked at."""
-    pictures = {p.path: p for p in find_pictures(folder_of(tmp_path / "p"), None)}
+    images = {p.path: p for p in find_images(folder_of(tmp_path / "p"), None)}
     config = dataclasses.replace(
         BASE, use_aspect_ratio_buckets=True, random_flip=True, with_prior_preservation=False
     )
-    series = series_of(list(pictures.values())[::-1], pipeline, tmp_path / "cache", config)
-    for record in choose(series, range(64)):
-        picture, image = pictures[record.path], pictures[record.path].open()
-        assert record.caption == picture.caption
+    series = series_of(list(images.values())[::-1], pipeline, tmp_path / "cache", config)
+    for record in examples_at(series, range(64)):
+        image, opened = images[record.path], images[record.path].open()
+        assert record.caption == image.caption
         height, width, top, left, *shape = map(int, record.time_ids)
-        assert (height, width) == (image.height, image.width)
+        assert (height, width) == (opened.height, opened.width)
         assert (
             tuple(shape)
             == bucket_of((height, width), 64, True)
             == (8 * record.moments.shape[2], 8 * record.moments.shape[3])
         )
         scale = max(shape[0] / height, shape[1] / width)
-        whole = image.resize(
+        whole = opened.resize(
             (max(shape[1], round(width * scale)), max(shape[0], round(height * scale))),
             Image.Resampling.LANCZOS,
         )
@@ -114,10 +114,10 @@ def test_trap_7_latents_stay_with_their_captions_sizes_and_crops(pipeline, tmp_p
         assert min((record.moments[0] - m).abs().max() for m in moments) < 1e-4
 
 
-def test_trap_4_class_pictures_have_size_and_crop_ids_of_their_own(pipeline, tmp_path):
-    """train_dreambooth_lora_sdxl.py trains them with the ids of the instance picture beside them."""
-    mine = find_pictures(folder_of(tmp_path / "p", [(200, 100)]), None)
-    theirs = find_pictures(folder_of(tmp_path / "c", [(64, 90), (80, 64)], "c"), None)
+def test_trap_4_class_images_have_size_and_crop_ids_of_their_own(pipeline, tmp_path):
+    """train_dreambooth_lora_sdxl.py trains them with the ids of the instance image beside them."""
+    mine = find_images(folder_of(tmp_path / "p", [(200, 100)]), None)
+    theirs = find_images(folder_of(tmp_path / "c", [(64, 90), (80, 64)], "c"), None)
     series = series_of(
         mine,
         pipeline,
@@ -125,7 +125,7 @@ def test_trap_4_class_pictures_have_size_and_crop_ids_of_their_own(pipeline, tmp
         prior(tmp_path / "c", prior_loss_weight=0.3, center_crop=True),
         theirs,
     )
-    records = choose(series, range(8))
+    records = examples_at(series, range(8))
     assert [r.weight for r in records] == [1.0] * 8 + [0.3] * 8
     assert {tuple(r.time_ids.tolist()) for r in records[:8]} == {(100, 200, 0, 32, 64, 64)}
     assert {tuple(r.time_ids.tolist()) for r in records[8:]} == {
@@ -134,23 +134,23 @@ def test_trap_4_class_pictures_have_size_and_crop_ids_of_their_own(pipeline, tmp
     }
     assert {r.caption for r in records[8:]} == {
         p.caption for p in theirs
-    }  # captions beside class pictures hold too
+    }  # captions beside class images hold too
     assert len({r.position for r in records}) == 16  # each with noise of its own
 
 
 def test_trap_8_flips_and_crops_are_not_frozen_and_nothing_stays_in_memory(pipeline, tmp_path):
-    """train_dreambooth_lora_sdxl.py flips and crops once at the start, and keeps every picture and repeat as fp32 pixels."""
+    """train_dreambooth_lora_sdxl.py flips and crops once at the start, and keeps every image and repeat as fp32 pixels."""
     held = {}
     for count in (2, 4):
-        pictures = find_pictures(folder_of(tmp_path / str(count), [(160, 64)] * count), None)
+        images = find_images(folder_of(tmp_path / str(count), [(160, 64)] * count), None)
         gc.collect()
         before = tensor_bytes()
-        series = series_of(pictures, pipeline, tmp_path / "cache", random_flip=True, repeats=10)
+        series = series_of(images, pipeline, tmp_path / "cache", random_flip=True, repeats=10)
         gc.collect()
         held[count] = tensor_bytes() - before
     assert held == {2: 0, 4: 0}
     seen = collections.defaultdict(set)
-    for record in choose(series, range(400)):
+    for record in examples_at(series, range(400)):
         seen[record.path].add((record.time_ids[3].item(), record.moments.sum().item()))
     assert all(len(places) == 8 for places in seen.values())  # four places, each in the mirror too
 
@@ -165,12 +165,12 @@ def tensor_bytes() -> int:
 
 
 def test_the_series_is_a_function_of_seed_and_position(pipeline, tmp_path):
-    pictures = find_pictures(folder_of(tmp_path / "p"), None)
+    images = find_images(folder_of(tmp_path / "p"), None)
 
     def names(positions, **options):
         return [
             (r.path.name, r.caption, r.time_ids.tolist())
-            for r in choose(series_of(pictures, pipeline, tmp_path / "c", **options), positions)
+            for r in examples_at(series_of(images, pipeline, tmp_path / "c", **options), positions)
         ]
 
     for options in (
@@ -181,7 +181,7 @@ def test_the_series_is_a_function_of_seed_and_position(pipeline, tmp_path):
         assert whole[13:22] == names(range(13, 22), **options)
         assert whole == names(range(40), **options)
         assert whole != names(range(40), seed=1, **options)
-    for start in range(0, 40, 8):  # every picture once a pass
+    for start in range(0, 40, 8):  # every image once a pass
         assert len({name for name, *_ in names(range(start, start + 8))}) == 8
     assert collections.Counter(n for n, *_ in names(range(24), repeats=3)) == {
         f"p{i}.png": 3 for i in range(8)
@@ -189,15 +189,15 @@ def test_the_series_is_a_function_of_seed_and_position(pipeline, tmp_path):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
-def test_a_batch_is_of_one_bucket_and_every_picture_comes_equally_often(pipeline, tmp_path, batch):
-    pictures = find_pictures(folder_of(tmp_path / "p"), None)
+def test_a_batch_is_of_one_bucket_and_every_image_comes_equally_often(pipeline, tmp_path, batch):
+    images = find_images(folder_of(tmp_path / "p"), None)
     series = series_of(
-        pictures, pipeline, tmp_path / "c", use_aspect_ratio_buckets=True, train_batch_size=batch
+        images, pipeline, tmp_path / "c", use_aspect_ratio_buckets=True, train_batch_size=batch
     )
     assert sorted(map(len, series.instance)) == [1, 1, 1, 1, 2, 2]
     counts = collections.Counter()
-    for index in range(len(pictures)):
-        records = choose(series, range(index * batch, (index + 1) * batch))
+    for index in range(len(images)):
+        records = examples_at(series, range(index * batch, (index + 1) * batch))
         assert len({r.moments.shape for r in records}) == 1
         counts.update(r.path.name for r in records)
     assert counts == {f"p{i}.png": batch for i in range(8)}
@@ -205,29 +205,29 @@ def test_a_batch_is_of_one_bucket_and_every_picture_comes_equally_often(pipeline
 
 def test_two_processes_see_what_one_sees_with_twice_the_batch(pipeline, tmp_path):
     """Process r of 2 takes the batches 2 * micro + r of half the size; its series has the same group."""
-    pictures = find_pictures(folder_of(tmp_path / "p"), None)
-    one = series_of(pictures, pipeline, tmp_path / "c", use_aspect_ratio_buckets=True, train_batch_size=4)
+    images = find_images(folder_of(tmp_path / "p"), None)
+    one = series_of(images, pipeline, tmp_path / "c", use_aspect_ratio_buckets=True, train_batch_size=4)
     two = dataclasses.replace(
-        series_of(pictures, pipeline, tmp_path / "c", use_aspect_ratio_buckets=True, train_batch_size=2),
+        series_of(images, pipeline, tmp_path / "c", use_aspect_ratio_buckets=True, train_batch_size=2),
         group=4,
     )
     for micro in range(20):
-        whole = choose(one, range(micro * 4, micro * 4 + 4))
-        halves = [choose(two, range(index * 2, index * 2 + 2)) for index in (2 * micro, 2 * micro + 1)]
+        whole = examples_at(one, range(micro * 4, micro * 4 + 4))
+        halves = [examples_at(two, range(index * 2, index * 2 + 2)) for index in (2 * micro, 2 * micro + 1)]
         assert [(r.path, r.position, r.time_ids.tolist()) for r in whole] == [
             (r.path, r.position, r.time_ids.tolist()) for h in halves for r in h
         ]
 
 
-def test_with_buckets_class_pictures_have_the_shape_of_the_batch(pipeline, tmp_path):
-    mine = find_pictures(folder_of(tmp_path / "p"), None)
-    theirs = find_pictures(folder_of(tmp_path / "c", [(64, 64), (65, 64), (128, 64)], "c"), None)
+def test_with_buckets_class_images_have_the_shape_of_the_batch(pipeline, tmp_path):
+    mine = find_images(folder_of(tmp_path / "p"), None)
+    theirs = find_images(folder_of(tmp_path / "c", [(64, 64), (65, 64), (128, 64)], "c"), None)
     series = series_of(
         mine, pipeline, tmp_path / "cache", prior(tmp_path / "c", use_aspect_ratio_buckets=True), theirs
     )
     by_shape = collections.defaultdict(set)
     for index in range(40):
-        records = choose(series, range(index * 2, index * 2 + 2))
+        records = examples_at(series, range(index * 2, index * 2 + 2))
         assert len({r.moments.shape for r in records}) == 1
         by_shape[tuple(records[0].time_ids[4:].int().tolist())].update(r.path.name for r in records[2:])
     assert by_shape[64, 64] == {"c0.png", "c1.png"}
@@ -236,15 +236,15 @@ def test_with_buckets_class_pictures_have_the_shape_of_the_batch(pipeline, tmp_p
 
 
 def test_captions_are_dropped_as_often_as_asked_and_class_captions_never(pipeline, tmp_path):
-    mine = find_pictures(folder_of(tmp_path / "p", SIZES[:2]), None)
+    mine = find_images(folder_of(tmp_path / "p", SIZES[:2]), None)
     series = series_of(
         mine,
         pipeline,
         tmp_path / "cache",
         prior(tmp_path, caption_dropout=0.25),
-        find_pictures(EXAMPLE, "a robot"),
+        find_images(EXAMPLE, "a robot"),
     )
-    records = choose(series, range(1000))
+    records = examples_at(series, range(1000))
     dropped = sum(r.caption == "" for r in records[:1000]) / 1000
     assert abs(dropped - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 1000)
     assert all(r.caption for r in records[1000:])
@@ -259,16 +259,16 @@ def test_tags_are_shuffled_in_a_bounded_number_of_orders(pipeline, tmp_path):
     assert len(set(forms)) == ORDERS
     assert all(f.startswith("sks, ") and sorted(f.split(", ")) == sorted(["sks", *"abcdefgh"]) for f in forms)
     series = series_of(
-        find_pictures(folder_of(tmp_path / "p"), None),
+        find_images(folder_of(tmp_path / "p"), None),
         pipeline,
         tmp_path / "c",
         shuffle_captions=True,
         keep_tokens=1,
     )
-    seen = {r.caption for r in choose(series, range(400))}
+    seen = {r.caption for r in examples_at(series, range(400))}
     assert seen <= set(series.captions())
     assert len(seen) > 0.8 * len(series.captions()) > 8 * 4
-    assert all(caption.startswith("picture ") for caption in seen)
+    assert all(caption.startswith("image ") for caption in seen)
 
 
 def test_prompt_embeddings_are_the_encoders_own_and_are_read_from_disk(pipeline, tmp_path, monkeypatch):
@@ -291,7 +291,7 @@ def test_prompt_embeddings_are_the_encoders_own_and_are_read_from_disk(pipeline,
 
 def test_long_captions_are_said(pipeline, tmp_path, capsys):
     short, long = (
-        dataclasses.replace(find_pictures(EXAMPLE, None)[0], caption=text) for text in ("a dog", "dog " * 40)
+        dataclasses.replace(find_images(EXAMPLE, None)[0], caption=text) for text in ("a dog", "dog " * 40)
     )
     tell_long_captions([short], pipeline)
     assert not capsys.readouterr().err
@@ -309,18 +309,18 @@ def test_later_runs_encode_only_what_is_new(pipeline, tmp_path, monkeypatch):
 
     def count(**options):
         encoded.clear()
-        series = series_of(find_pictures(tmp_path / "p", None), pipeline, tmp_path / "cache", **options)
+        series = series_of(find_images(tmp_path / "p", None), pipeline, tmp_path / "cache", **options)
         return len(encoded), series
 
     folder_of(tmp_path / "p", SIZES[:4])
     first, series = count(center_crop=True)
-    before = choose(series, range(8))
+    before = examples_at(series, range(8))
     assert first == 4
     again, series = count(center_crop=True, seed=5, dataloader_num_workers=2)
     assert again == 0
     _, series = count(center_crop=True)
     assert all(
-        torch.equal(a.moments, b.moments) for a, b in zip(before, choose(series, range(8)), strict=True)
+        torch.equal(a.moments, b.moments) for a, b in zip(before, examples_at(series, range(8)), strict=True)
     )
     (tmp_path / "p" / "p0.png").rename(tmp_path / "p" / "q.png")  # content counts, not names
     (tmp_path / "p" / "p0.txt").rename(tmp_path / "p" / "q.txt")
@@ -349,28 +349,28 @@ def test_later_runs_encode_only_what_is_new(pipeline, tmp_path, monkeypatch):
         pipeline.vae.encoder.conv_in.bias.data[0] -= 1e-3
 
 
-def test_latents_that_are_not_finite_name_the_picture(tmp_path):
+def test_latents_that_are_not_finite_name_the_image(tmp_path):
     pipeline = load_sdxl()
     pipeline.vae.encoder.conv_in.weight.data.mul_(1e38)
     with pytest.raises(ConfigError, match=r"not finite for 00\.png"):
-        series_of(find_pictures(EXAMPLE, "x"), pipeline, tmp_path)
+        series_of(find_images(EXAMPLE, "x"), pipeline, tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_a_picture_that_goes_while_it_is_needed_is_named_and_later_it_is_not_needed(pipeline, tmp_path):
-    pictures = find_pictures(folder_of(tmp_path / "p", SIZES[:2]), None)
+def test_a_image_that_goes_while_it_is_needed_is_named_and_later_it_is_not_needed(pipeline, tmp_path):
+    images = find_images(folder_of(tmp_path / "p", SIZES[:2]), None)
     (tmp_path / "p" / "p1.png").write_bytes(b"other bytes")
     with pytest.raises(ConfigError, match=r"p1\.png could be used when the run began.*has changed"):
-        series_of(pictures, pipeline, tmp_path / "cache")
+        series_of(images, pipeline, tmp_path / "cache")
     (tmp_path / "p" / "p1.png").unlink()
     with pytest.raises(ConfigError, match=r"p1\.png could be used when the run began.*No such file"):
-        series_of(pictures, pipeline, tmp_path / "cache")
-    series = series_of(pictures[:1], pipeline, tmp_path / "cache")
+        series_of(images, pipeline, tmp_path / "cache")
+    series = series_of(images[:1], pipeline, tmp_path / "cache")
     shutil.rmtree(tmp_path / "p")
-    assert len(choose(series, range(4))) == 4
+    assert len(examples_at(series, range(4))) == 4
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(TrainingError, match="removed or damaged during the run"):
-        choose(series, range(4))
+        examples_at(series, range(4))
 
 
 def test_processes_that_do_not_share_a_folder_are_told(tmp_path, pipeline):
@@ -378,23 +378,21 @@ def test_processes_that_do_not_share_a_folder_are_told(tmp_path, pipeline):
     lonely = SimpleNamespace(
         process_index=0, num_processes=2, is_local_main_process=True, wait_for_everyone=lambda: None
     )
-    pictures = find_pictures(folder_of(tmp_path / "p", SIZES[:2]), None)
+    images = find_images(folder_of(tmp_path / "p", SIZES[:2]), None)
     with pytest.raises(ConfigError, match="a folder that all processes share"):
-        make_series(pictures, [], pipeline.vae, BASE, Cache(tmp_path / "cache"), lonely)
+        plan_batches(images, [], pipeline.vae, BASE, Cache(tmp_path / "cache"), lonely)
     with pytest.raises(ConfigError, match="a folder that all processes share"):
         encode_captions(["a dog", "a cat"], pipeline, Cache(tmp_path / "cache"), lonely)
 
 
-def test_class_pictures_are_drawn_where_they_are_missing_and_go_on_where_they_were(
-    tmp_path, pipeline, capsys
-):
+def test_class_images_are_drawn_where_they_are_missing_and_go_on_where_they_were(tmp_path, pipeline, capsys):
     folder, accelerator = tmp_path / "class", Accelerator(cpu=True)
     config = prior(folder, num_class_images=5, sample_batch_size=2, num_inference_steps=2, guidance_scale=3.0)
-    mine = find_pictures(folder_of(tmp_path / "p", SIZES[:2]), None)
+    mine = find_images(folder_of(tmp_path / "p", SIZES[:2]), None)
     base = dict(path=None, dtype=torch.float32)
 
     def draw(config=config):
-        return class_pictures(config, mine, base, accelerator)
+        return class_images(config, mine, base, accelerator)
 
     first = draw()
     assert len(first) == 5
@@ -402,11 +400,11 @@ def test_class_pictures_are_drawn_where_they_are_missing_and_go_on_where_they_we
     assert {p.size for p in first} == {(64, 64)}
     content = {p.path.name: p.path.read_bytes() for p in first}
     assert len(set(content.values())) == 5
-    assert "drawing 5 class pictures" in capsys.readouterr().out
+    assert "drawing 5 class images" in capsys.readouterr().out
     for name in sorted(content)[1:3]:  # a broken run: two are not there
         (folder / name).unlink()
     assert {p.path.name: p.path.read_bytes() for p in draw()} == content
-    assert "drawing 2 class pictures" in capsys.readouterr().out
+    assert "drawing 2 class images" in capsys.readouterr().out
     assert [p.path for p in draw()] == [p.path for p in first]
     assert "drawing" not in capsys.readouterr().out
     folder_of(folder, [(64, 64)] * 2, "mine")  # the user's own count first
@@ -414,13 +412,13 @@ def test_class_pictures_are_drawn_where_they_are_missing_and_go_on_where_they_we
     other = draw(dataclasses.replace(config, class_prompt="a photo of a cat", num_class_images=3))
     assert len(other) == 3
     assert not {p.path.name for p in other} & content.keys()
-    assert "5 picture(s) drawn for another prompt" in capsys.readouterr().err
-    [picture] = sample(pipeline, ["a photo of a robot"], 7, num_inference_steps=2, guidance_scale=3.0)
-    assert picture.size == (64, 64)
+    assert "5 image(s) drawn for another prompt" in capsys.readouterr().err
+    [image] = sample(pipeline, ["a photo of a robot"], 7, num_inference_steps=2, guidance_scale=3.0)
+    assert image.size == (64, 64)
 
 
-def test_class_pictures_have_the_shapes_of_the_instance_pictures(tmp_path):
-    mine = find_pictures(folder_of(tmp_path / "p", [(64, 64), (128, 64)]), None)
+def test_class_images_have_the_shapes_of_the_instance_images(tmp_path):
+    mine = find_images(folder_of(tmp_path / "p", [(64, 64), (128, 64)]), None)
     config = prior(
         tmp_path / "class",
         num_class_images=4,
@@ -428,16 +426,16 @@ def test_class_pictures_have_the_shapes_of_the_instance_pictures(tmp_path):
         guidance_scale=1.0,
         use_aspect_ratio_buckets=True,
     )
-    found = class_pictures(config, mine, dict(path=None, dtype=torch.float32), Accelerator(cpu=True))
+    found = class_images(config, mine, dict(path=None, dtype=torch.float32), Accelerator(cpu=True))
     assert [p.size for p in found] == [(64, 64), (40, 88)] * 2
 
 
-def test_a_bad_class_picture_is_named_before_anything_is_drawn(tmp_path):
+def test_a_bad_class_image_is_named_before_anything_is_drawn(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match=r"bad\.png"):
-        class_pictures(prior(tmp_path), [], dict(path="nowhere", dtype=torch.float32), Accelerator(cpu=True))
+        class_images(prior(tmp_path), [], dict(path="nowhere", dtype=torch.float32), Accelerator(cpu=True))
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
-        class_pictures(
+        class_images(
             prior(tmp_path / "c", prior_generation_precision="fp16"),
             [],
             dict(dtype=torch.float32),
@@ -481,7 +479,7 @@ def test_prior_preservation_is_dreambooths_loss(tmp_path):
 
 @pytest.mark.parametrize("text", [False, True])
 def test_everything_together(tmp_path, text):
-    """Every option of pictures and captions at once; and the same from the cache, stopped after one step and resumed."""
+    """Every option of images and captions at once; and the same from the cache, stopped after one step and resumed."""
     folder_of(tmp_path / "p")
     options = dict(
         instance_data_dir=str(tmp_path / "p"), with_prior_preservation=True, class_data_dir=str(tmp_path / "class"), class_prompt="a robot",
@@ -508,7 +506,7 @@ def test_without_the_shared_cache_the_run_cleans_up_and_is_the_same(tmp_path, ca
 
 @pytest.mark.slow
 def test_two_processes_equal_one_with_everything(tmp_path):
-    """Buckets, prior preservation, dropped captions and accumulation; class pictures, latents and embeddings are made by both."""
+    """Buckets, prior preservation, dropped captions and accumulation; class images, latents and embeddings are made by both."""
     script = SCRIPTS / "train_sdxl.py"
     folder_of(tmp_path / "p")
     common = [
@@ -549,7 +547,7 @@ def test_two_processes_equal_one_with_everything(tmp_path):
     for name, start, batch in (
         ("two", torchrun, 2),
         ("one", [sys.executable], 4),
-    ):  # the second uses the first's class pictures
+    ):  # the second uses the first's class images
         own = [
             "--class_data_dir",
             "class",
@@ -570,22 +568,22 @@ def test_two_processes_equal_one_with_everything(tmp_path):
             timeout=600,
         )
         assert done.returncode == 0, done.stderr
-        assert ("drawing 5 class pictures" in done.stdout) == (name == "two")
+        assert ("drawing 5 class images" in done.stdout) == (name == "two")
     first, second = (load_file(tmp_path / name / "adapter.safetensors") for name in ("one", "two"))
     assert max((first[k] - second[k]).abs().max() for k in first) < 1e-6
     config = parse("", [str(word) for word in [*common, "--class_data_dir", tmp_path / "alone"]])
-    alone = class_pictures(
+    alone = class_images(
         config,
-        find_pictures(tmp_path / "p", None),
+        find_images(tmp_path / "p", None),
         dict(path=None, dtype=torch.float32),
         Accelerator(cpu=True),
     )
     assert len(alone) == 5
     for (
-        picture
+        image
     ) in alone:  # shares are other batches: the last bit of a float may round to the next of 256 levels
         drawn = ImageChops.difference(
-            Image.open(picture.path), Image.open(tmp_path / "class" / picture.path.name)
+            Image.open(image.path), Image.open(tmp_path / "class" / image.path.name)
         )
         assert max(high for _, high in drawn.getextrema()) <= 1
     entries = [

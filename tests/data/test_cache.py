@@ -101,9 +101,9 @@ def test_facts_come_back_or_count_as_absent(tmp_path):
         "{",
         "[]",
         '{"facts": {"size": [9, 9]}, "check": "x"}',
-        cache.path("pictures", KEY).read_text().replace("5", "7"),
+        cache.path("images", KEY).read_text().replace("5", "7"),
     ):
-        cache.path("pictures", KEY).write_text(text)
+        cache.path("images", KEY).write_text(text)
         assert cache.facts(KEY) is None
 
 

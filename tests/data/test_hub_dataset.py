@@ -8,7 +8,7 @@ from PIL import Image
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.cache import Cache
-from gralora_diffusion.data.dataset import instance_pictures
+from gralora_diffusion.data.dataset import instance_images
 from gralora_diffusion.options import ConfigError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def folder_of(path, kind):
-    """Three pictures as a folder of pictures with metadata.jsonl, or as a parquet file that holds them."""
+    """Three images as a folder of images with metadata.jsonl, or as a parquet file that holds them."""
     path.mkdir(exist_ok=True)
     colours = ["red", "green", "blue"]
     for i, colour in enumerate(colours):
@@ -56,11 +56,9 @@ def offline(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_rows_become_pictures(tmp_path, kind, streaming):
+def test_rows_become_images(tmp_path, kind, streaming):
     folder, cache = folder_of(tmp_path / "set", kind), Cache(tmp_path / "cache")
-    found = instance_pictures(
-        config_of(folder, tmp_path, streaming=streaming, instance_prompt="a dog"), cache
-    )
+    found = instance_images(config_of(folder, tmp_path, streaming=streaming, instance_prompt="a dog"), cache)
     assert [p.caption for p in found] == [
         "a red dog",
         "a green dog" if kind == "folder" else "a dog",
@@ -72,7 +70,7 @@ def test_rows_become_pictures(tmp_path, kind, streaming):
     assert len(kept) == (3 if streaming else 0)
     assert (
         len(
-            instance_pictures(
+            instance_images(
                 config_of(folder, tmp_path, streaming=streaming, instance_prompt="x", max_train_samples=2),
                 cache,
             )
@@ -83,7 +81,7 @@ def test_rows_become_pictures(tmp_path, kind, streaming):
 
 def test_without_a_caption_column_the_prompt_stands_in_and_it_is_said(tmp_path, capsys):
     folder = folder_of(tmp_path / "set", "folder")
-    found = instance_pictures(config_of(folder, tmp_path, caption_column=None, instance_prompt="a dog"))
+    found = instance_images(config_of(folder, tmp_path, caption_column=None, instance_prompt="a dog"))
     assert {p.caption for p in found} == {"a dog"}
     assert "--caption_column names no column" in capsys.readouterr().err
 
@@ -92,7 +90,7 @@ def test_without_a_caption_column_the_prompt_stands_in_and_it_is_said(tmp_path, 
     ("options", "words"),
     [
         (dict(caption_column="text"), "--caption_column is 'text', which is no column of"),
-        (dict(image_column="picture"), "--image_column is 'picture', which is no column of"),
+        (dict(image_column="image"), "--image_column is 'image', which is no column of"),
         (dict(caption_column=None), "row 0, row 1, row 2 (no caption, and no --instance_prompt"),
         (dict(dataset_name="nowhere/at-all"), "no data set can be read from nowhere/at-all"),
         (dict(dataset_config_name="other"), "no data set can be read from"),
@@ -104,7 +102,7 @@ def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, options, words):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     folder = folder_of(tmp_path / "set", "folder")
     with pytest.raises(ConfigError) as caught:
-        instance_pictures(config_of(folder, tmp_path, **options))
+        instance_images(config_of(folder, tmp_path, **options))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -114,10 +112,10 @@ def test_bad_rows_are_named_or_skipped(tmp_path, streaming, capsys):
     folder = folder_of(tmp_path / "set", "folder")
     (folder / "1.png").write_bytes(b"nonsense")
     config = config_of(folder, tmp_path, streaming=streaming)
-    with pytest.raises(ConfigError, match=r"1 file\(s\).*row 1 \(not a picture"):
-        instance_pictures(config, Cache(tmp_path / "cache"))
-    found = instance_pictures(
+    with pytest.raises(ConfigError, match=r"1 file\(s\).*row 1 \(not an image"):
+        instance_images(config, Cache(tmp_path / "cache"))
+    found = instance_images(
         config_of(folder, tmp_path, streaming=streaming, on_bad_image="skip"), Cache(tmp_path / "cache")
     )
     assert [p.path.name for p in found] == ["row-0", "row-2"]
-    assert "row 1 (not a picture" in capsys.readouterr().err
+    assert "row 1 (not an image" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Pictures and captions as people have them: what is found, what is refused, and with which words."""
+"""Images and captions as people have them: what is found, what is refused, and with which words."""
 
 import json
 import os
@@ -10,23 +10,23 @@ from PIL import Image
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.cache import Cache
-from gralora_diffusion.data.dataset import EXAMPLE, instance_pictures, pass_length
-from gralora_diffusion.data.image_folder import find_pictures
+from gralora_diffusion.data.dataset import EXAMPLE, instance_images, pass_length
+from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.options import ConfigError
 
 
-def picture(path, size=(80, 64), colour=(200, 30, 30), mode="RGB", **options):
+def image(path, size=(80, 64), colour=(200, 30, 30), mode="RGB", **options):
     Image.new(mode, size, colour).save(path, **options)
     return path
 
 
 def captions(folder, prompt=None, **options):
-    return {p.path.name: p.caption for p in find_pictures(folder, prompt, **options)}
+    return {p.path.name: p.caption for p in find_images(folder, prompt, **options)}
 
 
-def test_captions_stand_beside_the_pictures(tmp_path):
+def test_captions_stand_beside_the_images(tmp_path):
     for name in ("a.png", "b.jpg", "c.png", "d.png", "e.png"):
-        picture(tmp_path / name)
+        image(tmp_path / name)
     (tmp_path / "a.txt").write_text("\ufeffa sks dog\n on a lawn ", encoding="utf-8")
     (tmp_path / "a.json").write_text(json.dumps({"caption": "not this one"}))  # the .txt comes first
     (tmp_path / "c.json").write_text(
@@ -42,33 +42,33 @@ def test_captions_stand_beside_the_pictures(tmp_path):
         "d.png": "dog, lawn",
         "e.png": "a dog in a file",
     }
-    assert len(find_pictures(EXAMPLE, "x")) == 6
+    assert len(find_images(EXAMPLE, "x")) == 6
 
 
 def test_trap_2_a_caption_in_the_folder_crashed_diffusers(tmp_path):
     """train_dreambooth_lora_sdxl.py opens every file as an image."""
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a sks dog")
     (tmp_path / "Thumbs.db").write_bytes(b"x")
     (tmp_path / ".DS_Store").write_bytes(b"x")
     assert captions(tmp_path) == {"a.png": "a sks dog"}
 
 
-def test_metadata_names_pictures_in_sub_folders_and_its_column(tmp_path, capsys):
+def test_metadata_names_images_in_sub_folders_and_its_column(tmp_path, capsys):
     (tmp_path / "train").mkdir()
-    picture(tmp_path / "train" / "a.png")
-    picture(tmp_path / "b.png")
+    image(tmp_path / "train" / "a.png")
+    image(tmp_path / "b.png")
     (tmp_path / "metadata.jsonl").write_text(
         '{"file_name": "train/a.png", "words": "one"}\n{"file_name": "b.png", "words": "two"}\n'
     )
     assert captions(tmp_path, column="words") == {"a.png": "one", "b.png": "two"}
     assert "sub-folders, which are left out: train" in capsys.readouterr().err
-    found = instance_pictures(TrainConfig(instance_data_dir=str(tmp_path), caption_column="words"))
+    found = instance_images(TrainConfig(instance_data_dir=str(tmp_path), caption_column="words"))
     assert [p.caption for p in found] == ["two", "one"]
     with pytest.raises(ConfigError, match="line 1 has no 'text' or 'caption'"):
-        find_pictures(tmp_path, "x")
+        find_images(tmp_path, "x")
     with pytest.raises(ConfigError, match="there is neither"):
-        instance_pictures(TrainConfig(instance_data_dir=str(EXAMPLE), caption_column="words"))
+        instance_images(TrainConfig(instance_data_dir=str(EXAMPLE), caption_column="words"))
 
 
 @pytest.mark.parametrize(
@@ -87,33 +87,33 @@ def test_metadata_names_pictures_in_sub_folders_and_its_column(tmp_path, capsys)
     ],
 )
 def test_bad_metadata_is_one_sentence(tmp_path, lines, words):
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_bytes(lines)
     with pytest.raises(ConfigError) as caught:
-        find_pictures(tmp_path, "x")
+        find_images(tmp_path, "x")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_no_folder_and_no_pictures(tmp_path):
+def test_no_folder_and_no_images(tmp_path):
     with pytest.raises(ConfigError, match="not a folder: --instance_data_dir"):
-        find_pictures(tmp_path / "nowhere", "x")
-    with pytest.raises(ConfigError, match="holds no pictures"):
-        find_pictures(tmp_path, "x")
+        find_images(tmp_path / "nowhere", "x")
+    with pytest.raises(ConfigError, match="holds no images"):
+        find_images(tmp_path, "x")
     (tmp_path / "10_dog").mkdir()
-    with pytest.raises(ConfigError, match="holds no pictures"):
-        find_pictures(tmp_path, "x")
+    with pytest.raises(ConfigError, match="holds no images"):
+        find_images(tmp_path, "x")
     with pytest.raises(ConfigError, match=r"a\\x00b is not a folder"):
-        find_pictures("a\0b", "x")
+        find_images("a\0b", "x")
 
 
 def test_captions_are_found_and_missed(tmp_path):
-    picture(tmp_path / "A.png")
+    image(tmp_path / "A.png")
     (tmp_path / "A.TXT").write_text("a sks dog")
     assert captions(tmp_path) == {"A.png": "a sks dog"}
-    picture(tmp_path / "b.png")
+    image(tmp_path / "b.png")
     with pytest.raises(ConfigError, match=r"b\.png \(no caption"):
-        find_pictures(tmp_path, None)
+        find_images(tmp_path, None)
 
 
 @pytest.mark.parametrize(
@@ -130,65 +130,65 @@ def test_captions_are_found_and_missed(tmp_path):
     ids=["newline", "emoji", "255 bytes", "blanks", "dash", "shell", "not UTF-8"],
 )
 def test_odd_names_are_good_names(tmp_path, name):
-    picture(tmp_path / "z.png", colour="blue").rename(tmp_path / name)
+    image(tmp_path / "z.png", colour="blue").rename(tmp_path / name)
     if len(name) < 255:
         (tmp_path / name).with_suffix(".txt").write_text("a dog")
     assert captions(tmp_path, "a dog") == {name: "a dog"}
     (tmp_path / name).write_bytes(b"nonsense")
     with pytest.raises(ConfigError) as caught:
-        find_pictures(tmp_path, "x")
+        find_images(tmp_path, "x")
     assert str(caught.value).isprintable()
 
 
 def test_the_same_bytes_twice_are_said(tmp_path, capsys):
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
-    assert len(find_pictures(tmp_path, "x")) == 2
+    assert len(find_images(tmp_path, "x")) == 2
     assert "a.png and b.png" in capsys.readouterr().err
 
 
 def test_bad_files_can_be_skipped_and_are_counted(tmp_path, capsys):
-    picture(tmp_path / "good.png")
+    image(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"nonsense")
     (tmp_path / "notes.txt").write_text("milk")
     assert captions(tmp_path, "x", skip=True) == {"good.png": "x"}
     assert "2 file(s)" in (said := capsys.readouterr().err)
-    assert "bad.png (not a picture" in said
+    assert "bad.png (not an image" in said
     (tmp_path / "good.png").unlink()
-    with pytest.raises(ConfigError, match="no pictures that can be used"):
-        find_pictures(tmp_path, "x", skip=True)
+    with pytest.raises(ConfigError, match="no images that can be used"):
+        find_images(tmp_path, "x", skip=True)
     assert {p.name for p in tmp_path.iterdir()} == {
         "bad.png",
         "notes.txt",
     }  # a user's file is never taken away
 
 
-def test_the_cache_knows_pictures_by_their_bytes(tmp_path, monkeypatch):
+def test_the_cache_knows_images_by_their_bytes(tmp_path, monkeypatch):
     """What was decoded once is not decoded again, whatever its name; other bytes are."""
     import gralora_diffusion.data.image_folder as folders
 
     decoded = []
     real = folders.decode
     monkeypatch.setattr(folders, "decode", lambda file: decoded.append(1) or real(file))
-    cache, folder = Cache(tmp_path / "cache"), tmp_path / "pictures"
+    cache, folder = Cache(tmp_path / "cache"), tmp_path / "images"
     folder.mkdir()
-    picture(folder / "a.png", size=(96, 64))
-    first = find_pictures(folder, "x", cache=cache)
+    image(folder / "a.png", size=(96, 64))
+    first = find_images(folder, "x", cache=cache)
     (folder / "a.png").rename(folder / "b.png")
-    again = find_pictures(folder, "x", cache=cache, workers=2)
+    again = find_images(folder, "x", cache=cache, workers=2)
     assert len(decoded) == 1
     assert (first[0].digest, first[0].size) == (again[0].digest, again[0].size)
     assert again[0].size == (64, 96)
     [entry] = (tmp_path / "cache").rglob("*.json")
     entry.write_text(entry.read_text().replace("96", "97"))  # damaged: not believed
-    assert find_pictures(folder, "x", cache=cache)[0].size == (64, 96)
-    picture(folder / "b.png", size=(96, 64), colour="blue")
-    find_pictures(folder, "x", cache=cache)
+    assert find_images(folder, "x", cache=cache)[0].size == (64, 96)
+    image(folder / "b.png", size=(96, 64), colour="blue")
+    find_images(folder, "x", cache=cache)
     assert len(decoded) == 3
 
 
-def test_a_pass_counts_repeats_and_class_pictures():
-    found = find_pictures(EXAMPLE, "x")
+def test_a_pass_counts_repeats_and_class_images():
+    found = find_images(EXAMPLE, "x")
     assert pass_length(TrainConfig(), found) == 6
     assert pass_length(TrainConfig(repeats=5), found) == 30
     assert (
@@ -203,7 +203,7 @@ def test_an_unreadable_file_is_named(name):
         tempfile.TemporaryDirectory() as folder
     ):  # not below pytest's folders, which are closed to all but their owner
         os.chmod(folder, 0o755)
-        picture(Path(folder, "a.png"))
+        image(Path(folder, "a.png"))
         Path(folder, name).touch()
         os.chmod(Path(folder, name), 0)
         root = os.geteuid() == 0
@@ -211,7 +211,7 @@ def test_an_unreadable_file_is_named(name):
             os.seteuid(65534)
         try:
             with pytest.raises(ConfigError, match="Permission denied") as caught:
-                find_pictures(folder, "x")
+                find_images(folder, "x")
         finally:
             if root:
                 os.seteuid(0)

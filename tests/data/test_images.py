@@ -1,4 +1,4 @@
-"""Picture files of every kind, good and bad; cuts and buckets."""
+"""Image files of every kind, good and bad; cuts and buckets."""
 
 import io
 import os
@@ -10,8 +10,8 @@ import torch
 from bad_images import BAD, NOISE, encoded
 from PIL import Image, ImageOps, PngImagePlugin
 
-from gralora_diffusion.data.image_folder import find_pictures
-from gralora_diffusion.data.images import bucket_of, buckets, cuts, open_picture, to_pixels
+from gralora_diffusion.data.image_folder import find_images
+from gralora_diffusion.data.images import bucket_of, buckets, cuts, open_image, to_pixels
 from gralora_diffusion.options import ConfigError
 
 
@@ -24,7 +24,7 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path, name, content, words)
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     tracemalloc.start()
     with pytest.raises(ConfigError) as caught:
-        find_pictures(tmp_path, "x")
+        find_images(tmp_path, "x")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     said = str(caught.value)
@@ -40,14 +40,14 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path, name, content, words)
     assert said.isprintable()
     assert peak < 50e6
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
-    assert [p.path.name for p in find_pictures(tmp_path, "x", skip=True, least=0)] == ["good.png"] * (
+    assert [p.path.name for p in find_images(tmp_path, "x", skip=True, least=0)] == ["good.png"] * (
         "good" not in name
     )
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["pipe", "symlink loop", "dangling symlink", "pipe as caption", "folder as caption", "folder as picture"],
+    ["pipe", "symlink loop", "dangling symlink", "pipe as caption", "folder as caption", "folder as image"],
 )
 def test_what_is_no_file_does_not_hang(tmp_path, kind):
     Image.fromarray(NOISE).save(tmp_path / "good.png")
@@ -59,10 +59,10 @@ def test_what_is_no_file_does_not_hang(tmp_path, kind):
     else:
         path.symlink_to(path if "loop" in kind else tmp_path / "nowhere")
     if "folder" in kind:
-        assert len(find_pictures(tmp_path, "x")) == 1  # a sub-folder, which is said
+        assert len(find_images(tmp_path, "x")) == 1  # a sub-folder, which is said
         return
     with pytest.raises(ConfigError) as caught:
-        find_pictures(tmp_path, "x")
+        find_images(tmp_path, "x")
     words = {
         "pipe": "a pipe",
         "symlink loop": "symbolic links",
@@ -73,7 +73,7 @@ def test_what_is_no_file_does_not_hang(tmp_path, kind):
 
 
 def opened(data: bytes) -> Image.Image:
-    return open_picture(io.BytesIO(data))
+    return open_image(io.BytesIO(data))
 
 
 def test_modes():
@@ -106,7 +106,7 @@ def test_modes():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_the_picture_upright(orientation):
+def test_exif_turns_the_image_upright(orientation):
     image = Image.new("RGB", (80, 40))
     image.paste("red", (0, 0, 20, 20))  # one corner tells all eight apart
     exif = Image.Exif()
@@ -124,9 +124,9 @@ def test_exif_turns_the_picture_upright(orientation):
         b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0",
     ],
 )
-def test_damaged_exif_does_not_spoil_the_picture(tmp_path, exif):
+def test_damaged_exif_does_not_spoil_the_image(tmp_path, exif):
     Image.fromarray(NOISE).save(tmp_path / "a.jpg", exif=exif)
-    assert find_pictures(tmp_path, "x")[0].size == (90, 90)
+    assert find_images(tmp_path, "x")[0].size == (90, 90)
 
 
 def test_the_first_frame_is_used_and_said(tmp_path, capsys):
@@ -134,7 +134,7 @@ def test_the_first_frame_is_used_and_said(tmp_path, capsys):
     for name in ("a.gif", "b.webp", "c.png", "d.tif"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "e.gif")
-    for found in find_pictures(tmp_path, "x"):
+    for found in find_images(tmp_path, "x"):
         red, _, blue = found.open().getpixel((0, 0))
         assert red > 200 > 50 > blue
     said = capsys.readouterr().err
@@ -178,7 +178,7 @@ def test_cuts_say_where_they_come_from():
     assert len(cut(Image.new("RGB", (64, 64)))) == 1
 
 
-def test_a_mirrored_cut_is_a_cut_of_the_mirrored_picture():
+def test_a_mirrored_cut_is_a_cut_of_the_mirrored_image():
     image = Image.fromarray(numpy.repeat(NOISE, 2, 1))
     whole = to_pixels(ImageOps.mirror(image).resize((128, 64), Image.Resampling.LANCZOS))
     for (pixels, ids), (mirrored, mirrored_ids) in zip(cut(image), cut(image, mirrored=True), strict=True):

@@ -14,13 +14,13 @@ from transformers import AutoImageProcessor, Dinov2Model
 
 from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.evaluation.encoders import first_line, load_encoder
-from gralora_diffusion.evaluation.features import picture_features, text_features, too_long
-from gralora_diffusion.evaluation.metrics import pictures_in, prompts_for
+from gralora_diffusion.evaluation.features import image_features, text_features, too_long
+from gralora_diffusion.evaluation.metrics import images_in, prompts_for
 from gralora_diffusion.options import ConfigError
 
 
 def images(photos):
-    return [Image.open(p).convert("RGB") for p in pictures_in(photos)]
+    return [Image.open(p).convert("RGB") for p in images_in(photos)]
 
 
 def test_clip_equals_open_clips_own(tiny_clip, photos):
@@ -37,7 +37,7 @@ def test_clip_equals_open_clips_own(tiny_clip, photos):
         expected.append(
             model.encode_text(open_clip.get_tokenizer(f"local-dir:{tiny_clip}")(texts), normalize=True)
         )
-    torch.testing.assert_close(picture_features(encoder, pictures_in(photos)), expected[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(image_features(encoder, images_in(photos)), expected[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(text_features(encoder, texts), expected[1], rtol=0, atol=1e-6)
     assert encoder.facts["activation"] == "GELU"
 
@@ -69,7 +69,7 @@ def test_dinov2_equals_transformers_own(tiny_dinov2, photos):
     assert torch.equal(torch.stack([encoder.preprocess(image) for image in images(photos)]), pixels)
     with torch.no_grad():
         expected = torch.nn.functional.normalize(model(pixels).pooler_output, dim=-1)
-    torch.testing.assert_close(picture_features(encoder, pictures_in(photos)), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(image_features(encoder, images_in(photos)), expected, rtol=0, atol=1e-6)
 
 
 def test_dinov2_preprocessing_is_its_authors(tiny_dinov2, photos):
@@ -96,19 +96,19 @@ def encoder(request, tiny_clip, tiny_dinov2):
 
 
 def test_batches_and_order_change_nothing(encoder, photos):
-    paths = pictures_in(photos)
+    paths = images_in(photos)
     one, many = (
-        picture_features(encoder, paths, batch_size=1),
-        picture_features(encoder, paths, batch_size=16),
+        image_features(encoder, paths, batch_size=1),
+        image_features(encoder, paths, batch_size=16),
     )
     torch.testing.assert_close(one, many, rtol=0, atol=1e-5)
     order = [3, 0, 5, 1, 4, 2]
     torch.testing.assert_close(
-        picture_features(encoder, [paths[i] for i in order]), one[order], rtol=0, atol=1e-5
+        image_features(encoder, [paths[i] for i in order]), one[order], rtol=0, atol=1e-5
     )
     assert (one[0].double() @ one[-1].double()).item() == pytest.approx(
         1, abs=1e-6
-    )  # 0.png and 10.png are one picture
+    )  # 0.png and 10.png are one image
     assert one.norm(dim=1).tolist() == pytest.approx([1] * len(paths))
 
 
@@ -119,10 +119,10 @@ def test_every_encoder_says_what_it_is(encoder):
 
 
 def test_the_embedded_encoder_knows_its_own_captions():
-    """Each of the six pictures is nearest to its own caption: the text side is that of the same training."""
-    encoder, paths = load_encoder("embedded"), pictures_in(EXAMPLE)
+    """Each of the six images is nearest to its own caption: the text side is that of the same training."""
+    encoder, paths = load_encoder("embedded"), images_in(EXAMPLE)
     texts = text_features(encoder, [prompt.replace("sks ", "") for prompt in prompts_for(paths)])
-    assert (picture_features(encoder, paths) @ texts.T).argmax(1).tolist() == list(range(6))
+    assert (image_features(encoder, paths) @ texts.T).argmax(1).tolist() == list(range(6))
     assert too_long(encoder, ["a dog", "a dog " * 40]) == ["a dog " * 40]
 
 
@@ -133,18 +133,18 @@ def test_prompts_that_are_cut_are_known(tiny_clip):
 
 
 def test_features_are_cached_by_content(tiny_dinov2, photos, tmp_path, monkeypatch):
-    encoder, paths = load_encoder(f"dinov2:{tiny_dinov2}"), pictures_in(photos)
-    first = picture_features(encoder, paths, cache=tmp_path)
+    encoder, paths = load_encoder(f"dinov2:{tiny_dinov2}"), images_in(photos)
+    first = image_features(encoder, paths, cache=tmp_path)
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == len(paths) - 1  # two are the same
     monkeypatch.setattr("gralora_diffusion.evaluation.features.run", None)  # nothing is computed again
-    assert torch.equal(picture_features(encoder, paths[::-1], cache=tmp_path), first.flip(0))
+    assert torch.equal(image_features(encoder, paths[::-1], cache=tmp_path), first.flip(0))
     monkeypatch.undo()
     for path in (p for p in tmp_path.rglob("*") if p.is_file()):
         data = bytearray(path.read_bytes())
         data[40] ^= 1  # a flipped bit: not used, computed again
         path.write_bytes(data)
-    torch.testing.assert_close(picture_features(encoder, paths, cache=tmp_path), first, rtol=0, atol=1e-6)
-    cut = picture_features(encoder, paths[:1], size=(32, 32), cache=tmp_path)
+    torch.testing.assert_close(image_features(encoder, paths, cache=tmp_path), first, rtol=0, atol=1e-6)
+    cut = image_features(encoder, paths[:1], size=(32, 32), cache=tmp_path)
     assert not torch.allclose(cut, first[:1], atol=1e-3)
 
 
@@ -190,7 +190,7 @@ def test_weights_that_are_not_there_are_named_with_two_ways_to_get_them(monkeypa
     )
 
 
-def test_a_file_sees_pictures_as_its_folder_does(tiny_clip, tmp_path, photos):
+def test_a_file_sees_images_as_its_folder_does(tiny_clip, tmp_path, photos):
     models, folder = tmp_path / "models", tmp_path / "tiny-gelu"
     for path in (models, folder):
         path.mkdir()
@@ -205,9 +205,7 @@ def test_a_file_sees_pictures_as_its_folder_does(tiny_clip, tmp_path, photos):
     assert all(torch.equal(alone.preprocess(image), whole.preprocess(image)) for image in images(photos))
 
 
-def test_a_file_without_a_config_sees_pictures_as_all_weights_of_its_model_do(
-    tiny_clip, tmp_path, monkeypatch
-):
+def test_a_file_without_a_config_sees_images_as_all_weights_of_its_model_do(tiny_clip, tmp_path, monkeypatch):
     models, file = tmp_path / "models", tmp_path / "weights.safetensors"
     models.mkdir()
     (models / "tiny.json").write_text(json.dumps(CLIP_CONFIG))
@@ -244,9 +242,7 @@ def test_quick_gelu_is_not_mixed_up(tiny_clip, tmp_path, photos):
     refused(f"clip:tiny:{file}", "does not say", "tiny-quickgelu", "tiny-gelu")
     quick, plain = load_encoder(f"clip:tiny-quickgelu:{file}"), load_encoder(f"clip:tiny-gelu:{file}")
     assert (quick.facts["activation"], plain.facts["activation"]) == ("quick GELU", "GELU")
-    assert not torch.allclose(
-        *(picture_features(e, pictures_in(photos)[:1]) for e in (quick, plain)), atol=1e-5
-    )
+    assert not torch.allclose(*(image_features(e, images_in(photos)[:1]) for e in (quick, plain)), atol=1e-5)
     (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
     refused(f"clip:tiny:{file}", "says quick_gelu True")
     assert (
@@ -263,7 +259,7 @@ def test_weights_of_another_model_are_refused(tiny_clip, tiny_dinov2, tmp_path):
         weights | {"visual.positional_embedding": torch.zeros(17, 32)},
         tmp_path / "open_clip_model.safetensors",
     )
-    refused(f"clip:{tmp_path}", "another picture size")
+    refused(f"clip:{tmp_path}", "another image size")
     save_file(
         {k: v for k, v in weights.items() if k != "visual.proj"}, tmp_path / "open_clip_model.safetensors"
     )
@@ -296,16 +292,16 @@ def test_weights_of_another_model_are_refused(tiny_clip, tiny_dinov2, tmp_path):
     refused(f"dinov2:{other}", "it is a dinov2_with_registers, not a dinov2")
 
 
-def test_pictures_that_cannot_be_scored_are_named(tmp_path):
+def test_images_that_cannot_be_scored_are_named(tmp_path):
     encoder = load_encoder("embedded")
     Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
     (tmp_path / "text.png").write_text("nonsense")
     with pytest.raises(ConfigError, match=r"black\.png is all of one colour"):
-        picture_features(encoder, [tmp_path / "black.png"])
+        image_features(encoder, [tmp_path / "black.png"])
     with pytest.raises(ConfigError, match=r"text\.png cannot be used"):
-        picture_features(encoder, [tmp_path / "text.png"])
+        image_features(encoder, [tmp_path / "text.png"])
     with pytest.raises(ConfigError, match=r"gone\.png cannot be read"):
-        picture_features(encoder, [tmp_path / "gone.png"])
+        image_features(encoder, [tmp_path / "gone.png"])
 
 
 def test_numbers_that_are_not_finite_are_not_averaged(tiny_dinov2, photos, tmp_path):
@@ -315,5 +311,5 @@ def test_numbers_that_are_not_finite_are_not_averaged(tiny_dinov2, photos, tmp_p
         (tmp_path / name).write_bytes((tiny_dinov2 / name).read_bytes())
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ConfigError, match=r"0\.png: DINOv2 .* not finite"):
-        picture_features(load_encoder(f"dinov2:{tmp_path}"), pictures_in(photos), cache=tmp_path / "cache")
+        image_features(load_encoder(f"dinov2:{tmp_path}"), images_in(photos), cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()

@@ -18,15 +18,15 @@ from transformers import AutoImageProcessor, Dinov2Model
 
 from gralora_diffusion.cli.main import main
 from gralora_diffusion.evaluation.encoders import load_encoder
-from gralora_diffusion.evaluation.features import picture_features, run
+from gralora_diffusion.evaluation.features import image_features, run
 from gralora_diffusion.evaluation.metrics import (
-    Against,
-    Generated,
+    ImageSet,
+    References,
     evaluate,
+    images_in,
     matched,
     measure,
     nearest,
-    pictures_in,
     prompts_for,
     similarities,
     subject_retrieval,
@@ -47,8 +47,8 @@ PROMPTS = [
 
 
 def features_by_hand(photos, tiny_clip, tiny_dinov2):
-    """{encoder kind: (pictures, texts)}: unit vectors from the libraries' own calls, one picture at a time, in numpy."""
-    images = [Image.open(p).convert("RGB") for p in pictures_in(photos)]
+    """{encoder kind: (images, texts)}: unit vectors from the libraries' own calls, one image at a time, in numpy."""
+    images = [Image.open(p).convert("RGB") for p in images_in(photos)]
     clip, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip}")
     tokens = open_clip.get_tokenizer(f"local-dir:{tiny_clip}")
     dino, processor = (
@@ -71,33 +71,33 @@ def features_by_hand(photos, tiny_clip, tiny_dinov2):
 
 @pytest.mark.parametrize("kind", ["clip", "dinov2"])
 def test_scores_equal_a_straightforward_computation(kind, photos, tiny_clip, tiny_dinov2):
-    pictures, texts = features_by_hand(photos, tiny_clip, tiny_dinov2)[kind]
+    images, texts = features_by_hand(photos, tiny_clip, tiny_dinov2)[kind]
     encoder = load_encoder(f"{kind}:{dict(clip=tiny_clip, dinov2=tiny_dinov2)[kind]}")
-    paths = pictures_in(photos)
-    against = Against(references=paths[1:4], originals=paths[::-1], base=paths[1:] + paths[:1])
+    paths = images_in(photos)
+    against = References(references=paths[1:4], originals=paths[::-1], base=paths[1:] + paths[:1])
     found = {
         score.name: score.values.tolist()
-        for score in measure(encoder, Generated("r", paths, PROMPTS), against, picture_features)
+        for score in measure(encoder, ImageSet("r", paths, PROMPTS), against, image_features)
     }
     n = len(paths)
     expected = dict(
-        subject=[sum(pictures[i] @ pictures[j] for j in (1, 2, 3)) / 3 for i in range(n)],
-        paired=[pictures[i] @ pictures[n - 1 - i] for i in range(n)],
-        drift=[(1 - pictures[i] @ pictures[(i + 1) % n]) / 2 for i in range(n)],
-        diversity=[1 - pictures[i] @ pictures[i + 1] for i in (0, 2, 4)],
-        copy=[max(pictures[i] @ pictures[j] for j in (1, 2, 3)) for i in range(n)],
+        subject=[sum(images[i] @ images[j] for j in (1, 2, 3)) / 3 for i in range(n)],
+        paired=[images[i] @ images[n - 1 - i] for i in range(n)],
+        drift=[(1 - images[i] @ images[(i + 1) % n]) / 2 for i in range(n)],
+        diversity=[1 - images[i] @ images[i + 1] for i in (0, 2, 4)],
+        copy=[max(images[i] @ images[j] for j in (1, 2, 3)) for i in range(n)],
     )
     if texts is not None:
-        expected["prompt"] = [pictures[i] @ texts[i] for i in range(n)]
+        expected["prompt"] = [images[i] @ texts[i] for i in range(n)]
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         assert found[name] == pytest.approx(values, abs=1e-6), name
 
 
-def test_a_picture_against_itself_scores_1(photos, tiny_dinov2, tmp_path):
-    encoder, path = load_encoder(f"dinov2:{tiny_dinov2}"), pictures_in(photos)[:1]
+def test_a_image_against_itself_scores_1(photos, tiny_dinov2, tmp_path):
+    encoder, path = load_encoder(f"dinov2:{tiny_dinov2}"), images_in(photos)[:1]
     scores = measure(
-        encoder, Generated("r", path), Against(references=path, originals=path, base=path), picture_features
+        encoder, ImageSet("r", path), References(references=path, originals=path, base=path), image_features
     )
     values = {score.name: score.values.item() for score in scores}
     assert values == pytest.approx(dict(subject=1, paired=1, drift=0, copy=1), abs=1e-6)
@@ -107,14 +107,14 @@ def test_a_picture_against_itself_scores_1(photos, tiny_dinov2, tmp_path):
     ("mine", "others", "partners", "how"),
     [
         ("a.png b.png", "b.png a.png", "a.png b.png", "by name"),
-        ("00.jpg 00.png", "00.png 00.jpg", "00.jpg 00.png", "by name"),  # one stem, two pictures
+        ("00.jpg 00.png", "00.png 00.jpg", "00.jpg 00.png", "by name"),  # one stem, two images
         ("a.png b.png", "b.jpg a.jpg", "a.jpg b.jpg", "by name"),
         ("0.png 1.png", "true-1.png true-0.png", "true-1.png true-0.png", "by order"),
         ("0.png 10.png 1.png", "10.png 00.png 01.png", "00.png 10.png 01.png", "by name"),
     ],
 )
 def test_partners_are_found_by_name_then_by_order(mine, others, partners, how):
-    run = Generated("r", [Path("out", name) for name in mine.split()])
+    run = ImageSet("r", [Path("out", name) for name in mine.split()])
     assert matched(run, [Path("true", name) for name in others.split()]) == (
         [Path("true", name) for name in partners.split()],
         how,
@@ -127,42 +127,42 @@ def test_partners_are_found_by_name_then_by_order(mine, others, partners, how):
         ("a.png b.png", "a.png c.png", "r and true share some names, as a, but not all"),
         ("00.jpg 00.png", "00.webp 01.png", "share some names, as 0, but not all"),
         ("00.jpg 00.png", "00.webp 00.bmp", "share some names, as 0, but not all, each once"),
-        ("a.png b.png c.png", "a.png b.png", "r has 3 pictures and true has 2"),
+        ("a.png b.png c.png", "a.png b.png", "r has 3 images and true has 2"),
     ],
 )
 def test_partners_that_are_in_doubt_are_refused(mine, others, words):
     with pytest.raises(ConfigError, match=words):
         matched(
-            Generated("r", [Path("out", name) for name in mine.split()]),
+            ImageSet("r", [Path("out", name) for name in mine.split()]),
             [Path("true", name) for name in others.split()],
         )
 
 
 def test_the_result_says_how_partners_were_found(photos, tiny_dinov2, tmp_path):
-    paths, others = pictures_in(photos)[:3], []
+    paths, others = images_in(photos)[:3], []
     for i, path in enumerate(paths):
         others.append(tmp_path / f"true-{i}.png")
         others[-1].write_bytes(path.read_bytes())
-    against = Against(originals=others, base=paths[::-1])
+    against = References(originals=others, base=paths[::-1])
     result = evaluate(
-        [load_encoder(f"dinov2:{tiny_dinov2}")], [Generated("r", paths)], against, picture_features
+        [load_encoder(f"dinov2:{tiny_dinov2}")], [ImageSet("r", paths)], against, image_features
     )
     assert {s["score"]: s["mean"] for s in result["scores"]} == pytest.approx(
         dict(paired=1, drift=0), abs=1e-6
     )
     assert [v["beside"] for v in result["values"]] == [p.name for p in [*others, *paths]]
     assert result["settings"]["matched"] == {"r": dict(paired="by order", drift="by name")}
-    assert "r (paired): the names of the pictures and their partners are not the same" in table(result)
+    assert "r (paired): the names of the images and their partners are not the same" in table(result)
 
 
-def test_pictures_without_prompts_have_no_diversity(photos, tiny_dinov2):
+def test_images_without_prompts_have_no_diversity(photos, tiny_dinov2):
     """What they show may be of many prompts."""
     assert (
         measure(
             load_encoder(f"dinov2:{tiny_dinov2}"),
-            Generated("r", pictures_in(photos)),
-            Against(),
-            picture_features,
+            ImageSet("r", images_in(photos)),
+            References(),
+            image_features,
         )
         == []
     )
@@ -179,7 +179,7 @@ def test_cudnn_is_on_and_deterministic_while_an_encoder_runs(tiny_dinov2):
     assert seen == dict(enabled=True, deterministic=True, tf32=False)
 
 
-def test_copies_are_nearer_than_training_pictures_to_each_other():
+def test_copies_are_nearer_than_training_images_to_each_other():
     references = torch.nn.functional.normalize(torch.tensor([[1.0, 0, 0], [0.8, 0.6, 0], [0, 0, 1]]), dim=1)
     values, index, most = nearest(
         torch.nn.functional.normalize(torch.tensor([[0.0, 0.1, 1], [1, 1, 1]]), dim=1), references
@@ -217,32 +217,32 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     assert sum(widths) / 50 == pytest.approx(2 * 1.96 / math.sqrt(40), rel=0.1)
 
 
-def test_paired_differences_are_of_the_same_pictures(photos, tiny_clip):
-    paths, encoder = pictures_in(photos), load_encoder(f"clip:{tiny_clip}")
-    runs = [Generated("base", paths, PROMPTS), Generated("tuned", paths[::-1], PROMPTS)]
-    result = evaluate([encoder], runs, Against(references=paths[:2]), picture_features)
-    drawn = picture_features(encoder, paths)
+def test_paired_differences_are_of_the_same_images(photos, tiny_clip):
+    paths, encoder = images_in(photos), load_encoder(f"clip:{tiny_clip}")
+    runs = [ImageSet("base", paths, PROMPTS), ImageSet("tuned", paths[::-1], PROMPTS)]
+    result = evaluate([encoder], runs, References(references=paths[:2]), image_features)
+    drawn = image_features(encoder, paths)
     gap = similarities(drawn.flip(0), drawn[:2]) - similarities(drawn, drawn[:2])
     (found,) = [d for d in result["differences"] if d["score"] == "subject"]
     assert {k: found[k] for k in ("n", "mean", "sd", "low", "high")} == pytest.approx(summary(gap), abs=1e-6)
     assert (found["label"], found["run"], found["against"]) == ("CLIP-I", "tuned", "base")
-    fewer = [runs[0], Generated("fewer", paths[:4], PROMPTS[:4])]
-    with pytest.raises(ConfigError, match="fewer has 4 pictures and base has 6"):
-        evaluate([encoder], fewer, Against(references=paths[:2]), picture_features)
-    assert not evaluate([encoder], fewer, Against(references=paths[:2]), picture_features, paired=False)[
+    fewer = [runs[0], ImageSet("fewer", paths[:4], PROMPTS[:4])]
+    with pytest.raises(ConfigError, match="fewer has 4 images and base has 6"):
+        evaluate([encoder], fewer, References(references=paths[:2]), image_features)
+    assert not evaluate([encoder], fewer, References(references=paths[:2]), image_features, paired=False)[
         "differences"
     ]
 
 
 def test_words_can_be_left_out_of_prompts_and_it_is_said(photos, tiny_clip):
-    encoder, paths = load_encoder(f"clip:{tiny_clip}"), pictures_in(photos)
-    runs = [Generated("r", paths, PROMPTS)]
-    result = evaluate([encoder], runs, Against(drop=("sks",)), picture_features)
+    encoder, paths = load_encoder(f"clip:{tiny_clip}"), images_in(photos)
+    runs = [ImageSet("r", paths, PROMPTS)]
+    result = evaluate([encoder], runs, References(drop=("sks",)), image_features)
     plain = evaluate(
         [encoder],
-        [Generated("r", paths, [p.replace("sks ", "") for p in PROMPTS])],
-        Against(),
-        picture_features,
+        [ImageSet("r", paths, [p.replace("sks ", "") for p in PROMPTS])],
+        References(),
+        image_features,
     )
     assert [v["value"] for v in result["values"] if v["score"] == "prompt"] == [
         v["value"] for v in plain["values"] if v["score"] == "prompt"
@@ -251,15 +251,15 @@ def test_words_can_be_left_out_of_prompts_and_it_is_said(photos, tiny_clip):
     assert "rare word included" in table(plain)
 
 
-def test_pictures_and_prompts_are_found_in_order(tmp_path):
+def test_images_and_prompts_are_found_in_order(tmp_path):
     for name in ("10.png", "9.png", "base-2.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("x")
-    assert [p.name for p in pictures_in(tmp_path)] == ["9.png", "10.png", "base-2.png"]
-    assert [p.name for p in pictures_in(tmp_path / "base-*.png")] == ["base-2.png"]
-    assert prompts_for(pictures_in(tmp_path)) is None
+    assert [p.name for p in images_in(tmp_path)] == ["9.png", "10.png", "base-2.png"]
+    assert [p.name for p in images_in(tmp_path / "base-*.png")] == ["base-2.png"]
+    assert prompts_for(images_in(tmp_path)) is None
     (tmp_path / "prompts").write_text("\ufeffa dog\n\na cat\nan emu\n", encoding="utf-8")
-    paths = pictures_in(tmp_path)
+    paths = images_in(tmp_path)
     assert prompts_for(paths, tmp_path / "prompts") == ["a dog", "a cat", "an emu"]
     assert prompts_for([*paths, *paths], tmp_path / "prompts") == [
         "a dog",
@@ -269,12 +269,12 @@ def test_pictures_and_prompts_are_found_in_order(tmp_path):
         "an emu",
         "an emu",
     ]
-    with pytest.raises(ConfigError, match="3 prompts for the 2 pictures"):
+    with pytest.raises(ConfigError, match="3 prompts for the 2 images"):
         prompts_for(paths[:2], tmp_path / "prompts")
     with pytest.raises(ConfigError, match="cannot be read"):
         prompts_for(paths, tmp_path / "gone")
-    with pytest.raises(ConfigError, match="holds no pictures"):
-        pictures_in(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="holds no images"):
+        images_in(tmp_path / "nowhere")
 
 
 def test_subjects_that_are_apart_are_told_apart():
@@ -284,7 +284,7 @@ def test_subjects_that_are_apart_are_told_apart():
     assert found["nearest_is_the_same_subject_interval"] == pytest.approx((0.068, 0.932), abs=5e-4)
     assert found["triples_in_order"] == pytest.approx((2 / 2 + 1 / 2 + 2 / 2 + 0 / 2) / 4)
     for subjects in ("aaaa", "abcd"):
-        with pytest.raises(ConfigError, match="two at least, and two pictures of one"):
+        with pytest.raises(ConfigError, match="two at least, and two images of one"):
             subject_retrieval(features, list(subjects))
 
 
@@ -342,17 +342,17 @@ def test_the_report_holds_everything_and_needs_no_network(photos, tiny_clip, tin
     hostile.parent.mkdir()
     hostile.write_bytes((photos / "1.png").read_bytes())
     encoders = [load_encoder(f"clip:{tiny_clip}"), load_encoder(f"dinov2:{tiny_dinov2}")]
-    paths = [*pictures_in(photos)[:3], hostile]
-    runs = [Generated("base", paths[::-1], ["<b>dog</b>"] * 4), Generated("tuned", paths, ["<b>dog</b>"] * 4)]
-    against = Against(references=paths[:2], originals=paths, base=paths)
-    result = evaluate(encoders, runs, against, partial(picture_features, cache=tmp_path / "cache"))
+    paths = [*images_in(photos)[:3], hostile]
+    runs = [ImageSet("base", paths[::-1], ["<b>dog</b>"] * 4), ImageSet("tuned", paths, ["<b>dog</b>"] * 4)]
+    against = References(references=paths[:2], originals=paths, base=paths)
+    result = evaluate(encoders, runs, against, partial(image_features, cache=tmp_path / "cache"))
     write_report(tmp_path / "out", result, runs, against)
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["scores"] == json.loads(
         json.dumps(result["scores"])
     )
     page = Page()
     page.feed((tmp_path / "out" / "index.html").read_text())
-    assert len(page.links) == 2 + 2 * 3 * 4  # the subject; picture, true picture and the base's of each
+    assert len(page.links) == 2 + 2 * 3 * 4  # the subject; image, true image and the base's of each
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert "default-src 'none'" in (tmp_path / "out" / "index.html").read_text()
     assert page.text.count(hostile.name) >= 2
@@ -374,9 +374,9 @@ def test_the_report_holds_everything_and_needs_no_network(photos, tiny_clip, tin
         "paired DINOv2",
         "drift",
         "diversity",
-        "nearest training picture",
+        "nearest training image",
     }
-    with open(tmp_path / "out" / "pictures.csv", newline="") as file:
+    with open(tmp_path / "out" / "images.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == len(result["values"]) == 2 * (6 + 5) * 4 - 2 * 2 * 3
 
 
@@ -404,16 +404,16 @@ def test_what_is_compared_is_cut_to_the_size_of_what_is_scored(photos, tmp_path,
     found = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"][0]["mean"]
     encoder = load_encoder("embedded")
     cut = (
-        picture_features(encoder, pictures_in(tmp_path / "a"))
-        @ picture_features(encoder, pictures_in(photos), (40, 32)).T
+        image_features(encoder, images_in(tmp_path / "a"))
+        @ image_features(encoder, images_in(photos), (40, 32)).T
     )
     assert found == pytest.approx(cut.mean().item(), abs=1e-6)
-    command("--generated", photos, *common)  # pictures of several sizes
+    command("--generated", photos, *common)  # images of several sizes
     assert "were first cut" not in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "scores.json",
         "scores.csv",
-        "pictures.csv",
+        "images.csv",
         "index.html",
     }
 
@@ -434,7 +434,7 @@ def test_the_command_scores_a_run(finished_run, tmp_path, monkeypatch, capsys):
         "scores.json",
         "scores.csv",
         "differences.csv",
-        "pictures.csv",
+        "images.csv",
         "index.html",
     }
 
@@ -452,15 +452,15 @@ def test_the_command_scores_a_run(finished_run, tmp_path, monkeypatch, capsys):
         ),
         (
             ["--generated", "PHOTOS", "--paired", "PHOTOS/1*.png", "--encoder", "embedded"],
-            ["has 6 pictures", "has 2"],
+            ["has 6 images", "has 2"],
         ),
         (
             ["--generated", "PHOTOS", "PHOTOS/1*.png", "--encoder", "embedded"],
-            ["has 2 pictures", "has 6", "--unpaired"],
+            ["has 2 images", "has 6", "--unpaired"],
         ),
         (["--generated", "PHOTOS", "--prompts", "gone", "--encoder", "embedded"], ["prompts cannot be read"]),
         (["--generated", "PHOTOS", "--encoder", "embeded"], ["did you mean 'embedded'"]),
-        (["--generated", "nowhere"], ["nowhere holds no pictures"]),
+        (["--generated", "nowhere"], ["nowhere holds no images"]),
         (["--run", "nowhere"], ["not a run folder"]),
         (["--run", "a", "--subjects", "b"], ["give one of"]),
         (
@@ -481,7 +481,7 @@ def test_the_command_scores_a_run(finished_run, tmp_path, monkeypatch, capsys):
         (["--subjects", "nowhere"], ["--subjects nowhere must be a folder that holds"]),
         (
             ["--subjects", "PHOTOS"],
-            ["must be a folder that holds a folder of pictures for each of two subjects"],
+            ["must be a folder that holds a folder of images for each of two subjects"],
         ),
     ],
 )

@@ -104,7 +104,7 @@ def test_eva_starts_from_what_the_layers_see(plain):
 
 
 def test_eva_needs_as_many_inputs_as_ranks(plain):
-    """The middle of the UNet sees four tokens of a picture; PEFT would run batch after batch for ever."""
+    """The middle of the UNet sees four tokens of an image; PEFT would run batch after batch for ever."""
     unet = copy.deepcopy(plain)
     with pytest.raises(ConfigError, match="eva of rank 40 needs 40 inputs of each layer in a batch"):
         adapt(unet, Spec("eva", 40, targets="mid_block.*attn1.*to_"), batches=lambda index: draw(unet))

@@ -24,12 +24,12 @@ from gralora_diffusion import AdapterConfig, TrainConfig, load_sdxl
 from gralora_diffusion.cli import compare
 from gralora_diffusion.cli.main import main
 from gralora_diffusion.data.dataset import EXAMPLE, EXAMPLE_PROMPT
-from gralora_diffusion.data.image_folder import Picture, find_pictures
+from gralora_diffusion.data.image_folder import TrainingImage, find_images
 from gralora_diffusion.evaluation.encoders import load_encoder
-from gralora_diffusion.evaluation.features import picture_features
+from gralora_diffusion.evaluation.features import image_features
 from gralora_diffusion.experiments.methods import GRADIENTS, Adapted, Spec, shapes_of
 from gralora_diffusion.experiments.queue import RESULTS, claimed, name_of, results, split, sweep
-from gralora_diffusion.experiments.run import Bench, train_one
+from gralora_diffusion.experiments.run import Experiment, run_experiment
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.signals import Interrupts, Stopped
 from gralora_diffusion.training.train import train
@@ -164,24 +164,24 @@ def test_processes_share_a_sweep_and_do_no_run_twice(tmp_path):
 
 
 def test_the_split_is_fixed_and_its_parts_are_apart():
-    pictures = [Picture(Path(f"{i}.png"), str(i), "", (64, 64)) for i in range(30)]
-    learnt, test = split(pictures, "test")
-    same, validation = split(pictures, "validation")
+    images = [TrainingImage(Path(f"{i}.png"), str(i), "", (64, 64)) for i in range(30)]
+    learnt, test = split(images, "test")
+    same, validation = split(images, "validation")
     assert (len(learnt), len(test), len(validation)) == (24, 3, 3)
     assert learnt == same
     assert len({p.path for p in (*learnt, *test, *validation)}) == 30
     with pytest.raises(ConfigError, match="too few"):
-        split(pictures[:9], "test")
+        split(images[:9], "test")
 
 
 def bench(tmp_path, prompts=()):
     config = TrainConfig(
         adapter=AdapterConfig(method="lora", rank=4), train_batch_size=2, num_inference_steps=2, resolution=64
     ).resolved()
-    pictures = find_pictures(EXAMPLE, EXAMPLE_PROMPT)
-    learnt, held = (pictures, []) if prompts else (pictures[:4], pictures[4:])
-    features = partial(picture_features, cache=tmp_path / "features")
-    return Bench(
+    images = find_images(EXAMPLE, EXAMPLE_PROMPT)
+    learnt, held = (images, []) if prompts else (images[:4], images[4:])
+    features = partial(image_features, cache=tmp_path / "features")
+    return Experiment(
         tmp_path, config, Accelerator(), learnt, held, list(prompts), [load_encoder("embedded")], features
     )
 
@@ -189,7 +189,7 @@ def bench(tmp_path, prompts=()):
 def test_a_run_of_the_sweep_is_a_run_of_the_trainer(tmp_path):
     """Our own LoRA learns, step by step and bit by bit, what train() teaches it: one trainer, one data order."""
     mine = bench(tmp_path, ["a photo of sks robot"])
-    found = train_one(RUNS[3] | dict(method="our-lora"), mine, Interrupts(lambda: None))
+    found = run_experiment(RUNS[3] | dict(method="our-lora"), mine, Interrupts(lambda: None))
     config = dataclasses.replace(
         mine.config,
         seed=3,
@@ -227,7 +227,7 @@ def test_gradients_give_a_run_what_they_give_the_trainer(method, tmp_path, monke
     mine.config = dataclasses.replace(mine.config, train_batch_size=1, adapter=AdapterConfig(targets=LAST))
     monkeypatch.setitem(GRADIENTS, method, GRADIENTS[method] | dict(gora_batches=2))
     mine.every, mine.strengths, mine.drift = 1, [0.5, 1.0], ["a photo of a whale"]
-    found = train_one(run, mine, Interrupts(lambda: None))
+    found = run_experiment(run, mine, Interrupts(lambda: None))
     adapter, options = told[method]
     config = dataclasses.replace(
         mine.config, adapter=AdapterConfig(**adapter), seed=3, learning_rate=1e-3, max_train_steps=2, skip_final_inference=True,
@@ -254,9 +254,9 @@ def test_gradients_give_a_run_what_they_give_the_trainer(method, tmp_path, monke
     assert all(torch.equal(p, ours[name]) for name, p in again.parameters.items())
 
 
-def test_captions_held_out_are_drawn_and_compared_with_their_pictures(tmp_path):
+def test_captions_held_out_are_drawn_and_compared_with_their_images(tmp_path):
     mine = bench(tmp_path)
-    found = train_one(RUNS[0] | dict(method="mora"), mine, Interrupts(lambda: None))
+    found = run_experiment(RUNS[0] | dict(method="mora"), mine, Interrupts(lambda: None))
     assert len(found["scores"]["held-out loss"]) == 8
     assert len(found["scores"][f"paired, {mine.encoders[0].name}"]) == 2
     assert found["parameters"] > 0 < found["seconds_per_step"]
@@ -264,14 +264,14 @@ def test_captions_held_out_are_drawn_and_compared_with_their_pictures(tmp_path):
         found["file_bytes"]
         == (tmp_path / "runs" / name_of(RUNS[0] | dict(method="mora")) / "adapter.safetensors").stat().st_size
     )
-    again = train_one(RUNS[0] | dict(method="mora"), mine, Interrupts(lambda: None))
+    again = run_experiment(RUNS[0] | dict(method="mora"), mine, Interrupts(lambda: None))
     assert (again["losses"], again["scores"]) == (found["losses"], found["scores"])
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path):
     mine = bench(tmp_path, ["a robot"])
     mine.config = dataclasses.replace(mine.config, max_grad_norm=1e30)
-    found = train_one(RUNS[0] | dict(lr=1e30), mine, Interrupts(lambda: None))
+    found = run_experiment(RUNS[0] | dict(lr=1e30), mine, Interrupts(lambda: None))
     assert "not finite" in found["failed"]
     assert "scores" not in found
 

@@ -38,7 +38,7 @@ def base_images():
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_native_and_diffusers_files_give_the_same_pictures(config, tmp_path, base_images):
+def test_native_and_diffusers_files_give_the_same_images(config, tmp_path, base_images):
     pipeline, models = adapted_pipeline(config)
     here = draw(pipeline)
     assert np.abs(here - base_images).max() > 0.05

@@ -1,4 +1,4 @@
-"""Pictures: the same whatever the batch size, and nothing left behind in the pipeline."""
+"""Images: the same whatever the batch size, and nothing left behind in the pipeline."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def pixels(images):
     return np.stack([np.asarray(i, dtype=int) for i in images])
 
 
-def test_a_picture_does_not_depend_on_the_batch_size():
+def test_a_image_does_not_depend_on_the_batch_size():
     pipeline, _ = adapted_pipeline(AdapterConfig(rank=16, k=2), ["unet"])
     options = dict(
         prompts=["a dog", "a red heart on a blue background"], seed=5, num_images=3, num_inference_steps=4
@@ -26,7 +26,7 @@ def test_a_picture_does_not_depend_on_the_batch_size():
     assert np.abs(alone[0] - one[4]).max() <= 1
 
 
-def test_half_precision_draws_the_same_picture():
+def test_half_precision_draws_the_same_image():
     """The base in bf16, the VAE in fp32, as a run in mixed precision draws its samples."""
     import torch
 
@@ -45,7 +45,7 @@ def test_sampling_leaves_the_schedule_as_it_was():
 
 
 @pytest.mark.parametrize("size", [64, 512])
-def test_sheet_shows_every_picture(size):
+def test_sheet_shows_every_image(size):
     red, blue = Image.new("RGB", (size, size), "red"), Image.new("RGB", (size, size), "blue")
     page = sheet(
         {"base": [red, red], "with the adapter": [blue, blue]},
@@ -57,7 +57,7 @@ def test_sheet_shows_every_picture(size):
 
 def test_a_sheets_captions_stand_below_the_rows_that_they_do_not_describe():
     red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
-    page = np.asarray(sheet({"drawn": [blue]}, ["a caption"], above={"training pictures": [red]}))
+    page = np.asarray(sheet({"drawn": [blue]}, ["a caption"], above={"training images": [red]}))
     ink = (page[:, 110:] < 128).all(-1).any(1).nonzero()[0]
     rows = {
         name: (page[:, 110:] == colour).all(-1).any(1).nonzero()[0]

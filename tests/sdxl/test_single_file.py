@@ -53,8 +53,8 @@ def test_it_holds_what_the_folder_holds(checkpoint, small, monkeypatch):
     } == single_file.SDXL_SCHEDULER
     assert one.scheduler.config.prediction_type == "epsilon"
     one.tokenizer, one.tokenizer_2, one.scheduler = many.tokenizer, many.tokenizer_2, many.scheduler
-    pictures = [sample(pipeline, ["a dog"], 0, num_inference_steps=2)[0] for pipeline in (one, many)]
-    assert pictures[0].tobytes() == pictures[1].tobytes()
+    images = [sample(pipeline, ["a dog"], 0, num_inference_steps=2)[0] for pipeline in (one, many)]
+    assert images[0].tobytes() == images[1].tobytes()
 
 
 @pytest.mark.parametrize("marks", [["v_pred"], ["v_pred", "ztsnr"]])

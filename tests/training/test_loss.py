@@ -1,4 +1,4 @@
-"""The objective against diffusers' own schedulers and formulas, and every pair of its options against float64, picture by picture."""
+"""The objective against diffusers' own schedulers and formulas, and every pair of its options against float64, image by image."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ def test_noise_and_targets_equal_the_schedulers():
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_min_snr_weighs_each_picture_by_its_own_timestep(prediction):
+def test_min_snr_weighs_each_image_by_its_own_timestep(prediction):
     snr = compute_snr(SCHEDULE, T)
     expected = (
         torch.minimum(snr, torch.full_like(snr, 5.0))
@@ -50,7 +50,7 @@ def test_min_snr_weighs_each_picture_by_its_own_timestep(prediction):
     torch.testing.assert_close(plain, (wanted**2).mean())
 
 
-def test_randomness_belongs_to_the_picture_not_to_the_batch():
+def test_randomness_belongs_to_the_image_not_to_the_batch():
     whole = draw((4, 8, 8), 1000, 7, range(6))
     parts = [draw((4, 8, 8), 1000, 7, range(i, i + 2)) for i in (0, 2, 4)]
     for i, tensor in enumerate(whole):
@@ -124,7 +124,7 @@ def test_no_weight_divides_by_the_zero_snr(prediction):
     assert huber_thresholds(torch.tensor([999]), alphas, 0.1, "snr") == pytest.approx(0.1)
 
 
-def test_noise_offset_is_one_number_for_each_channel_of_each_picture():
+def test_noise_offset_is_one_number_for_each_channel_of_each_image():
     plain, moved = draw((4, 8, 8), 1000, 7, range(300)), draw((4, 8, 8), 1000, 7, range(300), 0.2)
     assert torch.equal(plain[0], moved[0])
     assert torch.equal(plain[2], moved[2])
@@ -157,7 +157,7 @@ PAIRS = [
 
 def by_hand(out, noise, prediction_type="epsilon", zero=False, snr_gamma=None, debiased_estimation=False, loss_type="l2", huber_c=0.1,
             huber_schedule="snr", weights=None, offset=0.0) -> float:  # fmt: skip
-    """The papers' formulas, picture by picture, in float64; `out` is what the UNet says, `noise` holds its offset."""
+    """The papers' formulas, image by image, in float64; `out` is what the UNet says, `noise` holds its offset."""
     abar, product = [], 1.0
     for beta in SCHEDULE.betas.tolist():
         product *= 1 - beta
@@ -211,7 +211,7 @@ def test_every_pair_of_options_together(first, second):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 6])
-def test_crash_1_min_snr_with_prior_preservation_weighs_each_picture_by_itself(batch):
+def test_crash_1_min_snr_with_prior_preservation_weighs_each_image_by_itself(batch):
     """diffusers' script crashes at batch 2 and gives the class image's weight to the instance image at batch 1."""
     prior = torch.tensor([1.0, 0.3, 1.0, 0.3, 1.0, 0.3])
     out, alphas = torch.zeros_like(X), SCHEDULE.alphas_cumprod

@@ -34,7 +34,7 @@ from gralora_diffusion.training import hub
 from gralora_diffusion.training import train as training
 from gralora_diffusion.training import validation_images as previews
 from gralora_diffusion.training.run_folder import Run, busy, read_metrics, read_status
-from gralora_diffusion.training.setup import check_facts, prepare
+from gralora_diffusion.training.setup import check_facts, set_up
 from gralora_diffusion.training.sharding import check_sharding
 from gralora_diffusion.training.signals import Stopped
 from gralora_diffusion.training.train import train
@@ -76,9 +76,9 @@ def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch, at, words):
     assert read_status(tmp_path / "run")["state"] == "failed"
 
 
-def test_out_of_memory_in_a_preview_costs_the_pictures_alone(tmp_path, monkeypatch):
+def test_out_of_memory_in_a_preview_costs_the_images_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(previews, "draw", no_memory)
-    with pytest.warns(UserWarning, match="no memory for the sample pictures of step"):
+    with pytest.warns(UserWarning, match="no memory for the sample images of step"):
         run = quick(tmp_path, skip_final_inference=False)
     assert (run / "adapter.safetensors").exists()
     assert read_status(run)["state"] == "done"
@@ -88,7 +88,7 @@ def test_a_sample_of_a_single_colour_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(previews, "draw", lambda _, wanted, *__: [Image.new("RGB", (64, 64)) for _ in wanted])
     with pytest.warns(UserWarning, match="has a single colour") as caught:
         quick(tmp_path, skip_final_inference=False)
-    assert any("picture 0 of step 3 has" in str(warning.message) for warning in caught)
+    assert any("image 0 of step 3 has" in str(warning.message) for warning in caught)
 
 
 def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path, monkeypatch):
@@ -203,7 +203,7 @@ def test_a_run_that_failed_says_its_last_step(tmp_path, monkeypatch):
 
 def test_other_frozen_models_or_another_noise_schedule_are_refused(tmp_path):
     run = quick(tmp_path, max_train_steps=1)
-    job = prepare(dataclasses.replace(QUICK, output_dir=str(run)).resolved())
+    job = set_up(dataclasses.replace(QUICK, output_dir=str(run)).resolved())
     for name, words in dict(
         others="another VAE or other text encoders", noise="another noise schedule", base="another base"
     ).items():
@@ -214,7 +214,7 @@ def test_other_frozen_models_or_another_noise_schedule_are_refused(tmp_path):
     job.pipeline.scheduler.alphas_cumprod[0] -= 0.1
     from gralora_diffusion.training.setup import facts_of
 
-    changed = facts_of(job.pipeline, job.pictures, None, job.accelerator)["same"]
+    changed = facts_of(job.pipeline, job.images, None, job.accelerator)["same"]
     assert {name for name, value in job.facts["same"].items() if changed[name] != value} == {
         "others",
         "noise",
@@ -222,21 +222,21 @@ def test_other_frozen_models_or_another_noise_schedule_are_refused(tmp_path):
 
 
 def test_repeats_count_when_a_warm_up_is_compared_with_the_run(tmp_path):
-    """Six pictures ten times, two a step, are 30 steps."""
+    """Six images ten times, two a step, are 30 steps."""
     options = dict(
         max_train_steps=None, num_train_epochs=1, lr_scheduler="constant_with_warmup", lr_warmup_steps=20
     )
     assert (
-        prepare(
+        set_up(
             dataclasses.replace(QUICK, output_dir=str(tmp_path / "run"), repeats=10, **options).resolved()
         ).steps
         == 30
     )
     with pytest.raises(ConfigError, match="the run ends after 3 steps"):
-        prepare(dataclasses.replace(QUICK, output_dir=str(tmp_path / "run"), **options).resolved())
+        set_up(dataclasses.replace(QUICK, output_dir=str(tmp_path / "run"), **options).resolved())
 
 
-def test_class_pictures_of_other_steps_or_guidance_are_others():
+def test_class_images_of_other_steps_or_guidance_are_others():
     config = TrainConfig(guidance_scale=5.0)
     marks = {
         prior.drawn_for(dataclasses.replace(config, **other), torch.float32)
@@ -311,7 +311,7 @@ def test_a_run_that_is_done_is_exported_and_uploaded_again_without_training(tmp_
     quick(tmp_path, ema_decay=0.5, output_kohya_format=True, push_to_hub=True, num_inference_steps=7)
     told = capsys.readouterr()
     assert "its files are written anew, and nothing is trained" in told.out
-    assert "--num_inference_steps cannot change its pictures any more" in told.err
+    assert "--num_inference_steps cannot change its images any more" in told.err
     assert "uploaded: https://example.org/x" in told.out
     assert uploads == [run]
     assert load_file(run / "pytorch_lora_weights_kohya.safetensors")
@@ -337,23 +337,23 @@ def test_an_upload_that_fails_leaves_a_run_that_is_done(tmp_path, monkeypatch):
 
 # accelerate set up for what cannot be
 
-NO_PICTURES = TrainConfig(skip_final_inference=True)
+NO_IMAGES = TrainConfig(skip_final_inference=True)
 
 
 @pytest.mark.parametrize(
     ("kind", "version", "config", "words"),
     [
-        ("DEEPSPEED", None, NO_PICTURES, "by FSDP of version 2 alone"),
-        ("FSDP", 1, NO_PICTURES, "by FSDP of version 2 alone"),
+        ("DEEPSPEED", None, NO_IMAGES, "by FSDP of version 2 alone"),
+        ("FSDP", 1, NO_IMAGES, "by FSDP of version 2 alone"),
         ("FSDP", 2, TrainConfig(), "needs --skip_final_inference"),
         (
             "FSDP",
             2,
-            dataclasses.replace(NO_PICTURES, base_model_precision="int8-torchao"),
+            dataclasses.replace(NO_IMAGES, base_model_precision="int8-torchao"),
             "a base that is not quantised",
         ),
-        ("FSDP", 2, dataclasses.replace(NO_PICTURES, allocate="gora").resolved(), "without --allocate"),
-        ("FSDP", 2, NO_PICTURES, None),
+        ("FSDP", 2, dataclasses.replace(NO_IMAGES, allocate="gora").resolved(), "without --allocate"),
+        ("FSDP", 2, NO_IMAGES, None),
         ("MULTI_GPU", None, TrainConfig(), None),
     ],
 )
@@ -432,10 +432,10 @@ def test_a_large_base_is_not_tried_out_on_a_cpu(monkeypatch):
     assert "time: not tried out" in planning.plan(QUICK, timed=True)
 
 
-def test_every_picture_on_the_way_is_in_the_forecast(tmp_path):
-    """Six pictures, two a step: a pass of three steps."""
+def test_every_image_on_the_way_is_in_the_forecast(tmp_path):
+    """Six images, two a step: a pass of three steps."""
     options = dict(skip_final_inference=False, max_train_steps=9, validation_epochs=1, num_inference_steps=1)
-    job = prepare(dataclasses.replace(QUICK, output_dir=str(tmp_path / "run"), **options).resolved())
+    job = set_up(dataclasses.replace(QUICK, output_dir=str(tmp_path / "run"), **options).resolved())
     drawn = SimpleNamespace(seconds=1000.0, of_step=lambda step: tmp_path / "none")
     adapters = job.models["unet"]
 
@@ -466,7 +466,7 @@ def test_ctrl_c_while_an_adapter_is_uploaded_says_that_it_is_there(tmp_path, mon
     assert [quick(tmp_path, push_to_hub=True)] == uploaded
 
 
-def test_disk_is_forecast_with_checkpoints_pictures_and_every_file(tmp_path):
+def test_disk_is_forecast_with_checkpoints_images_and_every_file(tmp_path):
     options = dict(
         max_train_steps=6,
         checkpointing_steps=2,

@@ -148,18 +148,18 @@ def test_both_text_encoders_learn_each_at_its_own_rate(first, second, tmp_path, 
 def test_trap_5_in_bf16_adapters_schedule_and_time_ids_stay_exact(tmp_path, monkeypatch):
     """diffusers' script makes the adapters bf16 (62 % of A's numbers never move at rate 1e-4), and the time id 1365 1368."""
     seen = []
-    real, sizes = training.diffusion_loss, training.choose
+    real, sizes = training.diffusion_loss, training.examples_at
 
     def spy(predicted, latents, noise, timesteps, alphas, **options):
         seen.append((predicted.dtype, latents.dtype, noise.dtype, alphas.dtype))
         return real(predicted, latents, noise, timesteps, alphas, **options)
 
-    def large(*args):  # as a picture of 1365 x 1365 pixels would give
+    def large(*args):  # as an image of 1365 x 1365 pixels would give
         return [dataclasses.replace(record, time_ids=torch.full((6,), 1365.0)) for record in sizes(*args)]
 
     ids = []
     monkeypatch.setattr(training, "diffusion_loss", spy)
-    monkeypatch.setattr(training, "choose", large)
+    monkeypatch.setattr(training, "examples_at", large)
     keep = torch.nn.modules.module.register_module_forward_pre_hook(
         lambda m, args: ids.append(args[0].clone()) if type(m).__name__ == "Timesteps" else None
     )

@@ -253,7 +253,7 @@ def test_groups_have_their_rates_and_loraplus_gives_every_b_its_own():
         assert len(a["params"]) + len(b["params"]) == len(named)
 
 
-def test_scale_lr_multiplies_by_the_pictures_per_step():
+def test_scale_lr_multiplies_by_the_images_per_step():
     options = dict(learning_rate=1e-4, scale_lr=True, gradient_accumulation_steps=3, train_batch_size=2)
     rates = learning_rates(TrainConfig(**options, train_text_encoder=True, text_encoder_lr=1e-5), processes=4)
     assert rates == pytest.approx(dict(unet=24e-4, text_encoder=1e-5, text_encoder_2=1e-5))

@@ -72,7 +72,7 @@ def again(run: Path, **options) -> Path:
 
 
 def test_trap_3_resumed_at_every_step_it_is_bit_equal(unbroken, tmp_path):
-    """With accumulation, dropout, and six pictures that four per step do not divide."""
+    """With accumulation, dropout, and six images that four per step do not divide."""
     for steps in range(1, 6):
         again(tmp_path / "run", max_train_steps=steps)
     assert equal(learnt(tmp_path / "run"), learnt(unbroken))
@@ -161,15 +161,15 @@ def test_what_cannot_be_resumed_is_refused_and_nothing_changes(broken, options, 
     assert {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()} == before
 
 
-def test_other_pictures_are_refused(tmp_path):
+def test_other_images_are_refused(tmp_path):
     from gralora_diffusion.data.dataset import EXAMPLE
 
-    shutil.copytree(EXAMPLE, tmp_path / "pictures")
-    options = dict(instance_data_dir=str(tmp_path / "pictures"), instance_prompt="a photo of sks robot")
+    shutil.copytree(EXAMPLE, tmp_path / "images")
+    options = dict(instance_data_dir=str(tmp_path / "images"), instance_prompt="a photo of sks robot")
     again(tmp_path / "run", max_train_steps=1, **options)
     for name in ("01.png", "01.txt"):
-        (tmp_path / "pictures" / name).unlink()
-    with pytest.raises(ConfigError, match="made with other pictures or captions"):
+        (tmp_path / "images" / name).unlink()
+    with pytest.raises(ConfigError, match="made with other images or captions"):
         again(tmp_path / "run", **options)
 
 
@@ -227,7 +227,7 @@ def test_without_output_dir_the_unfinished_run_goes_on_and_a_finished_one_is_lef
     assert train(dataclasses.replace(config, seed=5)).name == "robot-gralora-r8-3"
 
 
-def test_pictures_on_the_way_and_the_report(tmp_path):
+def test_images_on_the_way_and_the_report(tmp_path):
     options = dict(
         skip_final_inference=False,
         num_inference_steps=2,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig, load_adapter, load_sdxl
 from gralora_diffusion.adapters.inject import adapters
-from gralora_diffusion.data.images import open_picture
+from gralora_diffusion.data.images import open_image
 from gralora_diffusion.options import ConfigError, TrainingError, from_dict
 from gralora_diffusion.sdxl.single_file import SDXL_UNET
 from gralora_diffusion.training import train as training
@@ -77,7 +77,7 @@ def test_samples_before_are_the_bases_and_samples_after_are_not(finished_run):
     base = sample(load_sdxl(), prompts, seed=3, num_inference_steps=4, guidance_scale=3.0)
     for i, image in enumerate(base):
         before, after = (
-            open_picture(finished_run / f"samples/step-{step:05d}/{i:02d}.png") for step in (0, 20)
+            open_image(finished_run / f"samples/step-{step:05d}/{i:02d}.png") for step in (0, 20)
         )
         assert largest(image, before) <= 2  # of 255: the prompts were embedded one by one
         assert largest(image, after) > 20

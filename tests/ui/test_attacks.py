@@ -253,11 +253,11 @@ def test_a11_too_large_and_too_many_pixels(page, tmp_path):
         [page.upload(tmp_path / "wide.png", tmp_path / "good.png"), "robot"],
     )
     assert "wide.png was left out" in json.dumps(answer)
-    assert [p.name for p in page.home.glob("pictures/*/*.png")] == ["good.png"]
-    shutil.rmtree(next(page.home.glob("pictures/*")))
+    assert [p.name for p in page.home.glob("images/*/*.png")] == ["good.png"]
+    shutil.rmtree(next(page.home.glob("images/*")))
 
 
-def test_a12_only_pictures_become_pictures(page, tmp_path):
+def test_a12_only_images_become_images(page, tmp_path):
     """HTML and cut files are named and left out; CMYK, 16 bit, an animation and a turned photograph are kept."""
     image = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
     image.save(tmp_path / "good.png")
@@ -277,9 +277,9 @@ def test_a12_only_pictures_become_pictures(page, tmp_path):
     )
     assert "page.png was left out" in json.dumps(answer)
     assert "cut.png was left out" in json.dumps(answer)
-    kept = {p.stem for p in page.home.glob("pictures/*/*") if p.suffix != ".txt"}
+    kept = {p.stem for p in page.home.glob("images/*/*") if p.suffix != ".txt"}
     assert kept == {"good", "cmyk", "deep", "moving", "turned"}
-    shutil.rmtree(next(page.home.glob("pictures/*")))
+    shutil.rmtree(next(page.home.glob("images/*")))
 
 
 def test_a13_nothing_is_unpacked(page, tmp_path):

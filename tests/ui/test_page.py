@@ -1,4 +1,4 @@
-"""The page's own modules, without a browser: the form, the folders, the runs, the picture sets."""
+"""The page's own modules, without a browser: the form, the folders, the runs, the image sets."""
 
 import ast
 import json
@@ -19,9 +19,9 @@ from gralora_diffusion.command_line import parse
 from gralora_diffusion.config import AdapterConfig, TrainConfig
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import config_form as form
-from gralora_diffusion.ui import image_sets as picture_sets
-from gralora_diffusion.ui.run_queue import Work, clean, log_tail
-from gralora_diffusion.ui.workspace import BUNDLED, Home, new_name
+from gralora_diffusion.ui import image_sets as image_sets
+from gralora_diffusion.ui.run_queue import RunQueue, clean, log_tail
+from gralora_diffusion.ui.workspace import BUNDLED, Workspace, new_name
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = [
@@ -43,7 +43,7 @@ HOSTILE = [
 
 @pytest.fixture
 def home(tmp_path):
-    return Home(tmp_path)
+    return Workspace(tmp_path)
 
 
 def shown(**values):
@@ -102,7 +102,7 @@ def test_a_text_is_one_argument_verbatim(text, home):
         (dict(rank_pattern="[1]"), "rank_pattern", "JSON object"),
         (dict(instance_prompt="a\nb"), "instance_prompt", "one line"),
         (dict(instance_prompt="x" * 5000), "instance_prompt", "at most"),
-        (dict(instance_data_dir="../../etc"), "instance_data_dir", "no set of pictures"),
+        (dict(instance_data_dir="../../etc"), "instance_data_dir", "no set of images"),
         (dict(logging_dir="../x"), "logging_dir", "plain name"),
         (dict(cache_dir="/etc"), "cache_dir", "plain name"),
         *((dict(pretrained_model_name_or_path=base), "pretrained_model_name_or_path", "hub id") for base in (
@@ -158,7 +158,7 @@ def test_only_what_is_there_can_be_named(home, tmp_path):
     (home.runs / "true" / "adapter.safetensors").symlink_to("/etc/passwd")
     assert home.run_names() == ["true"]
     assert home.adapter_names() == []
-    for ask in (home.run, home.adapter, home.picture_set):
+    for ask in (home.run, home.adapter, home.image_set):
         for name in ("link", "../outside", "/etc", "true/../link", "true/adapter.safetensors"):
             with pytest.raises(ConfigError):
                 ask(name)
@@ -176,7 +176,7 @@ def test_a_process_with_the_same_number_is_not_the_run(home):
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     try:
         write_job(home, "old", pid=sleeper.pid, born=time.time() - 9999, started=time.time() - 9999)
-        work = Work(home)
+        work = RunQueue(home)
         assert work.state(home.runs / "old")["state"] == "failed"
         assert "not at work" in work.stop("old")
         assert sleeper.poll() is None
@@ -193,7 +193,7 @@ def test_a_hostile_job_fails_and_the_queue_goes_on(home):
     for name, text in (("deep", "[" * 100_000), ("list", "[1]"), ("empty", "")):
         (home.runs / name).mkdir()
         (home.runs / name / "job.json").write_text(text)
-    work = Work(home)
+    work = RunQueue(home)
     assert "cannot be started" in work.turn()
     assert work.state(home.runs / "evil")["state"] == "failed"
     assert work.turn() == ""
@@ -203,7 +203,7 @@ def test_a_hostile_job_fails_and_the_queue_goes_on(home):
 
 
 def test_a_run_is_added_once(home):
-    work = Work(home)
+    work = RunQueue(home)
     write_job(
         home,
         "busy",
@@ -226,7 +226,7 @@ def test_a27_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(home):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
         with pytest.raises(OSError, match="File too large") as error:
-            Work(home).add("one", TrainConfig())
+            RunQueue(home).add("one", TrainConfig())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, before)
@@ -249,7 +249,7 @@ def test_a25_the_log_is_clean_and_short(tmp_path):
     assert log_tail(tmp_path) == "100%|##"
 
 
-def picture(path, size=(80, 60), mode="RGB", **kwargs):
+def image(path, size=(80, 60), mode="RGB", **kwargs):
     Image.new(mode, size, 200 if mode in ("L", "I;16") else None or 0).save(path, **kwargs)
     return path
 
@@ -260,14 +260,14 @@ def test_every_upload_is_judged_by_itself(home, tmp_path):
     turned = Image.Exif()
     turned[274] = 6
     good = [
-        picture(tmp_path / "plain.png"),
-        picture(tmp_path / "cmyk.jpg", mode="CMYK"),
-        picture(tmp_path / "deep.png", mode="I;16"),
+        image(tmp_path / "plain.png"),
+        image(tmp_path / "cmyk.jpg", mode="CMYK"),
+        image(tmp_path / "deep.png", mode="I;16"),
     ]
     good += [
-        picture(tmp_path / "turned.jpg", exif=turned),
+        image(tmp_path / "turned.jpg", exif=turned),
         tmp_path / "moving.gif",
-        picture(tmp_path / "=cmd ü.png"),
+        image(tmp_path / "=cmd ü.png"),
     ]
     (tmp_path / "page.png").write_text("<html><script>alert(1)</script></html>")
     (tmp_path / "cut.png").write_bytes((tmp_path / "plain.png").read_bytes()[:60])
@@ -275,35 +275,33 @@ def test_every_upload_is_judged_by_itself(home, tmp_path):
     (tmp_path / "bundle.zip").write_bytes(b"PK\3\4")
     (tmp_path / "empty.png").touch()
     bad = [tmp_path / n for n in ("page.png", "cut.png", "drawing.svg", "bundle.zip", "empty.png")]
-    bad.append(picture(tmp_path / "huge.png", (20_000, 20_000), "1"))
-    name = picture_sets.create(home, "mine")
-    notes = picture_sets.add(home, name, [*good, *bad])
-    assert len(picture_sets.pictures_of(home.pictures / name)) == len(good)
+    bad.append(image(tmp_path / "huge.png", (20_000, 20_000), "1"))
+    name = image_sets.create(home, "mine")
+    notes = image_sets.add(home, name, [*good, *bad])
+    assert len(image_sets.images_of(home.images / name)) == len(good)
     assert sorted(n.split(" was left out")[0] for n in notes if "left out" in n) == sorted(
         p.name for p in bad
     )
     assert any(n.startswith("moving.gif: it is animated") for n in notes)
-    assert all(p.name.isascii() for p in (home.pictures / name).iterdir())
-    found = picture_sets.checks(home, name, 64)
+    assert all(p.name.isascii() for p in (home.images / name).iterdir())
+    found = image_sets.checks(home, name, 64)
     assert any(what.startswith("80 x 60 pixels, less than 64") for _, what, _ in found)
     assert all(len(line) == 3 and line[2] for line in found)
 
 
 def test_captions_are_saved_and_foreign_names_refused(home, tmp_path):
-    name = picture_sets.create(home, "mine")
-    picture_sets.add(home, name, [picture(tmp_path / "a.png"), picture(tmp_path / "b.png", (64, 64))])
-    assert picture_sets.save_captions(home, name, {"a.png": " a photo\nof sks dog ", "b.png": ""}) == [
-        "a.png"
-    ]
-    assert (home.pictures / name / "a.txt").read_text() == "a photo of sks dog\n"
-    assert not (home.pictures / name / "b.txt").exists()
+    name = image_sets.create(home, "mine")
+    image_sets.add(home, name, [image(tmp_path / "a.png"), image(tmp_path / "b.png", (64, 64))])
+    assert image_sets.save_captions(home, name, {"a.png": " a photo\nof sks dog ", "b.png": ""}) == ["a.png"]
+    assert (home.images / name / "a.txt").read_text() == "a photo of sks dog\n"
+    assert not (home.images / name / "b.txt").exists()
     for file in ("../../x.png", "/etc/passwd", "c.png"):
-        with pytest.raises(ConfigError, match="no picture named"):
-            picture_sets.save_captions(home, name, {file: "x"})
+        with pytest.raises(ConfigError, match="no image named"):
+            image_sets.save_captions(home, name, {file: "x"})
     with pytest.raises(ConfigError, match="stay as they are"):
-        picture_sets.save_captions(home, BUNDLED, {"00.png": "x"})
-    assert picture_sets.copy(home, BUNDLED, "copied") == "copied"
-    assert len(picture_sets.pictures_of(home.pictures / "copied")) == 6
+        image_sets.save_captions(home, BUNDLED, {"00.png": "x"})
+    assert image_sets.copy(home, BUNDLED, "copied") == "copied"
+    assert len(image_sets.images_of(home.images / "copied")) == 6
 
 
 def test_a29_cells_are_no_formulas(home):
