@@ -29,7 +29,14 @@ def option(
 
 
 class ConfigError(ValueError):
-    """An option, or a file it names, cannot be used; the message is one sentence for the user."""
+    """An option, or a file it names, cannot be used; the message is one sentence for the user.
+
+    option: the name of the config field that is wrong, where it is one field's fault.
+    """
+
+    def __init__(self, message: str, option: str | None = None):
+        super().__init__(message)
+        self.option = option
 
 
 class TrainingError(RuntimeError):

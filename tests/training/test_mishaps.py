@@ -207,15 +207,15 @@ def test_other_frozen_models_or_another_noise_schedule_are_refused(tmp_path):
     for name, words in dict(
         others="another VAE or other text encoders", noise="another noise schedule", base="another base"
     ).items():
-        other = job.facts | dict(same=job.facts["same"] | {name: "other"})
+        other = job.facts | dict(must_match=job.facts["must_match"] | {name: "other"})
         with pytest.raises(ConfigError, match=words):
             check_facts(run / "checkpoint-1", job.facts, other)
     job.pipeline.vae.decoder.conv_in.weight.data[0] += 1
     job.pipeline.scheduler.alphas_cumprod[0] -= 0.1
     from gralora_diffusion.training.setup import facts_of
 
-    changed = facts_of(job.pipeline, job.images, None, job.accelerator)["same"]
-    assert {name for name, value in job.facts["same"].items() if changed[name] != value} == {
+    changed = facts_of(job.pipeline, job.images, None, job.accelerator)["must_match"]
+    assert {name for name, value in job.facts["must_match"].items() if changed[name] != value} == {
         "others",
         "noise",
     }
