@@ -1,25 +1,29 @@
-"""The command line: every option of the config as a flag, mistakes as one sentence, presets."""
+"""The command line: every option of the config as a flag, grouped --help, presets, mistakes as one sentence."""
 
 import argparse
-import dataclasses
 import json
 import sys
-import types
-import typing
-from dataclasses import fields
 from pathlib import Path
 
-from gralora_diffusion.config import AdapterConfig, TrainConfig
+from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.console import fail, program
-from gralora_diffusion.options import ConfigError, did_you_mean
+from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, options_of
+
+PRESETS = json.loads(
+    Path(__file__).with_name("presets.json").read_text()
+)  # {name: {options, memory forecast}}
+ALIASES = {  # values of --adapter that stand for several options; what is given beside them counts more
+    "gora": dict(method="lora", rslora=True, alpha=16.0, allocate="gora", gora_init="random"),
+}
 
 
 class Parser(argparse.ArgumentParser):
     """argparse that answers a mistake with one sentence and exit code 2."""
 
     def __init__(self, **kwargs):
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=program(), allow_abbrev=False, formatter_class=formatter, **kwargs)
+        layout = argparse.RawDescriptionHelpFormatter
+        kwargs = dict(usage="%(prog)s [options]") | kwargs
+        super().__init__(prog=program(), allow_abbrev=False, formatter_class=layout, **kwargs)
 
     def error(self, message):
         prefix = "unrecognized arguments: "
@@ -31,35 +35,44 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_options(parser: argparse.ArgumentParser, cls) -> None:
-    for f in fields(cls):
-        if f.type is AdapterConfig:
-            add_options(parser, AdapterConfig)
-            continue
-        kind = typing.get_args(f.type)[0] if isinstance(f.type, types.UnionType) else f.type
-        names = f.metadata["flags"] or (f"--{f.name}",)
-        shown = "" if f.default in (None, dataclasses.MISSING) else f" (default: {f.default})"
-        common = dict(
-            dest=f.name, default=argparse.SUPPRESS, help=f.metadata["help"].replace("%", "%%") + shown
+    """A flag for each option of a config class, under the title of its group; options that are not given stay absent."""
+    known = options_of(cls).values()
+    for title in GROUPS:
+        group = parser.add_argument_group(title)
+        for about in known:
+            if about.group == title:
+                add_option(group, about)
+
+
+def add_option(group, about: Option) -> None:
+    default = "" if about.default in (None, False, {}) else f" (default: {about.default})"
+    text = about.help.replace("%", "%%") + default
+    common = dict(dest=about.name, default=argparse.SUPPRESS)
+    if about.type is bool:
+        group.add_argument(
+            *about.flags, type=switch, nargs="?", const=True, metavar="BOOL", help=text, **common
         )
-        if kind is bool:
-            parser.add_argument(*names, type=switch, nargs="?", const=True, metavar="BOOL", **common)
-            opposite = dict(
-                action="store_const",
-                const=False,
-                dest=f.name,
-                default=argparse.SUPPRESS,
-                help=argparse.SUPPRESS,
-            )
-            parser.add_argument(*(f"--no-{name[2:]}" for name in names), **opposite)
-        else:
-            convert = json_object if kind is dict else kind
-            parser.add_argument(
-                *names,
-                type=convert,
-                choices=f.metadata["choices"],
-                metavar=None if f.metadata["choices"] else kind.__name__.upper(),
-                **common,
-            )
+        negated = [f"--no-{flag[2:]}" for flag in about.flags]
+        group.add_argument(*negated, action="store_const", const=False, help=argparse.SUPPRESS, **common)
+        return
+    choices = about.rule.choices
+    if about.name == "method":
+        choices = (*choices, *ALIASES)
+    convert = json_object if about.type is dict else about.type
+    metavar = about.type.__name__.upper()
+    if choices:
+        convert, metavar = Choice(choices), "{" + ",".join(choices) + "}"
+    group.add_argument(*about.flags, type=convert, choices=choices, metavar=metavar, help=text, **common)
+
+
+class Choice:
+    """Reads one of several words, in capitals or not."""
+
+    def __init__(self, choices: tuple[str, ...]):
+        self.choices = {choice.lower(): choice for choice in choices}
+
+    def __call__(self, text: str) -> str:
+        return self.choices.get(text.lower(), text)
 
 
 def switch(text: str) -> bool:
@@ -79,34 +92,36 @@ def json_object(text: str) -> dict:
     return value
 
 
-PRESETS = json.loads(
-    Path(__file__).with_name("presets.json").read_text()
-)  # {name: options, and the forecast of a step's memory in GiB}
+def expand(given: dict) -> dict:
+    """{option: value} with an alias of --adapter replaced by the options that it stands for."""
+    if given.get("method") not in ALIASES:
+        return given
+    meant = dict(ALIASES[given["method"]])
+    if given.get("allocation"):  # its ranks are used
+        del meant["allocate"]
+    return meant | {name: value for name, value in given.items() if name != "method"}
 
 
-def parse(description: str, argv=None) -> TrainConfig:
-    """The command line of training: what is given counts more than the preset."""
-    parser = Parser(description=description)
-    parser.add_argument(
-        "--preset",
-        choices=list(PRESETS),
-        default=argparse.SUPPRESS,
-        help="options for SDXL by what is learnt and the card's memory",
+def parser_of(description: str, epilog: str | None = None) -> Parser:
+    """The parser of `gralora train`."""
+    parser = Parser(description=description, epilog=epilog)
+    about = (
+        "options for SDXL by what is trained and the memory of the GPU; what is given beside it counts more"
     )
+    parser.add_argument("--preset", choices=list(PRESETS), default=argparse.SUPPRESS, help=about)
     add_options(parser, TrainConfig)
+    return parser
+
+
+def parse(description: str, argv=None, epilog: str | None = None) -> TrainConfig:
+    """The config of a training command line; a mistake is one sentence and exit code 2."""
+    parser = parser_of(description, epilog)
     given = vars(parser.parse_args(argv))
     if given.get("hub_token"):  # trackers publish the command line
         sys.argv = [word.replace(given["hub_token"], "***") for word in sys.argv]
     if "preset" in given:
         given = PRESETS[given.pop("preset")]["options"] | given
     try:
-        return from_options(given)
+        return from_flat(TrainConfig, expand(given))
     except ConfigError as error:
         parser.error(str(error))
-
-
-def from_options(given: dict) -> TrainConfig:
-    """The config of a command line's options, {field name: value}, the adapter's among them."""
-    names = {f.name for f in fields(AdapterConfig)}
-    adapter = AdapterConfig(**{n: v for n, v in given.items() if n in names})
-    return TrainConfig(adapter=adapter, **{n: v for n, v in given.items() if n not in names})

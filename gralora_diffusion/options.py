@@ -1,31 +1,14 @@
-"""What an option is: a dataclass field with help, bounds and choices; configs to and from JSON; the errors."""
+"""What an option is: a dataclass field with help, bounds and group; configs to and from JSON; errors."""
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields
 
-
-def option(
-    default,
-    help: str,
-    flags: tuple = (),
-    choices: tuple | None = None,
-    least=None,
-    above=None,
-    most=None,
-    free=False,
-):
-    """A dataclass field that is an option; `flags` are its names on the command line where they differ from the field's.
-
-    free: the option changes nothing of what is learnt up to a step, so that a run may be resumed with another value.
-    """
-    metadata = dict(help=help, flags=flags, choices=choices, least=least, above=above, most=most, free=free)
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
+KINDS = ("value", "text", "images", "base_model", "dataset", "allocation", "secret", "folder")
 
 
 class ConfigError(ValueError):
@@ -40,38 +23,162 @@ class ConfigError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """A run cannot go on; the message is one sentence for the user."""
+    """A run cannot continue; the message is one sentence for the user."""
 
 
-def check_numbers(config) -> None:
-    """Every number finite and within its option's bounds, every choice one of its option's."""
-    for f in fields(config):
-        if f.metadata.get("choices") and getattr(config, f.name) not in (None, *f.metadata["choices"]):
-            one_of(
-                (f.metadata["flags"] or (f"--{f.name}",))[0], getattr(config, f.name), f.metadata["choices"]
-            )
-        value, least, above, most = (
-            getattr(config, f.name),
-            *(f.metadata.get(name) for name in ("least", "above", "most")),
-        )
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be: one of `choices`, or a number within bounds.  None is always allowed."""
+
+    choices: tuple | None = None
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+
+    def problem(self, value) -> str | None:
+        """What the value must be instead, or None where it is fine."""
+        if self.choices and value is not None and value not in self.choices:
+            return f"one of {', '.join(map(str, self.choices))}"
         if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        if not math.isfinite(value):
+            return "a finite number"
+        if self.at_least is not None and value < self.at_least:
+            return f"at least {self.at_least}"
+        if self.above is not None and value <= self.above:
+            return f"above {self.above}"
+        if self.at_most is not None and value > self.at_most:
+            return f"at most {self.at_most}"
+        return None
+
+
+@dataclass(frozen=True)
+class Option:
+    """A config field as the command line, --help and the page see it.
+
+    flags: its names on the command line, the most usual first.
+    kind: what it holds, one of KINDS: a plain value, a path or an id of some sort, or a secret.
+    needs: {another option: its values with which this one has an effect}; True is any but None and False.
+    resumable: a run may be resumed with another value, since it changes nothing that is learnt up to a step.
+    """
+
+    name: str
+    type: type
+    default: object
+    help: str
+    group: str
+    label: str
+    kind: str
+    flags: tuple[str, ...]
+    rule: Rule
+    needs: dict
+    resumable: bool
+
+    @property
+    def flag(self) -> str:
+        return self.flags[0]
+
+
+def option(
+    default,
+    help: str,
+    *,
+    group: str,
+    label: str | None = None,
+    kind: str = "value",
+    flags: tuple[str, ...] = (),
+    needs: dict | None = None,
+    resumable: bool = False,
+    **rule,
+):
+    """A dataclass field that is an option: see Option and Rule for the keywords."""
+    assert kind in KINDS, kind
+    metadata = dict(
+        help=help, group=group, label=label, kind=kind, flags=flags, needs=needs or {}, resumable=resumable
+    )
+    metadata["rule"] = Rule(**rule)
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def in_group(group: str, **common):
+    """option() for fields of one group that have keywords in common."""
+    return functools.partial(option, group=group, **common)
+
+
+@functools.cache
+def options_of(cls) -> dict[str, Option]:
+    """{name: option} of a config class, in the order of its fields; those of configs inside it come first."""
+    found = {}
+    for f in fields(cls):
+        if dataclasses.is_dataclass(f.type):
+            found |= options_of(f.type)
             continue
-        wrong = (
-            "a finite number" if abs(value) == math.inf or value != value
-            else f"at least {least}" if least is not None and value < least
-            else f"above {above}" if above is not None and value <= above
-            else f"at most {most}" if most is not None and value > most
-            else None
-        )  # fmt: skip
-        if wrong:
-            raise ConfigError(
-                f"{(f.metadata['flags'] or ('--' + f.name,))[0]} is {value}; it must be {wrong}"
-            )
+        about = f.metadata
+        label = about["label"] or f.name.replace("_", " ").capitalize()
+        found[f.name] = Option(
+            name=f.name,
+            type=value_type(f),
+            default={} if f.default is dataclasses.MISSING else f.default,
+            help=about["help"],
+            group=about["group"],
+            label=label,
+            kind=about["kind"],
+            flags=about["flags"] or (f"--{f.name}",),
+            rule=about["rule"],
+            needs=about["needs"],
+            resumable=about["resumable"],
+        )
+    return found
+
+
+def value_type(f: dataclasses.Field) -> type:
+    """int for `int | None`."""
+    return typing.get_args(f.type)[0] if isinstance(f.type, types.UnionType) else f.type
+
+
+def check_rules(config) -> None:
+    """Raises ConfigError for a number out of bounds, or a value that is none of its option's choices."""
+    for name, about in options_of(type(config)).items():
+        value = value_in(config, name)
+        if problem := about.rule.problem(value):
+            shown = repr(value) if about.rule.choices else value
+            raise ConfigError(f"{about.flag} is {shown}; it must be {problem}", option=name)
+
+
+def check_needs(config) -> None:
+    """Raises ConfigError for an option that has no effect, since one that it needs has another value."""
+    known = options_of(type(config))
+    for name, about in known.items():
+        if not about.needs or value_in(config, name) == about.default:
+            continue
+        fits = []
+        for other, wanted in about.needs.items():
+            value = value_in(config, other)
+            fits.append(value not in (None, False, {}) if wanted is True else value in wanted)
+        if not any(fits):
+            ways = " or ".join(needed(known[other], wanted) for other, wanted in about.needs.items())
+            raise ConfigError(f"{about.flag} has no effect here: it needs {ways}", option=name)
 
 
 def one_of(name: str, value, choices) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+    """Raises ConfigError unless the value is one of the choices."""
+    if problem := Rule(choices=tuple(choices)).problem(value):
+        raise ConfigError(f"{name} is {value!r}; it must be {problem}")
+
+
+def value_in(config, name: str):
+    """The value of an option, of the config itself or of a config inside it."""
+    if hasattr(config, name):
+        return getattr(config, name)
+    inner = [getattr(config, f.name) for f in fields(config) if dataclasses.is_dataclass(f.type)]
+    return next(getattr(part, name) for part in inner if hasattr(part, name))
+
+
+def needed(other: Option, wanted) -> str:
+    """An option that another one needs, as a message names it."""
+    return other.flag if wanted is True else f"{other.flag} {' or '.join(map(str, wanted))}"
 
 
 def to_dict(config) -> dict:
@@ -80,25 +187,36 @@ def to_dict(config) -> dict:
 
 def from_dict(cls, values: dict):
     """Build a config from parsed JSON; an unknown key or a value of the wrong type raises ConfigError."""
-    known, nested = {f.name: f for f in fields(cls)}, {}
+    known = {f.name: f for f in fields(cls)}
+    nested = {}
     for name, value in values.items():
         if name not in known:
             raise ConfigError(f"unknown option {name!r}{did_you_mean(name, known)}")
-        allowed = (
-            typing.get_args(known[name].type)
-            if isinstance(known[name].type, types.UnionType)
-            else (known[name].type,)
-        )
-        if dataclasses.is_dataclass(allowed[0]):
-            nested[name], allowed = allowed[0], (*allowed, dict)
+        kind = known[name].type
+        allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        if dataclasses.is_dataclass(kind):
+            allowed = (kind, dict)
+            if isinstance(value, dict):
+                nested[name] = from_dict(kind, value)
         if not (type(value) in allowed or (type(value) is int and float in allowed)):
-            raise ConfigError(
-                f"option {name!r} is {value!r}; it must be {' or '.join(t.__name__ for t in allowed)}"
-            )
-    configs = {
-        name: from_dict(nested[name], values[name]) for name in nested if isinstance(values[name], dict)
-    }
-    return cls(**values | configs)
+            names = " or ".join(t.__name__ for t in allowed)
+            raise ConfigError(f"option {name!r} is {value!r}; it must be {names}", option=name)
+    return cls(**values | nested)
+
+
+def from_flat(cls, values: dict):
+    """Build a config from {option: value} in which the options of configs inside it stand beside its own."""
+    own = {f.name: f.type for f in fields(cls)}
+    inner = {name: kind for name, kind in own.items() if dataclasses.is_dataclass(kind)}
+    parts = {}
+    for name, kind in inner.items():
+        parts[name] = kind(**{n: v for n, v in values.items() if n in options_of(kind)})
+    return cls(**parts, **{n: v for n, v in values.items() if n in own})
+
+
+def to_flat(config) -> dict:
+    """{option: value} of a config and the configs inside it: from_flat() the other way round."""
+    return {name: value_in(config, name) for name in options_of(type(config))}
 
 
 def did_you_mean(name: str, known) -> str:

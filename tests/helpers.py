@@ -23,6 +23,12 @@ CLIP_CONFIG = dict(
 MODELS = ("unet", "text_encoder", "text_encoder_2")
 
 
+def gora(rank: int, **options) -> dict:
+    """TrainConfig's options for `--adapter gora`."""
+    adapter = AdapterConfig(method="lora", rank=rank, rslora=True, alpha=16.0)
+    return dict(adapter=adapter, allocate="gora", gora_init="random") | options
+
+
 def adapted_pipeline(config: AdapterConfig, names=MODELS):
     """The embedded base with random, non-zero adapters, and {component: model}."""
     pipeline = load_sdxl()

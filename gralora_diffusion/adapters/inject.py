@@ -1,6 +1,5 @@
 """Which layers of a model are adapted: put adapters in, walk over them, scale, switch off, merge, take out."""
 
-import dataclasses
 import functools
 import inspect
 import re
@@ -27,10 +26,6 @@ def inject(model: nn.Module, config: AdapterConfig) -> dict[str, LoRALinear]:
     """
     if adapters(model):
         raise ValueError("the model has adapters already: call remove() first")
-    if (
-        config.method == "gora"
-    ):  # its layers are LoRA's; ranks and factors come from gradients, in allocation.py
-        config = dataclasses.replace(config, method="lora")
     linears = {path: m for path, m in model.named_modules() if type(m) in (nn.Linear, QuantizedLinear)}
     pattern = compiled(TARGETS.get(config.targets, config.targets), "targets")
     chosen = {path: m for path, m in linears.items() if pattern.search(path)}

@@ -12,10 +12,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from gralora_diffusion.command_line import Parser, add_options, from_options
+from gralora_diffusion.command_line import Parser, add_options, expand
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import fail
-from gralora_diffusion.options import ConfigError
+from gralora_diffusion.options import ConfigError, from_flat
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(
                 "--ranks, --ks, --bins and --batches are whole numbers from 1, and --ks must have 1, which is LoRA"
             )
-        report(from_options(given), **own)
+        report(from_flat(TrainConfig, expand(given)), **own)
     except ConfigError as error:
         fail(str(error))
 

@@ -6,7 +6,7 @@ gralora sample --adapter runs/robot-gralora-r64 --prompt "a photo of sks robot o
 from pathlib import Path
 
 from gralora_diffusion.command_line import Parser
-from gralora_diffusion.config import EMBEDDED, SDXL
+from gralora_diffusion.config import EMBEDDED_DEFAULTS, SDXL_DEFAULTS
 from gralora_diffusion.console import fail
 from gralora_diffusion.options import ConfigError
 
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
     prompts = [p.strip() for p in args.prompt.split("|")]
     drawing = dict(seed=args.seed, num_images=args.num_images, num_inference_steps=args.num_inference_steps)
-    base = SDXL if args.pretrained_model_name_or_path else EMBEDDED
+    base = SDXL_DEFAULTS if args.pretrained_model_name_or_path else EMBEDDED_DEFAULTS
     guidance = base["guidance_scale"] if args.guidance_scale is None else args.guidance_scale
     drawing |= dict(guidance_scale=guidance, batch_size=args.batch_size)
     try:

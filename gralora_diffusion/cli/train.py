@@ -1,26 +1,24 @@
-"""Personalise SDXL with a GraLoRA or LoRA adapter, from a few images.
+"""Train a GraLoRA, GoRA or LoRA adapter for SDXL on a few images.
 
-    gralora train --gralora_rank 64
-
-trains on the embedded tiny base model and the bundled images of a robot.  On SDXL itself:
-
-    gralora train --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 \\
-        --instance_data_dir photos/my_dog --instance_prompt "a photo of sks dog" --output_dir runs/my_dog \\
-        --gralora_rank 64 --mixed_precision bf16 --gradient_checkpointing
-
+Without options it trains on the embedded tiny base model and the bundled images of a robot, in about a minute.
 --dry_run prints the resolved config and the plan: layers, parameters, memory, files, steps, time.
 """
 
 import sys
 
+from gralora_diffusion.checks import check_paths
 from gralora_diffusion.command_line import parse
-from gralora_diffusion.config import check_paths
 from gralora_diffusion.console import fail, plain_warnings
 from gralora_diffusion.options import ConfigError, TrainingError
 
+EXAMPLE = """example:
+  gralora train --preset subject-12gb --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 \\
+      --instance_data_dir photos/my_dog --instance_prompt "a photo of sks dog" --output_dir runs/my_dog
+"""
+
 
 def main(argv: list[str] | None = None) -> None:
-    config = parse(__doc__, argv)
+    config = parse(__doc__, argv, EXAMPLE)
     plain_warnings()
     try:
         check_paths(config)

@@ -195,16 +195,17 @@ def train_whole(linear: nn.Linear) -> Callable[[], None]:
 
 def config_of(spec: Spec) -> AdapterConfig:
     """What train_sdxl.py would be told, for one of OURS."""
-    kind = (
-        "gora"
-        if spec.method.startswith("gora")
-        else "gralora"
-        if "gralora" in spec.method or spec.method == "hybrid"
-        else "lora"
-    )
+    kind = "gralora" if "gralora" in spec.method or spec.method == "hybrid" else "lora"
+    gora = dict(rslora=True, alpha=16.0) if spec.method.startswith("gora") else {}
     hybrid = spec.size // 2 if spec.method == "hybrid" else 0
     return AdapterConfig(
-        kind, spec.size, spec.k, hybrid_rank=hybrid, targets=spec.targets, tlora=spec.method.startswith("t-")
+        kind,
+        spec.size,
+        spec.k,
+        hybrid_rank=hybrid,
+        targets=spec.targets,
+        tlora=spec.method.startswith("t-"),
+        **gora,
     )
 
 

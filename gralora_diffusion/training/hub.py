@@ -80,7 +80,7 @@ def write_card(run: Path) -> None:
         "stable-diffusion-xl",
         "stable-diffusion-xl-diffusers",
         "template:sd-lora",
-        config.adapter.method,
+        config.adapter_name,
     ]
     facts = dict(library_name="diffusers", tags=tags, instance_prompt=config.instance_prompt)
     if base and not Path(base).exists():
@@ -101,7 +101,7 @@ def write_card(run: Path) -> None:
 {yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---
 # {run.resolve().name}
 
-An SDXL adapter ({adapter.method}, rank {adapter.rank}, on {adapter.targets}), trained on {base or "the embedded tiny base of gralora_diffusion"}.
+An SDXL adapter ({config.adapter_name}, rank {adapter.rank}, on {adapter.targets}), trained on {base or "the embedded tiny base of gralora_diffusion"}.
 The prompt it was taught: `{config.instance_prompt}`.
 
 | file | for |

@@ -9,15 +9,15 @@ import json
 import os
 import platform
 import time
-from dataclasses import fields
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from gralora_diffusion.config import AdapterConfig, TrainConfig
+from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.files import write_text
-from gralora_diffusion.options import ConfigError, from_dict, to_dict
+from gralora_diffusion.options import ConfigError, from_dict, options_of, to_dict, to_flat
 from gralora_diffusion.training import checkpoint as checkpoints
 
 LOCK = ".lock"
@@ -32,7 +32,7 @@ class Run:
         try:
             self.lock.acquire(timeout=2, poll_interval=0.05)  # others may be looking whether it is free
         except Timeout:
-            raise ConfigError(with_base_defaults(path)) from None
+            raise ConfigError(who_writes(path)) from None
         checkpoints.sweep(path)
 
     def __enter__(self) -> "Run":
@@ -102,7 +102,7 @@ def busy(run: Path) -> bool:
     return False
 
 
-def with_base_defaults(run: Path) -> str:
+def who_writes(run: Path) -> str:
     try:
         who = f" (process {json.loads((run / 'status.json').read_text())['pid']})"
     except (OSError, ValueError, KeyError):
@@ -124,7 +124,7 @@ def locate(config: TrainConfig) -> Path:
         else:
             given = config.instance_data_dir or config.dataset_name
             subject = "robot" if given is None else Path(given).resolve().name
-            name = f"{subject}-{config.adapter.method}-r{config.adapter.rank}"
+            name = f"{subject}-{config.adapter_name}-r{config.adapter.rank}"
             names = (name if n == 1 else f"{name}-{n}" for n in range(1, 10**6))
             run = next(
                 path
@@ -141,7 +141,7 @@ def locate(config: TrainConfig) -> Path:
     ):
         raise ConfigError(f"{run} cannot be written: {nearest} is a file, or there is no permission")
     if busy(run):
-        raise ConfigError(with_base_defaults(run))
+        raise ConfigError(who_writes(run))
     return run
 
 
@@ -171,13 +171,13 @@ def check_same(run: Path, config: TrainConfig, given_only: bool = False) -> None
         )
 
 
-def differences(saved, config, given_only: bool):
-    for f in fields(config):
-        before, now = getattr(saved, f.name), getattr(config, f.name)
-        if f.type is AdapterConfig:
-            yield from differences(before, now, given_only)
-        elif not f.metadata["free"] and before != now and not (given_only and now is None):
-            yield f"{(f.metadata['flags'] or ('--' + f.name,))[0]} {before}, not {now}"
+def differences(saved: TrainConfig, config: TrainConfig, given_only: bool) -> Iterator[str]:
+    """What a resumed run must not change, and does."""
+    before, now = to_flat(saved), to_flat(config)
+    for name, about in options_of(TrainConfig).items():
+        changed = before[name] != now[name] and not (given_only and now[name] is None)
+        if changed and not about.resumable:
+            yield f"{about.flag} {before[name]}, not {now[name]}"
 
 
 def start_of(run: Path, config: TrainConfig) -> Path | None:

@@ -1,20 +1,15 @@
-"""The form: its fields, their texts and bounds come from the config's dataclasses, so that an option added there is on the page."""
+"""The form: fields, texts and bounds come from the config's options, so that an option added there is on the page."""
 
-import dataclasses
 import json
 import math
 import re
 import shlex
-import types
-import typing
-from dataclasses import dataclass
+from dataclasses import replace
 
+from gralora_diffusion.command_line import ALIASES, expand, json_object
 from gralora_diffusion.command_line import PRESETS as TRAINER_PRESETS
-from gralora_diffusion.command_line import json_object
-from gralora_diffusion.config import EMBEDDED as EMBEDDED_DEFAULTS
-from gralora_diffusion.config import SDXL as SDXL_DEFAULTS
-from gralora_diffusion.config import AdapterConfig, TrainConfig
-from gralora_diffusion.options import ConfigError, did_you_mean, to_dict
+from gralora_diffusion.config import EMBEDDED_DEFAULTS, SDXL_DEFAULTS, TrainConfig
+from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, options_of, to_flat
 from gralora_diffusion.ui.workspace import BUNDLED, EMBEDDED, Workspace, real_file, shown
 
 ELSEWHERE = {
@@ -29,12 +24,6 @@ FRONT = (
     "rank",
     "seed",
 )  # beside the preset
-TITLES = {
-    "pretrained_model_name_or_path": "Base",
-    "instance_prompt": "Trigger prompt",
-    "instance_data_dir": "Images",
-    "max_train_steps": "Steps",
-}
 HINTS = {  # the fields in front, for whoever has never trained; the others say what --help says
     "instance_data_dir": "A set of Dataset; robot comes with the page",
     "pretrained_model_name_or_path": "The embedded one, a hub id, or a checkpoint in the folder models",
@@ -43,194 +32,122 @@ HINTS = {  # the fields in front, for whoever has never trained; the others say 
     "rank": "How much the adapter can hold, and how large its file is",
     "seed": "The same seed gives the same adapter again",
 }
-GROUPS = {  # the first whose pattern is found in an option's name; the adapter's options are a group of their own
-    "Ranks by gradients": r"^gora_|^allocat",
-    "Sample images": r"validation|inference|guidance",
-    "Images and captions": r"_data_dir|^dataset|resolution|crop|flip|class_|prior_|caption|bucket|repeat|column|image|stream|token|_samples|latent",
-    "Learning": r"learning_rate|lr|optimizer|adam|prodigy|grad|ema_|seed|batch|epochs|train_steps|text_encoder",
-    "Objective": r"snr|noise|loss|huber|prediction|debiased|betas",
-    "Machine and files": r"",
-}
 PRESETS = {"default": {}, "quick look": dict(max_train_steps=120, rank=32, num_inference_steps=15)}
 PRESETS |= {name: preset["options"] for name, preset in TRAINER_PRESETS.items()}
 LONGEST = 2000  # characters of a text
 
 
-class FieldError(ConfigError):
-    """What is wrong with one option; `name` is its field's."""
-
-    def __init__(self, name: str | None, message: str):
-        super().__init__(message)
-        self.name = name
+EVERY = options_of(TrainConfig)
 
 
-@dataclass(frozen=True)
-class Option:
-    """A config field as the form sees it."""
-
-    name: str
-    kind: type
-    default: object
-    help: str
-    flag: str
-    flags: tuple
-    choices: tuple | None
-    group: str
-
-    @property
-    def title(self) -> str:
-        return TITLES.get(self.name, self.name.replace("_", " ").capitalize())
-
-    @property
-    def hint(self) -> str:
-        return HINTS.get(self.name, self.help[0].upper() + self.help[1:])
-
-    @property
-    def holds(self) -> str:
-        """What the form offers in place of a path: "set", "base", "hub", "allocation", "secret", "folder"; or "value"."""
-        if self.name.endswith("_data_dir"):
-            return "set"
-        if self.name.endswith("model_name_or_path"):
-            return "base"
-        if self.name.endswith("_token"):
-            return "secret"
-        if self.name in ("dataset_name", "allocation"):
-            return "hub" if self.name == "dataset_name" else "allocation"
-        return "folder" if self.kind is str and self.name.endswith("_dir") else "value"
+def in_form_order() -> list[Option]:
+    """Every option of the command line that is a field here, those in front first."""
+    front = [EVERY[name] for name in FRONT]
+    return front + [about for name, about in EVERY.items() if name not in (*FRONT, *ELSEWHERE)]
 
 
-def options() -> list[Option]:
-    """Every option of the command line, in the order of the dataclasses, the six in front first."""
-    found = [*of(AdapterConfig, "Adapter"), *of(TrainConfig, None)]
-    return sorted(
-        (o for o in found if o.name not in ELSEWHERE),
-        key=lambda o: FRONT.index(o.name) if o.name in FRONT else len(FRONT),
-    )
+OPTIONS = in_form_order()
+BY_NAME = {about.name: about for about in OPTIONS}
 
 
-def of(cls, group: str | None) -> list[Option]:
-    made = []
-    for f in dataclasses.fields(cls):
-        if f.type is AdapterConfig:
-            continue
-        kind = typing.get_args(f.type)[0] if isinstance(f.type, types.UnionType) else f.type
-        default = {} if f.default is dataclasses.MISSING else f.default
-        flags = f.metadata["flags"] or (f"--{f.name}",)
-        where = group or next(title for title, pattern in GROUPS.items() if re.search(pattern, f.name))
-        made.append(
-            Option(
-                f.name,
-                kind,
-                default,
-                f.metadata["help"],
-                flags[0],
-                tuple(flags),
-                f.metadata["choices"],
-                where,
-            )
-        )
-    return made
+def hint(option: Option) -> str:
+    return HINTS.get(option.name, option.help[0].upper() + option.help[1:])
 
 
-OPTIONS = options()
-BY_NAME = {o.name: o for o in OPTIONS}
+def choices(option: Option) -> tuple[str, ...] | None:
+    """What the field offers: the option's choices, and for --adapter the aliases."""
+    return (*option.rule.choices, *ALIASES) if option.name == "method" else option.rule.choices
 
 
 def to_config(values: dict, home: Workspace, name: str | None = None) -> TrainConfig:
     """The config that the form describes; a blank field is its default.  `name` is the run's.
 
-    Raises FieldError, with the field that is wrong.
+    Raises ConfigError with the option that is wrong.
     """
     given = {}
     for option in OPTIONS:
         try:
             value = read(option, values.get(option.name), home)
         except (ConfigError, ValueError, TypeError) as error:
-            raise FieldError(option.name, str(error)) from None
+            raise ConfigError(str(error), option=option.name) from None
         if value is not None:
             given[option.name] = value
-    own = {f.name for f in dataclasses.fields(AdapterConfig)}
     given.pop("hub_token", None)
-    try:
-        adapter = AdapterConfig(**{n: v for n, v in given.items() if n in own})
-        return TrainConfig(
-            adapter=adapter,
-            output_dir=name and f"runs/{name}",
-            **{n: v for n, v in given.items() if n not in own},
-        )
-    except ConfigError as error:
-        raise FieldError(field_of(str(error)), str(error)) from None
+    alias = given.get("method") in ALIASES
+    if alias:  # a field that still shows its default was not set by hand
+        given = {n: v for n, v in given.items() if n == "method" or v != BY_NAME[n].default}
+    return replace(from_flat(TrainConfig, expand(given)), output_dir=name and f"runs/{name}")
 
 
 def read(option: Option, value, home: Workspace):
     """What a form's value means; None where it is left blank."""
-    if value is None or value == "" or (option.kind is not bool and value is False):
+    if value is None or value == "" or (option.type is not bool and value is False):
         return None
-    if option.kind is bool:
+    if option.type is bool:
         return bool(value)
-    if option.kind in (int, float):
+    if option.type in (int, float):
         try:
             number = float(value)
         except (TypeError, ValueError):
             raise ConfigError(f"{option.flag} is {shown(value)}; it must be a number") from None
-        if option.kind is int and not math.isfinite(number):
+        if option.type is int and not math.isfinite(number):
             raise ConfigError(f"{option.flag} is {value}; it must be a finite number")
-        if option.kind is int and number != int(number):
+        if option.type is int and number != int(number):
             raise ConfigError(f"{option.flag} is {value}; it must be a whole number")
-        return option.kind(number)
+        return option.type(number)
     text = str(value)
     if len(text) > LONGEST or re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", text):
         raise ConfigError(f"{option.flag} must be one line of at most {LONGEST} characters")
-    if option.kind is dict:
+    if option.type is dict:
         try:
             return json_object(text)
         except Exception as error:
             raise ConfigError(str(error)) from None
-    if option.choices and text not in option.choices:
-        raise ConfigError(f"{option.flag} is {shown(text)}; it must be one of {', '.join(option.choices)}")
+    offered = choices(option)
+    if offered and text not in offered:
+        raise ConfigError(f"{option.flag} is {shown(text)}; it must be one of {', '.join(offered)}")
     return in_home(option, text, home)
 
 
 def in_home(option: Option, text: str, home: Workspace) -> str | None:
     """A name that the form offers as what the command line takes."""
-    if option.holds == "set":
+    if option.kind == "images":
         if text == BUNDLED and option.name == "instance_data_dir":
             return None
         home.image_set(text)
         if text == BUNDLED:
             raise ConfigError(f"{option.flag} cannot be the bundled images: copy them into a set of your own")
         return f"images/{text}"
-    if option.holds == "base":
+    if option.kind == "base_model":
         return home.base(text) if option.name == "pretrained_model_name_or_path" else home.hub_id(text)
-    if option.holds == "hub":
+    if option.kind == "dataset":
         return home.hub_id(text)
-    if option.holds == "allocation":
+    if option.kind == "allocation":
         if not real_file(home.run(text) / "allocation.json"):
             raise ConfigError(f"the run {shown(text)} has no allocation.json")
         return f"runs/{text}/allocation.json"
-    if option.holds == "folder" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", text):
+    if option.kind == "folder" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", text):
         raise ConfigError(f"{option.flag} is {shown(text)}; here it must be a plain name, without a path")
     return text
 
 
 def from_config(config: TrainConfig, home: Workspace) -> dict:
-    """The form's values for a config: the other way round.  Raises FieldError for what lies outside HOME."""
-    flat = to_dict(config)
-    flat |= flat.pop("adapter")
+    """The form's values for a config: the other way round.  Raises ConfigError for what is outside HOME."""
+    flat = to_flat(config)
     values = {}
     for option in OPTIONS:
         value = flat[option.name]
-        if option.kind is dict:
+        if option.type is dict:
             value = "" if not value else json.dumps(value)
-        if option.holds == "set":
+        if option.kind == "images":
             value = set_of(option, value, home)
-        elif option.holds == "base":
+        elif option.kind == "base_model":
             value = EMBEDDED if value is None else value.removeprefix("models/")
             value = "" if option.name != "pretrained_model_name_or_path" and value == EMBEDDED else value
-        elif option.holds == "secret" or value is None:
+        elif option.kind == "secret" or value is None:
             value = ""
-        elif option.default is None and option.kind in (int, float):
-            value = f"{value:g}" if option.kind is float else str(value)  # a text, since it may be blank
+        elif option.default is None and option.type in (int, float):
+            value = f"{value:g}" if option.type is float else str(value)  # a text, since it may be blank
         values[option.name] = value
     to_config(values, home)
     return values
@@ -242,33 +159,20 @@ def set_of(option: Option, folder: str | None, home: Workspace) -> str:
     for name in home.set_names():
         if (home.root / folder).resolve() == home.image_set(name).resolve():
             return name
-    raise FieldError(
-        option.name,
-        f"{option.flag} is {shown(folder)}, which is none of this page's sets of images: add it under Dataset",
+    problem = (
+        f"{option.flag} is {shown(folder)}, which is none of this page's sets of images: add it under Dataset"
     )
-
-
-def field_of(message: str) -> str | None:
-    """The option that a sentence of the config or the trainer speaks of first."""
-    flags = {flag: o.name for o in OPTIONS for flag in o.flags}
-    for word in re.findall(r"--\w+", message):
-        if word in flags:
-            return flags[word]
-    return next(
-        (word for word in re.findall(r"[A-Za-z]\w*", message) if word in BY_NAME and len(word) > 1), None
-    )
+    raise ConfigError(problem, option=option.name)
 
 
 def given(config: TrainConfig) -> list[tuple[Option, str]]:
     """(option, text) of whatever differs from its default; never a token."""
-    flat = to_dict(config)
-    flat |= flat.pop("adapter")
-    every = [
-        o
-        for o in (*of(AdapterConfig, "Adapter"), *of(TrainConfig, None))
-        if flat[o.name] != o.default and o.holds != "secret"
-    ]
-    return [(o, json.dumps(flat[o.name]) if o.kind is dict else str(flat[o.name])) for o in every]
+    found = []
+    for name, value in to_flat(config).items():
+        option = EVERY[name]
+        if value != option.default and option.kind != "secret":
+            found.append((option, json.dumps(value) if option.type is dict else str(value)))
+    return found
 
 
 def arguments(config: TrainConfig) -> list[str]:
@@ -280,14 +184,12 @@ def command(config: TrainConfig) -> str:
     """The equal command, for a shell."""
     words = []
     for option, text in given(config):
-        plain = f"{option.flag} {shlex.quote(text)}"
-        words.append(
-            option.flag
-            if option.kind is bool and text == "True"
-            else shlex.quote(f"{option.flag}={text}")
-            if text.startswith("-")
-            else plain
-        )
+        if option.type is bool and text == "True":
+            words.append(option.flag)
+        elif text.startswith("-"):
+            words.append(shlex.quote(f"{option.flag}={text}"))
+        else:
+            words.append(f"{option.flag} {shlex.quote(text)}")
     return " \\\n    ".join(["gralora train", *words])
 
 
@@ -302,13 +204,6 @@ def with_preset(values: dict, preset: str, home: Workspace) -> dict:
     """The form's values with the preset's options, and the defaults of those that other presets change."""
     if preset not in PRESETS:
         raise ConfigError(f"there is no preset named {shown(preset)}{did_you_mean(preset, PRESETS)}")
-    own, touched = (
-        {f.name for f in dataclasses.fields(AdapterConfig)},
-        {name for options in PRESETS.values() for name in options},
-    )
-    options = PRESETS[preset]
-    adapter = AdapterConfig(**{n: v for n, v in options.items() if n in own})
-    filled = from_config(
-        TrainConfig(adapter=adapter, **{n: v for n, v in options.items() if n not in own}), home
-    )
+    touched = {name for options in PRESETS.values() for name in options}
+    filled = from_config(from_flat(TrainConfig, PRESETS[preset]), home)
     return values | {name: filled[name] for name in touched}

@@ -69,7 +69,7 @@ class Sampler:
         wanted = wanted.checked(self.home)
         with self.lock:
             self.put_in(dict(wanted.adapters), base)
-            suits = defaults.SDXL if base else defaults.EMBEDDED
+            suits = defaults.SDXL_DEFAULTS if base else defaults.EMBEDDED_DEFAULTS
             guidance = suits["guidance_scale"] if wanted.guidance is None else wanted.guidance
             return draw(self.pipeline, [(wanted.prompt, wanted.seed)], wanted.steps, guidance)[0]
 

@@ -29,7 +29,7 @@ def absolute(config: TrainConfig, home: Workspace) -> TrainConfig:
     own = {
         n
         for n, v in values.items()
-        if v.startswith(("images/", "models/", "runs/")) or (n in BY_NAME and BY_NAME[n].holds == "folder")
+        if v.startswith(("images/", "models/", "runs/")) or (n in BY_NAME and BY_NAME[n].kind == "folder")
     }
     return replace(config, **{n: str(home.root / values[n]) for n in own})
 

@@ -108,7 +108,7 @@ def connect(page, home, work, tabs, dataset, train, watch) -> None:
             *own,
         )
 
-    of_sets = [name for name in train.fields if BY_NAME[name].holds == "set"]
+    of_sets = [name for name in train.fields if BY_NAME[name].kind == "images"]
     bases = train.fields["pretrained_model_name_or_path"]
     page.load(
         plain(fresh),

@@ -173,7 +173,7 @@ def history(work: RunQueue) -> list[list]:
         try:
             config = config_of(work.home.runs / name)
             what = [
-                config.adapter.method,
+                config.adapter_name,
                 config.adapter.rank,
                 config.pretrained_model_name_or_path or "embedded",
             ]

@@ -7,7 +7,7 @@ import gradio as gr
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.files import write_text
-from gralora_diffusion.options import ConfigError, from_dict, to_dict
+from gralora_diffusion.options import ConfigError, Option, from_dict, to_dict
 from gralora_diffusion.ui.config_form import (
     BY_NAME,
     FRONT,
@@ -15,12 +15,11 @@ from gralora_diffusion.ui.config_form import (
     LONGEST,
     OPTIONS,
     PRESETS,
-    FieldError,
-    Option,
+    choices,
     command,
     default_text,
-    field_of,
     from_config,
+    hint,
     to_config,
     with_preset,
 )
@@ -60,9 +59,9 @@ MARK_AND_SHOW = f"""(text) => {{
 
 def field(option: Option, home: Workspace):
     """The component of an option."""
-    common = dict(label=option.title, elem_id=f"option-{option.name}", elem_classes="option", min_width=220)
-    info = option.hint
-    if option.holds == "set":
+    common = dict(label=option.label, elem_id=f"option-{option.name}", elem_classes="option", min_width=220)
+    info = hint(option)
+    if option.kind == "images":
         sets = home.set_names() if option.name == "instance_data_dir" else ["", *home.set_names()]
         return gr.Dropdown(
             sets,
@@ -73,21 +72,21 @@ def field(option: Option, home: Workspace):
         )
     if option.name == "pretrained_model_name_or_path":
         return gr.Dropdown(home.base_names(), value=EMBEDDED, allow_custom_value=True, info=info, **common)
-    if option.kind is bool:
+    if option.type is bool:
         return gr.Checkbox(bool(option.default), info=info, **common)
-    if option.choices:
+    if choices(option):
         blank = option.default is None
         return gr.Dropdown(
-            [*([("by default", "")] if blank else []), *option.choices],
+            [*([("by default", "")] if blank else []), *choices(option)],
             value="" if blank else option.default,
             info=info,
             **common,
         )
-    if option.kind in (int, float) and option.default is not None:
-        return gr.Number(option.default, info=info, step=1 if option.kind is int else 0.1, **common)
+    if option.type in (int, float) and option.default is not None:
+        return gr.Number(option.default, info=info, step=1 if option.type is int else 0.1, **common)
     text, secret = (
         "" if option.default in (None, {}) else str(option.default),
-        option.holds == "secret",
+        option.kind == "secret",
     )  # a Number cannot be blank
     kind = "password" if secret else "text"
     return gr.Textbox(
@@ -130,7 +129,7 @@ def build(home: Workspace, work: RunQueue) -> SimpleNamespace:
                     fields[option.name] = field(option, home)
             with gr.Accordion("All options", open=False, elem_id="all-options"):
                 find = gr.Textbox(label="Find an option", placeholder="learning rate", elem_id="find-option")
-                for title in ("Adapter", *GROUPS):
+                for title in GROUPS:
                     with gr.Group(elem_classes="group-of-options"):
                         gr.Markdown(f"#### {title}", elem_classes="group-title")
                         with gr.Row(elem_classes="options"):
@@ -184,7 +183,7 @@ def build(home: Workspace, work: RunQueue) -> SimpleNamespace:
         try:
             new_name(values[0], "a run", home.run_names() if asked else ())
         except ConfigError as error:
-            return FieldError("name", str(error))
+            return ConfigError(str(error), option="name")
         try:
             config = to_config(values_of(values[1:]), home)
             if asked:
@@ -198,7 +197,7 @@ def build(home: Workspace, work: RunQueue) -> SimpleNamespace:
         """The box under Start and the mark at the field."""
         if error is None:
             return gr.update(visible=False), "[]"
-        name = getattr(error, "name", None) or field_of(str(error))
+        name = error.option
         field = "run-name" if name == "name" else f"option-{name}"
         return gr.update(value=str(error), visible=True), json.dumps([[field, str(error)]] if name else [])
 

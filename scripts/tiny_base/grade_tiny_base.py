@@ -18,7 +18,7 @@ from tiny_base_data import COLOURS, SCENES, TINTS, TRAIN_STYLES, Composer, capti
 from transformers import CLIPVisionModelWithProjection
 
 from gralora_diffusion import load_sdxl
-from gralora_diffusion.config import EMBEDDED as DEFAULTS
+from gralora_diffusion.config import EMBEDDED_DEFAULTS as DEFAULTS
 from gralora_diffusion.data.images import to_pixels
 from gralora_diffusion.sdxl.base import EMBEDDED
 from gralora_diffusion.sdxl.sampling import sample, sheet

@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
-from helpers import SCRIPTS
+from helpers import SCRIPTS, gora
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -247,7 +247,7 @@ def test_timesteps_are_stratified_and_latents_fixed():
 
 
 QUICK = TrainConfig(
-    adapter=AdapterConfig(method="gora", rank=8),
+    **gora(8),
     max_train_steps=1,
     train_batch_size=2,
     skip_final_inference=True,
@@ -325,7 +325,11 @@ def test_mixed_ranks_and_k_with_both_text_encoders(tmp_path):
     plain.load_lora_weights(run)  # diffusers' own reader
     text = plan(
         dataclasses.replace(
-            QUICK, adapter=AdapterConfig(rank=8), train_text_encoder=True, allocation=str(run / FILE)
+            QUICK,
+            adapter=AdapterConfig(rank=8),
+            allocate=None,
+            train_text_encoder=True,
+            allocation=str(run / FILE),
         )
     )
     total = sum((row["shape"][0] + row["shape"][1]) * row["rank"] for row in rows.values())

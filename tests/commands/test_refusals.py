@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from bad_images import BAD
+from helpers import gora
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -253,15 +254,15 @@ ROWS = {
     "targets that are no expression": (adapter(targets="("), "not a regular expression"),
     "pattern that matches nothing": (adapter(rank_pattern={"atn2": 8}), "'atn2' matches none"),
     "GoRA's rank below its range": (
-        option(adapter=AdapterConfig(method="gora", rank=8), gora_min_rank=9),
+        option(**gora(8), gora_min_rank=9),
         "--allocate gora cannot meet --rank",
     ),
     "GoRA's rank above its range": (
-        option(adapter=AdapterConfig(method="gora", rank=8), gora_max_rank=4),
+        option(**gora(8), gora_max_rank=4),
         "ranks go from 4 to 4",
     ),
     "GoRA's rank above the layers": (
-        option(adapter=AdapterConfig(method="gora", rank=500)),
+        option(**gora(500)),
         "rank is 500|cannot meet --rank",
     ),
     "ranks off the grid": (
@@ -270,7 +271,7 @@ ROWS = {
     ),
     "limits of given ranks": (
         option(allocate="uniform", gora_max_rank=9),
-        "--gora_max_rank is given, and has no effect",
+        "--gora_max_rank has no effect",
     ),
     "gradients of a quantised base": (
         option(base_model_precision="int8-torchao", allocate="gora"),

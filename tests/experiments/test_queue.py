@@ -215,8 +215,8 @@ def test_gradients_give_a_run_what_they_give_the_trainer(method, tmp_path, monke
     """Ranks, k, start and every step as train_sdxl.py has them with the options that docs/experiments.md names; as many parameters as rank 4."""
     told = {
         "gora": (
-            dict(method="gora", rank=4, targets=LAST),
-            dict(gora_init="random", gora_gamma=0.05, gora_tolerance=0.0),
+            dict(method="lora", rslora=True, alpha=16.0, rank=4, targets=LAST),
+            dict(allocate="gora", gora_init="random", gora_gamma=0.05, gora_tolerance=0.0),
         ),
         "gralora-inverse": (
             dict(method="gralora", rank=4, targets=LAST),

@@ -1,0 +1,104 @@
+"""What the options of a TrainConfig mean together: contradictions, and paths that are not there."""
+
+import os
+import re
+from collections.abc import Iterator
+
+from gralora_diffusion.options import ConfigError
+
+Problem = tuple[str, str]  # (what is wrong, in one sentence; the option's name)
+
+
+def refuse(problems: Iterator[Problem]) -> None:
+    """Raises ConfigError for the first problem, if there is one."""
+    for sentence, option in problems:
+        raise ConfigError(sentence, option=option)
+
+
+def adapter_problems(config) -> Iterator[Problem]:
+    """Of an AdapterConfig: sizes and patterns that do not fit its method."""
+    if config.method != "gralora" and (config.hybrid_rank or config.k not in (None, 1) or config.k_pattern):
+        wrong = "hybrid_rank" if config.hybrid_rank else "k"
+        yield "k and hybrid_rank belong to GraLoRA: drop them, or use --adapter gralora", wrong
+    least = config.tlora_min_rank
+    if least is not None and least > config.rank:
+        yield f"--tlora_min_rank is {least}; it must be at most the rank {config.rank}", "tlora_min_rank"
+    for name in ("rank_pattern", "k_pattern"):
+        if not all(type(value) is int and value > 0 for value in getattr(config, name).values()):
+            yield f"--{name} must map regular expressions to positive whole numbers", name
+
+
+def training_problems(config) -> Iterator[Problem]:
+    """Of a TrainConfig: options that contradict each other."""
+    if config.resolution is not None and config.resolution % 8:
+        yield f"--resolution is {config.resolution}; it must be divisible by 8", "resolution"
+    yield from data_problems(config)
+    yield from optimizer_problems(config)
+    yield from rank_problems(config)
+
+
+def data_problems(config) -> Iterator[Problem]:
+    """Where options of images and captions contradict each other."""
+    if config.dataset_name is not None and config.instance_data_dir is not None:
+        yield "--dataset_name and --instance_data_dir both name the images: give one of them", "dataset_name"
+    if config.max_train_steps is not None and config.num_train_epochs is not None:
+        yield "--max_train_steps and --num_train_epochs mean the same: give one of them", "num_train_epochs"
+    if config.with_prior_preservation and not (config.class_data_dir and config.class_prompt):
+        missing = "class_prompt" if config.class_data_dir else "class_data_dir"
+        yield "--with_prior_preservation needs --class_data_dir and --class_prompt", missing
+
+
+def optimizer_problems(config) -> Iterator[Problem]:
+    """Where the optimizer, its schedule and its rates do not fit together."""
+    schedule, warmup, steps = config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps
+    if config.optimizer == "AdamWScheduleFree" and (schedule != "constant" or config.adam_beta1 == 0):
+        yield "AdamWScheduleFree needs --lr_scheduler constant and an --adam_beta1 above 0", "lr_scheduler"
+    rates = {config.text_encoder_lr, config.text_encoder_2_lr} - {None, 0, config.learning_rate or 1.0}
+    if config.optimizer == "Prodigy" and (rates or config.scale_lr or config.loraplus_lr_ratio != 1):
+        ways = "drop --scale_lr, --loraplus_lr_ratio, and a text encoder's rate unless it is 0"
+        yield f"Prodigy finds one learning rate for all: {ways}", "optimizer"
+    rules = r"(\d+(\.\d+)?:\d+,)+\d+(\.\d+)?"
+    if schedule == "piecewise_constant" and not re.fullmatch(rules, config.lr_step_rules or ""):
+        problem = "piecewise_constant needs rules such as '1:100,0.5:300,0.1'"
+        yield f"--lr_step_rules is {config.lr_step_rules!r}; {problem}", "lr_step_rules"
+    if steps is not None and warmup >= steps:
+        problem = f"--lr_warmup_steps is {warmup}, and the run ends after {steps} steps: use fewer"
+        yield problem, "lr_warmup_steps"
+
+
+def rank_problems(config) -> Iterator[Problem]:
+    """Where ranks have two sources, or the rule does not fit the adapter."""
+    adapter, fixed = config.adapter, config.allocation or config.allocate == "uniform"
+    if config.allocate and config.allocation:
+        yield "--allocate makes ranks and --allocation reads them from a file: give one of them", "allocation"
+    if config.allocate or config.allocation:
+        if adapter.rank_pattern or adapter.k_pattern or adapter.hybrid_rank:
+            own = "--rank_pattern, --k_pattern and --hybrid_rank"
+            yield f"--allocate, --allocation and --adapter gora choose the ranks: drop {own}", "allocate"
+        if config.base_model_precision:
+            need = "which --allocate, --allocation and --adapter gora need"
+            yield (
+                f"--base_model_precision leaves no weights to take gradients of, {need}",
+                "base_model_precision",
+            )
+    if config.allocate == "ralora" and (adapter.method != "gralora" or adapter.k):
+        yield "--allocate ralora chooses GraLoRA's k: use --adapter gralora without --gralora_k", "allocate"
+    for name in ("gora_min_rank", "gora_max_rank"):
+        if fixed and getattr(config, name) is not None:
+            problem = f"--{name} has no effect where the ranks are given"
+            yield f"{problem}: drop it, or --allocation and --allocate uniform", name
+    if config.gora_rounding == "paper" and (fixed or config.allocate == "energy"):
+        rule = f"--allocate {config.allocate}" if config.allocate else "--allocation"
+        yield f"--gora_rounding paper rounds importances, and {rule} has none", "gora_rounding"
+
+
+def check_paths(config) -> None:
+    """Raises ConfigError for paths that are wrong, as far as can be seen before any library is loaded."""
+    folder, base = config.instance_data_dir, config.pretrained_model_name_or_path
+    if folder is not None and folder.isprintable() and not os.path.isdir(folder):
+        problem = f"{folder} is not a folder: --instance_data_dir must name a folder of images"
+        raise ConfigError(problem, option="instance_data_dir")
+    local = base is not None and base.isprintable() and base.startswith(("/", "./", "../"))
+    if local and not os.path.exists(base):
+        problem = f"no SDXL base can be loaded from {base}: there is no such folder or file"
+        raise ConfigError(problem, option="pretrained_model_name_or_path")
