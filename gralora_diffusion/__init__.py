@@ -9,7 +9,7 @@ _WHERE = {
     "LoRALinear": "adapters.layers",
     "GraLoRALinear": "adapters.layers",
     "inject": "adapters.inject",
-    "load_sdxl": "sdxl.base",
+    "load_sdxl": "sdxl.load",
     "save_adapter": "formats.load",
     "load_adapter": "formats.load",
 }

@@ -7,7 +7,7 @@ from gralora_diffusion import AdapterConfig
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.formats.merge_base import LazyTensor, structure, to_checkpoint
-from gralora_diffusion.sdxl.base import shapes
+from gralora_diffusion.sdxl.load import shapes
 
 CONFIGS = {
     "lora": AdapterConfig(method="lora", rank=8, alpha=16.0),

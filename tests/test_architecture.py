@@ -10,6 +10,7 @@ import gralora_diffusion
 PACKAGE = Path(gralora_diffusion.__file__).parent
 FLOORS = (  # lowest first; what stands on one floor may import lower floors, and its own wing
     ("options", "console", "files", "seeding"),
+    ("checks",),
     ("config",),
     ("adapters", "command_line"),
     ("sdxl",),
@@ -104,7 +105,17 @@ def test_a_cycle_is_seen():
 
 
 def test_the_top_of_the_package_is_the_ground_floor_and_the_wings():
-    ground = {"__init__", "__main__", "options", "config", "command_line", "console", "files", "seeding"}
+    ground = {
+        "__init__",
+        "__main__",
+        "options",
+        "checks",
+        "config",
+        "command_line",
+        "console",
+        "files",
+        "seeding",
+    }
     assert {path.stem for path in PACKAGE.glob("*.py")} == ground
 
 

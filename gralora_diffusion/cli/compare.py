@@ -240,25 +240,11 @@ def forecast(runs: list[dict], unet, config, drawn: int, looked: int) -> str:
     from torch.utils.flop_counter import FlopCounterMode
 
     from gralora_diffusion.experiments.methods import GRADIENTS
+    from gralora_diffusion.sdxl.base import blank_inputs, predict
 
-    side, width = (
-        (config.resolution or unet.config.sample_size * 8) // 8,
-        unet.config.projection_class_embeddings_input_dim,
-    )
-    conditions = dict(
-        text_embeds=torch.empty(1, width - 6 * unet.config.addition_time_embed_dim, device="meta"),
-        time_ids=torch.empty(1, 6, device="meta"),
-    )
-    inputs = (
-        torch.empty(1, unet.config.in_channels, side, side, device="meta"),
-        torch.zeros(1, device="meta").long(),
-    )
+    side = (config.resolution or unet.config.sample_size * 8) // 8
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        unet(
-            *inputs,
-            torch.empty(1, 77, unet.config.cross_attention_dim, device="meta"),
-            added_cond_kwargs=conditions,
-        )
+        predict(unet, *blank_inputs(unet.config, 1, side, device="meta"))
     forward = counter.get_total_flops()
     batches = sum(
         2 * run["steps"] + looked for run in runs
@@ -278,7 +264,7 @@ def plain_unet(path: str | None, dry_run: bool):
     import torch
     from diffusers import UNet2DConditionModel
 
-    from gralora_diffusion.sdxl.base import shapes
+    from gralora_diffusion.sdxl.load import shapes
     from gralora_diffusion.sdxl.single_file import SDXL_UNET
 
     if dry_run and path == SDXL:
@@ -295,7 +281,7 @@ def plan(args) -> tuple[list[dict], dict[str | None, object]]:
     from gralora_diffusion.experiments.methods import shapes_of
     from gralora_diffusion.experiments.queue import results, split
     from gralora_diffusion.experiments.run import Experiment
-    from gralora_diffusion.sdxl.base import EMBEDDED
+    from gralora_diffusion.sdxl.load import EMBEDDED
 
     names = (
         "instance_data_dir",

@@ -13,7 +13,8 @@ from gralora_diffusion.data.image_folder import TrainingImage, find_images
 from gralora_diffusion.data.images import bucket_of
 from gralora_diffusion.files import complete_or_absent
 from gralora_diffusion.options import ConfigError, TrainingError
-from gralora_diffusion.sdxl.base import load_sdxl, resolution_of
+from gralora_diffusion.sdxl.base import resolution_of
+from gralora_diffusion.sdxl.load import load_sdxl
 from gralora_diffusion.sdxl.sampling import draw
 from gralora_diffusion.seeding import generator
 

@@ -294,7 +294,7 @@ def embedded() -> tuple[nn.Module, dict]:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
     from gralora_diffusion.data.images import to_pixels
-    from gralora_diffusion.sdxl.base import EMBEDDED
+    from gralora_diffusion.sdxl.load import EMBEDDED
 
     vision = loaded(CLIPVisionModelWithProjection, EMBEDDED / "vision_encoder")
     text = loaded(CLIPTextModelWithProjection, EMBEDDED / "text_encoder_2")

@@ -28,7 +28,7 @@ from gralora_diffusion.experiments.analysis import HELD_OUT_LOSS
 from gralora_diffusion.experiments.methods import GRADIENTS, Adapted, Spec, adapt, config_of, ours
 from gralora_diffusion.experiments.queue import name_of
 from gralora_diffusion.files import complete_or_absent
-from gralora_diffusion.sdxl.base import load_sdxl
+from gralora_diffusion.sdxl.load import load_sdxl
 from gralora_diffusion.sdxl.sampling import draw
 from gralora_diffusion.training.loss import draw as draw_noise
 from gralora_diffusion.training.memory import forget_peak, peak_memory

@@ -14,7 +14,7 @@ from gralora_diffusion.adapters.layers import low_rank, scale_of, truncate
 from gralora_diffusion.config import PREDICTIONS, AdapterConfig
 from gralora_diffusion.formats.layer_names import canonical, known
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.base import fingerprint
+from gralora_diffusion.sdxl.fingerprint import fingerprint
 
 LEAVES = {
     "gralora": ({"gralora_A", "gralora_B"}, {"gralora_A", "gralora_B", "lora_A", "lora_B"}),

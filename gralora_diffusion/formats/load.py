@@ -23,7 +23,8 @@ from gralora_diffusion.formats.write import (
     write_safetensors,
 )
 from gralora_diffusion.options import ConfigError, to_dict
-from gralora_diffusion.sdxl.base import fingerprint, same_base, shapes
+from gralora_diffusion.sdxl.fingerprint import fingerprint, same_base
+from gralora_diffusion.sdxl.load import shapes
 
 __all__ = [
     "COMFYUI",

@@ -18,7 +18,7 @@ from gralora_diffusion.formats.layer_names import canonical, checkpoint_names
 from gralora_diffusion.formats.load import fitted
 from gralora_diffusion.formats.read import opened
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.base import COMPONENTS, EMBEDDED, load_sdxl, shapes, vae_shapes
+from gralora_diffusion.sdxl.load import COMPONENTS, EMBEDDED, load_sdxl, shapes, vae_shapes
 
 DTYPES = {
     "F16": torch.float16,

@@ -12,7 +12,7 @@ from gralora_diffusion.config import AdapterConfig
 from gralora_diffusion.formats.adapter_state import Adapter, check_pair, checked, describe, folded, sizes
 from gralora_diffusion.formats.layer_names import canonical, from_kohya
 from gralora_diffusion.options import ConfigError, from_dict
-from gralora_diffusion.sdxl.base import COMPONENTS
+from gralora_diffusion.sdxl.load import COMPONENTS
 
 NATIVE = "adapter.safetensors"
 DIFFUSERS = "pytorch_lora_weights.safetensors"

@@ -15,7 +15,7 @@ from gralora_diffusion.formats.adapter_state import Adapter, sizes
 from gralora_diffusion.formats.layer_names import kohya
 from gralora_diffusion.formats.read import HEADER
 from gralora_diffusion.options import ConfigError, to_dict
-from gralora_diffusion.sdxl.base import COMPONENTS
+from gralora_diffusion.sdxl.load import COMPONENTS
 
 COMFYUI = "comfyui.safetensors"
 KOHYA = "pytorch_lora_weights_kohya.safetensors"

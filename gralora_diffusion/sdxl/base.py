@@ -1,162 +1,67 @@
-"""Load an SDXL base, wherever it lies, and turn prompts and images into what its UNet is given."""
+"""An SDXL base as training, sampling and evaluation use it: the only place that knows what its models are given."""
 
-import hashlib
-import json
-from pathlib import Path
+import functools
+from typing import NamedTuple
 
 import torch
 
-from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.single_file import (
-    NOT_SDXL,
-    SDXL_TEXT_ENCODER,
-    SDXL_TEXT_ENCODER_2,
-    SDXL_UNET,
-    SDXL_VAE,
-    layout_of,
-)
-
-EMBEDDED = Path(__file__).parent.parent / "tiny"
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # those that adapters go into
+from gralora_diffusion.sdxl.load import load_sdxl, shapes
 
 
-def load_sdxl(
-    path: str | None = None,
-    vae=None,
-    dtype=torch.float32,
-    revision=None,
-    variant=None,
-    cache_dir=None,
-    **components,
-):
-    """A StableDiffusionXLPipeline in eval mode on the CPU, its weights in `dtype` and the VAE in fp32.
+class Prompts(NamedTuple):
+    """What the UNet is told of n prompts."""
 
-    path: None for the embedded tiny base, a folder in diffusers layout, a single .safetensors checkpoint, or a hub id.
-    vae: another VAE, as a folder, a hub id, or a model.  components: models that are taken as they are, for instance unet=unet.
-    Raises ConfigError when there is no such base, or it is not an SDXL one.
-    """
-    from diffusers import AutoencoderKL, StableDiffusionXLPipeline
-    from diffusers.loaders.single_file_utils import SingleFileComponentError
-    from diffusers.utils import logging as diffusers_logging
-    from safetensors import SafetensorError
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    path = str(path or EMBEDDED)
-    if Path(path).suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
-        raise ConfigError(
-            f"{path} is a pickle, which can run code when it is read: convert it to .safetensors first"
-        )
-    given = set(components)
-    try:
-        if isinstance(vae, torch.nn.Module):
-            components["vae"] = vae
-        elif vae:
-            components["vae"] = AutoencoderKL.from_pretrained(vae, use_safetensors=True, cache_dir=cache_dir)
-        if path.endswith(
-            ".safetensors"
-        ):  # here diffusers takes one dtype for all, and the VAE must stay fp32
-            with layout_of(Path(path)) as config:
-                where = dict(config=str(config), local_files_only=True)
-                if not vae:
-                    components["vae"] = AutoencoderKL.from_single_file(path, subfolder="vae", **where)
-                pipeline = StableDiffusionXLPipeline.from_single_file(
-                    path, dtype=dtype, add_watermarker=False, **where, **components
-                )
-        else:
-            dtypes = {"default": dtype, "vae": torch.float32}
-            where = dict(revision=revision, variant=variant, cache_dir=cache_dir, use_safetensors=True)
-            pipeline = StableDiffusionXLPipeline.from_pretrained(
-                path, dtype=dtypes, add_watermarker=False, **where, **components
-            )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        RuntimeError,
-        SafetensorError,
-        SingleFileComponentError,
-    ) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ConfigError(
-            f"no SDXL base can be loaded from {f'{path} with the VAE {vae}' if isinstance(vae, str) else path}: {first}"
-        ) from error
-    check_sdxl(pipeline, path)
-    pipeline.set_progress_bar_config(disable=True)
-    for name in {*COMPONENTS, "vae"} - given:
-        getattr(pipeline, name).eval().requires_grad_(False)
-    return pipeline
+    embeds: torch.Tensor  # [n, tokens, width of both text encoders]
+    pooled: torch.Tensor  # [n, width of the second text encoder]
 
 
-def check_sdxl(pipeline, path: str) -> None:
-    """Raises ConfigError for SD 1.5, the refiner, and inpainting bases, which load without a word."""
-    config = pipeline.unet.config
-    if (
-        pipeline.text_encoder is None
-        or pipeline.text_encoder_2 is None
-        or config.addition_embed_type != "text_time"
-    ):
-        raise ConfigError(f"{path} {NOT_SDXL}")
-    if config.in_channels != pipeline.vae.config.latent_channels:
-        raise ConfigError(
-            f"{path} is not a text-to-image base: its UNet takes {config.in_channels} channels (made for inpainting?)"
-        )
+class SDXL:
+    """A base: prompts and images in, predictions out.  Its models are the pipeline's, and may be freed one by one."""
+
+    shapes = staticmethod(shapes)
+
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+
+    @classmethod
+    def load(cls, path: str | None = None, **how) -> "SDXL":
+        """The base at this path: see load_sdxl() for the keywords and errors."""
+        return cls(load_sdxl(path, **how))
+
+    def encode_prompts(self, prompts: list[str]) -> Prompts:
+        return encode_prompts(self.pipeline, prompts)
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        return encode_images(self.pipeline.vae, pixels)
+
+    def predict(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, prompts: Prompts, sizes: torch.Tensor
+    ) -> torch.Tensor:
+        return predict(self.pipeline.unet, noisy, timesteps, prompts, sizes)
 
 
-def shapes(path: str | None = None, revision=None, cache_dir=None) -> dict:
-    """The base's UNet and text encoders on the meta device, {component: model}: their shapes without their weights.
-
-    A single-file checkpoint is taken to be of SDXL's own shape.  Raises ConfigError when there is no such base.
-    """
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    path = str(path or EMBEDDED)
-    if path.endswith(".safetensors"):
-        if not Path(path).is_file():
-            raise ConfigError(f"{path} is not there")
-        configs = SDXL_UNET, CLIPTextConfig(**SDXL_TEXT_ENCODER), CLIPTextConfig(**SDXL_TEXT_ENCODER_2)
-    else:
-        where = dict(revision=revision, cache_dir=cache_dir)
-        try:
-            unet = UNet2DConditionModel.load_config(path, subfolder="unet", **where)
-            texts = [
-                CLIPTextConfig.get_config_dict(path, subfolder=name, **where)[0] for name in COMPONENTS[1:]
-            ]
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"no SDXL base can be read from {path}: {str(error).strip().splitlines()[0][:300]}"
-            ) from None
-        if not all(texts) or unet.get("addition_embed_type") != "text_time":
-            raise ConfigError(f"{path} {NOT_SDXL}")
-        configs = unet, *map(CLIPTextConfig.from_dict, texts)
-    with torch.device("meta"):
-        models = (
-            UNet2DConditionModel.from_config(configs[0]),
-            CLIPTextModel(configs[1]),
-            CLIPTextModelWithProjection(configs[2]),
-        )
-    return dict(zip(COMPONENTS, models, strict=True))
+def predict(
+    unet, noisy: torch.Tensor, timesteps: torch.Tensor, prompts: Prompts, sizes: torch.Tensor
+) -> torch.Tensor:
+    """noisy [n, c, h, w], timesteps [n], sizes [n, 6] of time_ids() -> the UNet's prediction [n, c, h, w]."""
+    conditions = dict(text_embeds=prompts.pooled, time_ids=sizes)
+    return unet(noisy, timesteps, prompts.embeds, added_cond_kwargs=conditions).sample
 
 
-def vae_shapes(path: str | None = None):
-    """The base's VAE on the meta device, as shapes() does it for the models that adapters go into."""
-    from diffusers import AutoencoderKL
+def blank_inputs(
+    unet_config, n: int, side: int, tokens: int = 77, device=None
+) -> tuple[torch.Tensor, torch.Tensor, Prompts, torch.Tensor]:
+    """What predict() takes for n images of side x side latents, all of it zero."""
+    pooled = unet_config.projection_class_embeddings_input_dim - 6 * unet_config.addition_time_embed_dim
+    zeros = functools.partial(torch.zeros, device=device)
+    prompts = Prompts(zeros(n, tokens, unet_config.cross_attention_dim), zeros(n, pooled))
+    return zeros(n, unet_config.in_channels, side, side), zeros(n, dtype=torch.long), prompts, zeros(n, 6)
 
-    path = str(path or EMBEDDED)
-    try:
-        config = (
-            SDXL_VAE if path.endswith(".safetensors") else AutoencoderKL.load_config(path, subfolder="vae")
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"no VAE can be read from {path}: {str(error).strip().splitlines()[0][:300]}"
-        ) from None
-    with torch.device("meta"):
-        return AutoencoderKL.from_config(config)
+
+def hidden_states(text_encoders: list, tokens: torch.Tensor) -> torch.Tensor:
+    """tokens [n, length] -> what the UNet attends to, [n, length, width of both text encoders]."""
+    states = [encoder(tokens, output_hidden_states=True).hidden_states[-2] for encoder in text_encoders]
+    return torch.cat(states, -1)
 
 
 def resolution_of(pipeline) -> int:
@@ -164,44 +69,7 @@ def resolution_of(pipeline) -> int:
     return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
 
 
-def fingerprint(unet) -> dict:
-    """What tells one base from another: a hash of the UNet's names and shapes, and one weight of each of 64 tensors.
-
-    Adapters are not looked at, and merged ones are seen through.  Compare with same_base(): the weights differ a little by dtype.
-    """
-    from gralora_diffusion.adapters.inject import adapters
-
-    if hasattr(unet, "base_fingerprint"):  # taken before the base was quantised
-        return unet.base_fingerprint
-    layers = adapters(unet)
-    own = {}
-    for name, tensor in unet.state_dict().items():
-        path, _, leaf = name.rpartition(".")
-        if path.split(".beside.")[0] not in layers or leaf in ("weight", "bias"):
-            merged = path in layers and leaf == "weight" and layers[path].unmerged_weight is not None
-            own[name] = layers[path].unmerged_weight if merged else tensor
-    names = hashlib.sha256(
-        json.dumps([(name, list(t.shape)) for name, t in own.items()]).encode()
-    ).hexdigest()[:16]
-    weights = [t for name, t in own.items() if t.ndim > 1]
-    return dict(
-        names=names,
-        weights=[round(float(t.flatten()[0]), 6) for t in weights[:: max(1, len(weights) // 64)][:64]],
-    )
-
-
-def same_base(first: dict, second: dict) -> bool:
-    """Whether two fingerprints are of one base, in whichever dtypes it was loaded."""
-    try:
-        pairs = list(zip(first["weights"], second["weights"], strict=True))
-    except (KeyError, TypeError, ValueError):  # not written by fingerprint(), or of another kind of model
-        return False
-    return first["names"] == second["names"] and all(
-        abs(a - b) <= 0.01 * max(abs(a), abs(b)) + 1e-5 for a, b in pairs
-    )
-
-
-def encode_prompts(pipeline, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_prompts(pipeline, prompts: list[str]) -> Prompts:
     """(prompt_embeds [n, tokens, width], pooled_prompt_embeds [n, width of encoder 2]); gradients flow if they are enabled.
 
     An empty prompt gives what the pipeline guides away from: zeros, where the base was trained with them as SDXL was.
@@ -211,8 +79,8 @@ def encode_prompts(pipeline, prompts: list[str]) -> tuple[torch.Tensor, torch.Te
     )
     if not all(prompts) and pipeline.config.force_zeros_for_empty_prompt:
         words = torch.tensor([bool(prompt) for prompt in prompts], dtype=embeds.dtype, device=embeds.device)
-        return embeds * words[:, None, None], pooled * words[:, None]
-    return embeds, pooled
+        return Prompts(embeds * words[:, None, None], pooled * words[:, None])
+    return Prompts(embeds, pooled)
 
 
 def encode_images(vae, pixels: torch.Tensor) -> torch.Tensor:

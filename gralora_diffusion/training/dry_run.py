@@ -10,7 +10,7 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.dataset import image_cache, instance, instance_images, pass_length
 from gralora_diffusion.formats.load import NATIVE
 from gralora_diffusion.options import to_dict
-from gralora_diffusion.sdxl.base import COMPONENTS, shapes
+from gralora_diffusion.sdxl.load import COMPONENTS, shapes
 from gralora_diffusion.training import export as delivery
 from gralora_diffusion.training.forecast import clock, forecast, step_time
 from gralora_diffusion.training.optim import bytes_per_parameter

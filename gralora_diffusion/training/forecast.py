@@ -1,6 +1,5 @@
 """What a run would do: from shapes alone, layers, parameters, memory, files, steps; from a few batches, time, memory and disk."""
 
-import functools
 import math
 import statistics
 import time
@@ -11,7 +10,8 @@ import torch
 from gralora_diffusion.adapters.inject import all_layers, inject
 from gralora_diffusion.adapters.quantization import BYTES
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.sdxl.base import COMPONENTS
+from gralora_diffusion.sdxl.base import blank_inputs, hidden_states, predict
+from gralora_diffusion.sdxl.load import COMPONENTS
 from gralora_diffusion.training import export as delivery
 from gralora_diffusion.training.checkpoint import candidates
 from gralora_diffusion.training.memory import disk_used, memory_in_use, peak_memory
@@ -50,20 +50,20 @@ def forecast(unet_config, config: TrainConfig, resolution: int, dtype, tokens: i
             inject(unet, config.adapter)
             own = {p.untyped_storage()._cdata for p in unet.parameters()}
             n = config.train_batch_size * (1 + config.with_prior_preservation)
-            inputs, conditions = inputs_of(unet.config, n, resolution // 8, tokens)
+            inputs = blank_inputs(unet.config, n, resolution // 8, tokens)
             for module in unet.modules():
                 if type(module).__name__ in ("BasicTransformerBlock", "ResnetBlock2D"):
                     module.register_forward_pre_hook(open_block)
                     module.register_forward_hook(close_block)
             precision = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
             with precision, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-                out = unet(*inputs, added_cond_kwargs=conditions).sample
+                out = predict(unet, *inputs)
             activations = sum(kept.values())
             if config.gradient_checkpointing:
                 kept.clear()
                 unet.enable_gradient_checkpointing()
                 with precision, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-                    out = unet(*inputs, added_cond_kwargs=conditions).sample  # noqa: F841 - alive while it is counted
+                    out = predict(unet, *inputs)  # noqa: F841 - alive while it is counted
                 activations = sum(kept.values()) + largest[0]
             trainable = sum(p.numel() for p in unet.parameters() if p.requires_grad)
             weights = sum(p.numel() * p.element_size() for p in unet.parameters() if not p.requires_grad)
@@ -77,18 +77,6 @@ def forecast(unet_config, config: TrainConfig, resolution: int, dtype, tokens: i
     finally:
         torch.set_default_dtype(default)
     return dict(weights=weights, adapters=bytes_per_parameter(config) * trainable, activations=activations)
-
-
-def inputs_of(unet_config, n: int, side: int, tokens: int, device=None) -> tuple[tuple, dict]:
-    """Zeros in the shapes that the UNet takes for n images: ((sample, timesteps, prompt_embeds), added_cond_kwargs)."""
-    width = unet_config.projection_class_embeddings_input_dim - 6 * unet_config.addition_time_embed_dim
-    zeros = functools.partial(torch.zeros, device=device)
-    inputs = (
-        zeros(n, unet_config.in_channels, side, side),
-        zeros(n, dtype=torch.long),
-        zeros(n, tokens, unet_config.cross_attention_dim),
-    )
-    return inputs, dict(text_embeds=zeros(n, width), time_ids=zeros(n, 6))
 
 
 def forecast_run(job: TrainingSetup, loss_of, previews) -> dict[str, float]:
@@ -170,15 +158,13 @@ def step_time(components: dict, config: TrainConfig, resolution: int, dtype, tok
             ) else model.gradient_checkpointing_enable()
     unet, texts = wanted["unet"], [wanted[name] for name in COMPONENTS[1:] if name in wanted]
     n = config.train_batch_size * (1 + config.with_prior_preservation)
-    (sample, t, embeds), conditions = inputs_of(unet.config, n, resolution // 8, tokens, device)
+    noisy, t, prompts, sizes = blank_inputs(unet.config, n, resolution // 8, tokens, device)
     words = torch.zeros(n, tokens, dtype=torch.long, device=device)
 
     def batch(_: int) -> None:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            states = [text(words, output_hidden_states=True).hidden_states[-2] for text in texts]
-            out = unet(
-                sample.to(dtype), t, torch.cat(states, -1) if states else embeds, added_cond_kwargs=conditions
-            ).sample
+            embeds = hidden_states(texts, words) if texts else prompts.embeds
+            out = predict(unet, noisy.to(dtype), t, prompts._replace(embeds=embeds), sizes)
         out.float().square().mean().backward()
 
     return config.gradient_accumulation_steps * batch_time(batch, 10**4, device)

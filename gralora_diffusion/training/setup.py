@@ -24,7 +24,9 @@ from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.options import ConfigError, one_of
-from gralora_diffusion.sdxl.base import COMPONENTS, fingerprint, load_sdxl, resolution_of, shapes
+from gralora_diffusion.sdxl.base import resolution_of
+from gralora_diffusion.sdxl.fingerprint import fingerprint
+from gralora_diffusion.sdxl.load import COMPONENTS, load_sdxl, shapes
 from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.hub import check_hub
 from gralora_diffusion.training.optim import check_optimizer, learning_rates

@@ -7,7 +7,7 @@ from accelerate import Accelerator, DistributedType
 from gralora_diffusion.adapters.inject import adapter_parameters
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.base import fingerprint
+from gralora_diffusion.sdxl.fingerprint import fingerprint
 
 BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 

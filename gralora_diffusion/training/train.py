@@ -28,7 +28,7 @@ from gralora_diffusion.data.batches import (
 from gralora_diffusion.data.cache import Cache
 from gralora_diffusion.data.dataset import image_cache
 from gralora_diffusion.options import ConfigError, TrainingError, to_dict
-from gralora_diffusion.sdxl.base import encode_prompts
+from gralora_diffusion.sdxl.base import Prompts, encode_prompts, predict
 from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.export import export, export_again
 from gralora_diffusion.training.forecast import forecast_run, in_words, what_was_used
@@ -416,11 +416,9 @@ def objective(
         latents = mean + std * posterior
         noisy = add_noise(latents, noise, t, alphas).to(device, dtype)
         with accelerator.autocast():
-            embeds, pooled = (e.to(device) for e in encode([r.caption for r in batch]))
-            conditions = dict(
-                text_embeds=pooled, time_ids=torch.stack([r.time_ids for r in batch]).to(device)
-            )
-            predicted = unet(noisy, t.to(device), embeds, added_cond_kwargs=conditions).sample
+            prompts = Prompts(*(e.to(device) for e in encode([r.caption for r in batch])))
+            sizes = torch.stack([r.time_ids for r in batch]).to(device)
+            predicted = predict(unet, noisy, t.to(device), prompts, sizes)
         weights = (
             torch.tensor([r.weight for r in batch]) * len(batch) / len(positions)
         )  # the instance's mean plus the weighted mean of the class

@@ -12,7 +12,8 @@ from torch import nn
 from gralora_diffusion import AdapterConfig, GraLoRALinear, inject, load_adapter, load_sdxl, save_adapter
 from gralora_diffusion.adapters.inject import adapter_parameters, merge, remove, set_strength, unmerge
 from gralora_diffusion.formats.load import save_diffusers
-from gralora_diffusion.sdxl.base import SDXL_UNET
+from gralora_diffusion.sdxl.base import Prompts, blank_inputs, predict
+from gralora_diffusion.sdxl.single_file import SDXL_UNET
 
 SDXL_LAYERS = {
     (1280, 1280): 360 + 128,
@@ -212,30 +213,27 @@ def unet_steps(
 
 def training_step(pipeline, optimizer, images: int):
     unet, dtype = pipeline.unet, pipeline.unet.dtype
-    inputs, conditions = inputs_of(pipeline, images)
+    inputs = inputs_of(pipeline, images)
 
     def run() -> None:
         with torch.autocast(unet.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            unet(**inputs, added_cond_kwargs=conditions).sample.float().square().mean().backward()
+            predict(unet, *inputs).float().square().mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return run
 
 
-def inputs_of(pipeline, images: int) -> tuple[dict, dict]:
+def inputs_of(pipeline, images: int) -> tuple:
+    """What predict() takes, random, in the UNet's dtype and on its device."""
     unet = pipeline.unet
-    common = dict(device=unet.device, dtype=unet.dtype)
-    x = torch.randn(
-        images, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size, **common
-    )
-    text, t = (
-        torch.randn(images, 77, unet.config.cross_attention_dim, **common),
+    noisy, _, prompts, sizes = blank_inputs(unet.config, images, unet.config.sample_size, device=unet.device)
+    prompts = Prompts(*(part.to(unet.dtype).normal_() for part in prompts))
+    return (
+        noisy.to(unet.dtype).normal_(),
         torch.tensor(500, device=unet.device),
-    )
-    pooled = torch.randn(images, pipeline.text_encoder_2.config.projection_dim, **common)
-    return dict(sample=x, timestep=t, encoder_hidden_states=text), dict(
-        text_embeds=pooled, time_ids=torch.zeros(images, 6, **common)
+        prompts,
+        sizes.to(unet.dtype),
     )
 
 
@@ -261,12 +259,9 @@ def sampling(
                 load_adapter(pipelines[name], files["lora 1" if name == "LoRA" else "gralora 1"])
         merge(pipelines["merged"].unet)
         remove(pipelines["merged"])
-    inputs, conditions = inputs_of(pipelines["base"], images)
+    inputs = inputs_of(pipelines["base"], images)
     times = bench.in_turns(
-        {
-            name: lambda unet=p.unet: unet(**inputs, added_cond_kwargs=conditions)
-            for name, p in pipelines.items()
-        }
+        {name: lambda unet=p.unet: predict(unet, *inputs) for name, p in pipelines.items()}
     )
     found = {name: ratio(times, name, "base") for name in pipelines if name != "base"}
     found |= {f"{name} / PEFT LoRA": ratio(times, name, "PEFT LoRA") for name in ("GraLoRA", "LoRA")}

@@ -102,7 +102,7 @@ def random_base(folder: Path, width: int) -> Path:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     from gralora_diffusion import load_sdxl
-    from gralora_diffusion.sdxl.base import SDXL_UNET, SDXL_VAE
+    from gralora_diffusion.sdxl.single_file import SDXL_UNET, SDXL_VAE
 
     pipeline = load_sdxl()
     torch.manual_seed(0)
@@ -132,24 +132,16 @@ def flops(base: Path, side: int) -> tuple[float, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from gralora_diffusion.sdxl.base import shapes, vae_shapes
+    from gralora_diffusion.sdxl.base import blank_inputs, predict
+    from gralora_diffusion.sdxl.load import shapes, vae_shapes
 
     unet, vae = shapes(str(base))["unet"], vae_shapes(str(base))
-    config, meta = unet.requires_grad_(False).config, dict(device="meta")
-    latents = torch.empty(1, config.in_channels, side // 8, side // 8, **meta).requires_grad_()
-    pooled = torch.empty(
-        1, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim, **meta
-    )
-    conditions = dict(text_embeds=pooled, time_ids=torch.empty(1, 6, **meta))
+    config = unet.requires_grad_(False).config
+    noisy, *others = blank_inputs(config, 1, side // 8, device="meta")
     with FlopCounterMode(display=False) as learning:
-        unet(
-            latents,
-            torch.zeros(1, **meta),
-            torch.empty(1, 77, config.cross_attention_dim, **meta),
-            added_cond_kwargs=conditions,
-        ).sample.sum().backward()
+        predict(unet, noisy.requires_grad_(), *others).sum().backward()
     with torch.no_grad(), FlopCounterMode(display=False) as encoding:
-        vae.encode(torch.empty(1, 3, side, side, **meta))
+        vae.encode(torch.empty(1, 3, side, side, device="meta"))
     return learning.get_total_flops() / 1e9, encoding.get_total_flops() / 1e9
 
 

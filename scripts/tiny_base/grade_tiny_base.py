@@ -20,7 +20,7 @@ from transformers import CLIPVisionModelWithProjection
 from gralora_diffusion import load_sdxl
 from gralora_diffusion.config import EMBEDDED_DEFAULTS as DEFAULTS
 from gralora_diffusion.data.images import to_pixels
-from gralora_diffusion.sdxl.base import EMBEDDED
+from gralora_diffusion.sdxl.load import EMBEDDED
 from gralora_diffusion.sdxl.sampling import sample, sheet
 
 GUIDANCE = DEFAULTS["guidance_scale"]

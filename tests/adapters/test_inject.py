@@ -17,7 +17,7 @@ from gralora_diffusion.adapters.inject import (
     table,
     unmerge,
 )
-from gralora_diffusion.sdxl.base import shapes
+from gralora_diffusion.sdxl.load import shapes
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from gralora_diffusion.formats.load import (
 )
 from gralora_diffusion.formats.write import KOHYA, installed_path
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.base import EMBEDDED
+from gralora_diffusion.sdxl.load import EMBEDDED
 
 
 def kohya_sgm(path, adapter, dtype):

@@ -21,7 +21,7 @@ from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.evaluation.encoders import load_encoder
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.options import ConfigError, TrainingError
-from gralora_diffusion.sdxl.base import EMBEDDED
+from gralora_diffusion.sdxl.load import EMBEDDED
 from gralora_diffusion.training.train import train
 
 QUICK = TrainConfig(

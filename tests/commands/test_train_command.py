@@ -270,7 +270,7 @@ def test_a_command_line_written_for_diffusers_runs_unchanged(tmp_path):
     from diffusers import StableDiffusionXLPipeline
 
     from gralora_diffusion.data.dataset import EXAMPLE
-    from gralora_diffusion.sdxl.base import EMBEDDED
+    from gralora_diffusion.sdxl.load import EMBEDDED
 
     done = run(
         *ACCELERATE, SCRIPTS / "train_sdxl.py", f"--pretrained_model_name_or_path={EMBEDDED}", f"--instance_data_dir={EXAMPLE}",

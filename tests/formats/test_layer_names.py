@@ -13,7 +13,7 @@ from safetensors import safe_open
 from gralora_diffusion import AdapterConfig
 from gralora_diffusion.formats.layer_names import canonical, from_kohya, from_sgm, kohya, sgm
 from gralora_diffusion.formats.load import read_adapter, write_native
-from gralora_diffusion.sdxl.base import shapes
+from gralora_diffusion.sdxl.load import shapes
 
 
 @pytest.mark.parametrize("of_sdxl", [False, True], ids=["embedded", "SDXL"])

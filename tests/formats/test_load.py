@@ -17,7 +17,8 @@ from gralora_diffusion import AdapterConfig, load_adapter, load_sdxl, save_adapt
 from gralora_diffusion.adapters.inject import adapters, merge
 from gralora_diffusion.formats.load import file_sizes, save_diffusers, write_safetensors
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.base import EMBEDDED, fingerprint, same_base
+from gralora_diffusion.sdxl.fingerprint import fingerprint, same_base
+from gralora_diffusion.sdxl.load import EMBEDDED
 
 
 def draw(pipeline):

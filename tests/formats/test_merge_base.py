@@ -21,7 +21,7 @@ from gralora_diffusion.formats.merge_base import (
     write_streamed,
 )
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.base import EMBEDDED
+from gralora_diffusion.sdxl.load import EMBEDDED
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.formats.load import read_adapter, write_comfyui, write_native
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.base import EMBEDDED
+from gralora_diffusion.sdxl.load import EMBEDDED
 
 
 @pytest.fixture(scope="module")

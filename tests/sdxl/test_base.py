@@ -14,7 +14,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from gralora_diffusion import AdapterConfig, inject, load_sdxl
 from gralora_diffusion.adapters.inject import adapters, merge
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.base import EMBEDDED, encode_prompts, fingerprint, same_base, time_ids
+from gralora_diffusion.sdxl.base import encode_prompts, time_ids
+from gralora_diffusion.sdxl.fingerprint import fingerprint, same_base
+from gralora_diffusion.sdxl.load import EMBEDDED
 from gralora_diffusion.sdxl.sampling import sample
 
 

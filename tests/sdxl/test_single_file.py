@@ -14,7 +14,7 @@ from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.merge_base import write_merged
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl import single_file
-from gralora_diffusion.sdxl.base import EMBEDDED
+from gralora_diffusion.sdxl.load import EMBEDDED
 from gralora_diffusion.sdxl.sampling import sample
 from gralora_diffusion.sdxl.single_file import PARTS, clip_tokenizer
 

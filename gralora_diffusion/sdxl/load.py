@@ -1,0 +1,161 @@
+"""Load an SDXL base: the embedded one, a diffusers folder, a checkpoint, or one from the hub; or its shapes alone."""
+
+from pathlib import Path
+
+import torch
+
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.single_file import (
+    NOT_SDXL,
+    SDXL_TEXT_ENCODER,
+    SDXL_TEXT_ENCODER_2,
+    SDXL_UNET,
+    SDXL_VAE,
+    layout_of,
+)
+
+EMBEDDED = Path(__file__).parent.parent / "tiny"
+COMPONENTS = (
+    "unet",
+    "text_encoder",
+    "text_encoder_2",
+)  # those that adapters go into  # those that adapters go into
+
+
+def load_sdxl(
+    path: str | None = None,
+    vae=None,
+    dtype=torch.float32,
+    revision=None,
+    variant=None,
+    cache_dir=None,
+    **components,
+):
+    """A StableDiffusionXLPipeline in eval mode on the CPU, its weights in `dtype` and the VAE in fp32.
+
+    path: None for the embedded tiny base, a folder in diffusers layout, a single .safetensors checkpoint, or a hub id.
+    vae: another VAE, as a folder, a hub id, or a model.  components: models that are taken as they are, for instance unet=unet.
+    Raises ConfigError when there is no such base, or it is not an SDXL one.
+    """
+    from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+    from diffusers.utils import logging as diffusers_logging
+    from safetensors import SafetensorError
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    path = str(path or EMBEDDED)
+    if Path(path).suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl"):
+        raise ConfigError(
+            f"{path} is a pickle, which can run code when it is read: convert it to .safetensors first"
+        )
+    given = set(components)
+    try:
+        if isinstance(vae, torch.nn.Module):
+            components["vae"] = vae
+        elif vae:
+            components["vae"] = AutoencoderKL.from_pretrained(vae, use_safetensors=True, cache_dir=cache_dir)
+        if path.endswith(
+            ".safetensors"
+        ):  # here diffusers takes one dtype for all, and the VAE must stay fp32
+            with layout_of(Path(path)) as config:
+                where = dict(config=str(config), local_files_only=True)
+                if not vae:
+                    components["vae"] = AutoencoderKL.from_single_file(path, subfolder="vae", **where)
+                pipeline = StableDiffusionXLPipeline.from_single_file(
+                    path, dtype=dtype, add_watermarker=False, **where, **components
+                )
+        else:
+            dtypes = {"default": dtype, "vae": torch.float32}
+            where = dict(revision=revision, variant=variant, cache_dir=cache_dir, use_safetensors=True)
+            pipeline = StableDiffusionXLPipeline.from_pretrained(
+                path, dtype=dtypes, add_watermarker=False, **where, **components
+            )
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        RuntimeError,
+        SafetensorError,
+        SingleFileComponentError,
+    ) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ConfigError(
+            f"no SDXL base can be loaded from {f'{path} with the VAE {vae}' if isinstance(vae, str) else path}: {first}"
+        ) from error
+    check_sdxl(pipeline, path)
+    pipeline.set_progress_bar_config(disable=True)
+    for name in {*COMPONENTS, "vae"} - given:
+        getattr(pipeline, name).eval().requires_grad_(False)
+    return pipeline
+
+
+def check_sdxl(pipeline, path: str) -> None:
+    """Raises ConfigError for SD 1.5, the refiner, and inpainting bases, which load without a word."""
+    config = pipeline.unet.config
+    if (
+        pipeline.text_encoder is None
+        or pipeline.text_encoder_2 is None
+        or config.addition_embed_type != "text_time"
+    ):
+        raise ConfigError(f"{path} {NOT_SDXL}")
+    if config.in_channels != pipeline.vae.config.latent_channels:
+        raise ConfigError(
+            f"{path} is not a text-to-image base: its UNet takes {config.in_channels} channels (made for inpainting?)"
+        )
+
+
+def shapes(path: str | None = None, revision=None, cache_dir=None) -> dict:
+    """The base's UNet and text encoders on the meta device, {component: model}: their shapes without their weights.
+
+    A single-file checkpoint is taken to be of SDXL's own shape.  Raises ConfigError when there is no such base.
+    """
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    path = str(path or EMBEDDED)
+    if path.endswith(".safetensors"):
+        if not Path(path).is_file():
+            raise ConfigError(f"{path} is not there")
+        configs = SDXL_UNET, CLIPTextConfig(**SDXL_TEXT_ENCODER), CLIPTextConfig(**SDXL_TEXT_ENCODER_2)
+    else:
+        where = dict(revision=revision, cache_dir=cache_dir)
+        try:
+            unet = UNet2DConditionModel.load_config(path, subfolder="unet", **where)
+            texts = [
+                CLIPTextConfig.get_config_dict(path, subfolder=name, **where)[0] for name in COMPONENTS[1:]
+            ]
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"no SDXL base can be read from {path}: {str(error).strip().splitlines()[0][:300]}"
+            ) from None
+        if not all(texts) or unet.get("addition_embed_type") != "text_time":
+            raise ConfigError(f"{path} {NOT_SDXL}")
+        configs = unet, *map(CLIPTextConfig.from_dict, texts)
+    with torch.device("meta"):
+        models = (
+            UNet2DConditionModel.from_config(configs[0]),
+            CLIPTextModel(configs[1]),
+            CLIPTextModelWithProjection(configs[2]),
+        )
+    return dict(zip(COMPONENTS, models, strict=True))
+
+
+def vae_shapes(path: str | None = None):
+    """The base's VAE on the meta device, as shapes() does it for the models that adapters go into."""
+    from diffusers import AutoencoderKL
+
+    path = str(path or EMBEDDED)
+    try:
+        config = (
+            SDXL_VAE if path.endswith(".safetensors") else AutoencoderKL.load_config(path, subfolder="vae")
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"no VAE can be read from {path}: {str(error).strip().splitlines()[0][:300]}"
+        ) from None
+    with torch.device("meta"):
+        return AutoencoderKL.from_config(config)
