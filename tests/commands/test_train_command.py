@@ -165,9 +165,9 @@ from accelerate import Accelerator, DistributedType
 from torch.distributed.fsdp import OffloadPolicy
 
 from gralora_diffusion import AdapterConfig, inject, load_sdxl
-from gralora_diffusion.injection import adapter_parameters
-from gralora_diffusion.planning import inputs_of
-from gralora_diffusion.sharding import shard
+from gralora_diffusion.adapters.inject import adapter_parameters
+from gralora_diffusion.sdxl.base import blank_inputs, predict
+from gralora_diffusion.training.sharding import shard
 
 Accelerator()  # starts the processes' group; on CPUs it takes FSDP for plain data parallelism
 unet = load_sdxl().unet
@@ -178,10 +178,10 @@ for parameter in adapter_parameters(unet).values():
 whole, frozen = copy.deepcopy(unet), sum(p.numel() for p in unet.parameters() if not p.requires_grad)
 plugin = SimpleNamespace(reshard_after_forward=True, cpu_offload=OffloadPolicy())
 shard(unet, SimpleNamespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin)))
-inputs, conditions = inputs_of(unet.config, 1, 8, 77)
+inputs = blank_inputs(unet.config, 1, 8)
 inputs[0].normal_()
 for model in (unet, whole):
-    model(*inputs, added_cond_kwargs=conditions).sample.square().sum().backward()
+    predict(model, *inputs).square().sum().backward()
 here = sum(p.to_local().numel() for p in unet.parameters() if hasattr(p, "to_local"))
 pairs = zip(adapter_parameters(unet).values(), adapter_parameters(whole).values(), strict=True)
 same = all((a.grad - b.grad).norm() <= 1e-5 * b.grad.norm() for a, b in pairs)
