@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "score generated images: subject, prompt, diversity, copies",
     "compare": "compare adapter methods over seeds, learning rates and subjects",
     "entanglement": "measure how gradients mix across the blocks of each layer",
+    "env": "print versions, devices and memory, for a bug report",
     "demo": "train on the embedded base model and score the result, in about a minute",
 }
 EXAMPLE = "gralora train --instance_data_dir photos/my_dog --instance_prompt 'a photo of sks dog'"
