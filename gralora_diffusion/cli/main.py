@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
             f"unknown command {name!r}{did_you_mean(name, COMMANDS) or ';'} gralora --help lists all commands"
         )
     console.set_program(f"gralora {name}")
+    console.quiet_libraries()
     try:
         importlib.import_module(f"gralora_diffusion.cli.{name}").main(options)
     except KeyboardInterrupt:  # while libraries load; a training run handles signals itself
