@@ -1,5 +1,6 @@
 """The documents are true where a machine can tell: links, images, commands, options and the presets' table."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -189,3 +190,18 @@ def test_the_readme_has_no_interval_in_its_prose():
     number = r"[+-]?\d*\.\d+"
     intervals = [line for line in prose if re.search(rf"{number} (to|\.\.) {number}", line)]
     assert not intervals, intervals
+
+
+@pytest.mark.slow
+def test_the_dry_run_of_the_training_guide_runs(tmp_path):
+    (words,) = [words for words in commands(ROOT / "docs" / "training.md") if "--dry_run" in words]
+    done = subprocess.run(
+        [*GRALORA, *words[1:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "56 layers" in done.stdout
+    assert not list(tmp_path.iterdir())
