@@ -5,7 +5,7 @@
 #   WORKERS=1 bash scripts/experiments.sh style    # how many processes share the runs, a core each; 2 by default
 #   PYTHON=echo bash scripts/experiments.sh k      # show the commands alone
 #
-# Needs the extras eval, plots and build, npm for the pictures of the style, and the folder of the eight subjects' photographs in DREAMBOOTH.
+# Needs the extras plots and build, npm for the pictures of the style, and the folder of the eight subjects' photographs in DREAMBOOTH.
 # What is under way lies in the folder STATE.  Both folders are relative to the project's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -37,7 +37,7 @@ report() {
 
 has() { # a package, before hours of work that it would be missed after
     $PYTHON -c "import $1" 2>/dev/null && return
-    echo "experiments.sh: the package $1 is missing: pip install -e '.[eval,plots,build]'" >&2
+    echo "experiments.sh: the package $1 is missing: pip install '.[plots,build]'" >&2
     exit 2
 }
 
