@@ -6,8 +6,8 @@ __version__ = "0.1.0"
 _WHERE = {
     "AdapterConfig": "config",
     "TrainConfig": "config",
-    "LoRALinear": "adapters.layers",
-    "GraLoRALinear": "adapters.layers",
+    "LoRALinear": "adapters.linear",
+    "GraLoRALinear": "adapters.linear",
     "inject": "adapters.inject",
     "load_sdxl": "sdxl.load",
     "save_adapter": "formats.load",

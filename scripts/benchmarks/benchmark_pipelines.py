@@ -10,7 +10,8 @@ from diffusers.utils import logging
 from torch import nn
 
 from gralora_diffusion import AdapterConfig, GraLoRALinear, inject, load_adapter, load_sdxl, save_adapter
-from gralora_diffusion.adapters.inject import adapter_parameters, merge, remove, set_strength, unmerge
+from gralora_diffusion.adapters.control import merge, remove, set_strength, unmerge
+from gralora_diffusion.adapters.registry import adapter_parameters
 from gralora_diffusion.formats.load import save_diffusers
 from gralora_diffusion.sdxl.base import Prompts, blank_inputs, predict
 from gralora_diffusion.sdxl.single_file import SDXL_UNET
@@ -35,7 +36,7 @@ def export(bench: Bench, rank: int = 64, k: int = 4, layers: dict = SDXL_LAYERS)
     seconds = {"ours": 0.0, PEFT: 0.0}
     for (n, m), number in layers.items():
         layer = GraLoRALinear.from_linear(nn.Linear(n, m, bias=False, device=bench.device), rank, k)
-        layer.gralora_B.data.normal_()
+        layer.adapter.gralora_B.data.normal_()
         config = peft.GraloraConfig(r=rank, alpha=rank, gralora_k=k, hybrid_r=0, target_modules=["linear"])
         twin = peft.get_peft_model(
             nn.ModuleDict(dict(linear=nn.Linear(n, m, bias=False, device=bench.device))), config
