@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     import torch
 
     from gralora_diffusion import load_adapter, load_sdxl
-    from gralora_diffusion.adapters.inject import merge, remove
+    from gralora_diffusion.adapters.control import merge, remove
     from gralora_diffusion.sdxl.sampling import as_trained, sample, sheet
 
     prompts = [p.strip() for p in args.prompt.split("|")]

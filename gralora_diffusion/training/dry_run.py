@@ -5,10 +5,10 @@ import json
 import torch
 
 from gralora_diffusion.adapters import allocation
-from gralora_diffusion.adapters.inject import all_layers, table
+from gralora_diffusion.adapters.registry import all_layers, layer_table
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.dataset import image_cache, instance, instance_images, pass_length
-from gralora_diffusion.formats.load import NATIVE
+from gralora_diffusion.formats.read import NATIVE
 from gralora_diffusion.options import to_dict
 from gralora_diffusion.sdxl.load import COMPONENTS, shapes
 from gralora_diffusion.training import export as delivery
@@ -45,7 +45,7 @@ def plan(config: TrainConfig, timed: bool = False) -> str:
     return "\n".join(
         [
             json.dumps(to_dict(config), indent=2),
-            table(layers),
+            layer_table(layers),
             f"images: {len(images)} at {resolution} x {resolution} from {instance(config)[0]}",
             f"steps: {steps} of {per_step} image(s) per process, {steps * per_step / pass_length(config, images):.1f} passes",
             f"memory of a training step, about: {sum(memory.values()) / 2**30:.2f} GiB = "
@@ -77,8 +77,10 @@ def gradient_pass(config: TrainConfig, layers: dict, itemsize: int) -> list[str]
     """What the gradient pass of GoRA needs, beside the frozen base and the activations of a step; nothing without it."""
     if config.gora_init in (None, "zero") and not config.allocate:
         return []
-    sizes = {path: dict(shape=tuple(layer.weight.shape), rank=layer.rank) for path, layer in layers.items()}
-    bytes_of = allocation.forecast(sizes, itemsize)
+    sizes = {
+        path: dict(shape=tuple(layer.weight.shape), rank=layer.adapter.rank) for path, layer in layers.items()
+    }
+    bytes_of = allocation.gradient_bytes(sizes, itemsize)
     return [
         f"memory of the gradient pass: {bytes_of['storing'] / 2**30:.2f} GiB to keep all sums (less, in more passes, with --gora_memory); "
         f"{bytes_of['streaming'] / 2**30:.2f} GiB where --allocation gives the ranks and --gora_init is random"

@@ -10,18 +10,10 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note
 from gralora_diffusion.files import write_text
 from gralora_diffusion.formats.adapter_state import Adapter
-from gralora_diffusion.formats.load import (
-    COMFYUI,
-    DIFFUSERS,
-    KOHYA,
-    NATIVE,
-    file_sizes,
-    read_adapter,
-    write_comfyui,
-    write_diffusers,
-    write_native,
-)
-from gralora_diffusion.options import TrainingError, from_dict, to_dict
+from gralora_diffusion.formats.read import DIFFUSERS, NATIVE, read_adapter
+from gralora_diffusion.formats.write import COMFYUI, KOHYA, file_sizes, write_comfyui
+from gralora_diffusion.formats.writers import WRITERS
+from gralora_diffusion.options import ConfigError, TrainingError, from_dict, to_dict
 from gralora_diffusion.training.run_folder import Run
 from gralora_diffusion.training.setup import TrainingSetup, adapter_of, precision
 
@@ -39,7 +31,7 @@ def export(job: TrainingSetup) -> None:
     """The files for people.  Raises TrainingError when the adapter holds a number that is not finite."""
     try:
         adapter = adapter_of(job)
-        write_native(job.path / NATIVE, adapter)
+        WRITERS["native"].write(job.path / NATIVE, adapter)
         write_others(job.path, adapter, job.config)
     except (ValueError, OSError) as error:
         raise TrainingError(f"the adapter cannot be exported: {error}") from None
@@ -48,12 +40,13 @@ def export(job: TrainingSetup) -> None:
 def sizes(layers: dict, config: TrainConfig) -> dict[str, int]:
     """{file: bytes} of what export() will write, from shapes alone; layers: {component.path: layer}."""
     native, exported = file_sizes(layers)
-    found = {
-        NATIVE: native,
-        DIFFUSERS: exported if in_fp32(config) else exported // 2,
-        COMFYUI: exported // 2,
-    }
-    return found | ({KOHYA: exported // 2} if config.output_kohya_format else {})
+    found = {NATIVE: native}
+    if exported is not None:
+        found[DIFFUSERS] = exported if in_fp32(config) else exported // 2
+        found[COMFYUI] = exported // 2
+        if config.output_kohya_format:
+            found[KOHYA] = exported // 2
+    return found
 
 
 def in_fp32(config: TrainConfig) -> bool:
@@ -61,8 +54,14 @@ def in_fp32(config: TrainConfig) -> bool:
 
 
 def write_others(run: Path, adapter: Adapter, config: TrainConfig) -> None:
-    write_diffusers(run / DIFFUSERS, adapter, torch.float32 if in_fp32(config) else torch.float16)
-    write_comfyui(run / COMFYUI, adapter)
+    """The files for other tools; a note instead, for a kind of adapter that they cannot hold."""
+    try:
+        adapter.check_low_rank()
+    except ConfigError as error:
+        note(str(error))
+        return
+    WRITERS["diffusers"].write(run / DIFFUSERS, adapter, "fp32" if in_fp32(config) else "fp16")
+    WRITERS["comfyui"].write(run / COMFYUI, adapter, "fp16")
     if config.output_kohya_format:
         write_comfyui(run / KOHYA, adapter, sgm=False)
 

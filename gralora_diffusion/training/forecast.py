@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import torch
 
-from gralora_diffusion.adapters.inject import all_layers, inject
+from gralora_diffusion.adapters.inject import inject
 from gralora_diffusion.adapters.quantization import BYTES
+from gralora_diffusion.adapters.registry import all_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.sdxl.base import blank_inputs, hidden_states, predict
 from gralora_diffusion.sdxl.load import COMPONENTS
@@ -87,7 +88,7 @@ def forecast_run(job: TrainingSetup, loss_of, previews) -> dict[str, float]:
         all_layers(job.models),
         job.accelerator.device,
     )
-    parameters = [p for layer in layers.values() for p in layer.adapter_parameters.values()]
+    parameters = [p for layer in layers.values() for p in layer.adapter.parameters()]
 
     def batch(number: int) -> None:
         job.accelerator.backward(loss_of(number))

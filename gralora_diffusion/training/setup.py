@@ -12,9 +12,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 
-from gralora_diffusion.adapters import allocation
-from gralora_diffusion.adapters.inject import adapters, all_layers, inject, unmatched_patterns
+from gralora_diffusion.adapters import allocation_file, rank_rules
+from gralora_diffusion.adapters.inject import inject, unmatched_patterns
+from gralora_diffusion.adapters.linear import DEFAULT
 from gralora_diffusion.adapters.quantization import check_quantization, quantize
+from gralora_diffusion.adapters.registry import adapted_layers, all_layers, handles
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note
 from gralora_diffusion.data.cache import weights_hash
@@ -94,15 +96,17 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     of_class = class_images(config, images, base, accelerator, image_cache(config))
     pipeline = load_sdxl(**base)
     if config.base_model_precision:
-        pipeline.unet.base_fingerprint = fingerprint(pipeline.unet)
+        known = fingerprint(pipeline.unet)
         quantize(pipeline.unet, config.base_model_precision)
     models = inject_all(pipeline.components, config)
+    if config.base_model_precision:
+        handles(pipeline.unet)[DEFAULT].fingerprint = known
     chosen = (
         config.adapter.method == "gralora"
         and config.adapter.k is None
         and not (config.allocate or config.allocation)
     )
-    if chosen and all(layer.k == 1 for layer in all_layers(models).values()):
+    if chosen and all(layer.adapter.k == 1 for layer in all_layers(models).values()):
         note(
             f"at rank {config.adapter.rank} the rule for k gives 1, which is a plain LoRA: blocks need --gralora_k 2, and a rank that 2 divides"
         )
@@ -137,12 +141,12 @@ def resume(path: Path, config: TrainConfig, models: dict, facts: dict) -> tuple[
     tensors, state = checkpoints.load(checkpoint)
     check_facts(checkpoint, state["facts"], facts)
     if config.allocate:
-        allocation.inject_from(path / allocation.FILE, models, config)
+        allocation_file.inject_from(path / allocation_file.FILE, models, config)
     own = {
         f"{name}.{canonical(name, layer_path)}.{leaf}": parameter
         for name, model in models.items()
-        for layer_path, layer in adapters(model).items()
-        for leaf, parameter in layer.adapter_parameters.items()
+        for layer_path, layer in adapted_layers(model).items()
+        for leaf, parameter in layer.adapter.named_parameters()
     }
     if missing := [name for name, p in own.items() if name not in tensors or tensors[name].shape != p.shape]:
         raise ConfigError(
@@ -231,7 +235,7 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
     """Adapt the UNet, and both text encoders if they train: {component: model}.  Raises ConfigError when something does not fit."""
     models = {name: components[name] for name in (COMPONENTS if config.train_text_encoder else ("unet",))}
     if config.allocation:
-        allocation.inject_from(config.allocation, models, config)
+        allocation_file.inject_from(config.allocation, models, config)
         return models
     torch.manual_seed(config.seed)
     for name, model in models.items():
@@ -242,7 +246,7 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
     if idle := unmatched_patterns(all_layers(models), config.adapter):
         raise ConfigError(f"rank_pattern or k_pattern {idle[0]!r} matches none of the adapted layers")
     if config.allocate:
-        allocation.check_range(all_layers(models), config)
+        rank_rules.check_range(all_layers(models), config)
     return models
 
 

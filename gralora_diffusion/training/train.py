@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from gralora_diffusion.adapters import allocation
 from gralora_diffusion.adapters.gradients import stratified
-from gralora_diffusion.adapters.inject import adapter_parameters, table
+from gralora_diffusion.adapters.registry import adapter_parameters, layer_table
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.batches import (
     BatchPlan,
@@ -128,7 +128,7 @@ def open_run(job: TrainingSetup) -> Run | None:
     if run:
         run.status("starting", step=job.start, steps=job.steps)
         print(
-            f"{table(all_layers(job.models)).splitlines()[-1]} -> {job.path}"
+            f"{layer_table(all_layers(job.models)).splitlines()[-1]} -> {job.path}"
             + (f", from step {job.start}" if job.start else ""),
             flush=True,
         )

@@ -78,7 +78,7 @@ class Sampler:
         import torch
 
         from gralora_diffusion import load_adapter, load_sdxl
-        from gralora_diffusion.adapters.inject import enable, remove, set_strength
+        from gralora_diffusion.adapters.control import enable, remove, set_strength
 
         if self.pipeline is None or self.base != base:
             self.let_go()
@@ -129,9 +129,10 @@ def base_of(home: Workspace, adapter: str) -> str | None:
     """The base that an adapter was trained on, as --pretrained_model_name_or_path takes it."""
     name, _, rest = adapter.partition("/")
     if not rest and name.endswith(".safetensors"):
-        from gralora_diffusion.formats.read import HEADER, open_safetensors
+        from gralora_diffusion.formats.read import HEADER
+        from gralora_diffusion.formats.safetensors_files import read_safetensors
 
-        header = open_safetensors(home.adapter(adapter))[0].get(HEADER, "{}")
+        header = read_safetensors(home.adapter(adapter))[0].get(HEADER, "{}")
         try:
             facts = json.loads(header)
         except (ValueError, RecursionError):

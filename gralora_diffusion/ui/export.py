@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 from gralora_diffusion.files import sha256
+from gralora_diffusion.formats.writers import DTYPES, FOLDER, WRITERS
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.drawing import base_of
 from gralora_diffusion.ui.run_view import sample_files
@@ -19,15 +20,10 @@ KINDS = {
     "merged": "the base with the adapter baked in: one large checkpoint",
     "samples": "the run's sample images, zipped",
 }
-DTYPES = ("fp16", "bf16", "fp32")
 
 
 def export(home: Workspace, name: str, kind: str, rank: int | None, dtype: str) -> tuple[Path, str]:
     """(a file to download, its SHA-256).  rank: the best plain LoRA of that rank in place of the exact one.  Raises ConfigError."""
-    import torch
-
-    from gralora_diffusion.formats import load as formats
-    from gralora_diffusion.formats import merge_base as merging
     from gralora_diffusion.formats.adapter_state import to_lora
     from gralora_diffusion.formats.read import read_adapter
 
@@ -40,10 +36,7 @@ def export(home: Workspace, name: str, kind: str, rank: int | None, dtype: str) 
     if kind == "samples":
         path = zip_samples(home, name, home.to_serve(f"{stem}-samples.zip"))
         return path, sha256(path)
-    adapter, number = (
-        read_adapter(source),
-        dict(fp16=torch.float16, bf16=torch.bfloat16, fp32=torch.float32)[dtype],
-    )
+    adapter = read_adapter(source)
     if rank is not None:
         if not 1 <= rank <= 4096:
             raise ConfigError(
@@ -51,27 +44,18 @@ def export(home: Workspace, name: str, kind: str, rank: int | None, dtype: str) 
             )
         adapter = to_lora(adapter, rank)[0]
     try:
-        if kind == "peft":
-            path = home.to_serve(f"{stem}-peft.zip")
+        writer = WRITERS["native" if kind == "adapter" else kind]
+        if writer.suffixes == FOLDER:
+            path = home.to_serve(f"{stem}-{kind}.zip")
             with tempfile.TemporaryDirectory(dir=home.root / ".page") as folder:
-                formats.write_peft(Path(folder) / stem, adapter, number)
+                writer.write(Path(folder) / stem, adapter, dtype)
                 shutil.make_archive(str(path.with_suffix("")), "zip", folder)
         else:
             path = home.to_serve(f"{stem}-{kind}.safetensors")
-            if kind == "merged":
-                base = base_of(home, name)
-                merging.write_merged(
-                    path,
-                    adapter,
-                    str(home.root / base) if base and base.startswith("models/") else base,
-                    number,
-                )
-            else:
-                dict(
-                    adapter=formats.write_native,
-                    comfyui=formats.write_comfyui,
-                    diffusers=formats.write_diffusers,
-                )[kind](path, adapter, number)
+            base = base_of(home, name) if writer.needs_base else None
+            if base and base.startswith("models/"):
+                base = str(home.root / base)
+            writer.write(path, adapter, dtype, base)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return path, sha256(path)

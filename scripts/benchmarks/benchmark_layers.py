@@ -278,8 +278,7 @@ def scaled(
             [make(nn.Linear(width, width, device=device)) for _ in range(adapters - 1)],
         )
         for other in others:
-            other.weight = other.bias = None
-            layer.beside.append(other)
+            layer.add(f"other {len(layer.adapters)}", other.adapter)
     return step(layer, x, torch.randn_like(x))
 
 

@@ -42,8 +42,8 @@ def measure(kind: str, number: int, rank: int, targets: str) -> tuple[int, int]:
     from accelerate import Accelerator
 
     from gralora_diffusion import AdapterConfig, inject
+    from gralora_diffusion.adapters.control import enable
     from gralora_diffusion.adapters.gradients import Gradients
-    from gralora_diffusion.adapters.inject import enable
 
     model = blocks(number)
     layers = inject(model, AdapterConfig(method="lora", rank=rank, targets=targets))
@@ -64,7 +64,9 @@ def measure(kind: str, number: int, rank: int, targets: str) -> tuple[int, int]:
         for _ in gradients:
             pass
     elif kind == "streaming":
-        gradients.projected({path: layer.lora_A.detach()[None, None] for path, layer in layers.items()})
+        gradients.projected(
+            {path: layer.adapter.lora_A.detach()[None, None] for path, layer in layers.items()}
+        )
     else:
         for index in range(2):
             loss_of(index).backward()
@@ -92,7 +94,7 @@ def main():
     from torch import device
 
     from gralora_diffusion import AdapterConfig, inject
-    from gralora_diffusion.adapters.allocation import forecast
+    from gralora_diffusion.adapters.allocation import gradient_bytes
     from gralora_diffusion.sdxl.single_file import SDXL_UNET
 
     with device("meta"):
@@ -101,7 +103,7 @@ def main():
     for model in (whole, some):
         layers = inject(model, AdapterConfig(method="lora", rank=args.rank, targets=args.targets))
         expected.append(
-            forecast(
+            gradient_bytes(
                 {path: dict(shape=tuple(x.weight.shape), rank=args.rank) for path, x in layers.items()}, 2
             )
         )

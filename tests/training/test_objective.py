@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig, inject, load_adapter, load_sdxl
-from gralora_diffusion.adapters.inject import adapter_parameters
+from gralora_diffusion.adapters.registry import adapter_parameters
 from gralora_diffusion.sdxl.sampling import as_trained, sample
 from gralora_diffusion.training import train as training
 from gralora_diffusion.training.train import train

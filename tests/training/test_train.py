@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig, load_adapter, load_sdxl
-from gralora_diffusion.adapters.inject import adapters
+from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.options import ConfigError, TrainingError, from_dict
 from gralora_diffusion.sdxl.single_file import SDXL_UNET
@@ -196,7 +196,7 @@ def test_plan_on_the_embedded_base_writes_nothing(tmp_path, monkeypatch):
     text = plan(TrainConfig())
     layers = adapters_of_a_run()
     assert (
-        f"{len(layers)} layers, {sum(p.numel() for x in layers.values() for p in x.adapter_parameters.values()):,} parameters"
+        f"{len(layers)} layers, {sum(p.numel() for x in layers.values() for p in x.adapter.parameters()):,} parameters"
         in text
     )
     assert "steps: 600 of 8" in text
@@ -211,7 +211,7 @@ def adapters_of_a_run():
 
     unet = load_sdxl().unet
     inject(unet, AdapterConfig())
-    return adapters(unet)
+    return adapted_layers(unet)
 
 
 def test_forecast_at_full_size():
