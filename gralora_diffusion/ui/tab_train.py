@@ -5,13 +5,12 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError, Option, from_dict, to_dict
 from gralora_diffusion.ui.config_form import (
     BY_NAME,
     FRONT,
-    GROUPS,
     LONGEST,
     OPTIONS,
     PRESETS,
