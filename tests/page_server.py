@@ -1,23 +1,18 @@
-"""The page as a process of its own, requests to it without a browser, and a browser."""
+"""The page as a process of its own, and requests to it without a browser."""
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
 import uuid
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 from helpers import GRALORA
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
-    None,
-)
 PATIENCE = 300  # seconds; a busy machine takes its time
+SECRET = "root:x:0:0"  # of /etc/passwd
 
 
 class Page:
@@ -77,6 +72,18 @@ class Page:
                     )
         return dict(error="no answer", output=last)
 
+    def function_of(self, target: str, event: str) -> int:
+        """The number of the function that an event of the element with this id calls."""
+        config = self.config()
+        number = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == target)
+        for function in config["dependencies"]:
+            if function["backend_fn"] and [number, event] in [list(t) for t in function["targets"]]:
+                return function["id"]
+        raise AssertionError(f"{event} of {target} calls nothing")
+
+    def stop_run(self, name: str) -> str:
+        return self.client.post("/gradio_api/run/stop", json=dict(data=[name])).text
+
     def form(self, **values) -> list:
         """The inputs of start and validate: every field as the page shows it at first, but for these."""
         config = self.config()
@@ -118,26 +125,6 @@ def end_runs(home: Path) -> None:
             continue
 
 
-@contextmanager
-def browser():
-    """Debian's Chromium, with no way out of this machine."""
-    from playwright.sync_api import sync_playwright
-
-    assert CHROMIUM, (
-        "the tests of the page need Chromium: apt-get install -y --no-install-recommends chromium"
-    )
-    away = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", away],
-        )
-        try:
-            yield chromium
-        finally:
-            chromium.close()
-
-
 def until(condition, what: str, seconds: float = PATIENCE):
     """Wait for a condition and return its value."""
     end = time.monotonic() + seconds
@@ -146,3 +133,13 @@ def until(condition, what: str, seconds: float = PATIENCE):
             return value
         time.sleep(0.2)
     raise AssertionError(f"in {seconds} seconds never: {what}")
+
+
+def refused(answer) -> bool:
+    return isinstance(answer, dict) and "error" in answer
+
+
+def everything(home: Path) -> set[str]:
+    """All files in and beside HOME, but for what the page makes for itself."""
+    found = [path for path in home.parent.rglob("*") if ".page" not in path.parts and path.name != "page.log"]
+    return {str(path.relative_to(home.parent)) for path in found}
