@@ -39,7 +39,9 @@ class Tab:
         self.context = chromium.new_context(
             viewport=size, color_scheme="dark" if dark else "light", accept_downloads=True
         )
-        self.page, self.requests, self.errors = self.context.new_page(), [], []
+        self.page = self.context.new_page()
+        self.requests = []
+        self.errors = []
         self.page.set_default_timeout(MILLIS)
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -56,6 +58,12 @@ class Tab:
     def fill(self, target: str, text) -> None:
         self.page.locator(f"#{target} input:not([type=range]), #{target} textarea").first.fill(str(text))
 
+    def set_number(self, target: str, value: float) -> None:
+        """Set a slider by the number beside it."""
+        number = self.page.locator(f"#{target} input[type=number]")
+        number.fill(str(value))
+        number.press("Tab")
+
     def value(self, target: str) -> str:
         return self.page.locator(f"#{target} input, #{target} textarea").first.input_value()
 
@@ -68,9 +76,10 @@ class Tab:
                 "([id, words]) => document.getElementById(id)?.innerText.includes(words)", arg=[target, words]
             )
         except PlaywrightTimeout:
-            said = self.page.locator(".toast-body").all_inner_texts()
+            messages = self.page.locator(".toast-body").all_inner_texts()
+            content = self.page.locator("#tabs").inner_text()
             raise AssertionError(
-                f"#{target} never said {words!r}: {self.page.locator('#tabs').inner_text()}\nmessages: {said}"
+                f"#{target} never contained {words!r}: {content}\nmessages: {messages}"
             ) from None
 
     def wait_state(self, *states: str) -> str:

@@ -19,13 +19,14 @@ class Page:
     """gralora ui --home HOME on a free port; requests() and the browser speak to `url`."""
 
     def __init__(self, home: Path, *arguments, **env):
-        self.home, self.log = home, home / "page.log"
+        self.home = home
+        self.log = home / "page.log"
         home.mkdir(parents=True, exist_ok=True)
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                [*GRALORA, "ui", "--port", "0", "--home", home, *arguments], stdout=log, stderr=subprocess.STDOUT,
-                env=os.environ | {"OMP_NUM_THREADS": "1"} | env, cwd=home,
-            )  # fmt: skip
+            command = [*GRALORA, "ui", "--port", "0", "--home", home, *arguments]
+            env = os.environ | {"OMP_NUM_THREADS": "1"} | env
+            output = dict(stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, env=env, cwd=home, **output)
         until = time.monotonic() + PATIENCE
         while "the page is at" not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
@@ -58,7 +59,8 @@ class Page:
         )
         if joined.status_code != 200:
             return dict(error=joined.text, status=joined.status_code)
-        event, last = joined.json()["event_id"], None
+        event = joined.json()["event_id"]
+        last = None
         with self.client.stream("GET", "/gradio_api/queue/data", params=dict(session_hash=session)) as stream:
             for line in stream.iter_lines():
                 message = json.loads(line[5:]) if line.startswith("data:") else {}
@@ -117,7 +119,7 @@ class Page:
 
 
 def end_runs(home: Path) -> None:
-    """Kill the runs that a test left at work."""
+    """Kill the runs that a test left active."""
     for job in home.glob("runs/*/job.json"):
         try:
             os.killpg(json.loads(job.read_text())["pid"], signal.SIGKILL)

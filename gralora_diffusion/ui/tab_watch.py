@@ -8,7 +8,7 @@ from gralora_diffusion.ui import run_view
 from gralora_diffusion.ui.config_form import IMAGES, from_config
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
 from gralora_diffusion.ui.run_files import config_of, log_tail
-from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
+from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.workspace import Workspace, free_name
 
 RESUMABLE = ("stopped", "failed", "killed", "withdrawn", "unknown")
@@ -133,13 +133,11 @@ class WatchTab:
         names = self.workspace.run_names()
         name = chosen if chosen in names else self.queue.current()
         run = self.workspace.runs / name if name else None
-        state, message = "", ""
-        if run:
-            progress = run_view.progress(self.queue, run)
-            state, message = progress.state, progress.message
-        stoppable = state in (*ACTIVE, "queued") and state != "stopping"
+        progress = run_view.progress(self.queue, run) if run else None
+        state = progress.state if run else ""
+        message = progress.message if run and state != "done" else ""
+        stoppable = state in ("starting", "running", "queued")
         resumable = state in RESUMABLE
-        message = "" if state == "done" else message
         steps = len(run_view.metrics(run)) if run else 0
         log = log_tail(run) if run else ""
         history = run_view.history(self.queue)

@@ -6,10 +6,10 @@ from gralora_diffusion.options import Option
 from gralora_diffusion.ui.config_form import (
     BASE,
     FIELDS,
+    FORM_PRESETS,
     FRONT,
     IMAGES,
     MAX_TEXT,
-    PRESETS,
     choices,
     grouped_fields,
     hint,
@@ -53,7 +53,7 @@ def build_front(fields: dict, workspace: Workspace) -> gr.Dropdown:
         for name in before:
             fields[name] = build_field(FIELDS[name], workspace)
         preset = gr.Dropdown(
-            list(PRESETS),
+            list(FORM_PRESETS),
             value="default",
             label="Preset",
             info="By what is trained and the memory of the card",

@@ -1,4 +1,4 @@
-"""What the page displays: widths, names, keyboard, texts that are never markup, buttons that rest."""
+"""What the page displays: widths, names, keyboard, texts that are never markup, buttons that are disabled."""
 
 import json
 import os
@@ -14,28 +14,29 @@ from gralora_diffusion.data.dataset import EXAMPLE
 
 pytestmark = pytest.mark.browser
 HOSTILE = "<img src=x onerror=window.hacked=1>"
-NAMELESS = """() => [...document.querySelectorAll('input, textarea, button, select, [role=slider]')].filter(e => {
-    if (!e.checkVisibility() || e.closest('[aria-hidden=true]')) return false;
-    const named = e.getAttribute('aria-label') || e.getAttribute('title') || e.innerText?.trim() || e.getAttribute('aria-labelledby');
-    return !(named || [...(e.labels ?? [])].some(l => l.innerText.trim()));
-}).map(e => e.outerHTML.slice(0, 120))"""
+NAMELESS = """() => {  // the controls that a screen reader could not name
+    const controls = document.querySelectorAll('input, textarea, button, select, [role=slider]');
+    const isNameless = control => {
+        if (!control.checkVisibility() || control.closest('[aria-hidden=true]')) return false;
+        const names = ['aria-label', 'title', 'aria-labelledby'].map(name => control.getAttribute(name));
+        const labels = [...(control.labels ?? [])].map(label => label.innerText.trim());
+        return ![...names, control.innerText?.trim(), ...labels].some(Boolean);
+    };
+    return [...controls].filter(isNameless).map(control => control.outerHTML.slice(0, 120));
+}"""
 
 
-def test_draw_rests_while_it_draws(chromium, filled):
-    """A press in between would be lost.  It wakes when it is stopped, at once for the next, and when the drawing is refused."""
+def test_generate_is_disabled_while_it_runs(chromium, filled):
+    """Another click would be lost.  It is enabled when it was stopped, and when the request is refused."""
     tab = Tab(chromium, filled.url)
     tab.go("Sample")
-    until(lambda: "sks robot" in tab.value("prompt"), "the prompt of the run, to begin from")
-    drawn = f"seed 1 · {tab.value('adapter')} 1"
-    for press in (
-        "#generate",
-        "#stop-generating",
-        "#generate",
-    ):  # click() waits until a button can be pressed
-        tab.page.click(press)
-        if press == "#generate":
+    until(lambda: "sks robot" in tab.value("prompt"), "the prompt of the run")
+    caption = f"seed 1 · {tab.value('adapter')} 1"
+    for button in ("#generate", "#stop-generating", "#generate"):
+        tab.page.click(button)  # which waits until the button is enabled
+        if button == "#generate":
             tab.page.wait_for_function("document.getElementById('generate').disabled")
-    tab.wait("generated", drawn)
+    tab.wait("generated", caption)
     tab.fill("prompt", "")
     tab.page.click("#generate")
     tab.page.locator(".toast-body", has_text="the prompt is empty").wait_for()
@@ -44,13 +45,10 @@ def test_draw_rests_while_it_draws(chromium, filled):
 
 
 def test_a24_names_and_texts_are_never_markup(chromium, filled):
-    config = json.loads((filled.home / "runs" / "robot-1" / "config.json").read_text()) | dict(
-        validation_prompt=HOSTILE, instance_prompt=HOSTILE
-    )
-    hostile, images = (
-        [filled.home / "runs" / name for name in ("robot-hostile", HOSTILE)],
-        filled.home / "images" / "mine",
-    )
+    config = json.loads((filled.home / "runs" / "robot-1" / "config.json").read_text())
+    config |= dict(validation_prompt=HOSTILE, instance_prompt=HOSTILE)
+    hostile = [filled.home / "runs" / name for name in ("robot-hostile", HOSTILE)]
+    images = filled.home / "images" / "mine"
     for run in hostile:
         shutil.copytree(filled.home / "runs" / "robot-1", run)
         (run / "config.json").write_text(json.dumps(config))

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.browser
 
 
 def test_kills_leave_a_truthful_state(chromium, tmp_path):
-    """kill -9 of the page: the run goes on, and a new page shows it.  kill -9 of the run: the page says so, and Resume works."""
+    """kill -9 of the page: the run goes on, and a new page displays it.  kill -9 of the run: Resume works."""
     page = Page(tmp_path / "h")
     try:
         settings = dict(
@@ -38,7 +38,7 @@ def test_kills_leave_a_truthful_state(chromium, tmp_path):
         os.kill(json.loads((page.home / "runs" / "long" / "status.json").read_text())["pid"], signal.SIGKILL)
         assert tab.wait_state("killed", "failed", "done") == "killed"
         tab.go("Watch")
-        until(lambda: "Resume goes on from checkpoint-" in tab.value("message"), "what happened is said")
+        until(lambda: "Resume continues from checkpoint-" in tab.value("message"), "the message")
         assert "training:" in tab.value("log") or "forecast" in tab.value("log")
         tab.page.click("#resume")
         tab.wait_state("running")

@@ -107,7 +107,7 @@ def test_a11_too_large_and_too_many_pixels(page, tmp_path):
 
 
 def test_a12_only_images_become_images(page, tmp_path):
-    """HTML and cut files are named and left out; CMYK, 16 bit, an animation and a turned photograph are kept."""
+    """HTML and cut files are left out; CMYK, 16 bit, an animation and a rotated photograph are kept."""
     image = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
     image.save(tmp_path / "good.png")
     image.convert("CMYK").save(tmp_path / "cmyk.jpg")

@@ -1,4 +1,4 @@
-"""Hostile names, texts and requests to the running page: each is refused or kept as data, and the page stays alive."""
+"""Hostile names, texts and requests to the running page: each is refused or kept as data."""
 
 import json
 import shutil
@@ -114,7 +114,8 @@ def test_a18_the_base_is_a_name(page, base):
 
 def test_a6_every_endpoint_takes_junk(page):
     """The private ones too: each answers, and the page is as it was."""
-    before, start = everything(page.home), page.config()
+    before = everything(page.home)
+    start = page.config()
     for dependency in start["dependencies"]:
         if not dependency["backend_fn"]:
             continue

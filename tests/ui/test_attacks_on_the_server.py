@@ -1,4 +1,4 @@
-"""Foreign hosts and pages, guessed passwords, floods, and runs that vanish: the server refuses or survives them."""
+"""Foreign hosts and pages, guessed passwords, floods, strange logs, and runs that vanish."""
 
 import json
 import shutil
@@ -82,7 +82,8 @@ def test_a25_strange_logs(page):
 
 
 def test_a27_a_run_that_goes_while_it_is_watched(page):
-    run, function = page.home / "runs" / "going", page.function_of("smoothing", "release")
+    run = page.home / "runs" / "going"
+    function = page.function_of("smoothing", "release")
     shutil.copytree(page.home / "runs" / "robot-1", run)
     assert "going" in json.dumps(page.send(function, ["going", 0.5, None]))
     shutil.rmtree(run)
@@ -91,7 +92,7 @@ def test_a27_a_run_that_goes_while_it_is_watched(page):
 
 
 def test_a30_forty_samplings_are_bounded(page):
-    """At most 32 wait; the others are told so at once; memory is back to where it was after one sampling."""
+    """At most 32 wait; the others are refused at once; memory is back to where it was after one sampling."""
     asked = ["robot-1", 1, "a robot", 1, 0, "none", 0, 1, None, "as in training", False]
     assert not refused(page.call("sample", *asked))
     process = psutil.Process(page.process.pid)

@@ -74,7 +74,8 @@ def test_a_run_is_added_once(workspace):
 
 
 def test_a27_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(workspace):
-    limit, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
         with pytest.raises(OSError, match="File too large") as error:
