@@ -13,6 +13,7 @@ from pathlib import Path
 from gralora_diffusion.command_line import Parser
 from gralora_diffusion.console import fail
 
+TELEMETRY_OFF = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 EXAMPLE = """example:
   gralora ui --home studio --port 8000
 """
@@ -29,7 +30,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--port is {args.port}; it must be from 0 to 65535")
     check_address(args.listen or "127.0.0.1", args.port)
 
-    from gralora_diffusion.ui.server import serve  # torch and gradio, after --help and mistakes
+    os.environ |= TELEMETRY_OFF  # read when gradio and huggingface_hub are imported
+    from gralora_diffusion.ui.server import serve  # imports them, only after --help and mistakes
 
     serve(args.home, args.port, args.listen, args.share, args.auth)
 

@@ -4,17 +4,16 @@ import os
 import threading
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from gralora_diffusion.console import fail
 from gralora_diffusion.ui.workspace import Workspace
 
-TELEMETRY_OFF = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 API_DOCS_OFF = dict(openapi_url=None, docs_url=None, redoc_url=None)
 
 
 def serve(root: Path, port: int, listen: str | None, share: bool, auth: str | None) -> None:
     """Serve the page of a HOME until the process ends; the options are those of `gralora ui`."""
-    from filelock import FileLock, Timeout
-
     workspace = Workspace(root)
     lock = FileLock(workspace.scratch / "lock")
     try:
@@ -24,7 +23,7 @@ def serve(root: Path, port: int, listen: str | None, share: bool, auth: str | No
     workspace.delete_served()
     empty = workspace.scratch / "nowhere"  # Gradio serves files of its working directory
     empty.mkdir(exist_ok=True)
-    os.environ |= {**TELEMETRY_OFF, "GRADIO_TEMP_DIR": str(workspace.served)}
+    os.environ["GRADIO_TEMP_DIR"] = str(workspace.served)
     os.chdir(empty)
     launch(workspace, port, listen, share, auth)
 
