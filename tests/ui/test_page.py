@@ -10,6 +10,7 @@ import pytest
 import gralora_diffusion.ui
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.training import dry_run
 from gralora_diffusion.ui import forecasts
 from gralora_diffusion.ui.grid import save_table
 from gralora_diffusion.ui.tab_train import mistake_updates
@@ -49,10 +50,10 @@ def test_a3_the_page_imports_no_training_and_runs_nothing_it_is_given():
 def test_a_refused_forecast_marks_its_field(workspace, monkeypatch, option):
     """At once, and while the same config is on the form."""
 
-    def refuse(text):
+    def refuse(*_, **__):
         raise ConfigError("this run is impossible", option=option)
 
-    monkeypatch.setattr(forecasts, "_plan", refuse)
+    monkeypatch.setattr(dry_run, "plan", refuse)
     config = TrainConfig(seed=31415)
     assert forecasts.known_refusal(config, workspace) is None
     with pytest.raises(ConfigError, match="this run is impossible") as refusal:
