@@ -1,10 +1,17 @@
 """Messages for the person at the terminal: one sentence, on stderr."""
 
+import logging
 import os
 import sys
 import warnings
 from pathlib import Path
 
+NOISY = (
+    "torch.utils._pytree",  # torchao's enums
+    "torch.multiprocessing.spawn",  # processes that it ends
+    "diffusers.quantizers.torchao.torchao_quantizer",  # a torchao that it does not know
+    "transformers.tokenization_utils_base",
+)
 _program = None
 
 
@@ -19,9 +26,17 @@ def program() -> str:
 
 
 def fail(message: str, code: int = 2):
-    """Print one sentence and exit: with 2 for a mistake in what was asked, with 1 for a run that failed."""
-    print(f"{program()}: {message}", file=sys.stderr)
+    """Print one sentence and exit: with 2 for a mistake in what was asked, with 1 for a run that failed.
+
+    Of several processes, all of which see the same mistake, the first one prints it.
+    """
+    if code != 2 or is_first_process():
+        print(f"{program()}: {message}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def plain_warnings() -> None:
@@ -29,7 +44,13 @@ def plain_warnings() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"{program()}: {message}\n"
 
 
+def quiet_libraries() -> None:
+    """Keep notes of libraries about themselves off the terminal; their errors stay."""
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def note(sentence: str) -> None:
     """Print one sentence about something that does not stop the run; from the first process only."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(f"note: {sentence}", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmark_turns import Bench, shown
 
 HERE = Path(__file__).parent
-TRAIN = HERE / "train_sdxl.py"
+TRAIN = HERE.parent / "train_sdxl.py"
 MARK = "benchmark-measured "
 STEPS_OF_A_RUN = 500
 FLOPS_OF_SDXL = 14.2 / 4.9  # UNet forward + backward to the VAE's encoding, at 1024 pixels

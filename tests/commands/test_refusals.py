@@ -79,21 +79,19 @@ def folder(*entries, prompt="a photo of sks dog", **options):
 def unwritable(tmp, _):
     """As a user whose folder it is not, and before a base is loaded: there is none at that path."""
     (tmp / "closed").mkdir(mode=0o555)
-    root = os.geteuid() == 0
-    parents = (
-        [p for p in tmp.parents if p.stat().st_uid == os.geteuid() and p != Path("/")][:3] if root else []
-    )
-    modes = {p: p.stat().st_mode for p in (tmp, *parents)}
+    shutil.copytree(EXAMPLE, tmp / "images")  # the clone itself may be closed to other users
+    given = dict(instance_data_dir="{tmp}/images", instance_prompt="a robot", cache_latents=False)
+    begin = option(**given, output_dir="{tmp}/closed/run", pretrained_model_name_or_path="/nowhere")
     with contextlib.ExitStack() as stack:
-        if root:
-            for path, mode in modes.items():
-                os.chmod(path, mode | 0o055)
-                stack.callback(os.chmod, path, mode)
+        if os.geteuid() == 0:
+            Image.init()  # Pillow loads its plugins when the first image is opened
+            mine = [p for p in tmp.parents if p.stat().st_uid == 0 and p != Path("/")]
+            for path in (tmp, *mine[:3]):
+                stack.callback(os.chmod, path, path.stat().st_mode)
+                os.chmod(path, path.stat().st_mode | 0o055)
             os.seteuid(65534)
             stack.callback(os.seteuid, 0)
-        option(output_dir="{tmp}/closed/run", cache_latents=False, pretrained_model_name_or_path="/nowhere")(
-            tmp, None
-        )
+        begin(tmp, None)
 
 
 def vanished(tmp, _):
