@@ -59,8 +59,8 @@ def test_every_option_has_a_group():
 
 
 def groups_in_help() -> dict[str, str]:
-    """{title: text} of `gralora train --help`."""
-    text = parser_of("").format_help()
+    """{title: text} of `gralora train --help_all`."""
+    text = parser_of("", visible=None).format_help()
     parts = re.split(r"^(\S.*):$", text, flags=re.M)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
