@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 from helpers import GRALORA
 
+from gralora_diffusion.ui.processes import end_group
+
 PATIENCE = 300  # seconds; a busy machine takes its time
 SECRET = "root:x:0:0"  # of /etc/passwd
 
@@ -122,7 +124,7 @@ def end_runs(home: Path) -> None:
     """Kill the runs that a test left active."""
     for job in home.glob("runs/*/job.json"):
         try:
-            os.killpg(json.loads(job.read_text())["pid"], signal.SIGKILL)
+            end_group(json.loads(job.read_text())["pid"], at_once=True)
         except (OSError, KeyError, ValueError):
             continue
 

@@ -10,10 +10,12 @@ import time
 
 import psutil
 import pytest
+from page_server import until
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.handlers import browser_error
+from gralora_diffusion.ui.processes import end_group, end_process
 from gralora_diffusion.ui.run_files import clean, log_tail
 from gralora_diffusion.ui.run_queue import RunQueue
 
@@ -37,6 +39,23 @@ def test_a_process_with_the_same_number_is_not_the_run(workspace):
     finally:
         sleeper.kill()
         sleeper.wait()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("windows", [False, True])
+def test_all_processes_of_a_run_are_ended(monkeypatch, windows, at_once):
+    """Windows has no process groups."""
+    if windows:
+        monkeypatch.delattr(os, "killpg")
+    code = "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
+    leader = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
+    child = psutil.Process(int(leader.stdout.readline()))
+    end_group(leader.pid, at_once)
+    assert leader.wait(30) != 0
+    leader.stdout.close()
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child has ended", 30)
+    end_group(leader.pid, at_once)  # which is gone
+    end_process(leader.pid)
 
 
 def test_a_hostile_job_fails_and_the_queue_goes_on(workspace):
