@@ -50,8 +50,10 @@ class Tab:
 
     def go(self, name: str) -> None:
         tab = self.page.get_by_role("tab", name=name, exact=True)
-        if not tab.first.is_visible():  # on a phone the last ones are in a menu
-            self.page.locator("#tabs .overflow-menu > button").click()
+        menu = self.page.locator("#tabs .overflow-menu > button")  # on a phone the last tabs are in it
+        until(lambda: tab.first.is_visible() or menu.is_visible(), f"the tab {name}, or the menu, is visible")
+        if not tab.first.is_visible():
+            menu.click()
             tab = self.page.locator("#tabs .overflow-dropdown button", has_text=name)
         tab.first.click()
 
