@@ -87,7 +87,7 @@ def token_ids(tokenizer, texts: list[str], padding: str = "max_length") -> torch
 
 
 def embed(texts: list[str], tokenizers, encoders) -> tuple[torch.Tensor, torch.Tensor]:
-    """SDXL's conditioning: both penultimate hidden states [n, POSITIONS, 192], and the pooled one [n, 128]."""
+    """SDXL's conditioning: both penultimate states [n, POSITIONS, 192], the pooled embedding [n, 128]."""
     one = encoders[0](token_ids(tokenizers[0], texts), output_hidden_states=True)
     two = encoders[1](token_ids(tokenizers[1], texts), output_hidden_states=True)
     return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds

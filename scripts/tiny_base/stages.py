@@ -126,7 +126,7 @@ def train_unet(
         context = context * captioned.view(-1, 1, 1)
         conditions = dict(text_embeds=pooled * captioned.view(-1, 1), time_ids=random_sizes(n, rng))
         out = unet(noisy, t, context, added_cond_kwargs=conditions).sample
-        # All noise levels weigh about the same: a plain mean would neglect high noise, which decides on shapes.
+        # All noise levels weigh about the same: a plain mean neglects high noise, which decides on shapes.
         weight = (1 / alphas_cumprod[t]).clamp(max=16)
         return (weight * (out - noise).square().mean((1, 2, 3))).mean() / 4
 

@@ -1,4 +1,4 @@
-"""The benchmark counts operations as theory has them and reports all its figures; speed itself is not tested."""
+"""The benchmark counts operations as theory does and reports all its figures; speed is not tested."""
 
 import functools
 import json
