@@ -104,7 +104,7 @@ def report(
     needs = pipeline.unet, pipeline.scheduler, series, encode, config, job.accelerator, job.dtype
     losses = [objective(*needs, stratified(draw, i / bins, (i + 1) / bins)) for i in range(bins)]
     rows = measure(all_layers(job.models), losses, job.accelerator, batches, ranks, ks, config.seed, deltas)
-    weights = hashlib.sha256(json.dumps(job.facts["same"]["base"]).encode()).hexdigest()[:16]
+    weights = hashlib.sha256(json.dumps(job.facts["must_match"]["base"]).encode()).hexdigest()[:16]
     facts = dict(
         base=config.pretrained_model_name_or_path or "the embedded base",
         fingerprint=weights,

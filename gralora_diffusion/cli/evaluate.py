@@ -113,7 +113,7 @@ def arguments(argv: list[str] | None):
 
 def what_to_score(args):
     """(runs, what they are measured against, the default encoders)"""
-    from gralora_diffusion.evaluation.metrics import (
+    from gralora_diffusion.evaluation.image_sets import (
         ImageSet,
         References,
         common_size,
@@ -168,7 +168,7 @@ def what_to_score(args):
 
 
 def subject_images(folder: Path) -> list[Path]:
-    from gralora_diffusion.evaluation.metrics import images_in
+    from gralora_diffusion.evaluation.image_sets import images_in
 
     subjects = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     if len(subjects) < 2:
@@ -195,8 +195,9 @@ def main(argv: list[str] | None = None) -> None:
 
     from gralora_diffusion.evaluation.encoders import load_encoder
     from gralora_diffusion.evaluation.features import image_features
-    from gralora_diffusion.evaluation.metrics import evaluate, subject_retrieval
+    from gralora_diffusion.evaluation.metrics import evaluate
     from gralora_diffusion.evaluation.report import table, write_report
+    from gralora_diffusion.evaluation.retrieval import subject_retrieval
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from gralora_diffusion.evaluation.features import open_to_score
-from gralora_diffusion.evaluation.metrics import ImageSet, References
+from gralora_diffusion.evaluation.image_sets import ImageSet, References
 from gralora_diffusion.files import complete_or_absent
 
 SHOWN = 200  # images of a run on the page

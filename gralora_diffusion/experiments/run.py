@@ -23,7 +23,8 @@ from gralora_diffusion.data.batches import encode_captions, plan_batches
 from gralora_diffusion.data.cache import Cache
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.evaluation.encoders import Encoder
-from gralora_diffusion.evaluation.metrics import ImageSet, References, measure
+from gralora_diffusion.evaluation.image_sets import ImageSet, References
+from gralora_diffusion.evaluation.metrics import measure
 from gralora_diffusion.experiments.analysis import HELD_OUT_LOSS
 from gralora_diffusion.experiments.methods import GRADIENTS, Adapted, Spec, adapt, config_of, ours
 from gralora_diffusion.experiments.queue import name_of
@@ -265,7 +266,9 @@ def compare(paths: list[Path], bench: Experiment, base: list[Path], suffix: str)
             drifts = measure(
                 encoder, ImageSet(paths[0].parent.name, paths[n:]), References(base=base[n:]), bench.features
             )
-            found += [score for score in drifts if score.name == "drift"]
+            found += [score for score in drifts if score.metric.name == "drift"]
         for score in found:
-            scores[f"{score.name}, {encoder.name}{suffix}"] = [round(v, 6) for v in score.values.tolist()]
+            scores[f"{score.metric.name}, {encoder.name}{suffix}"] = [
+                round(v, 6) for v in score.values.tolist()
+            ]
     return scores

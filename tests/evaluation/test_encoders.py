@@ -13,9 +13,10 @@ from torchvision import transforms
 from transformers import AutoImageProcessor, Dinov2Model
 
 from gralora_diffusion.data.dataset import EXAMPLE
-from gralora_diffusion.evaluation.encoders import first_line, load_encoder
+from gralora_diffusion.evaluation.encoder_weights import first_line
+from gralora_diffusion.evaluation.encoders import load_encoder
 from gralora_diffusion.evaluation.features import image_features, text_features, too_long
-from gralora_diffusion.evaluation.metrics import images_in, prompts_for
+from gralora_diffusion.evaluation.image_sets import images_in, prompts_for
 from gralora_diffusion.options import ConfigError
 
 
@@ -221,7 +222,7 @@ def test_a_file_without_a_config_sees_images_as_all_weights_of_its_model_do(tiny
     tags["two"]["resize_mode"] = "shortest"
     refused(
         f"clip:tiny:{file}",
-        "does not say how",
+        "does not record how",
         "weights of tiny differ",
         "open_clip_config.json",
         "beside it",
@@ -231,7 +232,7 @@ def test_a_file_without_a_config_sees_images_as_all_weights_of_its_model_do(tiny
 
 
 def test_quick_gelu_is_not_mixed_up(tiny_clip, tmp_path, photos):
-    refused("clip:ViT-L-14:openai", "quick GELU", "say clip:ViT-L-14-quickgelu:openai")
+    refused("clip:ViT-L-14:openai", "quick GELU", "use clip:ViT-L-14-quickgelu:openai")
     models = tmp_path / "models"
     models.mkdir()
     for name, quick in (("tiny", False), ("tiny-quickgelu", True)):
@@ -239,12 +240,12 @@ def test_quick_gelu_is_not_mixed_up(tiny_clip, tmp_path, photos):
     open_clip.add_model_config(models)
     file = tmp_path / "weights.safetensors"
     file.write_bytes((tiny_clip / "open_clip_model.safetensors").read_bytes())
-    refused(f"clip:tiny:{file}", "does not say", "tiny-quickgelu", "tiny-gelu")
+    refused(f"clip:tiny:{file}", "does not record", "tiny-quickgelu", "tiny-gelu")
     quick, plain = load_encoder(f"clip:tiny-quickgelu:{file}"), load_encoder(f"clip:tiny-gelu:{file}")
     assert (quick.facts["activation"], plain.facts["activation"]) == ("quick GELU", "GELU")
     assert not torch.allclose(*(image_features(e, images_in(photos)[:1]) for e in (quick, plain)), atol=1e-5)
     (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
-    refused(f"clip:tiny:{file}", "says quick_gelu True")
+    refused(f"clip:tiny:{file}", "has quick_gelu True")
     assert (
         load_encoder(f"clip:tiny-quickgelu:{file}").facts["weights_sha256"] == quick.facts["weights_sha256"]
     )

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import subprocess
 import sys
 from functools import partial
@@ -19,22 +18,12 @@ from transformers import AutoImageProcessor, Dinov2Model
 from gralora_diffusion.cli.main import main
 from gralora_diffusion.evaluation.encoders import load_encoder
 from gralora_diffusion.evaluation.features import image_features, run
-from gralora_diffusion.evaluation.metrics import (
-    ImageSet,
-    References,
-    evaluate,
-    images_in,
-    matched,
-    measure,
-    nearest,
-    prompts_for,
-    similarities,
-    subject_retrieval,
-)
+from gralora_diffusion.evaluation.image_sets import ImageSet, References, images_in, matched, prompts_for
+from gralora_diffusion.evaluation.metrics import evaluate, measure, nearest, similarities
 from gralora_diffusion.evaluation.report import table, write_report
-from gralora_diffusion.evaluation.statistics import rate_interval, summary
+from gralora_diffusion.evaluation.retrieval import subject_retrieval
+from gralora_diffusion.evaluation.statistics import mean_and_interval
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.seeding import generator
 
 PROMPTS = [
     "a photo of sks dog",
@@ -76,7 +65,7 @@ def test_scores_equal_a_straightforward_computation(kind, photos, tiny_clip, tin
     paths = images_in(photos)
     against = References(references=paths[1:4], originals=paths[::-1], base=paths[1:] + paths[:1])
     found = {
-        score.name: score.values.tolist()
+        score.metric.name: score.values.tolist()
         for score in measure(encoder, ImageSet("r", paths, PROMPTS), against, image_features)
     }
     n = len(paths)
@@ -99,7 +88,7 @@ def test_a_image_against_itself_scores_1(photos, tiny_dinov2, tmp_path):
     scores = measure(
         encoder, ImageSet("r", path), References(references=path, originals=path, base=path), image_features
     )
-    values = {score.name: score.values.item() for score in scores}
+    values = {score.metric.name: score.values.item() for score in scores}
     assert values == pytest.approx(dict(subject=1, paired=1, drift=0, copy=1), abs=1e-6)
 
 
@@ -189,34 +178,6 @@ def test_copies_are_nearer_than_training_images_to_each_other():
     assert (values > most).tolist() == [True, True]  # 0.995 and 0.808
 
 
-def test_summary_is_the_percentile_bootstrap():
-    values = torch.rand(17, generator=generator(1), dtype=torch.float64)
-    found, random = summary(values, seed=5), generator(5, 101)
-    means = np.concatenate(
-        [values.numpy()[torch.randint(17, (500, 17), generator=random).numpy()].mean(1) for _ in range(20)]
-    )
-    assert (found["low"], found["high"]) == pytest.approx(
-        tuple(np.quantile(means, [0.025, 0.975])), abs=1e-12
-    )
-    assert (found["n"], found["mean"], found["sd"]) == (
-        17,
-        pytest.approx(values.mean().item()),
-        pytest.approx(np.std(values.numpy(), ddof=1)),
-    )
-    assert summary(values, seed=5) == found != summary(values, seed=6)
-    assert summary(values[:1]) == dict(n=1, mean=values[0].item(), sd=None, low=None, high=None)
-
-
-def test_the_interval_holds_the_truth_about_as_often_as_it_says():
-    normal = torch.randn(300, 40, generator=generator(2), dtype=torch.float64)
-    held = [s["low"] < 0 < s["high"] for row in normal if (s := summary(row, resamples=1000))]
-    assert (
-        0.90 < sum(held) / 300 < 0.98
-    )  # 95 %, less the bootstrap's own narrowness at n = 40; the standard error is 1.3 %
-    widths = [s["high"] - s["low"] for row in normal[:50] if (s := summary(row, resamples=1000))]
-    assert sum(widths) / 50 == pytest.approx(2 * 1.96 / math.sqrt(40), rel=0.1)
-
-
 def test_paired_differences_are_of_the_same_images(photos, tiny_clip):
     paths, encoder = images_in(photos), load_encoder(f"clip:{tiny_clip}")
     runs = [ImageSet("base", paths, PROMPTS), ImageSet("tuned", paths[::-1], PROMPTS)]
@@ -224,7 +185,9 @@ def test_paired_differences_are_of_the_same_images(photos, tiny_clip):
     drawn = image_features(encoder, paths)
     gap = similarities(drawn.flip(0), drawn[:2]) - similarities(drawn, drawn[:2])
     (found,) = [d for d in result["differences"] if d["score"] == "subject"]
-    assert {k: found[k] for k in ("n", "mean", "sd", "low", "high")} == pytest.approx(summary(gap), abs=1e-6)
+    assert {k: found[k] for k in ("n", "mean", "sd", "low", "high")} == pytest.approx(
+        mean_and_interval(gap), abs=1e-6
+    )
     assert (found["label"], found["run"], found["against"]) == ("CLIP-I", "tuned", "base")
     fewer = [runs[0], ImageSet("fewer", paths[:4], PROMPTS[:4])]
     with pytest.raises(ConfigError, match="fewer has 4 images and base has 6"):
@@ -286,23 +249,6 @@ def test_subjects_that_are_apart_are_told_apart():
     for subjects in ("aaaa", "abcd"):
         with pytest.raises(ConfigError, match="two at least, and two images of one"):
             subject_retrieval(features, list(subjects))
-
-
-@pytest.mark.parametrize(
-    ("hits", "n", "low", "high"),
-    [(42, 42, 0.916, 1), (28, 42, 0.505, 0.804), (0, 42, 0, 0.084), (2900, 3000, 0.960, 0.973)],
-)
-def test_the_interval_of_a_rate_is_clopper_and_pearsons(hits, n, low, high):
-    """Known values, and the binomial summed with exact coefficients: each tail has 2.5 % at its end."""
-    found = rate_interval(hits, n)
-    assert found == pytest.approx((low, high), abs=5e-4)
-    for rate, tail in zip(found, (range(hits, n + 1), range(hits + 1)), strict=True):
-        if 0 < rate < 1:
-            chances = [
-                math.exp(math.log(math.comb(n, k)) + k * math.log(rate) + (n - k) * math.log(1 - rate))
-                for k in tail
-            ]
-            assert math.fsum(chances) == pytest.approx(0.025, rel=1e-6)
 
 
 class Page(HTMLParser):

@@ -1,7 +1,6 @@
 """What a sweep found: intervals, the choice of the learning rate, differences, fronts, the tables and the plots."""
 
 import itertools
-import statistics
 
 import pytest
 from PIL import Image
@@ -43,29 +42,6 @@ def finished(method, lr, seed, value, part="validation", rank=4, k=None, **more)
     )
 
 
-@pytest.mark.parametrize(("n", "t"), [(2, 12.7062), (3, 4.3027), (5, 2.7764), (10, 2.2622), (30, 2.0452)])
-def test_students_interval(n, t):
-    """Against the printed tables of Student's t at 97.5 %."""
-    values = [float(i % 4) for i in range(n)]
-    half = t * statistics.stdev(values) / n**0.5
-    assert t_interval(values) == pytest.approx(
-        (statistics.mean(values) - half, statistics.mean(values) + half), rel=1e-3
-    )
-    assert t_interval([1.0]) is None
-
-
-@pytest.mark.parametrize(
-    ("t", "n", "p"),
-    [(12.7062, 2, 0.05), (2.7764, 5, 0.05), (4.6041, 5, 0.01), (1.5332, 5, 0.2), (1.895, 8, 0.1)],
-)
-def test_students_p(t, n, p):
-    """Against the same tables: values with this t."""
-    spread = [(-1) ** i for i in range(n)]
-    shift = t * statistics.stdev(spread) / n**0.5 - statistics.mean(spread)
-    assert p_value([x + shift for x in spread]) == pytest.approx(p, rel=1e-3)
-    assert (p_value([1.0]), p_value([0.0, 0.0]), p_value([1.0, 1.0])) == (None, 1.0, 0.0)
-
-
 def test_ranks_and_rates_are_paired_seed_by_seed():
     """Neighbours, the later less the earlier, by hand; rates of tests alone."""
     done = [finished("lora", 1e-3, seed, v, "test") for seed, v in enumerate((0.5, 0.6, 0.4))]
@@ -83,11 +59,6 @@ def test_ranks_and_rates_are_paired_seed_by_seed():
     )
     low, high = t_interval([0.1, 0.4])
     assert f"|validation|lora|4to8|2|+0.2500|{low:+.4f}to{high:+.4f}|{p_value([0.1, 0.4]):.3f}|" in cells
-
-
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.5]) == [1.0, 1.0]
 
 
 DONE = [
