@@ -22,6 +22,11 @@ class Metric:
     needs: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict, compare=False)
 
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, else -1."""
+        return 1 if self.higher_is_better else -1
+
     def label_by(self, encoder_kind: str) -> str:
         return self.labels.get(encoder_kind, self.label)
 

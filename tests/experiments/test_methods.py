@@ -1,15 +1,17 @@
 """Every comparator in the embedded base's UNet: as the base at the start, the same when merged, the same from its file; its size from a budget."""
 
 import copy
-import re
 
 import pytest
 import torch
 
 from gralora_diffusion import load_sdxl
-from gralora_diffusion.cli import compare
-from gralora_diffusion.experiments.budget import count, fit, mora_side, sizes
-from gralora_diffusion.experiments.methods import LORAPLUS_RATIO, METHODS, Adapted, Spec, adapt, shapes_of
+from gralora_diffusion.adapters.gora import GAMMA
+from gralora_diffusion.experiments.adapt import adapt, load_adapted, shapes_of
+from gralora_diffusion.experiments.adapted import Spec
+from gralora_diffusion.experiments.budget import fit
+from gralora_diffusion.experiments.methods import LORAPLUS_RATIO, METHODS, PUBLISHED_GAMMA, tuned_as
+from gralora_diffusion.experiments.sizes import mora_side
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
 
@@ -26,9 +28,15 @@ def spec(method):
     return Spec(method, SIZE.get(method, 8), targets=SOME, seed=3)
 
 
-def test_help_names_every_method():
-    named = re.split(r"[\s,.;()]+", compare.__doc__.partition("Methods: ")[2])
-    assert set(METHODS) <= set(named)
+def count(method, size, shapes):
+    return METHODS[method].count(size, shapes)
+
+
+def test_the_table_of_methods():
+    assert PUBLISHED_GAMMA == GAMMA
+    assert tuned_as("lora") == "lora"
+    assert {tuned_as(name) for name in METHODS if name.startswith("gralora-")} == {"gralora-gora"}
+    assert [name for name, about in METHODS.items() if about.has_k] == ["gralora", "hybrid", "t-gralora"]
 
 
 def draw(unet, times=(10, 700)):
@@ -63,7 +71,7 @@ def test_identity_merge_and_file(method, plain, tmp_path):
     assert (changed - base).abs().max() > 2e-4
     adapted.save(tmp_path / "adapter.safetensors")
     again = copy.deepcopy(plain)
-    Adapted.load(again, tmp_path / "adapter.safetensors")
+    load_adapted(again, tmp_path / "adapter.safetensors")
     torch.testing.assert_close(draw(again), changed, rtol=0, atol=1e-6)
     whole = (
         draw(unet, (0, 0)) if method.startswith("t-") else changed
@@ -162,7 +170,7 @@ def test_a_budget_is_met(method, plain):
     shapes, budget = shapes_of(plain, "attention"), 16 * sum(m + n for m, n in shapes_of(plain, "attention"))
     size, parameters = fit(method, budget, shapes)
     assert 0.9 * budget <= parameters <= budget
-    larger = [s for s in sizes(method, shapes) if count(method, s, shapes) > parameters]
+    larger = [s for s in METHODS[method].sizes_for(shapes, None) if count(method, s, shapes) > parameters]
     assert all(count(method, s, shapes) > budget for s in larger)
     assert parameters == count(method, size, shapes)
 
@@ -197,4 +205,4 @@ def test_mistakes(plain, tmp_path):
         adapt(copy.deepcopy(plain), Spec("gralora", 7, k=2))
     (tmp_path / "x").write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match="damaged"):
-        Adapted.load(plain, tmp_path / "x")
+        load_adapted(plain, tmp_path / "x")
