@@ -18,7 +18,7 @@ from gralora_diffusion.experiments.entanglement import (
     alignment,
     fused_update,
     kaiming_blocks,
-    measure,
+    measure_layers,
     outlier_of,
     recommend,
 )
@@ -95,26 +95,14 @@ class Planted(nn.Module):
         return ((self.calm(x) + self.loud(loud)) * y).sum()
 
 
-def test_the_planted_outlier_is_found_and_said():
+def test_the_planted_outlier_is_found_and_named():
     model = Planted()
     layers = inject(model, AdapterConfig(method="lora", rank=8, targets="calm|loud"))
-    rows = measure(
-        layers,
-        [model.loss, model.loss],
-        Accelerator(cpu=True),
-        5,
-        [8, 16],
-        [1, 2, 4],
-        0,
-        {"loud": torch.eye(32, 64)},
-    )
+    sizes = dict(batches=5, ranks=[8, 16], ks=[1, 2, 4], seed=0, deltas={"loud": torch.eye(32, 64)})
+    rows = measure_layers(layers, [model.loss, model.loss], Accelerator(cpu=True), **sizes)
     loud, calm = rows["loud"], rows["calm"]
-    assert (loud["outlier"]["channel"], loud["outlier"]["share"], loud["outlier"]["stable"]) == (
-        17,
-        1.0,
-        True,
-    )
-    assert loud["outlier"]["ratio"] == pytest.approx(40 / (1 + 39 / 64), rel=0.2)
+    ratio = pytest.approx(40 / (1 + 39 / 64), rel=0.2)
+    assert loud["outlier"] == dict(channel=17, ratio=ratio, share=1.0, stable=True)
     assert not calm["outlier"]["stable"]
     assert "channel 17" in loud["recommended"]["reason"]
     assert "no stable outlier" in calm["recommended"]["reason"]
@@ -148,7 +136,7 @@ def test_the_reason_for_k():
     )
 
 
-def test_channels_are_watched_only_while_asked():
+def test_channels_are_recorded_only_inside_the_block():
     layer = nn.Linear(4, 4)
     with Channels({"a": layer}) as seen:
         layer(torch.tensor([[1.0, -2, 0, 4], [3.0, 2, 0, 4]]))
@@ -166,46 +154,20 @@ def test_columns_without_gradient_are_left_out():
 
 @pytest.mark.slow
 def test_the_command_writes_its_report(tmp_path):
-    command = [
-        *GRALORA,
-        "entanglement",
-        "--ranks",
-        8,
-        "--ks",
-        1,
-        2,
-        "--bins",
-        2,
-        "--batches",
-        1,
-        "--train_batch_size",
-        2,
-        "--targets",
-        r"mid_block.*attn1\.to_q",
-    ]
-    command += ["--output", tmp_path / "out"]
-    done = subprocess.run(
-        [str(c) for c in command],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        timeout=600,
-    )
+    command = [*GRALORA, "entanglement", "--ranks", 8, "--ks", 1, 2, "--bins", 2, "--batches", 1]
+    command += ["--train_batch_size", 2, "--targets", r"mid_block.*attn1\.to_q", "--output", tmp_path / "out"]
+    env = os.environ | {"HF_HUB_OFFLINE": "1"}
+    command = list(map(str, command))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=600)
     assert done.returncode == 0, done.stderr
-    names = {
-        "report.json",
-        "report.html",
-        "alignment.png",
-        "timesteps.png",
-        "outliers.png",
-        "effective_rank.png",
-    }
+    plots = {"alignment.png", "timesteps.png", "outliers.png", "effective_rank.png"}
+    names = plots | {"report.json", "report.html"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     (row,) = found["layers"].values()
     assert len(row["by_bin"]["8"]["2"]) == found["bins"] == 2
-    assert row["recommended"]["reason"] in (page := (tmp_path / "out" / "report.html").read_text())
-    assert 'src="data:image/png' in page
-    assert "http" not in page
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert row["recommended"]["reason"] in page
+    assert page.count('src="data:image/png') == len(plots)
+    assert "://" not in page
