@@ -7,7 +7,7 @@ Captioned images: a tenth is held out for --part validation, where learning rate
 With --prompts: all images of a subject are trained on, and what is generated from the prompts is compared with
 them and with the prompts; --subjects does so for several.
 The same command resumes.  Started several times, the processes share the runs; on a CPU set OMP_NUM_THREADS=1.
---report prints and plots what is there.  docs/experiments.md has the experiments that the README reports.
+--report prints and plots what is there.  docs/experiments/README.md has the experiments that the README reports.
 """
 
 import dataclasses

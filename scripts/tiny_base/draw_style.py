@@ -1,4 +1,4 @@
-"""Draw captioned pictures in the style that the embedded base never saw: what docs/experiments.md learns.
+"""Draw captioned pictures in the style that the embedded base never saw: what docs/experiments/README.md learns.
 
     python scripts/draw_style.py --state build/tiny_base --output build/sticker --number 400
 

@@ -80,7 +80,7 @@ def test_a_run_of_the_sweep_is_a_run_of_the_trainer(tmp_path, make_experiment):
     assert set(found["scores"]) == expected
 
 
-GRADIENT_RUNS = {  # {method: (adapter, options of TrainConfig), as docs/experiments.md names them}
+GRADIENT_RUNS = {  # {method: (adapter, options of TrainConfig), as docs/experiments/README.md names them}
     "gora": (
         dict(method="lora", rslora=True, alpha=16.0),
         dict(allocate="gora", gora_init="random", gora_gamma=0.05),
