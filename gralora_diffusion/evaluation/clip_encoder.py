@@ -1,4 +1,4 @@
-"""CLIP models of open_clip, by tag, weights file or folder, with the activation and preprocessing they need."""
+"""CLIP models of open_clip by tag, weights file or folder, with their activation and preprocessing."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from torch import nn
 from gralora_diffusion.evaluation.encoder_names import GRAMMAR
 from gralora_diffusion.evaluation.encoder_weights import (
     ask_hub,
-    content_of,
+    files_in,
     first_line,
-    read_json,
+    read_clip_config,
     unavailable,
 )
 from gralora_diffusion.options import ConfigError, did_you_mean
@@ -21,7 +21,7 @@ PREPROCESSING = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 FAILURES = (RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError)  # of open_clip's loading
 
 
-def clip(rest: str) -> tuple[nn.Module, dict]:
+def clip_model(rest: str) -> tuple[nn.Module, dict]:
     """MODEL:TAG, MODEL:FILE.safetensors, or a folder with both FILES: (model, fields of Encoder)."""
     import open_clip
     from open_clip import transform
@@ -44,7 +44,7 @@ def clip(rest: str) -> tuple[nn.Module, dict]:
         else:
             preprocessing = preprocessing_of(open_clip, name, file)
     try:
-        model = load(open_clip, name, weights, file, preprocessing)
+        model = load_clip(open_clip, name, weights, file, preprocessing)
         tokenizer = open_clip.get_tokenizer(name)
     except FAILURES as error:
         if file is not None or "download" not in str(error):
@@ -73,7 +73,7 @@ def clip(rest: str) -> tuple[nn.Module, dict]:
     return model, fields
 
 
-def load(open_clip, name: str, weights: str, file: Path | None, preprocessing: dict | None) -> nn.Module:
+def load_clip(open_clip, name: str, weights: str, file: Path | None, preprocessing: dict | None) -> nn.Module:
     if file is None:
         return open_clip.create_model(name, weights, require_pretrained=True)
     model = open_clip.create_model(
@@ -101,7 +101,7 @@ def check_clip_name(open_clip, name: str, weights: str, file: Path | None) -> No
 
 
 def check_tag(open_clip, name: str, tag: str) -> None:
-    """Raises ConfigError for an unknown tag, and for OpenAI's weights, of quick GELU, in a model with GELU."""
+    """Raises ConfigError for an unknown tag, and for weights of quick GELU in a model with GELU."""
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
         need = f"its tags are {', '.join(tags) or 'none'}"
@@ -122,7 +122,7 @@ def check_activation(open_clip, name: str, file: Path) -> None:
     config = file.with_name(CONFIG)
     twin = f"{name}-quickgelu"
     if config.is_file():
-        trained_with = read_json(config).get("model_cfg", {}).get("quick_gelu", False)
+        trained_with = read_clip_config(config).get("model_cfg", {}).get("quick_gelu", False)
         model = open_clip.get_model_config(name.removesuffix("-gelu"))
         if trained_with != model.get("quick_gelu", False):
             raise ConfigError(
@@ -131,18 +131,18 @@ def check_activation(open_clip, name: str, file: Path) -> None:
             )
     elif twin in open_clip.list_models():
         raise ConfigError(
-            f"{file} does not record whether it was trained with quick GELU, as all of OpenAI's weights were: "
-            f"name the model {twin} or, if it was not, {name}-gelu; or put its {CONFIG} beside it"
+            f"{file} does not record whether it was trained with quick GELU, as all of OpenAI's weights "
+            f"were: name the model {twin} or, if it was not, {name}-gelu; or put its {CONFIG} beside it"
         )
 
 
 def preprocessing_of(open_clip, name: str, file: Path) -> dict:
-    """The preprocessing of a file's weights: of the config beside it, or of all published weights of the model.
+    """The preprocessing of a file's weights: from the config beside it, or of all published weights.
 
     Raises ConfigError where those differ; the size is the model's own.
     """
     config = file.with_name(CONFIG)
-    own = read_json(config).get("preprocess_cfg") if config.is_file() else None
+    own = read_clip_config(config).get("preprocess_cfg") if config.is_file() else None
     if own is not None:
         published = [own]
     else:
@@ -164,12 +164,12 @@ def weights_file_in(folder: Path) -> Path:
     files = sorted(folder.glob("*.safetensors"))
     candidates = [file for file in files if file.name in WEIGHTS] or files
     if not (folder / CONFIG).is_file() or len(candidates) != 1:
-        raise ConfigError(f"{folder} must hold {FILES}; it holds {content_of(folder)}")
+        raise ConfigError(f"{folder} must hold {FILES}; it holds {files_in(folder)}")
     return candidates[0]
 
 
 def check_positions(model: nn.Module, file: Path) -> None:
-    """Raises ValueError for position embeddings of another size, which open_clip stretches without a warning."""
+    """Raises ValueError for position embeddings of another size, which open_clip would stretch silently."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -179,9 +179,8 @@ def check_positions(model: nn.Module, file: Path) -> None:
                 if not name.endswith("positional_embedding") or name not in stored:
                     continue
                 if tensors.get_slice(name).get_shape() != list(ours.shape):
-                    raise ValueError(
-                        f"{file.name} was trained at another image size or text length than the model's ({name})"
-                    )
+                    another = "another image size or text length than the model's"
+                    raise ValueError(f"{file.name} was trained at {another} ({name})")
     except SafetensorError as error:
         raise ValueError(f"{file.name} is damaged: {error}") from None
 

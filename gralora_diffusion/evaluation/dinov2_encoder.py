@@ -6,7 +6,7 @@ from torch import nn
 
 from gralora_diffusion.evaluation.encoder_weights import (
     ask_hub,
-    content_of,
+    files_in,
     first_line,
     load_exactly,
     unavailable,
@@ -17,11 +17,14 @@ CONFIGS = ("config.json", "preprocessor_config.json")
 FILES = f"{', '.join(CONFIGS)} and model.safetensors"
 
 
-def dinov2(where: str) -> tuple[nn.Module, dict]:
-    """A hub id or a folder: (model, fields of Encoder); features are the CLS token after the last layer norm."""
+def dinov2_model(where: str) -> tuple[nn.Module, dict]:
+    """A hub id or a folder: (model, fields of Encoder).
+
+    Features are the CLS token after the last layer norm.
+    """
     check_folder(where)
     try:
-        model, processor = load(where)
+        model, processor = load_dinov2(where)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if Path(where).is_dir() or "onnect" not in str(error):
             raise ConfigError(
@@ -31,8 +34,8 @@ def dinov2(where: str) -> tuple[nn.Module, dict]:
         raise ConfigError(unavailable(f"DINOv2 {where}", where, FILES, "dinov2", error)) from None
     if not type(processor).__name__.endswith("Pil"):
         raise ConfigError(
-            f"{where}: its preprocessing is a {type(processor).__name__}, which cannot be run on Pillow as its "
-            "authors did"
+            f"{where}: its preprocessing is a {type(processor).__name__}, which does not run on Pillow, as "
+            "its authors did"
         )
 
     def preprocess(image):
@@ -50,12 +53,12 @@ def dinov2(where: str) -> tuple[nn.Module, dict]:
 def check_folder(where: str) -> None:
     folder = Path(where)
     if folder.is_dir() and not all((folder / name).is_file() for name in CONFIGS):
-        raise ConfigError(f"{where} must hold {FILES}; it holds {content_of(folder)}")
+        raise ConfigError(f"{where} must hold {FILES}; it holds {files_in(folder)}")
     if where.startswith(("/", ".", "~")) and not folder.is_dir():
         raise ConfigError(f"--encoder dinov2:{where} cannot be loaded: there is no such folder")
 
 
-def load(where: str):
+def load_dinov2(where: str):
     """(model, processor); raises what transformers raises, and ValueError for another kind of model."""
     from transformers import AutoImageProcessor, Dinov2Config, Dinov2Model
 

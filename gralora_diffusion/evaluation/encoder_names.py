@@ -20,7 +20,7 @@ GRAMMAR = (
 )
 
 
-def check_name(spec: str) -> tuple[str, str]:
+def parse_encoder_name(spec: str) -> tuple[str, str]:
     """(kind, which) of an encoder's name.  Raises ConfigError when it is none."""
     kind, _, rest = PRESETS.get(spec, spec).partition(":")
     needs_rest = kind in ("clip", "dinov2")

@@ -45,10 +45,10 @@ def unavailable(what: str, hub: str, files: str, kind: str, error: Exception) ->
     """The message for weights that cannot be downloaded, with two ways to get them."""
     why = re.split("[.:] ", first_line(error))[0]
     return (
-        f"the weights of {what} are not on this machine and cannot be fetched ({why}); either run once with a "
-        f"network, which keeps {hub} of the Hugging Face hub in its cache, or copy {files} from {hub} into a "
-        f"folder and use --encoder {kind}:FOLDER; images of the embedded base can be scored without either: "
-        "--encoder imagenet embedded"
+        f"the weights of {what} are not on this machine and cannot be fetched ({why}); either run once with "
+        f"a network, which keeps {hub} of the Hugging Face hub in its cache, or copy {files} from {hub} into "
+        f"a folder and use --encoder {kind}:FOLDER; images of the embedded base can be scored without "
+        "either: --encoder imagenet embedded"
     )
 
 
@@ -58,11 +58,11 @@ def first_line(error: Exception) -> str:
     return text.rstrip(".:; ")
 
 
-def content_of(folder: Path) -> str:
+def files_in(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
 
 
-def read_json(path: Path) -> dict:
+def read_clip_config(path: Path) -> dict:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Encoders turn images and prompts into vectors, each with the preprocessing and the facts that identify it."""
+"""Encoders turn images and prompts into vectors, each with its preprocessing and what identifies it."""
 
 import contextlib
 import logging
@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from gralora_diffusion.data.cache import weights_hash
-from gralora_diffusion.evaluation.bundled_encoders import embedded, imagenet
-from gralora_diffusion.evaluation.clip_encoder import clip
-from gralora_diffusion.evaluation.dinov2_encoder import dinov2
-from gralora_diffusion.evaluation.encoder_names import check_name
+from gralora_diffusion.evaluation.bundled_encoders import embedded_model, imagenet_model
+from gralora_diffusion.evaluation.clip_encoder import clip_model
+from gralora_diffusion.evaluation.dinov2_encoder import dinov2_model
+from gralora_diffusion.evaluation.encoder_names import parse_encoder_name
 
-LOADERS = dict(clip=clip, dinov2=dinov2, imagenet=imagenet, embedded=embedded)
+LOADERS = dict(clip=clip_model, dinov2=dinov2_model, imagenet=imagenet_model, embedded=embedded_model)
 NOISY = ("", "huggingface_hub.utils._http", "httpx")  # loggers
 
 
@@ -25,7 +25,8 @@ class Encoder:
 
     preprocess: image -> [3, h, w].  images: [n, 3, h, w] -> [n, d].
     tokenize: (texts, length) -> ids [n, length].  texts: ids [n, context] -> [n, d].
-    facts: model, SHA-256 of the weights, preprocessing, versions; part of every result and of the cache's keys.
+    facts: model, SHA-256 of the weights, preprocessing, versions; part of every result and of the cache's
+    keys.
     """
 
     name: str
@@ -45,7 +46,7 @@ def load_encoder(spec: str, device: str = "cpu", dtype: torch.dtype = torch.floa
 
     Raises ConfigError for an unknown name, and where its weights are missing or not the model's.
     """
-    kind, rest = check_name(spec)
+    kind, rest = parse_encoder_name(spec)
     load = LOADERS[kind]
     with quiet():
         model, fields = load(rest) if rest else load()

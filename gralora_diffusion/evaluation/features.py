@@ -26,9 +26,9 @@ def image_features(
 ) -> torch.Tensor:
     """Unit vectors of the images in these files, [n, d] fp32 on the CPU.
 
-    size: (width, height) that each is cut to first.  cache: a folder of features by content (file bytes, size,
-    encoder's facts).  Raises ConfigError, which names the file, for one that is no image, is all of one colour,
-    or gives numbers that are not finite.
+    size: (width, height) that each is cut to first.  cache: a folder of features by content (file bytes,
+    size, encoder's facts).  Raises ConfigError, which names the file, for one that is no image, is all of one
+    colour, or gives numbers that are not finite.
     """
     facts = dataclasses.asdict(encoder)["facts"]
     identity = json.dumps([facts, size], sort_keys=True, default=str).encode()
@@ -54,7 +54,10 @@ def image_features(
 
 @torch.no_grad()
 def text_features(encoder: Encoder, texts: list[str], batch_size: int = 64) -> torch.Tensor:
-    """Unit vectors of the texts, [n, d] fp32 on the CPU; texts longer than the context are cut, see too_long()."""
+    """Unit vectors of the texts, [n, d] fp32 on the CPU.
+
+    Texts longer than the context are cut, see too_long().
+    """
     unique = list(dict.fromkeys(texts))
     parts = []
     for start in range(0, len(unique), batch_size):

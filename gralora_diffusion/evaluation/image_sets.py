@@ -1,4 +1,4 @@
-"""Sets of images to score: found in folders, with their prompts, and with the images they are compared with."""
+"""Sets of images to score, with their prompts and the images that they are compared with."""
 
 import dataclasses
 import re
@@ -36,7 +36,7 @@ class References:
     drop: tuple[str, ...] = ()
 
 
-def matched(run: ImageSet, others: list[Path]) -> tuple[list[Path], str]:
+def match_partners(run: ImageSet, others: list[Path]) -> tuple[list[Path], str]:
     """The partner of each image among others, and how it was found: "by name", or "by order".
 
     Names are compared whole, then without suffix, then without leading zeros; by order only where no name is
@@ -48,7 +48,7 @@ def matched(run: ImageSet, others: list[Path]) -> tuple[list[Path], str]:
             f"{run.name} has {len(run.paths)} images and {folder} has {len(others)}: "
             "one by one they cannot be compared"
         )
-    for key_of in (file_name, stem, stem_without_leading_zeros):
+    for key_of in (whole_name, name_without_suffix, name_without_zeros):
         partners = {key_of(path): path for path in others}
         keys = [key_of(path) for path in run.paths]
         each_once = len(partners) == len(others) == len(set(keys))
@@ -62,22 +62,22 @@ def matched(run: ImageSet, others: list[Path]) -> tuple[list[Path], str]:
     return others, "by order"
 
 
-def file_name(path: Path) -> str:
+def whole_name(path: Path) -> str:
     return path.name
 
 
-def stem(path: Path) -> str:
+def name_without_suffix(path: Path) -> str:
     return path.stem
 
 
-def stem_without_leading_zeros(path: Path) -> str:
+def name_without_zeros(path: Path) -> str:
     return re.sub(r"\d+", lambda digits: str(int(digits[0])), path.stem)
 
 
-def aligned(run: ImageSet, against: References) -> tuple[References, dict[str, str | None]]:
+def with_partners(run: ImageSet, against: References) -> tuple[References, dict[str, str | None]]:
     """The references with partners in the run's order, and {metric: how they were matched}."""
-    originals, paired = matched(run, against.originals) if against.originals else ([], None)
-    base, drift = matched(run, against.base) if against.base else ([], None)
+    originals, paired = match_partners(run, against.originals) if against.originals else ([], None)
+    base, drift = match_partners(run, against.base) if against.base else ([], None)
     ordered = dataclasses.replace(against, originals=originals, base=base)
     return ordered, dict(paired=paired, drift=drift)
 
@@ -123,8 +123,8 @@ def common_size(runs: list[ImageSet]) -> tuple[int, int] | None:
 def prompts_for(paths: list[Path], file: Path | None = None) -> list[str] | None:
     """The prompt of each image: a line of `file` for as many images in a row, or NAME.txt beside NAME.png.
 
-    None where not all images have a text.  Raises ConfigError when a file cannot be read, or the images are no
-    multiple of its lines.
+    None where not all images have a text.  Raises ConfigError when a file cannot be read, or the images are
+    no multiple of its lines.
     """
     try:
         if file is None:

@@ -1,4 +1,4 @@
-"""Metrics of generated images, each with n, mean, standard deviation and interval; paired differences of sets."""
+"""Metrics of generated images, and the paired differences of image sets, with their intervals."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 
 from gralora_diffusion.evaluation.encoders import Encoder
 from gralora_diffusion.evaluation.features import text_features, too_long
-from gralora_diffusion.evaluation.image_sets import ImageSet, References, aligned
+from gralora_diffusion.evaluation.image_sets import ImageSet, References, with_partners
 from gralora_diffusion.evaluation.metric import METRICS, Metric
 from gralora_diffusion.evaluation.statistics import mean_and_interval
 from gralora_diffusion.options import ConfigError
@@ -149,7 +149,7 @@ def inputs_of(encoder: Encoder, run: ImageSet, against: References, features: Ca
     if run.prompts:
         given["prompts"] = run.prompts
         if encoder.texts:
-            texts = [without(prompt, against.drop) for prompt in run.prompts]
+            texts = [without_words(prompt, against.drop) for prompt in run.prompts]
             given["cut"] = len(too_long(encoder, texts))
             given["texts"] = text_features(encoder, texts)
     if against.originals:
@@ -159,7 +159,7 @@ def inputs_of(encoder: Encoder, run: ImageSet, against: References, features: Ca
     return Inputs(run, against, **given)
 
 
-def without(prompt: str, words: tuple[str, ...]) -> str:
+def without_words(prompt: str, words: tuple[str, ...]) -> str:
     return " ".join(word for word in prompt.split() if word not in words)
 
 
@@ -180,7 +180,7 @@ def evaluate(
         check_pairs(runs)
     ordered, how_matched = {}, {}
     for run in runs:
-        ordered[run.name], how_matched[run.name] = aligned(run, against)
+        ordered[run.name], how_matched[run.name] = with_partners(run, against)
     scores, differences, values = [], [], []
     for encoder in encoders:
         first = {}  # {metric: the first run's values}

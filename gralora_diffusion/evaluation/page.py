@@ -1,4 +1,4 @@
-"""index.html of an evaluation: tables, what the scores mean, and every image with its scores; needs no network."""
+"""index.html of an evaluation: tables, meanings, and every image with its scores; needs no network."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ from PIL import Image
 
 from gralora_diffusion.evaluation.features import open_to_score
 from gralora_diffusion.evaluation.image_sets import ImageSet, References
-from gralora_diffusion.evaluation.score_rows import HEAD, number, remarks, rows_of
+from gralora_diffusion.evaluation.score_rows import HEAD, remarks, rows_of, score_cell
 from gralora_diffusion.files import render
 
 MOST_IMAGES = 200  # of a run on the page
@@ -28,7 +28,7 @@ def evaluation_page(result: dict, runs: list[ImageSet], against: References) -> 
         differences=[as_cells(row) for row in rows_of(result["differences"], signed=True)],
         remarks=remarks(result),
         meanings={name: meaning for name, meaning in result["meaning"].items() if name in used},
-        references=[embedded(path, against.size) for path in against.references[:MOST_IMAGES]],
+        references=[inline_image(path, against.size) for path in against.references[:MOST_IMAGES]],
         runs=[cards_of(run, against, result["values"]) for run in runs],
         made_with=json.dumps(made_with, indent=1),
     )
@@ -51,14 +51,14 @@ def cards_of(run: ImageSet, against: References, values: list[dict]) -> dict:
     for i, path in enumerate(run.paths[:shown]):
         prompt = [run.prompts[i]] if run.prompts else []
         mine = by_image[path.name]
-        lines = [path.name, *prompt, *(caption_of(value) for value in mine)]
-        cards.append(dict(images=[embedded(path), *partners(mine, against)], lines=lines))
+        lines = [path.name, *prompt, *(caption_line(value) for value in mine)]
+        cards.append(dict(images=[inline_image(path), *partners(mine, against)], lines=lines))
     return dict(title=title, cards=cards)
 
 
-def caption_of(value: dict) -> str:
+def caption_line(value: dict) -> str:
     beside = f" ({value['beside']})" if value["beside"] else ""
-    return f"{value['label']} {number(value['value'])}{beside} · {value['encoder']}"
+    return f"{value['label']} {score_cell(value['value'])}{beside} · {value['encoder']}"
 
 
 def partners(values: list[dict], against: References) -> list[dict]:
@@ -67,11 +67,11 @@ def partners(values: list[dict], against: References) -> list[dict]:
     for metric, others, size in (("paired", against.originals, against.size), ("drift", against.base, None)):
         if others:
             name = next(value["beside"] for value in values if value["score"] == metric)
-            found.append(embedded(next(path for path in others if path.name == name), size))
+            found.append(inline_image(next(path for path in others if path.name == name), size))
     return found
 
 
-def embedded(path: Path, size: tuple[int, int] | None = None) -> dict[str, str]:
+def inline_image(path: Path, size: tuple[int, int] | None = None) -> dict[str, str]:
     """The image, at most SIDE pixels, as a PNG in base64."""
     image = open_to_score(path, size)
     if max(image.size) > SIDE:

@@ -36,7 +36,7 @@ def aligned_columns(rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def write_report(folder: Path, result: dict, runs: list[ImageSet], against: References) -> None:
+def write_evaluation(folder: Path, result: dict, runs: list[ImageSet], against: References) -> None:
     """scores.json, scores.csv, differences.csv, images.csv and index.html, each complete or absent.
 
     scores.csv and differences.csv carry the encoder's facts and the settings of each line.

@@ -9,12 +9,15 @@ from gralora_diffusion.options import ConfigError
 def subject_retrieval(features: torch.Tensor, subjects: list[str]) -> dict:
     """Rates over the images, from unit vectors [n, d] and the subject of each.
 
-    nearest_is_the_same_subject: the rate of images whose nearest other image shows their subject, with its 95 %
-    interval.  triples_in_order: the rate of triples (image, same subject, other subject) in the right order.
+    nearest_is_the_same_subject: the rate of images whose nearest other image shows their subject, with its 95
+    % interval.  triples_in_order: the rate of triples (image, same subject, other subject) in the right
+    order.
     within, between: mean cosines.  Raises ConfigError when there are no such triples.
     """
     cosines = features.double() @ features.double().T
-    same = torch.tensor([[a == b for b in subjects] for a in subjects])
+    numbers = {subject: number for number, subject in enumerate(dict.fromkeys(subjects))}
+    ids = torch.tensor([numbers[subject] for subject in subjects])
+    same = ids[:, None] == ids
     other = ~same
     same.fill_diagonal_(False)
     nearest = cosines.clone().fill_diagonal_(-2).argmax(1, keepdim=True)

@@ -4,7 +4,7 @@ HEAD = ["images", "score", "n", "mean", "sd", "95 % interval", "encoder"]
 FEW = 10  # values, below which the bootstrap's intervals are too narrow
 
 
-def number(value: float | None, signed: bool = False) -> str:
+def score_cell(value: float | None, signed: bool = False) -> str:
     if value is None:
         return ""
     return f"{value:+.4f}" if signed else f"{value:.4f}"
@@ -19,8 +19,8 @@ def rows_of(entries: list[dict], signed: bool = False) -> list[list[str]]:
             images = f"{images} - {entry['against']}"
         interval = ""
         if entry["low"] is not None:
-            interval = f"{number(entry['low'], signed)} .. {number(entry['high'], signed)}"
-        mean, sd = number(entry["mean"], signed), number(entry["sd"])
+            interval = f"{score_cell(entry['low'], signed)} .. {score_cell(entry['high'], signed)}"
+        mean, sd = score_cell(entry["mean"], signed), score_cell(entry["sd"])
         rows.append([images, entry["label"], str(entry["n"]), mean, sd, interval, entry["encoder"]])
     return rows
 
@@ -32,8 +32,8 @@ def remarks(result: dict) -> list[str]:
     for run, how in settings["matched"].items():
         for metric in (metric for metric in how if how[metric] == "by order"):
             found.append(
-                f"{run} ({metric}): the names of the images and their partners are not the same, and they were "
-                "compared in order"
+                f"{run} ({metric}): the names of the images and their partners are not the same, and they "
+                "were compared in order"
             )
     for entry in result["scores"]:
         found += remarks_on(entry)
@@ -59,7 +59,7 @@ def remarks_on(entry: dict) -> list[str]:
     found = []
     run, encoder = entry["run"], entry["encoder"]
     if entry.get("copies"):
-        limit = number(entry["nearest_two_training_images"])
+        limit = score_cell(entry["nearest_two_training_images"])
         found.append(
             f"{run}: {entry['copies']} of {entry['n']} images are nearer to a training image than any two of "
             f"those are to each other ({limit}): {encoder}"

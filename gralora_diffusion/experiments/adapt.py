@@ -30,7 +30,7 @@ def adapt(model: nn.Module, spec: Spec, batches: Callable[[int], object] | None 
     """Freeze the model and put the method into it; at the start it computes as before.
 
     batches(i) runs the model on batch i, for methods whose start comes from inputs.  A method with a gradient
-    pass starts with equal ranks: allocation.apply() changes them, and ours() takes the model as it is.
+    pass starts with equal ranks: allocation.apply() changes them, and as_adapted() takes the model as it is.
     Raises ConfigError where the size does not fit.
     """
     layers = layers_of(model, spec.targets)
@@ -58,22 +58,22 @@ def build_ours(model: nn.Module, layers: dict[str, nn.Linear], spec: Spec, batch
     try:
         if spec.sizes:
             sizes = {f"unet.{path}": tuple(size) for path, size in spec.sizes.items()}
-            inject_sized({"unet": model}, config_of(spec), sizes, spec.seed)
+            inject_sized({"unet": model}, adapter_config_of(spec), sizes, spec.seed)
         else:
-            inject(model, config_of(spec))
+            inject(model, adapter_config_of(spec))
     except ValueError as error:
         raise ConfigError(f"{spec.method} of rank {spec.size}: {error}") from None
-    return ours(model, spec)
+    return as_adapted(model, spec)
 
 
-def config_of(spec: Spec) -> AdapterConfig:
+def adapter_config_of(spec: Spec) -> AdapterConfig:
     """The AdapterConfig of one of our methods."""
     hybrid = spec.size // 2 if spec.about.hybrid else 0
     size = dict(rank=spec.size, k=spec.k, hybrid_rank=hybrid)
     return AdapterConfig(targets=spec.targets, **size, **spec.about.adapter)
 
 
-def ours(model: nn.Module, spec: Spec) -> Adapted:
+def as_adapted(model: nn.Module, spec: Spec) -> Adapted:
     """A model that has our adapters in it, with the sizes that they have."""
     if spec.about.gradients:
         sizes = {path: [layer.rank, layer.k] for path, layer in adapters(model).items()}

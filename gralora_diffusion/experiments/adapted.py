@@ -42,7 +42,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A model with a method in it: the parameters that train, by name; merge() bakes them into plain layers."""
+    """A model with a method in it: what trains, by name; merge() bakes it into plain layers."""
 
     spec: Spec
     parameters: dict[str, nn.Parameter]

@@ -37,7 +37,7 @@ class Difference:
     holm: float | None = None
 
 
-def differences(done: list[dict], score: Score, baseline: str, unit: str = "seed") -> list[Difference]:
+def differences_from(done: list[dict], score: Score, baseline: str, unit: str = "seed") -> list[Difference]:
     """Each setting less the baseline of the same rank, part and steps, both at their best rate.
 
     verdict: see verdict_of(); none for what trains more parameters than the budget allows.

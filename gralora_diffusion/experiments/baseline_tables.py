@@ -4,7 +4,7 @@ import statistics
 
 from gralora_diffusion.evaluation.metric import Score
 from gralora_diffusion.evaluation.statistics import holm, p_value, t_interval
-from gralora_diffusion.experiments.analysis import differences
+from gralora_diffusion.experiments.analysis import differences_from
 from gralora_diffusion.experiments.fronts import (
     drift_at_equal_score,
     drift_by_same_encoder,
@@ -20,11 +20,17 @@ from gralora_diffusion.experiments.markdown import (
     paired_cells,
 )
 from gralora_diffusion.experiments.rates import with_baseline
-from gralora_diffusion.experiments.settings import by_setting, key_of, paired_differences, per_run, per_unit
+from gralora_diffusion.experiments.settings import (
+    by_setting,
+    paired_differences,
+    pairing_key,
+    per_run,
+    per_unit,
+)
 
 
 def differences_table(done: list[dict], score: Score, baseline: str, unit: str) -> str:
-    found = differences(done, score, baseline, unit)
+    found = differences_from(done, score, baseline, unit)
     rows = []
     for d in found:
         setting = d.setting
@@ -56,8 +62,8 @@ def curves_table(done: list[dict], score: Score, baseline: str, unit: str) -> st
     """
     rows = []
     for setting, runs, base, _ in with_baseline(done, score, baseline):
-        base_ends = {key_of(entry): entry["curve"][-1][1] for entry in base if "curve" in entry}
-        curves = {key_of(entry): entry["curve"] for entry in runs if "curve" in entry}
+        base_ends = {pairing_key(entry): entry["curve"][-1][1] for entry in base if "curve" in entry}
+        curves = {pairing_key(entry): entry["curve"] for entry in runs if "curve" in entry}
         curves = {key: curve for key, curve in curves.items() if key in base_ends}
         if not curves:
             continue
@@ -66,7 +72,7 @@ def curves_table(done: list[dict], score: Score, baseline: str, unit: str) -> st
         steps = [step_at_loss(curve, base_ends[key]) for key, curve in curves.items()]
         there = [step for step in steps if step is not None]
         interval = None if setting.label == baseline else t_interval(values)
-        passes = [e["gradients"] for e in runs if "gradients" in e and key_of(e) in curves]
+        passes = [e["gradients"] for e in runs if "gradients" in e and pairing_key(e) in curves]
         row = [setting.part, setting.label, setting.rank, len(values)]
         row += [f"{statistics.mean(ends.values()):.5f}", f"{statistics.mean(values):+.5f}"]
         row.append(interval_cell(interval, "+.5f"))
@@ -93,8 +99,8 @@ def drift_table(done: list[dict], score: Score, baseline: str, unit: str) -> str
     at_zero = Score(score.metric, score.encoder, 0.0)
     rows = []
     for setting, runs, base, _ in with_baseline(done, score, baseline):
-        base_runs = {key_of(entry): entry for entry in base}
-        pairs = {key_of(entry): entry for entry in runs if key_of(entry) in base_runs}
+        base_runs = {pairing_key(entry): entry for entry in base}
+        pairs = {pairing_key(entry): entry for entry in runs if pairing_key(entry) in base_runs}
         scored = [entry["scores"] for entry in (*pairs.values(), *base_runs.values())]
         if not pairs or not all(at_zero in scores and drift in scores for scores in scored):
             continue

@@ -11,8 +11,8 @@ EXCESS = 0.02  # part of it that may be added where a method's sizes are so far 
 def fit(method: str, budget: int, shapes: Shapes, k: int | None = None) -> tuple[int, int]:
     """(size, trainable parameters): the most that the budget allows.
 
-    Where TOLERANCE of it, or more, would be left over, up to EXCESS above it is taken.  Raises ConfigError where
-    no size comes so near.
+    Where TOLERANCE of it, or more, would be left over, up to EXCESS above it is taken.  Raises ConfigError
+    where no size comes so near.
     """
     spec = METHODS[method]
     found = [(spec.count(size, shapes), size) for size in spec.sizes_for(shapes, k)]

@@ -1,8 +1,8 @@
 """Where gradients entangle: outlier channels, how low-rank steps bend away from the gradient, and k by layer.
 
-A step of B and A changes the weight by G A^T A + B B^T G (arXiv 2505.20355, eq. 2-4; G = dL/dW, [M, N]), where
-full training would move along G.  One input channel that is much larger than the others bends every column of
-that fused update in LoRA, and only its own strip of blocks in GraLoRA.
+A step of B and A changes the weight by G A^T A + B B^T G (arXiv 2505.20355, eq. 2-4; G = dL/dW, [M, N]),
+where full training would move along G.  One input channel that is much larger than the others bends every
+column of that fused update in LoRA, and only its own strip of blocks in GraLoRA.
 """
 
 import math
@@ -40,8 +40,9 @@ def kaiming_blocks(rank: int, k: int, n: int, random: torch.Generator) -> torch.
 
 
 def alignment(G: torch.Tensor, A: torch.Tensor, channel: int) -> dict[str, float | None]:
-    """Mean cosine of fused update and gradient over input columns: all, and those in the channel's strip or not.
+    """Mean cosine of fused update and gradient over input columns: {mean, inside, outside}.
 
+    inside, outside: over those in the strip of blocks that the channel is in, and the others.
     Columns without any gradient are left out; `outside` is None for LoRA, whose one strip is everything.
     """
     k, n = A.shape[0], G.shape[1]
@@ -123,8 +124,9 @@ def measure_layers(
     seed: int,
     deltas: dict[str, torch.Tensor],
 ) -> dict[str, dict]:
-    """One row per layer, from `batches` batches in each bin of timesteps; losses has a loss_of(index) for each.
+    """One row per layer, from `batches` batches in each bin of timesteps.
 
+    losses: a loss_of(index) for each bin.
     row: shape, importance, outlier, effective_rank (of G, and of deltas[path] where there is one),
     alignment[rank][k] {mean, inside, outside}, by_bin[rank][k] [mean], energy_whitened[rank][k],
     energy_raw[rank][k], recommended {k, reason, rank} at the first rank that fits.
@@ -180,7 +182,9 @@ def row_of(layer: LoRALinear, G: torch.Tensor, outlier: dict, aligned: dict, by_
         energy_raw={},
     )
     for rank, by_k in aligned.items():
-        row["by_bin"][rank] = {k: [one[rank][k]["mean"] for one in by_bin] for k in by_k}
+        row["by_bin"][rank] = {}
+        for k in by_k:
+            row["by_bin"][rank][k] = [one[rank][k]["mean"] for one in by_bin]
         row["energy_whitened"][rank] = {k: float(energy_whitened[k][rank - 1]) for k in by_k}
         row["energy_raw"][rank] = {k: float(energy_raw[k][rank - 1]) for k in by_k}
     return row
@@ -202,7 +206,7 @@ def align_all(G: torch.Tensor, ranks, ks, channel: int, *key: int) -> dict[int, 
 
 
 def mean_over_layers(rows: dict[str, dict]) -> dict[int, dict[int, dict]]:
-    """{rank: {k: {mean, inside, outside, whitened, raw, by_bin, layers}}}, over the layers that can have both."""
+    """{rank: {k: {mean, inside, outside, whitened, raw, layers, by_bin}}}, over the layers that fit both."""
     members = {}  # {(rank, k): its layers' rows}
     for row in rows.values():
         for rank, by_k in row["alignment"].items():
@@ -216,8 +220,8 @@ def mean_over_layers(rows: dict[str, dict]) -> dict[int, dict[int, dict]]:
         for name in ("whitened", "raw"):
             means[name] = mean_of_known([row[f"energy_{name}"][rank][k] for row in group])
         means["layers"] = len(group)
-        bins = zip(*(row["by_bin"][rank][k] for row in group), strict=True)
-        means["by_bin"] = [mean_of_known(values) for values in bins]
+        by_layer = [row["by_bin"][rank][k] for row in group]
+        means["by_bin"] = [mean_of_known(values) for values in zip(*by_layer, strict=True)]
         found.setdefault(rank, {})[k] = means
     return found
 

@@ -15,10 +15,11 @@ BY_RANK = ("mean", "inside", "outside", "whitened", "raw")  # columns of the sec
 WIDTHS = (6, 6, 7, 15, 5)
 
 
-def write_report(folder: Path, rows: Rows, facts: dict) -> str:
+def write_entanglement(folder: Path, rows: Rows, facts: dict) -> str:
     """Write report.json, report.html and the plots; returns the tables.
 
-    facts: the set-up, and "means" of mean_over_layers().  Raises ConfigError where matplotlib is not installed.
+    facts: the set-up, and "means" of mean_over_layers().  Raises ConfigError where matplotlib is not
+    installed.
     """
     text = tables(rows, facts["means"])
     plots = {name: as_png(figure) for name, figure in figures(rows, facts).items()}

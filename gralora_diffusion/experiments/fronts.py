@@ -1,10 +1,10 @@
-"""Curves of runs: loss over steps, drift over strengths, and one score against another over learning rates."""
+"""Curves of runs: loss over steps, drift over strengths, and fronts of two scores over learning rates."""
 
 import itertools
 import statistics
 
 from gralora_diffusion.evaluation.metric import METRICS, Score
-from gralora_diffusion.experiments.settings import key_of
+from gralora_diffusion.experiments.settings import pairing_key
 
 Point = tuple[float, float]
 PLACES = 200  # at which two fronts are compared
@@ -22,7 +22,7 @@ def height_at(points: list[Point], x: float) -> float:
 
 
 def step_at_loss(curve: list[list[float]], loss: float) -> float | None:
-    """The step at which a curve of [step, loss] first has this loss, on straight lines; None if it never has."""
+    """The step at which a curve of [step, loss], of straight lines, first has this loss; None for never."""
     if curve[0][1] <= loss:
         return curve[0][0]
     for (step0, loss0), (step1, loss1) in itertools.pairwise(curve):
@@ -79,7 +79,7 @@ def front_of(runs: list[dict], score: Score, other: Score, unit: str) -> dict[tu
         scores = entry.get("scores", {})
         if score not in scores:
             continue
-        subject, seed = key_of(entry)
+        subject, seed = pairing_key(entry)
         key = subject, None if unit == "subject" else seed
         for place, (x, y) in ((entry["run"]["lr"], (score, other)), (0, base)):
             if x in scores and y in scores:
@@ -97,8 +97,8 @@ def mean_point(points: list[Point]) -> Point:
 
 def mean_height_above(front: list[Point], base: list[Point]) -> float | None:
     """How much higher one front is than another, on average over the x that both cover; None without any."""
-    low = max(min(x for x, _ in points) for points in (front, base))
-    high = min(max(x for x, _ in points) for points in (front, base))
+    covered = [[x for x, _ in front], [x for x, _ in base]]
+    low, high = max(map(min, covered)), min(map(max, covered))
     if low >= high:
         return None
     places = [low + (high - low) * (i + 0.5) / PLACES for i in range(PLACES)]

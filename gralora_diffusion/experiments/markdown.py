@@ -11,10 +11,10 @@ def markdown(head: list[str], rows: list[list]) -> str:
     """A table whose columns line up, numbers to the right; empty without rows."""
     if not rows:
         return ""
-    cells = [[str(cell) for cell in row] for row in [head, *rows]]
+    cells = [list(map(str, row)) for row in [head, *rows]]
     columns = list(zip(*cells, strict=True))
     widths = [max(3, *map(len, column)) for column in columns]
-    is_text = [any(cell[:1].isalpha() for cell in column[1:]) for column in columns]
+    is_text = [has_words(column[1:]) for column in columns]
 
     def line(row: list[str]) -> str:
         padded = []
@@ -26,6 +26,10 @@ def markdown(head: list[str], rows: list[list]) -> str:
     for width, text in zip(widths, is_text, strict=True):
         rule.append("-" * (width + 2) if text else "-" * (width + 1) + ":")
     return "\n".join([line(cells[0]), f"|{'|'.join(rule)}|", *map(line, cells[1:])])
+
+
+def has_words(cells: tuple[str, ...]) -> bool:
+    return any(cell[:1].isalpha() for cell in cells)
 
 
 def interval_cell(interval: tuple[float, float] | None, form: str = ".4f") -> str:

@@ -64,9 +64,9 @@ class AddedLinear(nn.Module):
 class MoRALinear(AddedLinear):
     """MoRA (arXiv 2405.12130, eq. 6 and section 4.2, rotation): one square matrix [s, s].
 
-    s = floor(sqrt((M + N) r)), made even.  The input is cut into pieces of s, the last filled up from the start;
-    piece i is turned by the rotary embedding of position i, so that one matrix serves all pieces; the output is
-    cut, or repeated, to M.
+    s = floor(sqrt((M + N) r)), made even.  The input is cut into pieces of s, the last filled up from the
+    start; piece i is turned by the rotary embedding of position i, so that one matrix serves all pieces; the
+    output is cut, or repeated, to M.
     """
 
     def __init__(self, linear: nn.Linear, rank: int):
@@ -94,8 +94,8 @@ class MoRALinear(AddedLinear):
 class RaSALinear(AddedLinear):
     """RaSA (ICLR 2025): of r ranks, p = max(1, r/8) go to a pool shared by the L layers of one shape.
 
-    delta = [B | B_pool] diag(d) [A ; A_pool], A [r - p, N], A_pool [p L, N]; A Kaiming-uniform, B zero, d one,
-    scale 1.  pools: {(M, N): (A_pool, B_pool)}, filled by the first layer of each shape.
+    delta = [B | B_pool] diag(d) [A ; A_pool], A [r - p, N], A_pool [p L, N]; A Kaiming-uniform, B zero, d
+    one, scale 1.  pools: {(M, N): (A_pool, B_pool)}, filled by the first layer of each shape.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, pools: dict, layers: int):

@@ -59,7 +59,7 @@ def eva_inputs(inputs, rank: int) -> torch.Tensor:
     rows = (inputs[0] if isinstance(inputs, tuple) else inputs).flatten(0, -2)
     if len(rows) < rank:
         raise ConfigError(
-            f"eva of rank {rank} needs {rank} inputs of each layer in a batch, and one layer has {len(rows)}: "
-            "take larger batches"
+            f"eva of rank {rank} needs {rank} inputs of each layer in a batch, and one layer has "
+            f"{len(rows)}: take larger batches"
         )
     return rows

@@ -48,7 +48,7 @@ class SweepPlan:
 
 
 def plan_sweep(args: argparse.Namespace) -> SweepPlan:
-    """What the options of `gralora compare` mean; writes nothing.  Raises ConfigError where they cannot be met."""
+    """What the options of `gralora compare` mean; writes nothing.  Raises ConfigError for mistakes."""
     config = base_config(args)
     embedded = args.pretrained_model_name_or_path in (None, str(EMBEDDED))
     encoders = args.encoder or list(FOR_EMBEDDED if embedded else FOR_SDXL)
@@ -141,8 +141,8 @@ def split(images: list[TrainingImage], part: str) -> tuple[list[TrainingImage], 
     """(to train on, to hold out): a tenth for validation, another for the test, the same for every run."""
     if len(images) < 10:
         raise ConfigError(
-            f"{len(images)} images are too few to hold a tenth out twice: give at least 10, or --prompts with a "
-            "subject's images"
+            f"{len(images)} images are too few to hold a tenth out twice: give at least 10, or --prompts "
+            "with a subject's images"
         )
     order = torch.randperm(len(images), generator=generator(0, 102)).tolist()
     tenth = round(len(images) / 10)
@@ -155,7 +155,7 @@ def table_of_runs(args: argparse.Namespace, layer_shapes: Shapes) -> list[dict]:
     runs = []
     for rank, method in itertools.product(args.ranks, args.methods):
         budget = METHODS["lora"].count(rank, layer_shapes)
-        for k in ks_of(args, method):
+        for k in ks_for(args, method):
             if args.strengths and method not in OURS:
                 raise ConfigError(
                     f"--strengths goes with {', '.join(OURS)}, and {method} is not among them",
@@ -178,7 +178,7 @@ def table_of_runs(args: argparse.Namespace, layer_shapes: Shapes) -> list[dict]:
     return runs
 
 
-def ks_of(args: argparse.Namespace, method: str) -> list[int | None]:
+def ks_for(args: argparse.Namespace, method: str) -> list[int | None]:
     Spec(method, 1, targets=args.targets)  # raises ConfigError for an unknown method
     return args.k if METHODS[method].has_k else [None]
 
@@ -206,8 +206,8 @@ class SweepForecast:
         time = f"{seconds / 3600:,.2f} hours" if seconds >= 360 else f"{seconds:.3g} seconds"
         return (
             f"{self.training_images} training images, {self.generated_images} generated in each run\n"
-            f"{self.runs} runs: {self.training / 1e12:,.0f} TFLOP of training, {self.sampling / 1e12:,.0f} of "
-            f"sampling: {time} of a GPU at {GPU / 1e12:.0f} TFLOP/s"
+            f"{self.runs} runs: {self.training / 1e12:,.0f} TFLOP of training, "
+            f"{self.sampling / 1e12:,.0f} of sampling: {time} of a GPU at {GPU / 1e12:.0f} TFLOP/s"
         )
 
 

@@ -1,4 +1,4 @@
-"""The report of a sweep as PNGs: score by rank and by parameters, losses by step, one score against another."""
+"""The report of a sweep as PNGs: scores by rank and by parameters, losses by step, fronts of two scores."""
 
 import statistics
 import textwrap
@@ -38,11 +38,11 @@ def plot_sweep(
 
     def by_rank(axis) -> None:
         axis.set(xlabel="rank of the LoRA with as many parameters", ylabel=score_label)
-        plot_scores(axis, lines, score, unit, lambda rank, runs: rank)
+        plot_scores(axis, lines, score, unit, rank_of)
 
     def by_parameters(axis) -> None:
         axis.set(xlabel="trainable parameters", ylabel=score_label)
-        plot_scores(axis, lines, score, unit, lambda rank, runs: runs[0]["parameters"])
+        plot_scores(axis, lines, score, unit, parameters_of)
 
     def losses(axis) -> None:
         axis.set(xlabel="step", ylabel="training loss, mean of 20 steps and of the runs")
@@ -107,6 +107,14 @@ def half_width(values: list[float]) -> float:
     return (interval[1] - interval[0]) / 2 if interval else 0
 
 
+def rank_of(rank: int, runs: list[dict]) -> int:
+    return rank
+
+
+def parameters_of(rank: int, runs: list[dict]) -> int:
+    return runs[0]["parameters"]
+
+
 def plot_scores(axis, lines: Lines, score: Score, unit: str, x_of: Callable) -> None:
     """Each method's mean score at x_of(rank, runs)."""
     ticks = set()
@@ -154,8 +162,9 @@ def plot_curves(by_step, by_time, lines: Lines) -> None:
         runs = [entry for entry in runs if "curve" in entry]
         if not runs:
             continue
-        losses = means_of_columns([[loss for _, loss in entry["curve"]] for entry in runs])
-        steps = [step for step, _ in runs[0]["curve"]]
+        curves = [list(zip(*entry["curve"], strict=True)) for entry in runs]  # [(steps, losses)]
+        losses = means_of_columns([losses for _, losses in curves])
+        steps = curves[0][0]
         pace = statistics.median(entry["seconds_per_step"] for entry in runs)
         before = statistics.median(entry.get("gradients", {}).get("seconds", 0) for entry in runs)
         seconds = [before + pace * step for step in steps]
@@ -164,7 +173,7 @@ def plot_curves(by_step, by_time, lines: Lines) -> None:
         by_time.plot(seconds, losses, **style)
 
 
-def means_of_columns(rows: list[list[float]]) -> list[float]:
+def means_of_columns(rows: list) -> list[float]:
     return [statistics.mean(column) for column in zip(*rows, strict=True)]
 
 
@@ -196,5 +205,9 @@ def plot_fronts(axis, done: list[dict], part: str, score: Score, front: Score, u
 
 def coordinate(groups: list[list[Point]], which: int) -> tuple[list[float], list[float]]:
     """(mean, half width of the interval) of x (0) or y (1) in each group of points."""
-    values = [[point[which] for point in group] for group in groups]
-    return [statistics.mean(v) for v in values], [half_width(v) for v in values]
+    means, spreads = [], []
+    for group in groups:
+        values = [point[which] for point in group]
+        means.append(statistics.mean(values))
+        spreads.append(half_width(values))
+    return means, spreads

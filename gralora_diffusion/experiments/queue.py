@@ -16,7 +16,7 @@ CLAIMS = "claims"  # folder of the locks that processes hold on their runs
 WAIT = 0.5  # seconds between two looks at what other processes have done
 
 
-def name_of(run: dict) -> str:
+def run_name(run: dict) -> str:
     """A run's name: what people need of its options, and a hash of all of them."""
     parts = [run["method"], f"r{run['rank']}"]
     if run.get("subject"):
@@ -35,7 +35,7 @@ def claimed(folder: Path, run: dict) -> Iterator[bool]:
     A claim is a lock that is held until the block ends; the system releases that of a killed process.
     """
     (folder / CLAIMS).mkdir(parents=True, exist_ok=True)
-    claim = FileLock(folder / CLAIMS / name_of(run))
+    claim = FileLock(folder / CLAIMS / run_name(run))
     with FileLock(folder / LOCK):
         if any(entry["run"] == run for entry in read_results(folder)) or not acquired(claim):
             claim = None
@@ -69,7 +69,7 @@ def others_at_work(folder: Path) -> bool:
     return False
 
 
-def sweep(
+def do_runs(
     folder: Path,
     runs: list[dict],
     do: Callable[[dict], dict],
@@ -78,16 +78,16 @@ def sweep(
 ) -> None:
     """Do all runs that are not done and that no other process is doing: a line of runs.jsonl for each.
 
-    do(run) -> its result.  Ends when all are done: runs of other processes are waited for, and done here where
-    such a process dies, so that a command which needs these runs may follow.  Raises Stopped between two runs,
-    and while it waits, after stop_requested().
+    do(run) -> its result.  Ends when all are done: runs of other processes are waited for, and done here
+    where such a process dies, so that a command which needs these runs may follow.  Raises Stopped between
+    two runs, and while it waits, after stop_requested().
     """
-    numbers = {name_of(run): number for number, run in enumerate(runs, 1)}
+    numbers = {run_name(run): number for number, run in enumerate(runs, 1)}
     has_announced_wait = False
     while left := not_done(folder, runs):
         did_one = False
         for run in left:
-            name = name_of(run)
+            name = run_name(run)
             if stop_requested():
                 raise Stopped(f"stopped before {name}; the same command resumes there")
             with claimed(folder, run) as mine:
@@ -98,7 +98,7 @@ def sweep(
                 log(f"{numbers[name]} of {len(runs)}: {name}")
         if not did_one:
             if not has_announced_wait:
-                log(f"waiting for other processes' runs: {', '.join(map(name_of, left))}")
+                log(f"waiting for other processes' runs: {', '.join(map(run_name, left))}")
             has_announced_wait = True
             time.sleep(WAIT)
     if stop_requested():

@@ -10,7 +10,7 @@ from gralora_diffusion.options import ConfigError
 
 
 def at_best_rate(done: list[dict], score: Score) -> dict[Setting, list[dict]]:
-    """{setting: its runs} at one rate for each part, rank, method, k and steps: the best in the validation runs.
+    """{setting: its runs} at the best validation rate of each part, rank, method, k and steps.
 
     Of the rates it has, those at which no run failed come first.  Of these, those with the most subjects and
     seeds are compared, over what all of them have.  Raises ConfigError for test runs at several rates without
@@ -48,15 +48,18 @@ def best_of(candidates: list[Setting], groups: dict, failed: set[Setting], score
     if not common:
         given = ", ".join(f"{setting.lr:g}" for setting in values)
         raise ConfigError(f"{name}: no subject and seed has runs at all of the rates {given}")
-    means = {setting: statistics.mean(found[key] for key in common) for setting, found in values.items()}
-    return max(means, key=lambda setting: score.metric.sign * means[setting])
+    merits = {}  # higher is better
+    for setting, found in values.items():
+        merits[setting] = score.metric.sign * statistics.mean(found[key] for key in common)
+    return max(merits, key=merits.get)
 
 
 def tuned(runs: list[dict], done: list[dict], score: Score | None, elsewhere: bool) -> list[dict]:
     """The runs at the rate that is best in the validation runs of the same rank, k and method.
 
-    Methods that take another one's rate take its best.  elsewhere: the validation runs are another sweep's, of
-    other images and perhaps other steps.  Raises ConfigError where there are none, or --lrs lacks the rate.
+    Methods that take another one's rate take its best.  elsewhere: the validation runs are another sweep's,
+    of other images and perhaps other steps.  Raises ConfigError where there are none, or --lrs lacks the
+    rate.
     """
     settings = {run["setting"] for run in runs}
     done = [entry for entry in done if entry["run"]["part"] == "validation"]

@@ -1,4 +1,4 @@
-"""The report of a sweep, written beside its runs or into another folder: tables, plots, and runs.jsonl in short."""
+"""The report of a sweep, beside its runs or in another folder: tables, plots, and a short runs.jsonl."""
 
 from pathlib import Path
 
@@ -28,8 +28,8 @@ def select(folder: Path, **among: list) -> list[dict]:
             done.append(entry)
     if finished and not done:
         raise ConfigError(
-            f"none of the {len(finished)} runs in {folder} is of the given --methods, --ranks, --k, --lrs and "
-            "--steps"
+            f"none of the {len(finished)} runs in {folder} is of the given --methods, --ranks, --k, --lrs "
+            "and --steps"
         )
     return done
 

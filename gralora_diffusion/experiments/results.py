@@ -16,16 +16,16 @@ BLOCK = 20  # steps of training loss that a report averages
 
 
 def read_results(folder: Path) -> list[dict]:
-    """All finished runs, {"run": its options, "scores": {Score: values}, ...}; half-written lines are skipped."""
+    """All finished runs, {"run": options, "scores": {Score: values}, ...}; skips half-written lines."""
     found = []
     with contextlib.suppress(FileNotFoundError):
         for line in (folder / RESULTS).read_text().splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 found.append(json.loads(line))
-    return [parsed(entry) for entry in found]
+    return [entry_from_json(entry) for entry in found]
 
 
-def parsed(entry: dict) -> dict:
+def entry_from_json(entry: dict) -> dict:
     if "scores" not in entry:
         return entry
     return entry | dict(scores={Score.parse(name): values for name, values in entry["scores"].items()})

@@ -1,4 +1,4 @@
-"""One run of a sweep: an adapter trained by the trainer's own loop, with its held-out loss, costs and scores."""
+"""One run of a sweep: an adapter trained by the trainer's loop, with held-out loss, costs and scores."""
 
 import dataclasses
 import json
@@ -16,10 +16,10 @@ from gralora_diffusion.adapters.gradients import HELD_OUT, stratified
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.batches import encode_captions, plan_batches
 from gralora_diffusion.data.cache import Cache
-from gralora_diffusion.experiments.adapt import adapt, config_of, ours
+from gralora_diffusion.experiments.adapt import adapt, adapter_config_of, as_adapted
 from gralora_diffusion.experiments.adapted import Adapted, Spec
 from gralora_diffusion.experiments.experiment import Experiment
-from gralora_diffusion.experiments.queue import name_of
+from gralora_diffusion.experiments.queue import run_name
 from gralora_diffusion.experiments.scoring import base_images, scores_of
 from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
 from gralora_diffusion.sdxl.load import load_sdxl
@@ -38,7 +38,7 @@ LossOf = Callable[[int], torch.Tensor]  # the loss of batch number i
 
 @dataclass(frozen=True)
 class Losses:
-    """Of training batches, and of held-out images: with random timesteps, and with timesteps spread evenly."""
+    """Of training batches and of held-out images, with random timesteps or with evenly spread ones."""
 
     training: LossOf
     training_even: LossOf
@@ -51,7 +51,7 @@ def run_experiment(run: dict, experiment: Experiment, interrupts: Interrupts) ->
 
     A run whose loss is not finite has `failed` in place of scores.  Raises Stopped after a signal.
     """
-    folder = experiment.folder / "runs" / name_of(run)
+    folder = experiment.folder / "runs" / run_name(run)
     accelerator = experiment.accelerator
     own = dict(seed=run["seed"], learning_rate=run["lr"], max_train_steps=run["steps"])
     config = dataclasses.replace(experiment.config, **own)
@@ -105,7 +105,7 @@ def run_experiment(run: dict, experiment: Experiment, interrupts: Interrupts) ->
 
 
 def losses_of(pipeline, experiment: Experiment, config: TrainConfig, dtype: torch.dtype) -> Losses:
-    """Held-out batches are the same for all seeds; without held-out images they are of the training images."""
+    """Held-out batches are the same for all seeds; without held-out images they have training images."""
     accelerator = experiment.accelerator
     cache = Cache(experiment.folder / "cache")
     held_out_images = experiment.held_out or experiment.images
@@ -131,7 +131,7 @@ def train_adapter(
     losses: Losses,
     interrupts: Interrupts,
 ) -> dict:
-    """Train all steps: {seconds_per_step, peak_memory, losses, and the curve of the held-out loss if wanted}."""
+    """Train all steps: {seconds_per_step, peak_memory, losses, and, if wanted, the held-out loss's curve}."""
     config, accelerator = setup.config, setup.accelerator
     optimizer = make_optimizer(adapted.groups(run["lr"], config.adam_weight_decay), config)
     schedule = make_schedule(optimizer, config, run["steps"])
@@ -148,7 +148,7 @@ def train_adapter(
         lines.append(line)
         measure_held_out(line["step"])
         if stopping:
-            raise Stopped(f"stopped in {name_of(run)}, which the same command starts again")
+            raise Stopped(f"stopped in {run_name(run)}, which the same command starts again")
     found = dict(
         seconds_per_step=statistics.median(line["seconds"] for line in lines),
         peak_memory=peak_memory(accelerator.device),
@@ -163,7 +163,7 @@ def start_from_gradients(spec: Spec, setup: TrainingSetup, loss_of: LossOf) -> t
     batches: run forward and backward; looks: run forward alone, for gamma.
     """
     began = time.monotonic()
-    options = dict(adapter=config_of(spec), **spec.about.gradients)
+    options = dict(adapter=adapter_config_of(spec), **spec.about.gradients)
     config = dataclasses.replace(setup.config, **options).resolved()
     allocation.apply(setup.models, loss_of, config, setup.accelerator, setup.path)
     facts = json.loads((setup.path / allocation.FILE).read_text())
@@ -177,7 +177,7 @@ def start_from_gradients(spec: Spec, setup: TrainingSetup, loss_of: LossOf) -> t
         layers_by_k=dict(sorted(Counter(layer["k"] for layer in layers).items())),
         seconds=round(time.monotonic() - began, 2),
     )
-    return ours(setup.pipeline.unet, spec), cost
+    return as_adapted(setup.pipeline.unet, spec), cost
 
 
 @torch.no_grad()

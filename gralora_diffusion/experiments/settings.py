@@ -41,7 +41,7 @@ def by_setting(done: list[dict]) -> dict[Setting, list[dict]]:
     return dict(sorted(groups.items()))
 
 
-def key_of(entry: dict) -> tuple:
+def pairing_key(entry: dict) -> tuple:
     """(subject, seed): what pairs a run with one of another setting."""
     return entry["run"].get("subject"), entry["run"]["seed"]
 
@@ -49,7 +49,7 @@ def key_of(entry: dict) -> tuple:
 def per_run(runs: list[dict], score: Score) -> dict[tuple, float]:
     """{(subject, seed): the mean over the run's images}"""
     scored = [entry for entry in runs if score in entry.get("scores", {})]
-    return {key_of(entry): statistics.mean(entry["scores"][score]) for entry in scored}
+    return {pairing_key(entry): statistics.mean(entry["scores"][score]) for entry in scored}
 
 
 def per_unit(values: dict[tuple, float], unit: str) -> list[float]:
@@ -94,7 +94,7 @@ def second_score(done: list[dict], score: Score) -> Score | None:
 
 
 def check_settings(done: list[dict]) -> None:
-    """Raises ConfigError for runs that one table must not compare: of other steps, bases, images or encoders."""
+    """Raises ConfigError for runs that no table may compare: of other steps, bases, images or encoders."""
     steps = sorted({entry["run"]["steps"] for entry in done})
     if len(steps) > 1:
         raise ConfigError(

@@ -22,6 +22,7 @@ from gralora_diffusion.experiments.rates import at_best_rate, rates_at_an_end
 from gralora_diffusion.experiments.settings import (
     HELD_OUT_LOSS,
     by_setting,
+    known_scores,
     paired_differences,
     per_run,
     per_unit,
@@ -29,8 +30,8 @@ from gralora_diffusion.experiments.settings import (
 )
 
 VERDICT = (
-    "Verdict, of test runs alone: win or loss where the interval leaves out zero and the second encoder's mean "
-    "difference (second) has the same sign; Holm's correction is not in it."
+    "Verdict, of test runs alone: win or loss where the interval leaves out zero and the second encoder's "
+    "mean difference (second) has the same sign; Holm's correction is not in it."
 )
 COSTS = (  # column, field of a run's result, unit, format
     ("s/step", "seconds_per_step", 1, ".3f"),
@@ -61,16 +62,17 @@ def sweep_report(
         if front:
             table = front_table(done, score, baseline, unit, front)
             parts.append((f"{front} at equal score, {against}", table))
-    text = "\n\n".join(f"**{title[0].upper()}{title[1:]}**\n\n{table}" for title, table in parts if table)
+    blocks = [f"**{title[0].upper()}{title[1:]}**\n\n{table}" for title, table in parts if table]
+    text = "\n\n".join(blocks)
     return f"{text}\n\n{VERDICT}" if "| verdict" in text else text
 
 
 def settings_table(done: list[dict], score: Score, unit: str) -> str:
     """Every setting with its score and costs; below, failures and what qualifies the numbers."""
     second = second_score(done, score)
-    costs = [cost for cost in COSTS if any(cost[1] in entry for entry in done)]
-    has_losses = any(HELD_OUT_LOSS in entry.get("scores", {}) for entry in done)
-    with_losses = score != HELD_OUT_LOSS and has_losses
+    measured = set().union(*done)
+    costs = [cost for cost in COSTS if cost[1] in measured]
+    with_losses = score != HELD_OUT_LOSS and HELD_OUT_LOSS in known_scores(done)
     head = ["part", "method", "rank", "lr", f"{unit}s", "score", "95 % interval"]
     if second:
         head.append("second")

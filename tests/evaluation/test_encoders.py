@@ -1,4 +1,4 @@
-"""The encoders against their libraries, on tiny random models of the real classes saved on disk: preprocessing bit by bit, features, refusals."""
+"""The encoders against their libraries, on tiny random models: preprocessing, features, refusals."""
 
 import json
 
@@ -44,29 +44,23 @@ def test_clip_equals_open_clips_own(tiny_clip, photos):
 
 
 def test_clip_preprocessing_is_its_authors(tiny_clip, photos):
-    """Resize the shorter side, bicubic with antialias, cut the middle, scale, normalise: as in OpenAI's own code."""
+    """Resize the shorter side, bicubic with antialias, cut the middle, scale, normalise: as OpenAI does."""
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     steps = [
         transforms.Resize(48, transforms.InterpolationMode.BICUBIC),
         transforms.CenterCrop(48),
         transforms.ToTensor(),
     ]
-    reference, encoder = (
-        transforms.Compose([*steps, transforms.Normalize(mean, std)]),
-        load_encoder(f"clip:{tiny_clip}"),
-    )
+    reference = transforms.Compose([*steps, transforms.Normalize(mean, std)])
+    encoder = load_encoder(f"clip:{tiny_clip}")
     assert all(torch.equal(encoder.preprocess(image), reference(image)) for image in images(photos))
 
 
 def test_dinov2_equals_transformers_own(tiny_dinov2, photos):
-    encoder, processor = (
-        load_encoder(f"dinov2:{tiny_dinov2}"),
-        AutoImageProcessor.from_pretrained(tiny_dinov2, backend="pil"),
-    )
-    model, pixels = (
-        Dinov2Model.from_pretrained(tiny_dinov2).eval(),
-        processor(images=images(photos), return_tensors="pt").pixel_values,
-    )
+    encoder = load_encoder(f"dinov2:{tiny_dinov2}")
+    processor = AutoImageProcessor.from_pretrained(tiny_dinov2, backend="pil")
+    model = Dinov2Model.from_pretrained(tiny_dinov2).eval()
+    pixels = processor(images=images(photos), return_tensors="pt").pixel_values
     assert torch.equal(torch.stack([encoder.preprocess(image) for image in images(photos)]), pixels)
     with torch.no_grad():
         expected = torch.nn.functional.normalize(model(pixels).pooler_output, dim=-1)
@@ -74,7 +68,7 @@ def test_dinov2_equals_transformers_own(tiny_dinov2, photos):
 
 
 def test_dinov2_preprocessing_is_its_authors(tiny_dinov2, photos):
-    """Resize to 256 with Pillow's bicubic, cut 224, scale, normalise with ImageNet's numbers: as in DINOv2's own code, but for rounding.
+    """Resize to 256 with Pillow's bicubic, cut 224, scale, normalise: as DINOv2 does, but for rounding.
 
     Where the spare part is odd, transformers cuts one pixel before torchvision.
     """
@@ -98,10 +92,8 @@ def encoder(request, tiny_clip, tiny_dinov2):
 
 def test_batches_and_order_change_nothing(encoder, photos):
     paths = images_in(photos)
-    one, many = (
-        image_features(encoder, paths, batch_size=1),
-        image_features(encoder, paths, batch_size=16),
-    )
+    one = image_features(encoder, paths, batch_size=1)
+    many = image_features(encoder, paths, batch_size=16)
     torch.testing.assert_close(one, many, rtol=0, atol=1e-5)
     order = [3, 0, 5, 1, 4, 2]
     torch.testing.assert_close(
@@ -180,7 +172,10 @@ def test_weights_that_are_not_there_are_named_with_two_ways_to_get_them(monkeypa
         "timm/vit_large_patch14_clip_224.openai",
         "clip:FOLDER",
     )
-    why = "cannot be fetched (We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the cached files);"
+    why = (
+        "cannot be fetched (We couldn't connect to 'https://huggingface.co' to load the files, and couldn't "
+        "find them in the cached files);"
+    )
     refused(
         "dinov2-large",
         "DINOv2 facebook/dinov2-large",

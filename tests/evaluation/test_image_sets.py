@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gralora_diffusion.evaluation.image_sets import ImageSet, images_in, matched, prompts_for
+from gralora_diffusion.evaluation.image_sets import ImageSet, images_in, match_partners, prompts_for
 from gralora_diffusion.options import ConfigError
 
 
@@ -25,7 +25,7 @@ def paths(folder: str, names: str) -> list[Path]:
 )
 def test_partners_are_found_by_name_then_by_order(mine, others, partners, how):
     run = ImageSet("r", paths("out", mine))
-    assert matched(run, paths("true", others)) == (paths("true", partners), how)
+    assert match_partners(run, paths("true", others)) == (paths("true", partners), how)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_partners_are_found_by_name_then_by_order(mine, others, partners, how):
 )
 def test_partners_that_are_in_doubt_are_refused(mine, others, words):
     with pytest.raises(ConfigError, match=words):
-        matched(ImageSet("r", paths("out", mine)), paths("true", others))
+        match_partners(ImageSet("r", paths("out", mine)), paths("true", others))
 
 
 def test_images_and_prompts_are_found_in_order(tmp_path):

@@ -55,7 +55,7 @@ def test_metrics_equal_a_straightforward_computation(kind, by_hand, photos, tiny
     measured = measure(encoder, ImageSet("r", paths, PROMPTS), against, image_features)
     found = {one.metric.name: one.values.tolist() for one in measured}
     n = len(paths)
-    with_references = [[images[i] @ images[j] for j in (1, 2, 3)] for i in range(n)]
+    with_references = [images[i] @ images[1:4].T for i in range(n)]
     expected = dict(
         subject=[sum(cosines) / 3 for cosines in with_references],
         paired=[images[i] @ images[n - 1 - i] for i in range(n)],

@@ -10,7 +10,7 @@ from gralora_diffusion.evaluation.encoders import load_encoder
 from gralora_diffusion.evaluation.features import image_features
 from gralora_diffusion.evaluation.image_sets import ImageSet, References, images_in
 from gralora_diffusion.evaluation.metrics import evaluate
-from gralora_diffusion.evaluation.report import score_tables, write_report
+from gralora_diffusion.evaluation.report import score_tables, write_evaluation
 
 TAGS = [
     "html",
@@ -66,7 +66,7 @@ def test_the_report_holds_everything_and_needs_no_network(photos, tiny_clip, tin
     against = References(references=paths[:2], originals=paths, base=paths)
     result = evaluate(encoders, runs, against, partial(image_features, cache=tmp_path / "cache"))
     out = tmp_path / "out"
-    write_report(out, result, runs, against)
+    write_evaluation(out, result, runs, against)
 
     written = json.loads((out / "scores.json").read_text())
     assert written["scores"] == json.loads(json.dumps(result["scores"]))

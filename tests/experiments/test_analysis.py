@@ -5,13 +5,13 @@ from sweeps import COPY, DONE, PAIRED, failed, finished
 
 from gralora_diffusion.evaluation.metric import METRICS, Score
 from gralora_diffusion.evaluation.statistics import holm, t_interval
-from gralora_diffusion.experiments.analysis import differences
+from gralora_diffusion.experiments.analysis import differences_from
 from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
 from gralora_diffusion.experiments.tables import sweep_report
 
 
 def test_rates_are_chosen_by_validation_and_differences_taken_seed_by_seed():
-    found = {d.setting.part: d for d in differences(DONE, PAIRED, "lora")}
+    found = {d.setting.part: d for d in differences_from(DONE, PAIRED, "lora")}
     validation, test = found["validation"], found["test"]
     assert (validation.setting.lr, test.setting.lr) == (1e-3, 1e-3)  # the tests' best rate would be 1e-2
     assert validation.mean == pytest.approx(0.205)  # 0.8 - 0.6, 0.82 - 0.61
@@ -21,7 +21,7 @@ def test_rates_are_chosen_by_validation_and_differences_taken_seed_by_seed():
 
 
 def test_a_loss_is_better_when_it_is_lower():
-    (found,) = [d for d in differences(DONE, HELD_OUT_LOSS, "lora") if d.setting.part == "validation"]
+    (found,) = [d for d in differences_from(DONE, HELD_OUT_LOSS, "lora") if d.setting.part == "validation"]
     assert found.mean == pytest.approx(-0.205)
 
 
@@ -42,7 +42,7 @@ def test_a_win_needs_the_interval_both_encoders_and_no_failure():
     done += runs_of("loha", worse)
     done += runs_of("oft", better)
     done.append(failed("oft", 1e-3, 3, "test"))
-    found = differences(done, PAIRED, "lora")
+    found = differences_from(done, PAIRED, "lora")
     assert {d.setting.method: d.verdict for d in found} == dict(
         rslora="win",
         dora="encoders disagree",
@@ -50,7 +50,7 @@ def test_a_win_needs_the_interval_both_encoders_and_no_failure():
         loha="loss",
         oft="no win: a run failed",
     )
-    by_loss = {d.setting.method: d.verdict for d in differences(done, HELD_OUT_LOSS, "lora")}
+    by_loss = {d.setting.method: d.verdict for d in differences_from(done, HELD_OUT_LOSS, "lora")}
     assert by_loss["loha"] == "loss"
     assert [d.holm for d in found] == holm([d.p for d in found])
 
@@ -63,7 +63,7 @@ def test_less_copying_drift_and_loss_wins(name):
         for entry in runs_of(method, values):
             entry["scores"] = {score: entry["scores"][PAIRED]}
             done.append(entry)
-    verdicts = {d.setting.method: d.verdict for d in differences(done, score, "lora")}
+    verdicts = {d.setting.method: d.verdict for d in differences_from(done, score, "lora")}
     assert verdicts == dict(loha="win", oft="loss")
 
 
@@ -81,7 +81,7 @@ def test_the_rate_that_copies_least_is_the_best():
 
 def test_the_baseline_may_have_a_k():
     done = [finished("gralora", 1e-3, seed, 0.1 * k, "test", k=k) for seed in (0, 1) for k in (1, 2, 4)]
-    found = differences(done, PAIRED, "gralora k1")
+    found = differences_from(done, PAIRED, "gralora k1")
     assert {d.setting.label: round(d.mean, 3) for d in found} == {"gralora k2": 0.1, "gralora k4": 0.3}
 
 
@@ -92,10 +92,10 @@ def test_subjects_are_the_unit():
     for subject, gain in values.items():
         done += [finished("lora", 1e-3, seed, 0.5, subject=subject) for seed in range(3)]
         done += [finished("oft", 1e-3, seed, 0.5 + gain + 0.01 * seed, subject=subject) for seed in range(2)]
-    (found,) = differences(done, PAIRED, "lora", "subject")
+    (found,) = differences_from(done, PAIRED, "lora", "subject")
     assert (found.n, found.mean) == (2, pytest.approx(0.205))
     assert found.interval == pytest.approx(t_interval([0.105, 0.305]))
-    (by_seed,) = differences(done, PAIRED, "lora", "seed")
+    (by_seed,) = differences_from(done, PAIRED, "lora", "seed")
     assert by_seed.interval == pytest.approx(t_interval([0.2, 0.21]))
 
 
@@ -105,6 +105,6 @@ def test_what_trains_more_than_the_budget_gets_no_verdict():
         for seed in (0, 1):
             entry = finished(method, 1e-3, seed, value + seed / 100, "test")
             done.append(entry | dict(parameters=parameters))
-    (row,) = differences(done, PAIRED, "lora")
+    (row,) = differences_from(done, PAIRED, "lora")
     assert (row.verdict, row.holm) == ("beyond the budget", None)  # nor does it count among the comparisons
     assert "| beyond the budget |" in sweep_report(done, PAIRED, ["lora"])

@@ -1,4 +1,4 @@
-"""gralora compare: what it plans, runs, resumes, reports and refuses; and scripts/experiments.sh, which calls it."""
+"""gralora compare: what it plans, runs, resumes, reports and refuses; and scripts/experiments.sh."""
 
 import json
 import os
@@ -147,8 +147,9 @@ def test_subjects_are_a_column_of_the_table(tmp_path):
 def test_what_a_sweep_refuses(given, sentence, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_text("\n")
-    prompts = [] if "--prompts" in given else ["--prompts", ROOT / "docs" / "experiments" / "subject_prompts.txt"]
-    code, error = command(*prompts, *given, fails=True)
+    if "--prompts" not in given:
+        given = ["--prompts", ROOT / "docs" / "experiments" / "subject_prompts.txt", *given]
+    code, error = command(*given, fails=True)
     assert code == 2
     assert sentence in error
     assert not Path("out").exists()

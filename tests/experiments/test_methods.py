@@ -1,4 +1,4 @@
-"""Every comparator in the embedded base's UNet: as the base at the start, the same when merged, the same from its file; its size from a budget."""
+"""Every method in the embedded base's UNet: its start, merge and file, and its size from a budget."""
 
 import copy
 
@@ -88,7 +88,7 @@ def test_identity_merge_and_file(method, plain, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_on_a_base_in_half_precision_what_trains_is_fp32(method, plain):
-    """As a gradient scaler asks, and so that small updates are not rounded away; it draws without autocast, and merges into the base's precision."""
+    """As a gradient scaler asks; it generates without autocast, and merges into the base's precision."""
     unet = copy.deepcopy(plain).to(torch.bfloat16)
     base = draw(unet)
     adapted = adapt(unet, spec(method))
@@ -103,7 +103,7 @@ def test_on_a_base_in_half_precision_what_trains_is_fp32(method, plain):
 
 
 def test_eva_starts_from_what_the_layers_see(plain):
-    """A's rows are orthonormal directions of the layer's inputs, where they are not for a LoRA; the start is still the base."""
+    """A's rows are orthonormal directions of the layer's inputs; the start is still the base."""
     unet, base = copy.deepcopy(plain), draw(plain)
     adapted = adapt(unet, spec("eva"), batches=lambda index: draw(unet))
     torch.testing.assert_close(draw(unet), base, rtol=0, atol=1e-5)
@@ -146,16 +146,14 @@ def test_rasa_shares_its_pool(plain):
 
 
 def test_mora_is_one_square_matrix_of_high_rank(plain):
-    """Piece by piece, the second one turned, by hand; and its delta has a rank that a LoRA of as many parameters has not."""
+    """Piece by piece, by hand; and its delta has a rank that a LoRA of as many parameters has not."""
     unet = copy.deepcopy(plain)
     disturb(adapt(unet, Spec("mora", 40, targets=SOME)))
     layer = unet.up_blocks[0].attentions[1].transformer_blocks[0].attn1.to_q
     before, side = layer.base.weight.clone(), mora_side(40, 160, 160)
     x = torch.randn(1, 160, generator=generator(1))
-    first, second = (
-        x[0, :side],
-        torch.cat([x[0, side:], x[0, : 2 * side - 160]]),
-    )  # two pieces, the second filled up from the start
+    first = x[0, :side]
+    second = torch.cat([x[0, side:], x[0, : 2 * side - 160]])  # filled up from the start
     angles = (10000.0 ** (-torch.arange(0, side, 2) / side)).repeat(2)  # of position 1
     half = side // 2
     turned = second * angles.cos() + torch.cat([-second[half:], second[:half]]) * angles.sin()
@@ -185,7 +183,7 @@ def test_a_budget_that_cannot_be_met_is_said(plain):
 
 
 def test_a_method_of_few_sizes_may_exceed_a_budget_by_a_fiftieth(plain):
-    """OFT's blocks of 16 would leave half of rank 8's budget unused, those of 32 take 0.5 % more; RaSA's d comes on top of LoRA's factors."""
+    """OFT's blocks of 16 would leave half of rank 8's budget unused, those of 32 take 0.5 % more."""
     shapes = shapes_of(plain, "attention")
     budget = count("lora", 8, shapes)
     assert fit("oft", budget, shapes) == (32, 136_896)

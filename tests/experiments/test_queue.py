@@ -11,7 +11,7 @@ import pytest
 from sweeps import PAIRED
 
 from gralora_diffusion.evaluation.metric import METRICS, Score
-from gralora_diffusion.experiments.queue import CLAIMS, claimed, name_of, others_at_work, sweep
+from gralora_diffusion.experiments.queue import CLAIMS, claimed, do_runs, others_at_work, run_name
 from gralora_diffusion.experiments.results import RESULTS, append_result, read_results
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.signals import Stopped
@@ -75,21 +75,21 @@ def test_a_sweep_resumes_at_any_run(tmp_path):
         return dict(parameters=run["seed"])
 
     with pytest.raises(Stopped):
-        sweep(tmp_path, RUNS[:5], do, quiet)
+        do_runs(tmp_path, RUNS[:5], do, quiet)
     assert [entry["run"]["seed"] for entry in read_results(tmp_path)] == [0, 1, 2]
     assert not list((tmp_path / CLAIMS).iterdir())
     did.clear()
-    sweep(tmp_path, RUNS[:5], do, quiet)
+    do_runs(tmp_path, RUNS[:5], do, quiet)
     assert did == [3, 4]
     assert [entry["run"] for entry in read_results(tmp_path)] == RUNS[:5]
 
 
 def test_a_half_written_line_is_no_result_and_spoils_none(tmp_path):
-    sweep(tmp_path, RUNS[:2], Recorder(), quiet)
+    do_runs(tmp_path, RUNS[:2], Recorder(), quiet)
     text = (tmp_path / RESULTS).read_text()
     (tmp_path / RESULTS).write_text(text[:-20])
     assert [entry["run"] for entry in read_results(tmp_path)] == RUNS[:1]
-    sweep(tmp_path, RUNS[:3], Recorder(), quiet)
+    do_runs(tmp_path, RUNS[:3], Recorder(), quiet)
     assert sorted(entry["run"]["seed"] for entry in read_results(tmp_path)) == [0, 1, 2]
 
 
@@ -114,14 +114,14 @@ def test_a_claim_counts_while_its_process_lives(tmp_path, claim_elsewhere):
     deadline = time.monotonic() + 30
     while others_at_work(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert (tmp_path / CLAIMS / name_of(RUNS[0])).exists()
+    assert (tmp_path / CLAIMS / run_name(RUNS[0])).exists()
     with claimed(tmp_path, RUNS[0]) as mine:
         assert mine
     assert not list((tmp_path / CLAIMS).iterdir())
 
 
 def test_a_run_that_is_done_cannot_be_claimed(tmp_path):
-    sweep(tmp_path, RUNS[:1], Recorder(), quiet)
+    do_runs(tmp_path, RUNS[:1], Recorder(), quiet)
     with claimed(tmp_path, RUNS[0]) as mine:
         assert not mine
     assert not others_at_work(tmp_path)
@@ -143,11 +143,11 @@ def test_a_sweep_waits_for_the_runs_of_others_and_does_what_they_leave(tmp_path,
         return "waiting" in " ".join(lines)
 
     with pytest.raises(Stopped, match=r"stopped before lora-r4-lr0\.001-seed0"):
-        sweep(tmp_path, RUNS[:2], do, lines.append, waiting)
+        do_runs(tmp_path, RUNS[:2], do, lines.append, waiting)
     assert do.seeds == [1]  # what is free is done first
     assert [line for line in lines if "waiting for other processes' runs: lora-r4" in line] == lines[1:2]
     other.kill()
-    sweep(tmp_path, RUNS[:2], do, quiet)
+    do_runs(tmp_path, RUNS[:2], do, quiet)
     assert do.seeds == [1, 0]
 
 
@@ -155,7 +155,7 @@ def test_a_stop_counts_between_two_runs_and_after_the_last(tmp_path):
     do = Recorder()
     for wanted in (2, 1):
         with pytest.raises(Stopped):
-            sweep(tmp_path, RUNS[:wanted], do, quiet, lambda: bool(do.seeds))
+            do_runs(tmp_path, RUNS[:wanted], do, quiet, lambda: bool(do.seeds))
     assert do.seeds == [0]
 
 
@@ -166,7 +166,7 @@ def slowly(run: dict) -> dict:
 
 def test_processes_share_a_sweep_and_do_no_run_twice(tmp_path):
     fork = multiprocessing.get_context("fork")
-    workers = [fork.Process(target=sweep, args=(tmp_path, RUNS, slowly, quiet)) for _ in range(3)]
+    workers = [fork.Process(target=do_runs, args=(tmp_path, RUNS, slowly, quiet)) for _ in range(3)]
     for worker in workers:
         worker.start()
     deadline = time.monotonic() + 60
@@ -176,13 +176,13 @@ def test_processes_share_a_sweep_and_do_no_run_twice(tmp_path):
     for worker in workers:
         worker.join(60)
     assert [worker.exitcode for worker in workers[1:]] == [0, 0]
-    sweep(tmp_path, RUNS, slowly, quiet)
+    do_runs(tmp_path, RUNS, slowly, quiet)
     done = read_results(tmp_path)
     assert Counter(entry["run"]["seed"] for entry in done) == Counter(range(12))
     assert len({entry["by"] for entry in done}) > 1
 
 
 def test_names_tell_runs_apart():
-    assert len({name_of(run) for run in RUNS}) == 12
-    assert name_of(RUNS[0]).startswith("lora-r4-lr0.001-seed0-")
-    assert name_of(RUNS[0] | dict(subject="cat", k=2)).startswith("cat-lora-r4-k2-lr0.001-seed0-")
+    assert len({run_name(run) for run in RUNS}) == 12
+    assert run_name(RUNS[0]).startswith("lora-r4-lr0.001-seed0-")
+    assert run_name(RUNS[0] | dict(subject="cat", k=2)).startswith("cat-lora-r4-k2-lr0.001-seed0-")

@@ -18,7 +18,7 @@ from gralora_diffusion.evaluation.metric import METRICS, Score
 from gralora_diffusion.experiments.adapt import load_adapted, shapes_of
 from gralora_diffusion.experiments.experiment import Experiment
 from gralora_diffusion.experiments.methods import METHODS
-from gralora_diffusion.experiments.queue import name_of
+from gralora_diffusion.experiments.queue import run_name
 from gralora_diffusion.experiments.run import run_experiment
 from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
 from gralora_diffusion.training.signals import Interrupts
@@ -55,7 +55,7 @@ def run_of(experiment: Experiment, run: dict) -> dict:
 
 
 def adapter_of(tmp_path, run: dict):
-    return tmp_path / "runs" / name_of(run) / "adapter.safetensors"
+    return tmp_path / "runs" / run_name(run) / "adapter.safetensors"
 
 
 def score_of(experiment: Experiment, metric: str, strength: float = 1.0) -> Score:

@@ -61,7 +61,7 @@ PROMPT = Score(METRICS["prompt"], "Y")
 
 
 def runs_of_subjects() -> list[dict]:
-    """Two methods at two rates; oft has a higher prompt score and drift, by another amount for each subject."""
+    """Two methods at two rates; oft has more prompt score and drift, by another amount for each subject."""
     done = []
     gains = {"cat": 0.1, "dog": 0.2, "can": 0.15}
     for (subject, gain), seed, (lr, x) in itertools.product(
