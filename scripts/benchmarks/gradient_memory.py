@@ -97,7 +97,9 @@ def measure(kind: str, number: int, rank: int, targets: str) -> tuple[int, int]:
         for _ in gradients:
             pass
     elif kind == "streaming":
-        gradients.projected({path: layer.adapter.lora_A.detach()[None, None] for path, layer in layers.items()})
+        gradients.projected(
+            {path: layer.adapter.lora_A.detach()[None, None] for path, layer in layers.items()}
+        )
     else:
         for index in range(BATCHES):
             loss_of(index).backward()
