@@ -37,8 +37,8 @@ def load_encoders(names: list[str]) -> list:
     try:
         return [load_encoder(name) for name in names]
     except ImportError as error:
-        advice = "pip install 'gralora-diffusion[eval]'"
-        raise ConfigError(f"the scores need the package {error.name}, which is missing: {advice}") from None
+        problem = f"the scores need the package {error.name}, which is missing: pip install {error.name}"
+        raise ConfigError(problem) from None
 
 
 def scores(groups: list[Group], references: list[Path], encoders: list[str], cache: Path) -> list[list]:
@@ -47,8 +47,9 @@ def scores(groups: list[Group], references: list[Path], encoders: list[str], cac
     cache: a folder for the features of images.  Raises ConfigError when an encoder cannot be loaded.
     """
     from gralora_diffusion.evaluation.features import image_features
-    from gralora_diffusion.evaluation.metrics import ImageSet, References, evaluate
-    from gralora_diffusion.evaluation.report import rows_of
+    from gralora_diffusion.evaluation.image_sets import ImageSet, References
+    from gralora_diffusion.evaluation.metrics import evaluate
+    from gralora_diffusion.evaluation.score_rows import rows_of
 
     loaded = load_encoders(encoders)
     with Image.open(groups[0].files[0]) as image:
