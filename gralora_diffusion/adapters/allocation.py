@@ -1,4 +1,7 @@
-"""Adapters with ranks and a start from the gradients: `--adapter gora`, `--allocate`; the facts go to allocation.json."""
+"""Adapters whose ranks and start come from gradients: `--adapter gora` and `--allocate`.
+
+The facts are written to allocation.json.
+"""
 
 import json
 import math
@@ -20,9 +23,9 @@ from gralora_diffusion.files import write_text
 def apply(models: dict, loss_of: Callable, config: TrainConfig, accelerator, run: Path) -> None:
     """Give the adapters their ranks and their start, and write allocation.json into `run`.
 
-    Gradient pass, allocation, injection, factors, line search.  loss_of(index) is the training loss of batch `index`,
-    best with gradients.stratified() draws.  The adapters in `models` are replaced, unless --allocation gave them their
-    sizes already.  Every process ends with the same ranks and factors.
+    Gradient pass, allocation, injection, factors, line search.  loss_of(index) is the training loss of batch
+    `index`, best with gradients.stratified() draws.  The adapters in `models` are replaced, unless
+    --allocation gave them their sizes already.  Every process ends with the same ranks and factors.
     """
     if config.gora_init != "zero":
         check_gradient_start(all_layers(models))
@@ -79,8 +82,8 @@ def enable_all(models: dict, on: bool) -> None:
 def gradient_bytes(rows: dict[str, dict], itemsize: int = 4) -> dict[str, int]:
     """Bytes that the gradient pass needs beside a training step, for {path: {shape, rank}}.
 
-    "storing": fp32 sums of all gradients; "streaming": of what a random A leaves of them; both with the one gradient that
-    is alive, in the weights' `itemsize` and in fp32.
+    "storing": fp32 sums of all gradients; "streaming": of what a random A leaves of them; both with the one
+    gradient that is alive, in the weights' `itemsize` and in fp32.
     """
     largest = 0
     storing = 0

@@ -1,4 +1,4 @@
-"""Adapters whose layers have ranks and k of their own, as an allocation.json holds them: `--allocation FILE`."""
+"""Adapters with ranks and k by layer, as an allocation.json holds them: `--allocation FILE`."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def inject_sized(models: dict, config: AdapterConfig, sizes: Sizes, seed: int) -
 
 
 def with_sizes(config: AdapterConfig, sizes: list[tuple[str, tuple[int, int]]]) -> AdapterConfig:
-    """The config with the commonest rank and k of (path, (rank, k)), and patterns for the layers of other sizes."""
+    """The config with the commonest rank and k of (path, (rank, k)), and patterns for the other layers."""
     if not sizes:
         return config
     rank, ranks = common_and_others([(path, rank) for path, (rank, _) in sizes])

@@ -16,7 +16,10 @@ def set_strength(model, strength: float, name: str | None = None) -> None:
 
 
 def enable(model, on: bool = True, name: str | None = None) -> None:
-    """Switch all adapters, or the one of this name, on or off; without adapters, the layers compute as the base does."""
+    """Switch all adapters, or the one of this name, on or off.
+
+    While all are off, the layers compute as the base does.  Raises ValueError for a name that no adapter has.
+    """
     change(model, name, enabled=on)
 
 
@@ -67,8 +70,8 @@ def unmerge(model: nn.Module) -> None:
 def remove(model, name: str | None = None) -> None:
     """Take out the adapter of this name, or all of them, in a model or a pipeline.
 
-    A layer without adapters becomes the plain layer again.  Where all are taken out at once, merged weights stay merged.
-    Raises ValueError for a name that no adapter has.
+    A layer without adapters becomes the plain layer again.  Where all are taken out at once, merged weights
+    stay merged. Raises ValueError for a name that no adapter has.
     """
     check_name(model, name)
     for part in models_of(model):

@@ -1,4 +1,7 @@
-"""Gradients of the adapted layers' frozen weights under the training loss: summed in fp32, with one layer's gradient in memory at a time."""
+"""Gradients of the adapted layers' frozen weights under the training loss.
+
+They are summed in fp32, with one layer's gradient in memory at a time.
+"""
 
 import functools
 import math
@@ -12,37 +15,38 @@ from gralora_diffusion.adapters.linear import AdaptedLinear
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
 
-GRADIENTS, HELD_OUT = (
-    2**30,
-    2**31,
-)  # where in the endless series of training batches these two begin: neither is trained on
-GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it, modulo 2^64, are spread evenly, wherever one stops
+# the first batches of the gradient pass and of the line search: no run trains on so many
+GRADIENTS = 2**30
+HELD_OUT = 2**31
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: any number of its multiples, modulo 2^64, is spread evenly
 SAMPLED = 256  # entries of each weight whose gradient is kept batch by batch
 
 
 def stratified(draw: Callable, low: float = 0.0, high: float = 1.0) -> Callable:
-    """`draw` as it is, but for less noise in the mean of a few batches: the VAE's posterior at its mean, and timesteps that cover
-    [low, high) of the schedule evenly in place of at random.
+    """`draw` with less noise in the mean of a few batches.
+
+    The VAE's posterior is at its mean, and timesteps cover [low, high) of the schedule evenly in place of at
+    random.
     """
 
     def even(shape, num_train_timesteps: int, seed: int, positions, *options):
         posterior, noise, timesteps = draw(shape, num_train_timesteps, seed, positions, *options)
         start = int(torch.randint(2**62, (1,), generator=generator(seed, 6))) * 4
-        first, last = round(low * num_train_timesteps), round(high * num_train_timesteps)
+        first = round(low * num_train_timesteps)
+        last = round(high * num_train_timesteps)
         places = [(start + position * GOLDEN) % 2**64 for position in positions]
-        timesteps = torch.tensor(
-            [first + ((last - first) * place >> 64) for place in places], dtype=timesteps.dtype
-        )
-        return torch.zeros_like(posterior), noise, timesteps
+        even_timesteps = [first + ((last - first) * place >> 64) for place in places]
+        return torch.zeros_like(posterior), noise, torch.tensor(even_timesteps, dtype=timesteps.dtype)
 
     return even
 
 
 class Gradients:
-    """The mean over `batches` batches of each layer's weight gradient; iterating gives (path, G [M, N] fp32), layer by layer.
+    """The mean over `batches` batches of each layer's weight gradient.
 
-    The sums are kept and iterated again at no cost if they all fit in `memory` bytes; else as many layers as fit are summed in one pass
-    over the batches, given out, freed, and the same batches are run again for the next ones.  Processes share the batches.
+    The sums are kept and iterated again at no cost if they all fit in `memory` bytes; else as many layers as
+    fit are summed in one pass over the batches, given out, freed, and the same batches are run again for the
+    next ones.  Processes share the batches.
     """
 
     def __init__(
@@ -53,24 +57,33 @@ class Gradients:
         batches: int,
         memory: float = math.inf,
     ):
-        self.layers, self.loss_of, self.accelerator, self.batches = layers, loss_of, accelerator, batches
-        self.groups, self.kept, self.peak, self.passes, self.ran = grouped(layers, memory), None, 0, 0, 0
+        self.layers = layers
+        self.loss_of = loss_of
+        self.accelerator = accelerator
+        self.batches = batches
+        self.groups = grouped(layers, memory)
+        self.kept = None  # the sums, if those of all layers fit
+        self.peak = 0  # bytes of gradients and sums at once
+        self.passes = 0
+        self.ran = 0  # batches, over all passes
         for path, layer in layers.items():
             if quantized(layer.weight):
-                raise ConfigError(
-                    f"{path}: GoRA needs the gradient of the base's weights, and this base is quantised: load it in bf16"
-                )
+                problem = "GoRA needs the gradient of the base's weights, and this base is quantised"
+                raise ConfigError(f"{path}: {problem}: load it in bf16")
 
     def settle(self, settled: Callable[[dict], bool]) -> None:
-        """Sum the first group's gradients over 8, 16, 32, ... batches until settled(samples) or all are used; keep that number.
+        """Sum the first group's gradients over 8, 16, 32, ... batches until settled(samples) or all are used.
 
-        samples: {path: (weights [entries], gradients [n, entries])}, the same random entries of each weight in every batch.
+        samples: {path: (weights [entries], gradients [n, entries])}, the same random entries of each weight
+        in every batch.
         """
-        picks = {
-            path: sampled_entries(layer.weight, i) for i, (path, layer) in enumerate(self.layers.items())
-        }
+        picks = {}
+        for i, (path, layer) in enumerate(self.layers.items()):
+            picks[path] = sampled_entries(layer.weight, i)
         samples = {path: torch.zeros(self.batches, len(pick)) for path, pick in picks.items()}
-        sums, done, most = self.empty(self.groups[0]), 0, self.batches
+        sums = self.empty(self.groups[0])
+        done = 0
+        most = self.batches
 
         def take(path, batch, gradient):
             samples[path][batch] = gradient.flatten()[picks[path].to(gradient.device)].cpu()
@@ -81,15 +94,12 @@ class Gradients:
             until = min(most, max(8, 2 * done))
             self.run(self.layers, range(done, until), take, sums)
             done = until
-            seen = {
-                path: self.total(s[:done].to(self.accelerator.device)).cpu() for path, s in samples.items()
-            }
-            if settled(
-                {
-                    path: (self.layers[path].weight.flatten()[pick].float().cpu(), seen[path])
-                    for path, pick in picks.items()
-                }
-            ):
+            found = {}
+            for path, pick in picks.items():
+                weights = self.layers[path].weight.flatten()[pick].float().cpu()
+                gradients = self.total(samples[path][:done].to(self.accelerator.device)).cpu()
+                found[path] = (weights, gradients)
+            if settled(found):
                 break
         self.batches = done
         self.kept = sums
@@ -105,13 +115,15 @@ class Gradients:
             for path in group:
                 G = self.total(sums[path] if self.kept else sums.pop(path)) / self.batches
                 if not G.isfinite().all():
-                    raise ConfigError(
-                        f"{path}: the gradient of the base's weight is not finite: use --mixed_precision bf16 or no"
-                    )
+                    problem = "the gradient of the base's weight is not finite"
+                    raise ConfigError(f"{path}: {problem}: use --mixed_precision bf16 or no")
                 yield path, G
 
     def projected(self, A: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """{path: project(G, A)} without any G: only these sums, [k, k, M/k, g] each, are kept, and one pass over the batches is enough."""
+        """{path: project(G, A)} without any G: only these sums, [k, k, M/k, g] each, are kept.
+
+        One pass over the batches is enough.
+        """
         if self.kept is not None:
             return {path: project(G, A[path]) for path, G in self}
         sums = {}
@@ -126,10 +138,14 @@ class Gradients:
         return {path: self.total(s) / self.batches for path, s in sums.items()}
 
     def run(self, layers: dict[str, AdaptedLinear], batches: range, take: Callable, sums: dict) -> None:
-        """take(path, batch, gradient [M, N] in fp32) for each of these layers and of this process's batches; the gradient is then freed."""
+        """take(path, batch, gradient [M, N] in fp32) for each of these layers and of this process's batches.
+
+        The gradient is then freed.
+        """
         scale = 1024.0 if self.accelerator.scaler else 1.0  # fp16 has no digits for small gradients
         mine = [b for b in batches if b % self.accelerator.num_processes == self.accelerator.process_index]
-        self.passes, self.ran = self.passes + 1, self.ran + len(batches)
+        self.passes += 1
+        self.ran += len(batches)
 
         def hand_over(path, weight):
             gradient = weight.grad.float().div_(scale)
@@ -142,14 +158,12 @@ class Gradients:
         try:
             for path, layer in layers.items():
                 layer.weight.requires_grad_(True)
-                hooks.append(
-                    layer.weight.register_post_accumulate_grad_hook(functools.partial(hand_over, path))
-                )
+                hook = functools.partial(hand_over, path)
+                hooks.append(layer.weight.register_post_accumulate_grad_hook(hook))
             for batch in mine:
                 loss = self.loss_of(GRADIENTS + batch) * scale
-                if (
-                    loss.requires_grad
-                ):  # SDXL reads the text encoders' penultimate states: a last layer has no part in the loss
+                # SDXL reads the text encoders' penultimate states: a last layer has no part in the loss
+                if loss.requires_grad:
                     loss.backward()
         finally:
             for hook in hooks:
@@ -158,9 +172,10 @@ class Gradients:
                 layer.weight.requires_grad_(False)
 
     def empty(self, group: dict[str, AdaptedLinear]) -> dict[str, torch.Tensor]:
-        return {
-            path: torch.zeros(layer.weight.shape, device=layer.weight.device) for path, layer in group.items()
-        }
+        sums = {}
+        for path, layer in group.items():
+            sums[path] = torch.zeros(layer.weight.shape, device=layer.weight.device)
+        return sums
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all processes."""
@@ -168,8 +183,12 @@ class Gradients:
 
 
 def grouped(layers: dict[str, AdaptedLinear], memory: float) -> list[dict[str, AdaptedLinear]]:
-    """Layers in order, in as few groups as fit in `memory` bytes of fp32 sums each; a layer that does not fit stands alone."""
-    groups, used = [], 0
+    """Layers in order, in as few groups as fit in `memory` bytes of fp32 sums each.
+
+    A layer that does not fit is a group of its own.
+    """
+    groups = []
+    used = 0
     for path, layer in layers.items():
         size = 4 * layer.weight.numel()
         if not groups or used + size > memory:

@@ -1,4 +1,4 @@
-"""GraLoRA, arXiv 2505.20355, section 3: the weight is cut into k x k blocks, each with a LoRA of rank r/k of its own."""
+"""GraLoRA, arXiv 2505.20355, section 3: k x k blocks, each with a LoRA of rank r/k of its own."""
 
 import math
 from typing import ClassVar
@@ -18,10 +18,10 @@ PLAIN = {"lora_A", "lora_B"}
 class GraLoRA(LayerAdapter):
     """gralora_A [k, N/k, r] and gralora_B [k, r, M/k], the latter zero at the start.
 
-    gralora_A: the r columns of slice n are k groups of r/k, and group j feeds output block j.
-    gralora_B: the r rows of slice j are k groups of r/k, and group n comes from input block n.
-    Parameters r(M + N) for every k; rank of delta up to k*r.  With hybrid_rank > 0 (Hybrid GraLoRA) a part of the total
-    rank goes to a plain lora_A, lora_B beside the blocks; r above is then rank - hybrid_rank.
+    gralora_A: the r columns of slice n are k groups of r/k, and group j feeds output block j. gralora_B: the
+    r rows of slice j are k groups of r/k, and group n comes from input block n. Parameters r(M + N) for every
+    k; rank of delta up to k*r.  With hybrid_rank > 0 (Hybrid GraLoRA) a part of the total rank goes to a
+    plain lora_A, lora_B beside the blocks; r above is then rank - hybrid_rank.
     """
 
     LEAVES: ClassVar = (BLOCKS, BLOCKS | PLAIN)
@@ -36,7 +36,10 @@ class GraLoRA(LayerAdapter):
         dropout: float = 0.0,
         rslora: bool = False,
     ):
-        """As LayerAdapter; k=None takes choose_k().  Raises ValueError when rank, k or the sizes do not fit together."""
+        """As LayerAdapter; k=None takes choose_k().
+
+        Raises ValueError when rank, k or the sizes do not fit together.
+        """
         super().__init__(linear, rank, alpha, dropout, rslora)
         if not isinstance(hybrid_rank, int) or not 0 <= hybrid_rank < rank:
             limit = f"as a part of the rank {rank} it must be from 0 to {rank - 1}"
@@ -80,7 +83,10 @@ class GraLoRA(LayerAdapter):
         return down, up * scale
 
     def add_delta(self, weight: torch.Tensor, strength: float = 1.0) -> None:
-        """As up @ down of low_rank(), block by block: k^2 times fewer operations, since that pair is zero elsewhere."""
+        """As up @ down of low_rank(), block by block.
+
+        That pair is zero elsewhere, so this takes k^2 times fewer operations.
+        """
         k = self.k
         m, n = weight.shape
         r = self.gralora_A.shape[2]

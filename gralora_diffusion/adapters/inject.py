@@ -20,12 +20,12 @@ TARGETS = {"attention": ATTENTION, "attention+ff": f"{ATTENTION}|{FEED_FORWARD}"
 
 
 def inject(model: nn.Module, config: AdapterConfig) -> dict[str, AdaptedLinear]:
-    """Freeze `model`, and put a new adapter into each linear layer that config.targets matches: {module path: layer}.
+    """Freeze `model`, and put an adapter into each linear layer that config.targets matches: {path: layer}.
 
-    targets is "attention", "attention+ff", "all-linear", or a regular expression searched in each module path, so that
-    any torch model can be adapted; rank_pattern and k_pattern give other sizes to the paths they match (the first match
-    counts).  Raises ValueError, before anything is changed, when the model has adapters, nothing matches, or a size does
-    not fit.
+    targets is "attention", "attention+ff", "all-linear", or a regular expression searched in each module
+    path, so that any torch model can be adapted; rank_pattern and k_pattern give other sizes to the paths
+    they match (the first match counts).  Raises ValueError, before anything is changed, when the model has
+    adapters, nothing matches, or a size does not fit.
     """
     check_free(model)
     if adapted_layers(model):
@@ -45,7 +45,7 @@ def inject(model: nn.Module, config: AdapterConfig) -> dict[str, AdaptedLinear]:
 
 
 def attach(model: nn.Module, name: str, handle: AdapterHandle) -> None:
-    """Put a handle's adapters into the model's layers, beside those that are there, and register it under this name."""
+    """Put a handle's adapters into the model's layers, beside the others, and register it under this name."""
     for path, adapter in handle.layers.items():
         layer = model.get_submodule(path)
         if not isinstance(layer, AdaptedLinear):
@@ -84,7 +84,7 @@ def compiled(pattern: str, option: str) -> re.Pattern:
 
 
 def unmatched_patterns(paths, config: AdapterConfig) -> list[str]:
-    """The patterns of rank_pattern and k_pattern that match none of these paths: most likely typing mistakes."""
+    """The patterns of rank_pattern and k_pattern that match none of these paths, perhaps by a typo."""
     unmatched = []
     for text in (*config.rank_pattern, *config.k_pattern):
         pattern = compiled(text, "rank_pattern or k_pattern")

@@ -1,20 +1,25 @@
-"""A frozen linear layer and the adapters on it as one operation: what AdaptedLinear computes, with little beside their products.
+"""A frozen linear layer and its adapters as one operation.
 
-Forward, for one GraLoRA of scale s (x [T, N], A [k, N/k, r], B [k, r, M/k]; x_n and y_j are slices of columns):
+Forward, for one GraLoRA of scale s, with x [T, N], A [k, N/k, r], B [k, r, M/k]; slices x_n, y_j of columns:
 
     y = x W^T + b                                  the frozen layer, as F.linear computes it
-    p_n = x_n A_n                                  [T, r]: k groups of r/k columns; group j is meant for output slice j
+    p_n = x_n A_n                                  [T, r]: k groups of r/k columns, group j for output slice j
     h_j = (group j of p_0, ..., group j of p_k-1)  the swap, of k*r numbers per token
-    y_j += s h_j B_j                               into the frozen layer's own output: no delta and no scaled copy is made
+    y_j += s h_j B_j                               in place: neither delta nor a scaled copy is made
 
 Backward, with g = dL/dy and its slices g_j:
 
-    dB_j = s h_j^T g_j        e_j = s g_j B_j^T = dL/dh_j        q_n = (group n of e_0, ..., group n of e_k-1) = dL/dp_n
-    dA_n = x_n^T q_n          dx = g W, and then dx_n += q_n A_n^T in the same place, in place of a sum of two by autograd
+    dB_j = s h_j^T g_j
+    e_j = s g_j B_j^T = dL/dh_j
+    q_n = (group n of e_0, ..., group n of e_k-1) = dL/dp_n
+    dA_n = x_n^T q_n
+    dx = g W, then dx_n += q_n A_n^T in place, where autograd would add two tensors
 
-A plain LoRA (A [r, N], B [M, r]) has one slice and no swap: h = x A^T, y += s h B^T; dB = s g^T h, e = s g B, dA = e^T x, dx += e A.
+A plain LoRA (A [r, N], B [M, r]) has one slice and no swap:
 
-Kept for the backward pass: x, and h, which is k*r numbers per token (r for LoRA); of a weight in few bits, these few bits.
+    h = x A^T, y += s h B^T; dB = s g^T h, e = s g B, dA = e^T x, dx += e A
+
+Kept for the backward pass: x, and h, which is k*r numbers per token (r for LoRA); a quantised weight stays so.
 T-LoRA's mask multiplies the groups of h, and so of e.
 Where B is zero, s h B is zero, and y is the frozen layer's own, bit for bit.
 """
@@ -40,24 +45,21 @@ class Part(NamedTuple):
 def adapted_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, parts: list[Part]
 ) -> torch.Tensor:
-    """F.linear(x, weight, bias) plus all parts: x [..., N] -> [..., M], computed in x's dtype, or in autocast's.
+    """F.linear(x, weight, bias) plus all parts: x [..., N] -> [..., M], in x's dtype, or in autocast's.
 
     Differentiable once: differentiating its gradient raises RuntimeError.
     """
-    device, dtype = x.device.type, x.dtype
-    if (
-        torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-        and dtype != torch.float64
-    ):  # which autocast leaves alone
+    device = x.device.type
+    dtype = x.dtype
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if autocast and dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype(device)
-        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+        x = x.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
         weight = weight if quantized(weight) else weight.to(dtype)
-    tensors = [
-        t
-        for p in parts
-        for t in (p.A.to(dtype), p.B.to(dtype), p.mask, None if p.own is None else p.own.to(dtype))
-    ]
+    tensors = []
+    for p in parts:
+        tensors += [p.A.to(dtype), p.B.to(dtype), p.mask, None if p.own is None else p.own.to(dtype)]
     scales = [p.scale for p in parts]
     if not torch.is_grad_enabled():
         return outputs(x, weight, bias, scales, tensors)[0]
@@ -68,7 +70,8 @@ def outputs(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scales: list[float], tensors
 ) -> tuple[torch.Tensor, list]:
     """(y, h of each part);  tensors: A, B, mask and own of each part."""
-    y, hs = F.linear(x, numbers(weight, x.dtype), bias), []
+    y = F.linear(x, numbers(weight, x.dtype), bias)
+    hs = []
     for i, scale in enumerate(scales):
         A, B, mask, own = tensors[4 * i : 4 * i + 4]
         hs.append(masked(down(rows(x if own is None else own), A), mask))
@@ -91,15 +94,16 @@ class FusedLinear(torch.autograd.Function):
     def backward(ctx, grad):
         if not torch.is_autocast_enabled(grad.device.type):  # whose context takes as long as a small product
             return FusedLinear.gradients(ctx, grad)
-        with torch.autocast(
-            grad.device.type, enabled=False
-        ):  # the dtypes are the forward pass's, whatever surrounds this one
+        with torch.autocast(grad.device.type, enabled=False):  # the dtypes are the forward pass's
             return FusedLinear.gradients(ctx, grad)
 
     @staticmethod
     def gradients(ctx, grad):
-        (x, weight, *kept), needs, grads = ctx.saved_tensors, ctx.needs_input_grad, []
-        hs, tensors = kept[: len(ctx.scales)], kept[len(ctx.scales) :]
+        x, weight, *kept = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        hs = kept[: len(ctx.scales)]
+        tensors = kept[len(ctx.scales) :]
+        grads = []
         g = rows(grad).contiguous()
         dx = g @ numbers(weight, g.dtype) if needs[0] else None
         for i, (scale, h) in enumerate(zip(ctx.scales, hs, strict=True)):
@@ -122,7 +126,7 @@ def quantized(weight: torch.Tensor) -> bool:
 
 
 def numbers(weight: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """The weight [M, N] as it is computed with: one in few bits becomes numbers for as long as they are needed."""
+    """The weight [M, N] as it is computed with; a quantised one is dequantised for this product only."""
     if not quantized(weight):
         return weight
     plain = weight.get_original_weight() if hasattr(weight, "get_original_weight") else weight.dequantize()
@@ -141,7 +145,10 @@ def slices(x: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def products(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """out_j = scale * a_j b_j for each of k; with bf16 on a CPU one by one, since a batched product copies slices of larger rows first."""
+    """out_j = scale * a_j b_j for each of k.
+
+    With bf16 on a CPU one by one, since a batched product copies slices of larger rows first.
+    """
     if out.device.type != "cpu" or out.dtype != torch.bfloat16:
         return out.baddbmm_(a, b, beta=0, alpha=scale)
     for out_j, a_j, b_j in zip(out, a, b, strict=True):
@@ -159,14 +166,20 @@ def add_products(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float
 
 
 def swapped(p: torch.Tensor) -> torch.Tensor:
-    """[T, k(n), k(j) * r/k] -> [k(j), T, k(n) * r/k].  With the tokens outermost in p it reads each token's numbers together: up to 20 times
-    faster on a CPU than from [k, T, r], where powers of two send them to the same lines of the cache."""
+    """[T, k(n), k(j) * r/k] -> [k(j), T, k(n) * r/k].
+
+    With the tokens outermost in p it reads each token's numbers together: up to 20 times faster on a CPU than
+    from [k, T, r], where powers of two send them to the same lines of the cache.
+    """
     t, k, r = p.shape
     return p.view(t, k, k, r // k).permute(2, 0, 1, 3).reshape(k, t, r)
 
 
 def masked(h: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """h [T, r] or [k, T, k groups of r/k], changed in place: each sample's tokens have its own row of the mask, in every group."""
+    """h [T, r] or [k, T, k groups of r/k], masked in place.
+
+    The tokens of each sample have a row of the mask, which is the same in every group.
+    """
     if mask is not None:
         samples, ranks = mask.shape
         h.unflatten(-1, (-1, ranks)).unflatten(-3, (samples, -1)).mul_(mask[:, None, None])

@@ -1,4 +1,7 @@
-"""The kinds of adapters by name: a new kind is a subclass of LayerAdapter, and a line in KINDS or a call of register()."""
+"""The kinds of adapters by name.
+
+A new kind is a subclass of LayerAdapter, and a line in KINDS or a call of register().
+"""
 
 from torch import nn
 
@@ -11,7 +14,10 @@ KINDS: dict[str, type[LayerAdapter]] = {"gralora": GraLoRA, "lora": LoRA}
 
 
 def register(name: str, kind: type[LayerAdapter]) -> None:
-    """Let AdapterConfig(method=name) make adapters of this kind.  Raises ValueError for a name that is taken."""
+    """Let AdapterConfig(method=name) make adapters of this kind.
+
+    Raises ValueError for a name that is taken.
+    """
     if name in KINDS and KINDS[name] is not kind:
         raise ValueError(f"there is a kind of adapter named {name!r} already: choose another name")
     KINDS[name] = kind
@@ -20,5 +26,9 @@ def register(name: str, kind: type[LayerAdapter]) -> None:
 
 
 def new_adapter(linear: nn.Linear, config: AdapterConfig, rank: int, k: int | None) -> LayerAdapter:
-    """An adapter for `linear` by the config; rank and k are this layer's own.  Raises ValueError where they do not fit."""
+    """An adapter for `linear` by the config; rank and k are this layer's own.
+
+    Raises ValueError where they do not fit.
+    Raises ValueError where they do not fit.
+    """
     return KINDS[config.method].from_config(linear, config, rank, k)

@@ -1,8 +1,9 @@
 """The contract of an additive adapter: one class per kind, see kinds.py for the table of them.
 
-A layer with an adapter computes F.linear(x, weight + strength * delta(), bias).  A new kind is a subclass that makes its
-parameters in __init__, names them in LEAVES, and defines low_rank_of() or, where its delta has no low rank, delta().
-Training, merging, strengths, files and exports then work; `factors` adds the fused kernel, and `part_ranks` T-LoRA.
+A layer with an adapter computes F.linear(x, weight + strength * delta(), bias).  A new kind is a subclass
+that makes its parameters in __init__, names them in LEAVES, and defines low_rank_of() or, where its delta has
+no low rank, delta(). Training, merging, strengths, files and exports then work; `factors` adds the fused
+kernel, and `part_ranks` T-LoRA.
 
 M is out_features, N is in_features, r the rank.
 """
@@ -83,7 +84,10 @@ class LayerAdapter(nn.Module):
     def low_rank_of(
         factors: dict[str, torch.Tensor], scale: float
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(down [R, N], up [M, R]) of a layer with these tensors, the scale folded into `up`; None: there is no such pair."""
+        """(down [R, N], up [M, R]) of a layer with these tensors, the scale folded into `up`.
+
+        None where the delta has no such pair.
+        """
         return None
 
     @classmethod
@@ -94,7 +98,10 @@ class LayerAdapter(nn.Module):
         return None if pair is None else pair[0].shape[0]
 
     def low_rank(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(down [R, N], up [M, R]), delta = up @ down at strength 1.  Raises ConfigError where there is no such pair."""
+        """(down [R, N], up [M, R]), delta = up @ down at strength 1.
+
+        Raises ConfigError where there is no such pair.
+        """
         pair = self.low_rank_of(dict(self.named_parameters()), self.scale)
         if pair is None:
             raise ConfigError(f"{type(self).__name__} has no low-rank form")

@@ -20,11 +20,12 @@ DEFAULT = "default"  # the name of an adapter that was given none
 
 
 class AdaptedLinear(nn.Linear):
-    """forward(x) == F.linear(x, weight + delta(), bias), where delta() is the sum over the adapters that are enabled.
+    """forward(x) == F.linear(x, weight + delta(), bias); delta() is the sum over the enabled adapters.
 
-    weight and bias are those of the plain layer, frozen, under the same names: the base's state-dict keys do not change.
-    adapters: the LayerAdapters by key_of(name), each with a strength and a switch of its own.
-    While T-LoRA (arXiv 2507.05964) masks ranks, forward() uses the active ranks of each sample; delta() is of all ranks.
+    weight and bias are those of the plain layer, frozen, under the same names: the base's state-dict keys do
+    not change. adapters: the LayerAdapters by key_of(name), each with a strength and a switch of its own.
+    While T-LoRA (arXiv 2507.05964) masks ranks, forward() uses the active ranks of each sample; delta() is of
+    all ranks.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -105,7 +106,10 @@ class AdaptedLinear(nn.Linear):
 
     @torch.no_grad()
     def low_rank(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(down [R, N], up [M, R]) with delta() = up @ down.  Raises ConfigError where an adapter has no such pair."""
+        """(down [R, N], up [M, R]) with delta() = up @ down.
+
+        Raises ConfigError where an adapter has no such pair.
+        """
         pairs = []
         for adapter in self.enabled_adapters():
             down, up = adapter.low_rank()
@@ -125,7 +129,7 @@ class AdaptedLinear(nn.Linear):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the enabled adapters to the weight, so that they cost nothing at inference; unmerge() restores the weight.
+        """Add the enabled adapters to the weight: no cost at inference.  unmerge() restores the weight.
 
         T-LoRA's ranks all act then, at every timestep.  Raises ValueError where the weight is quantised.
         """
@@ -170,7 +174,10 @@ class LoRALinear(AdaptedLinear):
         dropout: float = 0.0,
         rslora: bool = False,
     ) -> "LoRALinear":
-        """Take over `linear`'s own weight and bias, freeze them, and add a LoRA that starts as zero: see LayerAdapter."""
+        """Take over `linear`'s weight and bias, freeze them, and add a LoRA that starts as zero.
+
+        See LayerAdapter for the arguments and errors.
+        """
         check_plain(linear)
         adapter = LoRA(linear, rank, alpha, dropout, rslora)
         return with_adapter(cls, linear, adapter)
@@ -190,7 +197,10 @@ class GraLoRALinear(AdaptedLinear):
         dropout: float = 0.0,
         rslora: bool = False,
     ) -> "GraLoRALinear":
-        """Take over `linear`'s own weight and bias, freeze them, and add a GraLoRA that starts as zero: see GraLoRA."""
+        """Take over `linear`'s weight and bias, freeze them, and add a GraLoRA that starts as zero.
+
+        See GraLoRA for the arguments and errors.
+        """
         check_plain(linear)
         adapter = GraLoRA(linear, rank, k, alpha, hybrid_rank, dropout, rslora)
         return with_adapter(cls, linear, adapter)
@@ -209,7 +219,10 @@ def check_plain(linear: nn.Module) -> None:
 
 
 def key_of(name: str) -> str:
-    """An adapter's name as a key of nn.ModuleDict, percent-encoded where that takes none: dots, and its own attributes."""
+    """An adapter's name as a key of nn.ModuleDict.
+
+    Dots, and names of nn.ModuleDict's own attributes, are percent-encoded.
+    """
     key = name.replace("%", "%25").replace(".", "%2E")
     reserved = key == "training" or hasattr(nn.ModuleDict, key)
     return f"%{ord(key[0]):02X}{key[1:]}" if reserved else key

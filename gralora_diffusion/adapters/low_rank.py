@@ -1,6 +1,7 @@
 """Low-rank pairs: the scale of an adapter, GraLoRA's blocks as one pair, and the best pair of a lower rank.
 
-M is out_features, N is in_features, r the rank, k GraLoRA's blocks per side; delta [M, N] = up [M, R] @ down [R, N].
+M is out_features, N is in_features, r the rank, k GraLoRA's blocks per side; delta [M, N] = up [M, R] @ down
+[R, N].
 """
 
 import math
@@ -17,8 +18,8 @@ def scale_of(rank: int, alpha: float | None, rslora: bool) -> float:
 def block_low_rank(gralora_A: torch.Tensor, gralora_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """gralora_A [k, N/k, r], gralora_B [k, r, M/k] -> (down [k*r, N], up [M, k*r]): the same delta, exactly.
 
-    Both are block-sparse: with n, j < k and s < r/k, column (n, j, s) of `up` is zero outside output block j, and
-    row (n, j, s) of `down` is zero outside input block n.
+    Both are block-sparse: with n, j < k and s < r/k, column (n, j, s) of `up` is zero outside output block j,
+    and row (n, j, s) of `down` is zero outside input block n.
     """
     k, n, r = gralora_A.shape
     m = gralora_B.shape[2]
@@ -42,10 +43,11 @@ def joined(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor
 def truncate(
     down: torch.Tensor, up: torch.Tensor, rank: int | None = None, energy: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor, float, float]:
-    """The best pair of this rank, or the smallest that keeps this part of |delta|^2: (down, up, |error|, |delta|).
+    """(down, up, |error|, |delta|): the best pair of this rank, or the smallest that keeps this much energy.
 
-    Norms are Frobenius norms.  Eckart-Young on delta = up @ down, through QR of the thin factors and an SVD of the
-    R x R core, in float64; delta is never formed.
+    energy: the part of |delta|^2 that is kept.
+    Norms are Frobenius norms.  Eckart-Young on delta = up @ down, through QR of the thin factors and an SVD
+    of the R x R core, in float64; delta is never formed.
     """
     q_up, r_up = torch.linalg.qr(up.double())
     q_down, r_down = torch.linalg.qr(down.double().T)

@@ -1,4 +1,4 @@
-"""A frozen base in 8 or 4 bits (torchao): its linear weights are stored in few bits, and are numbers for as long as one product takes."""
+"""A frozen base in 8 or 4 bits (torchao); a weight is dequantised for as long as one product takes."""
 
 import importlib.util
 import math
@@ -10,13 +10,12 @@ from gralora_diffusion.adapters.kernel import adapted_linear
 from gralora_diffusion.config import QUANTIZED
 from gralora_diffusion.options import ConfigError
 
-BYTES = dict(
-    zip(QUANTIZED, (1.0, 0.5 + 1 / 64), strict=True)
-)  # of a weight; int8 has a scale for each row, NF4 (arXiv 2305.14314) for each block of 64
+# bytes of a weight; int8 has a scale for each row, NF4 (arXiv 2305.14314) for each block of 64
+BYTES = dict(zip(QUANTIZED, (1.0, 0.5 + 1 / 64), strict=True))
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer with its weight in few bits: forward(x) == F.linear(x, numbers(weight), bias)."""
+    """A frozen linear layer with a quantised weight: forward(x) == F.linear(x, numbers(weight), bias)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return adapted_linear(x, self.weight, self.bias, [])
@@ -24,14 +23,16 @@ class QuantizedLinear(nn.Linear):
 
 def check_quantization(kind: str | None) -> None:
     if kind and importlib.util.find_spec("torchao") is None:
-        raise ConfigError(
-            f"--base_model_precision {kind} needs the package torchao: pip install 'gralora-diffusion[quantize]', or drop the option"
-        )
+        need = "needs the package torchao: pip install 'gralora-diffusion[quantize]', or drop the option"
+        raise ConfigError(f"--base_model_precision {kind} {need}", option="base_model_precision")
 
 
 @torch.no_grad()
 def quantize(model: nn.Module, kind: str) -> None:
-    """Put the weight of every linear layer of a frozen model into few bits, where it lies; adapters may be injected afterwards."""
+    """Quantise the weight of every linear layer of a frozen model in place.
+
+    Adapters may be injected afterwards.
+    """
     from torchao.quantization import Int8WeightOnlyConfig, quantize_, to_nf4
 
     for layer in [m for m in model.modules() if type(m) is nn.Linear and m.weight.numel() % 64 == 0]:

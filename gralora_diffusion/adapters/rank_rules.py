@@ -5,19 +5,11 @@ from collections.abc import Callable
 
 import torch
 
-from gralora_diffusion.adapters.gora import (
-    allocate_ranks,
-    bounds,
-    effective_rank,
-    energies,
-    greedy_ranks,
-    importance,
-    ralora_k,
-    whitened,
-)
+from gralora_diffusion.adapters.gora import effective_rank, energies, importance, ralora_k, whitened
 from gralora_diffusion.adapters.gradients import Gradients
 from gralora_diffusion.adapters.gralora import choose_k
 from gralora_diffusion.adapters.linear import AdaptedLinear
+from gralora_diffusion.adapters.rank_budget import allocate_ranks, bounds, greedy_ranks
 from gralora_diffusion.config import AdapterConfig, TrainConfig
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
@@ -27,7 +19,7 @@ Shapes = dict[str, tuple[int, int]]  # {component.path: (M, N)}
 
 
 def check_range(layers: dict[str, AdaptedLinear], config: TrainConfig) -> None:
-    """Raises ConfigError where no allocation to these layers can keep to the lowest and highest rank and their grid."""
+    """Raises ConfigError where no allocation to these layers can keep to the range and the grid of ranks."""
     shapes = [tuple(layer.weight.shape) for layer in layers.values()]
     try:
         bounds(shapes, config.adapter.rank, *rank_range(config), step_of(config.adapter))
@@ -37,7 +29,10 @@ def check_range(layers: dict[str, AdaptedLinear], config: TrainConfig) -> None:
 
 
 def allocate(gradients: Gradients, config: TrainConfig) -> tuple[dict[str, dict], list[float]]:
-    """({component.path: {shape, rank, k, importance, gradient_norm, ...}}, share that moved in each bootstrap)."""
+    """({component.path: row}, share of the parameters that moved in each bootstrap).
+
+    row: shape, rank, k, importance, gradient_norm, ...
+    """
     adapter = config.adapter
     rule = config.allocate
     shapes = {path: tuple(layer.weight.shape) for path, layer in gradients.layers.items()}
@@ -74,7 +69,7 @@ def allocate(gradients: Gradients, config: TrainConfig) -> tuple[dict[str, dict]
 def rows_and_curves(
     gradients: Gradients, adapter: AdapterConfig, rule: str
 ) -> tuple[dict[str, dict], dict[str, dict]]:
-    """(rows {path: {shape, importance, gradient_norm, ...}}, curves {path: {"whitened" | "raw": {k: energies}}})."""
+    """({path: row without a rank}, {path: {"whitened" | "raw": {k: energies}}})."""
     rows = {}
     curves = {}
     for path, G in gradients:
@@ -102,7 +97,10 @@ def ranks_by_energy(curves: dict[str, dict], shapes: Shapes, limits: tuple) -> d
 
 
 def step_of(adapter: AdapterConfig) -> int:
-    """Ranks come in steps that every k under consideration divides: up to twice the paper's k for the reference rank."""
+    """Ranks come in steps that every k under consideration divides.
+
+    These are up to twice the paper's k for the reference rank.
+    """
     if adapter.method != "gralora":
         return 1
     return adapter.k or math.gcd(2 * choose_k(adapter.rank, 2**20, 2**20), adapter.rank)
@@ -133,7 +131,10 @@ def k_of(row: dict, rule: str, adapter: AdapterConfig) -> int:
 
 
 def rank_range(config: TrainConfig) -> tuple[int, int]:
-    """(lowest, highest) rank; the published range, 4 to 32 for a reference rank of 8, is half to four times."""
+    """(lowest, highest) rank.
+
+    The published range, 4 to 32 for a reference rank of 8, is half to four times.
+    """
     rank = config.adapter.rank
     if config.allocate == "uniform":
         return rank, rank
@@ -141,7 +142,10 @@ def rank_range(config: TrainConfig) -> tuple[int, int]:
 
 
 def reordered(importances: dict[str, float], rule: str, seed: int) -> dict[str, float]:
-    """The same importances, given to other layers for the controls: shuffled, or the highest to the layer with the lowest."""
+    """The same importances, given to other layers: the controls.
+
+    `random` shuffles them, `inverse` gives the highest to the layer with the lowest.
+    """
     if rule not in ("inverse", "random"):
         return importances
     order = sorted(importances, key=importances.get)
@@ -154,7 +158,7 @@ def reordered(importances: dict[str, float], rule: str, seed: int) -> dict[str, 
 
 
 def moved_share(samples: dict, shapes: Shapes, ranks_by: Callable, seed: int) -> float:
-    """The share of the parameters that other batches, as many, would give to other layers: mean over bootstraps.
+    """The share of the parameters that other batches would give to other layers: mean over bootstraps.
 
     samples: {path: (weights [entries], gradients [n, entries])}.
     """

@@ -1,7 +1,8 @@
-"""Which adapters a model has: {name: AdapterHandle} in its attribute `adapters`, and the layers that they are in.
+"""Which adapters a model has, and the layers that they are in.
 
-That attribute is the only one that this package sets on a model of a library, and register() the only place that sets it.
-A copy of a model (copy.deepcopy) has its own; remove() deletes it with the last adapter.
+{name: AdapterHandle} is the model's attribute `adapters`.
+That attribute is the only one that this package sets on a model of a library, and register() the only place
+that sets it. A copy of a model (copy.deepcopy) has its own; remove() deletes it with the last adapter.
 """
 
 from collections import Counter
@@ -21,7 +22,8 @@ class AdapterHandle:
     """One adapter of a model.
 
     layers: {module path: the adapter of that layer}; hook: T-LoRA's, which sets the active ranks.
-    fingerprint: the base's, taken before its weights were quantised or sharded; None: the weights can be read.
+    fingerprint: the base's, taken before its weights were quantised or sharded; None: the weights can be
+    read.
     """
 
     config: AdapterConfig
@@ -95,7 +97,7 @@ def models_of(model) -> list[nn.Module]:
 
 
 def layer_table(layers: dict[str, AdaptedLinear]) -> str:
-    """The adapted layers, one line each, with shapes, ranks and numbers of parameters; the last line is the sum."""
+    """The adapted layers, one line each, with shapes, ranks and parameters; the last line is the sum."""
     width = max(len(path) for path in layers)
     rows = [
         f"{'layer':<{width}}  {'in -> out':>13}  {'rank':>4}  {'k':>2}  {'hybrid':>6}  {'parameters':>11}"

@@ -23,10 +23,10 @@ def active_ranks(
 
 
 def follow_timesteps(model: nn.Module, config: AdapterConfig, adapters: list[LayerAdapter]):
-    """With config.tlora: before each forward(sample, timestep, ...) of the model, set which ranks of these adapters act.
+    """With config.tlora: set which ranks act before each forward(sample, timestep, ...) of the model.
 
-    Returns the hook's handle; None without T-LoRA, and for a model without timesteps, such as a text encoder, which keeps
-    all ranks.  Raises ValueError for a kind of adapter whose ranks cannot be masked.
+    Returns the hook's handle; None without T-LoRA, and for a model without timesteps, such as a text encoder,
+    which keeps all ranks.  Raises ValueError for a kind of adapter whose ranks cannot be masked.
     """
     if not config.tlora or "timestep" not in inspect.signature(model.forward).parameters:
         return None
@@ -41,7 +41,11 @@ def follow_timesteps(model: nn.Module, config: AdapterConfig, adapters: list[Lay
 def set_active_ranks(
     config: AdapterConfig, adapters: list[LayerAdapter], model: nn.Module, args: tuple, kwargs: dict
 ) -> None:
-    """tlora_min_rank is of the whole rank: each part, a group of r/k or the plain LoRA, keeps its share, rounded up."""
+    """Set the active ranks of each part at the timesteps of this forward pass.
+
+    tlora_min_rank is of the whole rank: each part, a group of r/k or the plain LoRA, keeps its share, rounded
+    up.
+    """
     device = next(adapters[0].parameters()).device
     timesteps = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1], device=device)
     masks = {}  # the same for all parts of one size

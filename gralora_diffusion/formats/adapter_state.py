@@ -27,8 +27,8 @@ Layers = dict[str, dict[str, Factors]]
 class Adapter:
     """What an adapter file holds, whatever its format, without a model.
 
-    layers: {component: {module path: factors}} with diffusers' paths; factors: gralora_A [k, N/k, r], gralora_B
-    [k, r, M/k], lora_A [r, N], lora_B [M, r], or what another kind of adapter has for parameters.
+    layers: {component: {module path: factors}} with diffusers' paths; factors: gralora_A [k, N/k, r],
+    gralora_B [k, r, M/k], lora_A [r, N], lora_B [M, r], or what another kind of adapter has for parameters.
     facts: base, prompts, objective, layers_per_block and resolution, as far as they are known.
     """
 
@@ -40,7 +40,10 @@ class Adapter:
     def from_models(
         cls, models: dict[str, nn.Module], base: str | None = None, prompts: dict | None = None
     ) -> "Adapter":
-        """The adapters of {component: model}.  Raises ValueError when there are none, or several in one model."""
+        """The adapters of {component: model}.
+
+        Raises ValueError when there are none, or several in one model.
+        """
         layers = {}
         configs = []
         for component, model in models.items():
@@ -79,7 +82,7 @@ class Adapter:
         return scale_of(self.rank(path, factors), self.config.alpha, self.config.rslora)
 
     def low_rank(self, component: str, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """(down [R, N], up [M, R]) of one layer, with the scale folded into `up`; fp32, or fp64 for fp64 factors.
+        """(down [R, N], up [M, R]) of one layer, the scale folded into `up`; fp32, or fp64 for fp64 factors.
 
         Raises ConfigError for a kind of adapter without such a pair.
         """
@@ -91,7 +94,7 @@ class Adapter:
         return pair
 
     def exported_rank(self, component: str) -> int:
-        """The rank of the largest layer as a plain LoRA: the one that a file with one rank per model must have.
+        """The rank of the largest layer as a plain LoRA, for files with one rank per model.
 
         Raises ConfigError as low_rank() does.
         """
@@ -129,7 +132,10 @@ def sizes_of(factors: Factors) -> Sizes | None:
 
 
 def describe(layers: Layers, alpha: float | None = None) -> AdapterConfig:
-    """The AdapterConfig of layers whose file had none: kind, commonest rank and k, patterns for layers of other sizes."""
+    """The AdapterConfig of layers whose file had none.
+
+    Its kind, the commonest rank and k, and patterns for layers of other sizes.
+    """
     named = []
     gralora = False
     for found in layers.values():
@@ -151,10 +157,11 @@ def describe(layers: Layers, alpha: float | None = None) -> AdapterConfig:
 def to_lora(
     adapter: Adapter, rank: int | None = None, energy: float = 1.0
 ) -> tuple[Adapter, dict[str, tuple[int, float]], float]:
-    """The adapter as a plain LoRA of at most this rank, or of the ranks that keep this part of each layer's |delta|^2.
+    """The adapter as a plain LoRA of at most this rank, or of the ranks that keep this much energy.
 
-    Returns (adapter, {layer: (rank, relative error)}, relative error of the whole); errors are Frobenius norms, exact to
-    1e-7.  Raises ConfigError for a rank or an energy that is out of range.
+    energy: the part of each layer's |delta|^2 that is kept.
+    Returns (adapter, {layer: (rank, relative error)}, relative error of the whole); errors are Frobenius
+    norms, exact to 1e-7.  Raises ConfigError for a rank or an energy that is out of range.
     """
     if rank is not None and rank < 1:
         raise ConfigError(f"--rank is {rank}; it must be at least 1")

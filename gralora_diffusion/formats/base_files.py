@@ -1,4 +1,4 @@
-"""The tensors of an SDXL base by component and name, from a pipeline folder or an original (SGM) checkpoint, and back."""
+"""The tensors of an SDXL base, from a pipeline folder or an original (SGM) checkpoint, and back."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,11 @@ Layout = dict[str, list[tuple[str, str]]]  # see checkpoint_names()
 
 
 def structure(base: Path) -> tuple[dict, dict[str, dict[str, list[int]]], Layout]:
-    """The base's models without weights, {component: {name: shape}} of all their tensors, and checkpoint_names() of those."""
+    """(models, names, layout) of a base, without its weights.
+
+    models: {component: model}; names: {component: {name: shape}} of all tensors; layout: checkpoint_names()
+    of those.
+    """
     models = shapes(base) | {"vae": vae_shapes(base)}
     names = {}
     for component, model in models.items():

@@ -18,7 +18,7 @@ NOT_IN_SDXL = (
 
 
 def checked(adapter: Adapter, path) -> Adapter:
-    """Raises ConfigError unless every layer is whole and of SDXL's UNet, and of the sizes that the config names."""
+    """Raises ConfigError unless every layer is whole, of SDXL, and of the sizes that the config names."""
     check_facts(adapter.facts, path)
     config = adapter.config
     ranks = {config.rank, *config.rank_pattern.values()}
@@ -60,7 +60,7 @@ def check_facts(facts: dict, path) -> None:
 
 
 def check_factors(factors: Factors, method: str, where: str) -> None:
-    """Raises ConfigError unless these are the tensors of one layer, of shapes that fit each other, and finite."""
+    """Raises ConfigError unless these are the tensors of one layer, fit each other, and are finite."""
     kind = KINDS[method]
     if set(factors) not in kind.LEAVES:
         needed = " or ".join(", ".join(sorted(names)) for names in kind.LEAVES)
@@ -75,7 +75,10 @@ def check_factors(factors: Factors, method: str, where: str) -> None:
 
 
 def check_shapes(factors: Factors, where: str) -> None:
-    """Of a LoRA or a GraLoRA; the shapes of other kinds are compared with the base's layer when they are loaded."""
+    """Raises ConfigError for a LoRA or a GraLoRA whose tensors do not fit each other.
+
+    The shapes of other kinds are compared with the base's layer when they are loaded.
+    """
     if any(0 in tensor.shape for tensor in factors.values()):
         raise ConfigError(f"{where}: a tensor has the wrong number of dimensions")
     dimensions = dict(lora_A=2, lora_B=2, gralora_A=3, gralora_B=3)

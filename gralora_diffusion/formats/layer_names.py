@@ -1,11 +1,12 @@
-"""What each tool calls a layer: module paths of diffusers, underscores of kohya's files, SGM paths of the original checkpoints."""
+"""What each tool calls a layer: diffusers' module paths, kohya's underscores, the original SGM paths."""
 
 import re
 
 PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 WITH_UNDERSCORE = (  # names in module paths that hold an underscore themselves
-    "down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|transformer_blocks|to_q|to_k|to_v|to_out|proj_in|proj_out|"
-    "time_emb_proj|conv_shortcut|conv_in|conv_out|time_embedding|add_embedding|linear_1|linear_2|time_embed|label_emb|in_layers|emb_layers|"
+    "down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|transformer_blocks|"
+    "to_q|to_k|to_v|to_out|proj_in|proj_out|time_emb_proj|conv_shortcut|conv_in|conv_out|"
+    "time_embedding|add_embedding|linear_1|linear_2|time_embed|label_emb|in_layers|emb_layers|"
     "out_layers|skip_connection|text_model|text_projection|self_attn|q_proj|k_proj|v_proj|out_proj"
 )
 WORD = re.compile(rf"({WITH_UNDERSCORE}|[a-z]+\d*|\d+)(?:_|$)")
@@ -27,7 +28,10 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-INSIDE = r"norm|proj_in|proj_out|transformer_blocks\.\d+\.(norm[123]|attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))"  # of attentions
+INSIDE = (  # of attentions
+    r"norm|proj_in|proj_out|"
+    r"transformer_blocks\.\d+\.(norm[123]|attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))"
+)
 TEXT = r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])|text_projection"
 VAE = [
     (r"(encoder\.down)_blocks\.(\d+)\.downsamplers\.0\.", r"\1.\2.downsample."),
@@ -58,14 +62,20 @@ MIDDLE = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
 
 
 def kohya(component: str, path: str, layers_per_block: int | None = None) -> str:
-    """kohya's name of a layer; with layers_per_block the UNet's is in SGM style, as ComfyUI, A1111 and Forge know it best."""
+    """kohya's name of a layer.
+
+    With layers_per_block the UNet's is in SGM style, which ComfyUI, A1111 and Forge all read.
+    """
     if component == "unet" and layers_per_block is not None:
         path = sgm(path, layers_per_block)
     return PREFIXES[component] + path.replace(".", "_")
 
 
 def from_kohya(name: str, layers_per_block: int = 2) -> tuple[str, str]:
-    """(component, module path) of a layer in kohya's naming, the UNet in either style; raises ValueError for any other name."""
+    """(component, module path) of a layer in kohya's naming, the UNet in either style.
+
+    Raises ValueError for any other name.
+    """
     for component, prefix in PREFIXES.items():
         if name.startswith(prefix):
             words = WORD.findall(rest := name.removeprefix(prefix))
@@ -79,7 +89,7 @@ def from_kohya(name: str, layers_per_block: int = 2) -> tuple[str, str]:
 
 
 def canonical(component: str, path: str) -> str:
-    """Text encoders' paths begin with text_model. in files, whichever way the installed transformers nests them."""
+    """The path in files: text encoders' begin with text_model., whatever transformers is installed."""
     return (
         path
         if component == "unet" or path.startswith(("text_model.", "text_projection"))
@@ -88,7 +98,10 @@ def canonical(component: str, path: str) -> str:
 
 
 def known(component: str, path: str) -> bool:
-    """Is this a layer that SDXL's three models can have?  Their depths differ from base to base, and only the base can tell."""
+    """Whether SDXL's three models can have this layer.
+
+    Their depths differ from base to base.
+    """
     try:
         return bool(sgm(path, 2) if component == "unet" else re.fullmatch(TEXT, path))
     except ValueError:
@@ -96,25 +109,24 @@ def known(component: str, path: str) -> bool:
 
 
 def sgm(path: str, layers_per_block: int) -> str:
-    """The UNet's module path in the original checkpoints' numbering; raises ValueError for a path that SDXL's UNet does not have."""
+    """The UNet's module path in the original checkpoints' numbering.
+
+    Raises ValueError for a path that SDXL's UNet does not have.
+    """
     if path in OUTER:
         return OUTER[path]
     per = layers_per_block + 1
     if found := re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)", path):
         side, i, kind, j, rest = found.groups()
-        block = (
-            f"input_blocks.{per * int(i) + int(j) + 1}"
-            if side == "down"
-            else f"output_blocks.{per * int(i) + int(j)}"
-        )
-        return (
-            f"{block}.0.{renamed(RESNET, rest, path)}"
-            if kind == "resnets"
-            else f"{block}.1.{inside(rest, path)}"
-        )
+        number = per * int(i) + int(j)
+        block = f"input_blocks.{number + 1}" if side == "down" else f"output_blocks.{number}"
+        if kind == "resnets":
+            return f"{block}.0.{renamed(RESNET, rest, path)}"
+        return f"{block}.1.{inside(rest, path)}"
     if found := re.fullmatch(r"mid_block\.(\w+\.\d+)\.(.+)", path):
         kind, rest = found.groups()
-        return f"middle_block.{renamed(MIDDLE, kind, path)}.{renamed(RESNET, rest, path) if kind.startswith('resnets') else inside(rest, path)}"
+        leaf = renamed(RESNET, rest, path) if kind.startswith("resnets") else inside(rest, path)
+        return f"middle_block.{renamed(MIDDLE, kind, path)}.{leaf}"
     if found := re.fullmatch(r"down_blocks\.(\d+)\.downsamplers\.0\.conv", path):
         return f"input_blocks.{per * int(found[1]) + per}.0.op"
     if found := re.fullmatch(r"up_blocks\.(\d+)\.upsamplers\.0\.conv", path):
@@ -130,18 +142,20 @@ def from_sgm(path: str, layers_per_block: int) -> str:
     per = layers_per_block + 1
     if found := re.fullmatch(r"middle_block\.(\d+)\.(.+)", path):
         kind = renamed({new: old for old, new in MIDDLE.items()}, found[1], path)
-        return (
-            f"mid_block.{kind}.{renamed(resnet, found[2], path) if kind.startswith('resnets') else found[2]}"
-        )
+        leaf = renamed(resnet, found[2], path) if kind.startswith("resnets") else found[2]
+        return f"mid_block.{kind}.{leaf}"
     if found := re.fullmatch(r"(input|output)_blocks\.(\d+)\.([012])\.(.+)", path):
-        side, number, inner, rest = "down" if found[1] == "input" else "up", int(found[2]), found[3], found[4]
+        side = "down" if found[1] == "input" else "up"
+        number = int(found[2])
+        inner, rest = found[3], found[4]
         i, j = divmod(number - (side == "down"), per)
         if (side, inner, rest) == ("down", "0", "op") and j == per - 1:
             return f"down_blocks.{i}.downsamplers.0.conv"
         if (side, inner, rest) == ("up", "2", "conv") and j == per - 1:
             return f"up_blocks.{i}.upsamplers.0.conv"
         if inner != "2" and number - (side == "down") >= 0 and (side == "up" or j < per - 1):
-            return f"{side}_blocks.{i}.{f'resnets.{j}.{renamed(resnet, rest, path)}' if inner == '0' else f'attentions.{j}.{rest}'}"
+            leaf = f"resnets.{j}.{renamed(resnet, rest, path)}" if inner == "0" else f"attentions.{j}.{rest}"
+            return f"{side}_blocks.{i}.{leaf}"
     raise ValueError(f"{path!r} is not a layer of SDXL's UNet with {layers_per_block} layers per block")
 
 
@@ -160,9 +174,9 @@ def renamed(names: dict[str, str], name: str, path: str) -> str:
 def checkpoint_names(
     names: dict[str, list[str]], layers_per_block: int, levels: int
 ) -> dict[str, list[tuple[str, str]]]:
-    """{name in an original checkpoint: the tensors of it, as (component, name)}, of UNet, text encoders and VAE with `levels` resolutions.
+    """{name in an original checkpoint: its tensors, as (component, name)}, of UNet, text encoders and VAE.
 
-    One tensor there is one here, but for q, k, v of the second text encoder, which lie one below the other.
+    One tensor there is one here, but for q, k, v of the second text encoder, which are stacked.
     """
     found = {}
     for name in names["unet"]:

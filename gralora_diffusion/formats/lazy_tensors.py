@@ -80,7 +80,10 @@ def plus_low_rank(
 
 
 def stored(path: Path) -> tuple[dict[str, str], dict[str, LazyTensor]]:
-    """(metadata, {name: tensor}) of a .safetensors file.  Raises ConfigError for a file whose header is not true."""
+    """(metadata, {name: tensor}) of a .safetensors file.
+
+    Raises ConfigError for a file whose header is not true.
+    """
     with opened(path):  # checks all of the header
         pass
     with open(path, "rb") as file:

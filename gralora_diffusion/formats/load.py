@@ -27,24 +27,26 @@ def save_adapter(
     prompts: dict | None = None,
     dtype=torch.float32,
 ) -> None:
-    """Write the native file from adapted models: {"unet": unet, "text_encoder": te1, "text_encoder_2": te2}, or some of them.
+    """Write the native file from adapted models, {"unet": unet, "text_encoder": te1, ...}.
 
-    Raises ValueError when there is no adapter, or a number is not finite; the file is either complete or not there.
+    Raises ValueError when there is no adapter, or a number is not finite; the file is either complete or not
+    there.
     """
     write_native(path, Adapter.from_models(models, base, prompts), dtype)
 
 
 def save_diffusers(path: str | Path, models: dict[str, nn.Module], dtype=torch.float32) -> None:
-    """Write the adapters as a plain LoRA that StableDiffusionXLPipeline.load_lora_weights reads: exact, by low_rank()."""
+    """Write the adapters as a plain LoRA, exactly, for StableDiffusionXLPipeline.load_lora_weights."""
     write_diffusers(path, Adapter.from_models(models), dtype)
 
 
 def load_adapter(pipeline, path: str | Path, strength: float = 1.0, name: str | None = None) -> dict:
-    """Put an adapter, a file or folder of any kind that read_adapter() knows, into a pipeline; returns its header's facts.
+    """Put an adapter, a file or folder that read_adapter() knows, into a pipeline; returns its facts.
 
-    Several may be in a pipeline, each with a name (by default the file's or the folder's) for set_strength(), enable() and
-    remove().  Everything is checked before anything is changed: keys, shapes, finite numbers, sizes.  Raises ConfigError.
-    Warns about a base other than the one it was trained on: adapters are often used on a finetune.
+    Several may be in a pipeline, each with a name (by default the file's or the folder's) for set_strength(),
+    enable() and remove().  Everything is checked before anything is changed: keys, shapes, finite numbers,
+    sizes.  Raises ConfigError. Warns about a base other than the one it was trained on: adapters are often
+    used on a finetune.
     """
     path = Path(path)
     name = name or (path.resolve().name if path.is_dir() else path.stem)

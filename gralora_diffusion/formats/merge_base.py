@@ -1,6 +1,7 @@
-"""A base with an adapter merged into it: as a pipeline folder, or as one checkpoint in the original (SGM) layout.
+"""A base with an adapter merged into it, as a pipeline folder or one original (SGM) checkpoint.
 
-The base is never in memory as a whole: each tensor is read, changed, converted and written before the next one.
+The base is never in memory as a whole: each tensor is read, changed, converted and written before the next
+one.
 """
 
 import functools
@@ -28,10 +29,12 @@ ARCHITECTURE = {"modelspec.architecture": "stable-diffusion-xl-v1-base"}
 
 
 def write_merged(out: str | Path, adapter: Adapter, base: str | None, dtype: torch.dtype) -> None:
-    """Write the base with the adapter in its weights, at strength 1: a folder in diffusers layout, or OUT.safetensors in SGM's.
+    """Write the base with the adapter, at strength 1, in its weights.
 
-    base: as load_sdxl() takes it.  The sum is made in fp32, then rounded to `dtype`.  Raises ConfigError, and leaves nothing
-    behind, when OUT exists, the base is not a whole SDXL, the adapter does not fit it, or a number is too large for `dtype`.
+    OUT is a new folder in diffusers layout, or OUT.safetensors in SGM layout.
+    base: as load_sdxl() takes it.  The sum is made in fp32, then rounded to `dtype`.  Raises ConfigError, and
+    leaves nothing behind, when OUT exists, the base is not a whole SDXL, the adapter does not fit it, or a
+    number is too large for `dtype`.
     """
     out = Path(out)
     if out.exists():
@@ -57,7 +60,7 @@ def write_merged(out: str | Path, adapter: Adapter, base: str | None, dtype: tor
 
 
 def write_pipeline(out: Path, base: Path, models: dict, tensors: Tensors, dtype: torch.dtype) -> None:
-    """A folder in diffusers layout; models: {component: model without weights}, whose weights are `tensors`."""
+    """A folder in diffusers layout; models: {component: model without weights}; tensors: their weights."""
     pipeline = load_sdxl(str(base), **models)  # for its tokenizers, scheduler and configs
     with new_folder(out) as unfinished:
         for component, module in pipeline.components.items():

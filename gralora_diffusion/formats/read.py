@@ -1,4 +1,4 @@
-"""Any adapter file or folder as one Adapter, its kind found by its keys: ours, PEFT's, kohya's or diffusers'."""
+"""Any adapter file or folder as one Adapter; its keys show whose it is: ours, PEFT's, kohya's, diffusers'."""
 
 import math
 from pathlib import Path
@@ -21,10 +21,10 @@ HEADER = "gralora_diffusion"
 
 
 def read_adapter(path: str | Path) -> Adapter:
-    """The adapter in a file, a run folder, or a PEFT folder (of one model, or with a folder for each of several).
+    """The adapter in a file, a run folder, or a PEFT folder (of one model, or of several).
 
-    The scale of LoRA files, alpha/rank, is folded into lora_B.  Raises ConfigError unless every tensor is known and finite,
-    every pair is whole, and the header agrees with the tensors.
+    The scale of LoRA files, alpha/rank, is folded into lora_B.  Raises ConfigError unless every tensor is
+    known and finite, every pair is whole, and the header agrees with the tensors.
     """
     path = Path(path)
     if path.is_dir():

@@ -84,7 +84,10 @@ def facts_in(path: Path, metadata: dict[str, str]) -> dict:
 
 
 def add_tensor(found: dict, where, leaf: str, tensor: torch.Tensor, key: str) -> None:
-    """found[where][our name of the leaf] = tensor.  Raises ConfigError for an unknown leaf, or a second tensor."""
+    """found[where][our name of the leaf] = tensor.
+
+    Raises ConfigError for an unknown leaf, or a second tensor.
+    """
     if leaf not in LEAF_NAMES:
         problem = "is no part of a plain LoRA (of a LoCon, LoHa, LoKr or DoRA, perhaps)"
         raise ConfigError(f"{key} {problem}, and only LoRA and GraLoRA can be read")
@@ -124,7 +127,10 @@ def lora_factors(leaves: Factors, config: dict | None, module_path: str, where: 
 
 
 def without_scale(factors: Factors, scale: float) -> Factors:
-    """A LoRA of scale 1 in fp32 (fp64 stays), without the rows of zeros that other tools need to make all ranks equal."""
+    """A LoRA of scale 1 in fp32 (fp64 stays), without padding.
+
+    Padding: the rows of zeros that other tools need to make all ranks equal.
+    """
     wide = {leaf: t if t.dtype == torch.float64 else t.float() for leaf, t in factors.items()}
     down = wide["lora_A"]
     up = wide["lora_B"] * scale

@@ -62,7 +62,7 @@ def leaves_in(folder: Path) -> dict[str, Factors]:
 
 
 def component_of(folder: Path, paths) -> str:
-    """Which of SDXL's three models a folder is for: by the paths, and for a text encoder by its name or its layers."""
+    """Which of SDXL's models a folder is for: by the paths, and for a text encoder by name or layers."""
     if not any("self_attn" in path or ".mlp." in path for path in paths):
         return "unet"
     deep = any(".layers.12." in path for path in paths)  # the first text encoder has 12 layers

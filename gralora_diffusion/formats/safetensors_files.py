@@ -1,4 +1,4 @@
-"""The .safetensors files of adapters: opened with every error as one sentence, and written completely or not at all."""
+"""The .safetensors files of adapters: errors as one sentence, and complete files or none."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,10 @@ from gralora_diffusion.options import ConfigError
 
 
 def opened(path: Path):
-    """safetensors' own file object, which checks the header as it opens; raises ConfigError when the file is damaged."""
+    """safetensors' own file object, which checks the header as it opens.
+
+    Raises ConfigError when the file is damaged.
+    """
     import safetensors
 
     try:

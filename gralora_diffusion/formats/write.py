@@ -23,8 +23,8 @@ KOHYA = "pytorch_lora_weights_kohya.safetensors"
 def write_native(path: str | Path, adapter: Adapter, dtype=torch.float32) -> None:
     """Tensors COMPONENT.MODULE_PATH.LEAF, header: JSON with the AdapterConfig and the facts.
 
-    Leaves: gralora_A [k, N/k, r], gralora_B [k, r, M/k], lora_A [r, N], lora_B [M, r], or those of another kind; and where
-    the scale is not 1 an alpha = scale * rank, for readers that do not read headers.
+    Leaves: gralora_A [k, N/k, r], gralora_B [k, r, M/k], lora_A [r, N], lora_B [M, r], or those of another
+    kind; and where the scale is not 1 an alpha = scale * rank, for readers that do not read headers.
     """
     tensors = {}
     for component, module_path, factors in adapter.items():
@@ -39,7 +39,10 @@ def write_native(path: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
 
 
 def write_diffusers(path: str | Path, adapter: Adapter, dtype=torch.float32) -> None:
-    """unet.PATH.lora_A.weight [R, N], .lora_B.weight [M, R]: no alpha is written, so diffusers takes alpha = rank."""
+    """unet.PATH.lora_A.weight [R, N], .lora_B.weight [M, R].
+
+    No alpha is written, so diffusers takes alpha = rank.
+    """
     tensors = {}
     for component, module_path, down, up in one_rank(adapter):
         tensors[f"{component}.{module_path}.lora_A.weight"] = down.to("cpu", dtype).contiguous()
@@ -50,8 +53,8 @@ def write_diffusers(path: str | Path, adapter: Adapter, dtype=torch.float32) -> 
 def write_comfyui(path: str | Path, adapter: Adapter, dtype=torch.float16, sgm: bool = True) -> None:
     """One file for ComfyUI, A1111, Forge, kohya's scripts and diffusers, in kohya's names.
 
-    The UNet's names are in SGM style, or diffusers' without `sgm`.  One rank for each model with alpha = rank, and a power
-    of two moved from down to up, so that both keep their digits in fp16.
+    The UNet's names are in SGM style, or diffusers' without `sgm`.  One rank for each model with alpha =
+    rank, and a power of two moved from down to up, so that both keep their digits in fp16.
     """
     layers_per_block = adapter.facts.get("layers_per_block", 2) if sgm else None
     ranks = {component: adapter.exported_rank(component) for component in adapter.layers}
@@ -81,7 +84,10 @@ def balance_of(down: torch.Tensor, up: torch.Tensor) -> float:
 
 
 def kohya_header(title: str, adapter: Adapter, rank: int) -> dict[str, str]:
-    """What kohya's readers and the model spec ask for, so that tools list the file under SDXL, and our own facts."""
+    """The header that kohya's readers and the model spec ask for, and our own facts.
+
+    With it, tools list the file under SDXL.
+    """
     facts = adapter.facts
     prompt = (facts.get("prompts") or {}).get("instance_prompt")
     side = facts.get("resolution", 1024)
@@ -116,9 +122,10 @@ def facts_text(adapter: Adapter) -> str:
 
 
 def one_rank(adapter: Adapter) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor]]:
-    """(component, path, down, up) of every layer as a plain LoRA, padded with zeros to the largest rank of its model.
+    """(component, path, down, up) of every layer as a plain LoRA, padded to the largest rank of its model.
 
-    Tools that read files take one rank, or one alpha, for a whole model: diffusers gives other layers a wrong scale.
+    Tools that read files take one rank, or one alpha, for a whole model: diffusers gives other layers a wrong
+    scale.
     """
     for component, found in adapter.layers.items():
         rank = adapter.exported_rank(component)
@@ -129,8 +136,9 @@ def one_rank(adapter: Adapter) -> Iterator[tuple[str, str, torch.Tensor, torch.T
 
 
 def file_sizes(layers: dict[str, AdaptedLinear]) -> tuple[int, int | None]:
-    """Bytes in fp32 of the native file and of the exported LoRA, from shapes alone; layers: {component.path: layer}.
+    """Bytes in fp32 of the native file and of the exported LoRA, from shapes alone.
 
+    layers: {component.path: layer}.
     The latter is None where an adapter has no low-rank form.
     """
     native = 0

@@ -23,7 +23,8 @@ GRALORA_NAMES = {  # {our name: PEFT's}
 def write_peft(folder: str | Path, adapter: Adapter, dtype=torch.float32) -> None:
     """FOLDER/unet, FOLDER/text_encoder, ...: each one that PeftModel.from_pretrained(model, folder) loads.
 
-    Raises ConfigError, before anything is written, when FOLDER exists or PEFT cannot hold the adapter's sizes.
+    Raises ConfigError, before anything is written, when FOLDER exists or PEFT cannot hold the adapter's
+    sizes.
     """
     folder = Path(folder)
     if folder.exists():
@@ -63,7 +64,8 @@ def peft_gralora(adapter: Adapter, component: str) -> tuple[dict, dict[str, Fact
     several = sorted({sizes_of(factors) for factors in found.values()})
     if len(several) > 1:
         some = " and ".join(f"rank {rank}, k {k}" for rank, k, _ in several[:2])
-        problem = f"PEFT's GraLoRA has one rank and one k for a whole model, and this {component} has layers of {some}"
+        rule = "PEFT's GraLoRA has one rank and one k for a whole model"
+        problem = f"{rule}, and this {component} has layers of {some}"
         raise ConfigError(f"{problem}: take --energy 1, which writes the same as a plain LoRA, or --rank N")
     path, factors = next(iter(found.items()))
     rank, k, hybrid = several[0]

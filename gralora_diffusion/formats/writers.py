@@ -1,4 +1,4 @@
-"""The formats that an adapter can be written in, as one table: `gralora convert`, the trainer and the page read it.
+"""The formats that an adapter can be written in: one table for `gralora convert`, the trainer and the page.
 
 It imports neither torch nor a writer before one is used, so that `gralora convert --help` answers at once.
 """
@@ -13,8 +13,8 @@ DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 class Writer(NamedTuple):
     """One format.
 
-    function: module.name of write(path, adapter, dtype), which takes the base as well where needs_base is set.
-    suffixes: how OUT may end, "" for a folder; dtype: of the tensors, unless another one is asked for.
+    function: module.name of write(path, adapter, dtype), which takes the base as well where needs_base is
+    set. suffixes: how OUT may end, "" for a folder; dtype: of the tensors, unless another one is asked for.
     reader: what loads it.
     """
 
@@ -25,7 +25,10 @@ class Writer(NamedTuple):
     needs_base: bool = False
 
     def write(self, path: str | Path, adapter, dtype: str | None = None, base: str | None = None) -> None:
-        """Write the Adapter.  Raises ConfigError where the format cannot hold it, and ValueError at a non-finite number."""
+        """Write the Adapter.
+
+        Raises ConfigError where the format cannot hold it, and ValueError at a non-finite number.
+        """
         import torch
 
         module, _, name = self.function.rpartition(".")

@@ -1,4 +1,7 @@
-"""An SDXL base as training, sampling and evaluation use it: the only place that knows what its models are given."""
+"""An SDXL base as training, sampling and evaluation use it.
+
+The only place that knows what its models take.
+"""
 
 import functools
 from typing import NamedTuple
@@ -9,14 +12,17 @@ from gralora_diffusion.sdxl.load import load_sdxl, shapes
 
 
 class Prompts(NamedTuple):
-    """What the UNet is told of n prompts."""
+    """The embeddings of n prompts, as the UNet takes them."""
 
     embeds: torch.Tensor  # [n, tokens, width of both text encoders]
     pooled: torch.Tensor  # [n, width of the second text encoder]
 
 
 class SDXL:
-    """A base: prompts and images in, predictions out.  Its models are the pipeline's, and may be freed one by one."""
+    """A base: prompts and images in, predictions out.
+
+    Its models are the pipeline's, and may be freed one by one.
+    """
 
     shapes = staticmethod(shapes)
 
@@ -70,9 +76,10 @@ def resolution_of(pipeline) -> int:
 
 
 def encode_prompts(pipeline, prompts: list[str]) -> Prompts:
-    """(prompt_embeds [n, tokens, width], pooled_prompt_embeds [n, width of encoder 2]); gradients flow if they are enabled.
+    """The embeddings of prompts; gradients flow if they are enabled.
 
-    An empty prompt gives what the pipeline guides away from: zeros, where the base was trained with them as SDXL was.
+    An empty prompt gives what the pipeline guides away from: zeros, where the base was trained with them as
+    SDXL was.
     """
     embeds, _, pooled, _ = pipeline.encode_prompt(
         prompt=prompts, device=pipeline.text_encoder.device, do_classifier_free_guidance=False
@@ -84,11 +91,14 @@ def encode_prompts(pipeline, prompts: list[str]) -> Prompts:
 
 
 def encode_images(vae, pixels: torch.Tensor) -> torch.Tensor:
-    """pixels [n, 3, h, w] in [-1, 1] -> the posterior's (mean, std) of the scaled latents: [n, 2, channels, h/8, w/8], fp32."""
+    """pixels [n, 3, h, w] in [-1, 1] -> (mean, std) of the scaled latents, fp32 [n, 2, c, h/8, w/8]."""
     posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
     return torch.stack([posterior.mean, posterior.std], 1).float() * vae.config.scaling_factor
 
 
 def time_ids(original_size, crop, target_size) -> torch.Tensor:
-    """SDXL's size and crop conditioning (arXiv 2307.01952, section 2.2): six fp32 numbers, pixels as (height, width) or (top, left)."""
+    """SDXL's size and crop conditioning (arXiv 2307.01952, section 2.2): six fp32 numbers.
+
+    In pixels, as (height, width) or (top, left).
+    """
     return torch.tensor([*original_size, *crop, *target_size], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Load an SDXL base: the embedded one, a diffusers folder, a checkpoint, or one from the hub; or its shapes alone."""
+"""Load an SDXL base: the embedded one, a folder, a checkpoint, or one from the hub; or its shapes alone."""
 
 from pathlib import Path
 
@@ -14,12 +14,9 @@ from gralora_diffusion.sdxl.single_file import (
     layout_of,
 )
 
+LOADING_ERRORS = (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError)  # of diffusers
 EMBEDDED = Path(__file__).parent.parent / "tiny"
-COMPONENTS = (
-    "unet",
-    "text_encoder",
-    "text_encoder_2",
-)  # those that adapters go into  # those that adapters go into
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # those that adapters go into
 
 
 def load_sdxl(
@@ -33,9 +30,9 @@ def load_sdxl(
 ):
     """A StableDiffusionXLPipeline in eval mode on the CPU, its weights in `dtype` and the VAE in fp32.
 
-    path: None for the embedded tiny base, a folder in diffusers layout, a single .safetensors checkpoint, or a hub id.
-    vae: another VAE, as a folder, a hub id, or a model.  components: models that are taken as they are, for instance unet=unet.
-    Raises ConfigError when there is no such base, or it is not an SDXL one.
+    path: None for the embedded tiny base, a folder in diffusers layout, a single .safetensors checkpoint, or
+    a hub id. vae: another VAE, as a folder, a hub id, or a model.  components: models that are taken as they
+    are, for instance unet=unet. Raises ConfigError when there is no such base, or it is not an SDXL one.
     """
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline
     from diffusers.loaders.single_file_utils import SingleFileComponentError
@@ -72,20 +69,10 @@ def load_sdxl(
             pipeline = StableDiffusionXLPipeline.from_pretrained(
                 path, dtype=dtypes, add_watermarker=False, **where, **components
             )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        RuntimeError,
-        SafetensorError,
-        SingleFileComponentError,
-    ) as error:
+    except (*LOADING_ERRORS, SafetensorError, SingleFileComponentError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ConfigError(
-            f"no SDXL base can be loaded from {f'{path} with the VAE {vae}' if isinstance(vae, str) else path}: {first}"
-        ) from error
+        what = f"{path} with the VAE {vae}" if isinstance(vae, str) else path
+        raise ConfigError(f"no SDXL base can be loaded from {what}: {first}") from error
     check_sdxl(pipeline, path)
     pipeline.set_progress_bar_config(disable=True)
     for name in {*COMPONENTS, "vae"} - given:
@@ -94,7 +81,7 @@ def load_sdxl(
 
 
 def check_sdxl(pipeline, path: str) -> None:
-    """Raises ConfigError for SD 1.5, the refiner, and inpainting bases, which load without a word."""
+    """Raises ConfigError for SD 1.5, the refiner, and inpainting bases, which load without an error."""
     config = pipeline.unet.config
     if (
         pipeline.text_encoder is None
@@ -103,15 +90,15 @@ def check_sdxl(pipeline, path: str) -> None:
     ):
         raise ConfigError(f"{path} {NOT_SDXL}")
     if config.in_channels != pipeline.vae.config.latent_channels:
-        raise ConfigError(
-            f"{path} is not a text-to-image base: its UNet takes {config.in_channels} channels (made for inpainting?)"
-        )
+        problem = f"its UNet takes {config.in_channels} channels (made for inpainting?)"
+        raise ConfigError(f"{path} is not a text-to-image base: {problem}")
 
 
 def shapes(path: str | None = None, revision=None, cache_dir=None) -> dict:
-    """The base's UNet and text encoders on the meta device, {component: model}: their shapes without their weights.
+    """The base's UNet and text encoders on the meta device, {component: model}: shapes without weights.
 
-    A single-file checkpoint is taken to be of SDXL's own shape.  Raises ConfigError when there is no such base.
+    A single-file checkpoint is taken to be of SDXL's own shape.  Raises ConfigError when there is no such
+    base.
     """
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection

@@ -1,4 +1,7 @@
-"""Images from prompts.  Image i has a seed of its own, so that it does not depend on how many are made at once."""
+"""Images from prompts.
+
+Image i has a seed of its own, so that it does not depend on how many are made at once.
+"""
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -7,12 +10,19 @@ from gralora_diffusion.sdxl.base import resolution_of
 
 
 def sample(
-    pipeline, prompts: list[str], seed: int = 0, num_images: int = 1, num_inference_steps: int = 25, guidance_scale: float = 5.0,
-    batch_size: int = 8, resolution: int | None = None, scheduler=None,
-) -> list[Image.Image]:  # fmt: skip
-    """num_images images for each prompt, prompt by prompt; image n of a prompt starts from the noise of seed + n.
+    pipeline,
+    prompts: list[str],
+    seed: int = 0,
+    num_images: int = 1,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 5.0,
+    batch_size: int = 8,
+    resolution: int | None = None,
+    scheduler=None,
+) -> list[Image.Image]:
+    """num_images images for each prompt; image n of a prompt starts from the noise of seed + n.
 
-    The pipeline's own scheduler draws them, or the one given; a copy of it, so that nothing is left behind.
+    scheduler: by default the pipeline's own; a copy of it is used, so that its state does not change.
     """
     wanted = [(prompt, seed + n) for prompt in prompts for n in range(num_images)]
     return draw(
@@ -22,12 +32,18 @@ def sample(
 
 @torch.no_grad()
 def draw(
-    pipeline, wanted: list[tuple[str, int]], num_inference_steps: int = 25, guidance_scale: float = 5.0, batch_size: int = 8,
-    resolution: int | tuple[int, int] | None = None, embeds: dict | None = None, scheduler=None,
-) -> list[Image.Image]:  # fmt: skip
+    pipeline,
+    wanted: list[tuple[str, int]],
+    num_inference_steps: int = 25,
+    guidance_scale: float = 5.0,
+    batch_size: int = 8,
+    resolution: int | tuple[int, int] | None = None,
+    embeds: dict | None = None,
+    scheduler=None,
+) -> list[Image.Image]:
     """An image for each (prompt, seed).  resolution: a side, or (height, width).
 
-    embeds: what embed_prompts() gave, for a pipeline whose text encoders have left memory.
+    embeds: of embed_prompts(), for a pipeline whose text encoders are freed.
     """
     resolution, device = resolution or resolution_of(pipeline), pipeline.unet.device
     height, width = resolution if isinstance(resolution, tuple) else (resolution, resolution)
@@ -45,15 +61,18 @@ def draw(
                     for name in embeds[prompts[0]]
                 }
             latents = pipeline(
-                **given, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width,
-                generator=[torch.Generator().manual_seed(seed) for _, seed in part], output_type="latent",
-            ).images  # fmt: skip
-            for latent in (
-                latents
-            ):  # one by one, in fp32: SDXL's VAE overflows in fp16, and it takes more memory than the UNet
-                pixels = pipeline.vae.decode(
-                    latent[None].to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor
-                ).sample
+                **given,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                height=height,
+                width=width,
+                generator=[torch.Generator().manual_seed(seed) for _, seed in part],
+                output_type="latent",
+            ).images
+            # one by one, in fp32: SDXL's VAE overflows in fp16, and it takes more memory than the UNet
+            for latent in latents:
+                scaled = latent[None].to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor
+                pixels = pipeline.vae.decode(scaled).sample
                 images += pipeline.image_processor.postprocess(pixels, output_type="pil")
     finally:
         pipeline.scheduler = own
@@ -61,7 +80,7 @@ def draw(
 
 
 def as_trained(scheduler, prediction_type: str | None = None, rescale_betas_zero_snr: bool = False):
-    """The scheduler that draws what was trained with this objective: the base's own, or a changed copy where the objective is another.
+    """The scheduler for what was trained with this objective: the base's own, or a changed copy.
 
     With zero terminal SNR sampling begins at the last timestep (arXiv 2305.08891, section 3.3).
     """
@@ -100,7 +119,10 @@ def sheet(
     size: int = 192,
     above: dict[str, list[Image.Image]] | None = None,
 ) -> Image.Image:
-    """One image of all: a labelled row for each entry, a caption above each column; rows in `above` stand over the captions."""
+    """One image of all: a labelled row for each entry, and a caption above each column.
+
+    above: rows that are placed over the captions.
+    """
     left, heading, font, pitch = 110, 34, ImageFont.load_default(13), size + 6
     rows, first = (above or {}) | rows, pitch * len(above or {})
     page = Image.new(
@@ -123,7 +145,7 @@ def sheet(
 
 
 def wrap(text: str, width: int, font) -> str:
-    """Break `text` at spaces into at most two lines of `width` pixels; what does not fit ends in an ellipsis."""
+    """`text` broken at spaces into at most two lines of `width` pixels; longer text ends in an ellipsis."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

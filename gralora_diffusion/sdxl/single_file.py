@@ -1,4 +1,4 @@
-"""SDXL's single-file checkpoints, which hold weights alone: the public configs, CLIP's tokenizer, and what a file says of itself.
+"""SDXL's single-file checkpoints, which hold weights alone: the public configs and CLIP's tokenizer.
 
 Nothing is fetched: the tokenizer's vocabulary is the one that open_clip carries.
 """
@@ -13,14 +13,26 @@ from pathlib import Path
 
 from gralora_diffusion.options import ConfigError
 
-NOT_SDXL = "is not an SDXL base: it lacks one of the two text encoders or the size conditioning (SD 1.5, or the refiner?)"
+NOT_SDXL = (
+    "is not an SDXL base: it lacks one of the two text encoders or the size conditioning "
+    "(SD 1.5, or the refiner?)"
+)
 SDXL_UNET = dict(  # the public config of stabilityai/stable-diffusion-xl-base-1.0
-    sample_size=128, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280), layers_per_block=2, cross_attention_dim=2048,
+    sample_size=128,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=(320, 640, 1280),
+    layers_per_block=2,
+    cross_attention_dim=2048,
     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), use_linear_projection=True, addition_embed_type="text_time",
-    addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
-)  # fmt: skip
+    transformer_layers_per_block=(1, 2, 10),
+    attention_head_dim=(5, 10, 20),
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
 
 
 SDXL_TEXT = dict(vocab_size=49408, max_position_embeddings=77, bos_token_id=49406, eos_token_id=49407)
@@ -39,22 +51,40 @@ SDXL_TEXT_ENCODER_2 = dict(
 
 
 SDXL_VAE = dict(
-    block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    layers_per_block=2, latent_channels=4, sample_size=1024, scaling_factor=0.13025, force_upcast=True,
-)  # fmt: skip
+    block_out_channels=(128, 256, 512, 512),
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    layers_per_block=2,
+    latent_channels=4,
+    sample_size=1024,
+    scaling_factor=0.13025,
+    force_upcast=True,
+)
 
 
 SDXL_SCHEDULER = dict(  # Euler's, as the public base has it
-    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, timestep_spacing="leading", steps_offset=1
-)  # fmt: skip
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    num_train_timesteps=1000,
+    timestep_spacing="leading",
+    steps_offset=1,
+)
 
 
 SDXL_INDEX = dict(
-    _class_name="StableDiffusionXLPipeline", force_zeros_for_empty_prompt=True, scheduler=["diffusers", "EulerDiscreteScheduler"],
-    unet=["diffusers", "UNet2DConditionModel"], vae=["diffusers", "AutoencoderKL"], text_encoder=["transformers", "CLIPTextModel"],
-    text_encoder_2=["transformers", "CLIPTextModelWithProjection"], tokenizer=["transformers", "CLIPTokenizer"],
-    tokenizer_2=["transformers", "CLIPTokenizer"], image_encoder=[None, None], feature_extractor=[None, None],
-)  # fmt: skip
+    _class_name="StableDiffusionXLPipeline",
+    force_zeros_for_empty_prompt=True,
+    scheduler=["diffusers", "EulerDiscreteScheduler"],
+    unet=["diffusers", "UNet2DConditionModel"],
+    vae=["diffusers", "AutoencoderKL"],
+    text_encoder=["transformers", "CLIPTextModel"],
+    text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+    tokenizer=["transformers", "CLIPTokenizer"],
+    tokenizer_2=["transformers", "CLIPTokenizer"],
+    image_encoder=[None, None],
+    feature_extractor=[None, None],
+)
 
 PARTS = {  # one tensor of each part of an SDXL checkpoint
     "UNet": "model.diffusion_model.label_emb.0.0.weight",
@@ -65,17 +95,17 @@ PARTS = {  # one tensor of each part of an SDXL checkpoint
 
 @contextmanager
 def layout_of(file: Path) -> Iterator[Path]:
-    """A folder in diffusers layout with all that `file`, a single-file checkpoint, does not hold: configs, scheduler, tokenizers.
+    """A folder in diffusers layout with what a single-file checkpoint does not hold.
 
+    These are configs, scheduler and tokenizers.
     A file marked `v_pred` (and `ztsnr`, zero terminal SNR), as ComfyUI reads it, gets a scheduler that knows.
     Raises ConfigError, before any weight is read, when the file is damaged or not a text-to-image SDXL.
     """
     names = names_in(file)
     scheduler = SDXL_SCHEDULER | dict(prediction_type="v_prediction" if "v_pred" in names else "epsilon")
     if "v_pred" in names and "ztsnr" in names:
-        scheduler |= dict(
-            rescale_betas_zero_snr=True, timestep_spacing="trailing"
-        )  # from the very last timestep on (arXiv 2305.08891)
+        # from the very last timestep on (arXiv 2305.08891)
+        scheduler |= dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     with tempfile.TemporaryDirectory() as folder:
         configs = {
             "model_index.json": SDXL_INDEX,
@@ -95,7 +125,10 @@ def layout_of(file: Path) -> Iterator[Path]:
 
 
 def names_in(file: Path) -> set[str]:
-    """The names of a checkpoint's tensors.  Raises ConfigError if it is not an SDXL whose noise levels are SDXL's."""
+    """The names of a checkpoint's tensors.
+
+    Raises ConfigError if it is not an SDXL whose noise levels are SDXL's.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -107,44 +140,34 @@ def names_in(file: Path) -> set[str]:
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{file} is not a complete .safetensors file: {error}") from None
     if lacking := [part for part, name in PARTS.items() if name not in names]:
-        raise ConfigError(
-            f"{file} {NOT_SDXL}"
-            if len(lacking) < 3
-            else f"{file} is not an SDXL checkpoint: it holds none of its three models"
-        )
+        none = "is not an SDXL checkpoint: it holds none of its three models"
+        raise ConfigError(f"{file} {NOT_SDXL if len(lacking) < len(PARTS) else none}")
     if shape != [4 * SDXL_UNET["block_out_channels"][0], SDXL_UNET["projection_class_embeddings_input_dim"]]:
-        raise ConfigError(
-            f"{file} is a checkpoint of another size than SDXL's; one that small is read from a folder alone (--to merged FOLDER)"
-        )
+        way = "one that small is read from a folder alone (--to merged FOLDER)"
+        raise ConfigError(f"{file} is a checkpoint of another size than SDXL's; {way}")
     if names & {"edm_mean", "edm_vpred.sigma_max"}:
-        raise ConfigError(
-            f"{file} was trained with EDM's noise levels (Playground 2.5?), which are not SDXL's: use another base"
-        )
+        problem = "was trained with EDM's noise levels (Playground 2.5?), which are not SDXL's"
+        raise ConfigError(f"{file} {problem}: use another base")
     return names
 
 
 def clip_tokenizer(padding: str):
-    """CLIP's tokenizer (arXiv 2103.00020), 77 tokens; padding: `<|endoftext|>` in SDXL's first text encoder, `!` in its second."""
+    """CLIP's tokenizer (arXiv 2103.00020), 77 tokens.
+
+    padding: `<|endoftext|>` in SDXL's first text encoder, `!` in its second.
+    """
     from transformers import CLIPTokenizer
 
     file = Path(find_spec("open_clip").submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
     with gzip.open(file, "rt", encoding="utf-8") as lines:
-        merges = [tuple(line.split()) for line in lines][
-            1:48895
-        ]  # the first line is a title; OpenAI's vocabulary stops here
-    letters = [
-        *range(33, 127),
-        *range(161, 173),
-        *range(174, 256),
-    ]  # bytes that stand for themselves; the others come after, from 256 on
-    letters = [chr(byte) for byte in letters] + [chr(256 + i) for i in range(256 - len(letters))]
-    words = [
-        *letters,
-        *(letter + "</w>" for letter in letters),
-        *map("".join, merges),
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
+        merges = [tuple(line.split()) for line in lines]
+    merges = merges[1:48895]  # the first line is a title; OpenAI's vocabulary stops here
+    # bytes that stand for themselves; the others come after, from 256 on
+    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(byte) for byte in own] + [chr(256 + i) for i in range(256 - len(own))]
+    words = letters + [letter + "</w>" for letter in letters]
+    words += map("".join, merges)
+    words += ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
         {word: i for i, word in enumerate(words)},
         merges,

@@ -19,9 +19,10 @@ from torch import nn
 from gralora_diffusion import AdapterConfig, TrainConfig, inject, load_adapter, load_sdxl
 from gralora_diffusion.adapters.allocation import apply, gradient_bytes
 from gralora_diffusion.adapters.allocation_file import FILE
-from gralora_diffusion.adapters.gora import allocate_ranks, importance, project
+from gralora_diffusion.adapters.gora import importance, project
 from gralora_diffusion.adapters.gradient_init import point_down
 from gralora_diffusion.adapters.gradients import GRADIENTS, Gradients, stratified
+from gralora_diffusion.adapters.rank_budget import allocate_ranks
 from gralora_diffusion.adapters.rank_rules import reordered, step_of
 from gralora_diffusion.adapters.registry import adapted_layers, layer_table
 from gralora_diffusion.options import ConfigError

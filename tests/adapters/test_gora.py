@@ -7,14 +7,11 @@ import pytest
 import torch
 
 from gralora_diffusion.adapters.gora import (
-    allocate_ranks,
     as_gralora,
     by_block,
     effective_rank,
     energies,
-    exact_ranks,
     gradient_factors,
-    greedy_ranks,
     importance,
     least_squares,
     project,
@@ -23,6 +20,7 @@ from gralora_diffusion.adapters.gora import (
 )
 from gralora_diffusion.adapters.gralora import choose_k
 from gralora_diffusion.adapters.linear import GraLoRALinear, LoRALinear
+from gralora_diffusion.adapters.rank_budget import allocate_ranks, exact_ranks, greedy_ranks
 
 SHAPES = {"q": (640, 640), "k": (640, 2048), "v": (1280, 1280), "o": (1280, 2048), "ff": (10240, 1280)}
 IMPORTANCES = {"q": 3.0, "k": 1.0, "v": 0.5, "o": 7.0, "ff": 0.2}

@@ -1,7 +1,8 @@
-"""A custom node for ComfyUI: its own Load LoRA nodes then read native GraLoRA files, which are k times smaller than the exported LoRA.
+"""A custom node for ComfyUI: its own Load LoRA nodes then read native GraLoRA files.
 
-It brings no node of its own; it adds a reader to the list that ComfyUI asks about every layer.  That list is no promised API: where it
-changes, use comfyui.safetensors, which needs nothing.
+They are k times smaller than the exported LoRA.
+It brings no node of its own; it adds a reader to the list that ComfyUI asks about every layer.  That list is
+no promised API: where it changes, use comfyui.safetensors, which needs nothing.
 """
 
 import comfy.weight_adapter
@@ -11,7 +12,10 @@ LEAVES = ("gralora_A", "gralora_B", "lora_A", "lora_B", "alpha")
 
 
 class GraLoRAAdapter(comfy.weight_adapter.WeightAdapterBase):
-    """The factors of one layer: gralora_A [k, N/k, r], gralora_B [k, r, M/k], and perhaps a plain lora_A [h, N], lora_B [M, h] beside them."""
+    """The factors of one layer: gralora_A [k, N/k, r], gralora_B [k, r, M/k].
+
+    A plain lora_A [h, N], lora_B [M, h] may stand beside them.
+    """
 
     name = "gralora"
 
@@ -34,7 +38,10 @@ class GraLoRAAdapter(comfy.weight_adapter.WeightAdapterBase):
         return cls(loaded_keys, factors)
 
     def delta(self, device, dtype):
-        """[M, N]: block (j, n) is B_jn A_jn^T, with r/k columns each; alpha, where it is not the rank, is in the file."""
+        """[M, N]: block (j, n) is B_jn A_jn^T, with r/k columns each.
+
+        alpha is in the file where it is not the rank.
+        """
         f = {leaf: tensor.to(device, dtype) for leaf, tensor in self.weights.items()}
         parts, rank = [], 0
         if "gralora_A" in f:
@@ -48,18 +55,28 @@ class GraLoRAAdapter(comfy.weight_adapter.WeightAdapterBase):
         return sum(parts) * (float(f["alpha"]) / rank if "alpha" in f else 1.0)
 
     def calculate_weight(
-        self, weight, key, strength, strength_model, offset, function, intermediate_dtype=torch.float32, original_weight=None
-    ):  # fmt: skip
+        self,
+        weight,
+        key,
+        strength,
+        strength_model,
+        offset,
+        function,
+        intermediate_dtype=torch.float32,
+        original_weight=None,
+    ):
         delta = self.delta(weight.device, intermediate_dtype)
         if delta.shape != weight.shape:
-            raise ValueError(
-                f"{key}: the adapter is for a layer of {list(delta.shape)}, and the model's is {list(weight.shape)}"
-            )
+            problem = f"the adapter is for a layer of {list(delta.shape)}"
+            raise ValueError(f"{key}: {problem}, and the model's is {list(weight.shape)}")
         weight += function((strength * delta).to(weight.dtype))
         return weight
 
     def h(self, x, base_out):
-        """What the layer's answer to x [..., N] gains, [..., M], in the nodes that leave weights alone (they set the multiplier)."""
+        """What the layer adds to its output for x [..., N]: [..., M].
+
+        For the nodes that leave weights alone (they set the multiplier).
+        """
         return torch.nn.functional.linear(x, self.delta(x.device, x.dtype)) * self.multiplier
 
 
