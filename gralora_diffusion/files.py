@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and their digests."""
+"""Files that are complete or absent, their digests, and HTML from templates."""
 
 import contextlib
 import hashlib
@@ -58,3 +58,21 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def render(template: str, **values) -> str:
+    """A page from one of the package's templates, with every value escaped.
+
+    template: its path in the package, such as training/templates/report.html; all extend templates/base.html.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("gralora_diffusion", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(values)

@@ -1,125 +1,112 @@
-"""report.html: one page for a run, without network: loss curve, sample images, config and files."""
+"""report.html: one page for a run that needs no network, with its loss curve, sample images, files and config."""
 
 import base64
-import html
 import io
 import json
 from pathlib import Path
 
 from PIL import Image
 
-from gralora_diffusion.files import write_text
+from gralora_diffusion.files import render, write_text
+from gralora_diffusion.training.memory import disk_used
 from gralora_diffusion.training.run_folder import read_metrics, read_status
 
-STYLE = """:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}.row{display:flex;gap:8px;overflow-x:auto}.row img{width:160px;height:160px;object-fit:cover;
-border-radius:6px}table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}svg{width:100%;height:auto}
-.dim{opacity:.65}code{overflow-wrap:anywhere}"""
+WIDTH = 1000  # of the loss curve, in the SVG's own units
+HEIGHT = 280
+LEFT, RIGHT, TOP, BOTTOM = 50, 10, 5, 25  # margins of the plot inside it
+POINTS = 1000  # a curve has at most about so many
 
 
 def write_report(run: Path) -> None:
     """Write run/report.html from what the folder holds."""
-    config, metrics = json.loads((run / "config.json").read_text()), read_metrics(run)
-    steps = sorted(p for p in (run / "samples").glob("step-*") if p.is_dir())
-    parts = [
-        f"<h1>{html.escape(run.resolve().name)}</h1>",
-        f"<p>{summary(config, metrics)}</p>",
-        "<h2>Loss</h2>",
-        loss_curve(metrics),
-        "<h2>Sample images</h2>" if steps else "",
-        *(
-            f"<p class=dim>step {int(folder.name[5:])}</p><div class=row>{thumbnails(folder)}</div>"
-            for folder in steps
-        ),
-        "<h2>Files</h2>",
-        files(run),
-        forecast_table(read_status(run)),
-        "<h2>Config</h2>",
-        f"<table>{rows(flat(config))}</table>",
-    ]
-    head = f'<meta charset=utf-8><meta name=viewport content="width=device-width"><title>{html.escape(run.resolve().name)}</title><style>{STYLE}</style>'
-    write_text(
-        run / "report.html",
-        f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n",
+    config = json.loads((run / "config.json").read_text())
+    metrics = read_metrics(run)
+    options = config.pop("adapter") | config
+    page = render(
+        "training/templates/report.html",
+        title=run.resolve().name,
+        summary=summary(options, metrics),
+        curve=loss_curve(metrics),
+        samples=sample_images(run),
+        files=file_sizes(run),
+        forecast=forecast_and_actual(read_status(run)),
+        options={name: json.dumps(value) for name, value in options.items()},
     )
+    write_text(run / "report.html", page)
 
 
-def summary(config: dict, metrics: list[dict]) -> str:
-    adapter = config["adapter"]
+def summary(options: dict, metrics: list[dict]) -> str:
+    base = options["pretrained_model_name_or_path"] or "the embedded base"
     seconds = sum(line["seconds"] for line in metrics)
-    what = f"{adapter['method']} of rank {adapter['rank']} on {html.escape(str(config['pretrained_model_name_or_path'] or 'the embedded base'))}"
-    return f"{what}: {len(metrics)} steps in {seconds / 60:.1f} minutes ({len(metrics) / max(seconds, 1e-9):.2f} steps/s)."
+    speed = len(metrics) / max(seconds, 1e-9)
+    adapter = f"{options['method']} of rank {options['rank']} on {base}"
+    return f"{adapter}: {len(metrics)} steps in {seconds / 60:.1f} minutes ({speed:.2f} steps/s)."
 
 
-def loss_curve(metrics: list[dict], width: int = 1000, height: int = 280) -> str:
-    """An SVG: each step's loss, faint, and its running mean."""
+def loss_curve(metrics: list[dict]) -> dict | None:
+    """What the template draws: each step's loss and its running mean as points, and the ticks of the axes."""
     if not metrics:
-        return "<p>no steps</p>"
-    losses, smooth = [line["loss"] for line in metrics], []
-    for loss in losses:
-        smooth.append(loss if not smooth else 0.95 * smooth[-1] + 0.05 * loss)
-    top, last = sorted(losses)[int(0.98 * (len(losses) - 1))] * 1.1 or 1, max(metrics[-1]["step"], 2)
+        return None
+    steps = [line["step"] for line in metrics]
+    losses = [line["loss"] for line in metrics]
+    smoothed = losses[:1]
+    for loss in losses[1:]:
+        smoothed.append(0.95 * smoothed[-1] + 0.05 * loss)
+    highest = sorted(losses)[int(0.98 * (len(losses) - 1))] * 1.1 or 1  # the largest 2 % are cut off
+    last_step = max(steps[-1], 2)
+    plot_width, plot_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
-    def line(values, style):
-        every = max(1, len(values) // 1000)
-        points = " ".join(
-            f"{50 + (width - 60) * (m['step'] - 1) / (last - 1):.1f},{(height - 30) * (1 - min(v, top) / top) + 5:.1f}"
-            for m, v in list(zip(metrics, values, strict=True))[::every]
-        )
-        return f'<polyline points="{points}" fill="none" {style}/>'
+    def height_of(loss: float) -> float:
+        return TOP + plot_height * (1 - min(loss, highest) / highest)
 
-    marks = "".join(
-        f'<text x="44" y="{(height - 30) * (1 - part) + 9:.0f}" text-anchor="end">{top * part:.3g}</text>'
-        f'<line x1="50" x2="{width - 10}" y1="{(height - 30) * (1 - part) + 5:.0f}" y2="{(height - 30) * (1 - part) + 5:.0f}" '
-        'stroke="currentColor" opacity=".15"/>'
-        for part in (0, 0.5, 1)
-    )
-    ends = f'<text x="50" y="{height - 6}">step 1</text><text x="{width - 10}" y="{height - 6}" text-anchor="end">step {last}</text>'
-    faint, strong = 'stroke="currentColor" opacity=".25"', 'stroke="#3b82f6" stroke-width="2"'
-    drawn = line(losses, faint) + line(smooth, strong)
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="loss against step" font-size="13" fill="currentColor">{marks}{ends}{drawn}</svg>'
+    def points(values: list[float]) -> str:
+        pairs = list(zip(steps, values, strict=True))[:: max(1, len(values) // POINTS)]
+        places = []
+        for step, value in pairs:
+            x = LEFT + plot_width * (step - 1) / (last_step - 1)
+            places.append(f"{x:.1f},{height_of(value):.1f}")
+        return " ".join(places)
 
-
-def thumbnails(folder: Path) -> str:
-    """Each image in small, inside the page, and a link to the file."""
-    out = []
-    for path in sorted(folder.glob("*.png")):
-        with Image.open(path) as image:
-            small = image.convert("RGB")
-        small.thumbnail((320, 320))
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=85)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        name = f"samples/{folder.name}/{path.name}"
-        out.append(f'<a href="{name}"><img src="data:image/jpeg;base64,{data}" alt="{name}"></a>')
-    return "".join(out)
+    ticks = [dict(y=round(height_of(value)), label=f"{value:.3g}") for value in (0, highest / 2, highest)]
+    curve = dict(width=WIDTH, height=HEIGHT, ticks=ticks, last_step=last_step)
+    return curve | dict(losses=points(losses), smoothed=points(smoothed))
 
 
-def files(run: Path) -> str:
-    found = sorted(p for p in run.iterdir() if not p.name.startswith("."))
-    sizes = {
-        p: sum(f.stat().st_size for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file()) for p in found
-    }
-    shown = {
-        p.name: f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB" for p, size in sizes.items()
-    }
-    return f"<table>{''.join(f'<tr><td><code>{html.escape(name)}</code><td>{size}' for name, size in shown.items())}</table>"
+def sample_images(run: Path) -> dict[int, dict[str, str]]:
+    """{step: {path in the run folder: thumbnail}}."""
+    found = {}
+    for folder in sorted((run / "samples").glob("step-*")):
+        if folder.is_dir():
+            paths = sorted(folder.glob("*.png"))
+            found[int(folder.name.removeprefix("step-"))] = {
+                f"samples/{folder.name}/{path.name}": thumbnail(path) for path in paths
+            }
+    return found
 
 
-def forecast_table(status: dict) -> str:
+def thumbnail(path: Path) -> str:
+    """A small JPEG of the image, in base64."""
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((320, 320))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def file_sizes(run: Path) -> dict[str, str]:
+    """{file or folder: its size in words}."""
+    sizes = {}
+    for path in sorted(run.iterdir()):
+        if not path.name.startswith("."):
+            size = path.stat().st_size if path.is_file() else disk_used(path)
+            sizes[path.name] = f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+    return sizes
+
+
+def forecast_and_actual(status: dict) -> list[tuple[str, str, str]]:
+    """(quantity, forecast, actual), once both are known."""
     expected, actual = status.get("forecast"), status.get("actual")
     if not expected or not actual:
-        return ""
-    lines = "".join(f"<tr><td>{name}<td>{expected[name]:,.1f}<td>{actual[name]:,.1f}" for name in expected)
-    return f"<h2>Forecast and what happened</h2><table><tr><th><th>forecast<th>actual{lines}</table>"
-
-
-def flat(config: dict) -> dict:
-    return {**config.pop("adapter"), **config}
-
-
-def rows(values: dict) -> str:
-    return "".join(
-        f"<tr><td>{html.escape(name)}<td><code>{html.escape(json.dumps(value))}</code>"
-        for name, value in values.items()
-    )
+        return []
+    return [(name, f"{value:,.1f}", f"{actual[name]:,.1f}") for name, value in expected.items()]

@@ -240,7 +240,7 @@ def test_images_on_the_way_and_the_report(tmp_path):
     page = (run / "report.html").read_text()
     assert page.count("data:image/jpeg") == 6
     assert "<polyline" in page
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "://" not in page
     assert "Forecast and what happened" in page
 
 

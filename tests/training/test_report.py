@@ -1,0 +1,101 @@
+"""report.html: complete without network, and nothing that a user wrote can become markup in it."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from jinja2 import UndefinedError
+from PIL import Image
+
+from gralora_diffusion import TrainConfig
+from gralora_diffusion.files import render
+from gralora_diffusion.options import to_dict
+from gralora_diffusion.training.report import loss_curve, write_report
+
+HOSTILE = """</code></title></style><script>alert(1)</script><img src=x onerror="alert(2)">{{ 7 * 7 }}'"&"""
+
+
+class Page(HTMLParser):
+    """The tags, attributes and text of a page as a browser reads them."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def make_run(folder: Path, **options) -> Path:
+    """A run folder that holds what write_report() reads."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(to_dict(TrainConfig(**options))))
+    lines = [dict(step=step, loss=1 / step, seconds=0.5) for step in range(1, 41)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def read(run: Path) -> Page:
+    write_report(run)
+    return Page((run / "report.html").read_text())
+
+
+def test_hostile_names_prompts_and_files_are_escaped(tmp_path):
+    options = dict.fromkeys(("instance_prompt", "validation_prompt", "dataset_name"), HOSTILE)
+    run = make_run(tmp_path / "<img src=x onerror=alert(3)>", **options, hub_model_id=HOSTILE)
+    (run / '<b onclick="alert(4)">.txt').write_text("")
+    samples = run / "samples" / "step-00000"
+    samples.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(samples / 'x"onerror="alert(5).png')
+    page = read(run)
+    assert not {"script", "b"} & set(page.tags)
+    assert page.tags.count("img") == 1
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert run.name in page.text
+    assert json.dumps(HOSTILE) in page.text
+    assert dict(page.attributes)["href"].startswith("samples/step-00000/x%22onerror%3D%22alert")
+    assert dict(page.attributes)["alt"] == 'samples/step-00000/x"onerror="alert(5).png'
+
+
+def test_a_page_may_load_nothing_and_holds_its_images(tmp_path):
+    run = make_run(tmp_path / "run")
+    folder = run / "samples" / "step-00040"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (800, 600)).save(folder / "00.png")
+    page = read(run)
+    attributes = dict(page.attributes)
+    assert attributes["content"]  # of <meta>
+    assert any("default-src 'none'" in str(value) for _, value in page.attributes)
+    assert attributes["src"].startswith("data:image/jpeg;base64,")
+    assert attributes["href"] == "samples/step-00040/00.png"
+    assert "://" not in (run / "report.html").read_text()
+
+
+def test_a_run_without_steps_has_a_report(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    page = read(run)
+    assert "no steps" in page.text
+    assert "svg" not in page.tags
+
+
+def test_the_curve_stays_inside_its_frame_and_falls_with_the_loss():
+    metrics = [dict(step=step, loss=1 / step) for step in range(1, 5001)]
+    curve = loss_curve(metrics)
+    points = [tuple(map(float, p.split(","))) for p in curve["losses"].split()]
+    assert 1000 <= len(points) <= 2000
+    assert all(50 <= x <= 990 and 5 <= y <= 255 for x, y in points)
+    assert points == sorted(points)
+    assert re.fullmatch(r"[\d., ]+", curve["smoothed"])
+
+
+def test_a_template_that_lacks_a_value_is_an_error():
+    with pytest.raises(UndefinedError):
+        render("templates/base.html")
