@@ -116,7 +116,11 @@ def parser_of(description: str, epilog: str | None = None) -> Parser:
 def parse(description: str, argv=None, epilog: str | None = None) -> TrainConfig:
     """The config of a training command line; a mistake is one sentence and exit code 2."""
     parser = parser_of(description, epilog)
-    given = vars(parser.parse_args(argv))
+    return to_config(parser, vars(parser.parse_args(argv)))
+
+
+def to_config(parser: Parser, given: dict) -> TrainConfig:
+    """The config of what a command line gives, {option: value}."""
     if given.get("hub_token"):  # trackers publish the command line
         sys.argv = [word.replace(given["hub_token"], "***") for word in sys.argv]
     if "preset" in given:

@@ -19,9 +19,17 @@ def program() -> str:
 
 
 def fail(message: str, code: int = 2):
-    """Print one sentence and exit: with 2 for a mistake in what was asked, with 1 for a run that failed."""
-    print(f"{program()}: {message}", file=sys.stderr)
+    """Print one sentence and exit: with 2 for a mistake in what was asked, with 1 for a run that failed.
+
+    Of several processes, all of which see the same mistake, the first one prints it.
+    """
+    if code != 2 or is_first_process():
+        print(f"{program()}: {message}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def plain_warnings() -> None:
@@ -31,5 +39,5 @@ def plain_warnings() -> None:
 
 def note(sentence: str) -> None:
     """Print one sentence about something that does not stop the run; from the first process only."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(f"note: {sentence}", file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from gralora_diffusion.options import ConfigError
 FORMATS = ("comfyui", "diffusers", "peft", "native", "merged")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument(
         "adapter",

@@ -18,7 +18,7 @@ PROMPTS = (
 )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument(
         "--output_dir", type=Path, default=Path("demo"), help="the run folder (default: demo)"

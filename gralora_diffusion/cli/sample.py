@@ -11,7 +11,7 @@ from gralora_diffusion.console import fail
 from gralora_diffusion.options import ConfigError
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--adapter", help="run folder or adapter file; without it the base alone draws")
     parser.add_argument("--prompt", required=True, help="what to draw; several prompts are separated by |")

@@ -4,10 +4,12 @@ Without options it trains on the embedded tiny base model and the bundled images
 --dry_run prints the resolved config and the plan: layers, parameters, memory, files, steps, time.
 """
 
+import argparse
 import sys
 
 from gralora_diffusion.checks import check_paths
-from gralora_diffusion.command_line import parse
+from gralora_diffusion.cli.processes import launch
+from gralora_diffusion.command_line import parser_of, to_config
 from gralora_diffusion.console import fail, plain_warnings
 from gralora_diffusion.options import ConfigError, TrainingError
 
@@ -17,13 +19,23 @@ EXAMPLE = """example:
 """
 
 
-def main(argv: list[str] | None = None) -> None:
-    config = parse(__doc__, argv, EXAMPLE)
+def main(argv: list[str]) -> None:
+    parser = parser_of(__doc__, EXAMPLE)
+    about = "processes on this machine, one GPU each or all on the CPU (default: 1)"
+    parser.add_argument("--num_processes", type=int, default=argparse.SUPPRESS, help=about)
+    given = vars(parser.parse_args(argv))
+    processes = given.pop("num_processes", 1)
+    if processes < 1:
+        parser.error(f"--num_processes is {processes}; it must be at least 1")
+    config = to_config(parser, given)
     plain_warnings()
     try:
         check_paths(config)
     except ConfigError as error:
         fail(str(error))
+    if processes > 1 and not config.dry_run:
+        launch(without("--num_processes", argv), processes)
+        return
     if sys.stderr.isatty():
         print("loading torch and diffusers ...", file=sys.stderr, flush=True)
     # torch is imported only after --help, wrong options and wrong paths are dealt with
@@ -50,3 +62,13 @@ def main(argv: list[str] | None = None) -> None:
     files = "adapter.safetensors; for other tools, comfyui.safetensors and pytorch_lora_weights.safetensors"
     images = "" if config.skip_final_inference else f" and {run}/before_after.png"
     print(f"done: {run} holds the adapter ({files}); look at {run}/report.html{images}")
+
+
+def without(flag: str, argv: list[str]) -> list[str]:
+    """The command line without this flag and its value."""
+    kept, skip = [], False
+    for word in argv:
+        if not skip and word != flag and not word.startswith(f"{flag}="):
+            kept.append(word)
+        skip = word == flag
+    return kept

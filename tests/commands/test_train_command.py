@@ -119,35 +119,41 @@ def test_through_accelerate_a_mistake_is_still_said_and_writes_nothing(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+def test_num_processes_passes_mistakes_on(tmp_path):
+    one_sentence(run(*TRAIN, "--num_processes", 0, cwd=tmp_path), "--num_processes is 0")
+    done = run(*TRAIN, "--num_processes", 2, "--rank", 7, "--gralora_k", 2, cwd=tmp_path)
+    one_sentence(done, "rank 7 is not divisible by k 2")
+    assert not list(tmp_path.iterdir())
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+@pytest.mark.parametrize(
+    "two_processes",
+    [[*TRAIN, "--num_processes", 2], [*TORCHRUN, SCRIPTS / "train_sdxl.py"]],
+    ids=["--num_processes", "torchrun"],
+)
+def test_two_processes_equal_one_with_twice_the_batch(two_processes, tmp_path):
     from safetensors.torch import load_file
 
     common = ["--gralora_rank", 16, "--max_train_steps", 3, "--skip_final_inference", "--adam_epsilon", 1e-3]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    here = dict(
-        cwd=tmp_path, env=os.environ | {"ACCELERATE_USE_CPU": "true"}
-    )  # gloo, also where there is a GPU
-    two = run(
-        *torchrun,
-        SCRIPTS / "train_sdxl.py",
-        *common,
-        "--train_batch_size",
-        2,
-        "--output_dir",
-        tmp_path / "two",
-        **here,
-    )
+    on_cpu = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    here = dict(cwd=tmp_path, env=on_cpu)
+    two = run(*two_processes, *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", **here)
     one = run(*TRAIN, *common, "--train_batch_size", 4, "--output_dir", tmp_path / "one", **here)
     assert two.returncode == one.returncode == 0, two.stderr + one.stderr
     assert two.stdout.count("done:") == 1
     first, second = (load_file(tmp_path / name / "adapter.safetensors") for name in ("one", "two"))
     assert max((first[k] - second[k]).abs().max() for k in first) < 1e-6
-    losses = [
-        [json.loads(x)["loss"] for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
-        for n in ("one", "two")
-    ]
+    losses = [losses_of(tmp_path / name) for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def losses_of(run_folder):
+    lines = (run_folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
 
 
 SHARE = """
