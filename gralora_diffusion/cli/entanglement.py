@@ -73,9 +73,9 @@ def report(
     from gralora_diffusion.files import write_text
     from gralora_diffusion.formats.load import read_adapter
     from gralora_diffusion.sdxl.base import encode_prompts
-    from gralora_diffusion.training.loss import draw
-    from gralora_diffusion.training.setup import all_layers, set_up
-    from gralora_diffusion.training.train import make_trainable, objective
+    from gralora_diffusion.training.loss import draw_noise
+    from gralora_diffusion.training.objective import objective
+    from gralora_diffusion.training.setup import make_trainable, set_up
 
     job = set_up(config.resolved())
     adapter = read_adapter(trained) if trained else None
@@ -93,7 +93,7 @@ def report(
     pipeline, config = job.pipeline.to(job.accelerator.device), job.config
     series = plan_batches(
         job.images,
-        job.of_class,
+        job.class_images,
         pipeline.vae,
         config,
         image_cache(config) or Cache(output / "cache"),
@@ -102,9 +102,9 @@ def report(
     encode = functools.partial(encode_prompts, pipeline)
     make_trainable(job.models, config)
     needs = pipeline.unet, pipeline.scheduler, series, encode, config, job.accelerator, job.dtype
-    losses = [objective(*needs, stratified(draw, i / bins, (i + 1) / bins)) for i in range(bins)]
-    rows = measure(all_layers(job.models), losses, job.accelerator, batches, ranks, ks, config.seed, deltas)
-    weights = hashlib.sha256(json.dumps(job.facts["same"]["base"]).encode()).hexdigest()[:16]
+    losses = [objective(*needs, stratified(draw_noise, i / bins, (i + 1) / bins)) for i in range(bins)]
+    rows = measure(job.layers(), losses, job.accelerator, batches, ranks, ks, config.seed, deltas)
+    weights = hashlib.sha256(json.dumps(job.facts["must_match"]["base"]).encode()).hexdigest()[:16]
     facts = dict(
         base=config.pretrained_model_name_or_path or "the embedded base",
         fingerprint=weights,

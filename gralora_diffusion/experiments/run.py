@@ -19,8 +19,9 @@ from gralora_diffusion.adapters.gradient_init import SEARCHED
 from gralora_diffusion.adapters.gradients import HELD_OUT, stratified
 from gralora_diffusion.adapters.inject import set_strength
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.data.batches import encode_captions, plan_batches
+from gralora_diffusion.data.batches import plan_batches
 from gralora_diffusion.data.cache import Cache
+from gralora_diffusion.data.encode import encode_captions
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.evaluation.encoders import Encoder
 from gralora_diffusion.evaluation.metrics import ImageSet, References, measure
@@ -30,12 +31,14 @@ from gralora_diffusion.experiments.queue import name_of
 from gralora_diffusion.files import complete_or_absent
 from gralora_diffusion.sdxl.load import load_sdxl
 from gralora_diffusion.sdxl.sampling import draw
-from gralora_diffusion.training.loss import draw as draw_noise
+from gralora_diffusion.training.accelerator import DTYPES
+from gralora_diffusion.training.loop import NotFinite, Optimization, run_steps
+from gralora_diffusion.training.loss import draw_noise
 from gralora_diffusion.training.memory import forget_peak, peak_memory
+from gralora_diffusion.training.objective import objective
 from gralora_diffusion.training.optim import make_optimizer, make_schedule
-from gralora_diffusion.training.setup import DTYPES, TrainingSetup, with_base_defaults
+from gralora_diffusion.training.setup import make_trainable, with_base_defaults
 from gralora_diffusion.training.signals import Interrupts, Stopped
-from gralora_diffusion.training.train import NotFinite, Optimization, make_trainable, objective, run_steps
 
 HELD_OUT_BATCHES = 8
 
@@ -107,24 +110,13 @@ def run_experiment(run: dict, bench: Experiment, interrupts: Interrupts) -> dict
     loss_of, even = loss_over(learnt), loss_over(held, stratified(draw_noise))
     spec = Spec(run["method"], run["size"], run.get("k"), run["seed"], config.adapter.targets)
     adapted = adapt(pipeline.unet, spec, lambda index: without_gradient(loss_of, index))
-    job = TrainingSetup(
-        config,
-        folder,
-        accelerator,
-        pipeline,
-        dict(unet=pipeline.unet),
-        bench.images,
-        [],
-        dtype,
-        {},
-        0,
-        run["steps"],
-        {},
-    )
-    make_trainable(job.models, config)
+    make_trainable(dict(unet=pipeline.unet), config)
     found = {}
     if run["method"] in GRADIENTS:
-        adapted, found["gradients"] = from_gradients(spec, job, loss_over(learnt, stratified(draw_noise)))
+        gradients_of = loss_over(learnt, stratified(draw_noise))
+        adapted, found["gradients"] = from_gradients(
+            spec, pipeline.unet, gradients_of, config, accelerator, folder
+        )
     found["parameters"] = sum(p.numel() for p in adapted.parameters.values())
     optimizer = make_optimizer(adapted.groups(run["lr"], config.adam_weight_decay), config)
     optimization = Optimization(
@@ -142,7 +134,7 @@ def run_experiment(run: dict, bench: Experiment, interrupts: Interrupts) -> dict
     look(0)
     forget_peak(accelerator.device)
     try:
-        for line, stopping in run_steps(job, optimization, loss_of, interrupts):
+        for line, stopping in run_steps(optimization, loss_of, config, accelerator, interrupts, run["steps"]):
             lines.append(line)
             look(line["step"])
             if stopping:
@@ -171,15 +163,17 @@ def costs(lines: list[dict], device: torch.device) -> dict:
     )
 
 
-def from_gradients(spec: Spec, job: TrainingSetup, loss_of: Callable) -> tuple[Adapted, dict]:
+def from_gradients(
+    spec: Spec, unet, loss_of: Callable, config: TrainConfig, accelerator, folder: Path
+) -> tuple[Adapted, dict]:
     """Ranks, k and start from the gradients of loss_of, as train_sdxl.py takes them: what trains, and what it cost.
 
     batches: run forward and backward;  looks: forward alone, for gamma.
     """
-    began, method = time.monotonic(), job.config
-    config = dataclasses.replace(method, adapter=config_of(spec), **GRADIENTS[spec.method]).resolved()
-    allocation.apply(job.models, loss_of, config, job.accelerator, job.path)
-    facts = json.loads((job.path / allocation.FILE).read_text())
+    began = time.monotonic()
+    config = dataclasses.replace(config, adapter=config_of(spec), **GRADIENTS[spec.method]).resolved()
+    allocation.apply(dict(unet=unet), loss_of, config, accelerator, folder)
+    facts = json.loads((folder / allocation.FILE).read_text())
     cost = dict(batches=facts["batches_run"], looks=SEARCHED * len(facts.get("held_out_loss", ())))
     ks, ranks = (
         Counter(row["k"] for row in facts["layers"].values()),
@@ -188,7 +182,7 @@ def from_gradients(spec: Spec, job: TrainingSetup, loss_of: Callable) -> tuple[A
     chosen = dict(
         gamma=facts.get("gamma"), ranks=[min(ranks), max(ranks)], layers_by_k=dict(sorted(ks.items()))
     )
-    return ours(job.pipeline.unet, spec), cost | chosen | dict(seconds=round(time.monotonic() - began, 2))
+    return ours(unet, spec), cost | chosen | dict(seconds=round(time.monotonic() - began, 2))
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""What a run will take, before it is started: memory and files from shapes alone, time from a run like it or from three batches."""
+"""What a run will take: memory and files from shapes, time from a similar run or from three batches."""
 
+import importlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -24,89 +24,78 @@ PATIENCE = 180.0  # seconds for a measurement
 
 
 def absolute(config: TrainConfig, home: Workspace) -> TrainConfig:
-    """The config with its folders in HOME as full paths, for this process, which is elsewhere."""
-    values = {n: v for n, v in to_dict(config).items() if isinstance(v, str)}
-    own = {
-        n
-        for n, v in values.items()
-        if v.startswith(("images/", "models/", "runs/")) or (n in BY_NAME and BY_NAME[n].kind == "folder")
-    }
-    return replace(config, **{n: str(home.root / values[n]) for n in own})
+    """The config with its folders in the workspace as full paths, since this process runs elsewhere."""
+    values = {}
+    for name, value in to_dict(config).items():
+        is_folder = name in BY_NAME and BY_NAME[name].kind == "folder"
+        if isinstance(value, str) and (is_folder or value.startswith(("images/", "models/", "runs/"))):
+            values[name] = str(home.root / value)
+    return replace(config, **values)
 
 
 def forecast_of(config: TrainConfig, home: Workspace) -> list[list[str]]:
-    """[what, how much]; raises ConfigError, with the reason, when the run cannot be."""
+    """[what, how much] for each row of the table; raises ConfigError when the run cannot start."""
     text = as_text(config, home)
     if not isinstance(
         _plans.get(text), list
-    ):  # what was refused may have been mended: images may have been added
+    ):  # what was refused may be fixed by now, for instance its images
         try:
-            found = _plan(text)
+            found = plan_rows(text)
         except ConfigError as error:
-            found = str(error)
+            found = error
         _plans.pop(text, None)
         while len(_plans) >= 32:
             del _plans[next(iter(_plans))]
         _plans[text] = found
     if refusal := known_refusal(config, home):
-        raise ConfigError(refusal)
+        raise refusal
     return [list(row) for row in _plans[text]]
 
 
-def known_refusal(config: TrainConfig, home: Workspace) -> str | None:
-    """Why forecast_of() refused this config before, if it did."""
+def known_refusal(config: TrainConfig, home: Workspace) -> ConfigError | None:
+    """The error of forecast_of() for this config, if there was one."""
     found = _plans.get(as_text(config, home))
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, ConfigError) else None
 
 
 def as_text(config: TrainConfig, home: Workspace) -> str:
-    return json.dumps(
-        to_dict(absolute(replace(config, output_dir=str(home.root / "runs" / ".planned")), home)),
-        sort_keys=True,
-    )
+    """The config as JSON, with a run folder that does not exist."""
+    planned = replace(config, output_dir=str(home.root / "runs" / ".planned"))
+    return json.dumps(to_dict(absolute(planned, home)), sort_keys=True)
 
 
-_plans: dict[str, list | str] = {}  # the latest forecasts, or why there is none
+_plans: dict[str, list | ConfigError] = {}  # the latest forecasts, or why there is none
 
 
-def _plan(text: str) -> list[tuple[str, str]]:
+def plan_rows(text: str) -> list[tuple[str, str]]:
+    """(what, how much) of the plan for a config in JSON."""
     from gralora_diffusion.training.dry_run import plan
 
     with ONE_AT_A_TIME:
-        lines = plan(from_dict(TrainConfig, json.loads(text))).splitlines()
-    last = next(
-        i for i, line in enumerate(lines) if re.fullmatch(r"[\d,]+ layers, [\d,]+ parameters", line)
-    )  # of the table of layers
-    rows = [line.partition(": ")[::2] for line in lines[last + 1 :]]
-    return [
-        ("adapter", lines[last]),
-        *((what, much.partition(" from /")[0]) for what, much in rows if much and what != "run folder"),
-    ]
+        return list(plan(from_dict(TrainConfig, json.loads(text))).summary().items())
 
 
 def known_time(config: TrainConfig, home: Workspace) -> str | None:
-    """How long it takes, from a run that did the same work per step, if there is one."""
-    per_step = alike(config)
+    """How long the run takes, from an earlier run with the same work per step, if there is one."""
+    per_step = work_per_step(config)
     for name in home.run_names():
         run = home.runs / name
         try:
             other = from_dict(TrainConfig, json.loads((run / "config.json").read_text()))
-            lines = [
-                json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()[:50]
-            ]
+            lines = (run / "metrics.jsonl").read_text().splitlines()[:50]
+            seconds = [json.loads(line)["seconds"] for line in lines]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
-        if len(lines) > 2 and alike(other) == per_step:
+        if len(seconds) > 2 and work_per_step(other) == per_step:
             steps = config.resolved().max_train_steps or other.max_train_steps
-            return f"about {clock(steps * sum(lines[1:]) / len(lines[1:]))} for {steps} steps, as fast as {name}, and the sample images"
+            total = clock(steps * sum(seconds[1:]) / len(seconds[1:]))
+            return f"about {total} for {steps} steps at the speed of {name}, plus the sample images"
     return None
 
 
-def alike(config: TrainConfig) -> str:
-    """What the time of a step hangs on."""
-    values = to_dict(
-        replace(config.resolved(), **dict.fromkeys(("instance_prompt", "validation_prompt", "output_dir")))
-    )
+def work_per_step(config: TrainConfig) -> str:
+    """The options that the time of a step depends on."""
+    values = to_dict(config.resolved())
     names = (
         "adapter",
         "pretrained_model_name_or_path",
@@ -119,26 +108,28 @@ def alike(config: TrainConfig) -> str:
 
 
 def try_out(config: TrainConfig, home: Workspace) -> Iterator[str | None]:
-    """Begin the run in a folder of its own, and end it when the trainer has made its forecast, after three batches: that is yielded, and None before.
+    """Start the run in a temporary folder, and yield None until the trainer has made its forecast, then that.
 
-    Closing the generator ends the trial.  Raises ConfigError with the trainer's sentence when the run ends at once.
+    The run is ended then, or when the generator is closed. Raises ConfigError with the trainer's message when
+    the run fails before its forecast.
     """
     folder = Path(tempfile.mkdtemp(prefix="try-", dir=home.root / ".page"))
     config = replace(config, output_dir=str(folder / "run"), push_to_hub=False, report_to="none")
     log = open(folder / "log.txt", "wb")  # noqa: SIM115 - the child's
     child = subprocess.Popen(
-        [*TRAIN, *arguments(config)], cwd=home.root, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        [*TRAIN, *arguments(config)],
+        cwd=home.root,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
         start_new_session=True,
-    )  # fmt: skip
+    )
     log.close()
     try:
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             if isinstance(found := raw_status(folder / "run").get("forecast"), dict):
-                memory, disk = (
-                    f"memory {found['memory in MB']:,.0f} MB",
-                    f"disk {found['disk in MB']:,.0f} MB",
-                )
+                memory, disk = f"memory {found['memory_mb']:,.0f} MB", f"disk {found['disk_mb']:,.0f} MB"
                 yield f"about {clock(found['seconds'])}; {memory}, {disk} (measured on three batches)"
                 return
             if child.poll() is not None:
@@ -154,4 +145,6 @@ def try_out(config: TrainConfig, home: Workspace) -> Iterator[str | None]:
 
 
 def warm_up() -> None:
-    """Load what the first forecast and the first image need, while the page is being looked at."""
+    """Load what the first forecast and the first image need, while the user looks at the page."""
+    for module in ("training.dry_run", "sdxl.sampling"):
+        importlib.import_module(f"gralora_diffusion.{module}")

@@ -40,9 +40,10 @@ def start(folder: str, cache: str) -> None:
     from accelerate import Accelerator
 
     from gralora_diffusion import TrainConfig, load_sdxl
-    from gralora_diffusion.data.batches import encode_captions, examples_at, plan_batches
+    from gralora_diffusion.data.batches import examples_at, plan_batches
     from gralora_diffusion.data.cache import Cache
     from gralora_diffusion.data.dataset import image_cache, instance_images
+    from gralora_diffusion.data.encode import encode_captions
 
     torch.set_num_threads(1)
     options = dict(center_crop=True, dataloader_num_workers=2, resolution=64, train_batch_size=8)

@@ -208,7 +208,7 @@ ROWS = {
         folder(("metadata.jsonl", b'{"file_name": "../x.png", "text": "x"}')),
         "line 1 names a file outside",
     ),
-    "image that vanished": (vanished, "could be used when the run began, and no longer can: No such file"),
+    "image that vanished": (vanished, "could be used when the run started, and now cannot: No such file"),
     "column of nothing": (option(caption_column="words"), "there is neither"),
     "no data set": (option(dataset_name="{tmp}/nowhere"), "no data set can be read from"),
     # the run folder, saving and resuming
@@ -238,7 +238,7 @@ ROWS = {
     ),
     "resume from elsewhere": (
         again(resume_from_checkpoint="x/checkpoint-20"),
-        "goes on from its own checkpoints",
+        "resumes from its own checkpoints",
     ),
     "resume to fewer steps": (again(max_train_steps=5), "at step 20 already, beyond the 5"),
     # numbers and options

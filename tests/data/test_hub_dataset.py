@@ -89,11 +89,11 @@ def test_without_a_caption_column_the_prompt_stands_in_and_it_is_said(tmp_path, 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(caption_column="text"), "--caption_column is 'text', which is no column of"),
-        (dict(image_column="image"), "--image_column is 'image', which is no column of"),
+        (dict(caption_column="text"), "--caption_column is 'text', which is not a column of"),
+        (dict(image_column="image"), "--image_column is 'image', which is not a column of"),
         (dict(caption_column=None), "row 0, row 1, row 2 (no caption, and no --instance_prompt"),
-        (dict(dataset_name="nowhere/at-all"), "no data set can be read from nowhere/at-all"),
-        (dict(dataset_config_name="other"), "no data set can be read from"),
+        (dict(dataset_name="nowhere/at-all"), "no dataset can be read from nowhere/at-all"),
+        (dict(dataset_config_name="other"), "no dataset can be read from"),
         (dict(streaming=True), "drop --no-cache_latents"),
     ],
 )
