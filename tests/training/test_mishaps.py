@@ -222,6 +222,12 @@ def test_other_frozen_models_or_another_noise_schedule_are_refused(tmp_path):
     }
 
 
+def test_a_checkpoint_of_an_older_version_is_refused_in_one_sentence(tmp_path):
+    facts = dict(must_match={}, should_match={})
+    with pytest.raises(ConfigError, match="checkpoint-3 was written by another version of gralora_diffusion"):
+        check_facts(tmp_path / "checkpoint-3", dict(same={}, like={}), facts)
+
+
 def test_repeats_count_when_a_warm_up_is_compared_with_the_run(tmp_path):
     """Six images ten times, two a step, are 30 steps."""
     options = dict(
