@@ -1,9 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-EXTRA_demo := eval
-EXTRA_ui := ui,eval
-EXTRA_test := test
+EXTRA_test := [test]
 
 .PHONY: demo ui test chromium clean
 
@@ -22,7 +20,7 @@ test: .venv/test chromium
 
 .venv/%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[$(EXTRA_$*)]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".$(EXTRA_$*)"
 	touch $@
 
 # The browser that the tests of the page need, where it is missing and can be had; without it those tests fail and say so.

@@ -1,6 +1,7 @@
-"""The command line: every option of the config as a flag, grouped --help, presets, mistakes as one sentence."""
+"""The command line: every option of the config as a flag, grouped --help, presets, one-sentence errors."""
 
 import argparse
+import functools
 import json
 import sys
 from pathlib import Path
@@ -9,9 +10,33 @@ from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.console import fail, program
 from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, options_of
 
-PRESETS = json.loads(
-    Path(__file__).with_name("presets.json").read_text()
-)  # {name: {options, memory forecast}}
+HERE = Path(__file__).parent
+PRESETS = json.loads((HERE / "presets.json").read_text())  # {name: {options, memory forecast}}
+FOREIGN = json.loads(
+    (HERE / "foreign_options.json").read_text()
+)  # {other trainers' option: a sentence with ours}
+MOST_USED = (  # the options that `gralora train --help` shows
+    *("pretrained_model_name_or_path", "instance_data_dir", "instance_prompt", "resolution"),
+    *(
+        "use_aspect_ratio_buckets",
+        "max_train_steps",
+        "train_batch_size",
+        "learning_rate",
+        "train_text_encoder",
+        "seed",
+    ),
+    *(
+        "method",
+        "rank",
+        "k",
+        "validation_prompt",
+        "validation_steps",
+        "output_dir",
+        "checkpointing_steps",
+        "dry_run",
+    ),
+    *("mixed_precision", "gradient_checkpointing", "snr_gamma"),
+)
 ALIASES = {  # values of --adapter that stand for several options; what is given beside them counts more
     "gora": dict(method="lora", rslora=True, alpha=16.0, allocate="gora", gora_init="random"),
 }
@@ -28,25 +53,35 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
-            first = message.removeprefix(prefix).split()[0]
-            hint = did_you_mean(first, self._option_string_actions)
-            message = f"unknown option {first}{hint or ';'} --help lists all options"
+            message = unknown(message.removeprefix(prefix).split()[0], self._option_string_actions)
         fail(message)
 
 
-def add_options(parser: argparse.ArgumentParser, cls) -> None:
-    """A flag for each option of a config class, under the title of its group; options that are not given stay absent."""
+def unknown(flag: str, known) -> str:
+    """The sentence for an option that does not exist; other trainers' options get ours."""
+    name = flag.partition("=")[0]
+    if name in FOREIGN:
+        return f"unknown option {name}: {FOREIGN[name]}"
+    everything = "--help_all" if "--help_all" in known else "--help"
+    return f"unknown option {flag}{did_you_mean(flag, known) or ';'} {everything} lists all options"
+
+
+def add_options(parser: argparse.ArgumentParser, cls, visible: tuple[str, ...] | None = None) -> None:
+    """A flag for each option of a config class, under its group's title; what is not given stays absent.
+
+    visible: the options that --help shows; by default all.
+    """
     known = options_of(cls).values()
     for title in GROUPS:
         group = parser.add_argument_group(title)
         for about in known:
             if about.group == title:
-                add_option(group, about)
+                add_option(group, about, visible is None or about.name in visible)
 
 
-def add_option(group, about: Option) -> None:
+def add_option(group, about: Option, visible: bool = True) -> None:
     default = "" if about.default in (None, False, {}) else f" (default: {about.default})"
-    text = about.help.replace("%", "%%") + default
+    text = about.help.replace("%", "%%") + default if visible else argparse.SUPPRESS
     common = dict(dest=about.name, default=argparse.SUPPRESS)
     if about.type is bool:
         group.add_argument(
@@ -102,14 +137,30 @@ def expand(given: dict) -> dict:
     return meant | {name: value for name, value in given.items() if name != "method"}
 
 
-def parser_of(description: str, epilog: str | None = None) -> Parser:
-    """The parser of `gralora train`."""
+class HelpAll(argparse.Action):
+    """--help_all: the help with every option."""
+
+    def __init__(self, build, **kwargs):
+        super().__init__(nargs=0, **kwargs)
+        self.build = build
+
+    def __call__(self, *_):
+        self.build().print_help()
+        raise SystemExit(0)
+
+
+def parser_of(description: str, epilog: str | None = None, visible=MOST_USED) -> Parser:
+    """The parser of `gralora train`, whose --help shows the most used options."""
     parser = Parser(description=description, epilog=epilog)
+    build = functools.partial(parser_of, description, epilog, None)
+    parser.add_argument("--help_all", action=HelpAll, build=build, help="show every option and exit")
     about = (
         "options for SDXL by what is trained and the memory of the GPU; what is given beside it counts more"
     )
     parser.add_argument("--preset", choices=list(PRESETS), default=argparse.SUPPRESS, help=about)
-    add_options(parser, TrainConfig)
+    about = "processes on this machine, one GPU each or all on the CPU"
+    parser.add_argument("--num_processes", type=int, default=1, metavar="INT", help=f"{about} (default: 1)")
+    add_options(parser, TrainConfig, visible)
     return parser
 
 
@@ -121,6 +172,7 @@ def parse(description: str, argv=None, epilog: str | None = None) -> TrainConfig
 
 def to_config(parser: Parser, given: dict) -> TrainConfig:
     """The config of what a command line gives, {option: value}."""
+    given = {name: value for name, value in given.items() if name != "num_processes"}
     if given.get("hub_token"):  # trackers publish the command line
         sys.argv = [word.replace(given["hub_token"], "***") for word in sys.argv]
     if "preset" in given:

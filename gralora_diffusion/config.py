@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from gralora_diffusion.checks import adapter_problems, refuse, training_problems
 from gralora_diffusion.options import check_needs, check_rules, in_group
 
-METHODS = ("gralora", "lora")
+METHODS = ["gralora", "lora"]  # adapters.kinds.register() adds to it
 ALLOCATE = ("gora", "energy", "uniform", "random", "inverse", "ralora")
 OPTIMIZERS = ("AdamW", "Prodigy", "Adafactor", "AdamWScheduleFree")
 RESTARTS, POLYNOMIAL, STEP_RULES = "cosine_with_restarts", "polynomial", "piecewise_constant"

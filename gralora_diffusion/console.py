@@ -1,10 +1,17 @@
 """Messages for the person at the terminal: one sentence, on stderr."""
 
+import logging
 import os
 import sys
 import warnings
 from pathlib import Path
 
+NOISY = (
+    "torch.utils._pytree",  # torchao's enums
+    "torch.multiprocessing.spawn",  # processes that it ends
+    "diffusers.quantizers.torchao.torchao_quantizer",  # a torchao that it does not know
+    "transformers.tokenization_utils_base",
+)
 _program = None
 
 
@@ -35,6 +42,12 @@ def is_first_process() -> bool:
 def plain_warnings() -> None:
     """Show warnings as one line, without the place in the code."""
     warnings.formatwarning = lambda message, *_, **__: f"{program()}: {message}\n"
+
+
+def quiet_libraries() -> None:
+    """Keep notes of libraries about themselves off the terminal; their errors stay."""
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def note(sentence: str) -> None:

@@ -6,6 +6,7 @@ import functools
 import math
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 KINDS = ("value", "text", "images", "base_model", "dataset", "allocation", "secret", "folder")
@@ -30,7 +31,7 @@ class TrainingError(RuntimeError):
 class Rule:
     """What a value must be: one of `choices`, or a number within bounds.  None is always allowed."""
 
-    choices: tuple | None = None
+    choices: Sequence | None = None
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None

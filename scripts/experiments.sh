@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Run experiments of docs/experiments.md, print their reports and keep them in docs/results; each goes on where it was stopped.
+# Run experiments of docs/experiments/README.md, print their reports and keep them in docs/experiments/results; each goes on where it was stopped.
 #
 #   bash scripts/experiments.sh style              # or k, heads, dreambooth, gora, or several of them
 #   WORKERS=1 bash scripts/experiments.sh style    # how many processes share the runs, a core each; 2 by default
 #   PYTHON=echo bash scripts/experiments.sh k      # show the commands alone
 #
-# Needs the extras eval, plots and build, npm for the pictures of the style, and the folder of the eight subjects' photographs in DREAMBOOTH.
+# Needs the extras plots and build, npm for the pictures of the style, and the folder of the eight subjects' photographs in DREAMBOOTH.
 # What is under way lies in the folder STATE.  Both folders are relative to the project's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -37,7 +37,7 @@ report() {
 
 has() { # a package, before hours of work that it would be missed after
     $PYTHON -c "import $1" 2>/dev/null && return
-    echo "experiments.sh: the package $1 is missing: pip install -e '.[eval,plots,build]'" >&2
+    echo "experiments.sh: the package $1 is missing: pip install '.[plots,build]'" >&2
     exit 2
 }
 
@@ -70,8 +70,8 @@ style() {
     compare "${runs[@]}" --methods gralora --ranks 40 --k 2 4 --lrs 3e-4 1e-3 3e-3 "${validation[@]}"
     compare "${runs[@]}" --methods lora gralora --ranks 4 16 40 --k 2 4 --lrs 3e-4 1e-3 3e-3 1e-2 3e-2 "${test[@]}"
     compare "${runs[@]}" --methods hybrid --ranks 4 --k 2 --lrs 3e-4 1e-3 3e-3 1e-2 3e-2 "${test[@]}"
-    compare "${runs[@]}" --methods lora --ranks 16 --lrs 1e-3 --seeds 2 3 4 5 6 --part test # in docs/results the loss does not tell it from 3e-3
-    report --output "$STATE/style" --k 2 4 --keep docs/results/style
+    compare "${runs[@]}" --methods lora --ranks 16 --lrs 1e-3 --seeds 2 3 4 5 6 --part test # in docs/experiments/results the loss does not tell it from 3e-3
+    report --output "$STATE/style" --k 2 4 --keep docs/experiments/results/style
 }
 
 k() { # in the style's folder, whose runs with k 2 and 4 serve here too
@@ -79,7 +79,7 @@ k() { # in the style's folder, whose runs with k 2 and 4 serve here too
     local runs=(--output "$STATE/style" "${captioned[@]}" --methods gralora --ranks 16 --k 1 2 4 8 --lrs 3e-4 1e-3 3e-3 1e-2)
     compare "${runs[@]}" "${validation[@]}"
     compare "${runs[@]}" "${test[@]}"
-    report --output "$STATE/style" --methods gralora --ranks 16 --baseline "gralora k1" --keep docs/results/k
+    report --output "$STATE/style" --methods gralora --ranks 16 --baseline "gralora k1" --keep docs/experiments/results/k
 }
 
 heads() {
@@ -88,16 +88,16 @@ heads() {
     runs+=(--methods gralora --ranks 20 --k 4 5 --lrs 3e-3 1e-2 3e-2)
     compare "${runs[@]}" "${validation[@]}"
     compare "${runs[@]}" "${test[@]}"
-    report --output "$STATE/heads" --baseline "gralora k4" --keep docs/results/heads
+    report --output "$STATE/heads" --baseline "gralora k4" --keep docs/experiments/results/heads
 }
 
 dreambooth() {
     photographs
     local own="the embedded base's own image-text encoder (emoji)" subjects=()
     for subject in backpack can cat dog rc_car=car red_cartoon=cartoon teapot vase; do subjects+=("$DREAMBOOTH/$subject"); done
-    compare --output "$STATE/dreambooth" --subjects "${subjects[@]}" --prompts docs/subject_prompts.txt --num_inference_steps 12 \
+    compare --output "$STATE/dreambooth" --subjects "${subjects[@]}" --prompts docs/experiments/subject_prompts.txt --num_inference_steps 12 \
         --methods our-lora gralora t-lora t-gralora oft --ranks 8 --k 2 --steps 120 --batch_size 2 --lrs 3e-4 1e-3 --seeds 0 1
-    report --output "$STATE/dreambooth" --unit subject --baseline our-lora --score "subject, $own" --front "prompt, $own" --keep docs/results/dreambooth
+    report --output "$STATE/dreambooth" --unit subject --baseline our-lora --score "subject, $own" --front "prompt, $own" --keep docs/experiments/results/dreambooth
 }
 
 gora() {
@@ -105,14 +105,14 @@ gora() {
     photographs
     local runs=(--ranks 16 --k 2) arms=(our-lora gralora gora gralora-gora gralora-energy gralora-ralora gralora-random gralora-inverse)
     local tests=("${runs[@]}" --lrs 1e-4 3e-4 1e-3 3e-3 --seeds 0 1 2 3 4 --part test --tuned "$STATE/gora-rates" --score "held-out loss")
-    tests+=(--held_out_every 25 --strengths 0.5 --drift_prompts docs/drift_prompts.txt)
+    tests+=(--held_out_every 25 --strengths 0.5 --drift_prompts docs/experiments/drift_prompts.txt)
     compare --output "$STATE/gora-rates" "${captioned[@]}" --methods our-lora gralora gora gralora-gora "${runs[@]}" --lrs 3e-4 1e-3 3e-3 --seeds 100
     compare --output "$STATE/gora-rates" "${captioned[@]}" --methods gora "${runs[@]}" --lrs 1e-4 --seeds 100
     compare --output "$STATE/gora" "${captioned[@]}" --methods "${arms[@]}" gralora-ranks gralora-start "${tests[@]}"
-    compare --output "$STATE/gora-subjects" --subjects gralora_diffusion/example=robot "$DREAMBOOTH/dog" --prompts docs/subject_prompts.txt \
+    compare --output "$STATE/gora-subjects" --subjects gralora_diffusion/example=robot "$DREAMBOOTH/dog" --prompts docs/experiments/subject_prompts.txt \
         --methods "${arms[@]}" --steps 200 "${tests[@]}"
-    report --output "$STATE/gora" --baseline "gralora k2" our-lora gralora-random gralora-inverse --keep docs/results/gora
-    report --output "$STATE/gora-subjects" --baseline "gralora k2" our-lora gralora-random gralora-inverse --keep docs/results/gora-subjects
+    report --output "$STATE/gora" --baseline "gralora k2" our-lora gralora-random gralora-inverse --keep docs/experiments/results/gora
+    report --output "$STATE/gora-subjects" --baseline "gralora k2" our-lora gralora-random gralora-inverse --keep docs/experiments/results/gora-subjects
 }
 
 [ $# -gt 0 ] || { echo "experiments.sh: name experiments: style, k, heads, dreambooth, gora" >&2 && exit 2; }

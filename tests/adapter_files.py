@@ -5,8 +5,9 @@ from helpers import MODELS
 
 from gralora_diffusion import AdapterConfig
 from gralora_diffusion.formats.adapter_state import Adapter
+from gralora_diffusion.formats.base_files import structure, to_checkpoint
 from gralora_diffusion.formats.layer_names import canonical
-from gralora_diffusion.formats.merge_base import LazyTensor, structure, to_checkpoint
+from gralora_diffusion.formats.lazy_tensors import LazyTensor
 from gralora_diffusion.sdxl.load import shapes
 
 CONFIGS = {
@@ -59,7 +60,7 @@ def sdxl_sized(config: AdapterConfig, file) -> Adapter:
     for component, model in shapes(file).items():
         for path, layer in inject(model, config).items():
             factors = {
-                leaf: torch.empty(p.shape).normal_(std=0.02) for leaf, p in layer.adapter_parameters.items()
+                leaf: torch.empty(p.shape).normal_(std=0.02) for leaf, p in layer.adapter.named_parameters()
             }
             layers.setdefault(component, {})[canonical(component, path)] = factors
     return Adapter(config, layers, dict(layers_per_block=2))

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from gralora_diffusion import AdapterConfig, inject, load_sdxl
-from gralora_diffusion.adapters.inject import adapter_parameters
+from gralora_diffusion.adapters.registry import adapter_parameters
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts"

@@ -1,36 +1,34 @@
-"""The page as a process of its own, requests to it without a browser, and a browser."""
+"""The page as a process of its own, and requests to it without a browser."""
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
 import uuid
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 from helpers import GRALORA
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
-    None,
-)
+from gralora_diffusion.ui.processes import end_group
+
 PATIENCE = 300  # seconds; a busy machine takes its time
+SECRET = "root:x:0:0"  # of /etc/passwd
 
 
 class Page:
     """gralora ui --home HOME on a free port; requests() and the browser speak to `url`."""
 
     def __init__(self, home: Path, *arguments, **env):
-        self.home, self.log = home, home / "page.log"
+        self.home = home
+        self.log = home / "page.log"
         home.mkdir(parents=True, exist_ok=True)
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                [*GRALORA, "ui", "--port", "0", "--home", home, *arguments], stdout=log, stderr=subprocess.STDOUT,
-                env=os.environ | {"OMP_NUM_THREADS": "1"} | env, cwd=home,
-            )  # fmt: skip
+            command = [*GRALORA, "ui", "--port", "0", "--home", home, *arguments]
+            env = os.environ | {"OMP_NUM_THREADS": "1"} | env
+            output = dict(stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, env=env, cwd=home, **output)
         until = time.monotonic() + PATIENCE
         while "the page is at" not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
@@ -63,7 +61,8 @@ class Page:
         )
         if joined.status_code != 200:
             return dict(error=joined.text, status=joined.status_code)
-        event, last = joined.json()["event_id"], None
+        event = joined.json()["event_id"]
+        last = None
         with self.client.stream("GET", "/gradio_api/queue/data", params=dict(session_hash=session)) as stream:
             for line in stream.iter_lines():
                 message = json.loads(line[5:]) if line.startswith("data:") else {}
@@ -76,6 +75,18 @@ class Page:
                         output["data"] if message["success"] else dict(error=output.get("error") or "error")
                     )
         return dict(error="no answer", output=last)
+
+    def function_of(self, target: str, event: str) -> int:
+        """The number of the function that an event of the element with this id calls."""
+        config = self.config()
+        number = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == target)
+        for function in config["dependencies"]:
+            if function["backend_fn"] and [number, event] in [list(t) for t in function["targets"]]:
+                return function["id"]
+        raise AssertionError(f"{event} of {target} calls nothing")
+
+    def stop_run(self, name: str) -> str:
+        return self.client.post("/gradio_api/run/stop", json=dict(data=[name])).text
 
     def form(self, **values) -> list:
         """The inputs of start and validate: every field as the page shows it at first, but for these."""
@@ -110,32 +121,12 @@ class Page:
 
 
 def end_runs(home: Path) -> None:
-    """Kill the runs that a test left at work."""
+    """Kill the runs that a test left active."""
     for job in home.glob("runs/*/job.json"):
         try:
-            os.killpg(json.loads(job.read_text())["pid"], signal.SIGKILL)
+            end_group(json.loads(job.read_text())["pid"], at_once=True)
         except (OSError, KeyError, ValueError):
             continue
-
-
-@contextmanager
-def browser():
-    """Debian's Chromium, with no way out of this machine."""
-    from playwright.sync_api import sync_playwright
-
-    assert CHROMIUM, (
-        "the tests of the page need Chromium: apt-get install -y --no-install-recommends chromium"
-    )
-    away = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", away],
-        )
-        try:
-            yield chromium
-        finally:
-            chromium.close()
 
 
 def until(condition, what: str, seconds: float = PATIENCE):
@@ -146,3 +137,13 @@ def until(condition, what: str, seconds: float = PATIENCE):
             return value
         time.sleep(0.2)
     raise AssertionError(f"in {seconds} seconds never: {what}")
+
+
+def refused(answer) -> bool:
+    return isinstance(answer, dict) and "error" in answer
+
+
+def everything(home: Path) -> set[str]:
+    """All files in and beside HOME, but for what the page makes for itself."""
+    found = [path for path in home.parent.rglob("*") if ".page" not in path.parts and path.name != "page.log"]
+    return {str(path.relative_to(home.parent)) for path in found}

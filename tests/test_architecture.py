@@ -86,7 +86,7 @@ def test_wings_import_only_what_is_below_them():
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("adapters/layers.py", "from gralora_diffusion.training.loss import target"),
+        ("adapters/linear.py", "from gralora_diffusion.training.loss import target"),
         ("options.py", "from gralora_diffusion import config"),
         ("data/cache.py", "import gralora_diffusion.formats.read"),
         ("config.py", "def late():\n    from gralora_diffusion.cli.main import main"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
-from gralora_diffusion.adapters.layers import block_low_rank
+from gralora_diffusion.adapters.low_rank import block_low_rank
 
 GAMMA = 0.05  # |delta| / |G| at the start, as published
 

@@ -8,7 +8,7 @@ import torch
 
 from gralora_diffusion.adapters.gora import project
 from gralora_diffusion.adapters.kernel import quantized
-from gralora_diffusion.adapters.layers import LoRALinear
+from gralora_diffusion.adapters.linear import AdaptedLinear
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
 
@@ -47,7 +47,7 @@ class Gradients:
 
     def __init__(
         self,
-        layers: dict[str, LoRALinear],
+        layers: dict[str, AdaptedLinear],
         loss_of: Callable,
         accelerator,
         batches: int,
@@ -125,7 +125,7 @@ class Gradients:
         self.run(self.layers, range(self.batches), take, sums)
         return {path: self.total(s) / self.batches for path, s in sums.items()}
 
-    def run(self, layers: dict[str, LoRALinear], batches: range, take: Callable, sums: dict) -> None:
+    def run(self, layers: dict[str, AdaptedLinear], batches: range, take: Callable, sums: dict) -> None:
         """take(path, batch, gradient [M, N] in fp32) for each of these layers and of this process's batches; the gradient is then freed."""
         scale = 1024.0 if self.accelerator.scaler else 1.0  # fp16 has no digits for small gradients
         mine = [b for b in batches if b % self.accelerator.num_processes == self.accelerator.process_index]
@@ -157,7 +157,7 @@ class Gradients:
             for layer in layers.values():
                 layer.weight.requires_grad_(False)
 
-    def empty(self, group: dict[str, LoRALinear]) -> dict[str, torch.Tensor]:
+    def empty(self, group: dict[str, AdaptedLinear]) -> dict[str, torch.Tensor]:
         return {
             path: torch.zeros(layer.weight.shape, device=layer.weight.device) for path, layer in group.items()
         }
@@ -167,7 +167,7 @@ class Gradients:
         return tensor if self.accelerator.num_processes == 1 else self.accelerator.reduce(tensor, "sum")
 
 
-def grouped(layers: dict[str, LoRALinear], memory: float) -> list[dict[str, LoRALinear]]:
+def grouped(layers: dict[str, AdaptedLinear], memory: float) -> list[dict[str, AdaptedLinear]]:
     """Layers in order, in as few groups as fit in `memory` bytes of fp32 sums each; a layer that does not fit stands alone."""
     groups, used = [], 0
     for path, layer in layers.items():

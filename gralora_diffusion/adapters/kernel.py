@@ -1,4 +1,4 @@
-"""A frozen linear layer and the adapters on it as one operation: what LoRALinear and GraLoRALinear compute, with little beside their products.
+"""A frozen linear layer and the adapters on it as one operation: what AdaptedLinear computes, with little beside their products.
 
 Forward, for one GraLoRA of scale s (x [T, N], A [k, N/k, r], B [k, r, M/k]; x_n and y_j are slices of columns):
 
@@ -61,7 +61,7 @@ def adapted_linear(
     scales = [p.scale for p in parts]
     if not torch.is_grad_enabled():
         return outputs(x, weight, bias, scales, tensors)[0]
-    return AdaptedLinear.apply(x, weight, bias, scales, *tensors)
+    return FusedLinear.apply(x, weight, bias, scales, *tensors)
 
 
 def outputs(
@@ -76,7 +76,7 @@ def outputs(
     return y, hs
 
 
-class AdaptedLinear(torch.autograd.Function):
+class FusedLinear(torch.autograd.Function):
     """tensors: A, B, mask and own of each part."""
 
     @staticmethod
@@ -90,11 +90,11 @@ class AdaptedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         if not torch.is_autocast_enabled(grad.device.type):  # whose context takes as long as a small product
-            return AdaptedLinear.gradients(ctx, grad)
+            return FusedLinear.gradients(ctx, grad)
         with torch.autocast(
             grad.device.type, enabled=False
         ):  # the dtypes are the forward pass's, whatever surrounds this one
-            return AdaptedLinear.gradients(ctx, grad)
+            return FusedLinear.gradients(ctx, grad)
 
     @staticmethod
     def gradients(ctx, grad):

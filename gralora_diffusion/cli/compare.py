@@ -8,7 +8,7 @@ from held-out captions are compared with the true ones, one by one.  With --prom
 from the prompts is compared with them and with the prompts; --subjects does so for several.  The same command goes on where it was stopped;
 started several times, the processes share the table (on a CPU with OMP_NUM_THREADS=1 for each, or they hold each other up).  --report prints
 and plots what is there; --keep puts it, small, into another folder.
-docs/experiments.md has the experiments that the README reports.
+docs/experiments/README.md has the experiments that the README reports.
 
 Methods: gralora, hybrid, lora (PEFT's), our-lora (the trainer's), rslora, lora+, dora, pissa, olora, eva, vera, fourierft, lokr, loha, oft, mora,
 rasa, t-lora, t-gralora, full; with ranks or a start from gradients gora, gora-ours, gralora-gora, gralora-energy, gralora-ralora, gralora-random,

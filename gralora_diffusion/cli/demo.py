@@ -1,8 +1,6 @@
-"""Train on the embedded base model and the bundled images of a robot, generate images with and without the adapter, and score them.
+"""Train on the embedded base model and the bundled images of a robot, then generate images and score them.
 
-    gralora demo
-
-The run is in the folder demo; the same command resumes it.
+The images are generated with and without the adapter.  The same command resumes a run that was stopped.
 """
 
 from pathlib import Path
@@ -10,6 +8,9 @@ from pathlib import Path
 from gralora_diffusion.cli import evaluate, sample, train
 from gralora_diffusion.command_line import Parser
 
+EXAMPLE = """example:
+  gralora demo
+"""
 PROMPTS = (
     "sks robot at sunset",
     "a drawing of sks robot",
@@ -19,20 +20,13 @@ PROMPTS = (
 
 
 def main(argv: list[str]) -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("demo"), help="the run folder (default: demo)"
-    )
-    run = parser.parse_args(argv).output_dir
-    train.main(["--gralora_rank", "64", "--output_dir", str(run)])
-    sheet = [
-        "--compare",
-        "--num_images",
-        "1",
-        "--prompt",
-        "|".join(PROMPTS),
-        "--output",
-        str(run / "unseen.png"),
-    ]
-    sample.main(["--adapter", str(run), *sheet])
-    evaluate.main(["--run", str(run)])
+    parser = Parser(description=__doc__, epilog=EXAMPLE)
+    group = parser.add_argument_group("Files")
+    about = "the run folder; the sheet of images is unseen.png in it (default: demo)"
+    group.add_argument("--output_dir", metavar="FOLDER", type=Path, default=Path("demo"), help=about)
+    run = str(parser.parse_args(argv).output_dir)
+    train.main(["--gralora_rank", "64", "--output_dir", run])
+    output = str(Path(run) / "unseen.png")
+    prompts = ["--prompt", "|".join(PROMPTS), "--num_images", "1"]
+    sample.main(["--adapter", run, *prompts, "--compare", "--output", output])
+    evaluate.main(["--run", run])

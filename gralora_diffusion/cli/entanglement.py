@@ -63,15 +63,15 @@ def report(
     batches: int,
     trained: Path | None,
 ) -> None:
+    from gralora_diffusion.adapters.control import enable
     from gralora_diffusion.adapters.gradients import stratified
-    from gralora_diffusion.adapters.inject import enable
     from gralora_diffusion.data.batches import plan_batches
     from gralora_diffusion.data.cache import Cache
     from gralora_diffusion.data.dataset import image_cache
     from gralora_diffusion.experiments.entanglement import measure, summary, table
     from gralora_diffusion.experiments.entanglement_report import page, plots
     from gralora_diffusion.files import write_text
-    from gralora_diffusion.formats.load import read_adapter
+    from gralora_diffusion.formats.read import read_adapter
     from gralora_diffusion.sdxl.base import encode_prompts
     from gralora_diffusion.training.loss import draw_noise
     from gralora_diffusion.training.objective import objective

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "score generated images: subject, prompt, diversity, copies",
     "compare": "compare adapter methods over seeds, learning rates and subjects",
     "entanglement": "measure how gradients mix across the blocks of each layer",
+    "env": "print versions, devices and memory, for a bug report",
     "demo": "train on the embedded base model and score the result, in about a minute",
 }
 EXAMPLE = "gralora train --instance_data_dir photos/my_dog --instance_prompt 'a photo of sks dog'"
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
             f"unknown command {name!r}{did_you_mean(name, COMMANDS) or ';'} gralora --help lists all commands"
         )
     console.set_program(f"gralora {name}")
+    console.quiet_libraries()
     try:
         importlib.import_module(f"gralora_diffusion.cli.{name}").main(options)
     except KeyboardInterrupt:  # while libraries load; a training run handles signals itself

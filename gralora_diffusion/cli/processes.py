@@ -52,8 +52,10 @@ def launch(argv: list[str], num_processes: int) -> None:
 
 def wait_for(processes: list) -> None:
     """Until all have ended, or one has failed and the others had time to say why too."""
-    while any(p.is_alive() for p in processes) and not any(p.exitcode for p in processes):
-        wait([p.sentinel for p in processes if p.is_alive()])
+    alive = processes
+    while alive and not any(process.exitcode for process in processes):
+        wait([process.sentinel for process in alive])
+        alive = [process for process in alive if process.is_alive()]
     for process in processes:
         process.join(GRACE)
 

@@ -1,8 +1,9 @@
-"""Draw images with a trained adapter.
+"""Generate images from prompts, with a trained adapter or with the base model alone.
 
-gralora sample --adapter runs/robot-gralora-r64 --prompt "a photo of sks robot on the beach" --output robot.png
+Writes one sheet with all images, and each image as a file of its own in the folder OUTPUT without .png.
 """
 
+import argparse
 from pathlib import Path
 
 from gralora_diffusion.command_line import Parser
@@ -10,70 +11,109 @@ from gralora_diffusion.config import EMBEDDED_DEFAULTS, SDXL_DEFAULTS
 from gralora_diffusion.console import fail
 from gralora_diffusion.options import ConfigError
 
+EXAMPLE = """example:
+  gralora sample --adapter runs/my_dog --prompt "a photo of sks dog on the beach|a drawing of sks dog" \\
+      --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 --compare --output dog.png
+"""
+
 
 def main(argv: list[str]) -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--adapter", help="run folder or adapter file; without it the base alone draws")
-    parser.add_argument("--prompt", required=True, help="what to draw; several prompts are separated by |")
-    parser.add_argument("--pretrained_model_name_or_path", help="the base; by default the embedded tiny one")
-    parser.add_argument("--seed", type=int, default=0, help="image n starts from the noise of seed + n")
-    parser.add_argument("--strength", type=float, default=1.0, help="0 is the base, 1 the adapter as trained")
-    parser.add_argument("--num_images", type=int, default=4, help="images per prompt")
-    parser.add_argument("--num_inference_steps", type=int, default=25)
-    parser.add_argument("--guidance_scale", type=float, help="3 on the embedded base, 5 on others")
-    parser.add_argument(
-        "--batch_size",
-        type=int,
-        default=4,
-        help="images drawn at once; changes the speed, not the images",
-    )
-    parser.add_argument("--compare", action="store_true", help="draw the base's images too, in a row above")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("sample.png"),
-        help="one sheet with all images; each one alone goes to the folder OUTPUT without .png",
-    )
+    args = parse(argv)
+    prompts = [prompt.strip() for prompt in args.prompt.split("|")]
+    try:
+        rows = generate(args, prompts)
+    except ConfigError as error:
+        fail(str(error))
+    columns = [prompt for prompt in prompts for _ in range(args.num_images)]
+    save(rows, columns, args.output)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(description=__doc__, epilog=EXAMPLE)
+    group = parser.add_argument_group("Adapter and prompts")
+    about = "run folder or adapter file; without it the base model alone generates"
+    group.add_argument("--adapter", metavar="PATH", help=about)
+    about = "what to generate; | separates several prompts"
+    group.add_argument("--prompt", metavar="TEXT", required=True, help=about)
+    about = "0 is the base model, 1 the adapter as trained (default: 1.0)"
+    group.add_argument("--strength", metavar="FLOAT", type=float, default=1.0, help=about)
+    about = "generate the base model's images too, in a row above the adapter's"
+    group.add_argument("--compare", action="store_true", help=about)
+    about = "the base model: a folder, a .safetensors file or a name on the hub (default: the embedded one)"
+    group.add_argument("--pretrained_model_name_or_path", metavar="PATH", help=about)
+
+    group = parser.add_argument_group("Images")
+    group.add_argument("--num_images", metavar="INT", type=int, default=4, help="per prompt (default: 4)")
+    about = "image n starts from the noise of seed + n (default: 0)"
+    group.add_argument("--seed", metavar="INT", type=int, default=0, help=about)
+    about = "denoising steps (default: 25)"
+    group.add_argument("--num_inference_steps", metavar="INT", type=int, default=25, help=about)
+    embedded = EMBEDDED_DEFAULTS["guidance_scale"]
+    sdxl = SDXL_DEFAULTS["guidance_scale"]
+    about = f"higher follows the prompt more closely (default: {sdxl:g}; embedded base {embedded:g})"
+    group.add_argument("--guidance_scale", metavar="FLOAT", type=float, help=about)
+
+    group = parser.add_argument_group("Files, memory and speed")
+    about = "the sheet, a .png file (default: sample.png)"
+    group.add_argument("--output", metavar="FILE", type=Path, default=Path("sample.png"), help=about)
+    about = "images generated at once; it changes speed and memory, not the images (default: 4)"
+    group.add_argument("--batch_size", metavar="INT", type=int, default=4, help=about)
+
     args = parser.parse_args(argv)
-    if args.num_images < 1 or args.num_inference_steps < 1 or args.batch_size < 1:
-        parser.error("--num_images, --num_inference_steps and --batch_size must be at least 1")
+    for name in ("num_images", "num_inference_steps", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
     if args.output.suffix != ".png":
         parser.error(f"--output is {args.output}; it must end in .png")
     if args.compare and not args.adapter:
-        parser.error("--compare shows the base beside an adapter: give one with --adapter")
+        parser.error("--compare needs an adapter to compare with the base model: add --adapter")
+    return args
 
+
+def generate(args: argparse.Namespace, prompts: list[str]) -> dict[str, list]:
+    """{label of a row: its images}"""
     import torch
 
     from gralora_diffusion import load_adapter, load_sdxl
-    from gralora_diffusion.adapters.inject import merge, remove
-    from gralora_diffusion.sdxl.sampling import as_trained, sample, sheet
+    from gralora_diffusion.adapters.control import merge, remove
+    from gralora_diffusion.sdxl.sampling import as_trained, sample
 
-    prompts = [p.strip() for p in args.prompt.split("|")]
-    drawing = dict(seed=args.seed, num_images=args.num_images, num_inference_steps=args.num_inference_steps)
-    base = SDXL_DEFAULTS if args.pretrained_model_name_or_path else EMBEDDED_DEFAULTS
-    guidance = base["guidance_scale"] if args.guidance_scale is None else args.guidance_scale
-    drawing |= dict(guidance_scale=guidance, batch_size=args.batch_size)
-    try:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        pipeline = load_sdxl(
-            args.pretrained_model_name_or_path, dtype=torch.float16 if device == "cuda" else torch.float32
-        ).to(device)
-        rows = {"base": sample(pipeline, prompts, **drawing)} if args.compare or not args.adapter else {}
-        if args.adapter:
-            facts = load_adapter(pipeline, args.adapter, args.strength)
-            if not facts["config"]["tlora"]:  # its ranks act by the timestep
-                merge(pipeline.unet)
-                remove(pipeline.unet)  # the merged weights stay, at no cost
-            scheduler = as_trained(pipeline.scheduler, **facts.get("objective", {}))
-            rows[f"strength {args.strength:g}"] = sample(pipeline, prompts, **drawing, scheduler=scheduler)
-    except ConfigError as error:
-        fail(str(error))
-    folder = args.output.with_suffix("")
+    base = args.pretrained_model_name_or_path
+    guidance = args.guidance_scale
+    if guidance is None:
+        guidance = (SDXL_DEFAULTS if base else EMBEDDED_DEFAULTS)["guidance_scale"]
+    settings = dict(
+        seed=args.seed,
+        num_images=args.num_images,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=guidance,
+        batch_size=args.batch_size,
+    )
+    cuda = torch.cuda.is_available()
+    pipeline = load_sdxl(base, dtype=torch.float16 if cuda else torch.float32).to("cuda" if cuda else "cpu")
+    rows = {}
+    if args.compare or not args.adapter:
+        rows["base"] = sample(pipeline, prompts, **settings)
+    if args.adapter:
+        facts = load_adapter(pipeline, args.adapter, args.strength)
+        if not facts["config"]["tlora"]:  # T-LoRA's active ranks depend on the timestep
+            merge(pipeline.unet)
+            remove(pipeline.unet)  # the weights stay merged, which costs nothing
+        scheduler = as_trained(pipeline.scheduler, **facts.get("objective", {}))
+        rows[f"strength {args.strength:g}"] = sample(pipeline, prompts, **settings, scheduler=scheduler)
+    return rows
+
+
+def save(rows: dict[str, list], columns: list[str], output: Path) -> None:
+    """Write the sheet, with a caption for each column, and the single images; print where they are."""
+    from gralora_diffusion.sdxl.sampling import sheet
+
+    folder = output.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
+    counts = []
     for label, images in rows.items():
+        counts.append(f"{len(images)} image(s) of {label}")
         for i, image in enumerate(images):
             image.save(folder / f"{label.replace(' ', '-')}-{i:03d}.png")
-    sheet(rows, [p for p in prompts for _ in range(args.num_images)]).save(args.output)
-    print(
-        f"{args.output}: {' and '.join(f'{len(images)} image(s) of {label}' for label, images in rows.items())}; each one alone in {folder}/"
-    )
+    sheet(rows, columns).save(output)
+    print(f"{output}: {' and '.join(counts)}; single images in {folder}/")

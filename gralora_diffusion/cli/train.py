@@ -4,7 +4,6 @@ Without options it trains on the embedded tiny base model and the bundled images
 --dry_run prints the resolved config and the plan: layers, parameters, memory, files, steps, time.
 """
 
-import argparse
 import sys
 
 from gralora_diffusion.checks import check_paths
@@ -21,10 +20,8 @@ EXAMPLE = """example:
 
 def main(argv: list[str]) -> None:
     parser = parser_of(__doc__, EXAMPLE)
-    about = "processes on this machine, one GPU each or all on the CPU (default: 1)"
-    parser.add_argument("--num_processes", type=int, default=argparse.SUPPRESS, help=about)
     given = vars(parser.parse_args(argv))
-    processes = given.pop("num_processes", 1)
+    processes = given["num_processes"]
     if processes < 1:
         parser.error(f"--num_processes is {processes}; it must be at least 1")
     config = to_config(parser, given)

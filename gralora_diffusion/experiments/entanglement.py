@@ -12,7 +12,7 @@ import torch
 
 from gralora_diffusion.adapters.gora import blocks, effective_rank, energies, importance, whitened
 from gralora_diffusion.adapters.gradients import Gradients
-from gralora_diffusion.adapters.layers import LoRALinear
+from gralora_diffusion.adapters.linear import AdaptedLinear
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
 
@@ -90,7 +90,7 @@ def recommend(row: dict, rank: int) -> tuple[int, str]:
 class Channels:
     """While entered, keeps the mean |x| of each input channel of each layer at every forward pass: {path: [tensor [N], ...]}."""
 
-    def __init__(self, layers: dict[str, LoRALinear]):
+    def __init__(self, layers: dict[str, AdaptedLinear]):
         self.layers, self.seen, self.hooks = layers, {path: [] for path in layers}, []
 
     def __enter__(self) -> dict[str, list[torch.Tensor]]:
@@ -109,7 +109,7 @@ class Channels:
 
 
 def measure(
-    layers: dict[str, LoRALinear],
+    layers: dict[str, AdaptedLinear],
     losses: list[Callable],
     accelerator,
     batches: int,

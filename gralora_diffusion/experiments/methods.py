@@ -16,18 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gralora_diffusion.adapters.allocation import inject_sized
+from gralora_diffusion.adapters.allocation_file import inject_sized
+from gralora_diffusion.adapters.control import merge, remove
 from gralora_diffusion.adapters.gora import GAMMA
-from gralora_diffusion.adapters.inject import (
-    TARGETS,
-    adapter_parameters,
-    adapters,
-    compiled,
-    inject,
-    merge,
-    remove,
-    replace,
-)
+from gralora_diffusion.adapters.inject import TARGETS, compiled, inject, replace
+from gralora_diffusion.adapters.registry import adapted_layers, adapter_parameters
 from gralora_diffusion.config import AdapterConfig
 from gralora_diffusion.experiments.budget import GRIDS, LOKR_FACTOR, mora_side, pooled
 from gralora_diffusion.files import complete_or_absent
@@ -213,7 +206,10 @@ def ours(model: nn.Module, spec: Spec) -> Adapted:
     """A model that has our adapters in it, with the sizes that they have."""
     if spec.method in GRADIENTS:
         spec = dataclasses.replace(
-            spec, sizes={path: [layer.rank, layer.k] for path, layer in adapters(model).items()}
+            spec,
+            sizes={
+                path: [layer.adapter.rank, layer.adapter.k] for path, layer in adapted_layers(model).items()
+            },
         )
     return Adapted(spec, adapter_parameters(model), lambda: (merge(model), remove(model)))
 
@@ -342,7 +338,7 @@ class RaSALinear(AddedLinear):
 
 def shapes_of(model: nn.Module, targets: str) -> list[tuple[int, int]]:
     """(M, N) of each layer that targets names, in a plain or adapted model of ours."""
-    if layers := adapters(model):
+    if layers := adapted_layers(model):
         return [tuple(layer.weight.shape) for layer in layers.values()]
     return [tuple(linear.weight.shape) for linear in chosen(model, targets).values()]
 

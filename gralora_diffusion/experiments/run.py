@@ -14,10 +14,10 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from gralora_diffusion.adapters import allocation
+from gralora_diffusion.adapters import allocation, allocation_file
+from gralora_diffusion.adapters.control import set_strength
 from gralora_diffusion.adapters.gradient_init import SEARCHED
 from gralora_diffusion.adapters.gradients import HELD_OUT, stratified
-from gralora_diffusion.adapters.inject import set_strength
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.batches import plan_batches
 from gralora_diffusion.data.cache import Cache
@@ -173,7 +173,7 @@ def from_gradients(
     began = time.monotonic()
     config = dataclasses.replace(config, adapter=config_of(spec), **GRADIENTS[spec.method]).resolved()
     allocation.apply(dict(unet=unet), loss_of, config, accelerator, folder)
-    facts = json.loads((folder / allocation.FILE).read_text())
+    facts = json.loads((folder / allocation_file.FILE).read_text())
     cost = dict(batches=facts["batches_run"], looks=SEARCHED * len(facts.get("held_out_loss", ())))
     ks, ranks = (
         Counter(row["k"] for row in facts["layers"].values()),

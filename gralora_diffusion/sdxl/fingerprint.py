@@ -3,31 +3,41 @@
 import hashlib
 import json
 
-from gralora_diffusion.adapters.inject import adapters
+import torch
+
+from gralora_diffusion.adapters.registry import adapted_layers, handles
 
 
 def fingerprint(unet) -> dict:
-    """What tells one base from another: a hash of the UNet's names and shapes, and one weight of each of 64 tensors.
+    """A hash of the UNet's names and shapes, and one weight of each of 64 tensors.
 
-    Adapters are not looked at, and merged ones are seen through.  Compare with same_base(): the weights differ a little by dtype.
+    Adapters, merged or not, change nothing.  Compare with same_base(): the weights differ a little by dtype.
     """
-    if hasattr(unet, "base_fingerprint"):  # taken before the base was quantised
-        return unet.base_fingerprint
-    layers = adapters(unet)
-    own = {}
-    for name, tensor in unet.state_dict().items():
-        path, _, leaf = name.rpartition(".")
-        if path.split(".beside.")[0] not in layers or leaf in ("weight", "bias"):
-            merged = path in layers and leaf == "weight" and layers[path].unmerged_weight is not None
-            own[name] = layers[path].unmerged_weight if merged else tensor
-    names = hashlib.sha256(
-        json.dumps([(name, list(t.shape)) for name, t in own.items()]).encode()
-    ).hexdigest()[:16]
-    weights = [t for name, t in own.items() if t.ndim > 1]
+    for handle in handles(unet).values():
+        if handle.fingerprint is not None:  # the weights were quantised or sharded since
+            return handle.fingerprint
+    tensors = base_tensors(unet)
+    shapes = [(name, list(t.shape)) for name, t in tensors.items()]
+    matrices = [t for t in tensors.values() if t.ndim > 1]
+    picked = matrices[:: max(1, len(matrices) // 64)][:64]
     return dict(
-        names=names,
-        weights=[round(float(t.flatten()[0]), 6) for t in weights[:: max(1, len(weights) // 64)][:64]],
+        names=hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16],
+        weights=[round(float(t.flatten()[0]), 6) for t in picked],
     )
+
+
+def base_tensors(model) -> dict[str, torch.Tensor]:
+    """The state dict without adapters, and with the weights from before merge()."""
+    layers = adapted_layers(model)
+    found = {}
+    for name, tensor in model.state_dict().items():
+        path, inside, _ = name.partition(".adapters.")
+        if not inside or path not in layers:
+            found[name] = tensor
+    for path, layer in layers.items():
+        if layer.merged:
+            found[f"{path}.weight"] = layer.unmerged_weight
+    return found
 
 
 def same_base(first: dict, second: dict) -> bool:
@@ -36,6 +46,5 @@ def same_base(first: dict, second: dict) -> bool:
         pairs = list(zip(first["weights"], second["weights"], strict=True))
     except (KeyError, TypeError, ValueError):  # not written by fingerprint(), or of another kind of model
         return False
-    return first["names"] == second["names"] and all(
-        abs(a - b) <= 0.01 * max(abs(a), abs(b)) + 1e-5 for a, b in pairs
-    )
+    close = all(abs(a - b) <= 0.01 * max(abs(a), abs(b)) + 1e-5 for a, b in pairs)
+    return first["names"] == second["names"] and close

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from gralora_diffusion.files import sha256, sync, write_text
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.read import NATIVE
-from gralora_diffusion.formats.write import write_native, write_safetensors
+from gralora_diffusion.formats.safetensors_files import write_safetensors
+from gralora_diffusion.formats.write import write_native
 from gralora_diffusion.options import ConfigError, TrainingError
 
 STAGED = ".part"  # ending of a folder that is being written

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 
 from gralora_diffusion.adapters import allocation
-from gralora_diffusion.adapters.inject import all_layers
+from gralora_diffusion.adapters.registry import all_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance, instance_images
-from gralora_diffusion.formats.load import NATIVE
+from gralora_diffusion.formats.read import NATIVE
 from gralora_diffusion.options import to_dict
 from gralora_diffusion.sdxl.load import COMPONENTS, shapes
 from gralora_diffusion.training.export import export_sizes
@@ -147,9 +147,10 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
 
 
 def planned(path: str, layer) -> PlannedLayer:
-    parameters = sum(p.numel() for p in layer.adapter_parameters.values())
+    adapter = layer.adapter
+    parameters = sum(p.numel() for p in adapter.parameters())
     shape = layer.in_features, layer.out_features
-    return PlannedLayer(path, *shape, layer.rank, layer.k, layer.hybrid_rank, parameters)
+    return PlannedLayer(path, *shape, adapter.rank, adapter.k, adapter.hybrid_rank, parameters)
 
 
 def frozen_numbers(components: dict) -> int:
@@ -178,5 +179,7 @@ def gradient_pass(config: TrainConfig, layers: dict, itemsize: int) -> dict[str,
     """Bytes that the gradient pass needs beside a training step, or None where there is none."""
     if config.gora_init in (None, "zero") and not config.allocate:
         return None
-    sizes = {path: dict(shape=tuple(layer.weight.shape), rank=layer.rank) for path, layer in layers.items()}
-    return allocation.forecast(sizes, itemsize)
+    sizes = {}
+    for path, layer in layers.items():
+        sizes[path] = dict(shape=tuple(layer.weight.shape), rank=layer.adapter.rank)
+    return allocation.gradient_bytes(sizes, itemsize)

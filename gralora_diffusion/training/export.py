@@ -10,18 +10,10 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note
 from gralora_diffusion.files import write_text
 from gralora_diffusion.formats.adapter_state import Adapter
-from gralora_diffusion.formats.load import (
-    COMFYUI,
-    DIFFUSERS,
-    KOHYA,
-    NATIVE,
-    file_sizes,
-    read_adapter,
-    write_comfyui,
-    write_diffusers,
-    write_native,
-)
-from gralora_diffusion.options import TrainingError, from_dict, to_dict
+from gralora_diffusion.formats.read import DIFFUSERS, NATIVE, read_adapter
+from gralora_diffusion.formats.write import COMFYUI, KOHYA, file_sizes, write_comfyui
+from gralora_diffusion.formats.writers import WRITERS
+from gralora_diffusion.options import ConfigError, TrainingError, from_dict, to_dict
 from gralora_diffusion.training.accelerator import precision
 from gralora_diffusion.training.run_folder import Run
 from gralora_diffusion.training.setup import TrainingSetup
@@ -40,7 +32,7 @@ def export(setup: TrainingSetup) -> None:
     """Write the adapter's files. Raises TrainingError when the adapter holds a number that is not finite."""
     try:
         adapter = setup.adapter()
-        write_native(setup.path / NATIVE, adapter)
+        WRITERS["native"].write(setup.path / NATIVE, adapter)
         write_other_formats(setup.path, adapter, setup.config)
     except (ValueError, OSError) as error:
         raise TrainingError(f"the adapter cannot be exported: {error}") from None
@@ -49,11 +41,11 @@ def export(setup: TrainingSetup) -> None:
 def export_sizes(layers: dict, config: TrainConfig) -> dict[str, int]:
     """{file: bytes} of what export() will write, from shapes alone. layers: {component.path: layer}."""
     native, exported = file_sizes(layers)
-    sizes = {
-        NATIVE: native,
-        DIFFUSERS: exported if is_fp32(config) else exported // 2,
-        COMFYUI: exported // 2,
-    }
+    sizes = {NATIVE: native}
+    if exported is None:  # other tools cannot hold this kind of adapter
+        return sizes
+    sizes[DIFFUSERS] = exported if is_fp32(config) else exported // 2
+    sizes[COMFYUI] = exported // 2
     if config.output_kohya_format:
         sizes[KOHYA] = exported // 2
     return sizes
@@ -65,8 +57,14 @@ def is_fp32(config: TrainConfig) -> bool:
 
 
 def write_other_formats(run: Path, adapter: Adapter, config: TrainConfig) -> None:
-    write_diffusers(run / DIFFUSERS, adapter, torch.float32 if is_fp32(config) else torch.float16)
-    write_comfyui(run / COMFYUI, adapter)
+    """The files for other tools; a note instead, for a kind of adapter that they cannot hold."""
+    try:
+        adapter.check_low_rank()
+    except ConfigError as error:
+        note(str(error))
+        return
+    WRITERS["diffusers"].write(run / DIFFUSERS, adapter, "fp32" if is_fp32(config) else "fp16")
+    WRITERS["comfyui"].write(run / COMFYUI, adapter, "fp16")
     if config.output_kohya_format:
         write_comfyui(run / KOHYA, adapter, sgm=False)
 

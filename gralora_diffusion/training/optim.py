@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gralora_diffusion.adapters.inject import adapter_parameters
+from gralora_diffusion.adapters.registry import adapter_parameters
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.options import ConfigError
 

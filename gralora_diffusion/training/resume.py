@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from gralora_diffusion.adapters import allocation
-from gralora_diffusion.adapters.inject import adapters
+from gralora_diffusion.adapters import allocation_file
+from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.cache import weights_hash
 from gralora_diffusion.data.image_folder import TrainingImage
@@ -45,7 +45,7 @@ def resume(path: Path, config: TrainConfig, models: dict, facts: dict) -> tuple[
     tensors, state = checkpoints.load(checkpoint)
     check_facts(checkpoint, state["facts"], facts)
     if config.allocate:
-        allocation.inject_from(path / allocation.FILE, models, config)
+        allocation_file.inject_from(path / allocation_file.FILE, models, config)
     for name, parameter in named_parameters(models).items():
         if name not in tensors or tensors[name].shape != parameter.shape:
             problem = f"{name} is missing or has another shape"
@@ -58,8 +58,8 @@ def named_parameters(models: dict) -> dict[str, torch.nn.Parameter]:
     """{name in the native file: parameter} of all adapters."""
     found = {}
     for component, model in models.items():
-        for path, layer in adapters(model).items():
-            for leaf, parameter in layer.adapter_parameters.items():
+        for path, layer in adapted_layers(model).items():
+            for leaf, parameter in layer.adapter.named_parameters():
                 found[f"{component}.{canonical(component, path)}.{leaf}"] = parameter
     return found
 

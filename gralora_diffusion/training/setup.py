@@ -9,9 +9,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from gralora_diffusion.adapters import allocation
-from gralora_diffusion.adapters.inject import adapter_parameters, all_layers, inject, unmatched_patterns
+from gralora_diffusion.adapters import allocation_file, rank_rules
+from gralora_diffusion.adapters.inject import inject, unmatched_patterns
+from gralora_diffusion.adapters.linear import DEFAULT
 from gralora_diffusion.adapters.quantization import check_quantization, quantize
+from gralora_diffusion.adapters.registry import adapter_parameters, all_layers, handles
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note
 from gralora_diffusion.data.class_images import class_images
@@ -96,9 +98,11 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     of_class = class_images(config, images, how_to_load, accelerator, image_cache(config))
     pipeline = load_sdxl(**how_to_load)
     if config.base_model_precision:
-        pipeline.unet.base_fingerprint = fingerprint(pipeline.unet)
+        known = fingerprint(pipeline.unet)  # quantized weights cannot be compared
         quantize(pipeline.unet, config.base_model_precision)
     models = inject_all(pipeline.components, config)
+    if config.base_model_precision:
+        handles(pipeline.unet)[DEFAULT].fingerprint = known
     note_single_blocks(config, models)
     config = with_base_defaults(config, pipeline, images, mixed_precision, processes)
     length = steps if depends_on_length(config) else None
@@ -149,7 +153,7 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
     names = COMPONENTS if config.train_text_encoder else ("unet",)
     models = {name: components[name] for name in names}
     if config.allocation:
-        allocation.inject_from(config.allocation, models, config)
+        allocation_file.inject_from(config.allocation, models, config)
         return models
     torch.manual_seed(config.seed)
     for name, model in models.items():
@@ -162,7 +166,7 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
         problem = f"--{option} {unmatched[0]!r} matches none of the adapted layers"
         raise ConfigError(problem, option=option)
     if config.allocate:
-        allocation.check_range(all_layers(models), config)
+        rank_rules.check_range(all_layers(models), config)
     return models
 
 
@@ -172,7 +176,7 @@ def note_single_blocks(config: TrainConfig, models: dict) -> None:
     k_by_rule = (
         adapter.method == "gralora" and adapter.k is None and not (config.allocate or config.allocation)
     )
-    if k_by_rule and all(layer.k == 1 for layer in all_layers(models).values()):
+    if k_by_rule and all(layer.adapter.k == 1 for layer in all_layers(models).values()):
         note(
             f"at rank {adapter.rank} the rule for k gives 1, which is a plain LoRA: "
             "use --gralora_k 2 and an even rank for GraLoRA's blocks"

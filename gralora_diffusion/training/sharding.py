@@ -4,7 +4,7 @@ import os
 
 from accelerate import Accelerator, DistributedType
 
-from gralora_diffusion.adapters.inject import adapter_parameters
+from gralora_diffusion.adapters.registry import adapter_parameters, handles
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.fingerprint import fingerprint
@@ -41,7 +41,9 @@ def shard(unet, accelerator: Accelerator) -> None:
         return
     from torch.distributed.fsdp import fully_shard
 
-    unet.base_fingerprint = fingerprint(unet)
+    known = fingerprint(unet)
+    for handle in handles(unet).values():
+        handle.fingerprint = known
     plugin = accelerator.state.fsdp_plugin
     how = dict(
         reshard_after_forward=plugin.reshard_after_forward,

@@ -1,4 +1,4 @@
-"""Export: an adapter in each tool's format, or a run's images, as one file each with its size and SHA-256."""
+"""Export: an adapter in each tool's format, or a run's sample images, as one file each."""
 
 import shutil
 import tempfile
@@ -6,98 +6,88 @@ import zipfile
 from pathlib import Path
 
 from gralora_diffusion.files import sha256
+from gralora_diffusion.formats.writers import DTYPES, FOLDER, WRITERS
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui.drawing import base_of
+from gralora_diffusion.ui.adapter_files import base_of
 from gralora_diffusion.ui.run_view import sample_files
-from gralora_diffusion.ui.workspace import Workspace, real_file
+from gralora_diffusion.ui.workspace import Workspace
 
 KINDS = {
-    "adapter": "this project's own file: small, and training can go on from it",
+    "adapter": "this project's own file: small, and training can continue from it",
     "comfyui": "for ComfyUI, A1111, Forge and kohya's scripts",
     "diffusers": "for load_lora_weights of diffusers",
     "peft": "a zipped folder for PEFT",
-    "merged": "the base with the adapter baked in: one large checkpoint",
+    "merged": "the base with the adapter merged into its weights: one large checkpoint",
     "samples": "the run's sample images, zipped",
 }
-DTYPES = ("fp16", "bf16", "fp32")
+MAX_RANK = 4096
 
 
-def export(home: Workspace, name: str, kind: str, rank: int | None, dtype: str) -> tuple[Path, str]:
-    """(a file to download, its SHA-256).  rank: the best plain LoRA of that rank in place of the exact one.  Raises ConfigError."""
-    import torch
+def export(workspace: Workspace, name: str, kind: str, rank: int | None, dtype: str) -> tuple[Path, str]:
+    """(a file to download, its SHA-256).  Raises ConfigError.
 
-    from gralora_diffusion.formats import load as formats
-    from gralora_diffusion.formats import merge_base as merging
-    from gralora_diffusion.formats.adapter_state import to_lora
-    from gralora_diffusion.formats.read import read_adapter
-
-    source = home.adapter(name)
-    stem = name.removesuffix(".safetensors").replace("/", "-")
+    rank: of the plain LoRA that comes nearest to the adapter; None for the adapter itself.
+    """
+    source = workspace.adapter(name)
     if kind not in KINDS:
         raise ConfigError(f"there is no format named {kind!r}; there are: {', '.join(KINDS)}")
     if dtype not in DTYPES:
         raise ConfigError(f"there is no precision named {dtype!r}; there are: {', '.join(DTYPES)}")
+    if rank is not None and not 1 <= rank <= MAX_RANK:
+        rule = f"it must be from 1 to {MAX_RANK}, or blank for the exact adapter"
+        raise ConfigError(f"the rank is {rank}; {rule}")
+    stem = name.removesuffix(".safetensors").replace("/", "-")
     if kind == "samples":
-        path = zip_samples(home, name, home.to_serve(f"{stem}-samples.zip"))
+        path = zip_samples(workspace, name, workspace.new_served_path(f"{stem}-samples.zip"))
         return path, sha256(path)
-    adapter, number = (
-        read_adapter(source),
-        dict(fp16=torch.float16, bf16=torch.bfloat16, fp32=torch.float32)[dtype],
-    )
-    if rank is not None:
-        if not 1 <= rank <= 4096:
-            raise ConfigError(
-                f"the rank is {rank}; it must be from 1 to 4096, or blank for the exact adapter"
-            )
-        adapter = to_lora(adapter, rank)[0]
+    suffix = "peft.zip" if kind == "peft" else f"{kind}.safetensors"
+    path = workspace.new_served_path(f"{stem}-{suffix}")
     try:
-        if kind == "peft":
-            path = home.to_serve(f"{stem}-peft.zip")
-            with tempfile.TemporaryDirectory(dir=home.root / ".page") as folder:
-                formats.write_peft(Path(folder) / stem, adapter, number)
-                shutil.make_archive(str(path.with_suffix("")), "zip", folder)
-        else:
-            path = home.to_serve(f"{stem}-{kind}.safetensors")
-            if kind == "merged":
-                base = base_of(home, name)
-                merging.write_merged(
-                    path,
-                    adapter,
-                    str(home.root / base) if base and base.startswith("models/") else base,
-                    number,
-                )
-            else:
-                dict(
-                    adapter=formats.write_native,
-                    comfyui=formats.write_comfyui,
-                    diffusers=formats.write_diffusers,
-                )[kind](path, adapter, number)
+        write(workspace, name, source, path, kind, rank, dtype)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return path, sha256(path)
 
 
-def zip_samples(home: Workspace, name: str, path: Path) -> Path:
+def write(
+    workspace: Workspace, name: str, source: Path, path: Path, kind: str, rank: int | None, dtype: str
+) -> None:
+    """Write the adapter file `source` in another format to `path`."""
+    from gralora_diffusion.formats.adapter_state import to_lora
+    from gralora_diffusion.formats.read import read_adapter
+
+    writer = WRITERS["native" if kind == "adapter" else kind]
+    adapter = read_adapter(source)
+    if rank is not None:
+        adapter = to_lora(adapter, rank)[0]
+    if writer.suffixes == FOLDER:
+        with tempfile.TemporaryDirectory(dir=workspace.scratch) as folder:
+            writer.write(Path(folder) / path.stem.removesuffix(f"-{kind}"), adapter, dtype)
+            shutil.make_archive(str(path.with_suffix("")), "zip", folder)
+        return
+    base = workspace.base_path(base_of(workspace, name)) if writer.needs_base else None
+    writer.write(path, adapter, dtype, base)
+
+
+def zip_samples(workspace: Workspace, name: str, path: Path) -> Path:
     """The sample images of a run, links left out."""
     run = name.partition("/")[0]
-    if run not in home.run_names():
+    if run not in workspace.run_names():
         raise ConfigError(f"{name} was added as a file: it has no sample images")
-    found = [(folder_step, file) for folder_step, files in sample_files(home.runs / run) for file in files]
-    if not found:
+    steps = [(step, files) for step, files in sample_files(workspace.runs / run) if files]
+    if not steps:
         raise ConfigError(f"{run} has no sample images yet")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for step, file in found:
-            if real_file(file):
+        for step, files in steps:
+            for file in files:
                 archive.write(file, f"{run}/step-{step:05d}/{file.name}")
     return path
 
 
-def size(path: Path) -> str:
-    number = path.stat().st_size
-    return (
-        f"{number / 2**30:.1f} GB"
-        if number >= 2**30
-        else f"{number / 2**20:.1f} MB"
-        if number >= 2**20
-        else f"{number / 2**10:.1f} KB"
-    )
+def file_size(path: Path) -> str:
+    """The size of a file in the unit that suits it."""
+    size = path.stat().st_size
+    for unit, factor in (("GB", 2**30), ("MB", 2**20)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size / 2**10:.1f} KB"

@@ -1,100 +1,119 @@
-"""Compare: adapters or checkpoints against strengths, the same prompt and seeds in every cell, on one sheet and in one table."""
+"""Compare: adapters against strengths, with the same prompt and seeds in every cell."""
 
 import csv
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from PIL import Image
 
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui.drawing import MOST_STRENGTH, Drawing, Sampler, base_of
+from gralora_diffusion.ui.adapter_files import AS_TRAINED, base_of
 from gralora_diffusion.ui.image_sets import images_of
-from gralora_diffusion.ui.run_queue import config_of
-from gralora_diffusion.ui.workspace import BUNDLED, Workspace, shown
+from gralora_diffusion.ui.run_files import config_of
+from gralora_diffusion.ui.sampler import MAX_STRENGTH, ImageRequest, Sampler
+from gralora_diffusion.ui.workspace import BUNDLED, Workspace, quoted
 
-MOST_CELLS = 60
+MAX_CELLS = 60
+MAX_SEEDS = 8
 
 
 @dataclass(frozen=True)
 class Cell:
+    """An image of the grid, and the settings that it was generated with; path: of the served file."""
+
     adapter: str
     strength: float
     seed: int
-    path: str
-    prompt: str = ""
+    prompt: str
+    path: str = ""
 
     @property
     def group(self) -> str:
         return f"{self.adapter} at {self.strength:g}"
 
 
-def parsed_strengths(text: str) -> list[float]:
+def parse_strengths(text: str) -> list[float]:
     try:
         found = [float(word) for word in text.replace(",", " ").split()]
     except ValueError:
         found = []
-    if not found or not all(0 <= value <= MOST_STRENGTH for value in found):
-        raise ConfigError(
-            f"the strengths are {shown(text)}; write numbers from 0 to {MOST_STRENGTH}, for instance 0, 0.5, 1"
-        )
+    if not found or not all(0 <= value <= MAX_STRENGTH for value in found):
+        rule = f"write numbers from 0 to {MAX_STRENGTH}, for instance 0, 0.5, 1"
+        raise ConfigError(f"the strengths are {quoted(text)}; {rule}")
     return list(dict.fromkeys(found))
 
 
-def grid(
-    studio: Sampler, adapters: list[str], strengths: list[float], drawing: Drawing, seeds: int
-) -> Iterator[tuple[Cell, object]]:
-    """(cell, image) row by row: adapters down, strengths across, each with `seeds` seeds.  Strength 0 is the base, drawn once."""
-    from dataclasses import replace
-
+def check_size(adapters: list[str], strengths: list[float], seeds: int) -> None:
+    """Raises ConfigError for a grid without adapters, or with too many cells."""
     if not adapters:
         raise ConfigError("choose at least one adapter to compare")
-    if not 1 <= seeds <= 8 or len(adapters) * len(strengths) * seeds > MOST_CELLS:
-        raise ConfigError(
-            f"{len(adapters)} adapters x {len(strengths)} strengths x {seeds} seeds are too many: the most are {MOST_CELLS} images"
-        )
-    bases = {name: base_of(studio.home, name) for name in adapters}
-    plain = {}
+    if not 1 <= seeds <= MAX_SEEDS or len(adapters) * len(strengths) * seeds > MAX_CELLS:
+        size = f"{len(adapters)} adapters x {len(strengths)} strengths x {seeds} seeds"
+        raise ConfigError(f"{size} are too many: a grid has at most {MAX_CELLS} images")
+
+
+def grid(
+    sampler: Sampler, adapters: list[str], strengths: list[float], first: ImageRequest, seeds: int
+) -> Iterator[tuple[Cell, Image.Image]]:
+    """Cells row by row: an adapter each, in it the strengths, each with `seeds` seeds.
+
+    Strength 0 is the base, which is generated once for each seed.
+    """
+    check_size(adapters, strengths, seeds)
+    bases = {name: base_of(sampler.workspace, name) for name in adapters}
+    base_images = {}
     for name in adapters:
         for strength in strengths:
-            for n in range(seeds):
-                wanted = replace(
-                    drawing, seed=drawing.seed + n, adapters=((name, strength),) if strength else ()
-                )
-                key = (bases[name], wanted.seed)
-                image = plain.get(key) if not strength else studio.draw(wanted, bases[name])
+            for seed in range(first.seed, first.seed + seeds):
+                used = ((name, strength),) if strength else ()
+                request = replace(first, seed=seed, adapters=used)
+                key = (bases[name], seed)
+                image = None if strength else base_images.get(key)
                 if image is None:
-                    image = plain[key] = studio.draw(wanted, bases[name])
-                yield Cell(name, strength, wanted.seed, ""), image
+                    image = sampler.generate(request, bases[name])
+                if not strength:
+                    base_images[key] = image
+                yield Cell(name, strength, seed, first.prompt), image
 
 
-def subject_of(home: Workspace, adapter: str) -> list[Path]:
-    """The images that an adapter's run learnt."""
+def references_of(workspace: Workspace, adapter: str, choice: str | None) -> list[Path]:
+    """The real images that an adapter is scored against: those of a set, or those that it was trained on."""
+    if choice not in (None, AS_TRAINED):
+        return set_images(workspace, choice)
     name = adapter.partition("/")[0]
-    folder = config_of(home.run(name)).instance_data_dir if name in home.run_names() else None
-    if folder is None and name not in home.run_names():
-        raise ConfigError(f"{adapter} was added as a file: nobody knows which images it learnt; choose a set")
-    return set_images(home, BUNDLED if folder is None else Path(folder).name)
+    if name not in workspace.run_names():
+        problem = "was added as a file: its training images are not known; choose a set"
+        raise ConfigError(f"{adapter} {problem}")
+    folder = config_of(workspace.run(name)).instance_data_dir
+    return set_images(workspace, BUNDLED if folder is None else Path(folder).name)
 
 
-def set_images(home: Workspace, name: str) -> list[Path]:
-    found = images_of(home.image_set(name))
+def set_images(workspace: Workspace, name: str) -> list[Path]:
+    found = images_of(workspace.image_set(name))
     if not found:
         raise ConfigError(f"the set {name} holds no images to compare with")
     return found
 
 
-def safe_cell(value) -> object:
-    """A cell that a spreadsheet does not take for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
-
-
-def save_table(home: Workspace, head: list[str], rows: list[list]) -> list[str]:
+def save_table(workspace: Workspace, head: list[str], rows: list[list]) -> list[str]:
     """scores.csv and scores.json, to download."""
     text = io.StringIO()
-    csv.writer(text).writerows([head, *([safe_cell(value) for value in row] for row in rows)])
-    as_csv, as_json = home.to_serve("scores.csv"), home.to_serve("scores.json")
-    write_text(as_csv, text.getvalue())
-    write_text(as_json, json.dumps([dict(zip(head, row, strict=True)) for row in rows], indent=2) + "\n")
-    return [str(as_csv), str(as_json)]
+    writer = csv.writer(text)
+    writer.writerow(head)
+    for row in rows:
+        writer.writerow([without_formula(value) for value in row])
+    csv_path = workspace.new_served_path("scores.csv")
+    write_text(csv_path, text.getvalue())
+    json_path = workspace.new_served_path("scores.json")
+    records = [dict(zip(head, row, strict=True)) for row in rows]
+    write_text(json_path, json.dumps(records, indent=2) + "\n")
+    return [str(csv_path), str(json_path)]
+
+
+def without_formula(value) -> object:
+    """A value that a spreadsheet does not take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

@@ -1,7 +1,4 @@
-"""What every handler of the page does with a mistake: one sentence for the browser, never a path of the machine or a stack of calls.
-
-And what a button does while it draws.
-"""
+"""What all handlers of the page share: errors as sentences, messages, buttons that generate."""
 
 import functools
 import html
@@ -13,9 +10,12 @@ import gradio as gr
 
 from gralora_diffusion.options import ConfigError, TrainingError
 
+PRIVATE = dict(api_visibility="private")  # not in the page's API
+QUIET = dict(queue=False, show_progress="hidden", api_visibility="private")  # an event that takes no time
 
-def said(error: Exception) -> gr.Error:
-    """A sentence, escaped: the page shows messages as HTML."""
+
+def browser_error(error: Exception) -> gr.Error:
+    """An error as one sentence, without paths of the machine or a traceback; escaped, since it is HTML."""
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, ConfigError | TrainingError):
@@ -23,15 +23,15 @@ def said(error: Exception) -> gr.Error:
     elif isinstance(error, OSError):
         text = f"a file could not be read or written: {error.strerror or type(error).__name__}"
     elif type(error).__name__ == "OutOfMemoryError":  # torch's
-        text = "there is not enough memory: stop other runs, or take fewer or smaller images"
+        text = "there is not enough memory: stop other runs, or generate fewer or smaller images"
     else:
         traceback.print_exception(error, file=sys.stderr)
-        text = "this did not work; the window in which the page was started says why"
+        text = "this did not work; the terminal in which the page was started shows why"
     return gr.Error(html.escape(text, quote=False), print_exception=False, duration=15)
 
 
-def plain(handler):
-    """The handler, its errors as sentences."""
+def guarded(handler):
+    """The handler of an event, with browser_error() for whatever it raises."""
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
@@ -39,7 +39,7 @@ def plain(handler):
             try:
                 yield from handler(*args, **kwargs)
             except Exception as error:
-                raise said(error) from None
+                raise browser_error(error) from None
     else:
 
         @functools.wraps(handler)
@@ -47,28 +47,32 @@ def plain(handler):
             try:
                 return handler(*args, **kwargs)
             except Exception as error:
-                raise said(error) from None
+                raise browser_error(error) from None
 
     return wrapped
 
 
-def tell(text: str, warn: bool = False) -> None:
-    """A message on the page."""
+def notify(text: str) -> None:
+    """Show a message on the page for some seconds."""
     if text:
-        (gr.Warning if warn else gr.Info)(html.escape(text, quote=False), duration=10)
+        gr.Info(html.escape(text, quote=False), duration=10)
 
 
-def whatever_came(event, *args, **kwargs) -> None:
-    """What event.then() is documented to do; in Gradio 6.31 it does not come after a failure."""
+def on_end(event, *args, **kwargs) -> None:
+    """What event.then() is documented to do; in Gradio 6.31 it does nothing after a failure."""
     for ended in (event.success, event.failure):
         ended(*args, **kwargs)
 
 
-def draws(button: gr.Button, halt: gr.Button, fn, inputs: list, outputs: list, **event):
-    """`button` runs `fn` and cannot be pressed again until it has ended: a press in between would be lost.  `halt` ends it.  Returns the event."""
-    rest, wake = (f"() => ({{__type__: 'update', interactive: {free}}})" for free in ("false", "true"))
-    resting = button.click(None, None, button, js=rest, api_visibility="private")
-    drawn = resting.then(plain(fn), inputs, outputs, concurrency_id="gpu", concurrency_limit=1, **event)
-    whatever_came(drawn, None, None, button, js=wake, api_visibility="private")
-    halt.click(None, cancels=[drawn], queue=False, api_visibility="private")  # what is cancelled has failed
-    return drawn
+def connect_generation(button: gr.Button, stop: gr.Button, handler, inputs: list, outputs: list, **event):
+    """`button` runs the handler and is disabled until it has ended, since another click would be lost.
+
+    `stop` ends it.  Returns the event of the handler.
+    """
+    disable, enable = (f"() => ({{__type__: 'update', interactive: {on}}})" for on in ("false", "true"))
+    disabled = button.click(None, None, button, js=disable, **PRIVATE)
+    gpu = dict(concurrency_id="gpu", concurrency_limit=1)
+    generated = disabled.then(guarded(handler), inputs, outputs, **gpu, **event)
+    on_end(generated, None, None, button, js=enable, **PRIVATE)
+    stop.click(None, cancels=[generated], queue=False, **PRIVATE)  # a cancelled event counts as failed
+    return generated

@@ -1,4 +1,4 @@
-"""Sets of images: HOME/images/NAME, with NAME.txt beside NAME.png as its caption; every file is checked before it gets there."""
+"""Sets of images: the folders HOME/images/NAME, with 00.txt as the caption of 00.png."""
 
 import hashlib
 import re
@@ -10,173 +10,186 @@ from PIL import Image
 from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name, real_file, shown
+from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name, quoted, real_file
 
-MOST_FILES = 500  # of a set
-MOST_BYTES = 50_000_000  # of an image
-LONGEST = 2000  # characters of a caption
-FEW = 3
+MAX_FILES = 500  # of a set
+MAX_BYTES = 50_000_000  # of an image
+MAX_CAPTION = 2000  # characters
+FEW = 3  # images; a set with fewer gets a warning
+Finding = tuple[str, str, str]  # (file, what is wrong, what to do)
 
 
 def images_of(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and real_file(p))
 
 
-def create(home: Workspace, name: str) -> str:
-    name = new_name(name, "a set of images", home.set_names())
-    (home.images / name).mkdir()
+def create(workspace: Workspace, name: str) -> str:
+    """Make an empty set; raises ConfigError for a name that is taken or cannot be a folder's."""
+    name = new_name(name, "a set of images", workspace.set_names())
+    (workspace.images / name).mkdir()
     return name
 
 
-def add(home: Workspace, name: str, uploads: list[str | Path]) -> list[str]:
-    """Copy what can be used into the set; returns a sentence for every file that cannot, or that needs a word."""
-    folder, notes = own(home, name), []
+def editable(workspace: Workspace, name: str) -> Path:
+    """The folder of a set that may be changed; raises ConfigError for the bundled one."""
+    if name == BUNDLED:
+        raise ConfigError("the bundled images cannot be changed: make a set of your own, or copy this one")
+    return workspace.image_set(name)
+
+
+def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int, list[str]]:
+    """Copy the usable images into a set: (how many, a note on each file that is not usable or is special)."""
+    folder = editable(workspace, name)
+    notes = []
+    added = 0
     for upload in map(Path, uploads):
         try:
-            if len(images_of(folder)) >= MOST_FILES:
-                raise ValueError(f"the set has {MOST_FILES} images already")
+            if len(images_of(folder)) >= MAX_FILES:
+                raise ValueError(f"the set has {MAX_FILES} images already")
             note = check_upload(upload)
-            place = free_place(folder, upload)
-            shutil.copyfile(upload, place)
-            notes += [f"{upload.name}: {note}"] if note else []
-        except Exception as error:  # a decoder may raise anything at all on a damaged file
+            shutil.copyfile(upload, free_path(folder, upload))
+        except Exception as error:  # a decoder may raise any error on a damaged file
             notes.append(f"{upload.name} was left out: {error}")
-    return notes
+            continue
+        added += 1
+        if note:
+            notes.append(f"{upload.name}: {note}")
+    return added, notes
 
 
 def check_upload(path: Path) -> str:
-    """A word on an image that can be used; raises ValueError for one that cannot."""
+    """A note on an image that can be used, or ""; raises ValueError for one that cannot."""
     if path.suffix.lower() not in EXTENSIONS:
         raise ValueError(f"it is not an image; images end in {', '.join(sorted(EXTENSIONS))}")
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"it is larger than {MOST_BYTES / 1e6:.0f} MB")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES / 1e6:.0f} MB")
     open_image(path)
     with Image.open(path) as image:
-        return (
-            "it is animated; its first image is learnt"
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
-            else ""
-        )
+        animated = getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
+    return "it is animated; only its first frame is used" if animated else ""
 
 
-def free_place(folder: Path, upload: Path) -> Path:
-    """Where an upload goes: its own name in plain letters, numbered when the set has such an image."""
+def free_path(folder: Path, upload: Path) -> Path:
+    """Where an upload goes: under its own name in ASCII letters, numbered when the set has such an image."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", upload.stem).strip("-")[:60] or "image"
-    taken = {p.stem.lower() for p in folder.iterdir()}
-    stem = next(
-        s for n in range(1, MOST_FILES + 2) if (s := stem if n == 1 else f"{stem}-{n}").lower() not in taken
-    )
-    return folder / (stem + upload.suffix.lower())
+    taken = {path.stem.lower() for path in folder.iterdir()}
+    name = stem
+    number = 1
+    while name.lower() in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    return folder / f"{name}{upload.suffix.lower()}"
 
 
-def own(home: Workspace, name: str) -> Path:
-    if name == BUNDLED:
-        raise ConfigError(
-            "the bundled images stay as they are: make a set of your own, or copy them into one"
-        )
-    return home.image_set(name)
-
-
-def copy(home: Workspace, name: str, new: str) -> str:
-    """A set of one's own with the images and captions of another."""
-    source, new = home.image_set(name), create(home, new)
+def copy(workspace: Workspace, name: str, new: str) -> str:
+    """A new set with the images and captions of another."""
+    source = workspace.image_set(name)
+    new = create(workspace, new)
     for path in images_of(source):
-        shutil.copyfile(path, home.images / new / path.name)
+        target = workspace.images / new / path.name
+        shutil.copyfile(path, target)
         if caption := caption_of(path):
-            write_caption(home.images / new / path.name, caption)
+            write_caption(target, caption)
     return new
 
 
 def caption_of(image: Path) -> str:
+    """An image's caption as one line; "" where it has none."""
     text = image.with_suffix(".txt")
+    if not real_file(text):
+        return ""
     try:
-        return (
-            " ".join(text.read_text(encoding="utf-8-sig", errors="replace").split())
-            if real_file(text)
-            else ""
-        )
+        return one_line(text.read_text(encoding="utf-8-sig", errors="replace"))
     except OSError:
         return ""
 
 
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def write_caption(image: Path, caption: str) -> None:
-    """An empty one takes the file away: the trigger prompt stands in then."""
-    caption, text = " ".join(caption.split()), image.with_suffix(".txt")
-    if len(caption) > LONGEST:
-        raise ConfigError(f"the caption of {image.name} has {len(caption)} characters; the most is {LONGEST}")
+    """An empty caption deletes the file; the trigger prompt is used then."""
+    caption = one_line(caption)
+    text = image.with_suffix(".txt")
+    if len(caption) > MAX_CAPTION:
+        raise ConfigError(
+            f"the caption of {image.name} has {len(caption)} characters; it may have {MAX_CAPTION}"
+        )
     if caption:
         write_text(text, caption + "\n")
     else:
         text.unlink(missing_ok=True)
 
 
-def save_captions(home: Workspace, name: str, captions: dict[str, str]) -> list[str]:
-    """Write those that changed; returns the names of their images.  Names that are not in the set are refused."""
-    folder = own(home, name)
-    there, saved = {p.name: p for p in images_of(folder)}, []
+def save_captions(workspace: Workspace, name: str, captions: dict[str, str]) -> list[str]:
+    """Write the captions that changed, {file: caption}; returns those files.  Files of no set are refused."""
+    images = {path.name: path for path in images_of(editable(workspace, name))}
+    saved = []
     for file, caption in captions.items():
-        if file not in there:
-            raise ConfigError(f"the set {name} has no image named {shown(file)}: load the page again")
+        if file not in images:
+            raise ConfigError(f"the set {name} has no image named {quoted(file)}: reload the page")
         if not isinstance(caption, str):
             raise ConfigError(f"the caption of {file} is not a text")
-        if " ".join(caption.split()) != caption_of(there[file]):
-            write_caption(there[file], caption)
+        if one_line(caption) != caption_of(images[file]):
+            write_caption(images[file], caption)
             saved.append(file)
     return saved
 
 
-def remove(home: Workspace, name: str, file: str) -> None:
-    path = {p.name: p for p in images_of(own(home, name))}.get(file)
-    if path is None:
-        raise ConfigError(f"the set {name} has no image named {shown(file)}")
-    path.unlink()
-    path.with_suffix(".txt").unlink(missing_ok=True)
+def add_prefix(workspace: Workspace, name: str, prefix: str) -> None:
+    """Put a text at the front of each caption that does not begin with it."""
+    prefix = prefix.strip()
+    if not prefix:
+        raise ConfigError("the text to put before every caption is empty")
+    captions = {path.name: caption_of(path) for path in images_of(editable(workspace, name))}
+    changed = {file: f"{prefix} {text}" for file, text in captions.items() if not text.startswith(prefix)}
+    save_captions(workspace, name, changed)
 
 
-def checks(home: Workspace, name: str, resolution: int) -> list[tuple[str, str, str]]:
-    """(file, what was found, what to do) of everything that is worth a look."""
-    folder = home.image_set(name)
-    images, seen, found = images_of(folder), {}, []
-    for path in images:
-        try:
-            image = open_image(path)
-        except Exception as error:  # a decoder may raise anything at all on a damaged file
-            found.append((path.name, f"cannot be used: {error}", "remove it"))
-            continue
-        if min(image.size) < resolution:
-            found.append(
-                (
-                    path.name,
-                    f"{image.width} x {image.height} pixels, less than {resolution}",
-                    "take a larger one, or a lower resolution",
-                )
-            )
-        if max(image.size) > 2 * min(image.size):
-            found.append(
-                (
-                    path.name,
-                    f"{image.width} x {image.height} pixels: squares are cut out of it",
-                    "crop it to the subject",
-                )
-            )
-        same = hashlib.sha256(image.tobytes()).hexdigest()
-        if same in seen:
-            found.append((path.name, f"the same image as {seen[same]}", "remove one of them"))
-        seen.setdefault(same, path.name)
-        if not caption_of(path):
-            found.append(
-                (path.name, "no caption of its own", "write one, or the trigger prompt of Train stands in")
-            )
+def remove(workspace: Workspace, name: str, file: str) -> None:
+    """Delete an image of a set, and its caption."""
+    images = {path.name: path for path in images_of(editable(workspace, name))}
+    if file not in images:
+        raise ConfigError(f"the set {name} has no image named {quoted(file)}")
+    images[file].unlink()
+    images[file].with_suffix(".txt").unlink(missing_ok=True)
+
+
+def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]:
+    """Whatever in a set may harm a run at this resolution."""
+    folder = workspace.image_set(name)
+    images = images_of(folder)
+    findings = []
     if len(images) < FEW:
-        found.insert(
-            0,
-            (
-                name,
-                f"{len(images) or 'no'} image{'s' * (len(images) != 1)}",
-                f"add some: {FEW} are few, 5 to 20 are usual",
-            ),
-        )
-    strange = [p.name for p in folder.iterdir() if p.is_symlink()] + [p.name for p in folders(folder)]
-    return found + [
-        (file, "a link or a folder", "it is not learnt from; take it out") for file in sorted(strange)
-    ]
+        count = f"{len(images) or 'no'} image{'' if len(images) == 1 else 's'}"
+        findings.append((name, count, f"add some: {FEW} are few, 5 to 20 are usual"))
+    seen = {}
+    for path in images:
+        findings += check_image(path, resolution, seen)
+    unused = [p.name for p in folder.iterdir() if p.is_symlink()] + [p.name for p in folders(folder)]
+    findings += [(file, "a link or a folder", "it is not used; remove it") for file in sorted(unused)]
+    return findings
+
+
+def check_image(path: Path, resolution: int, seen: dict[str, str]) -> list[Finding]:
+    """Findings on one image; seen: {digest of the pixels: file} of those before, to which it is added."""
+    try:
+        image = open_image(path)
+    except Exception as error:  # a decoder may raise any error on a damaged file
+        return [(path.name, f"cannot be used: {error}", "remove it")]
+    findings = []
+    size = f"{image.width} x {image.height} pixels"
+    if min(image.size) < resolution:
+        advice = "take a larger one, or a lower resolution"
+        findings.append((path.name, f"{size}, less than {resolution}", advice))
+    if max(image.size) > 2 * min(image.size):
+        findings.append((path.name, f"{size}: squares are cut out of it", "crop it to the subject"))
+    digest = hashlib.sha256(image.tobytes()).hexdigest()
+    if digest in seen:
+        findings.append((path.name, f"the same image as {seen[digest]}", "remove one of them"))
+    seen.setdefault(digest, path.name)
+    if not caption_of(path):
+        advice = "write one; without it, the trigger prompt of Train is its caption"
+        findings.append((path.name, "no caption of its own", advice))
+    return findings

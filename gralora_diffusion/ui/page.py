@@ -2,33 +2,70 @@
 
 import gradio as gr
 
-from gralora_diffusion.ui import run_view as watching
-from gralora_diffusion.ui import tab_compare, tab_dataset, tab_export, tab_sample, tab_train, tab_watch
-from gralora_diffusion.ui.config_form import BY_NAME
-from gralora_diffusion.ui.drawing import Sampler
-from gralora_diffusion.ui.handlers import plain, tell, whatever_came
-from gralora_diffusion.ui.run_queue import AT_WORK, RunQueue
+from gralora_diffusion.ui import run_view
+from gralora_diffusion.ui.config_form import BASE, FIELDS, IMAGES
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify, on_end
+from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.sampler import Sampler
+from gralora_diffusion.ui.tab_compare import CompareTab
+from gralora_diffusion.ui.tab_dataset import DatasetTab
+from gralora_diffusion.ui.tab_export import ExportTab
+from gralora_diffusion.ui.tab_sample import SampleTab
+from gralora_diffusion.ui.tab_train import TrainTab
+from gralora_diffusion.ui.tab_watch import WatchTab
 from gralora_diffusion.ui.theme import HEADER
+from gralora_diffusion.ui.train_fields import MARK_AND_SHOW
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name
 
+STRIP = ("Run", "State", "Step", "Speed", "Left", "Memory")
 
-def build(home: Workspace, work: RunQueue, studio: Sampler) -> gr.Blocks:
+
+def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
+    """The whole page, with all events connected."""
     with gr.Blocks(title="GraLoRA: personalise SDXL", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(HEADER, elem_id="header", padding=False)
+        strip = StatusStrip(queue)
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Dataset", id="dataset"):
+                dataset = DatasetTab(workspace)
+            with gr.Tab("Train", id="train"):
+                train = TrainTab(workspace, queue)
+            with gr.Tab("Watch", id="watch"):
+                watch = WatchTab(workspace, queue)
+            with gr.Tab("Sample", id="sample") as sample_tab:
+                sample = SampleTab(workspace, sampler)
+            with gr.Tab("Compare", id="compare") as compare_tab:
+                compare = CompareTab(workspace, sampler)
+            with gr.Tab("Export", id="export") as export_tab:
+                export = ExportTab(workspace)
+        connect_start(tabs, train, watch)
+        connect_clone(tabs, train, watch)
+        connect_sets(page, workspace, dataset, train)
+        timer = gr.Timer(1)
+        timer.tick(**strip.event, trigger_mode="once", api_name="status")
+        timer.tick(**watch.refresh_event, trigger_mode="once")
+        page.load(**strip.event, **PRIVATE)
+        page.load(**watch.refresh_event)
+        page.load(guarded(dataset.view), dataset.chosen, dataset.set_view, **PRIVATE)
+        page.load(**train.preview_event)
+        for tab, part in ((sample_tab, sample), (compare_tab, compare), (export_tab, export)):
+            gr.on([page.load, tab.select], **part.lists_event)
+
+        def list_runs() -> list:
+            return run_view.history(queue)
+
+        gr.api(guarded(list_runs), api_name="list_runs")
+    return page
+
+
+class StatusStrip:
+    """The current run in six texts, with Stop and a progress bar, above all tabs."""
+
+    def __init__(self, queue: RunQueue):
+        self.queue = queue
         with gr.Column(elem_id="status"):
             with gr.Row(elem_id="strip"):
-                strip = [
-                    gr.Textbox(
-                        "-",
-                        label=label,
-                        interactive=False,
-                        max_lines=1,
-                        elem_id=f"strip-{label.lower()}",
-                        min_width=80,
-                        container=True,
-                    )
-                    for label in ("Run", "State", "Step", "Speed", "Left", "Memory")
-                ]
+                texts = [self.build_text(label) for label in STRIP]
                 stop = gr.Button(
                     "Stop & save",
                     variant="stop",
@@ -38,143 +75,105 @@ def build(home: Workspace, work: RunQueue, studio: Sampler) -> gr.Blocks:
                     size="sm",
                 )
             bar = gr.HTML(progress_bar(0), elem_id="bar", padding=False)
-        with gr.Tabs(elem_id="tabs") as tabs:
-            with gr.Tab("Dataset", id="dataset"):
-                dataset = tab_dataset.build(home)
-            with gr.Tab("Train", id="train"):
-                train = tab_train.build(home, work)
-            with gr.Tab("Watch", id="watch"):
-                watch = tab_watch.build(home, work)
-            with gr.Tab("Sample", id="sample") as sample_tab:
-                sample = tab_sample.build(home, studio)
-            with gr.Tab("Compare", id="compare") as compare_tab:
-                compare = tab_compare.build(home, studio)
-            with gr.Tab("Export", id="export") as export_tab:
-                export = tab_export.build(home)
-        connect(page, home, work, tabs, dataset, train, watch)
+        seen = gr.State([])
+        outputs = [*texts, stop, bar, seen]
         quiet = dict(queue=False, show_progress="hidden")
-        timer, seen = gr.Timer(1), gr.State([])
-        poll = dict(
-            fn=plain(lambda before: status(work, before)),
-            inputs=seen,
-            outputs=[*strip, stop, bar, seen],
-            **quiet,
+        self.event = dict(fn=guarded(self.refresh), inputs=seen, outputs=outputs, **quiet)
+        stop.click(guarded(self.stop_run), None, None, queue=False, **PRIVATE)
+
+    @staticmethod
+    def build_text(label: str) -> gr.Textbox:
+        return gr.Textbox(
+            "-",
+            label=label,
+            interactive=False,
+            max_lines=1,
+            elem_id=f"strip-{label.lower()}",
+            min_width=80,
+            container=True,
         )
-        timer.tick(**poll, trigger_mode="once", api_name="status")
-        timer.tick(**watch.watch, trigger_mode="once")
-        stop.click(plain(lambda: tell(stop_current(work))), None, None, queue=False, api_visibility="private")
-        page.load(**poll, api_visibility="private")
-        page.load(**watch.watch)
-        page.load(plain(dataset.show), dataset.chosen, dataset.shown, api_visibility="private")
-        page.load(**train.preview)
-        for tab, lists in (
-            (sample_tab, sample.listed),
-            (compare_tab, compare.listed),
-            (export_tab, export.listed),
-        ):
-            gr.on([page.load, tab.select], **lists)
 
-        def list_runs() -> list:
-            return watching.history(work)
+    def refresh(self, before: list | None) -> tuple:
+        """Updates of the texts, Stop and the bar, skipped where `before` has the same; then all values."""
+        *texts, stoppable, fraction = now = strip_values(self.queue)
+        updates = [*texts, gr.update(interactive=stoppable), progress_bar(fraction)]
+        before = before or [None] * len(now)
+        for i, value in enumerate(now):
+            if before[i] == value:
+                updates[i] = gr.skip()
+        return *updates, now
 
-        gr.api(plain(list_runs), api_name="list_runs")
-    return page
+    def stop_run(self) -> None:
+        notify(self.queue.stop_active())
 
 
-def connect(page, home, work, tabs, dataset, train, watch) -> None:
-    """Start goes to Watch, Clone to Train, and the set of Dataset is the one that Train learns."""
-    sets = train.fields["instance_data_dir"]
+def strip_values(queue: RunQueue) -> list:
+    """The texts of STRIP, whether the run can be stopped, and the fraction of its steps that are done."""
+    name = queue.current()
+    if name is None:
+        return ["-", "nothing has run yet", "-", "-", "-", "-", False, 0]
+    now = run_view.progress(queue, queue.workspace.runs / name)
+    return [
+        name,
+        now.state,
+        f"{now.step} / {now.steps}" if now.steps else "-",
+        run_view.speed(now.seconds),
+        run_view.clock_time(now.seconds_left),
+        f"{now.memory / 2**30:.2f} GiB" if now.memory else "-",
+        now.state in ("starting", "running"),
+        round(now.step / now.steps, 4) if now.steps else 0,
+    ]
+
+
+def progress_bar(fraction: float) -> str:
+    percent = round(100 * min(1.0, max(0.0, float(fraction))), 1)
+    role = f'role="progressbar" aria-label="progress of the run" aria-valuenow="{percent}"'
+    return f'<div class="bar" {role}><i style="width:{percent}%"></i></div>'
+
+
+def connect_start(tabs: gr.Tabs, train: TrainTab, watch: WatchTab) -> None:
+    """Start queues the run and goes to Watch."""
     start = train.start.click(
-        plain(train.begin),
+        guarded(train.start_run),
         train.inputs,
-        [train.name, watch.run, tabs, *train.told],
+        [train.name, watch.run, tabs, *train.mistakes],
         show_progress="hidden",
         api_name="start",
         cancels=[train.checking],
         concurrency_id="start",
         concurrency_limit=1,
     )
-    whatever_came(start, None, train.told[1], None, js=tab_train.MARK_AND_SHOW)
-    start.then(**watch.watch)
-
-    def fresh():
-        """What has come into the folders since the page was built: a browser that opens it later gets it too."""
-        names = home.set_names()
-        own = [gr.update(choices=names if name == "instance_data_dir" else ["", *names]) for name in of_sets]
-        return (
-            gr.update(choices=names),
-            gr.update(choices=home.base_names()),
-            free_name(BUNDLED, home.run_names()),
-            *own,
-        )
-
-    of_sets = [name for name in train.fields if BY_NAME[name].kind == "images"]
-    bases = train.fields["pretrained_model_name_or_path"]
-    page.load(
-        plain(fresh),
-        None,
-        [dataset.chosen, bases, train.name, *(train.fields[name] for name in of_sets)],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
-
-    def learn(name):
-        home.image_set(name)
-        return gr.update(choices=home.set_names(), value=name), free_name(name, home.run_names())
-
-    dataset.chosen.change(
-        plain(learn),
-        dataset.chosen,
-        [sets, train.name],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
-
-    def clone(name):
-        values, new = watch.to_clone(name)
-        return *train.filled(values), new, gr.Tabs(selected="train")
-
-    watch.clone.click(
-        plain(clone), watch.run, [*train.fields.values(), train.name, tabs], api_visibility="private"
-    )
+    on_end(start, None, train.marks, None, js=MARK_AND_SHOW)
+    start.then(**watch.refresh_event)
 
 
-def status(work: RunQueue, before: list) -> tuple:
-    """The strip's texts, whether Stop can be pressed, the bar; what has not changed is left as it is."""
-    name = watching.at_work(work)
-    now = watching.progress(work, work.home.runs / name) if name else {}
-    step = f"{now['step']} / {now['steps']}" if now.get("steps") else "-"
-    memory = f"{now['memory'] / 2**30:.2f} GiB" if now.get("memory") else "-"
-    texts = [
-        name or "-",
-        now.get("state", "nothing has run yet"),
-        step,
-        watching.speed(now.get("seconds")),
-        watching.clock(now.get("left")),
-        memory,
-    ]
-    stoppable = now.get("state") in ("starting", "running")
-    fraction = now["step"] / now["steps"] if now.get("steps") else 0
-    values = [*texts, stoppable, round(fraction, 4)]
-    updates = [
-        gr.skip() if len(before) > i and before[i] == value else value for i, value in enumerate(values)
-    ]
-    if updates[6] in (True, False):
-        updates[6] = gr.update(interactive=stoppable)
-    if isinstance(updates[7], int | float):
-        updates[7] = progress_bar(fraction)
-    return *updates, values
+def connect_clone(tabs: gr.Tabs, train: TrainTab, watch: WatchTab) -> None:
+    """Clone fills the form with a run's config and goes to Train."""
+
+    def clone(run):
+        values, name = watch.form_of(run)
+        return *train.field_values(values), name, gr.Tabs(selected="train")
+
+    form = [*train.fields.values(), train.name, tabs]
+    watch.clone.click(guarded(clone), watch.run, form, **PRIVATE)
 
 
-def progress_bar(fraction: float) -> str:
-    percent = round(100 * min(1.0, max(0.0, float(fraction))), 1)
-    return f'<div class="bar" role="progressbar" aria-label="progress of the run" aria-valuenow="{percent}"><i style="width:{percent}%"></i></div>'
+def connect_sets(page: gr.Blocks, workspace: Workspace, dataset: DatasetTab, train: TrainTab) -> None:
+    """The set of Dataset is the one that Train trains on; lists are those of now when the page is loaded."""
+    others = [name for name, option in FIELDS.items() if option.kind == "images" and name != IMAGES]
 
+    def choose(name):
+        workspace.image_set(name)
+        return gr.update(choices=workspace.set_names(), value=name), train.suggest_name(name)
 
-def stop_current(work: RunQueue) -> str:
-    name = watching.at_work(work)
-    if name is None or work.state(work.home.runs / name)["state"] not in AT_WORK:
-        return "no run is at work"
-    return work.stop(name)
+    def lists():
+        sets = workspace.set_names()
+        optional = [gr.update(choices=["", *sets]) for _ in others]
+        bases = gr.update(choices=workspace.base_names())
+        name = free_name(BUNDLED, workspace.run_names())
+        return gr.update(choices=sets), gr.update(choices=sets), *optional, bases, name
+
+    images = train.fields[IMAGES]
+    dropdowns = [dataset.chosen, images, *(train.fields[name] for name in others), train.fields[BASE]]
+    page.load(guarded(lists), None, [*dropdowns, train.name], **QUIET)
+    dataset.chosen.change(guarded(choose), dataset.chosen, [images, train.name], **QUIET)

@@ -1,17 +1,17 @@
-"""Runs as processes: start, queue, stop, resume, and what state each one is truly in.
+"""Runs as processes: start, queue, stop, resume, and the true state of each.
 
-A run's folder holds job.json (what was asked: the config, when, which process) and log.txt beside what the trainer writes.  A queued run is a
-folder whose job.json says so; nothing is kept in this process but the handles of its children, so that it may be killed at any time.
+A run's folder holds job.json (the config that was asked for, when, which process) and log.txt beside what the
+trainer writes.  A run is queued when its job.json has that state.  This process keeps only the handles of its
+children and the tokens of queued runs, so that it may be killed at any time.
 """
 
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -22,116 +22,117 @@ from gralora_diffusion.options import ConfigError, from_dict, to_dict
 from gralora_diffusion.training.checkpoint import candidates
 from gralora_diffusion.training.run_folder import read_status
 from gralora_diffusion.ui.config_form import arguments
-from gralora_diffusion.ui.workspace import Workspace, real_file, shown
+from gralora_diffusion.ui.processes import end_group, end_process, is_alive
+from gralora_diffusion.ui.run_files import config_of, final_message, raw_status, read_job
+from gralora_diffusion.ui.workspace import Workspace
 
 TRAIN = (sys.executable, "-m", "gralora_diffusion", "train")
 GRACE = 120.0  # seconds that a stopping run has to finish its step and save
-AT_WORK = ("starting", "running", "stopping")
-ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)")
+ACTIVE = ("starting", "running", "stopping")
 
 
 class RunQueue:
-    def __init__(self, home: Workspace, before_start=lambda: None):
-        self.home, self.before_start, self.lock = home, before_start, threading.RLock()
+    """Starts one run at a time, each as a process that outlives this one."""
+
+    def __init__(self, workspace: Workspace, before_start: Callable[[], None] = lambda: None):
+        self.workspace = workspace
+        self.before_start = before_start
+        self.lock = threading.RLock()
         self.children: dict[str, subprocess.Popen] = {}
         self.tokens: dict[str, str] = {}  # of queued runs; never on disk
 
     def add(self, name: str, config: TrainConfig, token: str | None = None) -> str:
         """Make the run's folder and put it in the queue; raises ConfigError when the name is taken."""
         with self.lock:
-            run = self.home.runs / name
+            run = self.workspace.runs / name
             try:
                 run.mkdir()
             except FileExistsError:
-                raise ConfigError(
-                    f"a run named {name} is there already: resume it under Watch, or choose another name"
-                ) from None
+                advice = "resume it under Watch, or choose another name"
+                raise ConfigError(f"a run named {name} is there already: {advice}") from None
             if token:
                 self.tokens[name] = token
-            self.write_job(run, dict(state="queued", config=to_dict(config), created=time.time()))
-            return self.turn()
+            write_job(run, dict(state="queued", config=to_dict(config), created=time.time()))
+            return self.start_next()
 
     def resume(self, name: str) -> str:
-        """Put a run that ended early in the queue again, with the config that it was begun with."""
+        """Queue a run that ended early again, with its own config."""
         with self.lock:
-            run = self.home.run(name)
+            run = self.workspace.run(name)
             state = self.state(run)["state"]
-            if state in (*AT_WORK, "queued", "done"):
+            if state in (*ACTIVE, "queued", "done"):
                 raise ConfigError(f"{name} is {state}: there is nothing to resume")
-            self.write_job(run, dict(state="queued", config=to_dict(config_of(run)), created=time.time()))
-            return self.turn()
+            write_job(run, dict(state="queued", config=to_dict(config_of(run)), created=time.time()))
+            return self.start_next()
 
-    def turn(self) -> str:
-        """Start the oldest queued run unless one is at work; says what happened."""
+    def start_next(self) -> str:
+        """Start the oldest queued run unless a run is active; returns a message about it."""
         with self.lock:
-            states = {name: self.state(self.home.runs / name)["state"] for name in self.home.run_names()}
-            busy = [name for name, state in states.items() if state in AT_WORK]
-            queued = sorted(
-                (read_job(self.home.runs / name)["created"], name)
-                for name, state in states.items()
-                if state == "queued"
-            )
-            if queued and not busy:
-                name = queued.pop(0)[1]
-                try:
-                    self.start(self.home.runs / name)
-                except (
-                    ConfigError,
-                    OSError,
-                    TypeError,
-                ) as error:  # a job.json that this page did not write, no memory for a process
-                    self.write_job(
-                        self.home.runs / name,
-                        read_job(self.home.runs / name) | dict(state="broken", message=str(error)),
-                    )
-                    return f"{name} cannot be started: {error}"
-                return f"{name} is starting"
-            return f"{len(queued)} in the queue, after {busy[0]}" if busy and queued else ""
+            runs = [self.workspace.runs / name for name in self.workspace.run_names()]
+            states = {run: self.state(run)["state"] for run in runs}
+            active = [run.name for run in runs if states[run] in ACTIVE]
+            queued = [run for run in runs if states[run] == "queued"]
+            if active and queued:
+                return f"{len(queued)} in the queue, after {active[0]}"
+            if not queued:
+                return ""
+            run = min(queued, key=lambda run: (read_job(run)["created"], run.name))
+            try:
+                self.start(run)
+            except (ConfigError, OSError, TypeError) as error:  # a job.json of another program, no memory
+                write_job(run, read_job(run) | dict(state="broken", message=str(error)))
+                return f"{run.name} cannot be started: {error}"
+            return f"{run.name} is starting"
 
     def start(self, run: Path) -> None:
-        job, env = read_job(run), os.environ | {"TQDM_MININTERVAL": "5", "PYTHONUNBUFFERED": "1"}
+        job = read_job(run)
+        env = os.environ | {"TQDM_MININTERVAL": "5", "PYTHONUNBUFFERED": "1"}
         if token := self.tokens.pop(run.name, None):
             env["HF_TOKEN"] = token
         self.before_start()
         config = from_dict(TrainConfig, job["config"] | dict(output_dir=f"runs/{run.name}"))
-        with open(run / "log.txt", "ab") as log:
-            child = subprocess.Popen(
-                [*TRAIN, *arguments(config)], cwd=self.home.root, env=env, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+        child = start_trainer(config, self.workspace.root, run / "log.txt", env)
         self.children[run.name] = child
-        self.write_job(
-            run,
-            job
-            | dict(
-                state="started",
-                pid=child.pid,
-                born=psutil.Process(child.pid).create_time(),
-                started=time.time(),
-            ),
-        )
+        born = psutil.Process(child.pid).create_time()
+        write_job(run, job | dict(state="started", pid=child.pid, born=born, started=time.time()))
 
     def stop(self, name: str) -> str:
-        """Ask a run to finish its step, save and end; take a queued one out of the queue.  Asking twice is asking once."""
+        """Ask a run to finish its step, save and end, or take it out of the queue; idempotent."""
         with self.lock:
-            run = self.home.run(name)
-            job, now = read_job(run), self.state(run)
-            if now["state"] == "queued":
-                self.write_job(run, job | dict(state="withdrawn"))
+            run = self.workspace.run(name)
+            job = read_job(run)
+            status = self.state(run)
+            if status["state"] == "queued":
+                write_job(run, job | dict(state="withdrawn"))
                 return f"{name} is out of the queue"
-            if now["state"] == "stopping":
+            if status["state"] == "stopping":
                 return f"{name} is stopping already: it finishes its step and saves"
-            if now["state"] not in AT_WORK:
-                return f"{name} is not at work: it is {now['state']}"
-            if alive(job):
-                os.killpg(job["pid"], signal.SIGTERM)
-            else:  # begun on the command line: whoever holds the folder's lock wrote status.json
-                os.kill(now["pid"], signal.SIGTERM)
-            self.write_job(run, job | dict(stop_asked=time.time(), stop_pid=now.get("pid") or job["pid"]))
+            if status["state"] not in ACTIVE:
+                return f"{name} is not active: it is {status['state']}"
+            if is_active(job):
+                end_group(job["pid"])
+            else:  # started on the command line: the process that holds the folder's lock wrote status.json
+                end_process(status["pid"])
+            write_job(run, job | dict(stop_asked=time.time(), stop_pid=status.get("pid") or job["pid"]))
             return f"{name} finishes its step and saves"
 
+    def stop_active(self) -> str:
+        """stop() for the run that is active."""
+        name = self.current()
+        if name is None or self.state(self.workspace.runs / name)["state"] not in ACTIVE:
+            return "no run is active"
+        return self.stop(name)
+
+    def current(self) -> str | None:
+        """The run that is active, or else the newest."""
+        names = self.workspace.run_names()
+        for name in names:
+            if self.state(self.workspace.runs / name)["state"] in ACTIVE:
+                return name
+        return names[0] if names else None
+
     def state(self, run: Path) -> dict:
-        """What status.json says, made true: {"state", "message", ...}.
+        """What status.json holds, corrected by whether the process is there: {"state", "message", ...}.
 
         The states: queued, withdrawn, starting, running, stopping, stopped, done, failed, killed, unknown.
         """
@@ -140,127 +141,75 @@ class RunQueue:
             return dict(state=job["state"], message="")
         if job.get("state") == "broken":
             return dict(state="failed", message=f"it cannot be started: {job.get('message')}")
-        if alive(job):
-            status = raw_status(run)
-            own = status.get("time", 0) >= job["started"]
-            status = (
-                status
-                if own
-                else {k: v for k, v in status.items() if k in ("step", "steps")}
-                | dict(state="starting", message="")
-            )
-            return (
-                status | dict(state="stopping")
-                if job.get("stop_asked") and status["state"] in AT_WORK
-                else status
-            )
-        status = read_status(run) if raw_status(run) else dict(state="unknown")
-        if (
-            job.get("state") == "started" and status.get("time", 0) < job["started"]
-        ):  # it ended before it could say anything
-            asked = "stopped before it began" if job.get("stop_asked") else ""
-            return dict(state="stopped" if asked else "failed", message=asked or last_words(run))
-        if status["state"] == "unknown" and (run / "adapter.safetensors").is_file():
-            return dict(state="done", message="")
-        if status["state"] in AT_WORK and job.get("stop_pid") == status.get("pid"):
-            status = status | dict(state="stopping")
-        if status["state"] == "killed":
-            step = max(candidates(run), default=0)
-            status = status | dict(
-                message=f"its process was killed; Resume goes on from {f'checkpoint-{step}' if step else 'the beginning'}"
-            )
-        return status
-
-    def write_job(self, run: Path, job: dict) -> None:
-        write_text(run / "job.json", json.dumps(job, indent=2) + "\n")
+        return active_state(run, job) if is_active(job) else ended_state(run, job)
 
     def watch(self) -> None:
-        """For ever: let children end, start what waits, end what was asked to stop and did not."""
-        said = ""
+        """Run tend() twice a second, until the process ends; to be called in a thread."""
+        previous = ""
         while True:
             time.sleep(0.5)
             try:
-                self.look_after()
-            except Exception as error:  # a folder that goes away in between must not end the queue
-                if said != (said := f"queue: {type(error).__name__}: {error}"):
-                    print(said, file=sys.stderr)
+                self.tend()
+            except Exception as error:  # a folder that is deleted meanwhile must not end the queue
+                message = f"queue: {type(error).__name__}: {error}"
+                if message != previous:
+                    print(message, file=sys.stderr)
+                previous = message
 
-    def look_after(self) -> None:
+    def tend(self) -> None:
+        """Reap children that ended, kill runs that did not stop in time, start what is queued."""
         with self.lock:
             for name, child in list(self.children.items()):
                 if child.poll() is not None:
                     del self.children[name]
-            for name in self.home.run_names():
-                job = read_job(self.home.runs / name)
-                if job.get("stop_asked", time.time()) < time.time() - GRACE and alive(job):
-                    os.killpg(job["pid"], signal.SIGKILL)
-            self.turn()
+            for name in self.workspace.run_names():
+                job = read_job(self.workspace.runs / name)
+                if job.get("stop_asked", time.time()) < time.time() - GRACE and is_active(job):
+                    end_group(job["pid"], at_once=True)
+            self.start_next()
 
 
-def read_job(run: Path) -> dict:
-    """job.json, or {} where there is none or it is not what this page writes."""
-    job = read_json(run / "job.json")
-    numbers = ("created", *(("pid", "born", "started") if job.get("state") == "started" else ()))
-    good = isinstance(job.get("config"), dict) and all(isinstance(job.get(n), int | float) for n in numbers)
-    return job if good and job.get("state") in ("queued", "withdrawn", "started", "broken") else {}
+def start_trainer(config: TrainConfig, folder: Path, log: Path, env: dict | None = None) -> subprocess.Popen:
+    """The trainer as a process in its own session, so that it outlives the page, with its output in a log."""
+    command = [*TRAIN, *arguments(config)]
+    with open(log, "ab") as file:
+        output = dict(stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **output)
 
 
-def raw_status(run: Path) -> dict:
-    """status.json as it stands, or {} where there is none or it is not what the trainer writes."""
-    status = read_json(run / "status.json")
-    good = isinstance(status.get("state"), str) and isinstance(status.get("time"), int | float)
-    return status if good else {}
+def write_job(run: Path, job: dict) -> None:
+    write_text(run / "job.json", json.dumps(job, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text()) if real_file(path) else {}
-    except (OSError, ValueError, RecursionError):
-        found = {}
-    return found if isinstance(found, dict) else {}
+def is_active(job: dict) -> bool:
+    """Whether the process that was started for this job is still there."""
+    return "pid" in job and is_alive(job["pid"], job.get("born"))
 
 
-def alive(job: dict) -> bool:
-    """Whether the process that was started for this job is still there: the same one, not another with its number."""
-    try:
-        process = psutil.Process(job["pid"])
-        return abs(process.create_time() - job["born"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return False
+def active_state(run: Path, job: dict) -> dict:
+    """The state of a run whose process is there."""
+    status = raw_status(run)
+    if status.get("time", 0) < job["started"]:  # what an earlier process wrote
+        status = {name: status[name] for name in ("step", "steps") if name in status}
+        status |= dict(state="starting", message="")
+    if job.get("stop_asked") and status["state"] in ACTIVE:
+        status["state"] = "stopping"
+    return status
 
 
-def config_of(run: Path) -> TrainConfig:
-    """The config that a run was begun with: as it was asked, or as the trainer wrote it."""
-    values = read_job(run).get("config")
-    try:
-        if values is None:
-            if not real_file(run / "config.json"):
-                raise ConfigError("there is no config.json")
-            values = json.loads((run / "config.json").read_text())
-        return from_dict(
-            TrainConfig, values | dict(hub_token=None, resume_from_checkpoint=None, dry_run=False)
-        )
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"the config of {shown(run.name)} cannot be read: {error}") from None
-
-
-def log_tail(run: Path, lines: int = 30) -> str:
-    """The last lines of log.txt without escape sequences, progress bars as their last state."""
-    try:
-        with open(run / "log.txt", "rb") as file:
-            file.seek(max(0, os.path.getsize(run / "log.txt") - 60_000))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    found = [clean(line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")]
-    return "\n".join([line for line in found if line.strip()][-lines:])
-
-
-def clean(line: str) -> str:
-    line = "".join(c for c in ESCAPES.sub("", line[:2000]) if c.isprintable() or c == "\t")
-    return line if len(line) <= 400 else line[:400] + " ..."
-
-
-def last_words(run: Path) -> str:
-    found = log_tail(run, 1)
-    return found.removeprefix("train_sdxl: ") or "it ended without a word"
+def ended_state(run: Path, job: dict) -> dict:
+    """The state of a run that this page did not start, or whose process has ended."""
+    status = read_status(run) if raw_status(run) else dict(state="unknown")
+    if job.get("state") == "started" and status.get("time", 0) < job["started"]:  # it wrote no status
+        if job.get("stop_asked"):
+            return dict(state="stopped", message="stopped before its first step")
+        return dict(state="failed", message=final_message(run))
+    if status["state"] == "unknown" and (run / "adapter.safetensors").is_file():
+        return dict(state="done", message="")
+    if status["state"] in ACTIVE and job.get("stop_pid") == status.get("pid"):
+        status["state"] = "stopping"
+    if status["state"] == "killed":
+        step = max(candidates(run), default=0)
+        what = f"continues from checkpoint-{step}" if step else "starts at the first step"
+        status["message"] = f"its process was killed; Resume {what}"
+    return status

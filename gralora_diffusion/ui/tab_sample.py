@@ -1,174 +1,211 @@
 """Sample: images from an adapter at any strength, a second one beside it, the base in a slider."""
 
-from types import SimpleNamespace
-
 import gradio as gr
 
-from gralora_diffusion.ui import drawing
-from gralora_diffusion.ui.drawing import AS_TRAINED, MOST_IMAGES, MOST_STEPS, MOST_STRENGTH, Drawing, Sampler
-from gralora_diffusion.ui.handlers import draws, plain, tell
+from gralora_diffusion.ui.adapter_files import AS_TRAINED, add_adapter, chosen_base, prompt_of
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, connect_generation, guarded, notify
+from gralora_diffusion.ui.sampler import (
+    MAX_IMAGES,
+    MAX_PROMPT,
+    MAX_STEPS,
+    MAX_STRENGTH,
+    ImageRequest,
+    Sampler,
+    image_series,
+)
+from gralora_diffusion.ui.served import save_served
 from gralora_diffusion.ui.workspace import Workspace
 
-NONE = "none"
+NO_ADAPTER = "none"
 
 
-def build(home: Workspace, studio: Sampler) -> SimpleNamespace:
-    pairs = gr.State([])
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=300):
-            adapter = gr.Dropdown(
-                [],
-                allow_custom_value=True,
-                label="Adapter",
-                info="A run, one of its checkpoints, or a file that was added",
-                elem_id="adapter",
-            )
-            strength = gr.Slider(
-                0,
-                MOST_STRENGTH,
-                1.0,
-                step=0.05,
-                label="Strength",
-                info="0 is the base, 1 the adapter as trained",
-                elem_id="strength",
-            )
-            prompt = gr.Textbox(
-                label="Prompt",
-                lines=2,
-                max_length=drawing.LONGEST,
-                placeholder="a photo of sks robot on the beach",
-                elem_id="prompt",
-            )
-            with gr.Row():
-                count = gr.Slider(1, MOST_IMAGES, 2, step=1, label="Images", elem_id="count", min_width=140)
-                seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=100)
-            with gr.Accordion(
-                "More: a second adapter, steps, guidance, base", open=False, elem_id="sample-more"
-            ):
-                second = gr.Dropdown(
-                    [NONE], value=NONE, allow_custom_value=True, label="Second adapter", elem_id="second"
-                )
-                weight = gr.Slider(
-                    0, MOST_STRENGTH, 0.5, step=0.05, label="Its strength", elem_id="second-strength"
-                )
-                with gr.Row():
-                    steps = gr.Slider(
-                        1,
-                        MOST_STEPS,
-                        25,
-                        step=1,
-                        label="Denoising steps",
-                        elem_id="sample-steps",
-                        min_width=140,
-                    )
-                    guidance = gr.Number(
-                        None,
-                        label="Guidance",
-                        placeholder="3 or 5, as suits the base",
-                        elem_id="guidance",
-                        min_width=140,
-                    )
-                base = gr.Dropdown(
-                    [AS_TRAINED],
-                    value=AS_TRAINED,
-                    allow_custom_value=True,
-                    label="Base",
-                    elem_id="sample-base",
-                )
-                upload = gr.UploadButton(
-                    "Add an adapter file", file_types=[".safetensors"], size="sm", elem_id="add-adapter"
-                )
-            beside = gr.Checkbox(
-                True, label="The base's image of the same seed beside each", elem_id="beside"
-            )
-            with gr.Row(elem_classes="tight"):
-                draw = gr.Button("Draw", variant="primary", elem_id="draw", scale=2, min_width=120)
-                halt = gr.Button("Stop drawing", elem_id="halt", min_width=110)
-        with gr.Column(scale=3, min_width=300):
-            empty = gr.Markdown(
-                "### No adapter yet\nTrain one first; meanwhile the base alone draws here.",
-                elem_id="no-adapters",
-                visible=False,
-            )
-            slider = gr.ImageSlider(
-                label="Base | personalised: drag the line",
-                elem_id="slider",
-                format="png",
-                type="filepath",
-                height=380,
-                max_height=380,
-                interactive=False,
-            )
-            gallery = gr.Gallery(
-                label="Images: choose one to see it beside the base",
-                columns=4,
-                height="auto",
-                format="png",
-                elem_id="drawn",
-                allow_preview=False,
-            )
+class SampleTab:
+    """The tab's components, handlers and events; the page connects `lists_event`."""
 
-    def sample(adapter, strength, prompt, count, seed, second, weight, steps, guidance, base, beside):
-        adapters = [
-            (name, float(value))
-            for name, value in ((adapter, strength), (second, weight))
-            if name and name != NONE
-        ]
-        first = Drawing(prompt or "", int(seed or 0), tuple(adapters), int(steps), guidance).checked(home)
-        where, shown, made = drawing.chosen_base(home, base, adapter), [], []
-        for number, image, plain_one in drawing.series(
-            studio, first, int(count), where, bool(beside) and bool(adapters)
-        ):
-            path = drawing.serve(home, image, f"seed-{number}.png")
-            other = drawing.serve(home, plain_one, f"base-seed-{number}.png") if plain_one else path
-            made.append([other, path])
-            shown.append((path, f"seed {number} · {', '.join(f'{n} {s:g}' for n, s in adapters) or 'base'}"))
-            yield shown, tuple(made[-1]), made
+    def __init__(self, workspace: Workspace, sampler: Sampler):
+        self.workspace = workspace
+        self.sampler = sampler
+        self.pairs = gr.State([])  # [base image, image] of each image
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=300):
+                self.build_request()
+            with gr.Column(scale=3, min_width=300):
+                self.build_images()
+        self.connect()
 
-    def turn_to(made, event: gr.SelectData):
-        return (
-            tuple(made[event.index])
-            if isinstance(event.index, int) and 0 <= event.index < len(made)
-            else gr.skip()
+    def build_request(self) -> None:
+        self.adapter = gr.Dropdown(
+            [],
+            allow_custom_value=True,
+            label="Adapter",
+            info="A run, one of its checkpoints, or a file that was added",
+            elem_id="adapter",
+        )
+        self.strength = gr.Slider(
+            0,
+            MAX_STRENGTH,
+            1.0,
+            step=0.05,
+            label="Strength",
+            info="0 is the base, 1 the adapter as trained",
+            elem_id="strength",
+        )
+        self.prompt = gr.Textbox(
+            label="Prompt",
+            lines=2,
+            max_length=MAX_PROMPT,
+            placeholder="a photo of sks robot on the beach",
+            elem_id="prompt",
+        )
+        with gr.Row():
+            self.count = gr.Slider(1, MAX_IMAGES, 2, step=1, label="Images", elem_id="count", min_width=140)
+            self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=100)
+        more = "More: a second adapter, steps, guidance, base"
+        with gr.Accordion(more, open=False, elem_id="sample-more"):
+            self.build_more()
+        self.with_base = gr.Checkbox(
+            True, label="The base's image of the same seed beside each", elem_id="beside"
+        )
+        with gr.Row(elem_classes="tight"):
+            self.generate = gr.Button(
+                "Generate", variant="primary", elem_id="generate", scale=2, min_width=120
+            )
+            self.stop = gr.Button("Stop generating", elem_id="stop-generating", min_width=110)
+
+    def build_more(self) -> None:
+        self.second = gr.Dropdown(
+            [NO_ADAPTER], value=NO_ADAPTER, allow_custom_value=True, label="Second adapter", elem_id="second"
+        )
+        self.second_strength = gr.Slider(
+            0, MAX_STRENGTH, 0.5, step=0.05, label="Its strength", elem_id="second-strength"
+        )
+        with gr.Row():
+            self.steps = gr.Slider(
+                1, MAX_STEPS, 25, step=1, label="Denoising steps", elem_id="sample-steps", min_width=140
+            )
+            self.guidance = gr.Number(
+                None,
+                label="Guidance",
+                placeholder="3 or 5, as suits the base",
+                elem_id="guidance",
+                min_width=140,
+            )
+        self.base = gr.Dropdown(
+            [AS_TRAINED], value=AS_TRAINED, allow_custom_value=True, label="Base", elem_id="sample-base"
+        )
+        self.upload = gr.UploadButton(
+            "Add an adapter file", file_types=[".safetensors"], size="sm", elem_id="add-adapter"
         )
 
-    def choose(name, words):
-        return words or (drawing.prompt_of(home, name) if name else "")
+    def build_images(self) -> None:
+        self.empty = gr.Markdown(
+            "### No adapter yet\nTrain one first; meanwhile images of the base alone can be generated here.",
+            elem_id="no-adapters",
+            visible=False,
+        )
+        self.slider = gr.ImageSlider(
+            label="Base | personalised: drag the line",
+            elem_id="slider",
+            format="png",
+            type="filepath",
+            height=380,
+            max_height=380,
+            interactive=False,
+        )
+        self.gallery = gr.Gallery(
+            label="Images: choose one to see it beside the base",
+            columns=4,
+            height="auto",
+            format="png",
+            elem_id="generated",
+            allow_preview=False,
+        )
 
-    def lists(adapter, second, base, words):
-        """Fresh lists, what was chosen kept where it is still there, and the prompt to begin from."""
-        names = home.adapter_names()
-        first = adapter if adapter in names else names[0] if names else None
-        return (
-            gr.update(choices=names, value=first), gr.update(choices=[NONE, *names], value=second if second in names else NONE),
-            gr.update(choices=[AS_TRAINED, *home.base_names()]), gr.update(visible=not names), choose(first, words),
-        )  # fmt: skip
+    def connect(self) -> None:
+        request = [
+            self.adapter,
+            self.strength,
+            self.prompt,
+            self.count,
+            self.seed,
+            self.second,
+            self.second_strength,
+            self.steps,
+            self.guidance,
+            self.base,
+            self.with_base,
+        ]
+        images = [self.gallery, self.slider, self.pairs]
+        connect_generation(self.generate, self.stop, self.sample, request, images, api_name="sample")
+        self.gallery.select(guarded(self.pair_of_image), self.pairs, self.slider, **QUIET)
+        self.adapter.change(guarded(self.first_prompt), [self.adapter, self.prompt], self.prompt, **QUIET)
+        chosen = [self.second, self.base, self.prompt]
+        lists = [self.adapter, self.second, self.base, self.empty, self.prompt]
+        self.lists_event = dict(
+            fn=guarded(self.lists), inputs=[self.adapter, *chosen], outputs=lists, **QUIET
+        )
+        self.upload.upload(guarded(self.add_file), [self.upload, *chosen], lists, **PRIVATE)
 
-    def added(path, second, base, words):
-        name = drawing.add_adapter(home, path)
-        tell(f"{name} is among the adapters")
-        return lists(name, second, base, words)
-
-    inputs = [adapter, strength, prompt, count, seed, second, weight, steps, guidance, base, beside]
-    draws(draw, halt, sample, inputs, [gallery, slider, pairs], api_name="sample")
-    gallery.select(
-        plain(turn_to), pairs, slider, queue=False, api_visibility="private", show_progress="hidden"
-    )
-    adapter.change(
-        plain(choose),
-        [adapter, prompt],
+    def sample(
+        self,
+        adapter,
+        strength,
         prompt,
-        queue=False,
-        api_visibility="private",
-        show_progress="hidden",
-    )
-    listed = dict(
-        fn=plain(lists),
-        inputs=[adapter, second, base, prompt],
-        outputs=[adapter, second, base, empty, prompt],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
-    upload.upload(plain(added), [upload, second, base, prompt], listed["outputs"], api_visibility="private")
-    return SimpleNamespace(listed=listed)
+        count,
+        seed,
+        second,
+        second_strength,
+        steps,
+        guidance,
+        base,
+        with_base,
+    ):
+        """(gallery, slider, pairs) after each image."""
+        adapters = []
+        for name, value in ((adapter, strength), (second, second_strength)):
+            if name and name != NO_ADAPTER:
+                adapters.append((name, float(value)))
+        first = ImageRequest(prompt or "", int(seed or 0), tuple(adapters), int(steps), guidance)
+        first = first.checked(self.workspace)
+        base = chosen_base(self.workspace, base, adapter)
+        settings = ", ".join(f"{name} {value:g}" for name, value in adapters) or "base"
+        images = []
+        pairs = []
+        compared = bool(with_base) and bool(adapters)
+        for seed, image, base_image in image_series(self.sampler, first, int(count), base, compared):
+            path = save_served(self.workspace, image, f"seed-{seed}.png")
+            base_path = path
+            if base_image:
+                base_path = save_served(self.workspace, base_image, f"base-seed-{seed}.png")
+            images.append((path, f"seed {seed} · {settings}"))
+            pairs.append([base_path, path])
+            yield images, (base_path, path), pairs
+
+    def pair_of_image(self, pairs: list, event: gr.SelectData):
+        """The slider for the image of the gallery that was clicked."""
+        if not isinstance(event.index, int) or not 0 <= event.index < len(pairs):
+            return gr.skip()
+        return tuple(pairs[event.index])
+
+    def first_prompt(self, adapter: str | None, prompt: str) -> str:
+        """The prompt, or where it is empty the one that the adapter was trained with."""
+        return prompt or (prompt_of(self.workspace, adapter) if adapter else "")
+
+    def lists(self, adapter, second, base, prompt) -> tuple:
+        """The adapters and bases of now, what was chosen kept where it is still there, and a first prompt."""
+        names = self.workspace.adapter_names()
+        if adapter not in names:
+            adapter = names[0] if names else None
+        second = second if second in names else NO_ADAPTER
+        return (
+            gr.update(choices=names, value=adapter),
+            gr.update(choices=[NO_ADAPTER, *names], value=second),
+            gr.update(choices=[AS_TRAINED, *self.workspace.base_names()]),
+            gr.update(visible=not names),
+            self.first_prompt(adapter, prompt),
+        )
+
+    def add_file(self, path: str, second, base, prompt) -> tuple:
+        name = add_adapter(self.workspace, path)
+        notify(f"{name} is among the adapters")
+        return self.lists(name, second, base, prompt)

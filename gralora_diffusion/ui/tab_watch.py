@@ -1,139 +1,191 @@
 """Watch: every run, and of the chosen one the progress, loss, sample images and log."""
 
-from types import SimpleNamespace
+from collections.abc import Callable
 
 import gradio as gr
 
-from gralora_diffusion.ui import run_view as watching
-from gralora_diffusion.ui.config_form import from_config
-from gralora_diffusion.ui.handlers import plain, tell
-from gralora_diffusion.ui.run_queue import AT_WORK, RunQueue, config_of, log_tail
+from gralora_diffusion.ui import run_view
+from gralora_diffusion.ui.config_form import IMAGES, from_config
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
+from gralora_diffusion.ui.run_files import config_of, log_tail
+from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.workspace import Workspace, free_name
 
 RESUMABLE = ("stopped", "failed", "killed", "withdrawn", "unknown")
-HEAD = ["run", "state", "step", "loss", "adapter", "rank", "base"]
 
 
-def build(home: Workspace, work: RunQueue) -> SimpleNamespace:
-    empty = gr.Markdown(
-        "### Nothing has run yet\nGo to **Train** and press **Start**: with nothing changed, it learns the bundled robot.",
-        visible=False,
-        elem_id="no-runs",
-    )
-    with gr.Row(elem_classes="tight", elem_id="run-row"):
-        run = gr.Dropdown([], allow_custom_value=True, label="Run", elem_id="run", scale=3, min_width=200)
-        stop = gr.Button("Stop & save", variant="stop", elem_id="stop", interactive=False, min_width=110)
-        resume = gr.Button("Resume", elem_id="resume", interactive=False, min_width=90)
-        clone = gr.Button("Clone", elem_id="clone", interactive=False, min_width=80)
-    message = gr.Textbox(label="What happened", interactive=False, visible=False, elem_id="message", lines=2)
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=3, min_width=300):
-            plot = gr.LinePlot(
-                visible=False,  # drawn without points, it would take steps for names and keep to that
-                x="step",
-                y="loss",
-                color="line",
-                title="Loss",
-                height=280,
-                elem_id="loss",
-                color_map={"each step": "#94a3b855", "smoothed": "#0d9488"},
+class Changes:
+    """Updates of parts of the page, skipped where a part has not changed since the browser got it.
+
+    before: {part: its version} of the browser; versions: those of now.
+    """
+
+    def __init__(self, before: dict | None):
+        self.before = before or {}
+        self.versions = {}
+        self.updates = []
+
+    def add(self, part: str, version, update: Callable) -> None:
+        """update: makes the value of the part, where it is needed."""
+        self.versions[part] = version
+        changed = self.before.get(part) != version
+        self.updates.append(update() if changed else gr.skip())
+
+
+class WatchTab:
+    """The tab's components, handlers and events but for Clone, which the page connects."""
+
+    def __init__(self, workspace: Workspace, queue: RunQueue):
+        self.workspace = workspace
+        self.queue = queue
+        self.empty = gr.Markdown(
+            "### Nothing has run yet\n"
+            "Go to **Train** and press **Start**: with nothing changed, it trains on the bundled robot.",
+            visible=False,
+            elem_id="no-runs",
+        )
+        self.build_run_row()
+        self.message = gr.Textbox(
+            label="What happened", interactive=False, visible=False, elem_id="message", lines=2
+        )
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=300):
+                self.build_plot()
+            with gr.Column(scale=2, min_width=300):
+                self.log = gr.Textbox(
+                    label="Log", lines=17, max_lines=17, interactive=False, elem_id="log", autoscroll=True
+                )
+        self.build_tables()
+        self.seen = gr.State({})
+        self.connect()
+
+    def build_run_row(self) -> None:
+        with gr.Row(elem_classes="tight", elem_id="run-row"):
+            self.run = gr.Dropdown(
+                [], allow_custom_value=True, label="Run", elem_id="run", scale=3, min_width=200
             )
-            smoothing = gr.Slider(0, 0.99, 0.9, step=0.01, label="Smoothing", elem_id="smoothing")
-        with gr.Column(scale=2, min_width=300):
-            log = gr.Textbox(
-                label="Log", lines=17, max_lines=17, interactive=False, elem_id="log", autoscroll=True
+            self.stop = gr.Button(
+                "Stop & save", variant="stop", elem_id="stop", interactive=False, min_width=110
             )
-    images = gr.Gallery(
-        label="Sample images: a row for each prompt, the base first, then step by step",
-        columns=4,
-        height="auto",
-        format="png",
-        elem_id="samples",
-        object_fit="contain",
-    )
-    history = gr.Dataframe(
-        headers=HEAD, datatype="str", interactive=False, label="All runs", elem_id="history", wrap=True
-    )
-    seen = gr.State({})
+            self.resume = gr.Button("Resume", elem_id="resume", interactive=False, min_width=90)
+            self.clone = gr.Button("Clone", elem_id="clone", interactive=False, min_width=80)
 
-    def choose(current, names):
-        """The run on show: the one that was chosen, or the one at work."""
-        return current if current in names else watching.at_work(work)
-
-    def refresh(current, weight, before):
-        """What has changed since `before`; everything at the first call."""
-        names = home.run_names()
-        current = choose(current, names)
-        now, parts = {}, {}
-
-        def part(name, version, make):
-            now[name] = version
-            parts[name] = make() if before.get(name) != version else gr.skip()
-
-        folder = home.runs / current if current else None
-        told = watching.progress(work, folder) if folder else dict(state="", message="")
-        state = told["state"]
-        lines = watching.metrics(folder) if folder else []
-        files = watching.sample_files(folder) if folder else []
-        drawn = [(step, [(p.name, p.stat().st_mtime_ns) for p in f if p.exists()]) for step, f in files]
-        rows, tail = watching.history(work), log_tail(folder) if folder else ""
-        part("run", [current, names], lambda: gr.update(choices=names, value=current))
-        part(
-            "stop",
-            state in (*AT_WORK, "queued") and state != "stopping",
-            lambda: gr.update(interactive=now["stop"]),
+    def build_plot(self) -> None:
+        self.plot = gr.LinePlot(
+            visible=False,  # without points it would take steps for names, and keep to that
+            x="step",
+            y="loss",
+            color="line",
+            title="Loss",
+            height=280,
+            elem_id="loss",
+            color_map={"each step": "#94a3b855", "smoothed": "#0d9488"},
         )
-        part("resume", state in RESUMABLE, lambda: gr.update(interactive=now["resume"]))
-        part("clone", bool(current), lambda: gr.update(interactive=now["clone"]))
-        part(
-            "message",
-            told["message"] if state != "done" else "",
-            lambda: gr.update(value=now["message"], visible=bool(now["message"])),
-        )
-        part(
-            "plot",
-            [current, len(lines), weight],
-            lambda: gr.update(value=watching.curve(folder, weight) if lines else None, visible=bool(lines)),
-        )
-        part("log", tail, lambda: tail)
-        part("images", [current, drawn], lambda: grid(folder))
-        part("history", rows, lambda: rows or None)
-        part("empty", not names, lambda: gr.update(visible=not names))
-        return *parts.values(), now
+        self.smoothing = gr.Slider(0, 0.99, 0.9, step=0.01, label="Smoothing", elem_id="smoothing")
 
-    def grid(folder):
-        if folder is None:
+    def build_tables(self) -> None:
+        self.samples = gr.Gallery(
+            label="Sample images: a row for each prompt, the base first, then step by step",
+            columns=4,
+            height="auto",
+            format="png",
+            elem_id="samples",
+            object_fit="contain",
+        )
+        self.history = gr.Dataframe(
+            headers=list(run_view.HISTORY),
+            datatype="str",
+            interactive=False,
+            label="All runs",
+            elem_id="history",
+            wrap=True,
+        )
+
+    def connect(self) -> None:
+        self.refresh_event = dict(
+            fn=guarded(self.refresh),
+            inputs=[self.run, self.smoothing, self.seen],
+            outputs=[
+                self.run,
+                self.stop,
+                self.resume,
+                self.clone,
+                self.message,
+                self.plot,
+                self.log,
+                self.samples,
+                self.history,
+                self.empty,
+                self.seen,
+            ],
+            **QUIET,
+        )
+        self.history.select(guarded(self.run_of_row), None, self.run, queue=False, **PRIVATE)
+        changes = [self.run.change, self.smoothing.release]
+        gr.on(changes, trigger_mode="always_last", **self.refresh_event)
+        stopped = self.stop.click(guarded(self.stop_run), self.run, None, queue=False, api_name="stop")
+        stopped.then(**self.refresh_event)
+        resumed = self.resume.click(guarded(self.resume_run), self.run, None, queue=False, api_name="resume")
+        resumed.then(**self.refresh_event)
+
+    def refresh(self, chosen: str | None, smoothing: float, before: dict | None):
+        """Updates of what has changed since `before`; of everything at the first call."""
+        names = self.workspace.run_names()
+        name = chosen if chosen in names else self.queue.current()
+        run = self.workspace.runs / name if name else None
+        progress = run_view.progress(self.queue, run) if run else None
+        state = progress.state if run else ""
+        message = progress.message if run and state != "done" else ""
+        stoppable = state in ("starting", "running", "queued")
+        resumable = state in RESUMABLE
+        steps = len(run_view.metrics(run)) if run else 0
+        log = log_tail(run) if run else ""
+        history = run_view.history(self.queue)
+
+        def curve():
+            value = run_view.curve(run, smoothing) if steps else None
+            return gr.update(value=value, visible=bool(steps))
+
+        changes = Changes(before)
+        changes.add("run", [name, names], lambda: gr.update(choices=names, value=name))
+        changes.add("stop", stoppable, lambda: gr.update(interactive=stoppable))
+        changes.add("resume", resumable, lambda: gr.update(interactive=resumable))
+        changes.add("clone", bool(name), lambda: gr.update(interactive=bool(name)))
+        changes.add("message", message, lambda: gr.update(value=message, visible=bool(message)))
+        changes.add("plot", [name, steps, smoothing], curve)
+        changes.add("log", log, lambda: log)
+        changes.add("samples", [name, sample_versions(run)], lambda: self.sample_images(run))
+        changes.add("history", history, lambda: history or None)
+        changes.add("empty", not names, lambda: gr.update(visible=not names))
+        return *changes.updates, changes.versions
+
+    def sample_images(self, run):
+        if run is None:
             return gr.update(value=None)
-        shown, columns = watching.samples(home, folder)
-        return gr.update(value=shown, columns=columns)
+        images, columns = run_view.samples(self.workspace, run)
+        return gr.update(value=images, columns=columns)
 
-    def ask_stop(name):
-        tell(work.stop(name))
+    def stop_run(self, name: str) -> None:
+        notify(self.queue.stop(name))
 
-    def ask_resume(name):
-        tell(work.resume(name))
+    def resume_run(self, name: str) -> None:
+        notify(self.queue.resume(name))
 
-    def to_clone(name):
+    def form_of(self, name: str) -> tuple[dict, str]:
         """(values of the form, a name for the new run) of a run's config."""
-        values = from_config(config_of(home.run(name)), home)
-        return values, free_name(values["instance_data_dir"], home.run_names())
+        values = from_config(config_of(self.workspace.run(name)), self.workspace)
+        return values, free_name(values[IMAGES], self.workspace.run_names())
 
-    def pick(event: gr.SelectData):
-        names = home.run_names()
+    def run_of_row(self, event: gr.SelectData):
+        """The run of the row of `history` that was clicked."""
+        names = self.workspace.run_names()
         row = event.index[0] if isinstance(event.index, list | tuple) else -1
         return names[row] if isinstance(row, int) and 0 <= row < len(names) else gr.skip()
 
-    shown = [run, stop, resume, clone, message, plot, log, images, history, empty, seen]
-    watch = dict(
-        fn=plain(refresh),
-        inputs=[run, smoothing, seen],
-        outputs=shown,
-        show_progress="hidden",
-        queue=False,
-        api_visibility="private",
-    )
-    history.select(plain(pick), None, run, api_visibility="private", queue=False)
-    gr.on([run.change, smoothing.release], trigger_mode="always_last", **watch)
-    stop.click(plain(ask_stop), run, None, queue=False, api_name="stop").then(**watch)
-    resume.click(plain(ask_resume), run, None, queue=False, api_name="resume").then(**watch)
-    return SimpleNamespace(run=run, watch=watch, clone=clone, to_clone=to_clone)
+
+def sample_versions(run) -> list:
+    """[step, file, mtime] of each sample image of a run: what changes when an image does."""
+    found = []
+    for step, files in run_view.sample_files(run) if run else []:
+        found += [[step, file.name, file.stat().st_mtime_ns] for file in files if file.exists()]
+    return found

@@ -1,13 +1,13 @@
 """The folders that the page works in, and the only way from a name that a browser sent to a path.
 
-HOME/runs, HOME/images, HOME/models and HOME/adapters.  A browser sends names; a name counts when it is one of those that are there, so that
-no path is ever taken from outside.  What the page hands out lies in HOME/.page/served, in folders with random names, and nothing else is served.
+HOME/runs, HOME/images, HOME/models and HOME/adapters.  A browser sends names, and only names of what is in
+these folders are accepted; no path is taken from outside.  The files that the page serves are in
+HOME/.page/served, in folders with random names; nothing else is served.
 """
 
 import re
 import secrets
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from gralora_diffusion.data.dataset import EXAMPLE
@@ -18,31 +18,31 @@ EMBEDDED = "embedded"  # the base that comes with the package
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # names that Windows keeps for devices
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
-@dataclass(frozen=True)
 class Workspace:
-    root: Path
+    """HOME and its folders, which are made where they are missing."""
 
-    def __post_init__(self):
-        object.__setattr__(self, "root", self.root.resolve())
-        for folder in (self.runs, self.images, self.models, self.adapters):
+    def __init__(self, root: Path):
+        self.root = root.resolve()
+        self.runs = self.root / "runs"
+        self.images = self.root / "images"
+        self.models = self.root / "models"
+        self.adapters = self.root / "adapters"
+        self.scratch = self.root / ".page"
+        self.served = self.scratch / "served"
+        for folder in (self.runs, self.images, self.models, self.adapters, self.scratch):
             folder.mkdir(parents=True, exist_ok=True)
-
-    runs = property(lambda self: self.root / "runs")
-    images = property(lambda self: self.root / "images")
-    models = property(lambda self: self.root / "models")
-    adapters = property(lambda self: self.root / "adapters")
-    served = property(lambda self: self.root / ".page" / "served")
 
     def run_names(self) -> list[str]:
         """Every run, the newest first; links are not followed."""
         found = [p for p in folders(self.runs) if (p / "config.json").is_file() or (p / "job.json").is_file()]
-        return [p.name for p in sorted(found, key=lambda p: (when_made(p), p.name), reverse=True)]
+        return [p.name for p in sorted(found, key=lambda p: (created(p), p.name), reverse=True)]
 
     def run(self, name: str) -> Path:
         if name not in self.run_names():
-            raise ConfigError(f"there is no run named {shown(name)}: choose one of the list")
+            raise ConfigError(f"there is no run named {quoted(name)}: choose one of the list")
         return self.runs / name
 
     def set_names(self) -> list[str]:
@@ -50,34 +50,35 @@ class Workspace:
 
     def image_set(self, name: str) -> Path:
         if name not in self.set_names():
-            raise ConfigError(f"there is no set of images named {shown(name)}: choose one of the list")
+            raise ConfigError(f"there is no set of images named {quoted(name)}: choose one of the list")
         return EXAMPLE if name == BUNDLED else self.images / name
 
     def base_names(self) -> list[str]:
-        """The embedded base, and what lies in HOME/models: folders in diffusers layout and single checkpoints."""
-        found = [
-            p.name
-            for p in self.models.iterdir()
-            if p.suffix == ".safetensors" or (p / "model_index.json").is_file()
-        ]
+        """The embedded base and those in HOME/models: folders in diffusers layout, and single checkpoints."""
+        found = []
+        for path in self.models.iterdir():
+            if path.suffix == ".safetensors" or (path / "model_index.json").is_file():
+                found.append(path.name)
         return [EMBEDDED, *sorted(found)]
 
     def base(self, name: str) -> str | None:
-        """What --pretrained_model_name_or_path takes: None for the embedded base, models/NAME, or a hub id as it is."""
+        """What --pretrained_model_name_or_path takes: None for the embedded base, models/NAME or a hub id."""
         if name in (None, "", EMBEDDED):
             return None
         if name in self.base_names():
             return f"models/{name}"
         return self.hub_id(name)
 
+    def base_path(self, base: str | None) -> str | None:
+        """A base of base() for this process, whose working directory is not HOME."""
+        return str(self.root / base) if base and base.startswith("models/") else base
+
     def hub_id(self, name: str) -> str:
-        if (
-            not HUB_ID.fullmatch(name)
-            or ".." in name
-            or name.split("/")[0] in ("models", "runs", "images", "adapters")
-        ):
+        own = name.split("/")[0] in ("models", "runs", "images", "adapters")
+        if own or ".." in name or not HUB_ID.fullmatch(name):
+            example = "stabilityai/stable-diffusion-xl-base-1.0"
             raise ConfigError(
-                f"{shown(name)} is neither in the folder models nor a hub id such as stabilityai/stable-diffusion-xl-base-1.0"
+                f"{quoted(name)} is neither in the folder models nor a hub id such as {example}"
             )
         return name
 
@@ -85,40 +86,29 @@ class Workspace:
         """Runs that have an adapter, their checkpoints as RUN/checkpoint-N, and the files that were added."""
         found = []
         for name in self.run_names():
-            if real_file(self.runs / name / "adapter.safetensors"):
+            run = self.runs / name
+            if real_file(run / "adapter.safetensors"):
                 found.append(name)
-            steps = sorted(
-                (
-                    int(p.name[11:])
-                    for p in folders(self.runs / name)
-                    if re.fullmatch(r"checkpoint-\d+", p.name)
-                ),
-                reverse=True,
-            )
-            found += [
-                f"{name}/checkpoint-{n}"
-                for n in steps
-                if real_file(self.runs / name / f"checkpoint-{n}" / "adapter.safetensors")
-            ]
+            for step in checkpoint_steps(run):
+                if real_file(run / f"checkpoint-{step}" / "adapter.safetensors"):
+                    found.append(f"{name}/checkpoint-{step}")
         return found + sorted(p.name for p in self.adapters.glob("*.safetensors") if real_file(p))
 
     def adapter(self, name: str) -> Path:
         """The adapter's own file."""
         if name not in self.adapter_names():
-            raise ConfigError(f"there is no adapter named {shown(name)}: choose one of the list")
-        return (
-            self.adapters / name
-            if name.endswith(".safetensors")
-            else self.runs / name / "adapter.safetensors"
-        )
+            raise ConfigError(f"there is no adapter named {quoted(name)}: choose one of the list")
+        if name.endswith(".safetensors"):
+            return self.adapters / name
+        return self.runs / name / "adapter.safetensors"
 
-    def to_serve(self, name: str) -> Path:
-        """A place for a file that the page hands out."""
+    def new_served_path(self, name: str) -> Path:
+        """A path for a file that the page serves."""
         folder = self.served / secrets.token_hex(16)
         folder.mkdir(parents=True)
         return folder / name
 
-    def forget_served(self) -> None:
+    def delete_served(self) -> None:
         shutil.rmtree(self.served, ignore_errors=True)
         self.served.mkdir(parents=True)
 
@@ -127,40 +117,50 @@ def new_name(name: str, what: str, taken: list[str] = ()) -> str:
     """A name that may become a folder's; raises ConfigError."""
     name = (name or "").strip(" ")
     if not NAME.fullmatch(name) or ".." in name or name.endswith(".") or RESERVED.fullmatch(name):
-        raise ConfigError(
-            f"{what} cannot be named {shown(name)}: take up to 64 letters, digits, dots, - and _, and begin with a letter or digit"
-        )
+        rule = "take up to 64 letters, digits, dots, - and _, and begin with a letter or digit"
+        raise ConfigError(f"{what} cannot be named {quoted(name)}: {rule}")
     if name.lower() in (other.lower() for other in taken):
         raise ConfigError(f"{what} named {name} is there already: choose another name")
     return name
 
 
 def free_name(stem: str, taken: list[str]) -> str:
-    """STEM-1, STEM-2, ...: the first that nobody has."""
+    """STEM-1, STEM-2, ...: the first that is not taken."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:50] or "run"
-    return next(name for n in range(1, 10**6) if (name := f"{stem}-{n}") not in taken)
+    number = 1
+    while f"{stem}-{number}" in taken:
+        number += 1
+    return f"{stem}-{number}"
 
 
-def shown(text, most: int = 80) -> str:
-    """What somebody sent, fit for a sentence: quoted, short, no control characters."""
+def quoted(text, most: int = 80) -> str:
+    """A text from a browser as a message repeats it: quoted, short, without control characters."""
     text = str(text)
     return repr(text if len(text) <= most else text[:most] + "...")
 
 
-def folders(where: Path) -> list[Path]:
+def folders(parent: Path) -> list[Path]:
+    """The folders in a folder, without links and hidden ones."""
     try:
-        return [
-            p for p in where.iterdir() if not p.name.startswith(".") and not p.is_symlink() and p.is_dir()
-        ]
+        visible = [p for p in parent.iterdir() if not p.name.startswith(".")]
     except OSError:
         return []
+    return [p for p in visible if p.is_dir() and not p.is_symlink()]
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """The steps of a run's checkpoints, the last first."""
+    matches = [CHECKPOINT.fullmatch(p.name) for p in folders(run)]
+    return sorted((int(match[1]) for match in matches if match), reverse=True)
 
 
 def real_file(path: Path) -> bool:
+    """Whether this is a file, neither it nor its folder being a link."""
     return path.is_file() and not path.is_symlink() and not path.parent.is_symlink()
 
 
-def when_made(run: Path) -> float:
+def created(run: Path) -> float:
+    """When a run was asked for, or its config written."""
     for name in ("job.json", "config.json"):
         try:
             return (run / name).stat().st_mtime

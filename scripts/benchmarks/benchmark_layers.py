@@ -1,55 +1,84 @@
-"""scripts/benchmark.py's sections of single layers: time and memory beside PEFT's, and how cost grows with rank, k, tokens, images and adapters."""
+"""The benchmark's section of single layers: time and memory, compared with PEFT's."""
 
 import copy
+import itertools
+from collections.abc import Callable
 
 import torch
-from benchmark_turns import Bench, milliseconds, profiled, ratio, shown
+from benchmark_turns import Bench, milliseconds_of, print_profile, ratio, ratio_text
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from gralora_diffusion import GraLoRALinear, LoRALinear
 
-SHAPES = [
-    (4096, 640, 640),
-    (1024, 1280, 1280),
-    (77, 2048, 1280),
-]  # tokens, in, out: SDXL's attention at 1024 pixels, and its text
+# Tokens, in, out: SDXL's attention at 1024 pixels, and its projection of text.
+TEXT_TOKENS = 77
+SHAPES = [(4096, 640, 640), (1024, 1280, 1280), (TEXT_TOKENS, 2048, 1280)]
 SIZES = [(32, 2), (64, 4), (128, 4)]  # rank, k
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-OURS, GRALORA, PEFT, PEFT_GRALORA, FROZEN = "LoRA", "GraLoRA", "PEFT LoRA", "PEFT GraLoRA", "frozen"
+LORA, GRALORA, PEFT_LORA, PEFT_GRALORA, FROZEN = "LoRA", "GraLoRA", "PEFT LoRA", "PEFT GraLoRA", "frozen"
+RATIOS = {  # of the times of two contestants
+    "PEFT LoRA": (GRALORA, PEFT_LORA),
+    "PEFT GraLoRA": (GRALORA, PEFT_GRALORA),
+    "LoRA to LoRA": (LORA, PEFT_LORA),
+}
+# Tokens, in, out, rank, k, dtype, contestants: layers that miss a goal, text and a large rank in fp32.
+PROFILES = [
+    (TEXT_TOKENS, 2048, 1280, 64, 4, "bf16", (GRALORA, PEFT_LORA)),
+    (4096, 640, 640, 128, 4, "fp32", (GRALORA, PEFT_GRALORA)),
+]
 
 
 def contestants(n: int, m: int, rank: int, k: int, dtype: torch.dtype, device: str) -> dict[str, nn.Module]:
-    """The same frozen linear layer with each adapter, and without."""
+    """The same frozen linear layer with each adapter, and without one."""
     import peft
 
     linear = nn.Linear(n, m, device=device, dtype=dtype).requires_grad_(False)
-
-    def wrapped(config):
-        return peft.get_peft_model(
-            nn.ModuleDict(dict(linear=copy.deepcopy(linear))), config
-        ).base_model.model["linear"]
-
+    lora = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["linear"])
     return {
         FROZEN: linear,
-        OURS: LoRALinear.from_linear(copy.deepcopy(linear), rank),
+        LORA: LoRALinear.from_linear(copy.deepcopy(linear), rank),
         GRALORA: GraLoRALinear.from_linear(copy.deepcopy(linear), rank, k),
-        PEFT: wrapped(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["linear"])),
-        PEFT_GRALORA: wrapped(
-            peft.GraloraConfig(r=rank, alpha=rank, gralora_k=k, hybrid_r=0, target_modules=["linear"])
-        ),
+        PEFT_LORA: with_peft(copy.deepcopy(linear), lora),
+        PEFT_GRALORA: with_peft(copy.deepcopy(linear), peft_gralora(rank, k)),
     }
 
 
-def step(layer: nn.Module, x: torch.Tensor, g: torch.Tensor):
-    """Forward and backward, under autocast where the layer is in half precision, as trainers run it; text needs no gradient of its own."""
+def peft_gralora(rank: int, k: int):
+    import peft
+
+    return peft.GraloraConfig(r=rank, alpha=rank, gralora_k=k, hybrid_r=0, target_modules=["linear"])
+
+
+def with_peft(linear: nn.Linear, config) -> nn.Module:
+    """The layer with PEFT's adapter of this config."""
+    import peft
+
+    model = peft.get_peft_model(nn.ModuleDict(dict(linear=linear)), config)
+    return model.base_model.model["linear"]
+
+
+def inputs(bench: Bench, shape: tuple[int, int, int], dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x [1, tokens, in], the gradient of the output [1, tokens, out]); text needs no gradient of x."""
+    tokens, n, m = shape
+    common = dict(device=bench.device, dtype=DTYPES[dtype])
+    x = torch.randn(1, tokens, n, **common).requires_grad_(tokens != TEXT_TOKENS)
+    return x, torch.randn(1, tokens, m, **common)
+
+
+def autocast(x: torch.Tensor):
+    """Under autocast where the layer is in half precision, as trainers run it."""
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype == torch.bfloat16)
+
+
+def training_step(layer: nn.Module, x: torch.Tensor, gradient: torch.Tensor) -> Callable[[], None]:
+    """A function that runs the layer forward and backward."""
 
     def run() -> None:
-        given = x.detach().requires_grad_(x.requires_grad)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype == torch.bfloat16):
-            out = layer(given)
+        own = x.detach().requires_grad_(x.requires_grad)
+        with autocast(own):
+            out = layer(own)
         if out.requires_grad:
-            out.backward(g)
+            out.backward(gradient)
         for p in layer.parameters():
             p.grad = None
 
@@ -57,247 +86,73 @@ def step(layer: nn.Module, x: torch.Tensor, g: torch.Tensor):
 
 
 def kept(layer: nn.Module, x: torch.Tensor) -> float:
-    """Bytes per token that a forward pass keeps for the backward pass, x included, parameters and their casts not."""
-    shapes = {tuple(s) for p in layer.parameters() for s in (p.shape, p.T.shape if p.ndim == 2 else p.shape)}
-    storages, held = {}, []
+    """Bytes per token that forward keeps for backward: x is counted, parameters and their casts are not."""
+    shapes = set()
+    for p in layer.parameters():
+        shapes.add(tuple(p.shape))
+        if p.ndim == 2:
+            shapes.add(tuple(p.T.shape))
+    sizes = {}  # by address
+    alive = []  # so that no address is used twice
 
     def keep(tensor):
         if tuple(tensor.shape) not in shapes:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            held.append(tensor)  # so that no address is used twice
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
         return tensor
 
-    autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype == torch.bfloat16)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), autocast:
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(x):
         layer(x)
-    return sum(storages.values()) / (x.numel() / x.shape[-1])
+    return sum(sizes.values()) / (x.numel() / x.shape[-1])
 
 
 def layers(bench: Bench, shapes=SHAPES, sizes=SIZES, dtypes=tuple(DTYPES)) -> list[dict]:
-    print(
-        "\nlayer: forward + backward beyond the frozen layer's, as a ratio: median (quartiles); kept: bytes per token for the backward pass"
-    )
-    print(
-        f"{'tokens in -> out':<19}{'rank':>5}{'k':>3}{'':>6}{'frozen ms':>10}  {'GraLoRA / PEFT LoRA':<20}{'GraLoRA / PEFT GraLoRA':<23}",
-        end="",
-    )
-    print(f"{'LoRA / PEFT LoRA':<20}{'kept: GraLoRA':>13}{'PEFT LoRA':>10}{'PEFT GraLoRA':>13}")
-    found = []
-    for tokens, n, m in shapes:
-        for rank, k in sizes:
-            for name in dtypes:
-                made = contestants(n, m, rank, k, DTYPES[name], bench.device)
-                common = dict(device=bench.device, dtype=DTYPES[name])
-                x, g = (
-                    torch.randn(1, tokens, n, **common).requires_grad_(tokens != 77),
-                    torch.randn(1, tokens, m, **common),
-                )
-                times = bench.in_turns({kind: step(layer, x, g) for kind, layer in made.items()})
-                pairs = {
-                    "PEFT LoRA": (GRALORA, PEFT),
-                    "PEFT GraLoRA": (GRALORA, PEFT_GRALORA),
-                    "LoRA to LoRA": (OURS, PEFT),
-                }
-                ratios = {label: ratio(times, *pair, FROZEN) for label, pair in pairs.items()}
-                memory = {kind: kept(made[kind], x) for kind in (GRALORA, OURS, PEFT, PEFT_GRALORA)}
-                per_kind = {kind: milliseconds(t) for kind, t in times.items()}
-                found.append(
-                    dict(
-                        tokens=tokens,
-                        n=n,
-                        m=m,
-                        rank=rank,
-                        k=k,
-                        dtype=name,
-                        ms=per_kind,
-                        ratios=ratios,
-                        kept=memory,
-                    )
-                )
-                first, second, third = (shown(r) for r in ratios.values())
-                print(
-                    f"{tokens:>5} {f'{n} -> {m}':<13}{rank:>5}{k:>3}{name:>6}{per_kind[FROZEN]:>10.2f}  {first:<20}{second:<23}{third:<20}",
-                    end="",
-                )
-                print(
-                    f"{memory[GRALORA]:>13.0f}{memory[PEFT]:>10.0f}{memory[PEFT_GRALORA]:>13.0f}", flush=True
-                )
-    return found
+    print("\nlayer: forward + backward beyond the frozen layer's, as a ratio: median (quartiles);", end=" ")
+    print("kept: bytes per token for the backward pass")
+    print(f"{'tokens in -> out':<19}{'rank':>5}{'k':>3}{'':>6}{'frozen ms':>10}", end="  ")
+    print(f"{'GraLoRA / PEFT LoRA':<20}{'GraLoRA / PEFT GraLoRA':<23}{'LoRA / PEFT LoRA':<20}", end="")
+    print(f"{'kept: GraLoRA':>13}{'PEFT LoRA':>10}{'PEFT GraLoRA':>13}")
+    rows = []
+    for shape, (rank, k), dtype in itertools.product(shapes, sizes, dtypes):
+        rows.append(compare(bench, shape, rank, k, dtype))
+        print_row(rows[-1])
+    return rows
 
 
-PROFILES = [
-    (77, 2048, 1280, 64, 4, "bf16", (GRALORA, PEFT)),
-    (4096, 640, 640, 128, 4, "fp32", (GRALORA, PEFT_GRALORA)),
-]
+def compare(bench: Bench, shape: tuple[int, int, int], rank: int, k: int, dtype: str) -> dict:
+    """One row of the table."""
+    tokens, n, m = shape
+    made = contestants(n, m, rank, k, DTYPES[dtype], bench.device)
+    x, gradient = inputs(bench, shape, dtype)
+    times = bench.in_turns({name: training_step(layer, x, gradient) for name, layer in made.items()})
+    return dict(
+        tokens=tokens,
+        n=n,
+        m=m,
+        rank=rank,
+        k=k,
+        dtype=dtype,
+        ms=milliseconds_of(times),
+        ratios={label: ratio(times, *pair, FROZEN) for label, pair in RATIOS.items()},
+        kept={name: kept(made[name], x) for name in (GRALORA, LORA, PEFT_LORA, PEFT_GRALORA)},
+    )
+
+
+def print_row(row: dict) -> None:
+    size = f"{row['n']} -> {row['m']}"
+    first, second, third = (ratio_text(found) for found in row["ratios"].values())
+    memory = row["kept"]
+    print(f"{row['tokens']:>5} {size:<13}{row['rank']:>5}{row['k']:>3}{row['dtype']:>6}", end="")
+    print(f"{row['ms'][FROZEN]:>10.2f}  {first:<20}{second:<23}{third:<20}", end="")
+    print(f"{memory[GRALORA]:>13.0f}{memory[PEFT_LORA]:>10.0f}{memory[PEFT_GRALORA]:>13.0f}", flush=True)
 
 
 def profile(bench: Bench) -> None:
-    """torch.profiler's tables of a step of our GraLoRA and of what it is compared with, where a goal is missed: text, and a large rank in fp32."""
-    for tokens, n, m, rank, k, dtype, kinds in PROFILES:
+    """torch.profiler's tables of layers that miss a goal, and of what they are compared with."""
+    for tokens, n, m, rank, k, dtype, names in PROFILES:
         made = contestants(n, m, rank, k, DTYPES[dtype], bench.device)
-        common = dict(device=bench.device, dtype=DTYPES[dtype])
-        x, g = (
-            torch.randn(1, tokens, n, **common).requires_grad_(tokens != 77),
-            torch.randn(1, tokens, m, **common),
-        )
-        for kind in kinds:
-            profiled(
-                f"{kind}, {tokens} tokens, {n} -> {m}, rank {rank}, k {k}, {dtype}",
-                step(made[kind], x, g),
-                bench.device,
-            )
-
-
-def sums(forward_only: bool, layer: nn.Module, x: torch.Tensor) -> tuple[int, int]:
-    """(operations by torch's own count, where a dot product of n terms is 2 n; multiplications and additions, 2 n - 1) of one pass."""
-    counts = [0, 0]
-
-    def product(a_shape, b_shape, *_, into: bool, **__):
-        terms, results = a_shape[-1], torch.Size(a_shape[:-1]).numel() * b_shape[-1]
-        counts[0] += 2 * terms * results
-        counts[1] += (2 * terms - 1) * results + (results if into else 0)
-        return 2 * terms * results
-
-    def plain(a, b, *rest, out_shape=None, **kwargs):
-        return product(a, b, into=False)
-
-    def added(y, a, b, *rest, out_shape=None, beta=1, **kwargs):
-        return product(a, b, into=beta != 0)
-
-    aten = torch.ops.aten
-    mapping = dict.fromkeys((aten.mm, aten.bmm), plain) | dict.fromkeys(
-        (aten.addmm, aten.addmm_, aten.baddbmm, aten.baddbmm_), added
-    )
-    with FlopCounterMode(display=False, custom_mapping=mapping):
-        out = layer(x)
-        if not forward_only:
-            out.backward(torch.ones_like(out))
-    return counts[0], counts[1]
-
-
-def operations(
-    tokens: int = 64, n: int = 320, m: int = 640, rank: int = 64, blocks=(1, 2, 4, 8)
-) -> list[dict]:
-    """GraLoRA's operations less LoRA's, and what theory says: each of the tokens * rank dot products over N becomes k of them over N/k, which
-    saves k - 1 additions; and so in the backward pass, over M.  torch's own count, 2 n for n terms, cannot see it."""
-    found, linear = [], nn.Linear(n, m, bias=False)
-    for k in blocks:
-        row = dict(tokens=tokens, n=n, m=m, rank=rank, k=k)
-        for name, forward_only, passes in (("forward", True, 1), ("both", False, 2)):
-            x = torch.randn(tokens, n, requires_grad=True)
-            theirs = sums(forward_only, LoRALinear.from_linear(copy.deepcopy(linear), rank), x)
-            ours = sums(forward_only, GraLoRALinear.from_linear(copy.deepcopy(linear), rank, k), x)
-            row[name] = dict(
-                torch=ours[0] - theirs[0], exact=ours[1] - theirs[1], theory=-passes * (k - 1) * rank * tokens
-            )
-        found.append(row)
-    return found
-
-
-def scaling(bench: Bench, plot: str, tokens: int = 1024, width: int = 1280) -> dict:
-    """Forward + backward of one layer, beyond the frozen one's, with one size growing at a time."""
-    ranks = [r for r in (8, 16, 32, 64, 128, 256) if r <= width // 2]
-    series = {
-        "rank": [(r, dict(rank=r)) for r in ranks],
-        "k": [(k, dict(k=k)) for k in (1, 2, 4, 8)],
-        "tokens": [(t, dict(tokens=t)) for t in (tokens // 8, tokens // 4, tokens // 2, tokens)],
-        "images": [(i, dict(images=i)) for i in (1, 2, 3, 4)],
-        "adapters": [(a, dict(adapters=a)) for a in (1, 2, 3, 4)],
-    }
-    found = {}
-    print("\nscaling: ms beyond the frozen layer's")
-    for axis, points in series.items():
-        made = {}
-        for value, change in points:
-            for kind in ("lora", "gralora"):
-                for frozen in (True, False):
-                    made[value, kind, frozen] = scaled(
-                        bench.device, kind, frozen, **dict(tokens=tokens, width=width) | change
-                    )
-        times = bench.in_turns(made)
-        found[axis] = {
-            kind: [
-                (
-                    value,
-                    milliseconds(
-                        [
-                            a - b
-                            for a, b in zip(times[value, kind, False], times[value, kind, True], strict=True)
-                        ]
-                    ),
-                )
-                for value, _ in points
-            ]
-            for kind in ("lora", "gralora")
-        }
-        print(
-            f"{axis:<9}"
-            + "; ".join(
-                f"{kind}: " + ", ".join(f"{v}: {ms:.2f}" for v, ms in line)
-                for kind, line in found[axis].items()
-            ),
-            flush=True,
-        )
-    found["operations"] = operations()
-    for row in found["operations"]:
-        print(
-            f"operations, k {row['k']}: {row['forward']['exact']:+,} to LoRA's forward (theory {row['forward']['theory']:+,}), ",
-            end="",
-        )
-        print(
-            f"{row['both']['exact']:+,} to forward + backward (theory {row['both']['theory']:+,}); by torch's count {row['both']['torch']:+,}"
-        )
-    draw(found, plot)
-    return found
-
-
-def scaled(
-    device: str,
-    kind: str,
-    frozen: bool,
-    tokens: int,
-    width: int,
-    rank: int = 32,
-    k: int = 2,
-    images: int = 1,
-    adapters: int = 1,
-):
-    x = torch.randn(images, tokens, width, device=device, requires_grad=True)
-    layer = nn.Linear(width, width, device=device).requires_grad_(False)
-    if not frozen:
-
-        def make(linear):
-            return (
-                GraLoRALinear.from_linear(linear, rank, k)
-                if kind == "gralora"
-                else LoRALinear.from_linear(linear, rank)
-            )
-
-        layer, others = (
-            make(layer),
-            [make(nn.Linear(width, width, device=device)) for _ in range(adapters - 1)],
-        )
-        for other in others:
-            other.weight = other.bias = None
-            layer.beside.append(other)
-    return step(layer, x, torch.randn_like(x))
-
-
-def draw(found: dict, path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    axes = [axis for axis in found if axis != "operations"]
-    figure, plots = pyplot.subplots(1, len(axes), figsize=(4 * len(axes), 3.4), layout="constrained")
-    for plot, axis in zip(plots, axes, strict=True):
-        for kind, line in found[axis].items():
-            plot.plot(
-                *zip(*line, strict=True), marker="o", label={"lora": "LoRA", "gralora": "GraLoRA"}[kind]
-            )
-        plot.set(xlabel=axis, ylabel="ms beyond the frozen layer", ylim=(0, None), xlim=(0, None))
-        plot.legend()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    print(f"plots: {path}")
+        x, gradient = inputs(bench, (tokens, n, m), dtype)
+        for name in names:
+            title = f"{name}, {tokens} tokens, {n} -> {m}, rank {rank}, k {k}, {dtype}"
+            print_profile(title, training_step(made[name], x, gradient), bench.device)

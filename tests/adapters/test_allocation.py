@@ -17,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gralora_diffusion import AdapterConfig, TrainConfig, inject, load_adapter, load_sdxl
-from gralora_diffusion.adapters.allocation import FILE, apply, forecast, reordered, step_of
+from gralora_diffusion.adapters.allocation import apply, gradient_bytes
+from gralora_diffusion.adapters.allocation_file import FILE
 from gralora_diffusion.adapters.gora import allocate_ranks, importance, project
 from gralora_diffusion.adapters.gradient_init import point_down
 from gralora_diffusion.adapters.gradients import GRADIENTS, Gradients, stratified
-from gralora_diffusion.adapters.inject import adapters, table
+from gralora_diffusion.adapters.rank_rules import reordered, step_of
+from gralora_diffusion.adapters.registry import adapted_layers, layer_table
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.single_file import SDXL_UNET
 from gralora_diffusion.seeding import generator
@@ -100,7 +102,7 @@ def test_one_gradient_is_alive_at_a_time(monkeypatch):
 
 def test_streaming_equals_storing_and_needs_less():
     model, layers = planted()
-    A = {path: layer.lora_A.detach()[None, None] for path, layer in layers.items()}
+    A = {path: layer.adapter.lora_A.detach()[None, None] for path, layer in layers.items()}
     stored, streamed = (Gradients(layers, model.loss, Accelerator(cpu=True), 16) for _ in range(2))
     full = dict(stored)
     for path, S in streamed.projected(A).items():
@@ -141,8 +143,13 @@ def test_bf16_gradients_are_summed_in_fp32():
 
 
 def run_planted(tmp_path, method="lora", rank=8, **options):
-    model, _ = planted(method, rank)
-    adapter = AdapterConfig(method=method, rank=rank, targets="layers")
+    """An allocation on the planted model by its adapter's options, or by those of `--adapter gora`."""
+    if method == "gora":
+        options = gora(rank) | options
+        adapter = dataclasses.replace(options.pop("adapter"), targets="layers")
+    else:
+        adapter = AdapterConfig(method=method, rank=rank, targets="layers")
+    model, _ = planted(adapter.method, rank)
     config = TrainConfig(adapter=adapter, gora_batches=8, **options).resolved()
     apply({"unet": model}, model.loss, config, Accelerator(cpu=True), tmp_path)
     return model, json.loads((tmp_path / FILE).read_text())
@@ -156,7 +163,7 @@ def test_ranks_and_deltas_are_those_of_the_formulas(tmp_path):
         expected, rel=1e-5
     )
     ranks = allocate_ranks(expected, SIZES, 8, 4, 32)
-    assert {name: model.layers[name].rank for name in SIZES} == ranks
+    assert {name: model.layers[name].adapter.rank for name in SIZES} == ranks
     assert (
         sum((m + n) * ranks[name] for name, (m, n) in SIZES.items())
         == 8 * sum(m + n for m, n in SIZES.values())
@@ -165,7 +172,7 @@ def test_ranks_and_deltas_are_those_of_the_formulas(tmp_path):
     assert len(set(ranks.values())) > 1
     for name in SIZES:
         layer, delta = model.layers[name], model.layers[name].delta()
-        assert layer.scale == pytest.approx(16 / layer.rank**0.5)
+        assert layer.adapter.scale == pytest.approx(16 / layer.adapter.rank**0.5)
         assert float((delta * G[name]).sum()) < 0
         assert float(delta.norm() / G[name].norm()) == pytest.approx(0.05, rel=1e-4)
 
@@ -174,20 +181,20 @@ def test_ranks_and_deltas_are_those_of_the_formulas(tmp_path):
 @pytest.mark.parametrize("init", ["svd", "random"])
 def test_every_rule_keeps_the_budget_and_points_down(tmp_path, rule, init):
     model, facts = run_planted(tmp_path, "gralora", 16, allocate=rule, gora_init=init, gora_gamma=0.02)
-    layers = adapters(model)
-    assert sum(p.numel() for x in layers.values() for p in x.adapter_parameters.values()) == 16 * sum(
+    layers = adapted_layers(model)
+    assert sum(p.numel() for x in layers.values() for p in x.adapter.parameters()) == 16 * sum(
         m + n for m, n in SIZES.values()
     )
     for path, layer in layers.items():
         row, G = facts["layers"][f"unet.{path}"], model.gradient(path[-1], facts["batches"])
-        assert (row["rank"], row["k"]) == (layer.rank, layer.k)
+        assert (row["rank"], row["k"]) == (layer.adapter.rank, layer.adapter.k)
         assert float((layer.delta() * G).sum()) < 0
         assert float(layer.delta().norm() / G.norm()) == pytest.approx(0.02, rel=1e-4)
-        assert layer.rank == 16 or rule != "uniform"
-    header = model.adapter_configs["default"]
+        assert layer.adapter.rank == 16 or rule != "uniform"
+    header = model.adapters["default"].config
     again = inject(Planted(), header)
-    assert {path: (x.rank, x.k) for path, x in again.items()} == {
-        path: (x.rank, x.k) for path, x in layers.items()
+    assert {path: (x.adapter.rank, x.adapter.k) for path, x in again.items()} == {
+        path: (x.adapter.rank, x.adapter.k) for path, x in layers.items()
     }
 
 
@@ -263,16 +270,17 @@ def test_gora_trains_saves_and_loads_like_any_other(tmp_path):
     facts = json.loads((run / FILE).read_text())
     pipeline = load_sdxl()
     header = load_adapter(pipeline, run)["config"]
-    layers = adapters(pipeline.unet)
+    layers = adapted_layers(pipeline.unet)
     assert header["method"] == "lora"
     assert header["rslora"]
-    assert {f"unet.{path}": layer.rank for path, layer in layers.items()} == {
+    assert {f"unet.{path}": layer.adapter.rank for path, layer in layers.items()} == {
         path: row["rank"] for path, row in facts["layers"].items()
     }
     uniform = inject(load_sdxl().unet, AdapterConfig(method="lora", rank=8))
-    assert table(layers).splitlines()[-1] == table(uniform).splitlines()[-1]
-    assert len({layer.rank for layer in layers.values()}) > 3
-    same = train(dataclasses.replace(QUICK, output_dir=str(tmp_path / "b"), allocation=str(run / FILE)))
+    assert layer_table(layers).splitlines()[-1] == layer_table(uniform).splitlines()[-1]
+    assert len({layer.adapter.rank for layer in layers.values()}) > 3
+    from_file = dict(allocate=None, allocation=str(run / FILE))
+    same = train(dataclasses.replace(QUICK, output_dir=str(tmp_path / "b"), **from_file))
     again = json.loads((same / FILE).read_text())
     assert {p: r["rank"] for p, r in again["layers"].items()} == {
         p: r["rank"] for p, r in facts["layers"].items()
@@ -317,9 +325,9 @@ def test_mixed_ranks_and_k_with_both_text_encoders(tmp_path):
     pipeline, rows = load_sdxl(), json.loads((run / FILE).read_text())["layers"]
     load_adapter(pipeline, run)
     found = {
-        f"{c}.{path}": (x.rank, x.k)
+        f"{c}.{path}": (x.adapter.rank, x.adapter.k)
         for c in ("unet", "text_encoder", "text_encoder_2")
-        for path, x in adapters(getattr(pipeline, c)).items()
+        for path, x in adapted_layers(getattr(pipeline, c)).items()
     }
     assert found == {path: (row["rank"], row["k"]) for path, row in rows.items()}
     assert len({k for _, k in found.values()}) > 1
@@ -398,11 +406,11 @@ def one_of_two(rank, port, folder):
         adapter=AdapterConfig(method="gralora", rank=16, targets="layers"), allocate="gora", gora_batches=16
     ).resolved()
     apply({"unet": model}, model.loss, config, accelerator, folder)
-    sizes = {path: torch.tensor([x.rank, x.k]) for path, x in adapters(model).items()}
+    sizes = {path: torch.tensor([x.adapter.rank, x.adapter.k]) for path, x in adapted_layers(model).items()}
     factors = {
         f"{path}.{name}": p.detach().clone()
-        for path, x in adapters(model).items()
-        for name, p in x.adapter_parameters.items()
+        for path, x in adapted_layers(model).items()
+        for name, p in x.adapter.named_parameters()
     }
     save_file(
         sizes | factors | dict(processes=torch.tensor(accelerator.num_processes)),
@@ -437,7 +445,7 @@ def test_every_process_has_the_same_allocation_bit_by_bit(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(gora_gamma=0.1), "--gora_gamma is given, and has no effect here: it needs --adapter gora"),
+        (dict(gora_gamma=0.1), "--gora_gamma has no effect here: it needs --allocate or --allocation"),
         (dict(allocate="gora", allocation="x.json"), "give one of them"),
         (dict(allocate="gora", adapter=AdapterConfig(rank=8, hybrid_rank=4)), "--hybrid_rank"),
         (dict(allocate="ralora", adapter=AdapterConfig(method="lora")), "ralora chooses GraLoRA's k"),
@@ -469,10 +477,9 @@ def test_options_that_do_not_go_together(options, words):
 def test_a_file_that_is_no_allocation_for_this_run(tmp_path, content, words):
     if content:
         (tmp_path / "x.json").write_text(content)
+    from_file = dict(allocate=None, allocation=str(tmp_path / "x.json"))
     with pytest.raises(ConfigError, match=words):
-        train(
-            dataclasses.replace(QUICK, output_dir=str(tmp_path / "run"), allocation=str(tmp_path / "x.json"))
-        )
+        train(dataclasses.replace(QUICK, output_dir=str(tmp_path / "run"), **from_file))
     assert not (tmp_path / "run").exists()
 
 
@@ -482,7 +489,7 @@ def test_full_size_sdxl_needs_a_thirtieth_when_streaming(tmp_path):
         unet = UNet2DConditionModel.from_config(SDXL_UNET)
     layers = inject(unet, AdapterConfig(method="lora", rank=32, targets="attention+ff"))
     rows = {path: dict(shape=tuple(layer.weight.shape), rank=32) for path, layer in layers.items()}
-    needed = forecast(rows, itemsize=2)
+    needed = gradient_bytes(rows, itemsize=2)
     one = 10240 * 1280 * 6
     assert needed["storing"] - one == 4 * sum(m * n for m, n in (row["shape"] for row in rows.values()))
     assert (needed["storing"] - one) / 2**30 == pytest.approx(8.1, abs=0.1)

@@ -21,7 +21,8 @@ from gralora_diffusion.adapters.gora import (
     ralora_k,
     whitened,
 )
-from gralora_diffusion.adapters.layers import GraLoRALinear, LoRALinear, choose_k
+from gralora_diffusion.adapters.gralora import choose_k
+from gralora_diffusion.adapters.linear import GraLoRALinear, LoRALinear
 
 SHAPES = {"q": (640, 640), "k": (640, 2048), "v": (1280, 1280), "o": (1280, 2048), "ff": (10240, 1280)}
 IMPORTANCES = {"q": 3.0, "k": 1.0, "v": 0.5, "o": 7.0, "ff": 0.2}
@@ -193,9 +194,9 @@ def test_factors_fill_the_layers_own_blocks(k):
     down, up = gradient_factors(G, 8, k)
     from gralora_diffusion.adapters.gradient_init import put_factors
 
-    A = by_block(layer.gralora_A.detach()) if k > 1 else layer.lora_A.detach()[None, None]
+    A = by_block(layer.adapter.gralora_A.detach()) if k > 1 else layer.adapter.lora_A.detach()[None, None]
     B = least_squares(project(G, A), A)
-    put_factors(layer, A, B)
+    put_factors(layer.adapter, A, B)
     for j in range(k):
         for i in range(k):
             mine = layer.delta().view(k, 32 // k, k, 48 // k)[j, :, i]
@@ -203,7 +204,7 @@ def test_factors_fill_the_layers_own_blocks(k):
     assert cosine(layer.delta(), -G) > 0
     assert cosine(up @ down, -G) > cosine(layer.delta(), -G)
     if k > 1:
-        torch.testing.assert_close(as_gralora(A, B)[0], layer.gralora_A.data)
+        torch.testing.assert_close(as_gralora(A, B)[0], layer.adapter.gralora_A.data)
 
 
 def test_energy_by_hand():

@@ -6,17 +6,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
 
-from gralora_diffusion import AdapterConfig, GraLoRALinear, LoRALinear, inject
-from gralora_diffusion.adapters.inject import (
-    adapter_parameters,
-    adapters,
-    enable,
-    merge,
-    remove,
-    set_strength,
-    table,
-    unmerge,
-)
+from gralora_diffusion import AdapterConfig, inject
+from gralora_diffusion.adapters.control import enable, merge, remove, set_strength, unmerge
+from gralora_diffusion.adapters.gralora import GraLoRA
+from gralora_diffusion.adapters.linear import AdaptedLinear
+from gralora_diffusion.adapters.lora import LoRA
+from gralora_diffusion.adapters.registry import adapted_layers, adapter_parameters, layer_table
 from gralora_diffusion.sdxl.load import shapes
 
 
@@ -54,7 +49,7 @@ def test_full_size_sdxl(method, sdxl):
     assert len(layers) == 560
     assert count(unet) == 92_897_280
     assert sum(p.numel() for p in unet.parameters() if p.requires_grad) == 92_897_280
-    last = table(layers).splitlines()[-1]
+    last = layer_table(layers).splitlines()[-1]
     assert last == "560 layers, 92,897,280 parameters"
 
 
@@ -78,8 +73,8 @@ def test_ranks_and_k_per_target(sdxl):
     )
     layers = inject(sdxl["unet"], config)
     for path, layer in layers.items():
-        assert layer.k == (4 if "attn2" in path else 1)
-        assert layer.rank == (
+        assert layer.adapter.k == (4 if "attn2" in path else 1)
+        assert layer.adapter.rank == (
             64 if path.startswith("mid_block") and "attn2" in path else 32 if "attn2" in path else 16
         )
 
@@ -93,10 +88,11 @@ def test_any_torch_model():
     assert keys <= set(model.state_dict())
     assert torch.equal(model(ids).logits, before)
     for layer in layers.values():
-        layer.gralora_B.data.normal_()
+        layer.adapter.gralora_B.data.normal_()
     model(ids).logits.square().sum().backward()
     assert all(p.grad is not None for p in adapter_parameters(model).values())
-    assert {n for n, p in model.named_parameters() if p.grad is not None} == set(adapter_parameters(model))
+    trained = {id(p) for p in model.parameters() if p.grad is not None}
+    assert trained == {id(p) for p in adapter_parameters(model).values()}
     roberta = RobertaModel(
         RobertaConfig(
             vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4
@@ -116,7 +112,7 @@ def test_a_whole_life():
     model, ids = llama().eval(), torch.arange(10)[None]
     before = model(ids).logits
     for layer in inject(model, AdapterConfig(rank=8, k=2, targets="_proj$")).values():
-        layer.gralora_B.data.normal_(std=0.1)
+        layer.adapter.gralora_B.data.normal_(std=0.1)
     on = model(ids).logits
     assert (on - before).abs().max() > 1e-3
     enable(model, False)
@@ -133,7 +129,7 @@ def test_a_whole_life():
     unmerge(model)
     assert torch.equal(model(ids).logits, on)
     remove(model)
-    assert not adapters(model)
+    assert not adapted_layers(model)
     assert torch.equal(model(ids).logits, before)
 
 
@@ -152,7 +148,7 @@ def test_mistakes_change_nothing(config, words):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         inject(model, AdapterConfig(**config))
     assert all(word in str(caught.value) for word in words), caught.value
-    assert not adapters(model)
+    assert not adapted_layers(model)
     assert all(p.requires_grad for p in model.parameters())
 
 
@@ -163,13 +159,11 @@ def test_injecting_twice_raises():
         inject(model, AdapterConfig(rank=4, targets="k_proj"))
 
 
-def test_kinds():
-    assert {
-        type(m) for m in inject(llama(), AdapterConfig(method="lora", rank=4, targets="q_proj")).values()
-    } == {LoRALinear}
-    assert {type(m) for m in inject(llama(), AdapterConfig(rank=4, targets="q_proj")).values()} == {
-        GraLoRALinear
-    }
+@pytest.mark.parametrize(("method", "kind"), [("lora", LoRA), ("gralora", GraLoRA)])
+def test_the_method_is_the_kind_of_adapter(method, kind):
+    layers = inject(llama(), AdapterConfig(method=method, rank=4, targets="q_proj"))
+    assert {type(layer) for layer in layers.values()} == {AdaptedLinear}
+    assert {type(layer.adapter) for layer in layers.values()} == {kind}
 
 
 def test_config_survives_json():

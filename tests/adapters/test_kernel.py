@@ -20,7 +20,7 @@ def make(kind, k=1, hybrid=0, dtype=torch.float64, **kwargs):
         if kind == "lora"
         else GraLoRALinear.from_linear(linear, RANK, k, None, hybrid, **kwargs)
     )
-    for p in layer.adapter_parameters.values():
+    for p in layer.adapter.parameters():
         p.data = torch.randn_like(p, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     return layer
 
@@ -83,7 +83,9 @@ def test_the_gradients_are_those_of_finite_differences_also_of_an_unfrozen_base(
         )
 
     assert torch.autograd.gradcheck(
-        run, (x, own, layer.weight, layer.bias, *(p for pair in layer.factors for p in pair)), fast_mode=True
+        run,
+        (x, own, layer.weight, layer.bias, *(p for pair in layer.adapter.factors for p in pair)),
+        fast_mode=True,
     )
 
 
@@ -113,11 +115,11 @@ def test_inputs_of_any_layout_and_size(kind):
 
 def test_only_what_is_asked_for_gets_a_gradient():
     layer = make("gralora", 2, 8)
-    layer.gralora_A.requires_grad_(False)
+    layer.adapter.gralora_A.requires_grad_(False)
     x = torch.randn(5, N, dtype=torch.float64)
     layer(x).sum().backward()
-    assert layer.gralora_A.grad is None
-    assert layer.lora_A.grad is not None
+    assert layer.adapter.gralora_A.grad is None
+    assert layer.adapter.lora_A.grad is not None
     assert x.grad is None
     layer.requires_grad_(False)
     assert not layer(x).requires_grad
@@ -126,7 +128,9 @@ def test_only_what_is_asked_for_gets_a_gradient():
 def test_a_second_derivative_is_refused():
     layer = make("gralora", 2)
     (gradient,) = torch.autograd.grad(
-        layer(torch.randn(5, N, dtype=torch.float64)).square().sum(), layer.gralora_B, create_graph=True
+        layer(torch.randn(5, N, dtype=torch.float64)).square().sum(),
+        layer.adapter.gralora_B,
+        create_graph=True,
     )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
@@ -140,7 +144,7 @@ def test_compiled_training_has_the_same_gradients(kind, k, hybrid):
         given = x.clone().requires_grad_()
         layer.zero_grad()
         forward(given).square().sum().backward()
-        gradients.append([given.grad, *(p.grad for p in layer.adapter_parameters.values())])
+        gradients.append([given.grad, *(p.grad for p in layer.adapter.parameters())])
     for mine, compiled in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, compiled, rtol=0, atol=1e-10)
 
@@ -168,4 +172,4 @@ def test_a_layer_of_half_precision_computes_and_answers_in_it():
     assert (out.float() - exact).norm() < 0.01 * exact.norm()
     out.sum().backward()
     assert x.grad.dtype == torch.bfloat16
-    assert {p.grad.dtype for p in layer.adapter_parameters.values()} == {torch.float32}
+    assert {p.grad.dtype for p in layer.adapter.parameters()} == {torch.float32}

@@ -7,7 +7,7 @@ from peft import GraloraConfig, LoraConfig, get_peft_model
 from torch import nn
 
 from gralora_diffusion import GraLoRALinear, LoRALinear
-from gralora_diffusion.adapters.layers import choose_k
+from gralora_diffusion.adapters.gralora import GraLoRA, choose_k
 
 N, M, RANK = 48, 32, 16
 KINDS = [("lora", 1, 0)] + [("gralora", k, h) for k in (1, 2, 4, 8) for h in (0, 8)]
@@ -22,7 +22,7 @@ def make(kind, k, hybrid, alpha=24.0, dtype=torch.float64, **kwargs):
         layer = LoRALinear.from_linear(linear, RANK, alpha, **kwargs)
     else:
         layer = GraLoRALinear.from_linear(linear, RANK, k, alpha, hybrid, **kwargs)
-    for p in layer.adapter_parameters.values():
+    for p in layer.adapter.parameters():
         p.data = torch.randn_like(p, dtype=dtype)
     return layer
 
@@ -30,42 +30,44 @@ def make(kind, k, hybrid, alpha=24.0, dtype=torch.float64, **kwargs):
 def by_blocks(layer) -> torch.Tensor:
     """delta block by block: block (i, j) of W is scale * B_ij A_ij^T with factors of rank r/k (arXiv 2505.20355, eq. 5)."""
     delta = torch.zeros(M, N, dtype=torch.float64)
-    if isinstance(layer, GraLoRALinear):
-        k, r = layer.k, RANK - layer.hybrid_rank
+    if isinstance(layer.adapter, GraLoRA):
+        k, r = layer.adapter.k, RANK - layer.adapter.hybrid_rank
         m, n, g = M // k, N // k, r // k
         for i in range(k):  # output block
             for j in range(k):  # input block
                 for s in range(g):
-                    up = layer.gralora_B[i, j * g + s]
-                    down = layer.gralora_A[j, :, i * g + s]
+                    up = layer.adapter.gralora_B[i, j * g + s]
+                    down = layer.adapter.gralora_A[j, :, i * g + s]
                     delta[i * m : (i + 1) * m, j * n : (j + 1) * n] += torch.outer(up, down)
-    if hasattr(layer, "lora_A"):
-        for s in range(layer.lora_A.shape[0]):
-            delta += torch.outer(layer.lora_B[:, s], layer.lora_A[s])
-    return layer.alpha / RANK * delta
+    if hasattr(layer.adapter, "lora_A"):
+        for s in range(layer.adapter.lora_A.shape[0]):
+            delta += torch.outer(layer.adapter.lora_B[:, s], layer.adapter.lora_A[s])
+    return layer.adapter.alpha / RANK * delta
 
 
 def peft_twin(layer):
     """PEFT's own layer with the same base weight and factors."""
     model = nn.ModuleDict(dict(linear=nn.Linear(N, M, dtype=torch.float64)))
     model["linear"].load_state_dict(dict(weight=layer.weight, bias=layer.bias))
-    if isinstance(layer, GraLoRALinear):
+    if isinstance(layer.adapter, GraLoRA):
         config = GraloraConfig(
-            r=RANK - layer.hybrid_rank,
-            alpha=layer.alpha,
-            gralora_k=layer.k,
-            hybrid_r=layer.hybrid_rank,
+            r=RANK - layer.adapter.hybrid_rank,
+            alpha=layer.adapter.alpha,
+            gralora_k=layer.adapter.k,
+            hybrid_r=layer.adapter.hybrid_rank,
             target_modules=["linear"],
             gralora_dropout=0.0,
         )
     else:
-        config = LoraConfig(r=RANK, lora_alpha=layer.alpha, target_modules=["linear"])
+        config = LoraConfig(r=RANK, lora_alpha=layer.adapter.alpha, target_modules=["linear"])
     twin = get_peft_model(model, config, autocast_adapter_dtype=False).base_model.model["linear"].double()
     names = dict(
         gralora_A="gralora_A", gralora_B="gralora_B", lora_A="gralora_A_general", lora_B="gralora_B_general"
     )
-    for name, p in layer.adapter_parameters.items():
-        theirs = getattr(twin, name if isinstance(layer, GraLoRALinear) is False else names[name])["default"]
+    for name, p in layer.adapter.named_parameters():
+        theirs = getattr(twin, name if isinstance(layer.adapter, GraLoRA) is False else names[name])[
+            "default"
+        ]
         theirs = theirs if isinstance(theirs, nn.Parameter) else theirs.weight
         theirs.data.copy_(p.data)
     return twin
@@ -87,7 +89,7 @@ def test_forward_and_gradients_equal_peft_and_the_formula(kind, k, hybrid, shape
     torch.testing.assert_close(out, written, rtol=0, atol=1e-10)
     weights = torch.randn_like(out)
     (out * weights).sum().backward()
-    mine = {name: p.grad.clone() for name, p in layer.adapter_parameters.items()}
+    mine = {name: p.grad.clone() for name, p in layer.adapter.named_parameters()}
     layer.zero_grad()
     (written * weights).sum().backward()
     (reference * weights).sum().backward()
@@ -96,7 +98,7 @@ def test_forward_and_gradients_equal_peft_and_the_formula(kind, k, hybrid, shape
     assert layer.bias.grad is None
     trained = [p.grad for p in twin.parameters() if p.requires_grad and p.grad is not None]
     assert len(trained) == len(mine)
-    for name, p in layer.adapter_parameters.items():
+    for name, p in layer.adapter.named_parameters():
         torch.testing.assert_close(mine[name], p.grad, rtol=0, atol=1e-10)  # the loop's own
         assert any(
             g.shape == p.shape and torch.allclose(mine[name], g, rtol=0, atol=1e-10) for g in trained
@@ -106,9 +108,9 @@ def test_forward_and_gradients_equal_peft_and_the_formula(kind, k, hybrid, shape
 @pytest.mark.parametrize(("kind", "k", "hybrid"), KINDS)
 def test_delta_equals_peft_the_formula_and_low_rank(kind, k, hybrid):
     layer = make(kind, k, hybrid)
-    for p in (
-        layer.adapter_parameters.values()
-    ):  # small dyadic numbers: float64 sums are exact, so that error 0 means 0
+    for (
+        p
+    ) in layer.adapter.parameters():  # small dyadic numbers: float64 sums are exact, so that error 0 means 0
         p.data = torch.randint(-8, 9, p.shape).double() / 8
     twin = peft_twin(layer)
     down, up = layer.low_rank()
@@ -134,8 +136,8 @@ def test_starts_as_the_base_bit_for_bit(kind, k, hybrid, dtype):
     assert layer.weight is linear.weight
     assert layer.bias is linear.bias
     assert set(linear.state_dict()) <= set(layer.state_dict())
-    assert all(p.dtype == torch.float32 for p in layer.adapter_parameters.values())
-    assert all(p.abs().sum() > 0 for name, p in layer.adapter_parameters.items() if name.endswith("A"))
+    assert all(p.dtype == torch.float32 for p in layer.adapter.parameters())
+    assert all(p.abs().sum() > 0 for name, p in layer.adapter.named_parameters() if name.endswith("A"))
 
 
 @pytest.mark.parametrize(("kind", "k", "hybrid"), KINDS)
@@ -143,17 +145,17 @@ def test_strength_off_merge_and_unmerge(kind, k, hybrid):
     layer = make(kind, k, hybrid).eval()
     x, base = torch.randn(7, N, dtype=torch.float64), layer.weight.clone()
     for strength in (0.0, 0.5, 1.0, 2.0):
-        layer.strength = strength
+        layer.adapter.strength = strength
         expected = F.linear(x, base + strength * by_blocks(layer), layer.bias)
         torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-10)
         layer.merge()
         torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-10)
         layer.unmerge()
         assert torch.equal(layer.weight, base)
-    layer.enabled = False
+    layer.adapter.enabled = False
     assert torch.equal(layer(x), F.linear(x, base, layer.bias))
-    layer.enabled = True
-    layer.strength = 1.0
+    layer.adapter.enabled = True
+    layer.adapter.strength = 1.0
     layer.merge()
     plain = layer.to_linear()
     assert type(plain) is nn.Linear
@@ -164,9 +166,9 @@ def test_a_merged_layer_keeps_its_promises():
     layer = make("gralora", 4, 0).eval()
     x, base = torch.randn(7, N, dtype=torch.float64), layer.weight.clone()
     layer.merge()
-    layer.enabled = False
+    layer.adapter.enabled = False
     assert torch.equal(layer(x), F.linear(x, base, layer.bias))
-    layer.enabled, layer.strength = True, 0.5
+    layer.adapter.enabled, layer.adapter.strength = True, 0.5
     torch.testing.assert_close(
         layer(x), F.linear(x, base + 0.5 * by_blocks(layer), layer.bias), rtol=0, atol=1e-10
     )
@@ -178,7 +180,7 @@ def test_a_merged_layer_keeps_its_promises():
 
 def test_merging_in_half_precision_can_be_undone_exactly():
     layer = GraLoRALinear.from_linear(nn.Linear(N, M, dtype=torch.bfloat16), RANK, 2)
-    layer.gralora_B.data.normal_()
+    layer.adapter.gralora_B.data.normal_()
     before = layer.weight.clone()
     layer.merge()
     assert not torch.equal(layer.weight, before)
@@ -187,9 +189,9 @@ def test_merging_in_half_precision_can_be_undone_exactly():
 
 
 def test_rslora_scale():
-    assert make("gralora", 2, 0, alpha=8.0, rslora=True).scale == 2.0
-    assert make("lora", 1, 0, alpha=8.0).scale == 0.5
-    assert LoRALinear.from_linear(nn.Linear(N, M), 4).scale == 1.0
+    assert make("gralora", 2, 0, alpha=8.0, rslora=True).adapter.scale == 2.0
+    assert make("lora", 1, 0, alpha=8.0).adapter.scale == 0.5
+    assert LoRALinear.from_linear(nn.Linear(N, M), 4).adapter.scale == 1.0
 
 
 def test_dropout_acts_in_training_only():
@@ -204,14 +206,14 @@ def test_autocast_and_checkpointing_send_gradients_to_the_adapters_only(dtype):
     from torch.utils.checkpoint import checkpoint
 
     layer = GraLoRALinear.from_linear(nn.Linear(N, M, dtype=dtype), RANK, 4, hybrid_rank=8)
-    for p in layer.adapter_parameters.values():
+    for p in layer.adapter.parameters():
         p.data.normal_()
     with torch.autocast("cpu", torch.bfloat16):
         out = checkpoint(layer, torch.randn(2, 5, N, dtype=dtype), use_reentrant=False)
     assert out.dtype == torch.bfloat16
     out.float().square().sum().backward()
     assert layer.weight.grad is None
-    for p in layer.adapter_parameters.values():
+    for p in layer.adapter.parameters():
         assert p.grad.dtype == torch.float32
         assert p.grad.abs().sum() > 0
 
@@ -250,6 +252,6 @@ def test_the_rank_of_delta_grows_with_k():
     torch.manual_seed(0)
     for k in (1, 2, 4):
         layer = GraLoRALinear.from_linear(nn.Linear(128, 128), 16, k).double()
-        layer.gralora_B.data.normal_()
+        layer.adapter.gralora_B.data.normal_()
         assert torch.linalg.matrix_rank(layer.delta()) == 16 * k
-        assert sum(p.numel() for p in layer.adapter_parameters.values()) == 16 * 256
+        assert sum(p.numel() for p in layer.adapter.parameters()) == 16 * 256

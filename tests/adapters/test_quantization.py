@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gralora_diffusion import AdapterConfig, TrainConfig, inject, load_adapter, load_sdxl
-from gralora_diffusion.adapters.inject import adapter_parameters, adapters, merge, remove
+from gralora_diffusion.adapters.control import merge, remove
 from gralora_diffusion.adapters.kernel import numbers, quantized
 from gralora_diffusion.adapters.quantization import BYTES, QuantizedLinear, quantize
+from gralora_diffusion.adapters.registry import adapted_layers, adapter_parameters
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.train import train
 
@@ -34,7 +35,7 @@ def adapted(kind, method):
     weight = model[0].weight.detach().clone()
     quantize(model, kind)
     layer = inject(model, AdapterConfig(method=method, rank=8, targets="all-linear"))["0"]
-    for p in layer.adapter_parameters.values():
+    for p in layer.adapter.parameters():
         p.data.normal_(std=0.1)
     return model, layer, weight
 
@@ -54,7 +55,7 @@ def test_the_layer_is_the_dequantised_weight_plus_the_delta(torchao, kind, metho
     gradient = torch.randn_like(y)
     y.backward(gradient)
     torch.testing.assert_close(x.grad, gradient @ whole, rtol=0, atol=1e-4)
-    assert all(p.grad.abs().sum() > 0 for p in layer.adapter_parameters.values())
+    assert all(p.grad.abs().sum() > 0 for p in layer.adapter.parameters())
     with pytest.raises(ValueError, match="cannot be merged into it"):
         merge(model)
     remove(model)
@@ -80,7 +81,7 @@ def test_under_autocast_it_computes_in_its_dtype(torchao, kind):
         y = layer(torch.randn(3, 64, requires_grad=True))
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
-    assert layer.lora_B.grad.dtype == torch.float32
+    assert layer.adapter.lora_B.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,7 +115,7 @@ def test_every_linear_weight_of_the_base_is_in_few_bits_and_the_image_stays(torc
     inject(unet, QUICK.adapter)
     linears = [m for m in unet.modules() if isinstance(m, nn.Linear)]
     assert all(quantized(m.weight) for m in linears)
-    assert len(adapters(unet)) == len(adapter_parameters(unet)) // 2
+    assert len(adapted_layers(unet)) == len(adapter_parameters(unet)) // 2
     inputs = torch.randn(2, 16, 8, 8), torch.tensor([500, 10]), torch.randn(2, 32, 192)
     conditions = dict(text_embeds=torch.randn(2, 128), time_ids=torch.full((2, 6), 64.0))
     with torch.no_grad():

@@ -7,8 +7,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gralora_diffusion import AdapterConfig, inject, load_adapter, load_sdxl, save_adapter
-from gralora_diffusion.adapters.inject import adapters, remove
-from gralora_diffusion.adapters.layers import active_ranks
+from gralora_diffusion.adapters.control import remove
+from gralora_diffusion.adapters.registry import adapted_layers
+from gralora_diffusion.adapters.tlora import active_ranks
 
 N, M = 24, 16
 KINDS = [
@@ -44,24 +45,26 @@ def rank_at(t: int, ranks: int, least: int) -> int:
 def delta_at(layer, t: int, least: dict) -> torch.Tensor:
     """B M_t A, term by term."""
     delta = torch.zeros(M, N, dtype=torch.float64)
-    if hasattr(layer, "gralora_A"):
-        k, g = layer.k, layer.gralora_A.shape[2] // layer.k
+    if hasattr(layer.adapter, "gralora_A"):
+        k, g = layer.adapter.k, layer.adapter.gralora_A.shape[2] // layer.adapter.k
         for i in range(k):
             for j in range(k):
                 for s in range(rank_at(t, g, least[g])):
-                    block = torch.outer(layer.gralora_B[i, j * g + s], layer.gralora_A[j, :, i * g + s])
+                    block = torch.outer(
+                        layer.adapter.gralora_B[i, j * g + s], layer.adapter.gralora_A[j, :, i * g + s]
+                    )
                     delta[i * M // k : (i + 1) * M // k, j * N // k : (j + 1) * N // k] += block
-    if hasattr(layer, "lora_A"):
-        for s in range(rank_at(t, len(layer.lora_A), least[len(layer.lora_A)])):
-            delta += torch.outer(layer.lora_B[:, s], layer.lora_A[s])
-    return layer.scale * delta
+    if hasattr(layer.adapter, "lora_A"):
+        for s in range(rank_at(t, len(layer.adapter.lora_A), least[len(layer.adapter.lora_A)])):
+            delta += torch.outer(layer.adapter.lora_B[:, s], layer.adapter.lora_A[s])
+    return layer.adapter.scale * delta
 
 
 def masked_model(config):
     torch.manual_seed(0)
     model = Model().double()
     layer = inject(model, config)["linear"]
-    for p in layer.adapter_parameters.values():
+    for p in layer.adapter.parameters():
         p.data = torch.randn_like(p, dtype=torch.float64)
     return model, layer
 
@@ -113,12 +116,12 @@ def test_idle_ranks_get_no_gradient_and_recomputation_has_the_same_mask(config, 
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             out = model(x, torch.tensor([999, 750]))
         out.float().square().sum().backward()
-        gradients.append({name: p.grad.clone() for name, p in layer.adapter_parameters.items()})
+        gradients.append({name: p.grad.clone() for name, p in layer.adapter.named_parameters()})
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
     for name, gradient in gradients[0].items():
         if name.startswith("gralora"):
             groups = gradient.transpose(1, 2) if name == "gralora_A" else gradient  # [k, r, ...]
-            groups = groups.unflatten(1, (layer.k, -1)).abs().sum((0, 1, 3))
+            groups = groups.unflatten(1, (layer.adapter.k, -1)).abs().sum((0, 1, 3))
         else:
             groups = gradient.abs().sum(1 if name == "lora_A" else 0)
         most = rank_at(750, len(groups), least[len(groups)])
@@ -140,10 +143,10 @@ def test_masks_in_the_unet_follow_every_forward_and_go_with_the_adapter(tmp_path
         for i, t in enumerate((900, 10)):
             assert not torch.equal(unet(x, 500, **inputs).sample[i], both[i])
             torch.testing.assert_close(unet(x, t, **inputs).sample[i], both[i], rtol=0, atol=1e-5)
-        assert all(layer.active is not None for layer in adapters(unet).values())
-        assert all(layer.active is None for layer in adapters(pipeline.text_encoder).values()), (
-            "encoders see no timestep"
-        )
+        assert all(layer.adapter.active_ranks is not None for layer in adapted_layers(unet).values())
+        assert all(
+            layer.adapter.active_ranks is None for layer in adapted_layers(pipeline.text_encoder).values()
+        ), "encoders see no timestep"
         save_adapter(tmp_path / "tlora.safetensors", models)
         other = load_sdxl()
         plain = other.unet(x, 900, **inputs).sample

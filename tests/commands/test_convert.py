@@ -15,17 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, load_adapter, load_sdxl
-from gralora_diffusion.adapters.layers import truncate
-from gralora_diffusion.formats.adapter_state import Adapter, sizes, to_lora
+from gralora_diffusion.adapters.low_rank import truncate
+from gralora_diffusion.formats.adapter_state import Adapter, sizes_of, to_lora
 from gralora_diffusion.formats.layer_names import canonical, kohya
-from gralora_diffusion.formats.load import (
-    read_adapter,
-    write_comfyui,
-    write_diffusers,
-    write_native,
-    write_peft,
-)
-from gralora_diffusion.formats.write import KOHYA, installed_path
+from gralora_diffusion.formats.read import read_adapter
+from gralora_diffusion.formats.write import KOHYA, write_comfyui, write_diffusers, write_native
+from gralora_diffusion.formats.write_peft import installed_path, write_peft
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.load import EMBEDDED
 
@@ -72,7 +67,7 @@ def blank(model):
 )
 def test_there_and_back(kind, dtype, tolerance, adapter, tmp_path):
     there, back = tmp_path / ("x" if kind == "peft" else "x.safetensors"), tmp_path / "back.safetensors"
-    if kind == "peft" and len({sizes(f) for _, _, f in adapter.items()}) > 1:
+    if kind == "peft" and len({sizes_of(f) for _, _, f in adapter.items()}) > 1:
         with pytest.raises(ConfigError, match=r"one rank and one k .* --energy 1"):
             write_peft(there, adapter, dtype)
         assert not list(tmp_path.iterdir())
@@ -191,7 +186,7 @@ def test_the_scale_of_a_call_to_diffusers(mixed, tmp_path):
 )
 def test_peft_loads_its_folders(dtype, tolerance, adapter, tmp_path):
     """Each layer's answer to the identity at every strength, then the merged weights."""
-    whole = len({sizes(factors) for _, _, factors in adapter.items()}) == 1
+    whole = len({sizes_of(factors) for _, _, factors in adapter.items()}) == 1
     write_peft(tmp_path / "x", adapter if whole else to_lora(adapter)[0], dtype)
     wanted, base = deltas(adapter), load_sdxl()
     for component in MODELS:

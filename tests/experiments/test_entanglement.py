@@ -62,19 +62,19 @@ def test_without_an_outlier_k_changes_nothing():
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_the_fused_update_is_what_a_step_of_sgd_does(k):
     """lr -> 0: the change of delta after a step of B and A, with a loss whose gradient is G everywhere."""
-    from gralora_diffusion.adapters.layers import GraLoRALinear
+    from gralora_diffusion.adapters.linear import GraLoRALinear
 
     layer = GraLoRALinear.from_linear(nn.Linear(32, 16), 8, k).double()
     G, random = torch.randn(16, 32, dtype=torch.float64), torch.Generator().manual_seed(0)
     A = kaiming_blocks(8, k, 32, random).double()
     B = torch.randn(k, k, 16 // k, 8 // k, dtype=torch.float64, generator=random)
-    layer.gralora_A.data, layer.gralora_B.data = as_gralora(A, B)
+    layer.adapter.gralora_A.data, layer.adapter.gralora_B.data = as_gralora(A, B)
     before = layer.delta()
     (
         layer.weight.new_tensor(0) + (layer(torch.eye(32, dtype=torch.float64)) - layer.bias).T.mul(G).sum()
     ).backward()
     lr = 1e-6
-    for p in (layer.gralora_A, layer.gralora_B):
+    for p in (layer.adapter.gralora_A, layer.adapter.gralora_B):
         p.data -= lr * p.grad
     torch.testing.assert_close((before - layer.delta()) / lr, fused_update(G, A, B), rtol=1e-4, atol=1e-3)
 

@@ -212,7 +212,7 @@ def test_a_run_of_the_sweep_is_a_run_of_the_trainer(tmp_path):
 
 @pytest.mark.parametrize("method", ["gora", "gralora-inverse"])
 def test_gradients_give_a_run_what_they_give_the_trainer(method, tmp_path, monkeypatch):
-    """Ranks, k, start and every step as train_sdxl.py has them with the options that docs/experiments.md names; as many parameters as rank 4."""
+    """Ranks, k, start and every step as train_sdxl.py has them with the options that docs/experiments/README.md names; as many parameters as rank 4."""
     told = {
         "gora": (
             dict(method="lora", rslora=True, alpha=16.0, rank=4, targets=LAST),
@@ -386,7 +386,9 @@ def test_subjects_are_a_column_of_the_table(tmp_path, monkeypatch, capsys):
 def test_what_a_sweep_refuses(given, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_text("\n")
-    prompts = [] if "--prompts" in given else ["--prompts", ROOT / "docs" / "subject_prompts.txt"]
+    prompts = (
+        [] if "--prompts" in given else ["--prompts", ROOT / "docs" / "experiments" / "subject_prompts.txt"]
+    )
     with pytest.raises(SystemExit) as exit:
         main(["compare", "--output", "out", *map(str, [*prompts, *given])])
     assert exit.value.code == 2
@@ -425,7 +427,7 @@ def test_each_experiment_is_one_command_whose_sweeps_parse(tmp_path, monkeypatch
         assert (name, command) == (["-m", "gralora_diffusion"], "compare")
         args = compare.arguments(options)
         folders.setdefault(args.output.name, []).append("report" if args.report else args.part)
-        assert args.keep is None or args.keep.parent == Path("docs/results")
+        assert args.keep is None or args.keep.parent == Path("docs/experiments/results")
     assert all(
         times % 2 == 0 for times in Counter(json.dumps(c) for c in commands if "--report" not in c).values()
     )  # once for each worker

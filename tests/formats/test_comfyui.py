@@ -14,7 +14,7 @@ from adapter_files import merged_sdxl, sdxl_sized
 import gralora_diffusion
 from gralora_diffusion import AdapterConfig
 from gralora_diffusion.formats.layer_names import sgm
-from gralora_diffusion.formats.load import write_comfyui, write_diffusers, write_native
+from gralora_diffusion.formats.write import write_comfyui, write_diffusers, write_native
 
 pytestmark = [
     pytest.mark.slow,

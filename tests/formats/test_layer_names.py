@@ -12,7 +12,8 @@ from safetensors import safe_open
 
 from gralora_diffusion import AdapterConfig
 from gralora_diffusion.formats.layer_names import canonical, from_kohya, from_sgm, kohya, sgm
-from gralora_diffusion.formats.load import read_adapter, write_native
+from gralora_diffusion.formats.read import read_adapter
+from gralora_diffusion.formats.write import write_native
 from gralora_diffusion.sdxl.load import shapes
 
 

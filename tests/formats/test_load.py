@@ -14,8 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gralora_diffusion import AdapterConfig, load_adapter, load_sdxl, save_adapter
-from gralora_diffusion.adapters.inject import adapters, merge
-from gralora_diffusion.formats.load import file_sizes, save_diffusers, write_safetensors
+from gralora_diffusion.adapters.control import merge
+from gralora_diffusion.adapters.registry import adapted_layers
+from gralora_diffusion.formats.load import save_diffusers
+from gralora_diffusion.formats.safetensors_files import write_safetensors
+from gralora_diffusion.formats.write import file_sizes
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.fingerprint import fingerprint, same_base
 from gralora_diffusion.sdxl.load import EMBEDDED
@@ -50,7 +53,7 @@ def test_native_and_diffusers_files_give_the_same_images(config, tmp_path, base_
     facts = load_adapter(native, tmp_path)  # the folder will do
     assert facts["prompts"]["instance_prompt"] == "a photo of sks dog"
     for name in MODELS:
-        ours, theirs = adapters(models[name]), adapters(getattr(native, name))
+        ours, theirs = adapted_layers(models[name]), adapted_layers(getattr(native, name))
         assert list(ours) == list(theirs)
         for path in ours:
             assert torch.equal(ours[path].delta(), theirs[path].delta())
@@ -109,7 +112,7 @@ def test_sizes_are_forecast(tmp_path):
     _, models = adapted_pipeline(CONFIGS["mixed"], ["unet"])
     save_adapter(tmp_path / "adapter.safetensors", models)
     save_diffusers(tmp_path / "pytorch_lora_weights.safetensors", models)
-    sizes = file_sizes({f"unet.{path}": layer for path, layer in adapters(models["unet"]).items()})
+    sizes = file_sizes({f"unet.{path}": layer for path, layer in adapted_layers(models["unet"]).items()})
     for name, size in zip(("adapter.safetensors", "pytorch_lora_weights.safetensors"), sizes, strict=True):
         assert (tmp_path / name).stat().st_size == pytest.approx(size, rel=0.05)
 
@@ -177,7 +180,7 @@ def test_damaged_files_change_nothing(kind, words, tmp_path):
         load_adapter(pipeline, tmp_path / "bad.safetensors")
     assert words in str(caught.value), caught.value
     assert "\n" not in str(caught.value)
-    assert not adapters(pipeline.unet)
+    assert not adapted_layers(pipeline.unet)
 
 
 def test_what_is_not_an_adapter(tmp_path):

@@ -11,15 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from gralora_diffusion import load_sdxl
 from gralora_diffusion.formats.adapter_state import Adapter
-from gralora_diffusion.formats.load import write_diffusers
-from gralora_diffusion.formats.merge_base import (
-    OLD_VAE,
-    from_checkpoint,
-    structure,
-    to_checkpoint,
-    write_merged,
-    write_streamed,
-)
+from gralora_diffusion.formats.base_files import OLD_VAE, from_checkpoint, structure, to_checkpoint
+from gralora_diffusion.formats.lazy_tensors import write_streamed
+from gralora_diffusion.formats.merge_base import write_merged
+from gralora_diffusion.formats.write import write_diffusers
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.load import EMBEDDED
 
@@ -103,7 +98,7 @@ def test_a_merge_that_leaves_the_range_of_fp16_writes_nothing(mixed, tmp_path):
     huge = Adapter(
         mixed.config, {component: {path: factors | dict(gralora_B=factors["gralora_B"] * 1e7)}}, {}
     )
-    with pytest.raises(ConfigError, match=r"leaves the range of float16; take --dtype"):
+    with pytest.raises(ConfigError, match=r"is too large for float16; use --dtype"):
         write_merged(tmp_path / "x", huge, None, torch.float16)
     with pytest.raises(ValueError, match="not finite as float16"):
         write_diffusers(tmp_path / "x.safetensors", huge, torch.float16)

@@ -15,18 +15,15 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from gralora_diffusion import AdapterConfig, load_adapter, load_sdxl
-from gralora_diffusion.adapters.inject import adapters, remove
+from gralora_diffusion.adapters.control import remove
+from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.formats.adapter_state import Adapter, describe
 from gralora_diffusion.formats.layer_names import from_kohya, kohya
-from gralora_diffusion.formats.load import (
-    check_fits,
-    read_adapter,
-    write_comfyui,
-    write_diffusers,
-    write_native,
-    write_peft,
-)
+from gralora_diffusion.formats.load import check_fits
 from gralora_diffusion.formats.merge_base import write_merged
+from gralora_diffusion.formats.read import read_adapter
+from gralora_diffusion.formats.write import write_comfyui, write_diffusers, write_native
+from gralora_diffusion.formats.write_peft import write_peft
 from gralora_diffusion.options import ConfigError
 
 WIDTH = r"do not fit the base's layer \d+ -> \d+; the adapter was made for another base"
@@ -76,7 +73,7 @@ def test_a_peft_folder_made_by_peft(tmp_path):
         model.save_pretrained(tmp_path / config.peft_type)
         merged, base = model.merge_and_unload(), load_sdxl()
         load_adapter(base, tmp_path / config.peft_type)
-        for path, layer in adapters(base.unet).items():
+        for path, layer in adapted_layers(base.unet).items():
             change = merged.get_submodule(path).weight - layer.weight
             torch.testing.assert_close(layer.delta(), change, rtol=0, atol=2e-6)
 
@@ -104,8 +101,8 @@ def test_the_header_of_diffusers_is_honoured(tmp_path):
     unet.fuse_lora()
     ours = load_sdxl()
     load_adapter(ours, tmp_path)
-    assert len(adapters(ours.unet)) == 28
-    for path, layer in adapters(ours.unet).items():
+    assert len(adapted_layers(ours.unet)) == 28
+    for path, layer in adapted_layers(ours.unet).items():
         change = unet.get_submodule(path).base_layer.weight - layer.weight
         torch.testing.assert_close(layer.delta(), change, rtol=0, atol=2e-6)
 
@@ -273,7 +270,7 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_applied(tmp_path):
             load_adapter(pipeline, path)
         assert words in str(caught.value), (what, str(caught.value))
         assert "\n" not in str(caught.value)
-        assert not any(adapters(getattr(pipeline, c)) for c in MODELS), what
+        assert not any(adapted_layers(getattr(pipeline, c)) for c in MODELS), what
 
 
 def test_headers_that_lie_about_the_native_file(tmp_path):
@@ -481,7 +478,7 @@ def test_any_damage_to_a_header_is_one_sentence(tmp_path):
             sentence = refusal(pipeline, tmp_path / "x.safetensors")
             assert sentence or what.startswith("byte"), what
             assert "\n" not in sentence, what
-            assert bool(sentence) != bool(adapters(pipeline.unet)), what
+            assert bool(sentence) != bool(adapted_layers(pipeline.unet)), what
             read += not sentence
             remove(pipeline)
     assert read < 60

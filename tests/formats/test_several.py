@@ -7,10 +7,12 @@ from diffusers import StableDiffusionXLPipeline
 from helpers import MODELS, adapted_pipeline
 
 from gralora_diffusion import load_adapter, load_sdxl
-from gralora_diffusion.adapters.inject import adapters, enable, merge, remove, set_strength, unmerge
+from gralora_diffusion.adapters.control import enable, merge, remove, set_strength, unmerge
+from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.layer_names import canonical
-from gralora_diffusion.formats.load import read_adapter, write_comfyui, write_native
+from gralora_diffusion.formats.read import read_adapter
+from gralora_diffusion.formats.write import write_comfyui, write_native
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.load import EMBEDDED
 
@@ -28,7 +30,7 @@ def weights_now(pipeline) -> dict[str, torch.Tensor]:
     """What each adapted layer adds to its weight, from its answer to the identity."""
     found = {}
     for component in MODELS:
-        for path, layer in adapters(getattr(pipeline, component)).items():
+        for path, layer in adapted_layers(getattr(pipeline, component)).items():
             plain = layer.to_linear()
             identity = torch.eye(layer.in_features)
             found[f"{component}.{canonical(component, path)}"] = (
@@ -65,7 +67,7 @@ def test_several_adapters_in_a_plain_pipeline(two_files):
     merge(pipeline.unet)
     set_strength(pipeline, 0.25, "paint")  # merged layers are merged anew
     unet = {layer: delta for layer, delta in dog.items() if layer.startswith("unet.")}
-    for path, layer in adapters(pipeline.unet).items():
+    for path, layer in adapted_layers(pipeline.unet).items():
         wanted = unet[f"unet.{path}"] + 0.25 * style[f"unet.{path}"]
         torch.testing.assert_close(
             layer.weight.double() - layer.unmerged_weight.double(), wanted, rtol=0, atol=5e-6
@@ -76,7 +78,7 @@ def test_several_adapters_in_a_plain_pipeline(two_files):
     load_adapter(pipeline, folder / "dog.safetensors")
     remove(pipeline, "dog")
     remove(pipeline, "paint")
-    assert not any(adapters(getattr(pipeline, c)) for c in MODELS)
+    assert not any(adapted_layers(getattr(pipeline, c)) for c in MODELS)
     assert weights == {c: {n: id(p) for n, p in getattr(pipeline, c).named_parameters()} for c in MODELS}
     assert {c: set(getattr(pipeline, c).state_dict()) for c in MODELS} == keys
 

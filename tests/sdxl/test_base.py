@@ -12,7 +12,8 @@ from diffusers.models.attention_processor import Attention
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from gralora_diffusion import AdapterConfig, inject, load_sdxl
-from gralora_diffusion.adapters.inject import adapters, merge
+from gralora_diffusion.adapters.control import merge
+from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.base import encode_prompts, time_ids
 from gralora_diffusion.sdxl.fingerprint import fingerprint, same_base
@@ -119,10 +120,10 @@ def test_the_fingerprint_knows_the_base_and_nothing_else():
         assert same_base(fingerprint(copy.deepcopy(unet).to(dtype)), plain)
         assert same_base(fingerprint(copy.deepcopy(unet).to(torch.float16).to(dtype)), plain)
     for layer in inject(unet, AdapterConfig(rank=16)).values():
-        layer.gralora_B.data.normal_()
+        layer.adapter.gralora_B.data.normal_()
     assert fingerprint(unet) == plain
     merge(unet)
-    assert adapters(unet)
+    assert adapted_layers(unet)
     assert fingerprint(unet) == plain
     assert not same_base(fingerprint(UNet2DConditionModel.from_config(unet.config)), plain)
     assert not same_base({"names": plain["names"], "weights": "x"}, plain)

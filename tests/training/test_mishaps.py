@@ -260,7 +260,9 @@ def test_a_layer_without_a_gradient_has_sums_of_the_right_shape():
     gradients = Gradients(
         layers, lambda i: model[0](torch.full((1, 16), 1.0 + i % 3)).square().mean(), accelerator, 2
     )
-    sums = gradients.projected({path: by_block(layer.gralora_A.detach()) for path, layer in layers.items()})
+    sums = gradients.projected(
+        {path: by_block(layer.adapter.gralora_A.detach()) for path, layer in layers.items()}
+    )
     assert {path: tuple(s.shape) for path, s in sums.items()} == {"0": (2, 2, 16, 2), "1": (2, 2, 8, 2)}
     assert sums["0"].abs().sum() > 0
     assert sums["1"].abs().sum() == 0

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig, load_adapter, load_sdxl
-from gralora_diffusion.adapters.inject import adapters
+from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.options import ConfigError, TrainingError, from_dict
@@ -199,7 +199,7 @@ def test_plan_on_the_embedded_base_writes_nothing(tmp_path, monkeypatch):
     assert [layer.path for layer in made.layers] == [f"unet.{path}" for path in adapters_of_a_run()]
     parameters = 0
     for layer in adapters_of_a_run().values():
-        parameters += sum(p.numel() for p in layer.adapter_parameters.values())
+        parameters += sum(p.numel() for p in layer.adapter.parameters())
     assert made.parameters == parameters
     assert (made.steps, made.images_per_step, made.epochs) == (600, 8, 800)
     assert (made.images, made.resolution, made.source) == (6, 64, EXAMPLE)
@@ -220,7 +220,7 @@ def adapters_of_a_run():
 
     unet = load_sdxl().unet
     inject(unet, AdapterConfig())
-    return adapters(unet)
+    return adapted_layers(unet)
 
 
 def test_forecast_at_full_size():

@@ -1,0 +1,80 @@
+"""What can be done with the adapters in a model: strength, on and off, merge, remove."""
+
+from torch import nn
+
+from gralora_diffusion.adapters.inject import replace
+from gralora_diffusion.adapters.registry import adapted_layers, forget, models_of
+
+
+def set_strength(model, strength: float, name: str | None = None) -> None:
+    """0 is the base, 1 the adapter as trained.
+
+    Of all adapters or of the one of this name, in a model or a pipeline; merged layers are merged again.
+    Raises ValueError for a name that no adapter has.
+    """
+    change(model, name, strength=float(strength))
+
+
+def enable(model, on: bool = True, name: str | None = None) -> None:
+    """Switch all adapters, or the one of this name, on or off; without adapters, the layers compute as the base does."""
+    change(model, name, enabled=on)
+
+
+def change(model, name: str | None, **settings) -> None:
+    """Set attributes of all adapters, or of the one of this name."""
+    check_name(model, name)
+    for layer in layers_of(model):
+        merged = layer.merged
+        layer.unmerge()
+        for own_name in layer.names:
+            if name in (None, own_name):
+                for setting, value in settings.items():
+                    setattr(layer.get(own_name), setting, value)
+        if merged:
+            layer.merge()
+
+
+def layers_of(model) -> list:
+    """The adapted layers of a model or a pipeline."""
+    found = []
+    for part in models_of(model):
+        found += adapted_layers(part).values()
+    return found
+
+
+def check_name(model, name: str | None) -> None:
+    """Raises ValueError for a name that no adapter has."""
+    known = set()
+    for layer in layers_of(model):
+        known |= set(layer.names)
+    if name is not None and name not in known:
+        there = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"there is no adapter named {name!r}; there are: {there}")
+
+
+def merge(model: nn.Module) -> None:
+    """Add the enabled adapters to the weights of their layers: see AdaptedLinear.merge()."""
+    for layer in adapted_layers(model).values():
+        layer.merge()
+
+
+def unmerge(model: nn.Module) -> None:
+    """Restore the weights from before merge()."""
+    for layer in adapted_layers(model).values():
+        layer.unmerge()
+
+
+def remove(model, name: str | None = None) -> None:
+    """Take out the adapter of this name, or all of them, in a model or a pipeline.
+
+    A layer without adapters becomes the plain layer again.  Where all are taken out at once, merged weights stay merged.
+    Raises ValueError for a name that no adapter has.
+    """
+    check_name(model, name)
+    for part in models_of(model):
+        for path, layer in adapted_layers(part).items():
+            if name in layer.names:
+                layer.remove(name)
+            if name is None or not layer.adapters:
+                replace(part, path, layer.to_linear())
+        forget(part, name)

@@ -1,0 +1,96 @@
+"""What must be true of an adapter that was read from a file, before anything is done with it."""
+
+import re
+
+import torch
+
+from gralora_diffusion.adapters.kinds import KINDS
+from gralora_diffusion.config import PREDICTIONS
+from gralora_diffusion.formats.adapter_state import Adapter, Factors, sizes_of
+from gralora_diffusion.formats.layer_names import known
+from gralora_diffusion.options import ConfigError
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST_RANK = 65536
+NOT_IN_SDXL = (
+    r"(down_blocks\.(0\.attentions|3)|up_blocks\.3)\."  # layers of Stable Diffusion 1 and 2, and the refiner
+)
+
+
+def checked(adapter: Adapter, path) -> Adapter:
+    """Raises ConfigError unless every layer is whole and of SDXL's UNet, and of the sizes that the config names."""
+    check_facts(adapter.facts, path)
+    config = adapter.config
+    ranks = {config.rank, *config.rank_pattern.values()}
+    ks = {config.k, *config.k_pattern.values()}
+    for component, module_path, factors in adapter.items():
+        where = f"{path}: {component}.{module_path}"
+        if component == "unet" and re.match(NOT_IN_SDXL, module_path):
+            origin = "the adapter was made for Stable Diffusion 1 or 2, or for the refiner"
+            raise ConfigError(f"{where}: SDXL's UNet has no such layer; {origin}")
+        if not known(component, module_path):
+            raise ConfigError(
+                f"{where}: SDXL has no such layer; the adapter was made for another kind of model"
+            )
+        check_factors(factors, config.method, where)
+        sizes = sizes_of(factors)
+        if sizes is None:
+            continue
+        rank, k, hybrid = sizes
+        other_k = config.method == "gralora" and None not in ks and k not in ks
+        if rank not in ranks or other_k or hybrid != config.hybrid_rank:
+            header = f"rank {config.rank}, k {config.k}, hybrid_rank {config.hybrid_rank}"
+            raise ConfigError(f"{where}: the header says {header}, and the tensors {rank}, {k}, {hybrid}")
+    return adapter
+
+
+def check_facts(facts: dict, path) -> None:
+    """Raises ConfigError for a header whose facts are none that we write."""
+    objectives = [{}]
+    for prediction in PREDICTIONS:
+        for zero_snr in (False, True):
+            objectives.append(dict(prediction_type=prediction, rescale_betas_zero_snr=zero_snr))
+    fit = isinstance(facts.get("base", {}), dict)
+    fit &= facts.get("layers_per_block", 2) in (1, 2, 3, 4)
+    fit &= type(facts.get("resolution", 1024)) is int
+    fit &= facts.get("objective", {}) in objectives
+    if not fit:
+        problem = "base, layers_per_block, resolution or objective is wrong; the file is damaged"
+        raise ConfigError(f"{path}: its header cannot be read: {problem}")
+
+
+def check_factors(factors: Factors, method: str, where: str) -> None:
+    """Raises ConfigError unless these are the tensors of one layer, of shapes that fit each other, and finite."""
+    kind = KINDS[method]
+    if set(factors) not in kind.LEAVES:
+        needed = " or ".join(", ".join(sorted(names)) for names in kind.LEAVES)
+        raise ConfigError(f"{where}: holds {', '.join(sorted(factors))}; a {method} layer needs {needed}")
+    check_shapes(factors, where)
+    for name, tensor in factors.items():
+        if tensor.dtype not in FLOATS:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise ConfigError(f"{where}.{name}: is {dtype}; adapters are fp16, bf16, fp32 or fp64")
+        if not tensor.isfinite().all():
+            raise ConfigError(f"{where}.{name}: holds numbers that are not finite; the file is damaged")
+
+
+def check_shapes(factors: Factors, where: str) -> None:
+    """Of a LoRA or a GraLoRA; the shapes of other kinds are compared with the base's layer when they are loaded."""
+    if any(0 in tensor.shape for tensor in factors.values()):
+        raise ConfigError(f"{where}: a tensor has the wrong number of dimensions")
+    dimensions = dict(lora_A=2, lora_B=2, gralora_A=3, gralora_B=3)
+    if any(tensor.ndim != dimensions.get(name, tensor.ndim) for name, tensor in factors.items()):
+        raise ConfigError(f"{where}: a tensor has the wrong number of dimensions")
+    fit = True
+    if "lora_A" in factors:
+        fit &= factors["lora_A"].shape[0] == factors["lora_B"].shape[1]
+    if "gralora_A" in factors:
+        k, n, r = factors["gralora_A"].shape
+        k_of_B, r_of_B, m = factors["gralora_B"].shape
+        fit &= k == k_of_B and r == r_of_B and r % k == 0
+        if "lora_A" in factors:
+            fit &= factors["lora_A"].shape[1] == k * n and factors["lora_B"].shape[0] == k * m
+    sizes = sizes_of(factors)
+    if not fit or (sizes is not None and sizes.rank > LARGEST_RANK):
+        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in factors.items())
+        raise ConfigError(f"{where}: its tensors do not fit each other: {shapes}")

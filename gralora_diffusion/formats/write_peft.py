@@ -1,0 +1,109 @@
+"""An Adapter as a folder for PEFT."""
+
+import functools
+import json
+from pathlib import Path
+
+import torch
+
+from gralora_diffusion.files import new_folder
+from gralora_diffusion.formats.adapter_state import Adapter, Factors, sizes_of
+from gralora_diffusion.formats.read_peft import PEFT_CONFIG, PEFT_TENSORS
+from gralora_diffusion.formats.safetensors_files import write_safetensors
+from gralora_diffusion.options import ConfigError
+
+GRALORA_NAMES = {  # {our name: PEFT's}
+    "gralora_A": "gralora_A",
+    "gralora_B": "gralora_B",
+    "lora_A": "gralora_A_general.weight",
+    "lora_B": "gralora_B_general.weight",
+}
+
+
+def write_peft(folder: str | Path, adapter: Adapter, dtype=torch.float32) -> None:
+    """FOLDER/unet, FOLDER/text_encoder, ...: each one that PeftModel.from_pretrained(model, folder) loads.
+
+    Raises ConfigError, before anything is written, when FOLDER exists or PEFT cannot hold the adapter's sizes.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already: give the name of a new folder")
+    make = peft_gralora if adapter.config.method == "gralora" else peft_lora
+    made = {component: make(adapter, component) for component in adapter.layers}
+    with new_folder(folder) as unfinished:
+        for component, (config, layers) in made.items():
+            write_component(unfinished / component, component, config, layers, dtype)
+
+
+def write_component(
+    folder: Path, component: str, config: dict, layers: dict[str, Factors], dtype: torch.dtype
+) -> None:
+    """One model's folder; layers: {module path: {PEFT's leaf: tensor}}."""
+    tensors = {}
+    for path, leaves in layers.items():
+        for leaf, tensor in leaves.items():
+            name = f"base_model.model.{installed_path(component, path)}.{leaf}"
+            tensors[name] = tensor.to("cpu", dtype).contiguous()
+    config |= dict(
+        target_modules=sorted(installed_path(component, path) for path in layers),
+        bias="none",
+        fan_in_fan_out=False,
+        inference_mode=True,
+    )
+    write_safetensors(folder / PEFT_TENSORS, tensors, {"format": "pt"})
+    (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def peft_gralora(adapter: Adapter, component: str) -> tuple[dict, dict[str, Factors]]:
+    """(config, {path: {leaf: tensor}}).
+
+    PEFT's r is the rank of the blocks with hybrid_r beside it, and r, k, alpha are of a whole model.
+    """
+    found = adapter.layers[component]
+    several = sorted({sizes_of(factors) for factors in found.values()})
+    if len(several) > 1:
+        some = " and ".join(f"rank {rank}, k {k}" for rank, k, _ in several[:2])
+        problem = f"PEFT's GraLoRA has one rank and one k for a whole model, and this {component} has layers of {some}"
+        raise ConfigError(f"{problem}: take --energy 1, which writes the same as a plain LoRA, or --rank N")
+    path, factors = next(iter(found.items()))
+    rank, k, hybrid = several[0]
+    config = dict(
+        peft_type="GRALORA",
+        r=rank - hybrid,
+        hybrid_r=hybrid,
+        gralora_k=k,
+        alpha=adapter.scale(path, factors) * rank,
+    )
+    layers = {}
+    for path, factors in found.items():
+        layers[path] = {GRALORA_NAMES[leaf]: tensor for leaf, tensor in factors.items()}
+    return config, layers
+
+
+def peft_lora(adapter: Adapter, component: str) -> tuple[dict, dict[str, Factors]]:
+    """(config, {path: {leaf: tensor}}); the patterns give each layer its own rank, with alpha = rank."""
+    layers = {}
+    ranks = {}
+    for path in adapter.layers[component]:
+        down, up = adapter.low_rank(component, path)
+        layers[path] = {"lora_A.weight": down, "lora_B.weight": up}
+        ranks[installed_path(component, path)] = down.shape[0]
+    most = max(ranks.values())
+    others = {path: rank for path, rank in ranks.items() if rank != most}
+    config = dict(peft_type="LORA", r=most, lora_alpha=most, rank_pattern=others, alpha_pattern=others)
+    return config, layers
+
+
+@functools.cache
+def flat_text_encoder() -> bool:
+    """Since transformers 5.6 the first text encoder's modules are not inside text_model."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1)
+    with torch.device("meta"):
+        return not hasattr(CLIPTextModel(config), "text_model")
+
+
+def installed_path(component: str, path: str) -> str:
+    """The path in the models of the installed transformers."""
+    return path.removeprefix("text_model.") if component == "text_encoder" and flat_text_encoder() else path

@@ -1,0 +1,47 @@
+"""The formats that an adapter can be written in, as one table: `gralora convert`, the trainer and the page read it.
+
+It imports neither torch nor a writer before one is used, so that `gralora convert --help` answers at once.
+"""
+
+import importlib
+from pathlib import Path
+from typing import NamedTuple
+
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+class Writer(NamedTuple):
+    """One format.
+
+    function: module.name of write(path, adapter, dtype), which takes the base as well where needs_base is set.
+    suffixes: how OUT may end, "" for a folder; dtype: of the tensors, unless another one is asked for.
+    reader: what loads it.
+    """
+
+    function: str
+    suffixes: tuple[str, ...]
+    dtype: str
+    reader: str
+    needs_base: bool = False
+
+    def write(self, path: str | Path, adapter, dtype: str | None = None, base: str | None = None) -> None:
+        """Write the Adapter.  Raises ConfigError where the format cannot hold it, and ValueError at a non-finite number."""
+        import torch
+
+        module, _, name = self.function.rpartition(".")
+        function = getattr(importlib.import_module(f"gralora_diffusion.formats.{module}"), name)
+        options = dict(base=base) if self.needs_base else {}
+        function(path, adapter, dtype=getattr(torch, DTYPES[dtype or self.dtype]), **options)
+
+
+FILE = (".safetensors",)
+FOLDER = ("",)
+WRITERS = {
+    "comfyui": Writer("write.write_comfyui", FILE, "fp16", "ComfyUI, A1111, Forge and kohya's scripts"),
+    "diffusers": Writer("write.write_diffusers", FILE, "fp16", "load_lora_weights of diffusers"),
+    "peft": Writer("write_peft.write_peft", FOLDER, "fp32", "PeftModel.from_pretrained of PEFT"),
+    "native": Writer("write.write_native", FILE, "fp32", "this package, also to resume training from"),
+    "merged": Writer(
+        "merge_base.write_merged", FILE + FOLDER, "fp16", "any tool that loads an SDXL base", True
+    ),
+}

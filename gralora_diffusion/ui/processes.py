@@ -1,0 +1,37 @@
+"""Processes of runs: whether one is still there, and how it is ended, on Windows too."""
+
+import contextlib
+import os
+import signal
+
+import psutil
+
+
+def is_alive(pid: int, born: float) -> bool:
+    """Whether the process that was created at this time still runs; its number may be another's by now."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - born) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, TypeError, ValueError):
+        return False
+
+
+def end_group(pid: int, at_once: bool = False) -> None:
+    """Ask a process that leads a group, and all others of the group, to end; at_once: kill them.
+
+    Windows has no such groups and no SIGTERM: there the process and its children are killed in both cases.
+    """
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL if at_once else signal.SIGTERM)
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        leader = psutil.Process(pid)
+        for process in [*leader.children(recursive=True), leader]:
+            process.kill()
+
+
+def end_process(pid: int) -> None:
+    """Ask one process to end."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).terminate()

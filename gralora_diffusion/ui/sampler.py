@@ -1,0 +1,144 @@
+"""Images from a base with adapters, one at a time; the base is kept in memory between requests."""
+
+import gc
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from gralora_diffusion.config import EMBEDDED_DEFAULTS, SDXL_DEFAULTS
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui.workspace import Workspace, quoted
+
+# torch's default dtype and seed belong to the process: forecasts of runs and image generation take turns
+ONE_AT_A_TIME = threading.Lock()
+MAX_IMAGES = 8
+MAX_STEPS = 100
+MAX_STRENGTH = 1.5
+MAX_PROMPT = 1000  # characters
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """What determines one image; `adapters` are (name, strength); guidance None is the base's default."""
+
+    prompt: str
+    seed: int
+    adapters: tuple[tuple[str, float], ...]
+    steps: int
+    guidance: float | None
+
+    def checked(self, workspace: Workspace) -> "ImageRequest":
+        """Itself; raises ConfigError for values that are out of bounds, whatever a browser sent."""
+        if not self.prompt.strip():
+            raise ConfigError("the prompt is empty: describe the image")
+        if len(self.prompt) > MAX_PROMPT:
+            raise ConfigError(f"the prompt has {len(self.prompt)} characters; it may have {MAX_PROMPT}")
+        if not 0 <= self.seed <= 2**40:
+            raise ConfigError(f"the seed is {quoted(self.seed)}; it must be from 0 to {2**40}")
+        if not 1 <= self.steps <= MAX_STEPS:
+            rule = f"they must be from 1 to {MAX_STEPS}"
+            raise ConfigError(f"the denoising steps are {quoted(self.steps)}; {rule}")
+        if self.guidance is not None and not 0 <= self.guidance <= 30:
+            raise ConfigError(f"the guidance is {quoted(self.guidance)}; it must be from 0 to 30")
+        for name, strength in self.adapters:
+            workspace.adapter(name)
+            if not 0 <= strength <= MAX_STRENGTH:
+                raise ConfigError(f"the strength is {quoted(strength)}; it must be from 0 to {MAX_STRENGTH}")
+        if len(dict(self.adapters)) < len(self.adapters):
+            raise ConfigError("the second adapter is the same as the first: choose another, or none")
+        return self
+
+
+class Sampler:
+    """One base in memory with the adapters of the last image; one image is generated at a time."""
+
+    def __init__(self, workspace: Workspace):
+        self.workspace = workspace
+        self.lock = ONE_AT_A_TIME
+        self.pipeline = None
+        self.base = None
+        self.loaded = {}  # {adapter: (path, mtime)}
+
+    def generate(self, request: ImageRequest, base: str | None) -> Image.Image:
+        """An image; `base` as --pretrained_model_name_or_path takes it."""
+        from gralora_diffusion.sdxl.sampling import draw
+
+        request = request.checked(self.workspace)
+        guidance = request.guidance
+        if guidance is None:
+            guidance = (SDXL_DEFAULTS if base else EMBEDDED_DEFAULTS)["guidance_scale"]
+        with self.lock:
+            self.load_base(base)
+            self.set_adapters(dict(request.adapters))
+            return draw(self.pipeline, [(request.prompt, request.seed)], request.steps, guidance)[0]
+
+    def load_base(self, base: str | None) -> None:
+        import torch
+
+        from gralora_diffusion import load_sdxl
+
+        if self.pipeline is not None and self.base == base:
+            return
+        self.unload()
+        on_gpu = torch.cuda.is_available()
+        dtype = torch.float16 if on_gpu else torch.float32
+        pipeline = load_sdxl(self.workspace.base_path(base), dtype=dtype)
+        self.pipeline = pipeline.to("cuda" if on_gpu else "cpu")
+        self.base = base
+
+    def set_adapters(self, adapters: dict[str, float]) -> None:
+        """Use these adapters at these strengths, and no others; {} switches off those that are loaded."""
+        from gralora_diffusion import load_adapter
+        from gralora_diffusion.adapters.control import enable, remove, set_strength
+
+        if self.loaded:
+            enable(self.pipeline, bool(adapters))
+        if not adapters:
+            return
+        files = {name: self.workspace.adapter(name) for name in adapters}
+        versions = {name: (str(path), path.stat().st_mtime_ns) for name, path in files.items()}
+        for name in list(self.loaded):
+            if versions.get(name) != self.loaded[name]:
+                del self.loaded[name]
+                remove(self.pipeline, name)
+        for name, strength in adapters.items():
+            if name in self.loaded:
+                set_strength(self.pipeline, strength, name)
+                continue
+            with warnings.catch_warnings(action="ignore"):  # the base was chosen on the page
+                load_adapter(self.pipeline, files[name], strength, name=name)
+            self.loaded[name] = versions[name]
+
+    def unload(self) -> None:
+        """Free the memory."""
+        import torch
+
+        self.pipeline = None
+        self.base = None
+        self.loaded = {}
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def unload_if_idle(self) -> None:
+        """Free the memory unless an image is being generated."""
+        if self.pipeline is not None and self.lock.acquire(blocking=False):
+            try:
+                self.unload()
+            finally:
+                self.lock.release()
+
+
+def image_series(
+    sampler: Sampler, first: ImageRequest, count: int, base: str | None, with_base: bool
+) -> Iterator[tuple[int, Image.Image, Image.Image | None]]:
+    """(seed, image, the base's image of that seed where wanted) for `count` seeds, each once it is there."""
+    if not 1 <= count <= MAX_IMAGES:
+        raise ConfigError(f"the number of images is {quoted(count)}; it must be from 1 to {MAX_IMAGES}")
+    for seed in range(first.seed, first.seed + count):
+        request = replace(first, seed=seed)
+        base_image = sampler.generate(replace(request, adapters=()), base) if with_base else None
+        yield seed, sampler.generate(request, base), base_image

@@ -1,0 +1,30 @@
+"""Images as files that the page may serve."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from gralora_diffusion.data.images import open_image
+from gralora_diffusion.training.validation_images import save_image
+from gralora_diffusion.ui.workspace import Workspace
+
+_copies: dict[tuple, str] = {}  # {(file, mtime, size, largest side): its served copy}
+
+
+def save_served(workspace: Workspace, image: Image.Image, name: str) -> str:
+    """The path of a new PNG that the page may serve."""
+    path = workspace.new_served_path(name)
+    save_image(image, path)
+    return str(path)
+
+
+def served_copy(workspace: Workspace, path: Path, max_side: int | None = None) -> str:
+    """A copy of an image that the page may serve, of at most max_side pixels a side; one for each file."""
+    stat = path.stat()
+    key = (path, stat.st_mtime_ns, stat.st_size, max_side)
+    if key not in _copies or not Path(_copies[key]).is_file():
+        image = open_image(path)
+        if max_side:
+            image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        _copies[key] = save_served(workspace, image, f"{path.parent.name}-{path.stem}.png")
+    return _copies[key]

@@ -1,0 +1,119 @@
+"""What the page displays: widths, names, keyboard, texts that are never markup, buttons that are disabled."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from page_browser import TABS, Tab
+from page_server import until
+
+from gralora_diffusion.data.dataset import EXAMPLE
+
+pytestmark = pytest.mark.browser
+HOSTILE = "<img src=x onerror=window.hacked=1>"
+NAMELESS = """() => {  // the controls that a screen reader could not name
+    const controls = document.querySelectorAll('input, textarea, button, select, [role=slider]');
+    const isNameless = control => {
+        if (!control.checkVisibility() || control.closest('[aria-hidden=true]')) return false;
+        const names = ['aria-label', 'title', 'aria-labelledby'].map(name => control.getAttribute(name));
+        const labels = [...(control.labels ?? [])].map(label => label.innerText.trim());
+        return ![...names, control.innerText?.trim(), ...labels].some(Boolean);
+    };
+    return [...controls].filter(isNameless).map(control => control.outerHTML.slice(0, 120));
+}"""
+
+
+def test_generate_is_disabled_while_it_runs(chromium, filled):
+    """Another click would be lost.  It is enabled when it was stopped, and when the request is refused."""
+    tab = Tab(chromium, filled.url)
+    tab.go("Sample")
+    until(lambda: "sks robot" in tab.value("prompt"), "the prompt of the run")
+    caption = f"seed 1 · {tab.value('adapter')} 1"
+    for button in ("#generate", "#stop-generating", "#generate"):
+        tab.page.click(button)  # which waits until the button is enabled
+        if button == "#generate":
+            tab.page.wait_for_function("document.getElementById('generate').disabled")
+    tab.wait("generated", caption)
+    tab.fill("prompt", "")
+    tab.page.click("#generate")
+    tab.page.locator(".toast-body", has_text="the prompt is empty").wait_for()
+    tab.page.wait_for_function("!document.getElementById('generate').disabled")
+    tab.stays_home()
+
+
+def test_a24_names_and_texts_are_never_markup(chromium, filled):
+    config = json.loads((filled.home / "runs" / "robot-1" / "config.json").read_text())
+    config |= dict(validation_prompt=HOSTILE, instance_prompt=HOSTILE)
+    hostile = [filled.home / "runs" / name for name in ("robot-hostile", HOSTILE)]
+    images = filled.home / "images" / "mine"
+    for run in hostile:
+        shutil.copytree(filled.home / "runs" / "robot-1", run)
+        (run / "config.json").write_text(json.dumps(config))
+        (run / "log.txt").write_text(HOSTILE + "\n")
+        (run / "status.json").write_text(json.dumps(dict(state="failed", message=HOSTILE, pid=1, time=1.0)))
+    images.mkdir(parents=True)
+    shutil.copy(EXAMPLE / "00.png", images / "a.png")
+    (images / "a.txt").write_text(HOSTILE)
+    try:
+        tab = Tab(chromium, filled.url)
+        tab.wait("captions", "00.png")
+        tab.page.locator("#set input").click()
+        tab.page.get_by_role("option", name="mine").click()
+        tab.wait("captions", "<img src=x")
+        for name in TABS:
+            tab.go(name)
+            time.sleep(0.3)
+        tab.go("Train")
+        tab.fill("run-name", HOSTILE)
+        tab.wait("run-name", "cannot be named")
+        tab.page.click("#start")
+        tab.page.locator(".toast-body", has_text="a run cannot be named").wait_for()
+        tab.wait("run-name", "cannot be named")
+        tab.go("Dataset")
+        tab.fill("new-set", HOSTILE)
+        tab.page.click("#create-set")
+        tab.page.locator(".toast-body", has_text="a set of images cannot be named").wait_for()
+        assert not tab.page.get_by_text("Error", exact=True).filter(visible=True).count() > 1, (
+            "the table and the images stay in sight"
+        )
+        tab.go("Watch")
+        until(lambda: HOSTILE in tab.value("message"), "the message is text")
+        assert tab.page.evaluate(
+            "[window.hacked === undefined, document.querySelectorAll('img[src=x]').length]"
+        ) == [True, 0]
+        tab.stays_home()
+    finally:
+        for folder in (*hostile, images):
+            shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
+def test_every_tab_fits_and_everything_has_a_name(chromium, filled, width, dark):
+    """GRALORA_SCREENSHOTS=FOLDER keeps an image of each."""
+    tab = Tab(chromium, filled.url, width, dark)
+    for name in TABS:
+        tab.go(name)
+        tab.page.wait_for_timeout(700)
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= width, name
+        assert tab.page.evaluate(NAMELESS) == [], name
+        if folder := os.environ.get("GRALORA_SCREENSHOTS"):
+            tab.page.screenshot(
+                path=Path(folder) / f"{name}-{width}{'-dark' if dark else ''}.png", full_page=True
+            )
+    tab.stays_home()
+
+
+def test_the_keyboard_reaches_start(chromium, filled):
+    tab = Tab(chromium, filled.url)
+    tab.page.get_by_role("tab", name="Dataset", exact=True).focus()
+    tab.page.keyboard.press("ArrowRight")
+    tab.page.keyboard.press("Enter")
+    tab.page.locator("#run-name").locator("input, textarea").focus()
+    for _ in range(60):
+        tab.page.keyboard.press("Tab")
+        if tab.page.evaluate("document.activeElement.id") == "start":
+            break
+    assert tab.page.evaluate("document.activeElement.id") == "start"

@@ -1,0 +1,163 @@
+"""From images to a file for another tool, in Chromium, as a person does it."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from page_browser import Tab
+from page_server import end_runs, until
+
+from gralora_diffusion import load_sdxl
+from gralora_diffusion.data.dataset import EXAMPLE
+
+pytestmark = pytest.mark.browser
+STEPS = 300  # of a run that is stopped before its end, then resumed: a fast machine does 40 a second
+
+
+def test_the_whole_way(chromium, page, tmp_path):
+    """Images, captions, a run that is stopped and resumed, samples, a grid, a file that diffusers loads."""
+    photos = [shutil.copy(EXAMPLE / f"0{i}.png", tmp_path / f"photo {i}.png") for i in range(4)]
+    try:
+        tab = Tab(chromium, page.url)
+        add_images(tab, page.home, photos)
+        fill_form(tab)
+        name = start_and_stop(tab, chromium, page)
+        resume(tab, page.home / "runs" / name)
+        refuse_taken_name(tab, name)
+        sample(tab, name)
+        compare(tab, name)
+        file = export(tab, name, tmp_path)
+        tab.stays_home()
+    finally:
+        end_runs(page.home)
+    pipeline = load_sdxl()
+    pipeline.load_lora_weights(str(file))
+    assert pipeline.get_list_adapters()
+
+
+def add_images(tab: Tab, home: Path, photos: list[str]) -> None:
+    """Drop images, edit the first one's caption, check the set."""
+    tab.wait("captions", "00.png")  # of the bundled set, which the page shows at first
+    tab.page.set_input_files("#drop input[type=file]", photos)
+    until(lambda: len(list(home.glob("images/*/*.png"))) == 4, "four images are in the set")
+    tab.wait("captions", "photo-3.png")
+    cell = tab.page.locator("#captions .virtual-row").first.locator(".body-cell").nth(1)
+    cell.dblclick()
+    cell.get_by_label("Edit cell").fill("a photo of sks robot on white")
+    cell.get_by_label("Edit cell").press("Enter")
+    caption = min(home.glob("images/*/*.png")).with_suffix(".txt")
+    until(caption.is_file, "the caption is saved")
+    assert caption.read_text() == "a photo of sks robot on white\n"
+    tab.page.click("#check-set")
+    tab.wait("findings", "no caption of its own")
+
+
+def fill_form(tab: Tab) -> None:
+    """Fields in front and below, a mistake that is marked and corrected, the command, the forecast."""
+    tab.go("Train")
+    tab.fill("option-instance_prompt", "a photo of sks robot")
+    tab.fill("option-max_train_steps", STEPS)
+    tab.fill("option-rank", 8)
+    tab.page.get_by_text("All options").click()
+    tab.fill("find-option", "inference")
+    tab.fill("option-num_inference_steps", 2)
+    assert not tab.page.locator("#option-adam_beta1").is_visible()
+    tab.fill("find-option", "batch size")
+    tab.fill("option-train_batch_size", 1)
+    tab.fill("find-option", "guidance")
+    tab.fill("option-guidance_scale", "minus one")
+    tab.wait("option-guidance_scale", "must be a number")
+    assert "must be a number" in tab.value("problem")
+    tab.page.click("#check")
+    tab.page.locator(".toast-body", has_text="must be a number").wait_for()
+    tab.wait("option-guidance_scale", "must be a number")
+    tab.fill("option-guidance_scale", 2)
+    tab.page.locator(".mistake").wait_for(state="detached")
+    tab.wait("equal-command", "--instance_data_dir images/images-1")
+    tab.wait("equal-command", "--train_batch_size 1")
+    tab.page.click("#check")
+    tab.wait("forecast", "layers")
+    tab.wait("forecast", "memory")
+
+
+def start_and_stop(tab: Tab, chromium, page) -> str:
+    """The run goes on over a reload, is visible in a second tab, and stops when asked; returns its name."""
+    name = tab.value("run-name")
+    tab.page.click("#start")
+    until(lambda: tab.step() > 2, "the step moves")
+    axes = tab.page.locator('#loss [aria-label*="for a linear scale"]')
+    until(lambda: axes.count() == 2, "the first loss of the page is plotted over numbers, not names")
+    tab.page.reload()
+    tab.page.wait_for_selector("#strip-run")
+    until(lambda: tab.value("strip-run") == name, "the run is displayed again")
+    before = tab.step()
+    other = Tab(chromium, page.url)
+    until(lambda: other.step() >= before > 0, "the second tab displays it too")
+    tab.page.click("#strip-stop")
+    other.wait_state("stopped")
+    status = json.loads((page.home / "runs" / name / "status.json").read_text())
+    assert "stopped at step" in status["message"]
+    other.stays_home()
+    other.context.close()  # a page that follows a run takes half a core, which the run can use
+    return name
+
+
+def resume(tab: Tab, run: Path) -> None:
+    tab.go("Watch")
+    until(lambda: tab.page.locator("#resume").is_enabled(), "it can be resumed")
+    tab.page.click("#resume")
+    tab.wait_state("done")
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == STEPS
+    until(lambda: tab.page.locator("#samples img").count() == 8, "four prompts before and after")
+
+
+def refuse_taken_name(tab: Tab, name: str) -> None:
+    tab.go("Train")
+    tab.fill("run-name", name)
+    tab.wait("equal-command", f"--output_dir runs/{name}")
+    tab.page.click("#check")
+    tab.wait("run-name", "is there already")
+
+
+def sample(tab: Tab, name: str) -> None:
+    """Another strength gives another image."""
+    tab.go("Sample")
+    until(lambda: "sks robot" in tab.value("prompt"), "the prompt of the run")
+    tab.page.get_by_text("More: a second adapter").click()
+    tab.set_number("sample-steps", 2)
+    images = {}
+    for strength in (0.5, 1):
+        tab.set_number("strength", strength)
+        tab.page.click("#generate")
+        tab.wait("generated", f"seed 1 · {name} {strength:g}")
+        images[strength] = tab.page.locator("#generated img").first.get_attribute("src")
+    assert images[0.5] != images[1]
+    assert tab.page.locator("#slider img").count() >= 2
+
+
+def compare(tab: Tab, name: str) -> None:
+    tab.go("Compare")
+    until(lambda: "sks robot" in tab.value("compare-prompt"), "the prompt of the run")
+    tab.fill("strengths", "0, 1")
+    tab.set_number("compare-steps", 2)
+    tab.page.click("#generate-grid")
+    until(lambda: tab.page.locator("#grid img").count() == 2, "two cells")
+    until(lambda: tab.page.locator("#compare-files").is_visible(), "the sheet")
+    tab.page.click("#score")
+    tab.wait("scores", f"{name} at 1")
+
+
+def export(tab: Tab, name: str, folder: Path) -> Path:
+    """The file that the browser downloads, whose checksum the page displays."""
+    tab.go("Export")
+    tab.page.get_by_label("diffusers: for load_lora_weights").check()
+    tab.page.click("#export")
+    tab.wait("exported", f"{name}-diffusers.safetensors")
+    with tab.page.expect_download() as download:
+        tab.page.locator("#download a[download]").last.click()
+    file = folder / download.value.suggested_filename
+    download.value.save_as(file)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in tab.text("exported")
+    return file

@@ -1,0 +1,66 @@
+"""Mistakes on the command line: one sentence, exit code 2, and nothing is written."""
+
+import os
+
+import pytest
+from helpers import ACCELERATE, SCRIPTS, TRAIN
+from PIL import Image
+from run_command import assert_one_sentence, run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gralora_ranck", "64"], ["unknown option --gralora_ranck", "did you mean '--gralora_rank'"]),
+        (["--rank", "many"], ["--gralora_rank", "many"]),
+        (["--learning_rat", "1"], ["unknown option --learning_rat"]),
+        (["--adapter", "dora"], ["dora", "gralora"]),
+        (["--instance_data_dir", "nowhere", "--instance_prompt", "x"], ["nowhere is not a folder"]),
+        (["--instance_data_dir", "empty", "--instance_prompt", "x"], ["empty holds no images"]),
+        (["--instance_data_dir", "broken", "--instance_prompt", "x"], ["broken.png", "not an image"]),
+        (["--instance_data_dir", "texts", "--instance_prompt", "x"], ["notes.txt", "no image named notes"]),
+        (["--instance_data_dir", "uncaptioned"], ["uncaptioned has no caption", "give --instance_prompt"]),
+        (["--learning_rate", "-1"], ["--learning_rate is -1.0", "above 0"]),
+        (["--learning_rate", "nan"], ["--learning_rate is nan", "finite"]),
+        (["--adam_beta1", "2"], ["--adam_beta1 is 2.0", "at most"]),
+        (["--seed", str(2**64)], ["--seed"]),
+        (["--num_validation_images", "-1"], ["--num_validation_images is -1", "at least 1"]),
+        (["--lr_warmup_steps", "5"], ["constant_with_warmup"]),
+        (["--gralora_rank", "65536"], ["down_blocks", "rank is 65536", "from 1 to 128"]),
+        (["--gralora_rank", "63", "--gralora_k", "4"], ["rank 63", "k 4", "60 and 64", "down_blocks"]),
+        (["--targets", "to_nowhere"], ["'to_nowhere'", "matches no linear layer"]),
+        (["--adapter", "lora", "--gralora_k", "4"], ["belong to GraLoRA"]),
+        (["--resolution", "100"], ["divisible by 8"]),
+        (["--pretrained_model_name_or_path", "nowhere/model"], ["nowhere/model"]),
+        (["--pretrained_model_name_or_path", "model.ckpt"], ["pickle"]),
+        (["--rank_pattern", "[1]"], ["not a JSON object"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_writes_nothing(arguments, words, tmp_path):
+    for folder in ("empty", "broken", "texts", "uncaptioned"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "broken" / "broken.png").write_bytes(b"nonsense")
+    (tmp_path / "texts" / "notes.txt").write_text("milk")
+    for folder in ("texts", "uncaptioned"):
+        Image.new("RGB", (64, 64)).save(tmp_path / folder / "a.png")
+    before = sorted(tmp_path.rglob("*"))
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path.parent / "hub")}
+    done = run(*TRAIN, *arguments, "--output_dir", tmp_path / "out" / "run", cwd=tmp_path, env=offline)
+    assert_one_sentence(done, *words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_through_accelerate_a_mistake_is_printed_and_writes_nothing(tmp_path):
+    """Accelerate turns any exit code into 1 and adds its own lines; the sentence is above them."""
+    command = [*ACCELERATE, "--quiet", SCRIPTS / "train_sdxl.py", "--gralora_ranck", 64]
+    done = run(*command, "--output_dir", tmp_path / "r", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "gralora train: unknown option --gralora_ranck; did you mean '--gralora_rank'?" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_num_processes_reports_mistakes(tmp_path):
+    assert_one_sentence(run(*TRAIN, "--num_processes", 0, cwd=tmp_path), "--num_processes is 0")
+    done = run(*TRAIN, "--num_processes", 2, "--rank", 7, "--gralora_k", 2, cwd=tmp_path)
+    assert_one_sentence(done, "rank 7 is not divisible by k 2")
+    assert not list(tmp_path.iterdir())

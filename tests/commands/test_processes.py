@@ -1,0 +1,87 @@
+"""Training in several processes."""
+
+import json
+import os
+import sys
+
+import pytest
+from helpers import SCRIPTS, TRAIN
+from run_command import run
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "two_processes",
+    [[*TRAIN, "--num_processes", 2], [*TORCHRUN, SCRIPTS / "train_sdxl.py"]],
+    ids=["--num_processes", "torchrun"],
+)
+def test_two_processes_equal_one_with_twice_the_batch(two_processes, tmp_path):
+    from safetensors.torch import load_file
+
+    common = ["--gralora_rank", 16, "--max_train_steps", 3, "--skip_final_inference", "--adam_epsilon", 1e-3]
+    on_cpu = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    here = dict(cwd=tmp_path, env=on_cpu)
+    two = run(*two_processes, *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", **here)
+    one = run(*TRAIN, *common, "--train_batch_size", 4, "--output_dir", tmp_path / "one", **here)
+    assert two.returncode == one.returncode == 0, two.stderr + one.stderr
+    assert two.stdout.count("done:") == 1
+    first, second = (load_file(tmp_path / name / "adapter.safetensors") for name in ("one", "two"))
+    assert max((first[k] - second[k]).abs().max() for k in first) < 1e-6
+    losses = [losses_of(tmp_path / name) for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def losses_of(run_folder):
+    lines = (run_folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+SHARE = """
+import copy
+from types import SimpleNamespace
+
+import torch
+from accelerate import Accelerator, DistributedType
+from torch.distributed.fsdp import OffloadPolicy
+
+from gralora_diffusion import AdapterConfig, inject, load_sdxl
+from gralora_diffusion.adapters.registry import adapter_parameters
+from gralora_diffusion.sdxl.base import blank_inputs, predict
+from gralora_diffusion.training.sharding import shard
+
+Accelerator()  # starts the processes' group; on CPUs it takes FSDP for plain data parallelism
+unet = load_sdxl().unet
+inject(unet, AdapterConfig(rank=8, k=2))
+torch.manual_seed(0)
+for parameter in adapter_parameters(unet).values():
+    parameter.data.normal_(std=0.05)
+whole, frozen = copy.deepcopy(unet), sum(p.numel() for p in unet.parameters() if not p.requires_grad)
+plugin = SimpleNamespace(reshard_after_forward=True, cpu_offload=OffloadPolicy())
+shard(unet, SimpleNamespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin)))
+inputs = blank_inputs(unet.config, 1, 8)
+inputs[0].normal_()
+for model in (unet, whole):
+    predict(model, *inputs).square().sum().backward()
+here = sum(p.to_local().numel() for p in unet.parameters() if hasattr(p, "to_local"))
+pairs = zip(adapter_parameters(unet).values(), adapter_parameters(whole).values(), strict=True)
+same = all((a.grad - b.grad).norm() <= 1e-5 * b.grad.norm() for a, b in pairs)
+print(f"share {here / frozen:.2f} {same}\\n", end="", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_sharding_keeps_a_part_of_the_base_in_each_process_and_the_gradients(tmp_path):
+    (tmp_path / "share.py").write_text(SHARE)
+    on_cpu = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    done = run(*TORCHRUN, tmp_path / "share.py", cwd=tmp_path, env=on_cpu)
+    assert done.stdout.splitlines() == ["share 0.50 True"] * 2, done.stderr
+
+
+def test_fsdp_that_accelerate_ignores_is_refused(tmp_path):
+    asked = os.environ | {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    done = run(*TRAIN, "--output_dir", tmp_path / "run", cwd=tmp_path, env=asked)
+    assert done.returncode == 2
+    assert "accelerate is set up for FSDP, and makes" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,61 @@
+"""The tables of the experiments hold what the commands beside them print."""
+
+import re
+import shlex
+from string import Template
+
+import pytest
+from helpers import ROOT
+
+from gralora_diffusion.cli import compare
+
+DOCUMENT = (ROOT / "docs" / "experiments" / "README.md").read_text()
+SECTIONS = {
+    section.splitlines()[0]: section
+    for section in re.split(r"^## ", DOCUMENT, flags=re.M)
+    if "\ngralora compare --report" in section
+}
+NUMBER = r"([+-]?\d*\.\d+)"
+CELL = re.compile(rf"{NUMBER} \({NUMBER} to {NUMBER}\)")  # as the document writes a mean and its interval
+PRINTED = re.compile(rf"{NUMBER} \| +{NUMBER} to {NUMBER}")  # as the report does
+
+
+def reports(section: str) -> list[list[str]]:
+    """The words of each report command, with shell variables filled in."""
+    variables = dict(re.findall(r'^(\w+)="(.*)"$', section, re.M))
+    lines = section.replace("\\\n", " ").splitlines()
+    commands = [line for line in lines if line.startswith("gralora compare --report")]
+    return [shlex.split(Template(line).substitute(variables), comments=True)[2:] for line in commands]
+
+
+def numbers(found: tuple[str, ...]) -> list[float]:
+    return [float(text) for text in found]
+
+
+def is_printed(cell: tuple[str, ...], printed: list[list[float]]) -> bool:
+    """Whether a report has these three numbers, to the digits of the cell; one decimal means thousandths."""
+    decimals = len(cell[0].partition(".")[2])
+    unit, scale = (1e-4, 1e-3) if decimals == 1 else (10**-decimals, 1)
+    wanted = [number * scale for number in numbers(cell)]
+    return any(
+        all(abs(a - b) <= 0.51 * unit + 1e-12 for a, b in zip(wanted, row, strict=True)) for row in printed
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("title", SECTIONS)
+def test_intervals_are_printed_by_the_commands(title, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    section = re.sub(r"<details>.*?</details>", "", SECTIONS[title], flags=re.S)
+    cells = [cell for line in section.splitlines() if line.startswith("|") for cell in CELL.findall(line)]
+    assert cells
+    for words in reports(section):
+        words[words.index("--keep") + 1] = str(tmp_path)
+        compare.main(words)
+    printed = [numbers(found) for found in PRINTED.findall(capsys.readouterr().out)]
+    missing = [cell for cell in cells if not is_printed(cell, printed)]
+    assert not missing, missing
+
+
+def test_every_experiment_has_a_report():
+    assert len(SECTIONS) == 5

@@ -1,0 +1,186 @@
+"""Every writer holds the adapter's delta exactly: float64, 1e-10, against the papers' formulas, not against low_rank().
+
+Each file is read here by its own tool's rule for names and scale, so that a factor lost or added anywhere is found.
+"""
+
+import json
+from importlib import import_module
+
+import pytest
+import torch
+import torch.nn.functional as F
+from adapter_files import CONFIGS
+from helpers import MODELS, adapted_pipeline
+from safetensors.torch import load_file
+
+from gralora_diffusion import load_sdxl
+from gralora_diffusion.adapters.control import merge
+from gralora_diffusion.adapters.registry import adapted_layers
+from gralora_diffusion.formats.adapter_state import Adapter
+from gralora_diffusion.formats.layer_names import canonical, kohya
+from gralora_diffusion.formats.write_peft import installed_path
+from gralora_diffusion.formats.writers import WRITERS
+
+EXACT = dict(rtol=0, atol=1e-10)
+
+
+def product_of(factors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[M, N] without the scale: block (j, i) is the sum over s of outer(B_js, A_is) (GraLoRA, eq. 5), plus B A."""
+    total = 0
+    if "gralora_A" in factors:
+        k, n, r = factors["gralora_A"].shape
+        m = factors["gralora_B"].shape[2]
+        A = factors["gralora_A"].reshape(k, n, k, r // k)  # [in block i, n, out block j, s]
+        B = factors["gralora_B"].reshape(k, k, r // k, m)  # [out block j, in block i, s, m]
+        total = total + torch.einsum("injs,jism->jmin", A, B).reshape(k * m, k * n)
+    if "lora_A" in factors:
+        total = total + factors["lora_B"] @ factors["lora_A"]
+    return total
+
+
+def rank_of(factors: dict[str, torch.Tensor]) -> int:
+    blocks = factors["gralora_A"].shape[2] if "gralora_A" in factors else 0
+    return blocks + (factors["lora_A"].shape[0] if "lora_A" in factors else 0)
+
+
+def scale_of_layer(factors: dict[str, torch.Tensor], config) -> float:
+    rank = rank_of(factors)
+    alpha = rank if config.alpha is None else config.alpha
+    return alpha / (rank**0.5 if config.rslora else rank)
+
+
+def reference(adapter: Adapter) -> dict[tuple[str, str], torch.Tensor]:
+    """{(component, path): delta} by the formulas."""
+    found = {}
+    for component, path, factors in adapter.items():
+        found[component, path] = scale_of_layer(factors, adapter.config) * product_of(factors)
+    return found
+
+
+@pytest.fixture(scope="module", params=CONFIGS.values(), ids=CONFIGS)
+def random_adapter(request):
+    """(pipeline, Adapter) in float64, all factors random and none zero."""
+    pipeline, models = adapted_pipeline(request.param)
+    for model in models.values():
+        for layer in adapted_layers(model.double()).values():
+            for p in layer.adapter.parameters():
+                p.data = torch.randn(p.shape, dtype=torch.float64)
+    return pipeline, Adapter.from_models(models)
+
+
+def by_comfyui(path, adapter) -> dict:
+    tensors = load_file(path)
+    number = adapter.facts["layers_per_block"]
+    found = {}
+    for component, layer, _ in adapter.items():
+        name = kohya(component, layer, number)
+        down, up = tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"]
+        found[component, layer] = up @ down * tensors[f"{name}.alpha"].double() / down.shape[0]
+    return found
+
+
+def by_diffusers(path, adapter) -> dict:
+    tensors = load_file(path)
+    assert not [name for name in tensors if name.endswith("alpha")]  # so the scale is 1
+    found = {}
+    for component, layer, _ in adapter.items():
+        name = f"{component}.{layer}"
+        found[component, layer] = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
+    return found
+
+
+def by_peft(path, adapter) -> dict:
+    found = {}
+    for component, layer, _ in adapter.items():
+        tensors = load_file(path / component / "adapter_model.safetensors")
+        config = json.loads((path / component / "adapter_config.json").read_text())
+        own = installed_path(component, layer)
+        name = f"base_model.model.{own}"
+        if config["peft_type"] == "LORA":
+            down, up = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
+            scale = config["alpha_pattern"].get(own, config["lora_alpha"]) / down.shape[0]
+            found[component, layer] = up @ down * scale
+            continue
+        factors = dict(gralora_A=tensors[f"{name}.gralora_A"], gralora_B=tensors[f"{name}.gralora_B"])
+        if config["hybrid_r"]:
+            factors["lora_A"] = tensors[f"{name}.gralora_A_general.weight"]
+            factors["lora_B"] = tensors[f"{name}.gralora_B_general.weight"]
+        scale = config["alpha"] / (config["r"] + config["hybrid_r"])
+        found[component, layer] = scale * product_of(factors)
+    return found
+
+
+def by_native(path, adapter) -> dict:
+    tensors = load_file(path)
+    found = {}
+    for component, layer, own in adapter.items():
+        factors = {leaf: tensors[f"{component}.{layer}.{leaf}"] for leaf in own}
+        alpha = tensors.get(f"{component}.{layer}.alpha")
+        scale = 1.0 if alpha is None else float(alpha) / rank_of(factors)
+        found[component, layer] = scale * product_of(factors)
+    return found
+
+
+def by_merged(path, adapter) -> dict:
+    base = load_sdxl()
+    found = {}
+    for component in MODELS:
+        stem = "diffusion_pytorch_model" if component == "unet" else "model"
+        tensors = load_file(path / component / f"{stem}.safetensors")
+        own = {canonical(component, name): t for name, t in getattr(base, component).state_dict().items()}
+        for other, layer, _ in adapter.items():
+            if other == component:
+                before = own[f"{layer}.weight"].double()
+                found[component, layer] = tensors[f"{layer}.weight"] - before
+    return found
+
+
+READ = dict(comfyui=by_comfyui, diffusers=by_diffusers, peft=by_peft, native=by_native, merged=by_merged)
+
+
+def test_every_writer_is_tested():
+    assert READ.keys() == WRITERS.keys()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_is_the_adapters_delta(name, random_adapter, tmp_path):
+    _, adapter = random_adapter
+    if name == "peft" and adapter.config.k_pattern:
+        pytest.skip("PEFT's GraLoRA has one k for a whole model")
+    writer = WRITERS[name]
+    path = tmp_path / f"out{writer.suffixes[-1]}"
+    module, function = writer.function.split(".")
+    write = getattr(import_module(f"gralora_diffusion.formats.{module}"), function)
+    write(path, adapter, dtype=torch.float64, **(dict(base=None) if writer.needs_base else {}))
+    found = READ[name](path, adapter)
+    wanted = reference(adapter)
+    assert found.keys() == wanted.keys()
+    rounding = 1e-6 if name == "native" and adapter.config.rslora else 1e-10  # its alpha is one fp32 number
+    for layer, delta in wanted.items():
+        assert delta.abs().max() > 0.1
+        torch.testing.assert_close(found[layer], delta, rtol=rounding, atol=1e-10)
+
+
+def test_layers_merges_and_pairs_are_the_adapters_delta(random_adapter):
+    pipeline, adapter = random_adapter
+    wanted = reference(adapter)
+    for (component, path), delta in wanted.items():
+        down, up = adapter.low_rank(component, path)
+        torch.testing.assert_close(up @ down, delta, **EXACT)
+    for component in MODELS:
+        model = getattr(pipeline, component)
+        layers = adapted_layers(model)
+        for path, layer in layers.items():
+            delta = wanted[component, canonical(component, path)]
+            down, up = layer.low_rank()
+            torch.testing.assert_close(up @ down, delta, **EXACT)
+            torch.testing.assert_close(layer.delta(), delta, **EXACT)
+            x = torch.randn(3, layer.in_features, dtype=torch.float64)
+            with torch.no_grad():
+                added = layer(x) - F.linear(x, layer.weight, layer.bias)
+            torch.testing.assert_close(added, x @ delta.T, **EXACT)
+        merge(model)
+        for path, layer in layers.items():
+            delta = wanted[component, canonical(component, path)]
+            torch.testing.assert_close(layer.weight - layer.unmerged_weight, delta, **EXACT)
+            layer.unmerge()

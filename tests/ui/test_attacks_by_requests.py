@@ -1,0 +1,166 @@
+"""Hostile names, texts and requests to the running page: each is refused or kept as data."""
+
+import json
+import shutil
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from page_server import SECRET, end_runs, everything, refused, until
+
+pytestmark = pytest.mark.browser
+NAMES = [
+    "../x",
+    "/etc/x",
+    "a/b",
+    "..",
+    "",
+    "a\0b",
+    "a\nb",
+    "CON",
+    "x" * 300,
+    "--help",
+    "$(id)",
+    ";rm",
+    "%2e%2e",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a1_run_names(page, name):
+    before = everything(page.home)
+    assert refused(page.call("start", *page.form(name=name)))
+    assert everything(page.home) == before
+
+
+@pytest.fixture
+def queue(page):
+    """A busy run holds the queue, so that nothing starts."""
+    busy = page.home / "runs" / "busy"
+    busy.mkdir()
+    me = psutil.Process()
+    (busy / "job.json").write_text(
+        json.dumps(
+            dict(
+                config={},
+                created=time.time(),
+                state="started",
+                pid=me.pid,
+                born=me.create_time(),
+                started=time.time() + 99,
+            )
+        )
+    )
+    yield
+    shutil.rmtree(busy)
+
+
+def queued(page, name, text):
+    """The config that a prompt gives a run, which is then taken out of the queue."""
+    answer = page.call("start", *page.form(name=name, instance_prompt=text))
+    assert not refused(answer), answer
+    job = json.loads((page.home / "runs" / name / "job.json").read_text())
+    assert job["state"] == "queued"
+    page.stop_run(name)
+    assert json.loads((page.home / "runs" / name / "job.json").read_text())["state"] == "withdrawn"
+    return job["config"]
+
+
+@pytest.mark.parametrize("text", ["$(touch /tmp/owned)", "; touch /tmp/owned", "a' \"b`id`"])
+def test_a2_texts_are_data(page, queue, text):
+    assert queued(page, f"text-{zlib.crc32(text.encode())}", text)["instance_prompt"] == text
+    assert not Path("/tmp/owned").exists()
+
+
+def test_a4_a_prompt_is_no_option(page, queue):
+    config = queued(page, "option", "--push_to_hub")
+    assert (config["instance_prompt"], config["push_to_hub"]) == ("--push_to_hub", False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "robot-1/../../x",
+        "robot-1/adapter.safetensors",
+        {"path": "/etc/passwd"},
+        7,
+        None,
+        ["x"],
+    ],
+)
+def test_a5_ids_are_not_paths(page, name):
+    assert SECRET not in json.dumps(
+        page.call("sample", name, 1, "a robot", 1, 0, "none", 0, 1, None, "as in training", False)
+    )
+    assert refused(page.call("export", name, ["adapter"], "", "fp16"))
+    assert refused(page.call("compare", [name], "0, 1", "a robot", 0, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "base",
+    ["http://evil.example/x", "file:///etc/passwd", "../../etc", "--push_to_hub", "/etc/passwd", "x.ckpt"],
+)
+def test_a18_the_base_is_a_name(page, base):
+    assert refused(page.call("sample", "robot-1", 1, "a robot", 1, 0, "none", 0, 1, None, base, False))
+    answer = page.call("validate", *page.form(pretrained_model_name_or_path=base))
+    assert refused(answer)
+    assert "hub id" in answer["error"]
+
+
+def test_a6_every_endpoint_takes_junk(page):
+    """The private ones too: each answers, and the page is as it was."""
+    before = everything(page.home)
+    start = page.config()
+    for dependency in start["dependencies"]:
+        if not dependency["backend_fn"]:
+            continue
+        for junk in (None, {"a": ["../../../etc/passwd"]}, "../../../etc/passwd", -(2**70)):
+            answer = page.send(dependency["id"], [junk] * len(dependency["inputs"]))
+            assert SECRET not in json.dumps(answer)
+    assert page.alive()
+    assert everything(page.home) == before
+    assert page.config()["components"] == start["components"]
+
+
+def test_a26_double_start_and_stop(page):
+    """Ten starts of one name at once make one run; two stops are one, and the run ends as asked."""
+    form = page.form(
+        name="twice", max_train_steps="2000", rank=8, k="1", train_batch_size="1", num_inference_steps=1
+    )
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda _: page.call("start", *form), range(10)))
+    assert sum(not refused(answer) for answer in answers) == 1
+    run = page.home / "runs" / "twice"
+    until(
+        lambda: (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").read_text().count("\n") > 1,
+        "the first step",
+    )
+    for _ in range(2):
+        page.stop_run("twice")
+    until(lambda: json.loads((run / "status.json").read_text())["state"] == "stopped", "the run is stopped")
+    steps = (run / "metrics.jsonl").read_text().count("\n")
+    assert (run / f"checkpoint-{steps}").is_dir()
+    shutil.rmtree(run)
+
+
+def test_a28_tokens_stay_out(page):
+    token = "hf_averysecrettoken"
+    answer = page.call(
+        "start",
+        *page.form(
+            name="with-token", hub_token=token, max_train_steps="1", skip_final_inference=True, rank=8
+        ),
+    )
+    assert not refused(answer), answer
+    page.stop_run("with-token")
+    assert token not in json.dumps(answer)
+    for path in page.home.rglob("*"):
+        if path.is_file():
+            assert token.encode() not in path.read_bytes(), path
+    until(lambda: "with-token" in json.dumps(page.call("list_runs")), "it is listed")
+    end_runs(page.home)
