@@ -8,7 +8,7 @@ import yaml
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.files import write_text
-from gralora_diffusion.formats.load import DIFFUSERS
+from gralora_diffusion.formats.read import DIFFUSERS
 from gralora_diffusion.options import ConfigError, TrainingError, from_dict
 from gralora_diffusion.training.validation_images import prompts_of
 
