@@ -68,8 +68,7 @@ def report_entanglement(
     from gralora_diffusion.adapters.control import enable
     from gralora_diffusion.experiments.entanglement import mean_over_layers, measure_layers
     from gralora_diffusion.experiments.entanglement_report import write_entanglement
-    from gralora_diffusion.training.setup import all_layers, set_up
-    from gralora_diffusion.training.train import make_trainable
+    from gralora_diffusion.training.setup import make_trainable, set_up
 
     setup = set_up(config.resolved())
     config = setup.config
@@ -78,8 +77,7 @@ def report_entanglement(
         enable(model, False)
     losses = losses_by_timestep(setup, output, bins)
     make_trainable(setup.models, config)
-    layers = all_layers(setup.models)
-    rows = measure_layers(layers, losses, setup.accelerator, batches, ranks, ks, config.seed, deltas)
+    rows = measure_layers(setup.layers(), losses, setup.accelerator, batches, ranks, ks, config.seed, deltas)
     fingerprint = json.dumps(setup.facts["must_match"]["base"]).encode()
     facts = dict(
         base=config.pretrained_model_name_or_path or "the embedded base",
@@ -103,25 +101,25 @@ def losses_by_timestep(setup, output: Path, bins: int) -> list:
     from gralora_diffusion.data.cache import Cache
     from gralora_diffusion.data.dataset import image_cache
     from gralora_diffusion.sdxl.base import encode_prompts
-    from gralora_diffusion.training.loss import draw
-    from gralora_diffusion.training.train import objective
+    from gralora_diffusion.training.loss import draw_noise
+    from gralora_diffusion.training.objective import objective
 
     config, accelerator = setup.config, setup.accelerator
     pipeline = setup.pipeline.to(accelerator.device)
     cache = image_cache(config) or Cache(output / "cache")
-    batches = plan_batches(setup.images, setup.of_class, pipeline.vae, config, cache, accelerator)
+    batches = plan_batches(setup.images, setup.class_images, pipeline.vae, config, cache, accelerator)
     encode = functools.partial(encode_prompts, pipeline)
     models = pipeline.unet, pipeline.scheduler
     losses = []
     for i in range(bins):
-        in_bin = stratified(draw, i / bins, (i + 1) / bins)
+        in_bin = stratified(draw_noise, i / bins, (i + 1) / bins)
         losses.append(objective(*models, batches, encode, config, accelerator, setup.dtype, in_bin))
     return losses
 
 
 def deltas_of(trained: Path) -> dict:
     """{component.layer: delta [M, N]} of a trained adapter."""
-    from gralora_diffusion.formats.load import read_adapter
+    from gralora_diffusion.formats.read import read_adapter
 
     adapter = read_adapter(trained)
     deltas = {}

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
 
     try:
         if config.dry_run:
-            print(plan(config, timed=True))
+            print(plan(config, timed=True).text())
             return
         run = train(config)
     except ConfigError as error:

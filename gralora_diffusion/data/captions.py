@@ -1,4 +1,4 @@
-"""The words that belong to images: where they are found, and how they are varied."""
+"""The captions of images: where they are found, and how they are varied."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ MAX_BYTES = 65_536
 METADATA = "metadata.jsonl"
 PLACES = f"NAME.txt or NAME.json beside NAME.png, or lines of {METADATA}"
 COLUMNS = ("text", "caption")  # of metadata.jsonl, where --caption_column names none
-ORDERS = 8  # that --shuffle_captions shows a caption in: their embeddings are kept on disk, so there must be a bound
+ORDERS = 8  # of a caption's tags with --shuffle_captions; bounded, since their embeddings are cached
 
 
 def clean(text, where: str) -> str:
-    """White space folded; raises ValueError in plain words if that leaves nothing to learn."""
+    """The caption with single spaces; raises ValueError, for a message, where it cannot be used."""
     if not isinstance(text, str):
         raise ValueError(f"its caption in {where} is {type(text).__name__}, not text")
     if "\0" in text:
@@ -30,6 +30,7 @@ def clean(text, where: str) -> str:
 
 
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:
+    """A caption file's text; raises ValueError, for a message, where it cannot be used."""
     if not path.is_file():
         raise ValueError(f"its caption {path.name} is not a file")
     if path.stat().st_size > limit:
@@ -41,7 +42,10 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
 
 
 def caption_of(path: Path, beside: dict[str, Path], metadata: dict[str, str], prompt: str | None) -> str:
-    """NAME.txt, else NAME.json, else the line of metadata.jsonl, else the prompt.  Raises ValueError in plain words."""
+    """From NAME.txt, else NAME.json, else metadata.jsonl, else the prompt.
+
+    beside: {file name: caption file}. Raises ValueError, for a message, where it cannot be used.
+    """
     if text := beside.get(f"{path.stem}.txt"):
         return clean(read_text(text), text.name)
     if words := beside.get(f"{path.stem}.json"):
@@ -49,12 +53,15 @@ def caption_of(path: Path, beside: dict[str, Path], metadata: dict[str, str], pr
     if path in metadata:
         return clean(metadata[path], METADATA)
     if prompt is None:
-        raise ValueError(f"no caption: give --instance_prompt to stand in, or captions, {PLACES}")
+        raise ValueError(f"no caption: give --instance_prompt for such images, or captions, {PLACES}")
     return prompt
 
 
 def from_json(path: Path) -> str:
-    """ "caption" (or "text"), and "tags" after it, as a string or a list: kohya's way.  Raises ValueError in plain words."""
+    """The value of "caption" or "text", then "tags", a string or a list, as kohya's scripts have them.
+
+    Raises ValueError, for a message, where they cannot be used.
+    """
     text = read_text(path)
     try:
         entry = json.loads(text)
@@ -70,7 +77,10 @@ def from_json(path: Path) -> str:
 
 
 def read_metadata(folder: Path, column: str | None) -> dict[Path, str]:
-    """{image: caption} of the folder's metadata.jsonl, in Hugging Face's imagefolder form.  Raises ValueError that names the line."""
+    """{image: caption} of the folder's metadata.jsonl, in the format of Hugging Face's imagefolder.
+
+    Raises ValueError that names the line.
+    """
     path = folder / METADATA
     if not os.path.lexists(path):
         return {}
@@ -94,29 +104,26 @@ def read_metadata(folder: Path, column: str | None) -> dict[Path, str]:
 
 
 def read_line(line: str, column: str | None, where: str) -> tuple[str, str]:
+    """(file name, caption) of a line of metadata.jsonl."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         raise ValueError(f"{where} is not JSON") from None
-    if (
-        not isinstance(entry, dict)
-        or not isinstance(entry.get("file_name"), str)
-        or not entry["file_name"]
-        or "\0" in entry["file_name"]
-    ):
+    image = entry.get("file_name") if isinstance(entry, dict) else None
+    if not image or not isinstance(image, str) or "\0" in image:
         raise ValueError(f'{where} has no "file_name"')
-    names = [name for name in ((column,) if column else COLUMNS) if name in entry]
-    if not names:
-        raise ValueError(
-            f"{where} has no {' or '.join(repr(name) for name in ((column,) if column else COLUMNS))}"
-        )
-    return entry["file_name"], entry[names[0]]
+    columns = (column,) if column else COLUMNS
+    for name in columns:
+        if name in entry:
+            return image, entry[name]
+    raise ValueError(f"{where} has no {' or '.join(map(repr, columns))}")
 
 
 def orders(caption: str, shuffle: bool, keep: int) -> list[str]:
-    """The forms that a caption is shown in: itself, or up to ORDERS orders of its comma-separated tags with the first `keep` in place.
+    """The forms of a caption in training: itself, or up to ORDERS orders of its comma-separated tags.
 
-    They follow from the caption alone, so that later runs find their embeddings.
+    The first `keep` tags stay in place. The orders follow from the caption alone, so that later runs find
+    their embeddings in the cache.
     """
     tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
     if not shuffle or len(tags) - keep < 2:
@@ -125,14 +132,15 @@ def orders(caption: str, shuffle: bool, keep: int) -> list[str]:
     forms = {}
     for n in range(ORDERS):
         order = torch.randperm(len(tags) - keep, generator=generator(key, n)).tolist()
-        forms[", ".join(tags[:keep] + [tags[keep + i] for i in order])] = None
+        shuffled = [tags[keep + i] for i in order]
+        forms[", ".join(tags[:keep] + shuffled)] = None
     return list(forms)
 
 
-def cut_tokens(pipeline, caption: str) -> int:
-    """How many tokens of a caption its text encoders do not see: they read 77, start and end included."""
-    counts = [
-        len(t(caption, truncation=False).input_ids) - t.model_max_length
-        for t in (pipeline.tokenizer, pipeline.tokenizer_2)
-    ]
-    return max(0, *counts)
+def tokens_cut(pipeline, caption: str) -> int:
+    """How many tokens of a caption the text encoders do not read: they read 77, start and end included."""
+    extra = []
+    for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
+        tokens = tokenizer(caption, truncation=False).input_ids
+        extra.append(len(tokens) - tokenizer.model_max_length)
+    return max(0, *extra)

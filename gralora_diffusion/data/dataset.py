@@ -1,4 +1,4 @@
-"""Which images a run learns."""
+"""Which images a run trains on."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from gralora_diffusion.data.hub_dataset import find_rows
 from gralora_diffusion.data.image_folder import TrainingImage, find_images
 from gralora_diffusion.options import ConfigError
 
-EXAMPLE = Path(__file__).parent.parent / "example"  # six images of a robot, drawn for this project
+EXAMPLE = Path(__file__).parent.parent / "example"  # six images of a robot, made for this project
 EXAMPLE_PROMPT = "a photo of sks robot"
 
 
 def instance(config: TrainConfig) -> tuple[Path, str | None]:
-    """(folder or data set, prompt) of the images to learn."""
+    """(folder or dataset, prompt) of the instance images."""
     if config.dataset_name is not None:
         return Path(config.dataset_name), config.instance_prompt
     if config.instance_data_dir is None:
@@ -23,21 +23,21 @@ def instance(config: TrainConfig) -> tuple[Path, str | None]:
 
 
 def instance_images(config: TrainConfig, cache: Cache | None = None) -> list[TrainingImage]:
-    """The images to learn.  Raises ConfigError with one sentence that names all files that cannot be used."""
+    """The instance images. Raises ConfigError that names all files that cannot be used."""
     common = dict(skip=config.on_bad_image == "skip", cache=cache, workers=config.dataloader_num_workers)
     if config.dataset_name is not None:
         return find_rows(config, **common)
     folder, prompt = instance(config)
     if config.caption_column is not None and not (folder / METADATA).is_file():
-        raise ConfigError(
-            f"--caption_column names a column of --dataset_name or of {METADATA}, and there is neither"
-        )
+        problem = f"--caption_column names a column of --dataset_name or of {METADATA}, and there is neither"
+        raise ConfigError(problem, option="caption_column")
     return find_images(folder, prompt, column=config.caption_column, **common)
 
 
-def pass_length(config: TrainConfig, images: list[TrainingImage]) -> int:
-    """Images of one pass (epoch): each `repeats` times, or the class images where those are more."""
-    return max(len(images) * config.repeats, config.num_class_images if config.with_prior_preservation else 0)
+def epoch_length(config: TrainConfig, images: list[TrainingImage]) -> int:
+    """Images of one epoch: each `repeats` times, or the class images where those are more."""
+    length = len(images) * config.repeats
+    return max(length, config.num_class_images) if config.with_prior_preservation else length
 
 
 def image_cache(config: TrainConfig) -> Cache | None:
@@ -47,6 +47,6 @@ def image_cache(config: TrainConfig) -> Cache | None:
     try:
         return Cache(config.latent_cache_dir or default_folder())
     except RuntimeError:
-        raise ConfigError(
-            "there is no home folder to keep latents in: name a folder with --latent_cache_dir, or use --no-cache_latents"
-        ) from None
+        ways = "name a folder with --latent_cache_dir, or use --no-cache_latents"
+        problem = f"there is no home folder to keep latents in: {ways}"
+        raise ConfigError(problem, option="latent_cache_dir") from None

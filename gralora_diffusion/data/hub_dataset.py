@@ -1,5 +1,6 @@
-"""Images from a Hugging Face data set, on the hub or in a local folder that the package datasets reads."""
+"""Images of a Hugging Face dataset, on the hub or in a local folder that the package datasets reads."""
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -8,58 +9,68 @@ from pathlib import Path
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note
 from gralora_diffusion.data.cache import Cache
-from gralora_diffusion.data.image_folder import TrainingImage, check, known, plain, refuse, tell
+from gralora_diffusion.data.image_folder import (
+    TrainingImage,
+    facts_of_file,
+    inspect_all,
+    note_peculiarities,
+    reason_of,
+    refuse_files,
+)
 from gralora_diffusion.data.images import MAX_BYTES
 from gralora_diffusion.options import ConfigError
 
 
 def find_rows(config: TrainConfig, skip: bool, cache: Cache | None, workers: int) -> list[TrainingImage]:
-    """The images of the data set's split "train".  Raises ConfigError with one sentence that names all rows that cannot be used.
+    """The images of the dataset's split "train". Raises ConfigError that names all rows that cannot be used.
 
-    A streamed data set goes by once, and its images stay in the cache; others are read from where `datasets` keeps them.
+    A streamed dataset is read once, and its images stay in the cache; others are read from where `datasets`
+    keeps them.
     """
     name = config.dataset_name
     if config.streaming and cache is None:
-        raise ConfigError("--streaming keeps the images in the cache: drop --no-cache_latents")
+        problem = "--streaming keeps the images in the cache: drop --no-cache_latents"
+        raise ConfigError(problem, option="streaming")
     dataset, column = load(config), config.caption_column
     if column is None:
-        note(
-            f"the images of {name} have the caption of --instance_prompt, as --caption_column names no column"
-        )
+        note(f"all images of {name} have the caption of --instance_prompt: --caption_column names no column")
 
-    def examine(row: tuple) -> TrainingImage | str:
+    def inspect(row: tuple) -> TrainingImage | str:
         number, caption, read = row
         try:
             content = read()
-            digest, size, note = known(content, cache)
+            digest, size, left_out = facts_of_file(content, cache)
             caption = " ".join((caption or config.instance_prompt or "").split())
             if not caption:
-                raise ValueError("no caption, and no --instance_prompt to stand in")
+                raise ValueError("no caption, and no --instance_prompt")
             if config.streaming:
                 read = cache.keep(digest, content)
-            return TrainingImage(Path(name) / f"row-{number}", caption, digest, size, note, read)
+            return TrainingImage(Path(name) / f"row-{number}", caption, digest, size, left_out, read)
         except ConfigError:
             raise
         except Exception as error:  # a decoder may raise anything at all on a damaged file
-            return plain(error)
+            return reason_of(error)
 
-    results = check(examine, rows(dataset, config), workers)
-    refuse(name, {f"row {n}": result for n, result in enumerate(results) if isinstance(result, str)}, skip)
-    found = [result for result in results if isinstance(result, TrainingImage)]
+    found, bad = [], {}
+    for number, result in enumerate(inspect_all(inspect, rows(dataset, config), workers)):
+        if isinstance(result, TrainingImage):
+            found.append(result)
+        else:
+            bad[f"row {number}"] = result
+    refuse_files(name, bad, skip, "dataset_name")
     if not found:
-        raise ConfigError(f"{name} holds no images that can be used")
-    tell(name, found)
+        raise ConfigError(f"{name} holds no images that can be used", option="dataset_name")
+    note_peculiarities(name, found)
     return found
 
 
 def load(config: TrainConfig):
-    """The split "train", its images as files, not decoded.  Raises ConfigError in one sentence."""
+    """The split "train", its images as files that are not decoded."""
     try:
         import datasets
     except ImportError:
-        raise ConfigError(
-            "--dataset_name needs the package datasets: pip install 'gralora-diffusion[datasets]'"
-        ) from None
+        problem = "--dataset_name needs the package datasets: pip install 'gralora-diffusion[datasets]'"
+        raise ConfigError(problem, option="dataset_name") from None
     name = config.dataset_name
     datasets.disable_progress_bars()
     try:
@@ -71,39 +82,38 @@ def load(config: TrainConfig):
             cache_dir=config.cache_dir,
         )
         columns = dataset.column_names or list(next(iter(dataset)))
-        for flag, column in (
-            ("image_column", config.image_column),
-            ("caption_column", config.caption_column),
-        ):
+        for option in ("image_column", "caption_column"):
+            column = getattr(config, option)
             if column is not None and column not in columns:
-                raise ConfigError(
-                    f"--{flag} is {column!r}, which is no column of {name}: it has {', '.join(columns)}"
-                )
+                there = ", ".join(columns)
+                problem = f"--{option} is {column!r}, which is not a column of {name}: it has {there}"
+                raise ConfigError(problem, option=option)
         return dataset.cast_column(config.image_column, datasets.Image(decode=False))
     except ConfigError:
         raise
-    except Exception as error:  # its loaders raise all sorts of things
-        raise ConfigError(f"no data set can be read from {name}: {plain(error)}") from None
+    except Exception as error:  # its loaders may raise anything
+        problem = f"no dataset can be read from {name}: {reason_of(error)}"
+        raise ConfigError(problem, option="dataset_name") from None
 
 
 def rows(dataset, config: TrainConfig) -> Iterator[tuple[int, str | None, Callable[[], bytes]]]:
-    """(number, caption or None, a function that reads the image's file) of each row"""
+    """(number, caption or None, a function that reads the image's file) of each row."""
     image, column, limit = config.image_column, config.caption_column, config.max_train_samples
+
+    def read_row(number: int) -> bytes:
+        return content_of(dataset[number][image])
+
     if config.streaming:
         for number, row in enumerate(itertools.islice(dataset, limit)):
-            yield number, row[column] if column else None, lambda entry=row[image]: content_of(entry)
-    else:
-        captions = dataset[column] if column else None
-        for number in range(min(len(dataset), limit or len(dataset))):
-            yield (
-                number,
-                captions[number] if column else None,
-                lambda number=number: content_of(dataset[number][image]),
-            )
+            yield number, row[column] if column else None, functools.partial(content_of, row[image])
+        return
+    captions = dataset[column] if column else None
+    for number in range(min(len(dataset), limit or len(dataset))):
+        yield number, captions[number] if column else None, functools.partial(read_row, number)
 
 
 def content_of(entry: dict) -> bytes:
-    """The bytes of an image file that a row holds or names.  Raises ValueError in plain words."""
+    """The bytes of an image file that a row holds or names. Raises ValueError, for a message, without one."""
     if not entry:
         raise ValueError("no image")
     if entry.get("bytes") is not None:
@@ -111,7 +121,7 @@ def content_of(entry: dict) -> bytes:
     path = entry["path"]
     if os.path.isfile(path) and os.path.getsize(path) > MAX_BYTES:
         raise ValueError(f"more than the limit of {MAX_BYTES:,} bytes")
-    import fsspec  # which datasets brings along; it reads hf:// and zip:// too
+    import fsspec  # a dependency of datasets; it reads hf:// and zip:// too
 
     with fsspec.open(path, "rb") as file:
         return file.read()

@@ -1,4 +1,4 @@
-"""Image files as people have them, good and bad, and the cuts that are made from them."""
+"""Image files, good and bad: decoded to RGB, and cropped to the shapes that a run trains on."""
 
 import math
 from pathlib import Path
@@ -11,21 +11,14 @@ from gralora_diffusion.sdxl.base import time_ids
 from gralora_diffusion.seeding import generator
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".mpo", ".avif"}
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "BMP",
-    "TIFF",
-    "GIF",
-    "AVIF",
-)  # a phone's MPO is a JPEG; never EPS, which would start Ghostscript
-DRAWINGS = {".svg", ".svgz", ".eps", ".ps", ".pdf", ".ai"}
+# A phone's MPO is a JPEG. Never EPS, for which Pillow would start Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+VECTOR_GRAPHICS = {".svg", ".svgz", ".eps", ".ps", ".pdf", ".ai"}
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
 MAX_BYTES = 2**30  # of an image file
 MIN_SIDE = 16
 MAX_ASPECT = 10
-CROPS = 4  # places that an image is cut at without --center_crop
+CROPS = 4  # of an image without --center_crop
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,23 +32,25 @@ UPRIGHT = {
 
 
 def open_image(source: Path | BinaryIO) -> Image.Image:
-    """RGB, upright by its EXIF, transparency on white, 16 bits scaled to 8; raises ValueError in plain words."""
+    """RGB, upright by its EXIF, transparency on white, 16 bits scaled to 8.
+
+    Raises ValueError, for a message, where it cannot be used.
+    """
     return decode(source)[0]
 
 
 def decode(source: Path | BinaryIO) -> tuple[Image.Image, str | None]:
-    """(image as open_image() gives it, a note on what is left out of it or None)"""
+    """(image as open_image() gives it, what is left out or None)."""
     Image.init()  # all plugins; AVIF is not in every Pillow
     try:
         with Image.open(source, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
             check_header(image)
             animated = image.format != "MPO" and getattr(image, "is_animated", False)
             image.load()
-            return to_rgb(
-                upright(image)
-            ), "has several frames or pages, and the first is used" if animated else None
+            left_out = "has several frames or pages, and the first is used" if animated else None
+            return to_rgb(upright(image)), left_out
     except Image.UnidentifiedImageError:
-        raise ValueError("not an image, whatever its name says") from None
+        raise ValueError("not an image, in spite of its name") from None
     except Image.DecompressionBombError:
         raise ValueError(f"its pixels are more than the limit of {MAX_PIXELS:,}") from None
     except MemoryError:
@@ -64,32 +59,31 @@ def decode(source: Path | BinaryIO) -> tuple[Image.Image, str | None]:
 
 def check_header(image: Image.Image) -> None:
     """Raises ValueError before anything is decoded."""
+    size = f"{image.width} x {image.height} pixels"
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels is more than the limit of {MAX_PIXELS:,}")
+        raise ValueError(f"{size} is more than the limit of {MAX_PIXELS:,}")
     if max(image.size) > MAX_ASPECT * min(image.size):
-        raise ValueError(
-            f"{image.width} x {image.height} pixels is too thin: crop it to a ratio below {MAX_ASPECT}"
-        )
+        raise ValueError(f"{size} is too thin: crop it to an aspect ratio below {MAX_ASPECT}")
     if min(image.size) < MIN_SIDE:
-        raise ValueError(
-            f"{image.width} x {image.height} pixels is too small: {MIN_SIDE} on each side is the least"
-        )
+        raise ValueError(f"{size} is too small: each side must be at least {MIN_SIDE}")
     if image.mode == "F":
-        raise ValueError("an image of floating-point numbers: save it as 8 or 16 bits")
+        raise ValueError("an image of floating-point numbers: save it with 8 or 16 bits")
 
 
 def upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF demands."""
     try:
         turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
-    except Exception:  # damaged EXIF says nothing about the pixels; its parser raises all sorts of things
+    except Exception:  # damaged EXIF does not affect the pixels; its parser may raise anything
         turn = None
     return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
+    """Transparency on white, 16 bits scaled to 8."""
     if image.mode.startswith("I"):
         if image.getextrema()[1] > 65535:
-            raise ValueError("an image of 32-bit numbers: save it as 8 or 16 bits")
+            raise ValueError("an image of 32-bit numbers: save it with 8 or 16 bits")
         image = image.point(lambda v: v / 257).convert("L")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -104,7 +98,10 @@ def to_pixels(image: Image.Image) -> torch.Tensor:
 
 
 def buckets(resolution: int) -> list[tuple[int, int]]:
-    """Shapes (height, width) of about resolution^2 pixels and at most 4:1, in steps of resolution/16 (SDXL's 64: arXiv 2307.01952, appendix I)."""
+    """Shapes (height, width) of about resolution^2 pixels and at most 4:1, in steps of resolution/16.
+
+    At 1024 that is SDXL's step of 64 (arXiv 2307.01952, appendix I).
+    """
     step = max(8, resolution // 16 // 8 * 8)
     sides = range((resolution // step + 1) * step, 2 * resolution + 1, step)
     wide = [(resolution**2 // side // step * step, side) for side in sides]
@@ -112,14 +109,17 @@ def buckets(resolution: int) -> list[tuple[int, int]]:
 
 
 def bucket_of(size: tuple[int, int], resolution: int, by_aspect: bool) -> tuple[int, int]:
-    """The shape (height, width) that an image of this size is cut to: the nearest in the logarithm of its aspect, or the square."""
+    """The shape (height, width) that an image of this (height, width) is cropped to.
+
+    It is the bucket with the nearest logarithm of the aspect ratio, or the square.
+    """
     if not by_aspect:
         return resolution, resolution
     aspect = math.log(size[1] / size[0])
     return min(buckets(resolution), key=lambda b: abs(math.log(b[1] / b[0]) - aspect))
 
 
-def cuts(
+def crops_of(
     image: Image.Image,
     shape: tuple[int, int],
     center_crop: bool,
@@ -127,25 +127,26 @@ def cuts(
     interpolation: str,
     key: int,
 ) -> list[tuple]:
-    """Resized to cover `shape` (height, width), then cut in the middle or at places that `key` draws: [(pixels [3, h, w], time ids [6])].
+    """[(pixels [3, h, w], time ids [6])] of the image, resized to cover `shape` (height, width) and cropped.
 
-    Mirrored, they are the same cuts seen in a mirror; their place is counted in the mirrored image.
+    It is cropped in the middle, or at random places that depend on `key`. Mirrored crops are the mirror
+    images of the others; their time ids count from the left of the mirrored image.
     """
-    original, (height, width) = (image.height, image.width), shape
+    original = image.height, image.width
+    height, width = shape
     scale = max(height / image.height, width / image.width)
     resampling = Image.Resampling[interpolation.removesuffix("_exact").upper()]
-    image = image.resize(
-        (max(width, round(image.width * scale)), max(height, round(image.height * scale))), resampling
-    )
+    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    image = image.resize(size, resampling)
     spare = torch.tensor([image.height - height, image.width - width])
     if center_crop:
         places = [(spare // 2).tolist()]
     else:
         places = (torch.rand(CROPS, 2, generator=generator(key)) * (spare + 1)).long().tolist()
-    out = []
+    crops = []
     for top, left in dict.fromkeys(map(tuple, places)):
         pixels = to_pixels(image.crop((left, top, left + width, top + height)))
         if mirrored:
             pixels, left = pixels.flip(-1), image.width - width - left
-        out.append((pixels, time_ids(original, (top, left), shape)))
-    return out
+        crops.append((pixels, time_ids(original, (top, left), shape)))
+    return crops

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,8 +15,9 @@ from gralora_diffusion.adapters import allocation, allocation_file
 from gralora_diffusion.adapters.gradient_init import SEARCHED
 from gralora_diffusion.adapters.gradients import HELD_OUT, stratified
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.data.batches import encode_captions, plan_batches
+from gralora_diffusion.data.batches import plan_batches
 from gralora_diffusion.data.cache import Cache
+from gralora_diffusion.data.encode import encode_captions
 from gralora_diffusion.experiments.adapt import adapt, adapter_config_of, as_adapted
 from gralora_diffusion.experiments.adapted import Adapted, Spec
 from gralora_diffusion.experiments.experiment import Experiment
@@ -23,12 +25,14 @@ from gralora_diffusion.experiments.queue import run_name
 from gralora_diffusion.experiments.scoring import base_images, scores_of
 from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
 from gralora_diffusion.sdxl.load import load_sdxl
-from gralora_diffusion.training.loss import draw as draw_noise
+from gralora_diffusion.training.accelerator import DTYPES
+from gralora_diffusion.training.loop import NotFinite, Optimization, run_steps
+from gralora_diffusion.training.loss import draw_noise
 from gralora_diffusion.training.memory import forget_peak, peak_memory
+from gralora_diffusion.training.objective import objective
 from gralora_diffusion.training.optim import make_optimizer, make_schedule
-from gralora_diffusion.training.setup import DTYPES, TrainingSetup, with_base_defaults
+from gralora_diffusion.training.setup import make_trainable, with_base_defaults
 from gralora_diffusion.training.signals import Interrupts, Stopped
-from gralora_diffusion.training.train import NotFinite, Optimization, make_trainable, objective, run_steps
 
 HELD_OUT_BATCHES = 8
 ADAPTER = "adapter.safetensors"
@@ -67,29 +71,18 @@ def run_experiment(run: dict, experiment: Experiment, interrupts: Interrupts) ->
     # the method
     spec = Spec(run["method"], run["size"], run.get("k"), run["seed"], config.adapter.targets)
     adapted = adapt(pipeline.unet, spec, torch.no_grad()(losses.training))
-    setup = TrainingSetup(
-        config=config,
-        path=folder,
-        accelerator=accelerator,
-        pipeline=pipeline,
-        models=dict(unet=pipeline.unet),
-        images=experiment.images,
-        of_class=[],
-        dtype=dtype,
-        facts={},
-        start=0,
-        steps=run["steps"],
-        state={},
-    )
-    make_trainable(setup.models, config)
+    models = dict(unet=pipeline.unet)
+    make_trainable(models, config)
     found = {}
     if spec.about.gradients:
-        adapted, found["gradients"] = start_from_gradients(spec, setup, losses.training_even)
+        adapted, found["gradients"] = start_from_gradients(
+            spec, models, losses.training_even, config, accelerator, folder
+        )
     found["parameters"] = sum(p.numel() for p in adapted.parameters.values())
 
     # training
     try:
-        found |= train_adapter(run, experiment, setup, adapted, losses, interrupts)
+        found |= train_adapter(run, experiment, config, pipeline.unet, adapted, losses, interrupts)
     except NotFinite as error:
         return found | dict(failed=str(error))
     adapted.save(folder / ADAPTER)
@@ -126,25 +119,26 @@ def losses_of(pipeline, experiment: Experiment, config: TrainConfig, dtype: torc
 def train_adapter(
     run: dict,
     experiment: Experiment,
-    setup: TrainingSetup,
+    config: TrainConfig,
+    unet,
     adapted: Adapted,
     losses: Losses,
     interrupts: Interrupts,
 ) -> dict:
     """Train all steps: {seconds_per_step, peak_memory, losses, and, if wanted, the held-out loss's curve}."""
-    config, accelerator = setup.config, setup.accelerator
+    accelerator, steps = experiment.accelerator, run["steps"]
     optimizer = make_optimizer(adapted.groups(run["lr"], config.adam_weight_decay), config)
-    schedule = make_schedule(optimizer, config, run["steps"])
+    schedule = make_schedule(optimizer, config, steps)
     optimization = Optimization(accelerator.prepare(optimizer), schedule, None, accelerator.scaler)
     lines, curve = [], []
 
     def measure_held_out(step: int) -> None:
         if experiment.held_out_every and step % experiment.held_out_every == 0:
-            curve.append([step, held_out_loss(setup.pipeline.unet, losses.held_out_even)])
+            curve.append([step, held_out_loss(unet, losses.held_out_even)])
 
     measure_held_out(0)
     forget_peak(accelerator.device)
-    for line, stopping in run_steps(setup, optimization, losses.training, interrupts):
+    for line, stopping in run_steps(optimization, losses.training, config, accelerator, interrupts, steps):
         lines.append(line)
         measure_held_out(line["step"])
         if stopping:
@@ -157,16 +151,18 @@ def train_adapter(
     return found | (dict(curve=curve) if curve else {})
 
 
-def start_from_gradients(spec: Spec, setup: TrainingSetup, loss_of: LossOf) -> tuple[Adapted, dict]:
+def start_from_gradients(
+    spec: Spec, models: dict, loss_of: LossOf, config: TrainConfig, accelerator, folder: Path
+) -> tuple[Adapted, dict]:
     """Ranks, k and start from the gradients of loss_of, as in training: what trains, and what it cost.
 
     batches: run forward and backward; looks: run forward alone, for gamma.
     """
     began = time.monotonic()
     options = dict(adapter=adapter_config_of(spec), **spec.about.gradients)
-    config = dataclasses.replace(setup.config, **options).resolved()
-    allocation.apply(setup.models, loss_of, config, setup.accelerator, setup.path)
-    facts = json.loads((setup.path / allocation_file.FILE).read_text())
+    config = dataclasses.replace(config, **options).resolved()
+    allocation.apply(models, loss_of, config, accelerator, folder)
+    facts = json.loads((folder / allocation_file.FILE).read_text())
     layers = facts["layers"].values()
     ranks = [layer["rank"] for layer in layers]
     cost = dict(
@@ -177,7 +173,7 @@ def start_from_gradients(spec: Spec, setup: TrainingSetup, loss_of: LossOf) -> t
         layers_by_k=dict(sorted(Counter(layer["k"] for layer in layers).items())),
         seconds=round(time.monotonic() - began, 2),
     )
-    return as_adapted(setup.pipeline.unet, spec), cost
+    return as_adapted(models["unet"], spec), cost
 
 
 @torch.no_grad()

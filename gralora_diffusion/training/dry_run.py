@@ -1,87 +1,185 @@
-"""What a run would do, from shapes alone: layers, parameters, memory, files, steps."""
+"""What a run would do and take, from shapes alone: layers, memory, files, steps, and a step's time."""
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from gralora_diffusion.adapters import allocation
-from gralora_diffusion.adapters.registry import all_layers, layer_table
+from gralora_diffusion.adapters.registry import all_layers
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.data.dataset import image_cache, instance, instance_images, pass_length
+from gralora_diffusion.data.dataset import epoch_length, image_cache, instance, instance_images
 from gralora_diffusion.formats.read import NATIVE
 from gralora_diffusion.options import to_dict
 from gralora_diffusion.sdxl.load import COMPONENTS, shapes
-from gralora_diffusion.training import export as delivery
-from gralora_diffusion.training.forecast import clock, forecast, step_time
+from gralora_diffusion.training.export import export_sizes
+from gralora_diffusion.training.forecast import duration
 from gralora_diffusion.training.optim import bytes_per_parameter
 from gralora_diffusion.training.run_folder import locate
 from gralora_diffusion.training.setup import inject_all, precision, steps_of
+from gralora_diffusion.training.step_cost import step_memory, step_time
 
 
-def plan(config: TrainConfig, timed: bool = False) -> str:
-    """What train(config) would do, from shapes alone: layers, parameters, memory, files, steps; timed: and how long a step takes here.
+class PlannedLayer(NamedTuple):
+    """One adapted layer."""
 
-    Writes nothing, but for what it learns of the images, which goes to the cache.
+    path: str
+    in_features: int
+    out_features: int
+    rank: int
+    k: int
+    hybrid_rank: int
+    parameters: int  # of its adapter
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What train(config) would do on this machine."""
+
+    config: TrainConfig
+    layers: tuple[PlannedLayer, ...]
+    memory: dict[str, int]  # bytes of a training step, by part
+    gradient_pass: dict[str, int] | None  # bytes, {"storing", "streaming"}; None where there is no such pass
+    files: dict[str, int]  # bytes of each exported file
+    steps: int
+    images_per_step: int  # of one process
+    epochs: float
+    seconds_per_step: float | None
+    no_time: str | None  # why a timed plan does not know seconds_per_step
+    run: Path
+    images: int
+    resolution: int
+    source: Path  # folder or dataset of the images
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+    def text(self) -> str:
+        """The config, the table of layers, and the summary."""
+        config = json.dumps(to_dict(self.config), indent=2)
+        facts = self.summary() | {
+            "images from": str(self.source),
+            "run folder": f"{self.run} (not created in a dry run)",
+        }
+        lines = [f"{name}: {value}" for name, value in facts.items()]
+        return "\n".join([config, *self.table(), *lines])
+
+    def summary(self) -> dict[str, str]:
+        """{what: how much} in words."""
+        parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.memory.items())
+        files = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in self.files.items())
+        facts = {
+            "adapter": f"{len(self.layers)} layers, {self.parameters:,} parameters",
+            "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
+            "steps": f"{self.steps} of {self.images_per_step} image(s) per process, {self.epochs:.1f} epochs",
+            "memory of a training step": f"about {sum(self.memory.values()) / 2**30:.2f} GiB: {parts}",
+        }
+        if self.gradient_pass:
+            sizes = {name: f"{size / 2**30:.2f} GiB" for name, size in self.gradient_pass.items()}
+            facts["memory of the gradient pass"] = (
+                f"{sizes['storing']} to keep all sums (less, in more passes, with --gora_memory); "
+                f"{sizes['streaming']} with --allocation and --gora_init random"
+            )
+        facts["files"] = files
+        if self.no_time:
+            facts["time"] = f"not measured: {self.no_time}"
+        if self.seconds_per_step is not None:
+            total = duration(self.seconds_per_step * self.steps)
+            step = f"about {self.seconds_per_step:.3g} s per step on this machine"
+            extra = "plus sample images and caching the dataset"
+            facts["time"] = f"{step}, {total} for {self.steps}, {extra}"
+        return facts
+
+    def table(self) -> list[str]:
+        """The lines of the table of layers."""
+        width = max(len(layer.path) for layer in self.layers)
+        header = f"{'in -> out':>13}  {'rank':>4}  {'k':>2}  {'hybrid':>6}  {'parameters':>11}"
+        lines = [f"{'layer':<{width}}  {header}"]
+        for layer in self.layers:
+            shape = f"{layer.in_features} -> {layer.out_features}"
+            ranks = f"{layer.rank:>4}  {layer.k:>2}  {layer.hybrid_rank:>6}"
+            lines.append(f"{layer.path:<{width}}  {shape:>13}  {ranks}  {layer.parameters:>11,}")
+        return lines
+
+
+def plan(config: TrainConfig, timed: bool = False) -> Plan:
+    """What train(config) would do; timed: and how long a step takes on this machine.
+
+    Writes nothing but what the cache keeps about the images. Raises ConfigError as train() would.
     """
     config = config.resolved()
     images, run = instance_images(config, image_cache(config)), locate(config)
     components = shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir)
-    unet, tokens = components["unet"], components["text_encoder"].config.max_position_embeddings
+    unet_config = components["unet"].config
+    tokens = components["text_encoder"].config.max_position_embeddings
     layers = all_layers(inject_all(components, config))
-    resolution = config.resolution or unet.config.sample_size * 8
+    resolution = config.resolution or unet_config.sample_size * 8
     dtype = precision(config)[1]
-    memory = forecast(unet.config, config, resolution, dtype, tokens)
-    files = delivery.sizes(layers, config)
+    files = export_sizes(layers, config)
+    memory = step_memory(unet_config, config, resolution, dtype, tokens)
     memory["adapters"] = bytes_per_parameter(config) * files[NATIVE] // 4  # the file holds fp32
     if config.train_text_encoder:
-        encoders = [
-            p for name in COMPONENTS[1:] for p in components[name].parameters() if not p.requires_grad
-        ]
-        memory["text encoders"] = sum(p.numel() for p in encoders) * torch.finfo(dtype).bits // 8
-    steps, per_step = (
-        steps_of(config, pass_length(config, images), 1),
-        config.train_batch_size * config.gradient_accumulation_steps,
-    )
-    return "\n".join(
-        [
-            json.dumps(to_dict(config), indent=2),
-            layer_table(layers),
-            f"images: {len(images)} at {resolution} x {resolution} from {instance(config)[0]}",
-            f"steps: {steps} of {per_step} image(s) per process, {steps * per_step / pass_length(config, images):.1f} passes",
-            f"memory of a training step, about: {sum(memory.values()) / 2**30:.2f} GiB = "
-            + " + ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items()),
-            *gradient_pass(config, layers, torch.finfo(dtype).bits // 8),
-            "files: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in files.items()),
-            *([time_in_words(components, config, resolution, dtype, tokens, steps)] if timed else []),
-            f"run folder: {run} (not made: this is a dry run)",
-        ]
+        memory["text encoders"] = frozen_numbers(components) * dtype.itemsize
+    steps = steps_of(config, epoch_length(config, images), 1)
+    images_per_step = config.train_batch_size * config.gradient_accumulation_steps
+    seconds, no_time = None, None
+    if timed:
+        seconds, no_time = measure(components, config, resolution, dtype, tokens)
+    return Plan(
+        config=config,
+        layers=tuple(planned(path, layer) for path, layer in layers.items()),
+        memory=memory,
+        gradient_pass=gradient_pass(config, layers, dtype.itemsize),
+        files=files,
+        steps=steps,
+        images_per_step=images_per_step,
+        epochs=steps * images_per_step / epoch_length(config, images),
+        seconds_per_step=seconds,
+        no_time=no_time,
+        run=run,
+        images=len(images),
+        resolution=resolution,
+        source=instance(config)[0],
     )
 
 
-def time_in_words(
-    components: dict, config: TrainConfig, resolution: int, dtype, tokens: int, steps: int
-) -> str:
-    """What step_time() finds, for people."""
+def planned(path: str, layer) -> PlannedLayer:
+    adapter = layer.adapter
+    parameters = sum(p.numel() for p in adapter.parameters())
+    shape = layer.in_features, layer.out_features
+    return PlannedLayer(path, *shape, adapter.rank, adapter.k, adapter.hybrid_rank, parameters)
+
+
+def frozen_numbers(components: dict) -> int:
+    """How many frozen weights both text encoders have."""
+    parameters = [p for name in COMPONENTS[1:] for p in components[name].parameters()]
+    return sum(p.numel() for p in parameters if not p.requires_grad)
+
+
+def measure(
+    components: dict, config: TrainConfig, resolution: int, dtype: torch.dtype, tokens: int
+) -> tuple[float | None, str | None]:
+    """(seconds of a step, None), or (None, why they are not known)."""
     if config.base_model_precision:
-        return "time: not tried out with a quantised base; a run measures it on its first batches"
+        return None, "a dry run does not quantize the base; a run measures the time on its first batches"
     try:
-        step = step_time(components, config, resolution, dtype, tokens)
+        seconds = step_time(components, config, resolution, dtype, tokens)
     except torch.OutOfMemoryError:
-        return "time: not tried out, since a step runs out of memory here: see the memory above, and --gradient_checkpointing or a --preset"
-    if step is None:
-        return "time: not tried out, since a base of this size takes long on a CPU; a run measures it on its first batches"
-    return f"time: about {step:.3g} s a step here, {clock(step * steps)} for {steps}; sample images and the first encoding come on top"
+        ways = "see the memory above, and --gradient_checkpointing or a --preset"
+        return None, f"a step runs out of memory here: {ways}"
+    if seconds is None:
+        return None, "a base of this size takes long on a CPU; a run measures the time on its first batches"
+    return seconds, None
 
 
-def gradient_pass(config: TrainConfig, layers: dict, itemsize: int) -> list[str]:
-    """What the gradient pass of GoRA needs, beside the frozen base and the activations of a step; nothing without it."""
+def gradient_pass(config: TrainConfig, layers: dict, itemsize: int) -> dict[str, int] | None:
+    """Bytes that the gradient pass needs beside a training step, or None where there is none."""
     if config.gora_init in (None, "zero") and not config.allocate:
-        return []
-    sizes = {
-        path: dict(shape=tuple(layer.weight.shape), rank=layer.adapter.rank) for path, layer in layers.items()
-    }
-    bytes_of = allocation.gradient_bytes(sizes, itemsize)
-    return [
-        f"memory of the gradient pass: {bytes_of['storing'] / 2**30:.2f} GiB to keep all sums (less, in more passes, with --gora_memory); "
-        f"{bytes_of['streaming'] / 2**30:.2f} GiB where --allocation gives the ranks and --gora_init is random"
-    ]
+        return None
+    sizes = {}
+    for path, layer in layers.items():
+        sizes[path] = dict(shape=tuple(layer.weight.shape), rank=layer.adapter.rank)
+    return allocation.gradient_bytes(sizes, itemsize)

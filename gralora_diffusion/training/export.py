@@ -1,4 +1,4 @@
-"""What leaves a run when it has ended: the adapter in each tool's format, and the upload."""
+"""The adapter of a finished run, in each tool's format."""
 
 import dataclasses
 import json
@@ -14,11 +14,12 @@ from gralora_diffusion.formats.read import DIFFUSERS, NATIVE, read_adapter
 from gralora_diffusion.formats.write import COMFYUI, KOHYA, file_sizes, write_comfyui
 from gralora_diffusion.formats.writers import WRITERS
 from gralora_diffusion.options import ConfigError, TrainingError, from_dict, to_dict
+from gralora_diffusion.training.accelerator import precision
 from gralora_diffusion.training.run_folder import Run
-from gralora_diffusion.training.setup import TrainingSetup, adapter_of, precision
+from gralora_diffusion.training.setup import TrainingSetup
 
-FORMATS = ("output_kohya_format", "upcast_before_saving")
-DRAWN = (
+EXPORT_OPTIONS = ("output_kohya_format", "upcast_before_saving")
+SAMPLE_OPTIONS = (
     "validation_prompt",
     "num_validation_images",
     "num_inference_steps",
@@ -27,62 +28,65 @@ DRAWN = (
 )
 
 
-def export(job: TrainingSetup) -> None:
-    """The files for people.  Raises TrainingError when the adapter holds a number that is not finite."""
+def export(setup: TrainingSetup) -> None:
+    """Write the adapter's files. Raises TrainingError when the adapter holds a number that is not finite."""
     try:
-        adapter = adapter_of(job)
-        WRITERS["native"].write(job.path / NATIVE, adapter)
-        write_others(job.path, adapter, job.config)
+        adapter = setup.adapter()
+        WRITERS["native"].write(setup.path / NATIVE, adapter)
+        write_other_formats(setup.path, adapter, setup.config)
     except (ValueError, OSError) as error:
         raise TrainingError(f"the adapter cannot be exported: {error}") from None
 
 
-def sizes(layers: dict, config: TrainConfig) -> dict[str, int]:
-    """{file: bytes} of what export() will write, from shapes alone; layers: {component.path: layer}."""
+def export_sizes(layers: dict, config: TrainConfig) -> dict[str, int]:
+    """{file: bytes} of what export() will write, from shapes alone. layers: {component.path: layer}."""
     native, exported = file_sizes(layers)
-    found = {NATIVE: native}
-    if exported is not None:
-        found[DIFFUSERS] = exported if in_fp32(config) else exported // 2
-        found[COMFYUI] = exported // 2
-        if config.output_kohya_format:
-            found[KOHYA] = exported // 2
-    return found
+    sizes = {NATIVE: native}
+    if exported is None:  # other tools cannot hold this kind of adapter
+        return sizes
+    sizes[DIFFUSERS] = exported if is_fp32(config) else exported // 2
+    sizes[COMFYUI] = exported // 2
+    if config.output_kohya_format:
+        sizes[KOHYA] = exported // 2
+    return sizes
 
 
-def in_fp32(config: TrainConfig) -> bool:
+def is_fp32(config: TrainConfig) -> bool:
+    """Whether diffusers' file is written in fp32."""
     return precision(config)[1] == torch.float32 or config.upcast_before_saving
 
 
-def write_others(run: Path, adapter: Adapter, config: TrainConfig) -> None:
+def write_other_formats(run: Path, adapter: Adapter, config: TrainConfig) -> None:
     """The files for other tools; a note instead, for a kind of adapter that they cannot hold."""
     try:
         adapter.check_low_rank()
     except ConfigError as error:
         note(str(error))
         return
-    WRITERS["diffusers"].write(run / DIFFUSERS, adapter, "fp32" if in_fp32(config) else "fp16")
+    WRITERS["diffusers"].write(run / DIFFUSERS, adapter, "fp32" if is_fp32(config) else "fp16")
     WRITERS["comfyui"].write(run / COMFYUI, adapter, "fp16")
     if config.output_kohya_format:
         write_comfyui(run / KOHYA, adapter, sgm=False)
 
 
 def export_again(run: Path, config: TrainConfig) -> None:
-    """Of a run that is done, write the files anew if this config asks for other ones, from the native file; nothing is trained.
+    """Of a finished run, write the files that this config asks for and the run lacks, from the native file.
 
-    Says what the other options that are new cannot change any more.
+    Notes which changed options no longer have an effect.
     """
     saved = from_dict(TrainConfig, json.loads((run / "config.json").read_text()))
-    changed = {name for name in (*FORMATS, *DRAWN) if getattr(saved, name) != getattr(config, name)}
-    if idle := [f"--{name}" for name in DRAWN if name in changed]:
-        note(
-            f"{run} is done, and {' and '.join(idle)} cannot change its images any more: scripts/sample_sdxl.py draws others"
-        )
-    if changed & set(FORMATS):
-        try:
-            with Run(run):
-                write_others(run, read_adapter(run / NATIVE), config)
-                saved = dataclasses.replace(saved, **{name: getattr(config, name) for name in FORMATS})
-                write_text(run / "config.json", json.dumps(to_dict(saved), indent=2) + "\n")
-        except (ValueError, OSError) as error:
-            raise TrainingError(f"{run} is done, and its files could not be written anew: {error}") from None
-        print(f"{run} is done already: its files are written anew, and nothing is trained", flush=True)
+    ignored = [f"--{name}" for name in SAMPLE_OPTIONS if getattr(saved, name) != getattr(config, name)]
+    if ignored:
+        problem = f"{run} is finished, and {' and '.join(ignored)} cannot change its images any more"
+        note(f"{problem}: use `gralora sample` to generate others")
+    changed = {name: getattr(config, name) for name in EXPORT_OPTIONS}
+    if all(getattr(saved, name) == value for name, value in changed.items()):
+        return
+    try:
+        with Run(run):
+            write_other_formats(run, read_adapter(run / NATIVE), config)
+            saved = dataclasses.replace(saved, **changed)
+            write_text(run / "config.json", json.dumps(to_dict(saved), indent=2) + "\n")
+    except (ValueError, OSError) as error:
+        raise TrainingError(f"{run} is finished, and its files could not be written again: {error}") from None
+    print(f"{run} is finished already: its files are written again, and nothing is trained", flush=True)

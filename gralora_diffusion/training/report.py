@@ -1,4 +1,4 @@
-"""report.html: one page for a run that needs no network, with its loss curve, sample images, files and config."""
+"""report.html: one page for a run, without network: its loss curve, sample images, files and config."""
 
 import base64
 import io
@@ -15,6 +15,7 @@ WIDTH = 1000  # of the loss curve, in the SVG's own units
 HEIGHT = 280
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 5, 25  # margins of the plot inside it
 POINTS = 1000  # a curve has at most about so many
+COSTS = {"seconds": "seconds", "memory_mb": "memory in MB", "disk_mb": "disk in MB"}  # of a RunCost
 
 
 def write_report(run: Path) -> None:
@@ -109,4 +110,4 @@ def forecast_and_actual(status: dict) -> list[tuple[str, str, str]]:
     expected, actual = status.get("forecast"), status.get("actual")
     if not expected or not actual:
         return []
-    return [(name, f"{value:,.1f}", f"{actual[name]:,.1f}") for name, value in expected.items()]
+    return [(label, f"{expected[name]:,.1f}", f"{actual[name]:,.1f}") for name, label in COSTS.items()]

@@ -1,15 +1,15 @@
-"""The run folder: which one a command means, who may write to it, and what it tells of itself.
+"""The run folder: which one a command means, who may write to it, and what it records.
 
-status.json says whether the run is starting, running, stopped, failed or done; metrics.jsonl has a line for each step.  A run whose status is
-"running" while nobody holds its lock was killed.
+status.json holds the run's state: starting, running, stopped, failed or done. A run that is "running" while
+no process holds its lock was killed. metrics.jsonl has a line for each step.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import platform
 import time
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,11 +28,13 @@ class Run:
 
     def __init__(self, path: Path):
         path.mkdir(parents=True, exist_ok=True)
-        self.path, self.lock, self.told = path, FileLock(path / LOCK), {}
+        self.path = path
+        self.lock = FileLock(path / LOCK)
+        self.recorded: dict = {}  # the content of status.json
         try:
-            self.lock.acquire(timeout=2, poll_interval=0.05)  # others may be looking whether it is free
+            self.lock.acquire(timeout=2, poll_interval=0.05)  # other processes take it for a moment in busy()
         except Timeout:
-            raise ConfigError(who_writes(path)) from None
+            raise ConfigError(who_writes(path), option="output_dir") from None
         checkpoints.sweep(path)
 
     def __enter__(self) -> "Run":
@@ -42,19 +44,17 @@ class Run:
         self.lock.release()
 
     def begin(self, config: TrainConfig, facts: dict, step: int) -> None:
-        """config.json and environment.json, what is needed to do the same again; metrics.jsonl ends at `step`."""
-        write_text(
-            self.path / "config.json",
-            json.dumps(to_dict(dataclasses.replace(config, hub_token=None)), indent=2) + "\n",
-        )
+        """Write config.json and environment.json, to reproduce the run, and end metrics.jsonl at `step`."""
+        public = to_dict(dataclasses.replace(config, hub_token=None))
+        write_text(self.path / "config.json", json.dumps(public, indent=2) + "\n")
         write_text(self.path / "environment.json", json.dumps(environment() | facts, indent=2) + "\n")
         kept = [line for line in self.metrics() if line["step"] <= step]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def status(self, state: str, **facts) -> None:
-        """status.json: the state, and every fact that was told since the run began."""
-        self.told |= dict(state=state, pid=os.getpid(), time=round(time.time(), 3)) | facts
-        write_text(self.path / "status.json", json.dumps(self.told) + "\n")
+        """Write status.json: the state, and every fact given since the run started."""
+        self.recorded |= dict(state=state, pid=os.getpid(), time=round(time.time(), 3)) | facts
+        write_text(self.path / "status.json", json.dumps(self.recorded) + "\n")
 
     def log(self, line: dict) -> None:
         with open(self.path / "metrics.jsonl", "a") as file:
@@ -65,7 +65,7 @@ class Run:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl; a last one that a kill cut off is left out."""
+    """The lines of metrics.jsonl, without a last one that a kill has cut off."""
     lines = []
     if (run / "metrics.jsonl").exists():
         for text in (run / "metrics.jsonl").read_text(errors="replace").splitlines():
@@ -77,16 +77,14 @@ def read_metrics(run: Path) -> list[dict]:
 
 
 def read_status(run: Path) -> dict:
-    """status.json as it is true now: a run that says it is at work, and whose lock nobody holds, is "killed"."""
+    """status.json, with the state "killed" for a run that is "running" and whose lock is free."""
     try:
         status = json.loads((run / "status.json").read_text())
     except (OSError, ValueError):
         return dict(state="unknown")
-    return (
-        status | dict(state="killed")
-        if status["state"] in ("starting", "running") and not busy(run)
-        else status
-    )
+    if status["state"] in ("starting", "running") and not busy(run):
+        status["state"] = "killed"
+    return status
 
 
 def busy(run: Path) -> bool:
@@ -95,7 +93,7 @@ def busy(run: Path) -> bool:
         return False
     lock = FileLock(run / LOCK)
     try:
-        lock.acquire(timeout=0.3, poll_interval=0.02)  # longer than another one's look takes
+        lock.acquire(timeout=0.3, poll_interval=0.02)  # longer than busy() takes in another process
     except Timeout:
         return True
     lock.release()
@@ -103,6 +101,7 @@ def busy(run: Path) -> bool:
 
 
 def who_writes(run: Path) -> str:
+    """The sentence for a folder whose lock another process holds."""
     try:
         who = f" (process {json.loads((run / 'status.json').read_text())['pid']})"
     except (OSError, ValueError, KeyError):
@@ -111,38 +110,44 @@ def who_writes(run: Path) -> str:
 
 
 def locate(config: TrainConfig) -> Path:
-    """The folder that this command writes to: output_dir, new or with a run of the same config; or else the first of runs/NAME, NAME-2, ...
-    that is not there yet or holds such a run unfinished.  Raises ConfigError; writes nothing.
+    """The folder that this command writes to; raises ConfigError where it cannot, and writes nothing.
+
+    It is --output_dir, new or with a run of the same config; by default the first of runs/NAME, runs/NAME-2,
+    ... that does not exist or holds an unfinished run of the same config.
     """
     try:
-        if config.output_dir is not None:
-            run = Path(config.output_dir)
-            if run.exists() and not run.is_dir():
-                raise ConfigError(f"{run} is a file: choose another --output_dir")
-            if (run / "config.json").exists():
-                check_same(run, config, given_only=True)
-        else:
-            given = config.instance_data_dir or config.dataset_name
-            subject = "robot" if given is None else Path(given).resolve().name
-            name = f"{subject}-{config.adapter_name}-r{config.adapter.rank}"
-            names = (name if n == 1 else f"{name}-{n}" for n in range(1, 10**6))
-            run = next(
-                path
-                for name in names
-                if not (path := Path("runs") / name).exists() or resumable(path, config)
-            )
+        run = default_folder(config) if config.output_dir is None else given_folder(config)
         nearest = next(p for p in (run, *run.absolute().parents) if p.exists())
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"--output_dir cannot be used: {error}") from None
-    if not nearest.is_dir() or not os.access(
-        nearest, os.W_OK, effective_ids=os.access in os.supports_effective_ids
-    ):
-        raise ConfigError(f"{run} cannot be written: {nearest} is a file, or there is no permission")
+        raise ConfigError(f"--output_dir cannot be used: {error}", option="output_dir") from None
+    effective = os.access in os.supports_effective_ids
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK, effective_ids=effective):
+        problem = f"{run} cannot be written: {nearest} is a file, or there is no permission"
+        raise ConfigError(problem, option="output_dir")
     if busy(run):
-        raise ConfigError(who_writes(run))
+        raise ConfigError(who_writes(run), option="output_dir")
     return run
+
+
+def given_folder(config: TrainConfig) -> Path:
+    run = Path(config.output_dir)
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"{run} is a file: choose another --output_dir", option="output_dir")
+    if (run / "config.json").exists():
+        check_same(run, config, given_only=True)
+    return run
+
+
+def default_folder(config: TrainConfig) -> Path:
+    given = config.instance_data_dir or config.dataset_name
+    subject = "robot" if given is None else Path(given).resolve().name
+    name = f"{subject}-{config.adapter_name}-r{config.adapter.rank}"
+    for number in itertools.count(1):
+        run = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        if not run.exists() or resumable(run, config):
+            return run
 
 
 def resumable(run: Path, config: TrainConfig) -> bool:
@@ -155,58 +160,55 @@ def resumable(run: Path, config: TrainConfig) -> bool:
 
 
 def check_same(run: Path, config: TrainConfig, given_only: bool = False) -> None:
-    """Raises ConfigError, with the differences, unless run/config.json is the same but for options that may change on the way.
+    """Raises ConfigError, with the differences, unless run/config.json is the same but for resumable options.
 
-    given_only: what `config` leaves open (None) is not compared.
+    given_only: options that are None in `config` are not compared.
     """
     try:
         saved = from_dict(TrainConfig, json.loads((run / "config.json").read_text()))
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"{run} holds a config.json that cannot be read ({error}): choose another --output_dir"
-        ) from None
-    if changed := list(differences(saved, config, given_only)):
-        raise ConfigError(
-            f"{run} was begun with {'; '.join(changed)}: give the same options to go on, or choose another --output_dir"
-        )
+        problem = f"{run} holds a config.json that cannot be read ({error})"
+        raise ConfigError(f"{problem}: choose another --output_dir", option="output_dir") from None
+    if changed := differences(saved, config, given_only):
+        problem = f"{run} was started with {'; '.join(changed)}"
+        ways = "use the same options to resume it, or choose another --output_dir"
+        raise ConfigError(f"{problem}: {ways}", option="output_dir")
 
 
-def differences(saved: TrainConfig, config: TrainConfig, given_only: bool) -> Iterator[str]:
+def differences(saved: TrainConfig, config: TrainConfig, given_only: bool) -> list[str]:
     """What a resumed run must not change, and does."""
     before, now = to_flat(saved), to_flat(config)
+    changed = []
     for name, about in options_of(TrainConfig).items():
-        changed = before[name] != now[name] and not (given_only and now[name] is None)
-        if changed and not about.resumable:
-            yield f"{about.flag} {before[name]}, not {now[name]}"
+        compared = not about.resumable and not (given_only and now[name] is None)
+        if compared and before[name] != now[name]:
+            changed.append(f"{about.flag} {before[name]}, not {now[name]}")
+    return changed
 
 
-def start_of(run: Path, config: TrainConfig) -> Path | None:
-    """The checkpoint to go on from: the one that --resume_from_checkpoint names, or the newest whole one; None to begin at step 0."""
-    wanted = config.resume_from_checkpoint
+def checkpoint_to_resume(run: Path, wanted: str | None) -> Path | None:
+    """That of --resume_from_checkpoint, or the newest intact one; None to start at step 0."""
     if wanted in (None, "latest"):
         return checkpoints.newest(run)
     path = run / Path(wanted).name
+    flag = f"--resume_from_checkpoint {wanted}"
     if Path(wanted) not in (Path(path.name), path) and Path(wanted).resolve() != path.resolve():
-        raise ConfigError(
-            f"--resume_from_checkpoint {wanted} is not in {run}: a run goes on from its own checkpoints"
-        )
-    found = sorted(checkpoints.candidates(run))
-    if path.name not in [f"checkpoint-{step}" for step in found]:
-        there = ", ".join(f"checkpoint-{step}" for step in found) or "none"
-        raise ConfigError(f"--resume_from_checkpoint {wanted} is not there; {run} has: {there}")
-    if later := [
-        step
-        for step in found
-        if f"checkpoint-{step}" != path.name and step > int(path.name.rpartition("-")[2])
-    ]:
-        raise ConfigError(
-            f"{run} has later checkpoints than {path.name} (checkpoint-{later[-1]}): move them out of it first, or resume the latest"
-        )
+        problem = f"{flag} is not in {run}: a run resumes from its own checkpoints only"
+        raise ConfigError(problem, option="resume_from_checkpoint")
+    steps = sorted(checkpoints.candidates(run))
+    if path.name not in [f"checkpoint-{step}" for step in steps]:
+        there = ", ".join(f"checkpoint-{step}" for step in steps) or "none"
+        problem = f"{flag} does not exist; {run} has: {there}"
+        raise ConfigError(problem, option="resume_from_checkpoint")
+    if steps[-1] > checkpoints.step_of(path):
+        later = f"{run} has later checkpoints than {path.name} (checkpoint-{steps[-1]})"
+        problem = f"{later}: move them out of it first, or resume the latest"
+        raise ConfigError(problem, option="resume_from_checkpoint")
     return path
 
 
 def environment() -> dict:
+    """Versions of what the numbers depend on."""
     packages = ("gralora-diffusion", "torch", "diffusers", "transformers", "accelerate")
-    return {name: version(name) for name in packages} | dict(
-        python=platform.python_version(), machine=platform.machine()
-    )
+    versions = {name: version(name) for name in packages}
+    return versions | dict(python=platform.python_version(), machine=platform.machine())

@@ -1,4 +1,4 @@
-"""accelerate's FSDP: each process keeps a part of the frozen UNet, and the adapters, which are small, are whole in all of them."""
+"""accelerate's FSDP: each process keeps a part of the frozen UNet, and all of the small adapters."""
 
 import os
 
@@ -13,25 +13,26 @@ BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 
 
 def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
-    """Raises ConfigError where accelerate is set up for what cannot be done, or does not go with an option."""
+    """Raises ConfigError where accelerate's configuration, or an option with it, is not supported."""
     kind = accelerator.distributed_type
     if kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-            raise ConfigError(
-                f"accelerate is set up for FSDP, and makes {kind.value} of it here: it needs GPUs; choose plain data parallelism"
-            )
+            problem = f"accelerate is set up for FSDP, and makes {kind.value} of it here"
+            raise ConfigError(f"{problem}: FSDP needs GPUs; choose plain data parallelism")
         return
     if kind == DistributedType.DEEPSPEED or accelerator.state.fsdp_plugin.fsdp_version != 2:
-        raise ConfigError(
-            f"accelerate is set to {kind.value}; here a base is sharded by FSDP of version 2 alone: choose it, or plain multi-GPU"
-        )
-    needs = {
-        "--skip_final_inference, since sample images are drawn by each process for itself": not config.skip_final_inference,
-        "a base that is not quantised": config.base_model_precision,
-        "an adapter without --allocate, --allocation and --adapter gora": config.gora_init,
-    }
-    if wrong := [words for words, missing in needs.items() if missing]:
-        raise ConfigError(f"accelerate is set to FSDP, which needs {wrong[0]}")
+        problem = f"accelerate is set to {kind.value}, and a base is sharded by FSDP of version 2 only"
+        raise ConfigError(f"{problem}: choose that, or plain multi-GPU")
+    needs = "accelerate is set to FSDP, which needs"
+    if not config.skip_final_inference:
+        why = "since each process generates its sample images alone"
+        raise ConfigError(f"{needs} --skip_final_inference, {why}", option="skip_final_inference")
+    if config.base_model_precision:
+        raise ConfigError(f"{needs} a base that is not quantized", option="base_model_precision")
+    if config.gora_init:
+        option = "allocation" if config.allocation else "allocate"
+        problem = f"{needs} an adapter without --allocate, --allocation and --adapter gora"
+        raise ConfigError(problem, option=option)
 
 
 def shard(unet, accelerator: Accelerator) -> None:
@@ -44,8 +45,11 @@ def shard(unet, accelerator: Accelerator) -> None:
     for handle in handles(unet).values():
         handle.fingerprint = known
     plugin = accelerator.state.fsdp_plugin
-    how = dict(reshard_after_forward=plugin.reshard_after_forward, offload_policy=plugin.cpu_offload)
-    own = set(adapter_parameters(unet).values())
+    how = dict(
+        reshard_after_forward=plugin.reshard_after_forward,
+        offload_policy=plugin.cpu_offload,
+        ignored_params=set(adapter_parameters(unet).values()),
+    )
     for module in [m for m in unet.modules() if type(m).__name__ in BLOCKS]:
-        fully_shard(module, **how, ignored_params=own)
-    fully_shard(unet, **how, ignored_params=own)
+        fully_shard(module, **how)
+    fully_shard(unet, **how)

@@ -1,7 +1,6 @@
 """What a run will take: memory and files from shapes alone, time from steps that were measured."""
 
 import json
-import re
 import shutil
 import tempfile
 import time
@@ -39,7 +38,7 @@ def forecast_of(config: TrainConfig, workspace: Workspace) -> list[list[str]]:
     text = as_text(config, workspace)
     if not isinstance(_plans.get(text), list):  # a refusal is checked again: images may have been added
         try:
-            found = _plan(text)
+            found = plan_rows(text)
         except ConfigError as error:
             found = error
         _plans.pop(text, None)
@@ -58,7 +57,7 @@ def known_refusal(config: TrainConfig, workspace: Workspace) -> ConfigError | No
 
 
 def as_text(config: TrainConfig, workspace: Workspace) -> str:
-    """The config of a forecast, as a key and as what _plan() reads."""
+    """The config of a forecast, as a key and as what plan_rows() reads."""
     planned = replace(config, output_dir=str(workspace.root / "runs" / ".planned"))
     return json.dumps(to_dict(with_full_paths(planned, workspace)), sort_keys=True)
 
@@ -66,19 +65,12 @@ def as_text(config: TrainConfig, workspace: Workspace) -> str:
 _plans: dict[str, list | ConfigError] = {}  # the latest forecasts, or why there is none
 
 
-def _plan(text: str) -> list[tuple[str, str]]:
+def plan_rows(text: str) -> list[tuple[str, str]]:
+    """(what, how much) of the plan for a config in JSON."""
     from gralora_diffusion.training.dry_run import plan
 
     with ONE_AT_A_TIME:
-        lines = plan(from_dict(TrainConfig, json.loads(text))).splitlines()
-    last = next(
-        i for i, line in enumerate(lines) if re.fullmatch(r"[\d,]+ layers, [\d,]+ parameters", line)
-    )  # of the table of layers
-    rows = [line.partition(": ")[::2] for line in lines[last + 1 :]]
-    return [
-        ("adapter", lines[last]),
-        *((what, much.partition(" from /")[0]) for what, much in rows if much and what != "run folder"),
-    ]
+        return list(plan(from_dict(TrainConfig, json.loads(text))).summary().items())
 
 
 def known_time(config: TrainConfig, workspace: Workspace) -> str | None:
@@ -125,10 +117,8 @@ def try_out(config: TrainConfig, workspace: Workspace) -> Iterator[str | None]:
         until = time.monotonic() + MAX_WAIT
         while time.monotonic() < until:
             if isinstance(found := raw_status(folder / "run").get("forecast"), dict):
-                memory, disk = (
-                    f"memory {found['memory in MB']:,.0f} MB",
-                    f"disk {found['disk in MB']:,.0f} MB",
-                )
+                memory = f"memory {found['memory_mb']:,.0f} MB"
+                disk = f"disk {found['disk_mb']:,.0f} MB"
                 yield f"about {clock_time(found['seconds'])}; {memory}, {disk} (measured on three batches)"
                 return
             if child.poll() is not None:

@@ -74,9 +74,10 @@ def start(folder: str, cache: str) -> None:
     from accelerate import Accelerator
 
     from gralora_diffusion import TrainConfig, load_sdxl
-    from gralora_diffusion.data.batches import encode_captions, examples_at, plan_batches
+    from gralora_diffusion.data.batches import examples_at, plan_batches
     from gralora_diffusion.data.cache import Cache
     from gralora_diffusion.data.dataset import image_cache, instance_images
+    from gralora_diffusion.data.encode import encode_captions
 
     torch.set_num_threads(1)
     config = TrainConfig(

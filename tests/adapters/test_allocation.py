@@ -29,7 +29,7 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.single_file import SDXL_UNET
 from gralora_diffusion.seeding import generator
 from gralora_diffusion.training.dry_run import plan
-from gralora_diffusion.training.loss import draw
+from gralora_diffusion.training.loss import draw_noise
 from gralora_diffusion.training.train import train
 
 SIZES = {"a": (32, 48), "b": (64, 48), "c": (48, 48)}
@@ -246,11 +246,13 @@ def test_the_pass_stops_when_ranks_are_settled(tmp_path):
 
 
 def test_timesteps_are_stratified_and_latents_fixed():
-    posterior, noise, t = stratified(draw)((4, 8, 8), 1000, 0, range(2**32, 2**32 + 64))
+    posterior, noise, t = stratified(draw_noise)((4, 8, 8), 1000, 0, range(2**32, 2**32 + 64))
     assert not posterior.any()
-    assert torch.equal(noise, draw((4, 8, 8), 1000, 0, range(2**32, 2**32 + 64))[1])
+    assert torch.equal(noise, draw_noise((4, 8, 8), 1000, 0, range(2**32, 2**32 + 64))[1])
     assert (torch.histc(t.float(), 16, 0, 1000) - 4).abs().max() <= 1
-    low, high = (stratified(draw, a, b)((4, 8, 8), 1000, 0, range(32))[2] for a, b in ((0, 0.25), (0.75, 1)))
+    low, high = (
+        stratified(draw_noise, a, b)((4, 8, 8), 1000, 0, range(32))[2] for a, b in ((0, 0.25), (0.75, 1))
+    )
     assert (low.min(), low.max() < 250, high.min() >= 750, high.max() < 1000) == (low.min(), True, True, True)
 
 
@@ -332,7 +334,7 @@ def test_mixed_ranks_and_k_with_both_text_encoders(tmp_path):
     assert len({k for _, k in found.values()}) > 1
     plain = load_sdxl()
     plain.load_lora_weights(run)  # diffusers' own reader
-    text = plan(
+    made = plan(
         dataclasses.replace(
             QUICK,
             adapter=AdapterConfig(rank=8),
@@ -342,8 +344,9 @@ def test_mixed_ranks_and_k_with_both_text_encoders(tmp_path):
         )
     )
     total = sum((row["shape"][0] + row["shape"][1]) * row["rank"] for row in rows.values())
-    assert f"{len(rows)} layers, {total:,} parameters" in text
-    assert "memory of the gradient pass: 0.01 GiB" in text
+    assert (len(made.layers), made.parameters) == (len(rows), total)
+    assert f"{len(rows)} layers, {total:,} parameters" in made.text()
+    assert "memory of the gradient pass: 0.01 GiB" in made.text()
 
 
 @pytest.mark.slow

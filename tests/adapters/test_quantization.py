@@ -138,11 +138,11 @@ def test_without_the_package_or_with_gradients_of_the_base_it_is_one_sentence(mo
 
 def test_the_forecast_knows_how_few():
     from gralora_diffusion.sdxl.single_file import SDXL_UNET
-    from gralora_diffusion.training.forecast import forecast
+    from gralora_diffusion.training.step_cost import step_memory
 
     config = TrainConfig(pretrained_model_name_or_path="x", train_batch_size=1, gradient_checkpointing=True)
     sizes = [
-        forecast(SDXL_UNET, dataclasses.replace(config, base_model_precision=kind), 256, torch.bfloat16)[
+        step_memory(SDXL_UNET, dataclasses.replace(config, base_model_precision=kind), 256, torch.bfloat16)[
             "weights"
         ]
         / 2**30

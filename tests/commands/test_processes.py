@@ -47,7 +47,7 @@ from accelerate import Accelerator, DistributedType
 from torch.distributed.fsdp import OffloadPolicy
 
 from gralora_diffusion import AdapterConfig, inject, load_sdxl
-from gralora_diffusion.adapters.inject import adapter_parameters
+from gralora_diffusion.adapters.registry import adapter_parameters
 from gralora_diffusion.sdxl.base import blank_inputs, predict
 from gralora_diffusion.training.sharding import shard
 

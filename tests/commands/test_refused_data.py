@@ -68,7 +68,7 @@ ROWS = {
         train_on(("metadata.jsonl", b'{"file_name": "../x.png", "text": "x"}')),
         "line 1 names a file outside",
     ),
-    "image that vanished": (vanished, "could be used when the run began, and no longer can: No such file"),
+    "image that vanished": (vanished, "could be used when the run started, and now cannot: No such file"),
     "column of nothing": (train_with(caption_column="words"), "there is neither"),
     "no data set": (train_with(dataset_name="{tmp}/nowhere"), "no data set can be read from"),
 }

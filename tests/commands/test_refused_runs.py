@@ -78,7 +78,7 @@ ROWS = {
     ),
     "resume from elsewhere": (
         resume_with(resume_from_checkpoint="x/checkpoint-20"),
-        "goes on from its own checkpoints",
+        "resumes from its own checkpoints",
     ),
     "resume to fewer steps": (resume_with(max_train_steps=5), "at step 20 already, beyond the 5"),
 }

@@ -20,17 +20,18 @@ from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig, load_sdxl
 from gralora_diffusion.command_line import parse
-from gralora_diffusion.data.batches import encode_captions, examples_at, plan_batches, tell_long_captions
+from gralora_diffusion.data.batches import examples_at, plan_batches
 from gralora_diffusion.data.cache import Cache
 from gralora_diffusion.data.captions import ORDERS, orders
 from gralora_diffusion.data.class_images import class_images
 from gralora_diffusion.data.dataset import EXAMPLE
+from gralora_diffusion.data.encode import encode_captions, note_long_captions
 from gralora_diffusion.data.image_folder import find_images
-from gralora_diffusion.data.images import bucket_of, cuts, to_pixels
+from gralora_diffusion.data.images import bucket_of, crops_of, to_pixels
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.sdxl.base import encode_prompts
 from gralora_diffusion.sdxl.sampling import sample
-from gralora_diffusion.training import train as training
+from gralora_diffusion.training.train import train
 
 BASE = TrainConfig(train_batch_size=2, resolution=64)
 SIZES = [(64, 64), (96, 64), (64, 96), (100, 100), (128, 64), (70, 50), (64, 128), (90, 60)]  # width, height
@@ -70,7 +71,7 @@ def prior(folder, **options):
 def test_latents_are_the_vaes_own(pipeline, tmp_path):
     images = find_images(EXAMPLE, "x")[:1]
     [record] = examples_at(series_of(images, pipeline, tmp_path, center_crop=True), [0])
-    [(pixels, ids)] = cuts(images[0].open(), (64, 64), True, False, "lanczos", 0)
+    [(pixels, ids)] = crops_of(images[0].open(), (64, 64), True, False, "lanczos", 0)
     with torch.no_grad():
         posterior = pipeline.vae.encode(pixels[None]).latent_dist
     torch.testing.assert_close(record.moments[0], posterior.mean[0] * pipeline.vae.config.scaling_factor)
@@ -282,7 +283,7 @@ def test_prompt_embeddings_are_the_encoders_own_and_are_read_from_disk(pipeline,
         assert torch.equal(got, wanted)
     assert not encode([""])[0].any()  # zeros, which the pipeline guides away from
     assert encode(["a dog"])[0].any()
-    monkeypatch.setattr("gralora_diffusion.data.dataset.batches.encode_prompts", None)
+    monkeypatch.setattr("gralora_diffusion.data.encode.encode_prompts", None)
     again = encode_captions(captions, pipeline, cache, accelerator)
     assert torch.equal(again(captions)[0], expected[0])
     with pytest.raises(TypeError):  # another caption is not there
@@ -293,10 +294,10 @@ def test_long_captions_are_said(pipeline, tmp_path, capsys):
     short, long = (
         dataclasses.replace(find_images(EXAMPLE, None)[0], caption=text) for text in ("a dog", "dog " * 40)
     )
-    tell_long_captions([short], pipeline)
+    note_long_captions([short], pipeline)
     assert not capsys.readouterr().err
-    tell_long_captions([short, long], pipeline)
-    assert "1 caption(s) are cut to the 32 tokens that are read: 00.png loses " in (
+    note_long_captions([short, long], pipeline)
+    assert "1 caption(s) are cut to the 32 tokens that the base reads: 00.png loses " in (
         said := capsys.readouterr().err
     )
     assert int(said.split()[-1]) == len(pipeline.tokenizer(long.caption, truncation=False).input_ids) - 32
@@ -360,10 +361,10 @@ def test_latents_that_are_not_finite_name_the_image(tmp_path):
 def test_a_image_that_goes_while_it_is_needed_is_named_and_later_it_is_not_needed(pipeline, tmp_path):
     images = find_images(folder_of(tmp_path / "p", SIZES[:2]), None)
     (tmp_path / "p" / "p1.png").write_bytes(b"other bytes")
-    with pytest.raises(ConfigError, match=r"p1\.png could be used when the run began.*has changed"):
+    with pytest.raises(ConfigError, match=r"p1\.png could be used when the run started.*has changed"):
         series_of(images, pipeline, tmp_path / "cache")
     (tmp_path / "p" / "p1.png").unlink()
-    with pytest.raises(ConfigError, match=r"p1\.png could be used when the run began.*No such file"):
+    with pytest.raises(ConfigError, match=r"p1\.png could be used when the run started.*No such file"):
         series_of(images, pipeline, tmp_path / "cache")
     series = series_of(images[:1], pipeline, tmp_path / "cache")
     shutil.rmtree(tmp_path / "p")
@@ -400,19 +401,19 @@ def test_class_images_are_drawn_where_they_are_missing_and_go_on_where_they_were
     assert {p.size for p in first} == {(64, 64)}
     content = {p.path.name: p.path.read_bytes() for p in first}
     assert len(set(content.values())) == 5
-    assert "drawing 5 class images" in capsys.readouterr().out
+    assert "generating 5 class images" in capsys.readouterr().out
     for name in sorted(content)[1:3]:  # a broken run: two are not there
         (folder / name).unlink()
     assert {p.path.name: p.path.read_bytes() for p in draw()} == content
-    assert "drawing 2 class images" in capsys.readouterr().out
+    assert "generating 2 class images" in capsys.readouterr().out
     assert [p.path for p in draw()] == [p.path for p in first]
-    assert "drawing" not in capsys.readouterr().out
+    assert "generating" not in capsys.readouterr().out
     folder_of(folder, [(64, 64)] * 2, "mine")  # the user's own count first
     assert [p.path.name for p in draw()] == ["mine0.png", "mine1.png", *sorted(content)[:3]]
     other = draw(dataclasses.replace(config, class_prompt="a photo of a cat", num_class_images=3))
     assert len(other) == 3
     assert not {p.path.name for p in other} & content.keys()
-    assert "5 image(s) drawn for another prompt" in capsys.readouterr().err
+    assert "5 image(s) generated for another prompt" in capsys.readouterr().err
     [image] = sample(pipeline, ["a photo of a robot"], 7, num_inference_steps=2, guidance_scale=3.0)
     assert image.size == (64, 64)
 
@@ -451,7 +452,7 @@ def quick(run, **options):
         output_dir=str(run),
         skip_final_inference=True,
     )
-    training.train(dataclasses.replace(config, num_inference_steps=2, guidance_scale=2.0, **options))
+    train(dataclasses.replace(config, num_inference_steps=2, guidance_scale=2.0, **options))
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     return load_file(run / "adapter.safetensors"), losses
 
@@ -568,7 +569,7 @@ def test_two_processes_equal_one_with_everything(tmp_path):
             timeout=600,
         )
         assert done.returncode == 0, done.stderr
-        assert ("drawing 5 class images" in done.stdout) == (name == "two")
+        assert ("generating 5 class images" in done.stdout) == (name == "two")
     first, second = (load_file(tmp_path / name / "adapter.safetensors") for name in ("one", "two"))
     assert max((first[k] - second[k]).abs().max() for k in first) < 1e-6
     config = parse("", [str(word) for word in [*common, "--class_data_dir", tmp_path / "alone"]])

@@ -87,23 +87,32 @@ def test_without_a_caption_column_the_prompt_stands_in_and_it_is_said(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "option", "words"),
     [
-        (dict(caption_column="text"), "--caption_column is 'text', which is no column of"),
-        (dict(image_column="image"), "--image_column is 'image', which is no column of"),
-        (dict(caption_column=None), "row 0, row 1, row 2 (no caption, and no --instance_prompt"),
-        (dict(dataset_name="nowhere/at-all"), "no data set can be read from nowhere/at-all"),
-        (dict(dataset_config_name="other"), "no data set can be read from"),
-        (dict(streaming=True), "drop --no-cache_latents"),
+        (
+            dict(caption_column="text"),
+            "caption_column",
+            "--caption_column is 'text', which is not a column of",
+        ),
+        (dict(image_column="photo"), "image_column", "--image_column is 'photo', which is not a column of"),
+        (
+            dict(caption_column=None),
+            "dataset_name",
+            "row 0, row 1, row 2 (no caption, and no --instance_prompt",
+        ),
+        (dict(dataset_name="nowhere/at-all"), "dataset_name", "no dataset can be read from nowhere/at-all"),
+        (dict(dataset_config_name="other"), "dataset_name", "no dataset can be read from"),
+        (dict(streaming=True), "streaming", "drop --no-cache_latents"),
     ],
 )
-def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, options, words):
+def test_a_mistake_is_one_sentence_that_names_its_option(tmp_path, monkeypatch, options, option, words):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     folder = folder_of(tmp_path / "set", "folder")
     with pytest.raises(ConfigError) as caught:
         instance_images(config_of(folder, tmp_path, **options))
     assert words in str(caught.value)
+    assert caught.value.option == option
     assert "\n" not in str(caught.value)
 
 

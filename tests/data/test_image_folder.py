@@ -10,7 +10,7 @@ from PIL import Image
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.cache import Cache
-from gralora_diffusion.data.dataset import EXAMPLE, instance_images, pass_length
+from gralora_diffusion.data.dataset import EXAMPLE, epoch_length, instance_images
 from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.options import ConfigError
 
@@ -189,10 +189,10 @@ def test_the_cache_knows_images_by_their_bytes(tmp_path, monkeypatch):
 
 def test_a_pass_counts_repeats_and_class_images():
     found = find_images(EXAMPLE, "x")
-    assert pass_length(TrainConfig(), found) == 6
-    assert pass_length(TrainConfig(repeats=5), found) == 30
+    assert epoch_length(TrainConfig(), found) == 6
+    assert epoch_length(TrainConfig(repeats=5), found) == 30
     assert (
-        pass_length(TrainConfig(with_prior_preservation=True, class_data_dir="x", class_prompt="x"), found)
+        epoch_length(TrainConfig(with_prior_preservation=True, class_data_dir="x", class_prompt="x"), found)
         == 100
     )
 
@@ -222,12 +222,12 @@ def test_an_unreadable_file_is_named(name):
     ("options", "words"),
     [
         (dict(dataset_name="x", instance_data_dir="y"), "give one of them"),
-        (dict(streaming=True), "--streaming belongs to --dataset_name"),
-        (dict(max_train_samples=5), "--max_train_samples belongs to --dataset_name"),
-        (dict(keep_tokens=1), "belongs to --shuffle_captions"),
+        (dict(streaming=True), "--streaming has no effect here: it needs --dataset_name"),
+        (dict(max_train_samples=5), "--max_train_samples has no effect here: it needs --dataset_name"),
+        (dict(keep_tokens=1), "--keep_tokens has no effect here: it needs --shuffle_captions"),
         (dict(with_prior_preservation=True), "needs --class_data_dir and --class_prompt"),
         (dict(with_prior_preservation=True, class_data_dir="x"), "needs --class_data_dir and --class_prompt"),
-        (dict(latent_cache_dir="x", cache_latents=False), "contradict"),
+        (dict(latent_cache_dir="x", cache_latents=False), "it needs --cache_latents"),
         (dict(image_interpolation_mode="magic"), "lanczos"),
         (dict(caption_dropout=1.5), "at most 1"),
         (dict(repeats=0), "at least 1"),

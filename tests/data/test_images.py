@@ -1,4 +1,4 @@
-"""Image files of every kind, good and bad; cuts and buckets."""
+"""Image files of every kind, good and bad; crops_of and buckets."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from bad_images import BAD, NOISE, encoded
 from PIL import Image, ImageOps, PngImagePlugin
 
 from gralora_diffusion.data.image_folder import find_images
-from gralora_diffusion.data.images import bucket_of, buckets, cuts, open_image, to_pixels
+from gralora_diffusion.data.images import bucket_of, buckets, crops_of, open_image, to_pixels
 from gralora_diffusion.options import ConfigError
 
 
@@ -40,7 +40,7 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path, name, content, words)
     assert said.isprintable()
     assert peak < 50e6
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
-    assert [p.path.name for p in find_images(tmp_path, "x", skip=True, least=0)] == ["good.png"] * (
+    assert [p.path.name for p in find_images(tmp_path, "x", skip=True, at_least=0)] == ["good.png"] * (
         "good" not in name
     )
 
@@ -152,7 +152,7 @@ def test_text_and_colour_profiles_of_honest_size_are_read():
 
 
 def cut(image, shape=(64, 64), center_crop=False, mirrored=False, key=5):
-    return cuts(image, shape, center_crop, mirrored, "lanczos", key)
+    return crops_of(image, shape, center_crop, mirrored, "lanczos", key)
 
 
 def test_cuts_say_where_they_come_from():
@@ -223,7 +223,7 @@ def test_a_bucket_keeps_what_a_square_would_cut_off():
 )
 def test_interpolations_are_pillows(mode):
     image = Image.fromarray(NOISE)
-    [(pixels, _)] = cuts(image, (48, 48), True, False, mode, 0)
+    [(pixels, _)] = crops_of(image, (48, 48), True, False, mode, 0)
     assert torch.equal(
         pixels, to_pixels(image.resize((48, 48), Image.Resampling[mode.split("_")[0].upper()]))
     )

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig
 from gralora_diffusion.options import TrainingError
-from gralora_diffusion.training import setup as jobs
-from gralora_diffusion.training import train as training
+from gralora_diffusion.training import accelerator
 from gralora_diffusion.training.run_folder import read_metrics, read_status
+from gralora_diffusion.training.train import train
 
 HALF = TrainConfig(
     adapter=AdapterConfig(rank=4),
@@ -38,13 +38,13 @@ def scaled(monkeypatch):
                     torch.amp.GradScaler("cpu", init_scale=first, growth_interval=6),
                 )
 
-        monkeypatch.setattr(jobs, "Accelerator", WithScaler)
+        monkeypatch.setattr(accelerator, "Accelerator", WithScaler)
 
     return give
 
 
 def half(run: Path, **options) -> Path:
-    return training.train(dataclasses.replace(HALF, output_dir=str(run), **options))
+    return train(dataclasses.replace(HALF, output_dir=str(run), **options))
 
 
 def test_a_step_that_overflows_is_skipped_and_the_run_goes_on_bit_equal_after_a_kill(tmp_path, scaled):

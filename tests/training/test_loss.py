@@ -12,7 +12,7 @@ from gralora_diffusion.seeding import generator
 from gralora_diffusion.training.loss import (
     add_noise,
     diffusion_loss,
-    draw,
+    draw_noise,
     huber_thresholds,
     noise_schedule,
     snr_weights,
@@ -51,16 +51,16 @@ def test_min_snr_weighs_each_image_by_its_own_timestep(prediction):
 
 
 def test_randomness_belongs_to_the_image_not_to_the_batch():
-    whole = draw((4, 8, 8), 1000, 7, range(6))
-    parts = [draw((4, 8, 8), 1000, 7, range(i, i + 2)) for i in (0, 2, 4)]
+    whole = draw_noise((4, 8, 8), 1000, 7, range(6))
+    parts = [draw_noise((4, 8, 8), 1000, 7, range(i, i + 2)) for i in (0, 2, 4)]
     for i, tensor in enumerate(whole):
         assert torch.equal(tensor, torch.cat([p[i] for p in parts]))
     assert not torch.equal(whole[0], whole[1])
-    assert not torch.equal(draw((4, 8, 8), 1000, 8, range(6))[1], whole[1])
+    assert not torch.equal(draw_noise((4, 8, 8), 1000, 8, range(6))[1], whole[1])
 
 
 def test_draws_are_gaussian_and_uniform():
-    a, b, t = draw((4, 4, 4), 1000, 0, range(2000))
+    a, b, t = draw_noise((4, 4, 4), 1000, 0, range(2000))
     assert abs(a.mean()) < 0.01
     assert abs(b.std() - 1) < 0.01
     assert abs((a * b).mean()) < 0.01
@@ -125,14 +125,14 @@ def test_no_weight_divides_by_the_zero_snr(prediction):
 
 
 def test_noise_offset_is_one_number_for_each_channel_of_each_image():
-    plain, moved = draw((4, 8, 8), 1000, 7, range(300)), draw((4, 8, 8), 1000, 7, range(300), 0.2)
+    plain, moved = draw_noise((4, 8, 8), 1000, 7, range(300)), draw_noise((4, 8, 8), 1000, 7, range(300), 0.2)
     assert torch.equal(plain[0], moved[0])
     assert torch.equal(plain[2], moved[2])
     offsets = moved[1] - plain[1]
     torch.testing.assert_close(offsets, offsets[:, :, :1, :1].expand_as(offsets), rtol=0, atol=1e-6)
     assert abs(offsets[:, :, 0, 0].std() - 0.2) < 0.02
     assert abs(offsets[:, :, 0, 0].mean()) < 0.02
-    alone = draw((4, 8, 8), 1000, 7, [250], 0.2)
+    alone = draw_noise((4, 8, 8), 1000, 7, [250], 0.2)
     assert torch.equal(alone[1][0], moved[1][250])
 
 
@@ -201,7 +201,7 @@ def by_hand(out, noise, prediction_type="epsilon", zero=False, snr_gamma=None, d
 def test_every_pair_of_options_together(first, second):
     options = OPTIONS[first] | OPTIONS[second]
     zero, offset = options.pop("zero", False), options.pop("offset", 0.0)
-    noise = draw((4, 8, 8), 1000, 0, range(6), offset)[1]
+    noise = draw_noise((4, 8, 8), 1000, 0, range(6), offset)[1]
     out = torch.randn(X.shape, generator=generator(5)).requires_grad_()
     loss = diffusion_loss(out, X, noise, T, noise_schedule(SCHEDULE, zero), **options)
     assert loss.dtype == torch.float32

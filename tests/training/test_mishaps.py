@@ -29,12 +29,12 @@ from gralora_diffusion.data import class_images as prior
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.training import checkpoint as checkpoints
-from gralora_diffusion.training import forecast as planning
-from gralora_diffusion.training import hub
-from gralora_diffusion.training import train as training
-from gralora_diffusion.training import validation_images as previews
+from gralora_diffusion.training import hub, loop, objective, step_cost, validation_images
+from gralora_diffusion.training.dry_run import plan
+from gralora_diffusion.training.forecast import RunCost, duration, forecast_run
+from gralora_diffusion.training.resume import check_facts, facts_of
 from gralora_diffusion.training.run_folder import Run, busy, read_metrics, read_status
-from gralora_diffusion.training.setup import check_facts, set_up
+from gralora_diffusion.training.setup import set_up
 from gralora_diffusion.training.sharding import check_sharding
 from gralora_diffusion.training.signals import Stopped
 from gralora_diffusion.training.train import train
@@ -49,14 +49,14 @@ def quick(tmp_path, **options) -> Path:
 
 def failing_loss(monkeypatch, at: int, fail):
     """The `at`-th loss goes through fail()."""
-    real, count = training.diffusion_loss, []
+    real, count = objective.diffusion_loss, []
 
     def loss(*args, **options):
         count.append(1)
         value = real(*args, **options)
         return fail(value) if len(count) == at else value
 
-    monkeypatch.setattr(training, "diffusion_loss", loss)
+    monkeypatch.setattr(objective, "diffusion_loss", loss)
 
 
 def no_memory(*_):
@@ -70,22 +70,25 @@ def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch, at, words):
     failing_loss(monkeypatch, at, no_memory)
     with pytest.raises(
         TrainingError,
-        match=words + "add --gradient_checkpointing, --mixed_precision bf16, --train_batch_size 1 with",
+        match=words
+        + "add --gradient_checkpointing, use --mixed_precision bf16, use --train_batch_size 1 with",
     ):
         quick(tmp_path)
     assert read_status(tmp_path / "run")["state"] == "failed"
 
 
 def test_out_of_memory_in_a_preview_costs_the_images_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(previews, "draw", no_memory)
-    with pytest.warns(UserWarning, match="no memory for the sample images of step"):
+    monkeypatch.setattr(validation_images, "draw", no_memory)
+    with pytest.warns(UserWarning, match="out of memory for the sample images of step"):
         run = quick(tmp_path, skip_final_inference=False)
     assert (run / "adapter.safetensors").exists()
     assert read_status(run)["state"] == "done"
 
 
 def test_a_sample_of_a_single_colour_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(previews, "draw", lambda _, wanted, *__: [Image.new("RGB", (64, 64)) for _ in wanted])
+    monkeypatch.setattr(
+        validation_images, "draw", lambda _, wanted, *__: [Image.new("RGB", (64, 64)) for _ in wanted]
+    )
     with pytest.warns(UserWarning, match="has a single colour") as caught:
         quick(tmp_path, skip_final_inference=False)
     assert any("image 0 of step 3 has" in str(warning.message) for warning in caught)
@@ -107,13 +110,13 @@ def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path, monkeypatch):
 
 
 def test_an_adapter_with_nan_is_not_exported(tmp_path, monkeypatch):
-    real = training.settle
+    real = loop.use_average
 
     def spoilt(optimizer, ema):
         real(optimizer, ema)
         optimizer.param_groups[0]["params"][0].data[0] = float("nan")
 
-    monkeypatch.setattr(training, "settle", spoilt)
+    monkeypatch.setattr(loop, "use_average", spoilt)
     with pytest.raises(TrainingError, match=r"the adapter cannot be exported: .* not finite"):
         quick(tmp_path)
     assert not list((tmp_path / "run").glob("*.safetensors"))
@@ -143,7 +146,7 @@ def test_a_checkpoint_of_zeros_is_passed_over(checkpointed, tmp_path, name):
     run = shutil.copytree(checkpointed, tmp_path / "run")
     path = run / "checkpoint-3" / name
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.warns(UserWarning, match="checkpoint-3 is passed over"):
+    with pytest.warns(UserWarning, match="checkpoint-3 is skipped"):
         assert checkpoints.newest(run).name == "checkpoint-2"
 
 
@@ -175,7 +178,7 @@ def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "log", full)
     with pytest.raises(
         TrainingError,
-        match=r"metrics\.jsonl cannot be written .*; the same command goes on from the newest checkpoint",
+        match=r"metrics\.jsonl cannot be written .*; run the same command to resume from the newest checkpoint",
     ):
         quick(tmp_path)
 
@@ -212,13 +215,17 @@ def test_other_frozen_models_or_another_noise_schedule_are_refused(tmp_path):
             check_facts(run / "checkpoint-1", job.facts, other)
     job.pipeline.vae.decoder.conv_in.weight.data[0] += 1
     job.pipeline.scheduler.alphas_cumprod[0] -= 0.1
-    from gralora_diffusion.training.setup import facts_of
-
     changed = facts_of(job.pipeline, job.images, None, job.accelerator)["must_match"]
     assert {name for name, value in job.facts["must_match"].items() if changed[name] != value} == {
         "others",
         "noise",
     }
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_in_one_sentence(tmp_path):
+    facts = dict(must_match={}, should_match={})
+    with pytest.raises(ConfigError, match="checkpoint-3 was written by another version of gralora_diffusion"):
+        check_facts(tmp_path / "checkpoint-3", dict(same={}, like={}), facts)
 
 
 def test_repeats_count_when_a_warm_up_is_compared_with_the_run(tmp_path):
@@ -239,7 +246,7 @@ def test_repeats_count_when_a_warm_up_is_compared_with_the_run(tmp_path):
 def test_class_images_of_other_steps_or_guidance_are_others():
     config = TrainConfig(guidance_scale=5.0)
     marks = {
-        prior.drawn_for(dataclasses.replace(config, **other), torch.float32)
+        prior.fingerprint_of(dataclasses.replace(config, **other), torch.float32)
         for other in ({}, dict(num_inference_steps=9), dict(guidance_scale=3.0))
     }
     assert len(marks) == 3
@@ -308,11 +315,14 @@ def test_a_run_that_is_done_is_exported_and_uploaded_again_without_training(tmp_
     kept = {name: (run / name).read_bytes() for name in ("adapter.safetensors", "metrics.jsonl")}
     exported = load_file(run / "comfyui.safetensors")
     uploads = []
-    monkeypatch.setattr(training, "push", lambda path, _: uploads.append(path) or "https://example.org/x")
+    monkeypatch.setattr(
+        "gralora_diffusion.training.train.push",
+        lambda path, _: uploads.append(path) or "https://example.org/x",
+    )
     monkeypatch.setattr("gralora_diffusion.training.setup.check_hub", lambda *_: None)
     quick(tmp_path, ema_decay=0.5, output_kohya_format=True, push_to_hub=True, num_inference_steps=7)
     told = capsys.readouterr()
-    assert "its files are written anew, and nothing is trained" in told.out
+    assert "its files are written again, and nothing is trained" in told.out
     assert "--num_inference_steps cannot change its images any more" in told.err
     assert "uploaded: https://example.org/x" in told.out
     assert uploads == [run]
@@ -326,7 +336,7 @@ def test_a_run_that_is_done_is_exported_and_uploaded_again_without_training(tmp_
     assert json.loads((run / "config.json").read_text())["output_kohya_format"] is True
     assert read_status(run)["state"] == "done"
     quick(tmp_path, ema_decay=0.5, output_kohya_format=True)
-    assert "written anew" not in capsys.readouterr().out
+    assert "written again" not in capsys.readouterr().out
 
 
 def test_an_upload_that_fails_leaves_a_run_that_is_done(tmp_path, monkeypatch):
@@ -345,14 +355,14 @@ NO_IMAGES = TrainConfig(skip_final_inference=True)
 @pytest.mark.parametrize(
     ("kind", "version", "config", "words"),
     [
-        ("DEEPSPEED", None, NO_IMAGES, "by FSDP of version 2 alone"),
-        ("FSDP", 1, NO_IMAGES, "by FSDP of version 2 alone"),
+        ("DEEPSPEED", None, NO_IMAGES, "by FSDP of version 2 only"),
+        ("FSDP", 1, NO_IMAGES, "by FSDP of version 2 only"),
         ("FSDP", 2, TrainConfig(), "needs --skip_final_inference"),
         (
             "FSDP",
             2,
             dataclasses.replace(NO_IMAGES, base_model_precision="int8-torchao"),
-            "a base that is not quantised",
+            "a base that is not quantized",
         ),
         ("FSDP", 2, dataclasses.replace(NO_IMAGES, allocate="gora").resolved(), "without --allocate"),
         ("FSDP", 2, NO_IMAGES, None),
@@ -381,7 +391,7 @@ def test_ctrl_c_while_the_libraries_load_is_one_sentence(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gralora_diffusion.cli.train.parse", interrupted)
+    monkeypatch.setattr("gralora_diffusion.cli.train.parser_of", interrupted)
     with pytest.raises(SystemExit) as stop:
         main(["train"])
     assert stop.value.code == 130
@@ -392,9 +402,10 @@ def test_ctrl_c_while_the_libraries_load_is_one_sentence(monkeypatch, capsys):
 
 
 def test_a_forecast_in_words():
-    said = planning.in_words({"seconds": 61.4, "memory in MB": 2048.0, "disk in MB": 1234.5})
-    assert said == "about 1 min 1 s, 2.0 GiB of memory, 1,234 MB on disk"
-    assert planning.clock(7384) == "2 h 3 min"
+    cost = RunCost(seconds=61.4, memory=2**31, disk=1_234_500_000)
+    assert cost.text() == "about 1 min 1 s, 2.0 GiB of memory, 1,234 MB on disk"
+    assert cost.to_json() == dict(seconds=61.4, memory_mb=2147.483648, disk_mb=1234.5)
+    assert duration(7384) == "2 h 3 min"
 
 
 # the forecast of time
@@ -402,11 +413,11 @@ def test_a_forecast_in_words():
 
 def test_time_is_measured_on_more_batches_the_longer_the_run():
     calls = []
-    seconds = planning.batch_time(lambda i: (calls.append(i), time.sleep(0.01)), 3, torch.device("cpu"))
+    seconds = step_cost.batch_time(lambda i: (calls.append(i), time.sleep(0.01)), 3, torch.device("cpu"))
     assert calls == [0, 1, 2]
     assert seconds >= 0.01
     calls.clear()
-    planning.batch_time(lambda i: (calls.append(i), time.sleep(0.001)), 10**6, torch.device("cpu"))
+    step_cost.batch_time(lambda i: (calls.append(i), time.sleep(0.001)), 10**6, torch.device("cpu"))
     assert calls == list(range(11))
 
 
@@ -424,14 +435,18 @@ def test_time_is_measured_on_more_batches_the_longer_the_run():
 )
 def test_a_dry_run_tries_a_step_out_and_writes_nothing(tmp_path, monkeypatch, options):
     monkeypatch.chdir(tmp_path)
-    assert "time: about " in planning.plan(dataclasses.replace(QUICK, **options), timed=True)
+    made = plan(dataclasses.replace(QUICK, **options), timed=True)
+    assert made.seconds_per_step > 0
+    assert "time: about " in made.text()
     assert not list(tmp_path.iterdir())
 
 
 def test_a_large_base_is_not_tried_out_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(planning, "SMALL", 1000)
+    monkeypatch.setattr(step_cost, "LARGE", 1000)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
-    assert "time: not tried out" in planning.plan(QUICK, timed=True)
+    made = plan(QUICK, timed=True)
+    assert made.seconds_per_step is None
+    assert "time: not measured: a base of this size takes long on a CPU" in made.text()
 
 
 def test_every_image_on_the_way_is_in_the_forecast(tmp_path):
@@ -445,9 +460,8 @@ def test_every_image_on_the_way_is_in_the_forecast(tmp_path):
         return sum(p.sum() for p in adapters.parameters() if p.requires_grad)
 
     (tmp_path / "run").mkdir()
-    assert planning.forecast_run(job, loss_of, drawn)["seconds"] == pytest.approx(
-        3000, rel=0.01
-    )  # after steps 3, 6 and 9
+    # after steps 3, 6 and 9
+    assert forecast_run(job, loss_of, drawn).seconds == pytest.approx(3000, rel=0.01)
 
 
 def test_ctrl_c_while_an_adapter_is_uploaded_says_that_it_is_there(tmp_path, monkeypatch):
@@ -464,7 +478,7 @@ def test_ctrl_c_while_an_adapter_is_uploaded_says_that_it_is_there(tmp_path, mon
     assert read_status(tmp_path / "run")["state"] == "done"
     uploaded = []
     monkeypatch.setattr("gralora_diffusion.training.train.push", lambda run, config: uploaded.append(run))
-    monkeypatch.setattr("gralora_diffusion.training.train.work", None)  # nothing is trained again
+    monkeypatch.setattr("gralora_diffusion.training.train.run_training", None)  # nothing is trained again
     assert [quick(tmp_path, push_to_hub=True)] == uploaded
 
 
@@ -485,12 +499,12 @@ def test_disk_is_forecast_with_checkpoints_images_and_every_file(tmp_path):
         **options,
     )
     status = json.loads((run / "status.json").read_text())
-    assert status["actual"]["disk in MB"] == pytest.approx(status["forecast"]["disk in MB"], rel=0.2)
+    assert status["actual"]["disk_mb"] == pytest.approx(status["forecast"]["disk_mb"], rel=0.2)
 
 
 def test_the_peak_of_memory_is_not_that_of_the_process_that_started_it():
     held = bytearray(os.urandom(1 << 20)) * 1500
-    code = "import torch; from gralora_diffusion.planning import peak_memory; print(peak_memory(torch.device('cpu')))"
+    code = "import torch; from gralora_diffusion.training.memory import peak_memory; print(peak_memory(torch.device('cpu')))"
     peak = int(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     )

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from gralora_diffusion import AdapterConfig, TrainConfig, inject, load_adapter, load_sdxl
 from gralora_diffusion.adapters.registry import adapter_parameters
 from gralora_diffusion.sdxl.sampling import as_trained, sample
-from gralora_diffusion.training import train as training
+from gralora_diffusion.training import loop, objective
+from gralora_diffusion.training import train as train_module
 from gralora_diffusion.training.train import train
 
 QUICK = TrainConfig(
@@ -105,7 +106,7 @@ def test_resumed_in_the_middle_it_is_bit_equal(option, tmp_path):
 @pytest.mark.parametrize(("first", "second"), [(1e-3, 1e-3), (0.0, 1e-3), (1e-3, 0.0), (1e-3, 5e-4)])
 def test_both_text_encoders_learn_each_at_its_own_rate(first, second, tmp_path, monkeypatch):
     largest = {}
-    real = training.parameter_groups
+    real = loop.parameter_groups
 
     def with_hooks(models, *args):
         for component, model in models.items():
@@ -118,7 +119,7 @@ def test_both_text_encoders_learn_each_at_its_own_rate(first, second, tmp_path, 
                 )
         return real(models, *args)
 
-    monkeypatch.setattr(training, "parameter_groups", with_hooks)
+    monkeypatch.setattr(loop, "parameter_groups", with_hooks)
     tensors, _ = quick(
         tmp_path / "run",
         train_text_encoder=True,
@@ -148,7 +149,7 @@ def test_both_text_encoders_learn_each_at_its_own_rate(first, second, tmp_path, 
 def test_trap_5_in_bf16_adapters_schedule_and_time_ids_stay_exact(tmp_path, monkeypatch):
     """diffusers' script makes the adapters bf16 (62 % of A's numbers never move at rate 1e-4), and the time id 1365 1368."""
     seen = []
-    real, sizes = training.diffusion_loss, training.examples_at
+    real, sizes = objective.diffusion_loss, objective.examples_at
 
     def spy(predicted, latents, noise, timesteps, alphas, **options):
         seen.append((predicted.dtype, latents.dtype, noise.dtype, alphas.dtype))
@@ -158,8 +159,8 @@ def test_trap_5_in_bf16_adapters_schedule_and_time_ids_stay_exact(tmp_path, monk
         return [dataclasses.replace(record, time_ids=torch.full((6,), 1365.0)) for record in sizes(*args)]
 
     ids = []
-    monkeypatch.setattr(training, "diffusion_loss", spy)
-    monkeypatch.setattr(training, "examples_at", large)
+    monkeypatch.setattr(objective, "diffusion_loss", spy)
+    monkeypatch.setattr(objective, "examples_at", large)
     keep = torch.nn.modules.module.register_module_forward_pre_hook(
         lambda m, args: ids.append(args[0].clone()) if type(m).__name__ == "Timesteps" else None
     )
@@ -168,7 +169,7 @@ def test_trap_5_in_bf16_adapters_schedule_and_time_ids_stay_exact(tmp_path, monk
     assert {kind for kinds in seen for kind in kinds[1:]} == {torch.float32}
     assert seen[0][0] == torch.bfloat16
     assert any(x.dtype == torch.float32 and (x == 1365).all() for x in ids)
-    monkeypatch.setattr(training, "make_trainable", in_bf16(training.make_trainable))
+    monkeypatch.setattr(train_module, "make_trainable", in_bf16(train_module.make_trainable))
     rounded = moved(quick(tmp_path / "rounded", **BF16)[0], torch.bfloat16)
     assert 1 - exact < (1 - rounded) / 4  # measured here: .007 and .89
 

@@ -13,22 +13,20 @@ from torch import nn
 
 from gralora_diffusion import AdapterConfig, TrainConfig
 from gralora_diffusion.command_line import parse
-from gralora_diffusion.config import SCHEDULES
+from gralora_diffusion.config import OPTIMIZERS, SCHEDULES
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.training import optim
+from gralora_diffusion.training.average import EMA, averaged, use_average
 from gralora_diffusion.training.optim import (
-    EMA,
     bytes_per_parameter,
     check_optimizer,
+    current_rate,
     learning_rates,
-    load_optimizer_state,
     make_optimizer,
     make_schedule,
-    optimizer_state,
     parameter_groups,
-    rate_in_use,
-    settle,
-    settled,
 )
+from gralora_diffusion.training.optimizer_state import load_optimizer_state, optimizer_state
 
 KINDS = {
     "AdamW": dict(optimizer="AdamW", lr_scheduler="cosine", lr_warmup_steps=2),
@@ -80,7 +78,7 @@ class Problem:
             random = torch.Generator().manual_seed(step)
             for p in self.parameters[:4]:
                 p.grad = p.detach() + 0.3 * torch.randn(p.shape, generator=random)
-            self.rates.append(rate_in_use(self.optimizer))
+            self.rates.append(current_rate(self.optimizer))
             self.optimizer.step()
             self.schedule.step()
             self.ema.update()
@@ -179,13 +177,13 @@ def test_the_schedule_free_average_is_looked_at_and_training_goes_on_bit_for_bit
     blind.go(0, 10)
     for step in range(10):
         looked.go(step, step + 1)
-        with settled(looked.optimizer):
+        with averaged(looked.optimizer):
             y, z = blind.parameters[2], blind.optimizer.state[blind.parameters[2]]["z"]
             if step == 9:  # x, of y = (1 - beta1) z + beta1 x (arXiv 2405.15682, eq. 3)
                 torch.testing.assert_close(looked.parameters[2], (y - (1 - 0.9) * z) / 0.9)
                 assert not torch.equal(looked.parameters[2], y)
     assert all(torch.equal(p, same) for p, same in zip(looked.parameters, blind.parameters, strict=True))
-    settle(looked.optimizer)
+    use_average(looked.optimizer)
     assert not torch.equal(looked.parameters[2], blind.parameters[2])
     assert looked.rates[:4] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2])
 
@@ -199,10 +197,10 @@ def test_the_moving_average_by_hand():
         expected = d * expected + (1 - d) * problem.parameters[2].detach().double()
     torch.testing.assert_close(problem.ema.average["2"].double(), expected, rtol=0, atol=1e-5)
     raw = problem.parameters[2].detach().clone()
-    with settled(problem.optimizer, problem.ema):
+    with averaged(problem.optimizer, problem.ema):
         assert torch.equal(problem.parameters[2], problem.ema.average["2"])
     assert torch.equal(problem.parameters[2], raw)
-    settle(problem.optimizer, problem.ema)
+    use_average(problem.optimizer, problem.ema)
     assert torch.equal(problem.parameters[2], problem.ema.average["2"])
 
 
@@ -359,3 +357,8 @@ def test_the_forecast_knows_what_each_optimizer_keeps(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_optimizers_that_are_there_pass_the_check(kind):
     check_optimizer(config_of(kind), torch.device("cpu"), 100)
+
+
+def test_there_is_one_optimizer_for_each_choice_of_the_option():
+    assert tuple(optim.OPTIMIZERS) == OPTIMIZERS
+    assert set(optim.CONSTANT_SCHEDULES) <= set(SCHEDULES)

@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig, load_adapter, load_sdxl
 from gralora_diffusion.adapters.registry import adapted_layers
+from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.options import ConfigError, TrainingError, from_dict
 from gralora_diffusion.sdxl.single_file import SDXL_UNET
-from gralora_diffusion.training import train as training
+from gralora_diffusion.training import objective
+from gralora_diffusion.training import train as train_module
 from gralora_diffusion.training.dry_run import plan
-from gralora_diffusion.training.forecast import forecast
-from gralora_diffusion.training.setup import PLACES
+from gralora_diffusion.training.setup import SCENES
+from gralora_diffusion.training.step_cost import step_memory
 from gralora_diffusion.training.train import train
 
 QUICK = TrainConfig(
@@ -73,7 +75,7 @@ def test_the_run_folder_holds_everything(finished_run):
 def test_samples_before_are_the_bases_and_samples_after_are_not(finished_run):
     from gralora_diffusion.sdxl.sampling import sample
 
-    prompts = ["a photo of sks robot" + place for place in PLACES]
+    prompts = ["a photo of sks robot" + place for place in SCENES]
     base = sample(load_sdxl(), prompts, seed=3, num_inference_steps=4, guidance_scale=3.0)
     for i, image in enumerate(base):
         before, after = (
@@ -130,14 +132,14 @@ def test_text_encoders_learn_too(tmp_path):
 
 def test_the_vae_and_the_text_encoders_leave_memory(tmp_path, monkeypatch):
     seen = []
-    real = training.diffusion_loss
+    real = objective.diffusion_loss
 
     def spy(*args, **options):
         gc.collect()
         seen.append({type(o).__name__ for o in gc.get_objects() if isinstance(o, torch.nn.Module)})
         return real(*args, **options)
 
-    monkeypatch.setattr(training, "diffusion_loss", spy)
+    monkeypatch.setattr(objective, "diffusion_loss", spy)
     gc.collect()
     quick(tmp_path, max_train_steps=1)
     assert "UNet2DConditionModel" in seen[0]
@@ -147,7 +149,7 @@ def test_the_vae_and_the_text_encoders_leave_memory(tmp_path, monkeypatch):
 def test_trap_6_saving_casts_no_base_and_loads_no_second_one(tmp_path, monkeypatch):
     """diffusers' script casts the whole UNet to fp32 to save, then loads a pipeline anew, and runs out of memory at the very end."""
     seen = []
-    real = training.export
+    real = train_module.export
 
     def spy(job):
         gc.collect()
@@ -155,7 +157,7 @@ def test_trap_6_saving_casts_no_base_and_loads_no_second_one(tmp_path, monkeypat
         seen.append((len(unets), {p.dtype for p in unets[0].parameters() if not p.requires_grad}))
         return real(job)
 
-    monkeypatch.setattr(training, "export", spy)
+    monkeypatch.setattr(train_module, "export", spy)
     gc.collect()
     quick(
         tmp_path, max_train_steps=1, mixed_precision="bf16", skip_final_inference=False, num_inference_steps=1
@@ -166,7 +168,7 @@ def test_trap_6_saving_casts_no_base_and_loads_no_second_one(tmp_path, monkeypat
 def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_state_is_kept(tmp_path):
     with pytest.raises(
         TrainingError,
-        match=r"of step 2 is not finite, .* learnt \S+\.png.*checkpoint-1 holds the last good state",
+        match=r"of step 2 is not finite, and the step, on \S+\.png.*was not applied.*checkpoint-1 holds the last good state",
     ):
         quick(tmp_path, learning_rate=1e30, max_grad_norm=1e30)
     assert not (tmp_path / "run" / "adapter.safetensors").exists()
@@ -193,16 +195,23 @@ def test_fp16_without_a_gpu_is_refused(tmp_path):
 
 def test_plan_on_the_embedded_base_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = plan(TrainConfig())
-    layers = adapters_of_a_run()
-    assert (
-        f"{len(layers)} layers, {sum(p.numel() for x in layers.values() for p in x.adapter.parameters()):,} parameters"
-        in text
-    )
+    made = plan(TrainConfig())
+    assert [layer.path for layer in made.layers] == [f"unet.{path}" for path in adapters_of_a_run()]
+    parameters = 0
+    for layer in adapters_of_a_run().values():
+        parameters += sum(p.numel() for p in layer.adapter.parameters())
+    assert made.parameters == parameters
+    assert (made.steps, made.images_per_step, made.epochs) == (600, 8, 800)
+    assert (made.images, made.resolution, made.source) == (6, 64, EXAMPLE)
+    assert made.gradient_pass is None
+    assert made.seconds_per_step is None
+    text = made.text()
+    assert f"{len(made.layers)} layers, {parameters:,} parameters" in text
     assert "steps: 600 of 8" in text
     assert "adapter.safetensors 4.4 MB" in text
     assert "comfyui.safetensors 8.7 MB" in text
-    assert "memory of a training step" in text
+    assert "memory of a training step: about " in text
+    assert "time" not in made.summary()
     assert not list(tmp_path.iterdir())
 
 
@@ -217,8 +226,8 @@ def adapters_of_a_run():
 def test_forecast_at_full_size():
     """SDXL at 1024 px in bf16, batch 1: 4.8 GiB of weights, and far less kept with checkpointing than without."""
     config = TrainConfig(pretrained_model_name_or_path="x", train_batch_size=1)
-    plain = forecast(SDXL_UNET, config, 1024, torch.bfloat16)
-    checkpointed = forecast(
+    plain = step_memory(SDXL_UNET, config, 1024, torch.bfloat16)
+    checkpointed = step_memory(
         SDXL_UNET, dataclasses.replace(config, gradient_checkpointing=True), 1024, torch.bfloat16
     )
     assert plain["weights"] == 2 * 2_567_463_684
@@ -230,7 +239,7 @@ def test_the_forecast_counts_what_autograd_keeps():
     """Against the real forward pass of the embedded base, tensor by tensor."""
     config = TrainConfig(train_batch_size=4)
     unet = load_sdxl().unet.train()
-    expected = forecast(unet.config, config, 64, torch.float32, 32)["activations"]
+    expected = step_memory(unet.config, config, 64, torch.float32, 32)["activations"]
     from gralora_diffusion import inject
 
     inject(unet, config.adapter)

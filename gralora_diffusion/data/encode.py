@@ -1,0 +1,172 @@
+"""Images and captions encoded into the cache, each process its share; and read back from it."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import PIL
+import torch
+from tqdm import tqdm
+
+from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.console import note
+from gralora_diffusion.data.cache import Cache, key_of, weights_hash
+from gralora_diffusion.data.captions import tokens_cut
+from gralora_diffusion.data.image_folder import TrainingImage, in_threads, printable
+from gralora_diffusion.data.images import CROPS, crops_of
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.base import encode_images, encode_prompts
+from gralora_diffusion.seeding import generator
+
+CROP = 3  # in a generator's key: it chooses a crop
+
+Shape = tuple[int, int]  # (height, width) in pixels
+
+
+@dataclass(frozen=True)
+class CachedImage:
+    """An image whose crops are in the cache."""
+
+    image: TrainingImage
+    keys: tuple[str, ...]  # the entries of its crops: as they are, and mirrored
+    rows: int  # crops in each entry
+
+    def crop_at(self, cache: Cache, seed: int, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(moments, time ids) of the crop for this position."""
+        crops = len(self.keys) * self.rows
+        n = torch.randint(crops, (1,), generator=generator(seed, CROP, position)).item()
+        entry = cache.row("latents", self.keys[n % len(self.keys)], n // len(self.keys))
+        return entry["moments"], entry["time_ids"]
+
+
+class LatentKeys:
+    """The cache keys of image crops: pixels, shape, and everything that turns them into latents."""
+
+    def __init__(self, vae, config: TrainConfig):
+        self.vae = weights_hash(vae), vae.config.scaling_factor
+        self.resizing = config.center_crop, config.image_interpolation_mode.removesuffix("_exact")
+
+    def key(self, image: TrainingImage, shape: Shape, mirrored: bool) -> str:
+        versions = 1, PIL.__version__, CROPS
+        return key_of("latents", *versions, image.digest, shape, mirrored, *self.resizing, *self.vae)
+
+
+@torch.no_grad()
+def cached_images(
+    jobs: list[tuple[TrainingImage, Shape]], vae, config: TrainConfig, cache: Cache, accelerator
+) -> list[CachedImage]:
+    """Encode what the cache lacks of these images, each cropped to its shape.
+
+    Memory holds one image at a time, and two more for each of --dataloader_num_workers. Raises ConfigError,
+    which names the image, where the VAE gives numbers that are not finite or the image can no longer be read.
+    """
+    keys = LatentKeys(vae, config)
+    flips = (False, True) if config.random_flip else (False,)
+
+    def find_missing(job: tuple) -> tuple:
+        """(image, shape, flips that the cache lacks)"""
+        return *job, [flip for flip in flips if not cache.rows("latents", keys.key(*job, flip))]
+
+    def crop(job: tuple) -> tuple:
+        """(image, {key: crops})"""
+        image, shape, missing = job
+        pixels, seed = image.open(), int(image.digest[:12], 16)
+        how = config.image_interpolation_mode, seed
+        found = {}
+        for mirrored in missing:
+            found[keys.key(image, shape, mirrored)] = crops_of(
+                pixels, shape, config.center_crop, mirrored, *how
+            )
+        return image, found
+
+    workers = config.dataloader_num_workers
+    mine = jobs[accelerator.process_index :: accelerator.num_processes]
+    mine = list({(image.digest, shape): (image, shape) for image, shape in mine}.values())
+    absent = [job for job in in_threads(find_missing, mine, workers) if job[2]]
+    bar = tqdm(
+        in_threads(crop, absent, workers),
+        "latents",
+        len(absent),
+        unit="image",
+        disable=not (absent and accelerator.is_local_main_process),
+    )
+    for image, entries in bar:
+        for key, crops in entries.items():
+            moments = torch.stack([encode_images(vae, pixels[None])[0].cpu() for pixels, _ in crops])
+            if not moments.isfinite().all():
+                problem = f"the VAE gives numbers that are not finite for {printable(image.path.name)}"
+                ways = "use another, such as madebyollin/sdxl-vae-fp16-fix"
+                raise ConfigError(f"{problem}: {ways}", option="pretrained_vae_model_name_or_path")
+            cache.put("latents", key, moments=moments, time_ids=torch.stack([ids for _, ids in crops]))
+    accelerator.wait_for_everyone()
+    found = []
+    for image, shape in jobs:
+        entries = tuple(keys.key(image, shape, flip) for flip in flips)
+        rows = min(cache.rows("latents", entry, check=False) for entry in entries)
+        found.append(CachedImage(image, entries, rows))
+    check_shared(cache, all(image.rows for image in found))
+    return found
+
+
+@torch.no_grad()
+def encode_captions(
+    captions: list[str], pipeline, cache: Cache, accelerator, workers: int = 0
+) -> Callable[[list[str]], list[torch.Tensor]]:
+    """Encode what the cache lacks; returns a function from captions to [embeds, pooled], as in Prompts.
+
+    That function reads from the cache, and keeps 64 captions in memory.
+    """
+    text_encoders = weights_hash(pipeline.text_encoder, pipeline.text_encoder_2)
+    model = text_encoders, bool(pipeline.config.force_zeros_for_empty_prompt)
+    tokenizers = pipeline.tokenizer, pipeline.tokenizer_2
+
+    def key(caption: str) -> str:
+        tokens = [t(caption, truncation=True, max_length=t.model_max_length).input_ids for t in tokenizers]
+        return key_of("prompt", 1, caption == "", tokens, *model)
+
+    def rows_of(item: tuple[str, str]) -> int:
+        return cache.rows("prompts", item[1])
+
+    processes = accelerator.num_processes
+    mine = [(caption, key(caption)) for caption in captions[accelerator.process_index :: processes]]
+    rows = in_threads(rows_of, mine, workers)
+    absent = [item for item, n in zip(mine, rows, strict=True) if not n]
+    hidden = len(absent) < 20 or not accelerator.is_local_main_process
+    for caption, entry in tqdm(absent, "captions", unit="caption", disable=hidden):
+        embeds, pooled = encode_prompts(pipeline, [caption])
+        cache.put("prompts", entry, embeds=embeds, pooled=pooled)
+    accelerator.wait_for_everyone()
+    if processes > 1:
+        check_shared(cache, all(cache.rows("prompts", key(c), check=False) for c in captions))
+
+    @functools.lru_cache(maxsize=64)
+    def read(caption: str) -> dict[str, torch.Tensor]:
+        return cache.row("prompts", key(caption), 0)
+
+    def encoded(wanted: list[str]) -> list[torch.Tensor]:
+        entries = [read(caption) for caption in wanted]
+        return [torch.stack([entry[name] for entry in entries]) for name in ("embeds", "pooled")]
+
+    return encoded
+
+
+def check_shared(cache: Cache, complete: bool) -> None:
+    """Raises ConfigError where this process does not find what the others wrote."""
+    if not complete:
+        problem = f"entries that were just written are not in {cache.folder}"
+        way = "--latent_cache_dir must name a folder that all processes share"
+        raise ConfigError(f"{problem}: {way}", option="latent_cache_dir")
+
+
+def note_long_captions(images: list[TrainingImage], pipeline) -> None:
+    """Note which captions are longer than the text encoders read, and how many tokens are lost."""
+    cut = {caption: tokens_cut(pipeline, caption) for caption in {image.caption for image in images}}
+    long = []
+    for image in images:
+        if cut[image.caption]:
+            long.append(f"{printable(image.path.name)} loses {cut[image.caption]}")
+    if long:
+        limit = pipeline.tokenizer.model_max_length
+        more = f" and {len(long) - 10} more" if len(long) > 10 else ""
+        names = ", ".join(long[:10])
+        note(f"{len(long)} caption(s) are cut to the {limit} tokens that the base reads: {names}{more}")

@@ -1,0 +1,178 @@
+"""What one training step costs: its memory, counted on shapes alone, and its time, measured on zeros."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import nn
+
+from gralora_diffusion.adapters.inject import inject
+from gralora_diffusion.adapters.quantization import BYTES
+from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.sdxl.base import blank_inputs, hidden_states, predict
+from gralora_diffusion.sdxl.load import COMPONENTS
+from gralora_diffusion.training.optim import bytes_per_parameter
+from gralora_diffusion.training.setup import make_trainable
+
+BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")  # what gradient checkpointing recomputes one by one
+LARGE = 2 * 10**8  # a UNet with more parameters is not timed on a CPU
+
+
+def step_memory(unet_config, config: TrainConfig, resolution: int, dtype, tokens: int = 77) -> dict[str, int]:
+    """Bytes of a training step of the UNet, {"weights", "adapters", "activations"}, counted on fake tensors.
+
+    adapters: with their gradients and the optimizer's state. activations: what the forward pass keeps for the
+    backward pass; with gradient checkpointing, the checkpoints and the largest block.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with FakeTensorMode():
+            return count_memory(unet_config, config, resolution, dtype, tokens)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def count_memory(unet_config, config: TrainConfig, resolution: int, dtype, tokens: int) -> dict[str, int]:
+    """step_memory() within FakeTensorMode."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_config(unet_config).train()
+    inject(unet, config.adapter)
+    inputs = blank_inputs(unet.config, images_per_batch(config), resolution // 8, tokens)
+    counter = ActivationCounter(unet)
+    autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    with autocast, counter:
+        whole = predict(unet, *inputs)
+    activations = counter.total()
+    if config.gradient_checkpointing:
+        counter.kept.clear()
+        unet.enable_gradient_checkpointing()
+        with autocast, counter:
+            checkpointed = predict(unet, *inputs)
+        activations = counter.total() + counter.largest_block
+        del checkpointed  # it holds what is counted
+    del whole
+    trainable, weights = 0, 0
+    for parameter in unet.parameters():
+        if parameter.requires_grad:
+            trainable += parameter.numel()
+        else:
+            weights += parameter.numel() * parameter.element_size()
+    if config.base_model_precision:
+        weights -= saved_by_quantization(unet, BYTES[config.base_model_precision])
+    adapters = bytes_per_parameter(config) * trainable
+    return dict(weights=weights, adapters=adapters, activations=activations)
+
+
+class ActivationCounter:
+    """with ActivationCounter(unet) as counter: bytes that forward passes keep for the backward pass.
+
+    Each storage counts once, the UNet's own parameters not at all.
+    """
+
+    def __init__(self, unet: nn.Module):
+        self.own = {p.untyped_storage()._cdata for p in unet.parameters()}
+        self.kept: dict[int, int] = {}  # bytes by storage
+        self.largest_block = 0  # bytes that the largest block keeps
+        self.before: dict[nn.Module, int] = {}  # the total when a block started
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
+        for module in unet.modules():
+            if type(module).__name__ in BLOCKS:
+                module.register_forward_pre_hook(self.start_block)
+                module.register_forward_hook(self.end_block)
+
+    def __enter__(self) -> "ActivationCounter":
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.hooks.__exit__(*error)
+
+    def total(self) -> int:
+        return sum(self.kept.values())
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.own:
+            self.kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    def start_block(self, module: nn.Module, _inputs) -> None:
+        self.before[module] = self.total()
+
+    def end_block(self, module: nn.Module, _inputs, _output) -> None:
+        self.largest_block = max(self.largest_block, self.total() - self.before[module])
+
+
+def saved_by_quantization(unet: nn.Module, bytes_per_number: float) -> int:
+    saved = 0
+    for module in unet.modules():
+        if isinstance(module, nn.Linear):
+            saved += int(module.weight.numel() * (module.weight.element_size() - bytes_per_number))
+    return saved
+
+
+def step_time(components: dict, config: TrainConfig, resolution: int, dtype, tokens: int) -> float | None:
+    """Seconds of a training step on this machine, with zeros for weights and inputs.
+
+    components: adapted models on the meta device, which are moved and filled. Returns None where the
+    measurement would take long or much memory: a base of SDXL's size on a CPU.
+    """
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    unet = components["unet"]
+    if device.type == "cpu" and sum(p.numel() for p in unet.parameters()) > LARGE:
+        return None
+    trained = components if config.train_text_encoder else {"unet": unet}
+    for model in trained.values():
+        fill_with_zeros(model, device, dtype)
+    make_trainable(trained, config)
+    text_encoders = [trained[name] for name in COMPONENTS[1:] if name in trained]
+    n = images_per_batch(config)
+    noisy, timesteps, prompts, sizes = blank_inputs(unet.config, n, resolution // 8, tokens, device)
+    captions = torch.zeros(n, tokens, dtype=torch.long, device=device)
+
+    def run_batch(_number: int) -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            embeds = hidden_states(text_encoders, captions) if text_encoders else prompts.embeds
+            predicted = predict(unet, noisy.to(dtype), timesteps, prompts._replace(embeds=embeds), sizes)
+        predicted.float().square().mean().backward()
+
+    return config.gradient_accumulation_steps * batch_time(run_batch, 10**4, device)
+
+
+def fill_with_zeros(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a model from the meta device, its frozen weights in `dtype`."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and not tensor.requires_grad:
+            tensor.data = tensor.data.to(dtype)
+    model.to_empty(device=device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.zero_()
+
+
+def images_per_batch(config: TrainConfig) -> int:
+    """With prior preservation, each image of a batch has a class image beside it."""
+    return config.train_batch_size * (1 + config.with_prior_preservation)
+
+
+def batch_time(
+    run_batch: Callable[[int], None], batches: int, device: torch.device, alone: bool = True
+) -> float:
+    """Median seconds of run_batch(i) after one warm-up, over two to ten batches or 3 % of all `batches`.
+
+    Where the process is not alone it is always two, since all processes must run equally many.
+    """
+    times = []
+    for number in range(11):
+        start = time.monotonic()
+        run_batch(number)
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        times.append(time.monotonic() - start)
+        if number >= 2 and (not alone or sum(times) > 0.03 * batches * min(times)):
+            break
+    return median(times[1:])
