@@ -4,7 +4,7 @@ import torch
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator for this key, for instance (seed, step, rank): randomness that depends on nothing that ran before."""
+    """A CPU generator for this key, for instance (seed, step, rank); it depends on no earlier draw."""
     state = 0
     for part in key:  # SplitMix64's finaliser, so that near keys give far seeds
         state = (state + part + 0x9E3779B97F4A7C15) & (2**64 - 1)

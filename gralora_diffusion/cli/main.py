@@ -20,7 +20,7 @@ EXAMPLE = "gralora train --instance_data_dir photos/my_dog --instance_prompt 'a 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run `gralora COMMAND ...`; argv leaves the program's name out.  Exits with 2 after a mistake, 1 after a failure."""
+    """Run `gralora COMMAND ...`; argv is without the program's name.  Exits with 2 for a mistake, 1 for a failure."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -52,7 +52,7 @@ def usage() -> str:
         [
             "usage: gralora COMMAND [options]",
             "",
-            "Personalise SDXL text-to-image models with low-rank adapters: GraLoRA, Hybrid GraLoRA, GoRA and LoRA.",
+            "Train low-rank adapters for SDXL text-to-image models: GraLoRA, Hybrid GraLoRA, GoRA and LoRA.",
             "",
             "commands:",
             *lines,

@@ -14,7 +14,7 @@ GRACE = 10.0  # seconds that the other processes have to end by themselves when 
 
 
 def launch(argv: list[str], num_processes: int) -> None:
-    """Run `gralora train` with these options in so many processes, on GPUs where there are any, else on the CPU.
+    """Run `gralora train` with these options in several processes, on GPUs if there are any, else on the CPU.
 
     Returns when all of them are done; exits with the code of the first that fails.
     """

@@ -1,6 +1,6 @@
 """Train a GraLoRA, GoRA or LoRA adapter for SDXL on a few images.
 
-Without options it trains on the embedded tiny base model and the bundled images of a robot, in about a minute.
+Without options it trains the embedded tiny base model on the bundled images of a robot, in about a minute.
 --dry_run prints the resolved config and the plan: layers, parameters, memory, files, steps, time.
 """
 
@@ -13,7 +13,8 @@ from gralora_diffusion.console import fail, plain_warnings
 from gralora_diffusion.options import ConfigError, TrainingError
 
 EXAMPLE = """example:
-  gralora train --preset subject-12gb --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 \\
+  gralora train --preset subject-12gb \\
+      --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 \\
       --instance_data_dir photos/my_dog --instance_prompt "a photo of sks dog" --output_dir runs/my_dog
 """
 

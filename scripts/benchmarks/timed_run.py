@@ -60,7 +60,7 @@ def main(script: str, arguments: list[str]) -> None:
 def timed_run(script: Path, arguments: list[str]) -> dict[str, dict[str, float]]:
     """{clock: measurements} of a run of the script in a process of its own.
 
-    first: seconds until the first step ended.  step: median seconds of a step.  encode: mean seconds of a step
+    first: seconds until the first step ended.  step: median seconds of one.  encode: mean seconds of a step
     for encoding images.  end: seconds after the last step.  peak: bytes of memory.
     """
     command = [sys.executable, __file__, str(script), *arguments]

@@ -106,7 +106,7 @@ def placement(pair: torch.Tensor, x_of_pair: float, rng: np.random.Generator) ->
     """Affine matrices [n, 2, 3] from image to sprite coordinates, for F.affine_grid.
 
     pair: [n], 1.0 where the image has two objects, whose x is x_of_pair in [-1, 1], and 0.0 elsewhere.
-    Most single objects are in the middle and nearly as large as the image: shapes are learned faster that way.
+    Most single objects are in the middle and nearly fill the image: shapes form faster that way.
     """
     u = torch.from_numpy(rng.random((len(pair), 5))).float()
     loose = (u[:, 4] < LOOSE).float()

@@ -248,7 +248,7 @@ def test_fp16_keeps_its_digits_at_every_size_of_the_weights(size, tmp_path):
 
 
 def test_kohyas_file_is_the_one_that_diffusers_trainers_write(mixed, tmp_path):
-    """--output_kohya_format: the names, shapes and deltas that diffusers' own conversion makes of pytorch_lora_weights.safetensors."""
+    """--output_kohya_format: names, shapes and deltas are those of diffusers' own conversion."""
     from diffusers.utils import convert_all_state_dict_to_peft, convert_state_dict_to_kohya
 
     write_diffusers(tmp_path / "x.safetensors", mixed)

@@ -1,4 +1,4 @@
-"""The README keeps its limits, and what it says is so: commands, presets, files, images, the ten lines of Python."""
+"""The README keeps its limits, and is true: commands, presets, files, images, the ten lines of Python."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""The documents are true where a machine can tell: links, images, commands, options and the presets' table."""
+"""The documents are true where a machine can tell: links, images, commands, options, presets."""
 
 import os
 import re
