@@ -26,7 +26,7 @@ def deltas(adapter: Adapter) -> dict[str, torch.Tensor]:
 
 
 def close(got: dict, wanted: dict, tolerance: float):
-    """The same layers, each with a delta that differs by no more than this, relative to it (Frobenius); where it is zero, exactly."""
+    """The same layers, each delta within this relative Frobenius error; zero deltas exactly."""
     assert set(got) == set(wanted)
     wrong = {
         layer: float((got[layer] - delta).norm() / delta.norm().clamp_min(1e-30))
@@ -36,7 +36,7 @@ def close(got: dict, wanted: dict, tolerance: float):
 
 
 def changes(pipeline, base) -> dict[str, torch.Tensor]:
-    """{component.path: how far each weight is from the base's}, for the weights that differ; every other tensor must be the base's."""
+    """{component.path: change} of the weights that differ from the base's; all other tensors are equal."""
     found = {}
     for component in MODELS:
         before = getattr(base, component).state_dict()
@@ -51,7 +51,7 @@ def changes(pipeline, base) -> dict[str, torch.Tensor]:
 
 
 def sdxl_sized(config: AdapterConfig, file) -> Adapter:
-    """Random factors for all attention layers of SDXL's three models, from the public config's shapes alone."""
+    """Random factors for all attention layers of SDXL's three models, from the public config's shapes."""
     from gralora_diffusion import inject
 
     file.write_bytes(b"")

@@ -1,4 +1,4 @@
-"""The gradient pass, allocation and start: on a planted model whose gradients are known, and in real training runs."""
+"""The gradient pass, allocation and start, on a model with known gradients and in training runs."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ SIZES = {"a": (32, 48), "b": (64, 48), "c": (48, 48)}
 
 
 class Planted(nn.Module):
-    """Independent layers, each with the loss <Y, W x>: the gradient of W is Y^T x, known before anything is run."""
+    """Independent layers, each with the loss <Y, W x>, so that the gradient of W is Y^T x."""
 
     def __init__(self):
         super().__init__()
@@ -113,7 +113,7 @@ def test_streaming_equals_storing_and_needs_less():
 
 
 def test_without_the_gradients_norm_a_streamed_start_is_within_a_twentieth_of_gamma():
-    """--allocation keeps no G: |G| is estimated from its projection.  A layer as wide as SDXL's, a gradient over 64 tokens."""
+    """--allocation keeps no G: |G| is estimated from its projection, for a layer as wide as SDXL's."""
     model = nn.ModuleDict(dict(layers=nn.Linear(1280, 1280, bias=False)))
     random = generator(5)
     x, y = torch.randn(64, 1280, generator=random), torch.randn(64, 1280, generator=random)
@@ -208,7 +208,7 @@ def test_controls_have_the_same_importances_in_other_places():
 
 
 def test_the_line_search_finds_the_minimum_and_may_say_zero(tmp_path):
-    """A quadratic has its minimum at a known length; a loss whose held-out batches rise along the gradient is left where it is."""
+    """A quadratic's minimum is found; a loss that rises along the gradient on held-out batches gets none."""
     linear = nn.Linear(16, 16, bias=False)
     nn.init.zeros_(linear.weight)
     for sign, best in ((1, 0.4), (-1, 0.0)):
@@ -292,7 +292,7 @@ def test_gora_trains_saves_and_loads_like_any_other(tmp_path):
 
 
 def test_a_run_that_starts_from_gradients_is_resumed_bit_by_bit(tmp_path):
-    """After a checkpoint the ranks come from the run folder and the factors from the checkpoint; no gradient pass is made again."""
+    """A resumed run takes ranks from its folder and factors from the checkpoint, without a gradient pass."""
     options = dict(
         adapter=AdapterConfig(rank=8),
         allocate="ralora",

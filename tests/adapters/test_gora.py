@@ -168,7 +168,7 @@ def test_least_squares_is_minus_the_gradient_where_a_reaches():
 
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_streamed_equals_stored(k):
-    """The projection is linear: summed batch by batch it equals the projection of the sum, and any prefix of A gives that rank's factors."""
+    """The projection is linear: its sum over batches is that of the sum, and any prefix of A works."""
     batches, A = (
         [random(32, 48, seed=i, dtype=torch.float32) for i in range(16)],
         random(k, k, 8, 48 // k, seed=99, dtype=torch.float32),
@@ -217,7 +217,7 @@ def test_energy_by_hand():
 
 
 def test_an_outlier_fools_raw_energy_and_not_the_whitened():
-    """Twelve directions in one half of the inputs and twelve in the other suit k = 2; one channel x300 hides that from raw energy."""
+    """Twelve directions in each half of the inputs suit k = 2; one channel x300 hides it from raw energy."""
     G = torch.zeros(64, 64, dtype=torch.float64)
     G[:32, :32], G[32:, 32:] = (
         random(32, 12) @ random(12, 32, seed=1),

@@ -17,7 +17,7 @@ from gralora_diffusion.sdxl.load import shapes
 
 @pytest.fixture
 def sdxl(tmp_path):
-    """SDXL's three models on the meta device, in full size: what a single-file checkpoint is taken to hold."""
+    """SDXL's three models on the meta device, as a single-file checkpoint is assumed to hold them."""
     path = tmp_path / "sd_xl_base_1.0.safetensors"
     path.write_bytes(b"")
     return shapes(path)

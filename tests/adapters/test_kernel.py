@@ -1,4 +1,4 @@
-"""The one operation behind all adapted layers: what it keeps, where its gradients go, what it says; its numbers are in test_adapters.py."""
+"""The operation of all adapted layers: what it keeps, and where its gradients go."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def make(kind, k=1, hybrid=0, dtype=torch.float64, **kwargs):
 
 
 def kept_bytes(layer, x, autocast=False) -> int:
-    """What a forward pass keeps for the backward pass, beside x, the parameters, and what autocast makes of these."""
+    """What a forward pass keeps for the backward pass, beside x, the parameters and autocast's copies."""
     known = {t.untyped_storage().data_ptr() for t in (x, *layer.parameters(), *layer.buffers())}
     shapes = {tuple(p.shape) for p in layer.parameters()} | {
         tuple(p.T.shape) for p in layer.parameters() if p.ndim == 2

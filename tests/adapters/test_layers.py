@@ -28,7 +28,7 @@ def make(kind, k, hybrid, alpha=24.0, dtype=torch.float64, **kwargs):
 
 
 def by_blocks(layer) -> torch.Tensor:
-    """delta block by block: block (i, j) of W is scale * B_ij A_ij^T with factors of rank r/k (arXiv 2505.20355, eq. 5)."""
+    """Block (i, j) of delta is scale * B_ij A_ij^T with factors of rank r/k (arXiv 2505.20355, eq. 5)."""
     delta = torch.zeros(M, N, dtype=torch.float64)
     if isinstance(layer.adapter, GraLoRA):
         k, r = layer.adapter.k, RANK - layer.adapter.hybrid_rank

@@ -1,4 +1,4 @@
-"""The series of images: latents that belong to their captions and ids, buckets, prior preservation, and nothing held in memory."""
+"""Batches: latents with their captions and ids, buckets, prior preservation, nothing kept in memory."""
 
 import collections
 import dataclasses
@@ -81,7 +81,7 @@ def test_latents_are_the_vaes_own(pipeline, tmp_path):
 
 
 def test_trap_7_latents_stay_with_their_captions_sizes_and_crops(pipeline, tmp_path):
-    """The advanced script pairs cached latents with the captions of another order.  Here each record is decoded and looked at."""
+    """diffusers' advanced script mismatches cached latents and captions; here each is decoded."""
     images = {p.path: p for p in find_images(folder_of(tmp_path / "p"), None)}
     config = dataclasses.replace(
         BASE, use_aspect_ratio_buckets=True, random_flip=True, with_prior_preservation=False
@@ -140,7 +140,7 @@ def test_trap_4_class_images_have_size_and_crop_ids_of_their_own(pipeline, tmp_p
 
 
 def test_trap_8_flips_and_crops_are_not_frozen_and_nothing_stays_in_memory(pipeline, tmp_path):
-    """train_dreambooth_lora_sdxl.py flips and crops once at the start, and keeps every image and repeat as fp32 pixels."""
+    """diffusers' script flips and crops once at the start, and keeps all repeats as fp32 pixels."""
     held = {}
     for count in (2, 4):
         images = find_images(folder_of(tmp_path / str(count), [(160, 64)] * count), None)
@@ -458,7 +458,7 @@ def quick(run, **options):
 
 
 def test_prior_preservation_is_dreambooths_loss(tmp_path):
-    """The instance's mean plus the weighted mean of the class: linear in the weight, and without it the plain run's loss."""
+    """The instances' mean plus the weighted mean of the class: linear in the weight."""
     folder_of(tmp_path / "class", SIZES[:3])
     common = dict(
         max_train_steps=1,
@@ -480,13 +480,24 @@ def test_prior_preservation_is_dreambooths_loss(tmp_path):
 
 @pytest.mark.parametrize("text", [False, True])
 def test_everything_together(tmp_path, text):
-    """Every option of images and captions at once; and the same from the cache, stopped after one step and resumed."""
+    """All options of images and captions together; the same from the cache, stopped and resumed."""
     folder_of(tmp_path / "p")
     options = dict(
-        instance_data_dir=str(tmp_path / "p"), with_prior_preservation=True, class_data_dir=str(tmp_path / "class"), class_prompt="a robot",
-        num_class_images=4, use_aspect_ratio_buckets=True, random_flip=True, caption_dropout=0.3, shuffle_captions=True, keep_tokens=1, repeats=2,
-        dataloader_num_workers=2, snr_gamma=5.0, train_text_encoder=text,
-    )  # fmt: skip
+        instance_data_dir=str(tmp_path / "p"),
+        with_prior_preservation=True,
+        class_data_dir=str(tmp_path / "class"),
+        class_prompt="a robot",
+        num_class_images=4,
+        use_aspect_ratio_buckets=True,
+        random_flip=True,
+        caption_dropout=0.3,
+        shuffle_captions=True,
+        keep_tokens=1,
+        repeats=2,
+        dataloader_num_workers=2,
+        snr_gamma=5.0,
+        train_text_encoder=text,
+    )
     first = quick(tmp_path / "a", **options)
     quick(tmp_path / "b", **options | dict(max_train_steps=1))
     again = quick(tmp_path / "b", **options)
@@ -507,7 +518,7 @@ def test_without_the_shared_cache_the_run_cleans_up_and_is_the_same(tmp_path, ca
 
 @pytest.mark.slow
 def test_two_processes_equal_one_with_everything(tmp_path):
-    """Buckets, prior preservation, dropped captions and accumulation; class images, latents and embeddings are made by both."""
+    """With buckets, prior preservation, dropped captions, accumulation; both processes make the cache."""
     script = SCRIPTS / "train_sdxl.py"
     folder_of(tmp_path / "p")
     common = [

@@ -1,4 +1,4 @@
-"""ComfyUI's own code against our files.  Runs where COMFYUI_DIR names a checkout of ComfyUI whose requirements are installed."""
+"""ComfyUI's own code on our files, where COMFYUI_DIR names a ComfyUI with its requirements."""
 
 import asyncio
 import os
@@ -76,7 +76,7 @@ def weight_of(component: str, path: str) -> str:
 
 
 def check(comfyui, sdxl, file, adapter, tolerance, caplog):
-    """The stock Load LoRA node puts the file into both models; then what each patch adds to a weight is the delta of that layer."""
+    """The stock Load LoRA node loads the file into both models; each patch adds that layer's delta."""
     comfyui.folder_paths.add_model_folder_path("loras", str(file.parent), is_default=True)
     node, patches = comfyui.nodes.LoraLoader(), {}
     for strength in (0.0, 0.5, 1.0, 2.0):
@@ -149,7 +149,7 @@ def test_the_custom_node_reads_native_files(comfyui, sdxl, config, tmp_path, cap
 
 
 def test_a_merged_checkpoint_is_a_whole_sdxl_there(comfyui, tmp_path, caplog):
-    """By its names and shapes: ComfyUI takes it for SDXL, and each of the three models lacks nothing and leaves nothing over."""
+    """By names and shapes ComfyUI takes it for SDXL, and its three models miss nothing and leave nothing."""
     _, written = merged_sdxl(tmp_path / "sdxl.safetensors")
     comfy, unet, vae = comfyui.comfy, "model.diffusion_model.", "first_stage_model."
     config = comfy.model_detection.model_config_from_unet(written, unet)

@@ -1,6 +1,6 @@
-"""Every writer holds the adapter's delta exactly: float64, 1e-10, against the papers' formulas, not against low_rank().
+"""Every writer holds the adapter's delta: float64, 1e-10, against the papers' formulas, not low_rank().
 
-Each file is read here by its own tool's rule for names and scale, so that a factor lost or added anywhere is found.
+Each file is read by its own tool's rule for names and scale, so that any lost factor is found.
 """
 
 import json
@@ -25,7 +25,7 @@ EXACT = dict(rtol=0, atol=1e-10)
 
 
 def product_of(factors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[M, N] without the scale: block (j, i) is the sum over s of outer(B_js, A_is) (GraLoRA, eq. 5), plus B A."""
+    """[M, N] without the scale: block (j, i) is sum_s outer(B_js, A_is) (GraLoRA, eq. 5), plus B A."""
     total = 0
     if "gralora_A" in factors:
         k, n, r = factors["gralora_A"].shape

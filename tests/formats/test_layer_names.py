@@ -48,7 +48,7 @@ def test_names_there_and_back(of_sdxl, tmp_path):
 
 @pytest.mark.slow
 def test_full_size_export(tmp_path):
-    """Rank 64, k 4: every key has a name that the original checkpoint's layers give it, each once.  Memory in a process of its own."""
+    """Rank 64, k 4: each key is a layer of the original checkpoint, once. Memory in a process of its own."""
     adapter = sdxl_sized(AdapterConfig(rank=64, k=4), tmp_path / "sdxl.safetensors")
     assert {component: len(found) for component, found in adapter.layers.items()} == dict(
         unet=560, text_encoder=48, text_encoder_2=128
@@ -76,7 +76,8 @@ def test_full_size_export(tmp_path):
     )
     size = (tmp_path / "x.safetensors").stat().st_size
     print(
-        f"{said.strip()}: rank 64, k 4, {size / 1e6:.0f} MB in {seconds:.1f} s ({processor:.1f} s of CPU), {memory / 2**30:.2f} GiB at most"
+        f"{said.strip()}: rank 64, k 4, {size / 1e6:.0f} MB in {seconds:.1f} s "
+        f"({processor:.1f} s of CPU), {memory / 2**30:.2f} GiB at most"
     )
     assert "736 layers of " in said
     assert memory < 4 * 2**30
@@ -98,7 +99,7 @@ def test_full_size_export(tmp_path):
 
 
 def test_full_size_names_are_the_original_checkpoints(tmp_path):
-    """Shapes alone: what merging writes for SDXL is read back by diffusers' own conversion, tensor for tensor."""
+    """Shapes alone: diffusers' own conversion reads back what merging writes for SDXL, tensor for tensor."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
     models, written = merged_sdxl(tmp_path / "sdxl.safetensors")

@@ -1,4 +1,4 @@
-"""Adapter files: what is written is what is read, here and in plain diffusers; what is damaged is refused in one sentence."""
+"""Adapter files are read as they were written, here and in diffusers; damaged ones are refused."""
 
 import json
 import pickle

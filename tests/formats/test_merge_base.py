@@ -46,7 +46,7 @@ def test_merged_bases_load_again(single, mixed, tmp_path):
 
 
 def test_other_ways_to_store_a_base(mixed, tmp_path):
-    """In parts, as a variant, and with the names and shapes that the VAE's attention had before diffusers 0.15."""
+    """In parts, as a variant, and with the VAE attention's names and shapes before diffusers 0.15."""
     base = tmp_path / "base"
     shutil.copytree(EMBEDDED, base)
     unet, vae = (
@@ -75,7 +75,7 @@ def test_other_ways_to_store_a_base(mixed, tmp_path):
 
 
 def test_a_checkpoint_is_read_as_it_was_written(mixed, tmp_path):
-    """And what is no model's stays in it: marks of v-prediction, old buffers, the header without the hashes of what it was."""
+    """Other tensors stay: marks of v-prediction, old buffers; the header loses its hashes."""
     write_merged(tmp_path / "x.safetensors", mixed, None, torch.float32)
     more = dict(v_pred=torch.zeros(0), position_ids=torch.arange(77)[None], logit_scale=torch.tensor(4.6))
     tensors = load_file(tmp_path / "x.safetensors") | more

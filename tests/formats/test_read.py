@@ -1,4 +1,4 @@
-"""What other tools wrote is read as they mean it; what is damaged, foreign or lying is refused in one sentence."""
+"""Files of other tools are read as they mean them; damaged or foreign ones are refused in one sentence."""
 
 import json
 import pickle
@@ -30,7 +30,7 @@ WIDTH = r"do not fit the base's layer \d+ -> \d+; the adapter was made for anoth
 
 
 def test_both_conventions_of_hybrid_rank(tmp_path):
-    """PEFT: r 8 beside hybrid_r 8.  The paper's code: r 16, of which hybrid_r 8.  The tensors are the same, and so is the scale, alpha/16."""
+    """PEFT: r 8 and hybrid_r 8. The paper: r 16, of which hybrid_r 8. Same tensors and scale, alpha/16."""
     adapter = Adapter.from_models(
         adapted_pipeline(AdapterConfig(rank=16, k=4, hybrid_rank=8, alpha=24.0), ["unet"])[1]
     )
@@ -466,7 +466,7 @@ def refusal(pipeline, path) -> str:
     "ignore:.*was trained on another base"
 )  # a changed byte in the base's fingerprint
 def test_any_damage_to_a_header_is_one_sentence(tmp_path):
-    """A changed byte may leave a file that is right, a space for a space; then it is read as before, and never as another adapter."""
+    """A changed byte may leave a valid file; then it is read as before, and never as another adapter."""
     adapter = Adapter.from_models(
         adapted_pipeline(AdapterConfig(rank=16, k=2, targets=r"mid_block.*attn1\.to_[qv]$"), ["unet"])[1]
     )

@@ -1,4 +1,4 @@
-"""Several adapters in one plain diffusers pipeline: strength, switch, removal, merging, saving, torch.compile."""
+"""Several adapters in one diffusers pipeline: strength, switch, removal, merging, saving, compiling."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A checkpoint in one file loads without the hub, says what it is, and is refused in one sentence when it is no SDXL."""
+"""A checkpoint in one file loads without the hub, and is refused in one sentence if it is no SDXL."""
 
 import json
 
@@ -114,7 +114,7 @@ def test_what_is_no_sdxl_is_refused_before_it_is_read(checkpoint, tmp_path):
     refused([*PARTS.values(), "edm_mean", "edm_std"], "EDM's noise levels")
     refused(
         PARTS.values(),
-        "no SDXL base can be loaded from [^ ]*x.safetensors: Failed to load AutoencoderKL[^\n]*missing[^\n]*$",
+        "no SDXL base can be loaded from [^ ]*x.safetensors: Failed to load AutoencoderKL[^\n]*missing",
     )
     with pytest.raises(ConfigError, match="another size than SDXL's"):
         load_sdxl(str(checkpoint[0]))

@@ -1,4 +1,4 @@
-"""The objective against diffusers' own schedulers and formulas, and every pair of its options against float64, image by image."""
+"""The objective against diffusers' schedulers, and pairs of options against float64, image by image."""
 
 import itertools
 import math
@@ -155,9 +155,20 @@ PAIRS = [
 ]
 
 
-def by_hand(out, noise, prediction_type="epsilon", zero=False, snr_gamma=None, debiased_estimation=False, loss_type="l2", huber_c=0.1,
-            huber_schedule="snr", weights=None, offset=0.0) -> float:  # fmt: skip
-    """The papers' formulas, image by image, in float64; `out` is what the UNet says, `noise` holds its offset."""
+def by_hand(
+    out,
+    noise,
+    prediction_type="epsilon",
+    zero=False,
+    snr_gamma=None,
+    debiased_estimation=False,
+    loss_type="l2",
+    huber_c=0.1,
+    huber_schedule="snr",
+    weights=None,
+    offset=0.0,
+) -> float:
+    """The papers' formulas, image by image, in float64; `out` is the prediction, `noise` has its offset."""
     abar, product = [], 1.0
     for beta in SCHEDULE.betas.tolist():
         product *= 1 - beta
@@ -212,7 +223,7 @@ def test_every_pair_of_options_together(first, second):
 
 @pytest.mark.parametrize("batch", [1, 2, 6])
 def test_crash_1_min_snr_with_prior_preservation_weighs_each_image_by_itself(batch):
-    """diffusers' script crashes at batch 2 and gives the class image's weight to the instance image at batch 1."""
+    """diffusers' script crashes at batch 2, and weighs instances as class images at batch 1."""
     prior = torch.tensor([1.0, 0.3, 1.0, 0.3, 1.0, 0.3])
     out, alphas = torch.zeros_like(X), SCHEDULE.alphas_cumprod
     parts = [slice(i, i + batch) for i in range(0, 6, batch)]
@@ -228,7 +239,7 @@ def test_crash_1_min_snr_with_prior_preservation_weighs_each_image_by_itself(bat
 
 
 def test_trap_5_the_schedule_in_bf16_would_lose_the_noise_of_the_first_timesteps():
-    """In fp32 a little noise is added at t = 0 and 1; with the schedule rounded to bf16 it would be more than half as much again, or none."""
+    """In fp32 little noise is added at t = 0 and 1; a bf16 schedule would add half as much again, or none."""
     a = noise_schedule(SCHEDULE)[:2]
     assert a.dtype == torch.float32
     assert ((1 - a).sqrt() > 0.025).all()

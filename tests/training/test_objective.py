@@ -38,13 +38,25 @@ OPTIONS = {
     "cosine": dict(lr_scheduler="cosine", lr_warmup_steps=1),
     "EMA": dict(ema_decay=0.5),
     "T-LoRA": dict(adapter=AdapterConfig(rank=8, k=2, tlora=True)),
-    "T-LoRA, LoRA, checkpointing": dict(adapter=AdapterConfig(rank=8, method="lora", tlora=True), gradient_checkpointing=True),
+    "T-LoRA, LoRA, checkpointing": dict(
+        adapter=AdapterConfig(rank=8, method="lora", tlora=True), gradient_checkpointing=True
+    ),
     "all at once": dict(
-        snr_gamma=5.0, debiased_estimation=True, noise_offset=0.1, loss_type="huber", prediction_type="v_prediction", rescale_betas_zero_snr=True,
-        ema_decay=0.9, loraplus_lr_ratio=4, scale_lr=True, lr_scheduler="polynomial", gradient_accumulation_steps=2, train_text_encoder=True,
+        snr_gamma=5.0,
+        debiased_estimation=True,
+        noise_offset=0.1,
+        loss_type="huber",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        ema_decay=0.9,
+        loraplus_lr_ratio=4,
+        scale_lr=True,
+        lr_scheduler="polynomial",
+        gradient_accumulation_steps=2,
+        train_text_encoder=True,
         adapter=AdapterConfig(rank=8, k=2, hybrid_rank=4, tlora=True, dropout=0.1),
     ),
-}  # fmt: skip
+}
 
 
 def quick(folder, **options):
@@ -147,7 +159,7 @@ def test_both_text_encoders_learn_each_at_its_own_rate(first, second, tmp_path, 
 
 
 def test_trap_5_in_bf16_adapters_schedule_and_time_ids_stay_exact(tmp_path, monkeypatch):
-    """diffusers' script makes the adapters bf16 (62 % of A's numbers never move at rate 1e-4), and the time id 1365 1368."""
+    """diffusers' script makes the adapters bf16, so that most of A never moves, and the time id 1365 1368."""
     seen = []
     real, sizes = objective.diffusion_loss, objective.examples_at
 

@@ -1,4 +1,4 @@
-"""Optimizers, learning rates, schedules and averages: their formulas, and that their state goes to files and back bit for bit."""
+"""Optimizers, learning rates, schedules and averages: formulas, and exact state in files."""
 
 import json
 import math
@@ -57,7 +57,7 @@ def config_of(kind: str, **options) -> TrainConfig:
 
 
 class Problem:
-    """Parameters of the shapes that adapters have, one of them without a gradient, and a loss for each step."""
+    """Parameters in adapters' shapes, one of them without a gradient, and a loss for each step."""
 
     def __init__(self, config: TrainConfig, steps: int = 12):
         random = torch.Generator().manual_seed(0)
@@ -302,7 +302,8 @@ def test_options_that_do_not_fit_together_are_one_sentence(line, words, capsys):
 
 
 def test_switches_take_true_and_false_as_diffusers_command_lines_have_them():
-    line = "--optimizer prodigy --prodigy_decouple=True --prodigy_use_bias_correction False --no-prodigy_safeguard_warmup --center_crop"
+    line = "--optimizer prodigy --prodigy_decouple=True --prodigy_use_bias_correction False"
+    line += " --no-prodigy_safeguard_warmup --center_crop"
     config = parse("", line.split())
     assert (
         config.prodigy_decouple,

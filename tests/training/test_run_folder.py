@@ -1,4 +1,4 @@
-"""A run that is broken off, in whatever way, goes on as if nothing had been; and nobody else's run is touched."""
+"""A run that is interrupted in any way resumes exactly, and no other run is touched."""
 
 import contextlib
 import dataclasses
@@ -463,7 +463,7 @@ KILLS = int(os.environ.get("KILLS", "3"))
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_bit_equal(tmp_path):
-    """The real command, a checkpoint at every step, kill -9 again and again: KILLS=50 pytest tests/training -k random_moments -s"""
+    """The command, killed again and again: KILLS=50 pytest tests/training -k random_moments -s"""
     import random
 
     steps = max(24, 10 * KILLS)
@@ -499,7 +499,8 @@ def test_killed_at_random_moments_it_ends_bit_equal(tmp_path):
     assert not [p for p in run.rglob(".*") if p.name != ".lock"]
     assert [line["step"] for line in read_metrics(run)] == list(range(1, steps + 1))
     print(
-        f"\n{killed} kills, {saving} of them while a checkpoint was being written or deleted: bit-equal, nothing half-written left"
+        f"\n{killed} kills, {saving} of them while a checkpoint was written or deleted: "
+        "bit-equal, no partial file"
     )
 
 
