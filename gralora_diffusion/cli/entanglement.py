@@ -121,7 +121,7 @@ def losses_by_timestep(setup, output: Path, bins: int) -> list:
 
 def deltas_of(trained: Path) -> dict:
     """{component.layer: delta [M, N]} of a trained adapter."""
-    from gralora_diffusion.formats.load import read_adapter
+    from gralora_diffusion.formats.read import read_adapter
 
     adapter = read_adapter(trained)
     deltas = {}
