@@ -49,7 +49,7 @@ report() {
 }
 
 has() { # checks for a package, before hours of work that would end without it
-    $PYTHON -c "import $1" 2>/dev/null || fail "the package $1 is missing: pip install -e '.[plots,build]'"
+    $PYTHON -c "import $1" 2>/dev/null || fail "the package $1 is missing: pip install '.[plots,build]'"
 }
 
 sticker() { # the images of the style, complete or absent

@@ -156,9 +156,10 @@ def test_columns_without_gradient_are_left_out():
 
 
 @pytest.mark.slow
-def test_the_command_writes_its_report(tmp_path):
+def test_the_command_writes_its_report(tmp_path, finished_run):
     command = [*GRALORA, "entanglement", "--ranks", 8, "--ks", 1, 2, "--bins", 2, "--batches", 1]
     command += ["--train_batch_size", 2, "--targets", r"mid_block.*attn1\.to_q", "--output", tmp_path / "out"]
+    command += ["--trained", finished_run]
     env = os.environ | {"HF_HUB_OFFLINE": "1"}
     command = list(map(str, command))
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=600)
@@ -169,6 +170,7 @@ def test_the_command_writes_its_report(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     (row,) = found["layers"].values()
+    assert row["delta_effective_rank"] > 1
     assert len(row["by_bin"]["8"]["2"]) == found["bins"] == 2
     page = (tmp_path / "out" / "report.html").read_text()
     assert row["recommended"]["reason"] in page
