@@ -19,7 +19,7 @@ A plain LoRA (A [r, N], B [M, r]) has one slice and no swap:
 
     h = x A^T, y += s h B^T; dB = s g^T h, e = s g B, dA = e^T x, dx += e A
 
-Kept for the backward pass: x, and h with k*r numbers per token (r for LoRA); a quantised weight stays so.
+Kept for backward: x, and h, which is k*r numbers per token (r for LoRA); a quantised weight as it is.
 T-LoRA's mask multiplies the groups of h, and so of e.
 Where B is zero, s h B is zero, and y is the frozen layer's own, bit for bit.
 """
