@@ -64,7 +64,7 @@ def test_contributing_names_files_and_tables_that_are_there():
     assert named == wings()
     ground = {path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
     assert set(re.findall(r"`(\w+\.py)`", floors)) == ground
-    for path in re.findall(r"`([\w/]+\.py)`", text):
+    for path in set(re.findall(r"`([\w/]+\.py)`", text)) - {"ui/tab_NAME.py", "cli/NAME.py"}:
         assert (PACKAGE / path).is_file() or (ROOT / path).is_file(), path
     for table, path in re.findall(r"`([A-Z]+)` in `([\w/]+)\.py`", text):
         assert getattr(importlib.import_module(f"gralora_diffusion.{path.replace('/', '.')}"), table), table
