@@ -73,6 +73,24 @@ class AdaptedLinear(nn.Linear):
             )
         return next(iter(self.adapters.values()))
 
+    @property
+    def strength(self) -> float:
+        """Of the one adapter."""
+        return self.adapter.strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self.adapter.strength = value
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the one adapter is on."""
+        return self.adapter.enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self.adapter.enabled = value
+
     def enabled_adapters(self) -> list[LayerAdapter]:
         """Those that change the output now."""
         return [a for a in self.adapters.values() if a.enabled and a.strength != 0]

@@ -140,6 +140,21 @@ def test_starts_as_the_base_bit_for_bit(kind, k, hybrid, dtype):
     assert all(p.abs().sum() > 0 for name, p in layer.adapter.named_parameters() if name.endswith("A"))
 
 
+def test_a_layer_with_one_adapter_has_its_strength_and_switch():
+    layer = LoRALinear.from_linear(nn.Linear(8, 8), 2)
+    layer.adapter.lora_B.data.normal_()
+    x = torch.randn(2, 8)
+    full = layer(x)
+    layer.strength = 0.0
+    base = layer(x)
+    layer.strength = 1.0
+    assert not torch.equal(full, base)
+    assert torch.equal(layer(x), full)
+    layer.enabled = False
+    assert not layer.adapter.enabled
+    assert torch.equal(layer(x), base)
+
+
 @pytest.mark.parametrize(("kind", "k", "hybrid"), KINDS)
 def test_strength_off_merge_and_unmerge(kind, k, hybrid):
     layer = make(kind, k, hybrid).eval()
