@@ -1,10 +1,7 @@
-"""Where do this base's gradients entangle, and which k suits each layer?
+"""Measure where a base's gradients entangle, and which GraLoRA k suits each layer.
 
-    gralora entanglement --output entanglement
-    gralora entanglement --pretrained_model_name_or_path BASE --instance_data_dir photos --instance_prompt "a photo of sks dog" \\
-        --ranks 16 64 --ks 1 2 4 8 --trained runs/my_dog --output entanglement
-
-takes all options of training (data, targets, precision, loss), and writes report.json, report.html and four PNG plots.
+Takes all options of training (data, targets, precision, loss), and writes report.json, report.html and four
+PNG plots.
 """
 
 import functools
@@ -17,44 +14,48 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import fail
 from gralora_diffusion.options import ConfigError, from_flat
 
+OWN = ("output", "ranks", "ks", "bins", "batches", "trained")
+EPILOG = """example:
+  gralora entanglement --output entanglement
+  gralora entanglement --pretrained_model_name_or_path BASE --instance_data_dir photos \\
+      --instance_prompt "a photo of sks dog" --ranks 16 64 --ks 1 2 4 8 --trained runs/my_dog
+"""
+
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("entanglement"),
-        help="folder for the report (default: entanglement)",
-    )
-    parser.add_argument(
-        "--ranks",
-        type=int,
-        nargs="+",
-        default=[16, 64],
-        help="ranks to look at; k is recommended for the first",
-    )
-    parser.add_argument(
-        "--ks", type=int, nargs="+", default=[1, 2, 4, 8], help="GraLoRA's k to look at; 1 is LoRA"
-    )
-    parser.add_argument("--bins", type=int, default=4, help="bins of timesteps")
-    parser.add_argument("--batches", type=int, default=8, help="batches in each bin")
-    parser.add_argument(
-        "--trained", type=Path, help="a run folder or adapter file, for the effective rank of what was learnt"
-    )
-    add_options(parser, TrainConfig)
-    given = vars(parser.parse_args(argv))
-    own = {name: given.pop(name) for name in ("output", "ranks", "ks", "bins", "batches", "trained")}
+    given = arguments(argv)
+    own = {name: given.pop(name) for name in OWN}
     try:
-        if min(*own["ranks"], *own["ks"], own["bins"], own["batches"]) < 1 or 1 not in own["ks"]:
+        numbers = [*own["ranks"], *own["ks"], own["bins"], own["batches"]]
+        if min(numbers) < 1 or 1 not in own["ks"]:
             raise ConfigError(
-                "--ranks, --ks, --bins and --batches are whole numbers from 1, and --ks must have 1, which is LoRA"
+                "--ranks, --ks, --bins and --batches are whole numbers from 1, and --ks must have 1, which "
+                "is LoRA"
             )
-        report(from_flat(TrainConfig, expand(given)), **own)
+        report_entanglement(from_flat(TrainConfig, expand(given)), **own)
     except ConfigError as error:
         fail(str(error))
 
 
-def report(
+def arguments(argv: list[str] | None) -> dict:
+    parser = Parser(description=__doc__, epilog=EPILOG)
+    group = parser.add_argument_group("Report")
+    folder = Path("entanglement")
+    about = f"folder for the report (default: {folder})"
+    group.add_argument("--output", type=Path, default=folder, metavar="FOLDER", help=about)
+    about = "ranks to measure at; k is recommended for the first (default: 16 64)"
+    group.add_argument("--ranks", type=int, nargs="+", default=[16, 64], metavar="RANK", help=about)
+    about = "GraLoRA's k to measure at; 1 is LoRA (default: 1 2 4 8)"
+    group.add_argument("--ks", type=int, nargs="+", default=[1, 2, 4, 8], metavar="K", help=about)
+    group.add_argument("--bins", type=int, default=4, help="bins of timesteps (default: 4)")
+    group.add_argument("--batches", type=int, default=8, help="batches in each bin (default: 8)")
+    about = "a run folder or adapter file, for the effective rank of the trained delta"
+    group.add_argument("--trained", type=Path, metavar="PATH", help=about)
+    add_options(parser, TrainConfig)
+    return vars(parser.parse_args(argv))
+
+
+def report_entanglement(
     config: TrainConfig,
     output: Path,
     ranks: list[int],
@@ -63,65 +64,67 @@ def report(
     batches: int,
     trained: Path | None,
 ) -> None:
+    """Measure, write the report and print its tables."""
     from gralora_diffusion.adapters.control import enable
-    from gralora_diffusion.adapters.gradients import stratified
-    from gralora_diffusion.data.batches import plan_batches
-    from gralora_diffusion.data.cache import Cache
-    from gralora_diffusion.data.dataset import image_cache
-    from gralora_diffusion.experiments.entanglement import measure, summary, table
-    from gralora_diffusion.experiments.entanglement_report import page, plots
-    from gralora_diffusion.files import write_text
-    from gralora_diffusion.formats.read import read_adapter
-    from gralora_diffusion.sdxl.base import encode_prompts
-    from gralora_diffusion.training.loss import draw_noise
-    from gralora_diffusion.training.objective import objective
+    from gralora_diffusion.experiments.entanglement import mean_over_layers, measure_layers
+    from gralora_diffusion.experiments.entanglement_report import write_entanglement
     from gralora_diffusion.training.setup import make_trainable, set_up
 
-    job = set_up(config.resolved())
-    adapter = read_adapter(trained) if trained else None
-    deltas = (
-        {
-            f"{c}.{path}": up @ down
-            for c, path, _ in adapter.items()
-            for down, up in [adapter.low_rank(c, path)]
-        }
-        if adapter
-        else {}
-    )
-    for model in job.models.values():
+    setup = set_up(config.resolved())
+    config = setup.config
+    deltas = deltas_of(trained) if trained else {}
+    for model in setup.models.values():
         enable(model, False)
-    pipeline, config = job.pipeline.to(job.accelerator.device), job.config
-    series = plan_batches(
-        job.images,
-        job.class_images,
-        pipeline.vae,
-        config,
-        image_cache(config) or Cache(output / "cache"),
-        job.accelerator,
-    )
-    encode = functools.partial(encode_prompts, pipeline)
-    make_trainable(job.models, config)
-    needs = pipeline.unet, pipeline.scheduler, series, encode, config, job.accelerator, job.dtype
-    losses = [objective(*needs, stratified(draw_noise, i / bins, (i + 1) / bins)) for i in range(bins)]
-    rows = measure(job.layers(), losses, job.accelerator, batches, ranks, ks, config.seed, deltas)
-    weights = hashlib.sha256(json.dumps(job.facts["must_match"]["base"]).encode()).hexdigest()[:16]
+    losses = losses_by_timestep(setup, output, bins)
+    make_trainable(setup.models, config)
+    layers = setup.layers()
+    rows = measure_layers(layers, losses, setup.accelerator, batches, ranks, ks, config.seed, deltas)
+    fingerprint = json.dumps(setup.facts["must_match"]["base"]).encode()
     facts = dict(
         base=config.pretrained_model_name_or_path or "the embedded base",
-        fingerprint=weights,
+        fingerprint=hashlib.sha256(fingerprint).hexdigest()[:16],
         trained=str(trained) if trained else None,
-    )
-    facts |= dict(
-        images=len(job.images),
+        images=len(setup.images),
         prompt=config.instance_prompt,
         bins=bins,
         batches_per_bin=batches,
         batch_size=config.train_batch_size,
+        means=mean_over_layers(rows),
     )
-    facts["means"] = summary(rows)
-    text, images = table(rows, facts), plots(rows, facts)
-    output.mkdir(parents=True, exist_ok=True)
-    for name, data in images.items():
-        (output / name).write_bytes(data)
-    write_text(output / "report.json", json.dumps(facts | dict(layers=rows), indent=1) + "\n")
-    write_text(output / "report.html", page(rows, facts, images, text))
-    print(f"{text}\n-> {output}/report.html")
+    print(write_entanglement(output, rows, facts))
+    print(f"-> {output}/report.html")
+
+
+def losses_by_timestep(setup, output: Path, bins: int) -> list:
+    """loss_of(index) for each bin of timesteps, low noise first."""
+    from gralora_diffusion.adapters.gradients import stratified
+    from gralora_diffusion.data.batches import plan_batches
+    from gralora_diffusion.data.cache import Cache
+    from gralora_diffusion.data.dataset import image_cache
+    from gralora_diffusion.sdxl.base import encode_prompts
+    from gralora_diffusion.training.loss import draw_noise
+    from gralora_diffusion.training.objective import objective
+
+    config, accelerator = setup.config, setup.accelerator
+    pipeline = setup.pipeline.to(accelerator.device)
+    cache = image_cache(config) or Cache(output / "cache")
+    batches = plan_batches(setup.images, setup.class_images, pipeline.vae, config, cache, accelerator)
+    encode = functools.partial(encode_prompts, pipeline)
+    models = pipeline.unet, pipeline.scheduler
+    losses = []
+    for i in range(bins):
+        in_bin = stratified(draw_noise, i / bins, (i + 1) / bins)
+        losses.append(objective(*models, batches, encode, config, accelerator, setup.dtype, in_bin))
+    return losses
+
+
+def deltas_of(trained: Path) -> dict:
+    """{component.layer: delta [M, N]} of a trained adapter."""
+    from gralora_diffusion.formats.read import read_adapter
+
+    adapter = read_adapter(trained)
+    deltas = {}
+    for component, path, _ in adapter.items():
+        down, up = adapter.low_rank(component, path)
+        deltas[f"{component}.{path}"] = up @ down
+    return deltas

@@ -1,149 +1,240 @@
-"""Score generated images: how like the subject, how true to the prompt, how far from the base, how varied, and whether they are copies.
+"""Score generated images: likeness to the subject, match with the prompt, drift, diversity, and copies.
 
-gralora evaluate --run runs/my_dog                     a run's samples, before and after training, against its training images
-gralora evaluate --reference photos --generated out1 out2 --prompts prompts.txt        two folders, and their paired difference
-gralora evaluate --paired held_out --generated out     each image against the true image of the same caption
-gralora evaluate --base out_base --generated out       drift: on prompts without the subject, with and without the adapter
-gralora evaluate --subjects dreambooth --encoder imagenet      does an encoder tell subjects apart?  A sub-folder for each
+gralora evaluate --run runs/my_dog
+    a run's samples, before and after training, against its training images
+gralora evaluate --reference photos --generated out1 out2 --prompts prompts.txt
+    two folders, and their paired difference
+gralora evaluate --paired held_out --generated out
+    each image against the true image of the same caption
+gralora evaluate --base out_base --generated out
+    drift: on prompts without the subject, with and without the adapter
+gralora evaluate --subjects dreambooth --encoder imagenet
+    whether an encoder tells subjects apart; a sub-folder for each
 
-Encoders: clip-vit-l-14, clip-vit-b-32, clip:MODEL:TAG, clip:MODEL:FILE.safetensors, clip:FOLDER (open_clip), dinov2-small, dinov2-base, dinov2-large,
-dinov2:HUB_ID, dinov2:FOLDER (transformers), imagenet (EfficientNet-Lite2, from a package), embedded (the embedded base's own, for its emoji only).
-By default clip-vit-l-14 and dinov2-base, for runs on the embedded base imagenet and embedded, which need no download, and for --subjects imagenet.
-The images that generated ones are compared with are first cut to their size, where they all have one: as many pixels on both sides.
+The images that generated ones are compared with are first cut to their size, where they all have one.
 """
 
 import json
 import os
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
 from gralora_diffusion.command_line import Parser
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import fail, note
+from gralora_diffusion.evaluation.encoder_names import FOR_EMBEDDED, FOR_SDXL, PRESETS
 from gralora_diffusion.options import ConfigError, from_dict
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gralora_diffusion" / "features"
+EPILOG = f"""encoders:
+  {", ".join(PRESETS)}
+  clip:MODEL:TAG, clip:MODEL:FILE.safetensors, clip:FOLDER (open_clip)
+  dinov2:HUB_ID, dinov2:FOLDER (transformers)
+  imagenet is EfficientNet-Lite2, from a package; embedded is the embedded base's own, for its emoji only.
+  By default {" and ".join(FOR_SDXL)}; for runs on the embedded base {" and ".join(FOR_EMBEDDED)}, which need
+  no download; for --subjects imagenet.
+
+example:
+  gralora evaluate --run runs/my_dog
+"""
 
 
-def read_config(path: Path) -> TrainConfig:
-    try:
-        return from_dict(TrainConfig, json.loads(path.read_text()))
-    except OSError:
-        raise ConfigError(f"{path.parent} is not a run folder: it holds no config.json") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path} cannot be used: {error}") from None
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} is damaged: {error}") from None
-
-
-def arguments(argv: list[str] | None):
-    parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--run", type=Path, help="a run folder: its samples of each step, its training images, its prompts"
-    )
-    parser.add_argument(
-        "--generated",
-        nargs="+",
-        default=[],
-        help="folders with generated images, or patterns such as 'out/base-*.png'",
-    )
-    parser.add_argument(
-        "--reference",
-        type=Path,
-        help="folder with the subject's images: CLIP-I, DINO, and the nearest training image",
-    )
-    parser.add_argument(
-        "--paired",
-        type=Path,
-        help="folder with the true images, one for each generated one; NAME.txt is the caption",
-    )
-    parser.add_argument(
-        "--base", type=Path, help="folder with the base's images of the same prompts and seeds: drift"
-    )
-    parser.add_argument(
-        "--prompts",
-        type=Path,
-        help="text file, a prompt a line, each for as many images in a row; else NAME.txt beside NAME.png",
-    )
-    parser.add_argument(
-        "--drop",
-        nargs="+",
-        default=[],
-        metavar="WORD",
-        help="words to leave out of the prompts, for instance the rare one",
-    )
-    parser.add_argument(
-        "--subjects",
-        type=Path,
-        help="folder of folders, one for each subject: print how well the encoders tell them apart",
-    )
-    parser.add_argument(
-        "--encoder", nargs="+", metavar="NAME", help="what scores; several are computed side by side"
-    )
-    parser.add_argument("--unpaired", action="store_true", help="no differences between the folders")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="folder for scores.json, CSV files and index.html; by default RUN/evaluation, or evaluation",
-    )
-    parser.add_argument("--cache", type=Path, default=CACHE, help=f"features by content (default: {CACHE})")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--device", help="by default cuda where there is one")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+def arguments(argv: list[str] | None) -> Namespace:
+    parser = Parser(description=__doc__, epilog=EPILOG)
+    add_images(parser.add_argument_group("Images"))
+    add_scores(parser.add_argument_group("Scores"))
+    add_files(parser.add_argument_group("Files"))
+    add_machine(parser.add_argument_group("Memory and speed"))
     args = parser.parse_args(argv)
-    if sum(x is not None for x in (args.run, args.subjects, args.generated or None)) != 1:
-        parser.error("give one of --run, --generated and --subjects")
-    unused = [f"--{name}" for name in ("reference", "paired", "base", "prompts") if getattr(args, name)]
-    if unused and not args.generated:
-        parser.error(
-            f"{' and '.join(unused)} can be given with --generated alone: --run and --subjects have their own images and prompts"
-        )
-    unused = [f"--{name}" for name in ("output", "drop", "unpaired") if getattr(args, name)]
-    if unused and args.subjects:
-        parser.error(
-            f"{' and '.join(unused)} cannot be given with --subjects, which prints one line for each encoder and writes nothing"
-        )
-    if len({Path(name).resolve() for name in args.generated}) < len(args.generated):
-        parser.error(f"--generated names one folder twice: {' '.join(args.generated)}")
-    if args.batch_size < 1 or args.seed < 0:
-        parser.error("--batch_size must be at least 1, and --seed at least 0")
+    if problem := problem_with(args):
+        parser.error(problem)
     return args
 
 
-def what_to_score(args):
-    """(runs, what they are measured against, the default encoders)"""
-    from gralora_diffusion.evaluation.metrics import (
+def add_images(group) -> None:
+    about = "a run folder: its samples of each step, its training images, its prompts"
+    group.add_argument("--run", type=Path, metavar="FOLDER", help=about)
+    about = "folders with generated images, or patterns such as 'out/base-*.png'"
+    group.add_argument("--generated", nargs="+", default=[], metavar="FOLDER", help=about)
+    about = "folder with the subject's images: CLIP-I, DINO, and the nearest training image"
+    group.add_argument("--reference", type=Path, metavar="FOLDER", help=about)
+    about = "folder with the true images, one for each generated one; NAME.txt is the caption"
+    group.add_argument("--paired", type=Path, metavar="FOLDER", help=about)
+    about = "folder with the base's images of the same prompts and seeds: drift"
+    group.add_argument("--base", type=Path, metavar="FOLDER", help=about)
+    about = "text file, a prompt a line, each for as many images in a row; else NAME.txt beside NAME.png"
+    group.add_argument("--prompts", type=Path, metavar="FILE", help=about)
+    about = "folder of folders, one for each subject: print how well the encoders tell them apart"
+    group.add_argument("--subjects", type=Path, metavar="FOLDER", help=about)
+
+
+def add_scores(group) -> None:
+    about = "what scores, named below; several score side by side"
+    group.add_argument("--encoder", nargs="+", metavar="NAME", help=about)
+    about = "words to leave out of the prompts, for instance the rare one"
+    group.add_argument("--drop", nargs="+", default=[], metavar="WORD", help=about)
+    group.add_argument("--unpaired", action="store_true", help="no differences between the folders")
+    group.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+
+
+def add_files(group) -> None:
+    about = "for scores.json, CSV files and index.html; by default RUN/evaluation, or evaluation"
+    group.add_argument("--output", type=Path, metavar="FOLDER", help=about)
+    about = f"features by content (default: {CACHE})"
+    group.add_argument("--cache", type=Path, default=CACHE, metavar="FOLDER", help=about)
+
+
+def add_machine(group) -> None:
+    group.add_argument("--batch_size", type=int, default=16, help="images at once (default: 16)")
+    group.add_argument("--device", help="by default cuda where there is one")
+    about = "of the encoders' computation (default: float32)"
+    group.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help=about)
+
+
+def problem_with(args: Namespace) -> str | None:
+    """What is wrong with options, alone or together."""
+    if sum(bool(given) for given in (args.run, args.subjects, args.generated)) != 1:
+        return "give one of --run, --generated and --subjects"
+    unused = [f"--{name}" for name in ("reference", "paired", "base", "prompts") if getattr(args, name)]
+    if unused and not args.generated:
+        return (
+            f"{' and '.join(unused)} can be given with --generated alone: --run and --subjects have their "
+            "own images and prompts"
+        )
+    unused = [f"--{name}" for name in ("output", "drop", "unpaired") if getattr(args, name)]
+    if unused and args.subjects:
+        return (
+            f"{' and '.join(unused)} cannot be given with --subjects, which prints one line for each encoder "
+            "and writes nothing"
+        )
+    if len({Path(name).resolve() for name in args.generated}) < len(args.generated):
+        return f"--generated names one folder twice: {' '.join(args.generated)}"
+    if args.batch_size < 1 or args.seed < 0:
+        return "--batch_size must be at least 1, and --seed at least 0"
+    return None
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    # torch is imported only after --help and wrong options are dealt with
+    import torch
+
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        check_device(args.device)
+        if args.subjects:
+            tell_subjects_apart(args)
+        else:
+            score_sets(args)
+    except (ConfigError, OSError) as error:
+        fail(str(error))
+
+
+def check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ConfigError(f"--device {device} cannot be used here: {reason}", option="device") from None
+
+
+def encoders_of(args: Namespace, default: tuple[str, ...]) -> list:
+    import torch
+
+    from gralora_diffusion.evaluation.encoders import load_encoder
+
+    dtype = getattr(torch, args.dtype)
+    return [load_encoder(name, args.device, dtype) for name in args.encoder or default]
+
+
+def features_of(args: Namespace):
+    """(encoder, paths, size) -> unit vectors, with a cache."""
+    from gralora_diffusion.evaluation.features import image_features
+
+    return partial(image_features, batch_size=args.batch_size, cache=args.cache)
+
+
+def tell_subjects_apart(args: Namespace) -> None:
+    """Print a line of JSON for each encoder."""
+    from gralora_diffusion.evaluation.image_sets import images_in
+    from gralora_diffusion.evaluation.retrieval import subject_retrieval
+
+    encoders = encoders_of(args, ("imagenet",))
+    folder = args.subjects
+    subjects = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if len(subjects) < 2:
+        raise ConfigError(
+            f"--subjects {folder} must be a folder that holds a folder of images for each of two subjects or "
+            "more",
+            option="subjects",
+        )
+    images = [image for subject in subjects for image in images_in(subject)]
+    names = [image.parent.name for image in images]
+    features = features_of(args)
+    for encoder in encoders:
+        found = subject_retrieval(features(encoder, images), names)
+        print(json.dumps(dict(encoder=encoder.name) | found))
+
+
+def score_sets(args: Namespace) -> None:
+    """Print the scores, and write the report."""
+    from gralora_diffusion.evaluation.metrics import evaluate
+    from gralora_diffusion.evaluation.report import score_tables, write_evaluation
+
+    runs, against, default = samples_of_run(args) if args.run else generated_images(args)
+    encoders = encoders_of(args, default)
+    result = evaluate(encoders, runs, against, features_of(args), not args.unpaired, args.seed)
+    if not result["scores"]:
+        raise ConfigError(
+            "there is nothing to score: give --reference, --paired or --base; or --prompts, with an encoder "
+            "that reads them or several images of one prompt"
+        )
+    prompts_scored = any(entry["score"] == "prompt" for entry in result["scores"])
+    if (args.prompts or args.drop) and not prompts_scored:
+        note("the prompts were not scored: none of these encoders reads text")
+    print(score_tables(result))
+    output = args.output or (args.run or Path()) / "evaluation"
+    write_evaluation(output, result, runs, against)
+    print(
+        f"{output}/index.html shows every image beside its scores; scores.json and the CSV files hold the "
+        "numbers"
+    )
+
+
+def generated_images(args: Namespace) -> tuple:
+    """(image sets, references, the default encoders) of --generated."""
+    from gralora_diffusion.evaluation.image_sets import (
         ImageSet,
         References,
         common_size,
         images_in,
         prompts_for,
-        repeated,
     )
 
-    if args.run is None:
-        given = {
-            name: images_in(where) if where else []
-            for name, where in dict(references=args.reference, originals=args.paired, base=args.base).items()
-        }
-        found = [(name, images_in(name)) for name in args.generated]
-        runs = [
-            ImageSet(
-                name,
-                paths,
-                prompts_for(
-                    paths if args.prompts or not given["originals"] else given["originals"], args.prompts
-                ),
-            )
-            for name, paths in found
-        ]
-        return (
-            runs,
-            References(size=common_size(runs), drop=tuple(args.drop), **given),
-            ["clip-vit-l-14", "dinov2-base"],
-        )
+    given = {}
+    for name, folder in dict(references=args.reference, originals=args.paired, base=args.base).items():
+        given[name] = images_in(folder) if folder else []
+    found = [(name, images_in(name)) for name in args.generated]
+    runs = []
+    for name, paths in found:
+        captioned = paths if args.prompts or not args.paired else given["originals"]
+        runs.append(ImageSet(name, paths, prompts_for(captioned, args.prompts)))
+    return runs, References(size=common_size(runs), drop=tuple(args.drop), **given), FOR_SDXL
+
+
+def samples_of_run(args: Namespace) -> tuple:
+    """(image sets, references, the default encoders) of --run."""
     from gralora_diffusion.data.dataset import instance
+    from gralora_diffusion.evaluation.image_sets import (
+        ImageSet,
+        References,
+        common_size,
+        images_in,
+        repeated,
+    )
     from gralora_diffusion.training.validation_images import prompts_of
 
     config = read_config(args.run / "config.json")
@@ -155,80 +246,17 @@ def what_to_score(args):
     found = [(folder.name, images_in(folder)) for folder in folders]
     prompts = prompts_of(config)
     runs = [ImageSet(name, paths, repeated(prompts, paths, "the run's config.json")) for name, paths in found]
-    against = References(
-        references=images_in(instance(config)[0]), size=common_size(runs), drop=tuple(args.drop)
-    )
-    return (
-        runs,
-        against,
-        ["imagenet", "embedded"]
-        if config.pretrained_model_name_or_path is None
-        else ["clip-vit-l-14", "dinov2-base"],
-    )
+    subject = images_in(instance(config)[0])
+    against = References(references=subject, size=common_size(runs), drop=tuple(args.drop))
+    return runs, against, FOR_EMBEDDED if config.pretrained_model_name_or_path is None else FOR_SDXL
 
 
-def subject_images(folder: Path) -> list[Path]:
-    from gralora_diffusion.evaluation.metrics import images_in
-
-    subjects = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-    if len(subjects) < 2:
-        raise ConfigError(
-            f"--subjects {folder} must be a folder that holds a folder of images for each of two subjects or more"
-        )
-    return [image for subject in subjects for image in images_in(subject)]
-
-
-def check_device(device: str) -> None:
-    import torch
-
+def read_config(path: Path) -> TrainConfig:
     try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ConfigError(
-            f"--device {device} cannot be used here: {str(error).splitlines()[0].split('. ')[0]}"
-        ) from None
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = arguments(argv)
-    import torch
-
-    from gralora_diffusion.evaluation.encoders import load_encoder
-    from gralora_diffusion.evaluation.features import image_features
-    from gralora_diffusion.evaluation.metrics import evaluate, subject_retrieval
-    from gralora_diffusion.evaluation.report import table, write_report
-
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        check_device(device)
-        runs, against, default = ([], None, ["imagenet"]) if args.subjects else what_to_score(args)
-        encoders = [
-            load_encoder(name, device, getattr(torch, args.dtype)) for name in args.encoder or default
-        ]
-        cached = partial(image_features, batch_size=args.batch_size, cache=args.cache)
-        if args.subjects:
-            paths = subject_images(args.subjects)
-            for encoder in encoders:
-                print(
-                    json.dumps(
-                        dict(encoder=encoder.name)
-                        | subject_retrieval(cached(encoder, paths), [p.parent.name for p in paths])
-                    )
-                )
-            return
-        result = evaluate(encoders, runs, against, cached, not args.unpaired, args.seed)
-        if not result["scores"]:
-            raise ConfigError(
-                "there is nothing to score: give --reference, --paired or --base; or --prompts, with an encoder that reads them or several "
-                "images of one prompt"
-            )
-        if (args.prompts or args.drop) and not any(entry["score"] == "prompt" for entry in result["scores"]):
-            note("the prompts were not scored: none of these encoders reads text")
-        print(table(result))
-        output = args.output or (args.run or Path()) / "evaluation"
-        write_report(output, result, runs, against)
-    except (ConfigError, OSError) as error:
-        fail(str(error))
-    print(
-        f"{output}/index.html shows every image beside its scores; scores.json and the CSV files hold the numbers"
-    )
+        return from_dict(TrainConfig, json.loads(path.read_text()))
+    except OSError:
+        raise ConfigError(f"{path.parent} is not a run folder: it holds no config.json") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path} cannot be used: {error}") from None
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None

@@ -24,20 +24,27 @@ def image_features(
     batch_size: int = 16,
     cache: Path | None = None,
 ) -> torch.Tensor:
-    """Unit vectors of the images in these files, [n, d] fp32 on the CPU; size: (width, height) that each is cut to first.
+    """Unit vectors of the images in these files, [n, d] fp32 on the CPU.
 
-    cache: a folder of features by content (file bytes, size, encoder's facts).  Raises ConfigError, which names the file, for
-    one that is no image, is all of one colour, or gives numbers that are not finite.
+    size: (width, height) that each is cut to first.  cache: a folder of features by content (file bytes,
+    size, encoder's facts).  Raises ConfigError, which names the file, for one that is no image, is all of one
+    colour, or gives numbers that are not finite.
     """
-    identity = json.dumps([dataclasses.asdict(encoder)["facts"], size], sort_keys=True, default=str).encode()
+    facts = dataclasses.asdict(encoder)["facts"]
+    identity = json.dumps([facts, size], sort_keys=True, default=str).encode()
     keys = [hashlib.sha256(identity + content(path)).hexdigest() for path in paths]
-    found = {key: vector for key in set(keys) if (vector := recall(cache, key)) is not None}
-    missing = list({key: path for key, path in zip(keys, paths, strict=True) if key not in found}.items())
-    for start in range(0, len(missing), batch_size):
-        part = missing[start : start + batch_size]
-        pixels = torch.stack([encoder.preprocess(open_to_score(path, size)) for _, path in part])
+    found = {}
+    for key in keys:
+        vector = recall(cache, key)
+        if vector is not None:
+            found[key] = vector
+    missing = {key: path for key, path in zip(keys, paths, strict=True) if key not in found}
+    todo = list(missing.items())
+    for start in range(0, len(todo), batch_size):
+        batch = todo[start : start + batch_size]
+        pixels = torch.stack([encoder.preprocess(open_to_score(path, size)) for _, path in batch])
         vectors = run(encoder, encoder.images, pixels)
-        for (key, path), vector in zip(part, vectors, strict=True):
+        for (key, path), vector in zip(batch, vectors, strict=True):
             if not vector.isfinite().all():
                 raise ConfigError(f"{path}: {encoder.name} gives numbers that are not finite for it")
             found[key] = vector
@@ -47,27 +54,31 @@ def image_features(
 
 @torch.no_grad()
 def text_features(encoder: Encoder, texts: list[str], batch_size: int = 64) -> torch.Tensor:
-    """Unit vectors of the texts, [n, d] fp32 on the CPU; texts longer than the context are cut, see too_long()."""
+    """Unit vectors of the texts, [n, d] fp32 on the CPU.
+
+    Texts longer than the context are cut, see too_long().
+    """
     unique = list(dict.fromkeys(texts))
-    parts = [
-        run(encoder, encoder.texts, encoder.tokenize(unique[i : i + batch_size], encoder.context))
-        for i in range(0, len(unique), batch_size)
-    ]
+    parts = []
+    for start in range(0, len(unique), batch_size):
+        ids = encoder.tokenize(unique[start : start + batch_size], encoder.context)
+        parts.append(run(encoder, encoder.texts, ids))
     place = {text: i for i, text in enumerate(unique)}
     return torch.cat(parts)[[place[text] for text in texts]]
 
 
 def too_long(encoder: Encoder, texts: list[str]) -> list[str]:
-    """The texts that the tokenizer cuts in silence."""
+    """The texts that the tokenizer cuts without a warning."""
     n = encoder.context
     unique = list(dict.fromkeys(texts))
-    short, long = encoder.tokenize(unique, n), encoder.tokenize(unique, 8 * n)
+    short = encoder.tokenize(unique, n)
+    long = encoder.tokenize(unique, 8 * n)
     cut = (long[:, :n] != short).any(1) | (long[:, n:] != long[:, -1:]).any(1)
     return [text for text, is_cut in zip(unique, cut.tolist(), strict=True) if is_cut]
 
 
 def run(encoder: Encoder, side: Callable, inputs: torch.Tensor) -> torch.Tensor:
-    """One side of the encoder on one batch, with cuDNN's deterministic kernels and without TF32: unit vectors."""
+    """Unit vectors [n, d] of one batch by one side of the encoder: deterministic cuDNN kernels, no TF32."""
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with exact, torch.autocast(encoder.device.split(":")[0], encoder.dtype, encoder.dtype != torch.float32):
         out = side(inputs.to(encoder.device))
@@ -75,13 +86,15 @@ def run(encoder: Encoder, side: Callable, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def open_to_score(path: Path, size: tuple[int, int] | None) -> Image.Image:
+    """The image, cut to (width, height).  Raises ConfigError for one that cannot be scored."""
     try:
         image = open_image(path)
-    except Exception as error:  # a decoder may raise anything at all on a damaged file
+    except Exception as error:  # decoders raise all kinds of errors on a damaged file
         raise ConfigError(f"{path} cannot be used: {error}") from None
     if all(low == high for low, high in image.getextrema()):
+        colour = image.getpixel((0, 0))
         raise ConfigError(
-            f"{path} is all of one colour {image.getpixel((0, 0))}, as images are that were drawn from numbers that are not finite"
+            f"{path} is all of one colour {colour}, as an image is when the model's numbers are not finite"
         )
     return image if size is None else ImageOps.fit(image, size)
 

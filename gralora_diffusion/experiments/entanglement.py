@@ -1,7 +1,8 @@
-"""Where gradients entangle: outlier channels, how a low-rank step bends away from the gradient it follows, and which k suits each layer.
+"""Where gradients entangle: outlier channels, how low-rank steps bend away from the gradient, and k by layer.
 
-A step of B and A changes the weight by G A^T A + B B^T G (arXiv 2505.20355, eq. 2-4; G = dL/dW, [M, N]), where full training would move along G.
-One input channel that is much larger than the others bends every column of that fused update in LoRA, and only its own strip of blocks in GraLoRA.
+A step of B and A changes the weight by G A^T A + B B^T G (arXiv 2505.20355, eq. 2-4; G = dL/dW, [M, N]),
+where full training would move along G.  One input channel that is much larger than the others bends every
+column of that fused update in LoRA, and only its own strip of blocks in GraLoRA.
 """
 
 import math
@@ -16,19 +17,20 @@ from gralora_diffusion.adapters.linear import AdaptedLinear
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
 
-OUTLIER = 6.0  # a channel this many times the mean one is called an outlier, and stable if it is the largest in 4 batches of 5
-STABLE, GIVEN_UP = (
-    0.8,
-    0.1,
-)  # the part of LoRA's captured energy that may be given up to confine a stable outlier
+OUTLIER = 6.0  # a channel this many times the mean one is an outlier
+STABLE = 0.8  # and stable if it is the largest in this part of the batches
+GIVEN_UP = 0.1  # part of the best k's energy that may be given up to confine a stable outlier
 
 
 def fused_update(G: torch.Tensor, A: torch.Tensor, B: torch.Tensor | None = None) -> torch.Tensor:
-    """G A^T A + B B^T G by block, [M, N], without lr and scale: A [k, k, r/k, N/k], B [k, k, M/k, r/k] (None: zero, the usual start)."""
-    G_ = blocks(G, A.shape[0])
-    fused = G_ @ A.mT @ A
+    """G A^T A + B B^T G by block, [M, N], without lr and scale.
+
+    A [k, k, r/k, N/k], B [k, k, M/k, r/k]; None stands for zero, the usual start.
+    """
+    G_blocks = blocks(G, A.shape[0])
+    fused = G_blocks @ A.mT @ A
     if B is not None:
-        fused = fused + B @ (B.mT @ G_)
+        fused = fused + B @ (B.mT @ G_blocks)
     return fused.transpose(1, 2).reshape(G.shape)
 
 
@@ -37,78 +39,82 @@ def kaiming_blocks(rank: int, k: int, n: int, random: torch.Generator) -> torch.
     return (torch.rand(k, k, rank // k, n // k, generator=random) * 2 - 1) * math.sqrt(k / n)
 
 
-def alignment(G: torch.Tensor, A: torch.Tensor, channel: int) -> dict[str, float]:
-    """Cosine between fused update and gradient, mean over input columns: all, and inside and outside the strip of blocks that `channel` is in.
+def alignment(G: torch.Tensor, A: torch.Tensor, channel: int) -> dict[str, float | None]:
+    """Mean cosine of fused update and gradient over input columns: {mean, inside, outside}.
 
+    inside, outside: over those in the strip of blocks that the channel is in, and the others.
     Columns without any gradient are left out; `outside` is None for LoRA, whose one strip is everything.
     """
     k, n = A.shape[0], G.shape[1]
-    cosines, used = (
-        torch.nn.functional.cosine_similarity(fused_update(G, A.to(G)), G, dim=0),
-        G.norm(dim=0) > 0,
-    )
+    cosines = torch.nn.functional.cosine_similarity(fused_update(G, A.to(G)), G, dim=0)
+    used = G.norm(dim=0) > 0
     strip = torch.arange(n, device=G.device) // (n // k) == channel // (n // k)
 
-    def mean(mask):
-        return float(cosines[mask & used].mean()) if (mask & used).any() else None
+    def mean_over(columns: torch.Tensor) -> float | None:
+        return float(cosines[columns].mean()) if columns.any() else None
 
-    return dict(mean=mean(torch.ones_like(used)), inside=mean(strip), outside=mean(~strip))
+    return dict(mean=mean_over(used), inside=mean_over(strip & used), outside=mean_over(~strip & used))
 
 
 def outlier_of(channels: list[torch.Tensor]) -> dict:
-    """The channel that is the largest most often, from the mean |x| of each channel in each batch: {channel, ratio, share, stable}.
+    """The channel that is the largest most often, from the mean |x| of each channel in each batch.
 
-    ratio: how many times the mean channel it is, over all batches; share: of the batches in which it is the largest.
+    {channel, ratio, share, stable}.  ratio: how many times the mean channel it is, over all batches.
+    share: of the batches in which it is the largest.
     """
-    (channel, times), *_ = Counter(int(c.argmax()) for c in channels).most_common()
+    (channel, times), *_ = Counter(int(batch.argmax()) for batch in channels).most_common()
     mean = torch.stack(channels).mean(0)
-    ratio, share = float(mean[channel] / mean.mean().clamp_min(1e-30)), times / len(channels)
+    ratio = float(mean[channel] / mean.mean().clamp_min(1e-30))
+    share = times / len(channels)
     return dict(channel=channel, ratio=ratio, share=share, stable=ratio >= OUTLIER and share >= STABLE)
 
 
 def recommend(row: dict, rank: int) -> tuple[int, str]:
-    """(k, the reason) at this rank, from a layer's outlier and the energy of its whitened gradient that each k can hold."""
+    """(k, the reason) at this rank, from a layer's outlier and the whitened energy that each k can hold."""
     held = row["energy_whitened"][rank]
     best = max(held, key=lambda k: (held[k], -k))
     outlier = row["outlier"]
+    size, share = f"{outlier['ratio']:.1f} x the mean", f"{outlier['share']:.0%} of the batches"
     if not outlier["stable"]:
-        why = f"no stable outlier (largest channel {outlier['ratio']:.1f} x the mean, in {outlier['share']:.0%} of the batches)"
-        return best, f"{why}: most whitened energy, {held[best]:.2f} (LoRA {held[1]:.2f})"
-    wide = max(k for k in held if held[k] >= (1 - GIVEN_UP) * held[best])
-    where = f"channel {outlier['channel']} is {outlier['ratio']:.1f} x the mean in {outlier['share']:.0%} of the batches"
-    if wide == 1:
-        return (
-            1,
-            f"{where}, but blocks would give up {1 - max((held[k] for k in held if k > 1), default=0) / held[1]:.0%} of the energy",
-        )
-    return (
-        wide,
-        f"{where}: k {wide} confines it to 1/{wide} of the inputs and holds {held[wide]:.2f} of the whitened energy (LoRA {held[1]:.2f})",
-    )
+        energy = f"most whitened energy, {held[best]:.2f} (LoRA {held[1]:.2f})"
+        return best, f"no stable outlier (largest channel {size}, in {share}): {energy}"
+    where = f"channel {outlier['channel']} is {size} in {share}"
+    widest = max(k for k in held if held[k] >= (1 - GIVEN_UP) * held[best])
+    if widest == 1:
+        most = max((held[k] for k in held if k > 1), default=0)
+        return 1, f"{where}, but blocks would give up {1 - most / held[1]:.0%} of the energy"
+    energy = f"holds {held[widest]:.2f} of the whitened energy (LoRA {held[1]:.2f})"
+    return widest, f"{where}: k {widest} confines it to 1/{widest} of the inputs and {energy}"
 
 
 class Channels:
-    """While entered, keeps the mean |x| of each input channel of each layer at every forward pass: {path: [tensor [N], ...]}."""
+    """While entered, records the mean |x| of each input channel of each layer at every forward pass.
+
+    with Channels(layers) as seen: seen is {path: [tensor [N], ...]}.
+    """
 
     def __init__(self, layers: dict[str, AdaptedLinear]):
-        self.layers, self.seen, self.hooks = layers, {path: [] for path in layers}, []
+        self.layers = layers
+        self.seen = {path: [] for path in layers}
+        self.hooks = []
 
     def __enter__(self) -> dict[str, list[torch.Tensor]]:
         for path, layer in self.layers.items():
-            self.hooks.append(
-                layer.register_forward_pre_hook(lambda _, inputs, path=path: self.keep(path, inputs[0]))
-            )
+            self.hooks.append(layer.register_forward_pre_hook(self.recorder(path)))
         return self.seen
 
-    def keep(self, path: str, x: torch.Tensor) -> None:
-        self.seen[path].append(x.detach().float().abs().flatten(0, -2).mean(0).cpu())
+    def recorder(self, path: str) -> Callable:
+        def record(_, inputs) -> None:
+            self.seen[path].append(inputs[0].detach().float().abs().flatten(0, -2).mean(0).cpu())
+
+        return record
 
     def __exit__(self, *_):
         for hook in self.hooks:
             hook.remove()
 
 
-def measure(
+def measure_layers(
     layers: dict[str, AdaptedLinear],
     losses: list[Callable],
     accelerator,
@@ -116,123 +122,110 @@ def measure(
     ranks: list[int],
     ks: list[int],
     seed: int,
-    deltas: dict,
+    deltas: dict[str, torch.Tensor],
 ) -> dict[str, dict]:
-    """One row per layer, from `batches` batches in each bin of timesteps; losses has a loss_of(index) for each bin.
+    """One row per layer, from `batches` batches in each bin of timesteps.
 
-    row: shape, importance, outlier, effective_rank (of G, and of deltas[path] where there is one), alignment[rank][k] {mean, inside, outside},
-    by_bin[rank][k] [mean], energy_whitened[rank][k], energy_raw[rank][k], recommended {k, reason} at ranks[0].
+    losses: a loss_of(index) for each bin.
+    row: shape, importance, outlier, effective_rank (of G, and of deltas[path] where there is one),
+    alignment[rank][k] {mean, inside, outside}, by_bin[rank][k] [mean], energy_whitened[rank][k],
+    energy_raw[rank][k], recommended {k, reason, rank} at the first rank that fits.
     """
-    if narrow := [path for path, layer in layers.items() if min(layer.weight.shape) < min(ranks)]:
-        raise ConfigError(
-            f"{narrow[0]} has {min(layers[narrow[0]].weight.shape)} channels, fewer than every one of --ranks: give a lower rank"
-        )
-    rows, totals, binned = {path: {} for path in layers}, {}, {path: [] for path in layers}
-    order = {
-        path: i for i, path in enumerate(layers)
-    }  # every layer draws an A of its own, the same in each bin
+    for path, layer in layers.items():
+        if min(layer.weight.shape) < min(ranks):
+            raise ConfigError(
+                f"{path} has {min(layer.weight.shape)} channels, fewer than every one of --ranks: "
+                "give a lower rank",
+                option="ranks",
+            )
+    totals = {}  # {path: mean gradient [M, N]}
+    channels = {path: [] for path in layers}
+    by_bin = {path: [] for path in layers}
+    keys = {path: (seed, i) for i, path in enumerate(layers)}  # each layer has an A of its own, in all bins
     for loss_of in losses:
         with Channels(layers) as seen:
             for path, G in Gradients(layers, loss_of, accelerator, batches):
                 totals[path] = totals.get(path, 0) + G.cpu() / len(losses)
-                rows[path].setdefault("channels", []).extend(seen[path])
-                binned[path].append(
-                    align_all(G, ranks, ks, outlier_of(rows[path]["channels"])["channel"], seed, order[path])
-                )
-    for path, G in totals.items():
-        row, shape = rows[path], list(G.shape)
-        row["outlier"] = outlier_of(row.pop("channels"))
-        row |= dict(
-            shape=shape, importance=importance(layers[path].weight.cpu(), G), effective_rank=effective_rank(G)
-        )
-        row["alignment"] = align_all(G, ranks, ks, row["outlier"]["channel"], seed, order[path])
-        row["by_bin"] = {
-            r: {k: [one[r][k]["mean"] for one in binned[path]] for k in by_k}
-            for r, by_k in row["alignment"].items()
-        }
-        for kind, g in (("whitened", whitened(G)), ("raw", G)):
-            held = {
-                k: energies(g, k) for k in sorted({k for by_k in row["alignment"].values() for k in by_k})
-            }
-            row[f"energy_{kind}"] = {
-                r: {k: float(held[k][r - 1]) for k in by_k} for r, by_k in row["alignment"].items()
-            }
+                channels[path] += seen[path]
+                largest = outlier_of(channels[path])["channel"]
+                by_bin[path].append(align_all(G, ranks, ks, largest, *keys[path]))
+    rows = {}
+    for path, layer in layers.items():
+        G = totals[path]
+        outlier = outlier_of(channels[path])
+        aligned = align_all(G, ranks, ks, outlier["channel"], *keys[path])
+        rows[path] = row_of(layer, G, outlier, aligned, by_bin[path])
         if path in deltas:
-            row["delta_effective_rank"] = effective_rank(deltas[path])
-        chosen = next(iter(row["alignment"]))
-        row["recommended"] = dict(zip(("k", "reason"), recommend(row, chosen), strict=True)) | dict(
-            rank=chosen
-        )
+            rows[path]["delta_effective_rank"] = effective_rank(deltas[path])
+        rank = next(iter(aligned))
+        k, reason = recommend(rows[path], rank)
+        rows[path]["recommended"] = dict(k=k, reason=reason, rank=rank)
     return rows
 
 
-def align_all(G: torch.Tensor, ranks, ks, channel: int, *key: int) -> dict[int, dict[int, dict]]:
-    """alignment() for fresh adapters of every rank and k that fit the layer; the same key draws the same A."""
-    m, n = G.shape
-    fits = {r: [k for k in ks if r % k == 0 and m % k == 0 and n % k == 0] for r in ranks if r <= min(m, n)}
-    return {
-        r: {k: alignment(G, kaiming_blocks(r, k, n, generator(*key, 10, r, k)), channel) for k in by_k}
-        for r, by_k in fits.items()
-    }
-
-
-def summary(rows: dict[str, dict]) -> dict[str, dict]:
-    """{rank: {k: {mean, inside, outside, whitened, raw, by_bin}}}: means over the layers that can have this rank and k."""
-    out = {}
-    for r in sorted({r for row in rows.values() for r in row["alignment"]}):
-        out[r] = {}
-        for k in sorted({k for row in rows.values() for k in row["alignment"].get(r, {})}):
-            mine = [row for row in rows.values() if k in row["alignment"].get(r, {})]
-            columns = {
-                name: [row["alignment"][r][k][name] for row in mine] for name in ("mean", "inside", "outside")
-            }
-            columns |= {kind: [row[f"energy_{kind}"][r][k] for row in mine] for kind in ("whitened", "raw")}
-            out[r][k] = {name: average(values) for name, values in columns.items()} | dict(layers=len(mine))
-            out[r][k]["by_bin"] = [
-                average(values) for values in zip(*(row["by_bin"][r][k] for row in mine), strict=True)
-            ]
-    return out
-
-
-def average(values) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
-
-
-def table(rows: dict[str, dict], facts: dict) -> str:
-    """The report for people: one line per layer, then the means."""
-    width = max(map(len, rows))
-    lines = [
-        f"{'layer':<{width}}  {'in -> out':>13}  {'outlier':>16}  {'erank G':>7}  {'delta':>6}  {'k':>2}"
-    ]
-    for path, row in rows.items():
-        outlier = f"{row['outlier']['channel']}: {row['outlier']['ratio']:.1f}x {row['outlier']['share']:.0%}"
-        delta = f"{row['delta_effective_rank']:.1f}" if "delta_effective_rank" in row else "-"
-        sizes = f"{row['shape'][1]} -> {row['shape'][0]}"
-        lines.append(
-            f"{path:<{width}}  {sizes:>13}  {outlier:>16}  {row['effective_rank']:>7.1f}  {delta:>6}  {row['recommended']['k']:>2}"
-        )
-    lines += [
-        "",
-        f"{'rank':>4}  {'k':>2}  {'cosine':>6}  {'inside':>6}  {'outside':>7}  {'energy whitened':>15}  {'raw':>5}  by timestep bin, low noise first",
-    ]
-    for r, by_k in facts["means"].items():
-        for k, row in by_k.items():
-            cells = [
-                f"{row[name]:.3f}" if row[name] is not None else "-"
-                for name in ("mean", "inside", "outside", "whitened", "raw")
-            ]
-            bins = " ".join(f"{value:.3f}" for value in row["by_bin"])
-            lines.append(
-                f"{r:>4}  {k:>2}  {cells[0]:>6}  {cells[1]:>6}  {cells[2]:>7}  {cells[3]:>15}  {cells[4]:>5}  {bins}"
-            )
-    stable = sum(row["outlier"]["stable"] for row in rows.values())
-    counts = Counter(row["recommended"]["k"] for row in rows.values())
-    found = ", ".join(f"k {k}: {n}" for k, n in sorted(counts.items()))
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{stable} of {len(rows)} layers have a stable outlier (>= {OUTLIER:g} x the mean channel); recommended {found}",
-        ]
+def row_of(layer: AdaptedLinear, G: torch.Tensor, outlier: dict, aligned: dict, by_bin: list[dict]) -> dict:
+    """aligned: align_all() of the mean gradient; by_bin: of each bin's."""
+    ks = set()
+    for by_k in aligned.values():
+        ks.update(by_k)
+    whitened_G = whitened(G)
+    energy_whitened = {k: energies(whitened_G, k) for k in sorted(ks)}
+    energy_raw = {k: energies(G, k) for k in sorted(ks)}
+    row = dict(
+        outlier=outlier,
+        shape=list(G.shape),
+        importance=importance(layer.weight.cpu(), G),
+        effective_rank=effective_rank(G),
+        alignment=aligned,
+        by_bin={},
+        energy_whitened={},
+        energy_raw={},
     )
+    for rank, by_k in aligned.items():
+        row["by_bin"][rank] = {}
+        for k in by_k:
+            row["by_bin"][rank][k] = [one[rank][k]["mean"] for one in by_bin]
+        row["energy_whitened"][rank] = {k: float(energy_whitened[k][rank - 1]) for k in by_k}
+        row["energy_raw"][rank] = {k: float(energy_raw[k][rank - 1]) for k in by_k}
+    return row
+
+
+def align_all(G: torch.Tensor, ranks, ks, channel: int, *key: int) -> dict[int, dict[int, dict]]:
+    """{rank: {k: alignment()}} of fresh adapters of every rank and k that fit; A depends on the key alone."""
+    m, n = G.shape
+    found = {}
+    for rank in ranks:
+        if rank > min(m, n):
+            continue
+        found[rank] = {}
+        for k in ks:
+            if rank % k == 0 and m % k == 0 and n % k == 0:
+                A = kaiming_blocks(rank, k, n, generator(*key, 10, rank, k))
+                found[rank][k] = alignment(G, A, channel)
+    return found
+
+
+def mean_over_layers(rows: dict[str, dict]) -> dict[int, dict[int, dict]]:
+    """{rank: {k: {mean, inside, outside, whitened, raw, layers, by_bin}}}, over the layers that fit both."""
+    members = {}  # {(rank, k): its layers' rows}
+    for row in rows.values():
+        for rank, by_k in row["alignment"].items():
+            for k in by_k:
+                members.setdefault((rank, k), []).append(row)
+    found = {}
+    for (rank, k), group in sorted(members.items()):
+        means = {}
+        for name in ("mean", "inside", "outside"):
+            means[name] = mean_of_known([row["alignment"][rank][k][name] for row in group])
+        for name in ("whitened", "raw"):
+            means[name] = mean_of_known([row[f"energy_{name}"][rank][k] for row in group])
+        means["layers"] = len(group)
+        by_layer = [row["by_bin"][rank][k] for row in group]
+        means["by_bin"] = [mean_of_known(values) for values in zip(*by_layer, strict=True)]
+        found.setdefault(rank, {})[k] = means
+    return found
+
+
+def mean_of_known(values) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

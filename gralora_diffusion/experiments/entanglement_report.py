@@ -1,82 +1,148 @@
-"""The entanglement report as PNG plots and as one HTML page that needs no network."""
+"""The entanglement report: a table, PNG plots, JSON, and one HTML page that needs no network."""
 
 import base64
-import html
 import io
+import json
+from collections import Counter
 from pathlib import Path
 
+from gralora_diffusion.experiments.entanglement import OUTLIER
+from gralora_diffusion.files import render, write_text
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.training.report import STYLE
+
+Rows = dict[str, dict]  # {layer: what entanglement.measure_layers() found}
+BY_RANK = ("mean", "inside", "outside", "whitened", "raw")  # columns of the second table
+WIDTHS = (6, 6, 7, 15, 5)
 
 
-def plots(rows: dict[str, dict], facts: dict) -> dict[str, bytes]:
-    """{file name: PNG}; raises ConfigError where matplotlib is not installed."""
+def write_entanglement(folder: Path, rows: Rows, facts: dict) -> str:
+    """Write report.json, report.html and the plots; returns the tables.
+
+    facts: the set-up, and "means" of mean_over_layers().  Raises ConfigError where matplotlib is not
+    installed.
+    """
+    text = tables(rows, facts["means"])
+    plots = {name: as_png(figure) for name, figure in figures(rows, facts).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in plots.items():
+        (folder / name).write_bytes(data)
+    write_text(folder / "report.json", json.dumps(facts | dict(layers=rows), indent=1) + "\n")
+    page = render(
+        "experiments/templates/entanglement.html",
+        title="Gradient entanglement",
+        facts={name: value for name, value in facts.items() if name != "means"},
+        plots={Path(name).stem: base64.b64encode(data).decode() for name, data in plots.items()},
+        layers={path: row["recommended"] for path, row in rows.items()},
+        table=text,
+    )
+    write_text(folder / "report.html", page)
+    return text
+
+
+def tables(rows: Rows, means: dict) -> str:
+    """One line per layer, then the means, then the recommendation in numbers."""
+    stable = sum(row["outlier"]["stable"] for row in rows.values())
+    counts = Counter(row["recommended"]["k"] for row in rows.values())
+    recommended = ", ".join(f"k {k}: {n}" for k, n in sorted(counts.items()))
+    outliers = f"{stable} of {len(rows)} layers have a stable outlier (>= {OUTLIER:g} x the mean channel)"
+    return "\n".join(
+        [*layer_lines(rows), "", *mean_lines(means), "", f"{outliers}; recommended {recommended}"]
+    )
+
+
+def layer_lines(rows: Rows) -> list[str]:
+    width = max(map(len, rows))
+    head = f"{'in -> out':>13}  {'outlier':>16}  {'erank G':>7}  {'delta':>6}  {'k':>2}"
+    lines = [f"{'layer':<{width}}  {head}"]
+    for path, row in rows.items():
+        found = row["outlier"]
+        outlier = f"{found['channel']}: {found['ratio']:.1f}x {found['share']:.0%}"
+        delta = f"{row['delta_effective_rank']:.1f}" if "delta_effective_rank" in row else "-"
+        sizes = f"{row['shape'][1]} -> {row['shape'][0]}"
+        k = row["recommended"]["k"]
+        cells = f"{sizes:>13}  {outlier:>16}  {row['effective_rank']:>7.1f}  {delta:>6}  {k:>2}"
+        lines.append(f"{path:<{width}}  {cells}")
+    return lines
+
+
+def mean_lines(means: dict) -> list[str]:
+    head = f"{'rank':>4}  {'k':>2}  {'cosine':>6}  {'inside':>6}  {'outside':>7}  {'energy whitened':>15}  "
+    lines = [f"{head}{'raw':>5}  by timestep bin, low noise first"]
+    for rank, by_k in means.items():
+        for k, row in by_k.items():
+            cells = []
+            for name, width in zip(BY_RANK, WIDTHS, strict=True):
+                cell = "-" if row[name] is None else f"{row[name]:.3f}"
+                cells.append(f"{cell:>{width}}")
+            bins = " ".join(f"{value:.3f}" for value in row["by_bin"])
+            lines.append(f"{rank:>4}  {k:>2}  {'  '.join(cells)}  {bins}")
+    return lines
+
+
+def figures(rows: Rows, facts: dict) -> dict:
+    """{file name: figure}; raises ConfigError where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError("the plots need matplotlib: pip install 'gralora-diffusion[plots]'") from None
-    means, drawn = facts["means"], {}
+    found = {}
 
-    def figure(name: str, title: str, x: str, y: str, width: float = 6):
-        made = Figure(figsize=(width, 3.6), layout="constrained")
-        axes = made.subplots()
-        axes.set(title=title, xlabel=x, ylabel=y)
-        drawn[name] = made
+    def axes_of(name: str, width: float = 6, **labels):
+        found[name] = Figure(figsize=(width, 3.6), layout="constrained")
+        axes = found[name].subplots()
+        axes.set(**labels)
         return axes
 
-    axes = figure(
-        "alignment.png", "Cosine of fused update and gradient", "k (1 is LoRA)", "mean over input columns"
-    )
-    for r, by_k in means.items():
-        (line,) = axes.plot(list(by_k), [row["mean"] for row in by_k.values()], marker="o", label=f"rank {r}")
+    title = "Cosine of fused update and gradient"
+    axes = axes_of("alignment.png", title=title, xlabel="k (1 is LoRA)", ylabel="mean over input columns")
+    plot_alignment(axes, facts["means"])
+    labels = dict(title="By timestep", xlabel="bin of timesteps, low noise first", ylabel="cosine")
+    plot_timesteps(axes_of("timesteps.png", **labels), facts["means"], facts["bins"])
+    title = "Largest input channel against the mean one"
+    axes = axes_of("outliers.png", 9, title=title, xlabel="layer", ylabel="times the mean")
+    plot_outliers(axes, rows)
+    labels = dict(title="Effective rank", xlabel="layer", ylabel="effective rank")
+    plot_effective_ranks(axes_of("effective_rank.png", 9, **labels), rows)
+    return found
+
+
+def plot_alignment(axes, means: dict) -> None:
+    ks = set()
+    for rank, by_k in means.items():
+        ks.update(by_k)
+        cosines = [row["mean"] for row in by_k.values()]
+        (line,) = axes.plot(list(by_k), cosines, marker="o", label=f"rank {rank}")
         for name, style in (("inside", ":"), ("outside", "--")):
-            points = [(k, row[name]) for k, row in by_k.items() if row[name] is not None]
-            axes.plot(
-                *zip(*points, strict=True), style, color=line.get_color(), label=f"rank {r}, {name} the strip"
-            )
-    axes.set_xticks(sorted({k for by_k in means.values() for k in by_k}))
+            known = {k: row[name] for k, row in by_k.items() if row[name] is not None}
+            label = f"rank {rank}, {name} the strip"
+            axes.plot(list(known), list(known.values()), style, color=line.get_color(), label=label)
+    axes.set_xticks(sorted(ks))
     axes.legend(fontsize=7)
-    axes = figure("timesteps.png", "By timestep", "bin of timesteps, low noise first", "cosine")
-    for r, by_k in means.items():
+
+
+def plot_timesteps(axes, means: dict, bins: int) -> None:
+    for rank, by_k in means.items():
         for k, row in by_k.items():
-            axes.plot(range(1, len(row["by_bin"]) + 1), row["by_bin"], marker=".", label=f"rank {r}, k {k}")
-    axes.set_xticks(range(1, facts["bins"] + 1))
+            places = range(1, len(row["by_bin"]) + 1)
+            axes.plot(places, row["by_bin"], marker=".", label=f"rank {rank}, k {k}")
+    axes.set_xticks(range(1, bins + 1))
     axes.legend(fontsize=7)
-    axes = figure("outliers.png", "Largest input channel against the mean one", "layer", "times the mean", 9)
+
+
+def plot_outliers(axes, rows: Rows) -> None:
     colours = ["tab:red" if row["outlier"]["stable"] else "tab:gray" for row in rows.values()]
     axes.bar(range(len(rows)), [row["outlier"]["ratio"] for row in rows.values()], color=colours)
-    axes = figure("effective_rank.png", "Effective rank", "layer", "effective rank", 9)
+
+
+def plot_effective_ranks(axes, rows: Rows) -> None:
     axes.plot([row["effective_rank"] for row in rows.values()], ".", label="gradient")
     if any("delta_effective_rank" in row for row in rows.values()):
-        axes.plot([row.get("delta_effective_rank") for row in rows.values()], "x", label="trained delta")
+        deltas = [row.get("delta_effective_rank") for row in rows.values()]
+        axes.plot(deltas, "x", label="trained delta")
     axes.legend(fontsize=7)
-    return {name: as_png(made) for name, made in drawn.items()}
 
 
 def as_png(figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
-
-
-def page(rows: dict[str, dict], facts: dict, images: dict[str, bytes], text: str) -> str:
-    """One HTML document: the set-up, the plots, the recommendation for each layer with its reason, the table."""
-    told = "".join(
-        f"<tr><th>{html.escape(name)}<td>{html.escape(str(value))}"
-        for name, value in facts.items()
-        if name != "means"
-    )
-    shown = "".join(
-        f'<p><img alt="{Path(name).stem}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-        for name, data in images.items()
-    )
-    reasons = "".join(
-        f"<tr><td>{html.escape(path)}<td>{row['recommended']['k']}<td>{html.escape(row['recommended']['reason'])}"
-        for path, row in rows.items()
-    )
-    parts = [f"<h1>Gradient entanglement</h1><table>{told}</table>{shown}"]
-    parts.append(
-        f"<h2>k by layer</h2><table><tr><th>layer<th>k<th>why{reasons}</table><h2>Table</h2><pre>{html.escape(text)}</pre>"
-    )
-    head = f"<meta charset=utf-8><title>Gradient entanglement</title><style>{STYLE}img{{max-width:100%}}pre{{overflow-x:auto}}</style>"
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

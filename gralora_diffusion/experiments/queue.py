@@ -1,152 +1,110 @@
-"""A table of training runs that differ in method, size, learning rate and seed alone; several processes share it, and it resumes at any run."""
+"""A table of runs that several processes of one machine share, each run done once; it resumes at any run."""
 
 import contextlib
 import hashlib
 import json
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
-import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from gralora_diffusion.data.image_folder import TrainingImage
-from gralora_diffusion.options import ConfigError
-from gralora_diffusion.seeding import generator
+from gralora_diffusion.experiments.results import LOCK, append_result, read_results
 from gralora_diffusion.training.signals import Stopped
 
-RESULTS = "runs.jsonl"
+CLAIMS = "claims"  # folder of the locks that processes hold on their runs
 WAIT = 0.5  # seconds between two looks at what other processes have done
 
 
-def name_of(run: dict) -> str:
-    """A run's name: what can be read of it, and a hash of all of it."""
-    parts = [
-        run.get("subject"),
-        run["method"],
-        f"r{run['rank']}",
-        f"k{run['k']}" if run.get("k") else "",
-        f"lr{run['lr']:g}",
-        f"seed{run['seed']}",
-    ]
-    return (
-        "-".join(filter(None, parts))
-        + "-"
-        + hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:8]
-    )
-
-
-def results(folder: Path) -> list[dict]:
-    """All finished runs; a line that a killed process left half-written is none."""
-    found = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in (folder / RESULTS).read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-    return found
+def run_name(run: dict) -> str:
+    """A run's name: what people need of its options, and a hash of all of them."""
+    parts = [run["method"], f"r{run['rank']}"]
+    if run.get("subject"):
+        parts.insert(0, run["subject"])
+    if run.get("k"):
+        parts.append(f"k{run['k']}")
+    digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:8]
+    parts += [f"lr{run['lr']:g}", f"seed{run['seed']}", digest]
+    return "-".join(parts)
 
 
 @contextlib.contextmanager
 def claimed(folder: Path, run: dict) -> Iterator[bool]:
-    """Whether this process may do the run: nobody has done it, and no living process has it.  The claim ends with the block.
+    """Whether this process may do the run: nobody has done it, and no other process is doing it.
 
-    A claim is a file that names its process, made with O_EXCL; one whose process is gone is taken over.
+    A claim is a lock that is held until the block ends; the system releases that of a killed process.
     """
-    claim, mine = folder / "claims" / name_of(run), False
-    claim.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        if not any(done["run"] == run for done in results(folder)):
-            if claim.exists() and not alive(claim):
-                claim.unlink(missing_ok=True)
-            with contextlib.suppress(FileExistsError):
-                handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-                with open(handle, "w") as file:
-                    json.dump(
-                        dict(
-                            host=socket.gethostname(), pid=os.getpid(), began=psutil.Process().create_time()
-                        ),
-                        file,
-                    )
-                mine = True
+    (folder / CLAIMS).mkdir(parents=True, exist_ok=True)
+    claim = FileLock(folder / CLAIMS / run_name(run))
+    with FileLock(folder / LOCK):
+        if any(entry["run"] == run for entry in read_results(folder)) or not acquired(claim):
+            claim = None
     try:
-        yield mine
+        yield claim is not None
     finally:
-        if mine:
-            claim.unlink(missing_ok=True)
+        if claim:
+            with FileLock(folder / LOCK):  # so that nobody has the file open that is deleted
+                Path(claim.lock_file).unlink(missing_ok=True)
+                claim.release()
 
 
-def alive(claim: Path) -> bool:
-    """Whether the process of a claim lives; another machine's is taken to."""
+def acquired(claim: FileLock) -> bool:
     try:
-        owner = json.loads(claim.read_text())
-        if owner["host"] != socket.gethostname():
-            return True
-        process = psutil.Process(owner["pid"])
-        return process.create_time() == owner["began"] and process.status() != psutil.STATUS_ZOMBIE
-    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+        claim.acquire(timeout=0)
+    except Timeout:
         return False
+    return True
 
 
-def sweep(
+def others_at_work(folder: Path) -> bool:
+    """Whether another process holds a claim."""
+    if not (folder / CLAIMS).is_dir():
+        return False
+    with FileLock(folder / LOCK):
+        for path in (folder / CLAIMS).iterdir():
+            claim = FileLock(path)
+            if not acquired(claim):
+                return True
+            claim.release()
+    return False
+
+
+def do_runs(
     folder: Path,
     runs: list[dict],
     do: Callable[[dict], dict],
-    say: Callable[[str], None] = print,
-    asked: Callable[[], bool] = lambda: False,
+    log: Callable[[str], None] = print,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Do all runs that are not done and that nobody else is doing: a line of runs.jsonl for each.  do(run) -> what came out.
+    """Do all runs that are not done and that no other process is doing: a line of runs.jsonl for each.
 
-    Ends when all are done: what other processes are at is waited for, and taken over where one of them dies, so that a command which needs these
-    runs may follow.  Raises Stopped between two runs, and while it waits, when asked() says so.
+    do(run) -> its result.  Ends when all are done: runs of other processes are waited for, and done here
+    where such a process dies, so that a command which needs these runs may follow.  Raises Stopped between
+    two runs, and while it waits, after stop_requested().
     """
-    numbers, told = {name_of(run): number for number, run in enumerate(runs, 1)}, False
+    numbers = {run_name(run): number for number, run in enumerate(runs, 1)}
+    has_announced_wait = False
     while left := not_done(folder, runs):
-        began_one = False
+        did_one = False
         for run in left:
-            if asked():
-                raise Stopped(f"stopped before {name_of(run)}, where the same command goes on")
+            name = run_name(run)
+            if stop_requested():
+                raise Stopped(f"stopped before {name}; the same command resumes there")
             with claimed(folder, run) as mine:
                 if mine:
-                    write_line(folder, dict(run=run, name=name_of(run)) | do(run))
+                    append_result(folder, dict(run=run, name=name) | do(run))
             if mine:
-                began_one = True
-                say(f"{numbers[name_of(run)]} of {len(runs)}: {name_of(run)}")
-        if not began_one:
-            if not told:
-                names = ", ".join(map(name_of, left))
-                say(
-                    f"waiting for other processes' runs: {names} (if their machine is gone for good, delete {folder / 'claims'})"
-                )
-            told = True
+                did_one = True
+                log(f"{numbers[name]} of {len(runs)}: {name}")
+        if not did_one:
+            if not has_announced_wait:
+                log(f"waiting for other processes' runs: {', '.join(map(run_name, left))}")
+            has_announced_wait = True
             time.sleep(WAIT)
-    if asked():
+    if stop_requested():
         raise Stopped("stopped when all runs were done")
 
 
 def not_done(folder: Path, runs: list[dict]) -> list[dict]:
-    done = [entry["run"] for entry in results(folder)]
+    done = [entry["run"] for entry in read_results(folder)]
     return [run for run in runs if run not in done]
-
-
-def write_line(folder: Path, entry: dict) -> None:
-    with FileLock(folder / ".lock"), open(folder / RESULTS, "a+b") as file:
-        file.seek(max(0, file.tell() - 1))
-        torn = file.read() not in (b"", b"\n")  # a killed process's half line
-        file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def split(images: list[TrainingImage], part: str) -> tuple[list[TrainingImage], list[TrainingImage]]:
-    """(to learn, to test on): a tenth is for validation, another for the test, the same for every run.  part: validation or test."""
-    if len(images) < 10:
-        raise ConfigError(
-            f"{len(images)} images are too few to hold a tenth out twice: give at least 10, or --prompts with a subject's images"
-        )
-    order = torch.randperm(len(images), generator=generator(0, 102)).tolist()
-    tenth = round(len(images) / 10)
-    held = dict(test=order[:tenth], validation=order[tenth : 2 * tenth])[part]
-    return [images[i] for i in sorted(order[2 * tenth :])], [images[i] for i in sorted(held)]

@@ -71,8 +71,9 @@ def connect_generation(button: gr.Button, stop: gr.Button, handler, inputs: list
     """
     disable, enable = (f"() => ({{__type__: 'update', interactive: {on}}})" for on in ("false", "true"))
     disabled = button.click(None, None, button, js=disable, **PRIVATE)
-    gpu = dict(concurrency_id="gpu", concurrency_limit=1)
-    generated = disabled.then(guarded(handler), inputs, outputs, **gpu, **event)
+    event |= dict(concurrency_id="gpu", concurrency_limit=1)
+    event |= dict(trigger_mode="multiple")  # "once" skips a click that follows the end at once
+    generated = disabled.then(guarded(handler), inputs, outputs, **event)
     on_end(generated, None, None, button, js=enable, **PRIVATE)
     stop.click(None, cancels=[generated], queue=False, **PRIVATE)  # a cancelled event counts as failed
     return generated

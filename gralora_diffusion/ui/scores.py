@@ -21,7 +21,7 @@ class Group:
 
 
 def encoder_names() -> list[str]:
-    from gralora_diffusion.evaluation.encoders import PRESETS
+    from gralora_diffusion.evaluation.encoder_names import PRESETS
 
     return list(PRESETS)
 

@@ -1,4 +1,4 @@
-"""The encoders against their libraries, on tiny random models of the real classes saved on disk: preprocessing bit by bit, features, refusals."""
+"""The encoders against their libraries, on tiny random models: preprocessing, features, refusals."""
 
 import json
 
@@ -13,9 +13,10 @@ from torchvision import transforms
 from transformers import AutoImageProcessor, Dinov2Model
 
 from gralora_diffusion.data.dataset import EXAMPLE
-from gralora_diffusion.evaluation.encoders import first_line, load_encoder
+from gralora_diffusion.evaluation.encoder_weights import first_line
+from gralora_diffusion.evaluation.encoders import load_encoder
 from gralora_diffusion.evaluation.features import image_features, text_features, too_long
-from gralora_diffusion.evaluation.metrics import images_in, prompts_for
+from gralora_diffusion.evaluation.image_sets import images_in, prompts_for
 from gralora_diffusion.options import ConfigError
 
 
@@ -43,29 +44,23 @@ def test_clip_equals_open_clips_own(tiny_clip, photos):
 
 
 def test_clip_preprocessing_is_its_authors(tiny_clip, photos):
-    """Resize the shorter side, bicubic with antialias, cut the middle, scale, normalise: as in OpenAI's own code."""
+    """Resize the shorter side, bicubic with antialias, cut the middle, scale, normalise: as OpenAI does."""
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     steps = [
         transforms.Resize(48, transforms.InterpolationMode.BICUBIC),
         transforms.CenterCrop(48),
         transforms.ToTensor(),
     ]
-    reference, encoder = (
-        transforms.Compose([*steps, transforms.Normalize(mean, std)]),
-        load_encoder(f"clip:{tiny_clip}"),
-    )
+    reference = transforms.Compose([*steps, transforms.Normalize(mean, std)])
+    encoder = load_encoder(f"clip:{tiny_clip}")
     assert all(torch.equal(encoder.preprocess(image), reference(image)) for image in images(photos))
 
 
 def test_dinov2_equals_transformers_own(tiny_dinov2, photos):
-    encoder, processor = (
-        load_encoder(f"dinov2:{tiny_dinov2}"),
-        AutoImageProcessor.from_pretrained(tiny_dinov2, backend="pil"),
-    )
-    model, pixels = (
-        Dinov2Model.from_pretrained(tiny_dinov2).eval(),
-        processor(images=images(photos), return_tensors="pt").pixel_values,
-    )
+    encoder = load_encoder(f"dinov2:{tiny_dinov2}")
+    processor = AutoImageProcessor.from_pretrained(tiny_dinov2, backend="pil")
+    model = Dinov2Model.from_pretrained(tiny_dinov2).eval()
+    pixels = processor(images=images(photos), return_tensors="pt").pixel_values
     assert torch.equal(torch.stack([encoder.preprocess(image) for image in images(photos)]), pixels)
     with torch.no_grad():
         expected = torch.nn.functional.normalize(model(pixels).pooler_output, dim=-1)
@@ -73,7 +68,7 @@ def test_dinov2_equals_transformers_own(tiny_dinov2, photos):
 
 
 def test_dinov2_preprocessing_is_its_authors(tiny_dinov2, photos):
-    """Resize to 256 with Pillow's bicubic, cut 224, scale, normalise with ImageNet's numbers: as in DINOv2's own code, but for rounding.
+    """Resize to 256 with Pillow's bicubic, cut 224, scale, normalise: as DINOv2 does, but for rounding.
 
     Where the spare part is odd, transformers cuts one pixel before torchvision.
     """
@@ -97,10 +92,8 @@ def encoder(request, tiny_clip, tiny_dinov2):
 
 def test_batches_and_order_change_nothing(encoder, photos):
     paths = images_in(photos)
-    one, many = (
-        image_features(encoder, paths, batch_size=1),
-        image_features(encoder, paths, batch_size=16),
-    )
+    one = image_features(encoder, paths, batch_size=1)
+    many = image_features(encoder, paths, batch_size=16)
     torch.testing.assert_close(one, many, rtol=0, atol=1e-5)
     order = [3, 0, 5, 1, 4, 2]
     torch.testing.assert_close(
@@ -179,7 +172,10 @@ def test_weights_that_are_not_there_are_named_with_two_ways_to_get_them(monkeypa
         "timm/vit_large_patch14_clip_224.openai",
         "clip:FOLDER",
     )
-    why = "cannot be fetched (We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the cached files);"
+    why = (
+        "cannot be fetched (We couldn't connect to 'https://huggingface.co' to load the files, and couldn't "
+        "find them in the cached files);"
+    )
     refused(
         "dinov2-large",
         "DINOv2 facebook/dinov2-large",
@@ -221,7 +217,7 @@ def test_a_file_without_a_config_sees_images_as_all_weights_of_its_model_do(tiny
     tags["two"]["resize_mode"] = "shortest"
     refused(
         f"clip:tiny:{file}",
-        "does not say how",
+        "does not record how",
         "weights of tiny differ",
         "open_clip_config.json",
         "beside it",
@@ -231,7 +227,7 @@ def test_a_file_without_a_config_sees_images_as_all_weights_of_its_model_do(tiny
 
 
 def test_quick_gelu_is_not_mixed_up(tiny_clip, tmp_path, photos):
-    refused("clip:ViT-L-14:openai", "quick GELU", "say clip:ViT-L-14-quickgelu:openai")
+    refused("clip:ViT-L-14:openai", "quick GELU", "use clip:ViT-L-14-quickgelu:openai")
     models = tmp_path / "models"
     models.mkdir()
     for name, quick in (("tiny", False), ("tiny-quickgelu", True)):
@@ -239,12 +235,12 @@ def test_quick_gelu_is_not_mixed_up(tiny_clip, tmp_path, photos):
     open_clip.add_model_config(models)
     file = tmp_path / "weights.safetensors"
     file.write_bytes((tiny_clip / "open_clip_model.safetensors").read_bytes())
-    refused(f"clip:tiny:{file}", "does not say", "tiny-quickgelu", "tiny-gelu")
+    refused(f"clip:tiny:{file}", "does not record", "tiny-quickgelu", "tiny-gelu")
     quick, plain = load_encoder(f"clip:tiny-quickgelu:{file}"), load_encoder(f"clip:tiny-gelu:{file}")
     assert (quick.facts["activation"], plain.facts["activation"]) == ("quick GELU", "GELU")
     assert not torch.allclose(*(image_features(e, images_in(photos)[:1]) for e in (quick, plain)), atol=1e-5)
     (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
-    refused(f"clip:tiny:{file}", "says quick_gelu True")
+    refused(f"clip:tiny:{file}", "has quick_gelu True")
     assert (
         load_encoder(f"clip:tiny-quickgelu:{file}").facts["weights_sha256"] == quick.facts["weights_sha256"]
     )

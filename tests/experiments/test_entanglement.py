@@ -18,7 +18,7 @@ from gralora_diffusion.experiments.entanglement import (
     alignment,
     fused_update,
     kaiming_blocks,
-    measure,
+    measure_layers,
     outlier_of,
     recommend,
 )
@@ -34,8 +34,12 @@ def planted(seed: int, tokens: int = 8, width: int = 256, factor: float = 30) ->
     return torch.randn(tokens, width, generator=random).T @ x
 
 
+def mean_cosine(found: list[dict], rank: int, k: int, where: str = "mean") -> float:
+    return sum(one[rank][k][where] for one in found) / len(found)
+
+
 def test_the_published_table_of_entanglement():
-    """Mean cosine per input column between fused update and gradient for LoRA and k = 2, 4, 8; with k = 8, outside the outlier's strip."""
+    """Mean cosines of fused update and gradient for LoRA and k = 2, 4, 8; with k = 8, outside the strip."""
     expected = {
         16: (0.144, 0.182, 0.202, 0.214, 0.235),
         64: (0.271, 0.310, 0.361, 0.393, 0.433),
@@ -43,18 +47,17 @@ def test_the_published_table_of_entanglement():
     }
     found = [align_all(planted(seed), expected, (1, 2, 4, 8), OUTLIER, seed) for seed in range(24)]
     for rank, cells in expected.items():
-        means = [sum(f[rank][k]["mean"] for f in found) / len(found) for k in (1, 2, 4, 8)]
-        outside, inside = (
-            sum(f[rank][8][where] for f in found) / len(found) for where in ("outside", "inside")
-        )
+        means = [mean_cosine(found, rank, k) for k in (1, 2, 4, 8)]
+        outside = mean_cosine(found, rank, 8, "outside")
+        inside = mean_cosine(found, rank, 8, "inside")
         assert [*means, outside] == pytest.approx(cells, abs=0.02)
         assert inside < 0.5 * outside
         assert means == sorted(means)
 
 
 def test_without_an_outlier_k_changes_nothing():
-    found = [align_all(planted(seed, factor=1), (64,), (1, 2, 4, 8), OUTLIER, seed)[64] for seed in range(8)]
-    means = [sum(f[k]["mean"] for f in found) / len(found) for k in (1, 2, 4, 8)]
+    found = [align_all(planted(seed, factor=1), (64,), (1, 2, 4, 8), OUTLIER, seed) for seed in range(8)]
+    means = [mean_cosine(found, 64, k) for k in (1, 2, 4, 8)]
     assert max(means) - min(means) < 0.02
     assert means[0] == pytest.approx((1 + 256 / 64) ** -0.5, abs=0.03)
 
@@ -95,26 +98,14 @@ class Planted(nn.Module):
         return ((self.calm(x) + self.loud(loud)) * y).sum()
 
 
-def test_the_planted_outlier_is_found_and_said():
+def test_the_planted_outlier_is_found_and_named():
     model = Planted()
     layers = inject(model, AdapterConfig(method="lora", rank=8, targets="calm|loud"))
-    rows = measure(
-        layers,
-        [model.loss, model.loss],
-        Accelerator(cpu=True),
-        5,
-        [8, 16],
-        [1, 2, 4],
-        0,
-        {"loud": torch.eye(32, 64)},
-    )
+    sizes = dict(batches=5, ranks=[8, 16], ks=[1, 2, 4], seed=0, deltas={"loud": torch.eye(32, 64)})
+    rows = measure_layers(layers, [model.loss, model.loss], Accelerator(cpu=True), **sizes)
     loud, calm = rows["loud"], rows["calm"]
-    assert (loud["outlier"]["channel"], loud["outlier"]["share"], loud["outlier"]["stable"]) == (
-        17,
-        1.0,
-        True,
-    )
-    assert loud["outlier"]["ratio"] == pytest.approx(40 / (1 + 39 / 64), rel=0.2)
+    ratio = pytest.approx(40 / (1 + 39 / 64), rel=0.2)
+    assert loud["outlier"] == dict(channel=17, ratio=ratio, share=1.0, stable=True)
     assert not calm["outlier"]["stable"]
     assert "channel 17" in loud["recommended"]["reason"]
     assert "no stable outlier" in calm["recommended"]["reason"]
@@ -148,7 +139,7 @@ def test_the_reason_for_k():
     )
 
 
-def test_channels_are_watched_only_while_asked():
+def test_channels_are_recorded_only_inside_the_block():
     layer = nn.Linear(4, 4)
     with Channels({"a": layer}) as seen:
         layer(torch.tensor([[1.0, -2, 0, 4], [3.0, 2, 0, 4]]))
@@ -165,47 +156,23 @@ def test_columns_without_gradient_are_left_out():
 
 
 @pytest.mark.slow
-def test_the_command_writes_its_report(tmp_path):
-    command = [
-        *GRALORA,
-        "entanglement",
-        "--ranks",
-        8,
-        "--ks",
-        1,
-        2,
-        "--bins",
-        2,
-        "--batches",
-        1,
-        "--train_batch_size",
-        2,
-        "--targets",
-        r"mid_block.*attn1\.to_q",
-    ]
-    command += ["--output", tmp_path / "out"]
-    done = subprocess.run(
-        [str(c) for c in command],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        timeout=600,
-    )
+def test_the_command_writes_its_report(tmp_path, finished_run):
+    command = [*GRALORA, "entanglement", "--ranks", 8, "--ks", 1, 2, "--bins", 2, "--batches", 1]
+    command += ["--train_batch_size", 2, "--targets", r"mid_block.*attn1\.to_q", "--output", tmp_path / "out"]
+    command += ["--trained", finished_run]
+    env = os.environ | {"HF_HUB_OFFLINE": "1"}
+    command = list(map(str, command))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=600)
     assert done.returncode == 0, done.stderr
-    names = {
-        "report.json",
-        "report.html",
-        "alignment.png",
-        "timesteps.png",
-        "outliers.png",
-        "effective_rank.png",
-    }
+    plots = {"alignment.png", "timesteps.png", "outliers.png", "effective_rank.png"}
+    names = plots | {"report.json", "report.html"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     (row,) = found["layers"].values()
+    assert row["delta_effective_rank"] > 1
     assert len(row["by_bin"]["8"]["2"]) == found["bins"] == 2
-    assert row["recommended"]["reason"] in (page := (tmp_path / "out" / "report.html").read_text())
-    assert 'src="data:image/png' in page
-    assert "http" not in page
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert row["recommended"]["reason"] in page
+    assert page.count('src="data:image/png') == len(plots)
+    assert "://" not in page

@@ -1,15 +1,17 @@
-"""Every comparator in the embedded base's UNet: as the base at the start, the same when merged, the same from its file; its size from a budget."""
+"""Every method in the embedded base's UNet: its start, merge and file, and its size from a budget."""
 
 import copy
-import re
 
 import pytest
 import torch
 
 from gralora_diffusion import load_sdxl
-from gralora_diffusion.cli import compare
-from gralora_diffusion.experiments.budget import count, fit, mora_side, sizes
-from gralora_diffusion.experiments.methods import LORAPLUS_RATIO, METHODS, Adapted, Spec, adapt, shapes_of
+from gralora_diffusion.adapters.gora import GAMMA
+from gralora_diffusion.experiments.adapt import adapt, load_adapted, shapes_of
+from gralora_diffusion.experiments.adapted import Spec
+from gralora_diffusion.experiments.budget import fit
+from gralora_diffusion.experiments.methods import LORAPLUS_RATIO, METHODS, PUBLISHED_GAMMA, tuned_as
+from gralora_diffusion.experiments.sizes import mora_side
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
 
@@ -26,9 +28,15 @@ def spec(method):
     return Spec(method, SIZE.get(method, 8), targets=SOME, seed=3)
 
 
-def test_help_names_every_method():
-    named = re.split(r"[\s,.;()]+", compare.__doc__.partition("Methods: ")[2])
-    assert set(METHODS) <= set(named)
+def count(method, size, shapes):
+    return METHODS[method].count(size, shapes)
+
+
+def test_the_table_of_methods():
+    assert PUBLISHED_GAMMA == GAMMA
+    assert tuned_as("lora") == "lora"
+    assert {tuned_as(name) for name in METHODS if name.startswith("gralora-")} == {"gralora-gora"}
+    assert [name for name, about in METHODS.items() if about.has_k] == ["gralora", "hybrid", "t-gralora"]
 
 
 def draw(unet, times=(10, 700)):
@@ -63,7 +71,7 @@ def test_identity_merge_and_file(method, plain, tmp_path):
     assert (changed - base).abs().max() > 2e-4
     adapted.save(tmp_path / "adapter.safetensors")
     again = copy.deepcopy(plain)
-    Adapted.load(again, tmp_path / "adapter.safetensors")
+    load_adapted(again, tmp_path / "adapter.safetensors")
     torch.testing.assert_close(draw(again), changed, rtol=0, atol=1e-6)
     whole = (
         draw(unet, (0, 0)) if method.startswith("t-") else changed
@@ -80,7 +88,7 @@ def test_identity_merge_and_file(method, plain, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_on_a_base_in_half_precision_what_trains_is_fp32(method, plain):
-    """As a gradient scaler asks, and so that small updates are not rounded away; it draws without autocast, and merges into the base's precision."""
+    """As a gradient scaler asks; it generates without autocast, and merges into the base's precision."""
     unet = copy.deepcopy(plain).to(torch.bfloat16)
     base = draw(unet)
     adapted = adapt(unet, spec(method))
@@ -95,7 +103,7 @@ def test_on_a_base_in_half_precision_what_trains_is_fp32(method, plain):
 
 
 def test_eva_starts_from_what_the_layers_see(plain):
-    """A's rows are orthonormal directions of the layer's inputs, where they are not for a LoRA; the start is still the base."""
+    """A's rows are orthonormal directions of the layer's inputs; the start is still the base."""
     unet, base = copy.deepcopy(plain), draw(plain)
     adapted = adapt(unet, spec("eva"), batches=lambda index: draw(unet))
     torch.testing.assert_close(draw(unet), base, rtol=0, atol=1e-5)
@@ -138,16 +146,14 @@ def test_rasa_shares_its_pool(plain):
 
 
 def test_mora_is_one_square_matrix_of_high_rank(plain):
-    """Piece by piece, the second one turned, by hand; and its delta has a rank that a LoRA of as many parameters has not."""
+    """Piece by piece, by hand; and its delta has a rank that a LoRA of as many parameters has not."""
     unet = copy.deepcopy(plain)
     disturb(adapt(unet, Spec("mora", 40, targets=SOME)))
     layer = unet.up_blocks[0].attentions[1].transformer_blocks[0].attn1.to_q
     before, side = layer.base.weight.clone(), mora_side(40, 160, 160)
     x = torch.randn(1, 160, generator=generator(1))
-    first, second = (
-        x[0, :side],
-        torch.cat([x[0, side:], x[0, : 2 * side - 160]]),
-    )  # two pieces, the second filled up from the start
+    first = x[0, :side]
+    second = torch.cat([x[0, side:], x[0, : 2 * side - 160]])  # filled up from the start
     angles = (10000.0 ** (-torch.arange(0, side, 2) / side)).repeat(2)  # of position 1
     half = side // 2
     turned = second * angles.cos() + torch.cat([-second[half:], second[:half]]) * angles.sin()
@@ -162,7 +168,7 @@ def test_a_budget_is_met(method, plain):
     shapes, budget = shapes_of(plain, "attention"), 16 * sum(m + n for m, n in shapes_of(plain, "attention"))
     size, parameters = fit(method, budget, shapes)
     assert 0.9 * budget <= parameters <= budget
-    larger = [s for s in sizes(method, shapes) if count(method, s, shapes) > parameters]
+    larger = [s for s in METHODS[method].sizes_for(shapes, None) if count(method, s, shapes) > parameters]
     assert all(count(method, s, shapes) > budget for s in larger)
     assert parameters == count(method, size, shapes)
 
@@ -177,7 +183,7 @@ def test_a_budget_that_cannot_be_met_is_said(plain):
 
 
 def test_a_method_of_few_sizes_may_exceed_a_budget_by_a_fiftieth(plain):
-    """OFT's blocks of 16 would leave half of rank 8's budget unused, those of 32 take 0.5 % more; RaSA's d comes on top of LoRA's factors."""
+    """OFT's blocks of 16 would leave half of rank 8's budget unused, those of 32 take 0.5 % more."""
     shapes = shapes_of(plain, "attention")
     budget = count("lora", 8, shapes)
     assert fit("oft", budget, shapes) == (32, 136_896)
@@ -197,4 +203,4 @@ def test_mistakes(plain, tmp_path):
         adapt(copy.deepcopy(plain), Spec("gralora", 7, k=2))
     (tmp_path / "x").write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match="damaged"):
-        Adapted.load(plain, tmp_path / "x")
+        load_adapted(plain, tmp_path / "x")

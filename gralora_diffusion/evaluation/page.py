@@ -1,0 +1,81 @@
+"""index.html of an evaluation: tables, meanings, and every image with its scores; needs no network."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from gralora_diffusion.evaluation.features import open_to_score
+from gralora_diffusion.evaluation.image_sets import ImageSet, References
+from gralora_diffusion.evaluation.score_rows import HEAD, remarks, rows_of, score_cell
+from gralora_diffusion.files import render
+
+MOST_IMAGES = 200  # of a run on the page
+SIDE = 192  # pixels
+
+
+def evaluation_page(result: dict, runs: list[ImageSet], against: References) -> str:
+    used = {entry["score"] for entry in result["scores"]}
+    made_with = dict(encoders=result["encoders"], **result["settings"])
+    return render(
+        "evaluation/templates/evaluation.html",
+        title="Evaluation",
+        head=HEAD,
+        text_columns=("images", "score", "95 % interval", "encoder"),
+        scores=[as_cells(row) for row in rows_of(result["scores"])],
+        differences=[as_cells(row) for row in rows_of(result["differences"], signed=True)],
+        remarks=remarks(result),
+        meanings={name: meaning for name, meaning in result["meaning"].items() if name in used},
+        references=[inline_image(path, against.size) for path in against.references[:MOST_IMAGES]],
+        runs=[cards_of(run, against, result["values"]) for run in runs],
+        made_with=json.dumps(made_with, indent=1),
+    )
+
+
+def as_cells(row: list[str]) -> dict[str, str]:
+    return dict(zip(HEAD, row, strict=True))
+
+
+def cards_of(run: ImageSet, against: References, values: list[dict]) -> dict:
+    """The run's title, and a card for each image."""
+    number_of = len(run.paths)
+    shown = min(MOST_IMAGES, number_of)
+    title = run.name if shown == number_of else f"{run.name} ({shown} of {number_of} images)"
+    by_image = {path.name: [] for path in run.paths}
+    for value in values:
+        if value["run"] == run.name and value["score"] != "diversity":  # which is of a prompt
+            by_image[value["of"]].append(value)
+    cards = []
+    for i, path in enumerate(run.paths[:shown]):
+        prompt = [run.prompts[i]] if run.prompts else []
+        mine = by_image[path.name]
+        lines = [path.name, *prompt, *(caption_line(value) for value in mine)]
+        cards.append(dict(images=[inline_image(path), *partners(mine, against)], lines=lines))
+    return dict(title=title, cards=cards)
+
+
+def caption_line(value: dict) -> str:
+    beside = f" ({value['beside']})" if value["beside"] else ""
+    return f"{value['label']} {score_cell(value['value'])}{beside} · {value['encoder']}"
+
+
+def partners(values: list[dict], against: References) -> list[dict]:
+    """The images that an image was compared with one by one."""
+    found = []
+    for metric, others, size in (("paired", against.originals, against.size), ("drift", against.base, None)):
+        if others:
+            name = next(value["beside"] for value in values if value["score"] == metric)
+            found.append(inline_image(next(path for path in others if path.name == name), size))
+    return found
+
+
+def inline_image(path: Path, size: tuple[int, int] | None = None) -> dict[str, str]:
+    """The image, at most SIDE pixels, as a PNG in base64."""
+    image = open_to_score(path, size)
+    if max(image.size) > SIDE:
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return dict(name=path.name, data=base64.b64encode(buffer.getvalue()).decode())

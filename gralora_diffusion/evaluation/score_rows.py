@@ -1,0 +1,69 @@
+"""Scores as rows of text, and the remarks that qualify them."""
+
+HEAD = ["images", "score", "n", "mean", "sd", "95 % interval", "encoder"]
+FEW = 10  # values, below which the bootstrap's intervals are too narrow
+
+
+def score_cell(value: float | None, signed: bool = False) -> str:
+    if value is None:
+        return ""
+    return f"{value:+.4f}" if signed else f"{value:.4f}"
+
+
+def rows_of(entries: list[dict], signed: bool = False) -> list[list[str]]:
+    """A row of HEAD for each score or difference; the interval's cell is empty where one value has none."""
+    rows = []
+    for entry in entries:
+        images = entry["run"]
+        if "against" in entry:
+            images = f"{images} - {entry['against']}"
+        interval = ""
+        if entry["low"] is not None:
+            interval = f"{score_cell(entry['low'], signed)} .. {score_cell(entry['high'], signed)}"
+        mean, sd = score_cell(entry["mean"], signed), score_cell(entry["sd"])
+        rows.append([images, entry["label"], str(entry["n"]), mean, sd, interval, entry["encoder"]])
+    return rows
+
+
+def remarks(result: dict) -> list[str]:
+    """What a mean does not show, one sentence each."""
+    settings = result["settings"]
+    found = []
+    for run, how in settings["matched"].items():
+        for metric in (metric for metric in how if how[metric] == "by order"):
+            found.append(
+                f"{run} ({metric}): the names of the images and their partners are not the same, and they "
+                "were compared in order"
+            )
+    for entry in result["scores"]:
+        found += remarks_on(entry)
+    if any(1 < entry["n"] < FEW for entry in result["scores"]):
+        found.append(
+            f"intervals of fewer than {FEW} values are too narrow: the bootstrap knows only the values it has"
+        )
+    if size := settings["size_that_references_are_cut_to"]:
+        found.append(
+            f"the images that these were compared with were first cut to their size, {size[0]} x {size[1]}"
+        )
+    if any(entry["score"] == "prompt" for entry in result["scores"]):
+        left_out = settings["words_left_out_of_prompts"]
+        if left_out:
+            found.append(f"prompts were scored without the words: {', '.join(left_out)}")
+        else:
+            found.append("prompts were scored as they are, rare word included")
+    return found
+
+
+def remarks_on(entry: dict) -> list[str]:
+    """Of one score: copies, and prompts that were cut."""
+    found = []
+    run, encoder = entry["run"], entry["encoder"]
+    if entry.get("copies"):
+        limit = score_cell(entry["nearest_two_training_images"])
+        found.append(
+            f"{run}: {entry['copies']} of {entry['n']} images are nearer to a training image than any two of "
+            f"those are to each other ({limit}): {encoder}"
+        )
+    if cut := entry.get("prompts_longer_than_the_encoder_reads"):
+        found.append(f"{run}: {cut} prompt(s) are longer than {encoder} reads, and were cut")
+    return found

@@ -1,0 +1,106 @@
+"""What an evaluation writes: one page that needs no network, JSON, and CSV files."""
+
+import csv
+import json
+from functools import partial
+from html.parser import HTMLParser
+
+from gralora_diffusion.evaluation import page
+from gralora_diffusion.evaluation.encoders import load_encoder
+from gralora_diffusion.evaluation.features import image_features
+from gralora_diffusion.evaluation.image_sets import ImageSet, References, images_in
+from gralora_diffusion.evaluation.metrics import evaluate
+from gralora_diffusion.evaluation.report import score_tables, write_evaluation
+
+TAGS = [
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "h1",
+    "h2",
+    "table",
+    "tr",
+    "th",
+    "td",
+    "p",
+    "ul",
+    "li",
+    "div",
+    "figure",
+    "figcaption",
+    "img",
+    "br",
+    "pre",
+]
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str):
+        super().__init__()
+        self.links, self.text = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        assert tag in TAGS
+        self.links += [value for name, value in attributes if name in ("src", "href", "srcset")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read_csv(path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_report_holds_everything_and_needs_no_network(photos, tiny_clip, tiny_dinov2, tmp_path):
+    hostile = tmp_path / "in" / "<script>x&'\".png"
+    hostile.parent.mkdir()
+    hostile.write_bytes((photos / "1.png").read_bytes())
+    encoders = [load_encoder(f"clip:{tiny_clip}"), load_encoder(f"dinov2:{tiny_dinov2}")]
+    paths, prompts = [*images_in(photos)[:3], hostile], ["<b>dog</b>"] * 4
+    runs = [ImageSet("base", paths[::-1], prompts), ImageSet("tuned", paths, prompts)]
+    against = References(references=paths[:2], originals=paths, base=paths)
+    result = evaluate(encoders, runs, against, partial(image_features, cache=tmp_path / "cache"))
+    out = tmp_path / "out"
+    write_evaluation(out, result, runs, against)
+
+    written = json.loads((out / "scores.json").read_text())
+    assert written["scores"] == json.loads(json.dumps(result["scores"]))
+
+    html = (out / "index.html").read_text()
+    found = Page(html)
+    assert len(found.links) == 2 + 2 * 3 * 4  # the subject; image, true image and the base's of each
+    assert all(link.startswith("data:image/png;base64,") for link in found.links)
+    assert "default-src 'none'" in html
+    text = "".join(found.text)
+    assert text.count(hostile.name) >= 2
+    assert text.count("<b>dog</b>") == 8
+    for encoder in encoders:
+        assert encoder.name in score_tables(result)
+        assert encoder.name in text
+
+    rows = read_csv(out / "scores.csv")
+    assert [float(row["mean"]) for row in rows] == [score["mean"] for score in result["scores"]]
+    facts = {encoder.name: encoder.facts for encoder in encoders}
+    for row in rows:
+        made_with = json.loads(row["made_with"])
+        assert made_with["weights_sha256"] == facts[row["encoder"]]["weights_sha256"]
+        assert {"preprocessing", "torch version", "matched", "interval"} < made_with.keys()
+    labels = {"CLIP-I", "CLIP-T", "paired CLIP", "DINO", "paired DINOv2", "drift", "diversity"}
+    assert {row["label"] for row in rows} == labels | {"nearest training image"}
+    lines = 2 * (6 + 5) * 4 - 2 * 2 * 3  # diversity is of a prompt
+    assert len(read_csv(out / "images.csv")) == len(result["values"]) == lines
+
+
+def test_a_page_of_many_images_names_how_many_it_shows(photos, tiny_dinov2, monkeypatch):
+    monkeypatch.setattr(page, "MOST_IMAGES", 2)
+    paths = images_in(photos)
+    runs, against = [ImageSet("r", paths)], References(references=paths)
+    result = evaluate([load_encoder(f"dinov2:{tiny_dinov2}")], runs, against, image_features)
+    found = Page(page.evaluation_page(result, runs, against))
+    assert f"r (2 of {len(paths)} images)" in found.text
+    assert len(found.links) == 4
