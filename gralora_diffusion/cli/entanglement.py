@@ -77,7 +77,8 @@ def report_entanglement(
         enable(model, False)
     losses = losses_by_timestep(setup, output, bins)
     make_trainable(setup.models, config)
-    rows = measure_layers(setup.layers(), losses, setup.accelerator, batches, ranks, ks, config.seed, deltas)
+    layers = setup.layers()
+    rows = measure_layers(layers, losses, setup.accelerator, batches, ranks, ks, config.seed, deltas)
     fingerprint = json.dumps(setup.facts["must_match"]["base"]).encode()
     facts = dict(
         base=config.pretrained_model_name_or_path or "the embedded base",

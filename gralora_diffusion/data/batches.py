@@ -9,6 +9,7 @@ are in one.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ def plan_batches(
     cached = iter(cached_images(jobs, vae, config, cache, accelerator))
 
     def take(buckets: dict[Shape, list]) -> tuple[list[CachedImage], ...]:
-        return tuple([next(cached) for _ in members] for members in buckets.values())
+        return tuple(list(itertools.islice(cached, len(members))) for members in buckets.values())
 
     group = config.train_batch_size * accelerator.num_processes
     return BatchPlan(config, cache, group, take(instance), take(classes))

@@ -145,7 +145,9 @@ def encode_captions(
 
     def encoded(wanted: list[str]) -> list[torch.Tensor]:
         entries = [read(caption) for caption in wanted]
-        return [torch.stack([entry[name] for entry in entries]) for name in ("embeds", "pooled")]
+        embeds = torch.stack([entry["embeds"] for entry in entries])
+        pooled = torch.stack([entry["pooled"] for entry in entries])
+        return [embeds, pooled]
 
     return encoded
 
@@ -160,7 +162,8 @@ def check_shared(cache: Cache, complete: bool) -> None:
 
 def note_long_captions(images: list[TrainingImage], pipeline) -> None:
     """Note which captions are longer than the text encoders read, and how many tokens are lost."""
-    cut = {caption: tokens_cut(pipeline, caption) for caption in {image.caption for image in images}}
+    captions = {image.caption for image in images}
+    cut = {caption: tokens_cut(pipeline, caption) for caption in captions}
     long = []
     for image in images:
         if cut[image.caption]:

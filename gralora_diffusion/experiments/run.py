@@ -75,14 +75,15 @@ def run_experiment(run: dict, experiment: Experiment, interrupts: Interrupts) ->
     make_trainable(models, config)
     found = {}
     if spec.about.gradients:
-        adapted, found["gradients"] = start_from_gradients(
-            spec, models, losses.training_even, config, accelerator, folder
-        )
+        options = dict(adapter=adapter_config_of(spec), **spec.about.gradients)
+        start = dataclasses.replace(config, **options).resolved()
+        found["gradients"] = start_from_gradients(models, losses.training_even, start, accelerator, folder)
+        adapted = as_adapted(pipeline.unet, spec)
     found["parameters"] = sum(p.numel() for p in adapted.parameters.values())
 
     # training
     try:
-        found |= train_adapter(run, experiment, config, pipeline.unet, adapted, losses, interrupts)
+        found |= train_adapter(run, experiment, pipeline.unet, config, adapted, losses, interrupts)
     except NotFinite as error:
         return found | dict(failed=str(error))
     adapted.save(folder / ADAPTER)
@@ -119,16 +120,16 @@ def losses_of(pipeline, experiment: Experiment, config: TrainConfig, dtype: torc
 def train_adapter(
     run: dict,
     experiment: Experiment,
-    config: TrainConfig,
     unet,
+    config: TrainConfig,
     adapted: Adapted,
     losses: Losses,
     interrupts: Interrupts,
 ) -> dict:
     """Train all steps: {seconds_per_step, peak_memory, losses, and, if wanted, the held-out loss's curve}."""
-    accelerator, steps = experiment.accelerator, run["steps"]
+    accelerator = experiment.accelerator
     optimizer = make_optimizer(adapted.groups(run["lr"], config.adam_weight_decay), config)
-    schedule = make_schedule(optimizer, config, steps)
+    schedule = make_schedule(optimizer, config, run["steps"])
     optimization = Optimization(accelerator.prepare(optimizer), schedule, None, accelerator.scaler)
     lines, curve = [], []
 
@@ -138,7 +139,8 @@ def train_adapter(
 
     measure_held_out(0)
     forget_peak(accelerator.device)
-    for line, stopping in run_steps(optimization, losses.training, config, accelerator, interrupts, steps):
+    steps = run_steps(optimization, losses.training, config, accelerator, interrupts, run["steps"])
+    for line, stopping in steps:
         lines.append(line)
         measure_held_out(line["step"])
         if stopping:
@@ -152,20 +154,18 @@ def train_adapter(
 
 
 def start_from_gradients(
-    spec: Spec, models: dict, loss_of: LossOf, config: TrainConfig, accelerator, folder: Path
-) -> tuple[Adapted, dict]:
-    """Ranks, k and start from the gradients of loss_of, as in training: what trains, and what it cost.
+    models: dict, loss_of: LossOf, config: TrainConfig, accelerator, folder: Path
+) -> dict:
+    """Ranks, k and start from the gradients of loss_of, as in training; returns what it cost.
 
     batches: run forward and backward; looks: run forward alone, for gamma.
     """
     began = time.monotonic()
-    options = dict(adapter=adapter_config_of(spec), **spec.about.gradients)
-    config = dataclasses.replace(config, **options).resolved()
     allocation.apply(models, loss_of, config, accelerator, folder)
     facts = json.loads((folder / allocation_file.FILE).read_text())
     layers = facts["layers"].values()
     ranks = [layer["rank"] for layer in layers]
-    cost = dict(
+    return dict(
         batches=facts["batches_run"],
         looks=SEARCHED * len(facts.get("held_out_loss", ())),
         gamma=facts.get("gamma"),
@@ -173,7 +173,6 @@ def start_from_gradients(
         layers_by_k=dict(sorted(Counter(layer["k"] for layer in layers).items())),
         seconds=round(time.monotonic() - began, 2),
     )
-    return as_adapted(models["unet"], spec), cost
 
 
 @torch.no_grad()

@@ -42,8 +42,10 @@ def objective(
         mean, std = torch.stack([example.moments for example in batch]).unbind(1)
         latents = mean + std * posterior
         noisy = add_noise(latents, noise, t, alphas).to(device, dtype)
+        captions = [example.caption for example in batch]
         with accelerator.autocast():
-            prompts = Prompts(*(e.to(device) for e in encode([example.caption for example in batch])))
+            embeds, pooled = encode(captions)
+            prompts = Prompts(embeds.to(device), pooled.to(device))
             sizes = torch.stack([example.time_ids for example in batch]).to(device)
             predicted = predict(unet, noisy, t.to(device), prompts, sizes)
         # The loss is the mean over the instance images plus the weighted mean over the class images.

@@ -70,7 +70,7 @@ ROWS = {
     ),
     "image that vanished": (vanished, "could be used when the run started, and now cannot: No such file"),
     "column of nothing": (train_with(caption_column="words"), "there is neither"),
-    "no data set": (train_with(dataset_name="{tmp}/nowhere"), "no data set can be read from"),
+    "no data set": (train_with(dataset_name="{tmp}/nowhere"), "no dataset can be read from"),
 }
 
 
