@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-KINDS = ("value", "text", "images", "base_model", "dataset", "allocation", "secret", "folder")
+FIELD_KINDS = ("value", "text", "images", "base_model", "dataset", "allocation", "secret", "folder")
 
 
 class ConfigError(ValueError):
@@ -58,7 +58,7 @@ class Option:
     """A config field as the command line, --help and the page see it.
 
     flags: its names on the command line, the most usual first.
-    kind: what it holds, one of KINDS: a plain value, a path or an id of some sort, or a secret.
+    kind: what it holds, one of FIELD_KINDS: a plain value, a path or an id of some sort, or a secret.
     needs: {another option: its values with which this one has an effect}; True is any but None and False.
     resumable: a run may be resumed with another value, since it changes nothing that is learnt up to a step.
     """
@@ -93,7 +93,7 @@ def option(
     **rule,
 ):
     """A dataclass field that is an option: see Option and Rule for the keywords."""
-    assert kind in KINDS, kind
+    assert kind in FIELD_KINDS, kind
     metadata = dict(
         help=help, group=group, label=label, kind=kind, flags=flags, needs=needs or {}, resumable=resumable
     )

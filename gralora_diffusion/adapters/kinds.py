@@ -29,6 +29,5 @@ def new_adapter(linear: nn.Linear, config: AdapterConfig, rank: int, k: int | No
     """An adapter for `linear` by the config; rank and k are this layer's own.
 
     Raises ValueError where they do not fit.
-    Raises ValueError where they do not fit.
     """
     return KINDS[config.method].from_config(linear, config, rank, k)

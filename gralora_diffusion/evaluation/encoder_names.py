@@ -13,7 +13,7 @@ PRESETS = {
 }
 FOR_EMBEDDED = ("imagenet", "embedded")  # by default, for images of the embedded base; need no download
 FOR_SDXL = ("clip-vit-l-14", "dinov2-base")  # by default, for all other images
-KINDS = ("clip", "dinov2", "imagenet", "embedded")
+ENCODER_KINDS = ("clip", "dinov2", "imagenet", "embedded")
 GRAMMAR = (
     f"one of {', '.join(PRESETS)}, clip:MODEL:TAG, clip:MODEL:FILE.safetensors, clip:FOLDER, dinov2:HUB_ID "
     "or dinov2:FOLDER"
@@ -24,7 +24,7 @@ def parse_encoder_name(spec: str) -> tuple[str, str]:
     """(kind, which) of an encoder's name.  Raises ConfigError when it is none."""
     kind, _, rest = PRESETS.get(spec, spec).partition(":")
     needs_rest = kind in ("clip", "dinov2")
-    if kind not in KINDS or bool(rest) != needs_rest:
+    if kind not in ENCODER_KINDS or bool(rest) != needs_rest:
         hint = did_you_mean(spec, PRESETS)
         raise ConfigError(f"--encoder is {spec!r}{hint}; it must be {GRAMMAR}", option="encoder")
     return kind, rest

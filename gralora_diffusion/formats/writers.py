@@ -43,7 +43,7 @@ WRITERS = {
     "comfyui": Writer("write.write_comfyui", FILE, "fp16", "ComfyUI, A1111, Forge and kohya's scripts"),
     "diffusers": Writer("write.write_diffusers", FILE, "fp16", "load_lora_weights of diffusers"),
     "peft": Writer("write_peft.write_peft", FOLDER, "fp32", "PeftModel.from_pretrained of PEFT"),
-    "native": Writer("write.write_native", FILE, "fp32", "this package, also to resume training from"),
+    "native": Writer("write.write_native", FILE, "fp32", "this package: small, and the exact original"),
     "merged": Writer(
         "merge_base.write_merged", FILE + FOLDER, "fp16", "any tool that loads an SDXL base", True
     ),

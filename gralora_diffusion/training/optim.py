@@ -150,20 +150,21 @@ def learning_rates(config: TrainConfig, processes: int = 1) -> dict[str, float]:
 def parameter_groups(models: dict[str, nn.Module], config: TrainConfig, processes: int = 1) -> list[dict]:
     """One group for each of {component: model}, with its learning rate and weight decay.
 
-    Two with LoRA+ (arXiv 2402.12354): lr(B) = ratio * lr(A), for lora_B and gralora_B.
+    Two with LoRA+ (arXiv 2402.12354): lr(B) = ratio * lr(A), for parameters whose names end in _B.
     """
-    groups, rates = [], learning_rates(config, processes)
-    ratios = {"": 1}  # of the learning rate, by the last letter of the factors' names
-    if config.loraplus_lr_ratio != 1:
-        ratios = {"A": 1, "B": config.loraplus_lr_ratio}
+    rates = learning_rates(config, processes)
+    ratio = config.loraplus_lr_ratio
+    groups = []
     for component, model in models.items():
         decay = config.adam_weight_decay
         if component != "unet" and config.adam_weight_decay_text_encoder is not None:
             decay = config.adam_weight_decay_text_encoder
         named = adapter_parameters(model)
-        for letter, ratio in ratios.items():
-            parameters = [p for name, p in named.items() if name.endswith(letter)]
-            groups.append(dict(params=parameters, lr=rates[component] * ratio, weight_decay=decay))
+        fast = [p for name, p in named.items() if name.endswith("_B")] if ratio != 1 else []
+        rest = [p for name, p in named.items() if not (ratio != 1 and name.endswith("_B"))]
+        groups.append(dict(params=rest, lr=rates[component], weight_decay=decay))
+        if fast:
+            groups.append(dict(params=fast, lr=rates[component] * ratio, weight_decay=decay))
     return groups
 
 

@@ -12,14 +12,8 @@ from gralora_diffusion.ui.adapter_files import base_of
 from gralora_diffusion.ui.run_view import sample_files
 from gralora_diffusion.ui.workspace import Workspace
 
-KINDS = {
-    "adapter": "this project's own file: small, and training can continue from it",
-    "comfyui": "for ComfyUI, A1111, Forge and kohya's scripts",
-    "diffusers": "for load_lora_weights of diffusers",
-    "peft": "a zipped folder for PEFT",
-    "merged": "the base with the adapter merged into its weights: one large checkpoint",
-    "samples": "the run's sample images, zipped",
-}
+DOWNLOADS = {name: f"for {writer.reader}" for name, writer in WRITERS.items()}
+DOWNLOADS["samples"] = "the run's sample images, zipped"
 MAX_RANK = 4096
 
 
@@ -29,8 +23,8 @@ def export(workspace: Workspace, name: str, kind: str, rank: int | None, dtype: 
     rank: of the plain LoRA that comes nearest to the adapter; None for the adapter itself.
     """
     source = workspace.adapter(name)
-    if kind not in KINDS:
-        raise ConfigError(f"there is no format named {kind!r}; there are: {', '.join(KINDS)}")
+    if kind not in DOWNLOADS:
+        raise ConfigError(f"there is no format named {kind!r}; there are: {', '.join(DOWNLOADS)}")
     if dtype not in DTYPES:
         raise ConfigError(f"there is no precision named {dtype!r}; there are: {', '.join(DTYPES)}")
     if rank is not None and not 1 <= rank <= MAX_RANK:
@@ -40,8 +34,8 @@ def export(workspace: Workspace, name: str, kind: str, rank: int | None, dtype: 
     if kind == "samples":
         path = zip_samples(workspace, name, workspace.new_served_path(f"{stem}-samples.zip"))
         return path, sha256(path)
-    suffix = "peft.zip" if kind == "peft" else f"{kind}.safetensors"
-    path = workspace.new_served_path(f"{stem}-{suffix}")
+    suffix = "zip" if WRITERS[kind].suffixes == FOLDER else "safetensors"
+    path = workspace.new_served_path(f"{stem}-{kind}.{suffix}")
     try:
         write(workspace, name, source, path, kind, rank, dtype)
     except ValueError as error:
@@ -56,7 +50,7 @@ def write(
     from gralora_diffusion.formats.adapter_state import to_lora
     from gralora_diffusion.formats.read import read_adapter
 
-    writer = WRITERS["native" if kind == "adapter" else kind]
+    writer = WRITERS[kind]
     adapter = read_adapter(source)
     if rank is not None:
         adapter = to_lora(adapter, rank)[0]

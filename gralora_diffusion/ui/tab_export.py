@@ -3,7 +3,7 @@
 import gradio as gr
 
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui.export import DTYPES, KINDS, export, file_size
+from gralora_diffusion.ui.export import DOWNLOADS, DTYPES, export, file_size
 from gralora_diffusion.ui.handlers import QUIET, guarded, notify
 from gralora_diffusion.ui.workspace import Workspace, quoted
 
@@ -43,7 +43,7 @@ class ExportTab:
             elem_id="export-adapter",
         )
         self.kinds = gr.CheckboxGroup(
-            [(f"{kind}: {text}", kind) for kind, text in KINDS.items()],
+            [(f"{kind}: {text}", kind) for kind, text in DOWNLOADS.items()],
             value=["comfyui"],
             label="Formats",
             elem_id="kinds",

@@ -83,7 +83,7 @@ def test_a8_links_are_not_followed(page):
     assert not any("99.png" in n or "00007" in n for n in names)
     (run / "adapter.safetensors").unlink()
     (run / "adapter.safetensors").symlink_to("/etc/passwd")
-    assert refused(page.call("export", "linked", ["adapter"], "", "fp16"))
+    assert refused(page.call("export", "linked", ["native"], "", "fp16"))
     assert "away" not in json.dumps(page.call("list_runs"))
     shutil.rmtree(run)
     (page.home / "runs" / "away").unlink()
@@ -174,7 +174,7 @@ def test_a16_foreign_checkpoints_are_never_unpickled(page):
         (foreign / "checkpoint-5" / name).write_bytes(harmful)
     (foreign / "checkpoint-5" / "manifest.json").write_text(json.dumps(dict(step=5, files={})))
     shutil.copy(page.home / "runs" / "robot-1" / "config.json", foreign)
-    assert refused(page.call("export", "foreign/checkpoint-5", ["adapter"], "", "fp16"))
+    assert refused(page.call("export", "foreign/checkpoint-5", ["native"], "", "fp16"))
     assert refused(
         page.call("sample", "foreign/checkpoint-5", 1, "a robot", 1, 0, "none", 0, 1, None, "embedded", False)
     )

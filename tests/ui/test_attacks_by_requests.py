@@ -97,7 +97,7 @@ def test_a5_ids_are_not_paths(page, name):
     assert SECRET not in json.dumps(
         page.call("sample", name, 1, "a robot", 1, 0, "none", 0, 1, None, "as in training", False)
     )
-    assert refused(page.call("export", name, ["adapter"], "", "fp16"))
+    assert refused(page.call("export", name, ["native"], "", "fp16"))
     assert refused(page.call("compare", [name], "0, 1", "a robot", 0, 1, 1))
 
 
