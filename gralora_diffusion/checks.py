@@ -52,7 +52,8 @@ def optimizer_problems(config) -> Iterator[Problem]:
     """Where the optimizer, its schedule and its rates do not fit together."""
     schedule, warmup, steps = config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps
     if config.optimizer == "AdamWScheduleFree" and (schedule != "constant" or config.adam_beta1 == 0):
-        yield "AdamWScheduleFree needs --lr_scheduler constant and an --adam_beta1 above 0", "lr_scheduler"
+        wrong = "adam_beta1" if schedule == "constant" else "lr_scheduler"
+        yield "AdamWScheduleFree needs --lr_scheduler constant and an --adam_beta1 above 0", wrong
     rates = {config.text_encoder_lr, config.text_encoder_2_lr} - {None, 0, config.learning_rate or 1.0}
     if config.optimizer == "Prodigy" and (rates or config.scale_lr or config.loraplus_lr_ratio != 1):
         ways = "drop --scale_lr, --loraplus_lr_ratio, and a text encoder's rate unless it is 0"
@@ -71,12 +72,13 @@ def rank_problems(config) -> Iterator[Problem]:
     adapter, fixed = config.adapter, config.allocation or config.allocate == "uniform"
     if config.allocate and config.allocation:
         yield "--allocate makes ranks and --allocation reads them from a file: give one of them", "allocation"
+    source = "allocation" if config.allocation else "allocate"
     if config.allocate or config.allocation:
         if adapter.rank_pattern or adapter.k_pattern or adapter.hybrid_rank:
             own = "--rank_pattern, --k_pattern and --hybrid_rank"
-            yield f"--allocate, --allocation and --adapter gora choose the ranks: drop {own}", "allocate"
+            yield f"--allocate, --allocation and --adapter gora choose the ranks: drop {own}", source
         if config.base_model_precision:
-            need = "which --allocate, --allocation and --adapter gora need"
+            need = "which --allocate, --allocation and --adapter gora need: drop one of them"
             yield (
                 f"--base_model_precision leaves no weights to take gradients of, {need}",
                 "base_model_precision",

@@ -80,7 +80,8 @@ def add_options(parser: argparse.ArgumentParser, cls, visible: tuple[str, ...] |
 
 
 def add_option(group, about: Option, visible: bool = True) -> None:
-    default = "" if about.default in (None, False, {}) else f" (default: {about.default})"
+    silent = about.default is None or about.default is False or about.default == {}
+    default = "" if silent else f" (default: {about.default})"
     text = about.help.replace("%", "%%") + default if visible else argparse.SUPPRESS
     common = dict(dest=about.name, default=argparse.SUPPRESS)
     if about.type is bool:

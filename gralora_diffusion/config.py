@@ -91,6 +91,10 @@ class AdapterConfig:
         check_needs(self)
         refuse(adapter_problems(self))
 
+    @staticmethod
+    def upgraded(values: dict) -> dict:
+        return values | {"method": "lora"} if values.get("method") == "gora" else values  # an alias since
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -189,7 +193,7 @@ class TrainConfig:
     dataloader_num_workers: int = machine(
         0, "threads that read and crop images for the cache", at_least=0, at_most=256, resumable=True
     )
-    optimizer: str = optim("AdamW", "which optimizer; in capitals or not", choices=OPTIMIZERS)
+    optimizer: str = optim("AdamW", "which optimizer", choices=OPTIMIZERS)
     use_8bit_adam: bool = optim(False, "AdamW with 8-bit state (needs bitsandbytes)", needs=ADAMW)
     lr_scheduler: str = optim("constant", "learning-rate schedule", choices=SCHEDULES)
     lr_warmup_steps: int = optim(0, "steps over which the learning rate rises", at_least=0, needs=WARMUP)

@@ -13,6 +13,7 @@ NOISY = (
     "transformers.tokenization_utils_base",
 )
 _program = None
+_work_is_shared = False
 
 
 def set_program(name: str) -> None:
@@ -28,11 +29,17 @@ def program() -> str:
 def fail(message: str, code: int = 2):
     """Print one sentence and exit: with 2 for a mistake in what was asked, with 1 for a run that failed.
 
-    Of several processes, all of which see the same mistake, the first one prints it.
+    While several processes check the same options, the first one prints for all.
     """
-    if code != 2 or is_first_process():
+    if code != 2 or is_first_process() or _work_is_shared:
         print(f"{program()}: {message}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def share_work() -> None:
+    """From now on each process works on a part, and its mistakes are its own."""
+    global _work_is_shared
+    _work_is_shared = True
 
 
 def is_first_process() -> bool:

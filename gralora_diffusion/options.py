@@ -60,7 +60,7 @@ class Option:
     flags: its names on the command line, the most usual first.
     kind: what it holds, one of FIELD_KINDS: a plain value, a path or an id of some sort, or a secret.
     needs: {another option: its values with which this one has an effect}; True is any but None and False.
-    resumable: a run may be resumed with another value, since it changes nothing that is learnt up to a step.
+    resumable: a run may be resumed with another value, since it does not change what a step trains.
     """
 
     name: str
@@ -187,7 +187,11 @@ def to_dict(config) -> dict:
 
 
 def from_dict(cls, values: dict):
-    """Build a config from parsed JSON; an unknown key or a value of the wrong type raises ConfigError."""
+    """Build a config from parsed JSON; an unknown key or a value of the wrong type raises ConfigError.
+
+    cls.upgraded(values), where there is one, maps what older versions wrote.
+    """
+    values = getattr(cls, "upgraded", dict)(values)
     known = {f.name: f for f in fields(cls)}
     nested = {}
     for name, value in values.items():
@@ -207,6 +211,8 @@ def from_dict(cls, values: dict):
 
 def from_flat(cls, values: dict):
     """Build a config from {option: value} in which the options of configs inside it stand beside its own."""
+    for name in values.keys() - options_of(cls).keys():
+        raise ConfigError(f"unknown option {name!r}{did_you_mean(name, options_of(cls))}")
     own = {f.name: f.type for f in fields(cls)}
     inner = {name: kind for name, kind in own.items() if dataclasses.is_dataclass(kind)}
     parts = {}

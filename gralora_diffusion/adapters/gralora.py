@@ -105,8 +105,8 @@ def choose_k(rank: int, in_features: int, out_features: int) -> int:
 
     That is 2 blocks per side at rank 16 to 32, and 4 at rank 64 to 128.
     """
-    sizes = (rank, in_features, out_features)
-    fits = [k for k in range(1, rank + 1) if all(size % k == 0 for size in sizes)]
+    common = math.gcd(rank, in_features, out_features)
+    fits = [k for k in range(1, common + 1) if common % k == 0]
     return min(fits, key=lambda k: (round(abs(math.log2(rank / k**2 / 8)), 6), -k))
 
 

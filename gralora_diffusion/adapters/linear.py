@@ -155,8 +155,9 @@ class AdaptedLinear(nn.Linear):
             raise ValueError(
                 "the base is quantised, and an adapter cannot be merged into it: load it in bf16"
             )
-        if self.merged:
+        if self.merged and self.strengths == self.merged_strengths:
             return
+        self.unmerge()
         self.unmerged_weight = self.weight.data
         self.merged_strengths = self.strengths
         wide = torch.promote_types(self.weight.dtype, torch.float32)
@@ -172,7 +173,9 @@ class AdaptedLinear(nn.Linear):
             self.unmerged_weight = None
 
     def to_linear(self) -> nn.Linear:
-        """The plain layer again, with the weight as it is now: the base's own, or the merged one."""
+        """The plain layer again, with the base's own weight, or merged at the present strengths."""
+        if self.merged:
+            self.merge()
         kind = QuantizedLinear if quantized(self.weight) else nn.Linear
         linear = kind(self.in_features, self.out_features, self.bias is not None, device="meta")
         linear.weight = self.weight

@@ -99,11 +99,15 @@ def exact_ranks(wanted, shapes, reference_rank: int, low, high, step: int = 1) -
 
     # whole numbers near them, first for all layers of one cost together
     ranks = [0] * len(costs)
-    groups = {cost: [i for i in layers if costs[i] == cost] for cost in sorted(set(costs), reverse=True)}
+    groups = {}
+    for cost in sorted(set(costs), reverse=True):
+        groups[cost] = [i for i in layers if costs[i] == cost]
     targets = {}
     for cost, mine in groups.items():
-        sums = [sum(values[i] for i in mine) for values in (ideal, low, high)]
-        targets[cost * step] = (sums[0] / step, sums[1] // step, sums[2] // step)
+        ideal_sum = sum(ideal[i] for i in mine)
+        low_sum = sum(low[i] for i in mine)
+        high_sum = sum(high[i] for i in mine)
+        targets[cost * step] = (ideal_sum / step, low_sum // step, high_sum // step)
     totals = exact_totals(targets, budget)
     for cost, mine in groups.items():
         for i in mine:

@@ -165,15 +165,14 @@ def moved_share(samples: dict, shapes: Shapes, ranks_by: Callable, seed: int) ->
     n = len(next(iter(samples.values()))[1])
     drawn = torch.randint(n, (REPLICATES, n), generator=generator(seed, 9, n))
     shares = torch.zeros(REPLICATES, n).scatter_add_(1, drawn, torch.full((REPLICATES, n), 1 / n))
-    shares = torch.cat(
-        [torch.full((1, n), 1 / n), shares]
-    )  # [1 + REPLICATES, n], the first with all batches alike
+    shares = torch.cat([torch.full((1, n), 1 / n), shares])  # [1 + REPLICATES, n], first all batches alike
     importances = {}
     for path, (weights, gradients) in samples.items():
         importances[path] = (weights * (shares @ gradients)).abs().mean(1).tolist()
-    first, *others = [
-        ranks_by({path: values[i] for path, values in importances.items()}) for i in range(REPLICATES + 1)
-    ]
+    choices = []
+    for i in range(REPLICATES + 1):
+        choices.append(ranks_by({path: values[i] for path, values in importances.items()}))
+    first, *others = choices
     cost = {path: m + n for path, (m, n) in shapes.items()}
     moved = 0
     for ranks in others:

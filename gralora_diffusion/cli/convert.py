@@ -5,7 +5,7 @@ IN: any of our files, run folders, PEFT folders, kohya's or diffusers' LoRA file
 gralora convert runs/my_dog --to comfyui my_dog.safetensors             ComfyUI, A1111, Forge, kohya
 gralora convert runs/my_dog --to comfyui small.safetensors --rank 16    the best plain LoRA of rank 16
 gralora convert runs/my_dog --to peft my_dog_peft                       a folder for PeftModel.from_pretrained
-gralora convert lora.safetensors --to native adapter.safetensors        to train on, or for the custom node
+gralora convert lora.safetensors --to native adapter.safetensors        for the custom node in ComfyUI
 gralora convert runs/my_dog --to merged my_dog_sdxl.safetensors         the base and the adapter in one
 """
 

@@ -16,6 +16,9 @@ COMMANDS = {
     "env": "print versions, devices and memory, for a bug report",
     "demo": "train on the embedded base model and score the result, in about a minute",
 }
+STOPPED = {  # while libraries load; later a training run handles signals itself
+    "train": "stopped before the first step; nothing is lost, and the same command starts again",
+}
 EXAMPLE = "gralora train --instance_data_dir photos/my_dog --instance_prompt 'a photo of sks dog'"
 
 
@@ -37,12 +40,11 @@ def main(argv: list[str] | None = None) -> None:
         )
     console.set_program(f"gralora {name}")
     console.quiet_libraries()
+    console.plain_warnings()
     try:
         importlib.import_module(f"gralora_diffusion.cli.{name}").main(options)
-    except KeyboardInterrupt:  # while libraries load; a training run handles signals itself
-        console.fail(
-            "stopped before the first step; nothing is lost, and the same command starts again", code=130
-        )
+    except KeyboardInterrupt:
+        console.fail(STOPPED.get(name, "stopped; the same command starts again"), code=130)
 
 
 def usage() -> str:

@@ -21,11 +21,14 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     prompts = [prompt.strip() for prompt in args.prompt.split("|")]
     try:
+        args.output.with_suffix("").mkdir(parents=True, exist_ok=True)
         rows = generate(args, prompts)
+        columns = [prompt for prompt in prompts for _ in range(args.num_images)]
+        save(rows, columns, args.output)
     except ConfigError as error:
         fail(str(error))
-    columns = [prompt for prompt in prompts for _ in range(args.num_images)]
-    save(rows, columns, args.output)
+    except OSError as error:
+        fail(f"{args.output} cannot be written: {error.strerror or error}; choose another --output")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

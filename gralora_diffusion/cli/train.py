@@ -9,7 +9,7 @@ import sys
 from gralora_diffusion.checks import check_paths
 from gralora_diffusion.cli.processes import launch
 from gralora_diffusion.command_line import parser_of, to_config
-from gralora_diffusion.console import fail, plain_warnings
+from gralora_diffusion.console import fail
 from gralora_diffusion.options import ConfigError, TrainingError
 
 EXAMPLE = """example:
@@ -26,7 +26,6 @@ def main(argv: list[str]) -> None:
     if processes < 1:
         parser.error(f"--num_processes is {processes}; it must be at least 1")
     config = to_config(parser, given)
-    plain_warnings()
     try:
         check_paths(config)
     except ConfigError as error:

@@ -15,7 +15,7 @@ from gralora_diffusion.files import complete_or_absent
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.sdxl.base import resolution_of
 from gralora_diffusion.sdxl.load import load_sdxl
-from gralora_diffusion.sdxl.sampling import draw
+from gralora_diffusion.sdxl.sampling import generate
 from gralora_diffusion.seeding import generator
 
 GENERATED = re.compile(r"class-([0-9a-f]{12})-(\d{5})\.png")
@@ -55,7 +55,7 @@ def class_images(
         if accelerator.is_main_process:
             print(f"generating {len(missing)} class images -> {folder}", flush=True)
         mine = missing[accelerator.process_index :: accelerator.num_processes]
-        generate(mine, config, images, how_to_load | dict(dtype=dtype), accelerator.device)
+        generate_missing(mine, config, images, how_to_load | dict(dtype=dtype), accelerator.device)
         accelerator.wait_for_everyone()
         given, generated, _ = existing(config, cache, fingerprint_of(config, dtype))
     found = given + [generated[i] for i in sorted(generated)]
@@ -101,7 +101,7 @@ def existing(
 
 
 @torch.no_grad()
-def generate(
+def generate_missing(
     numbers: list[int], config: TrainConfig, images: list[TrainingImage], how_to_load: dict, device
 ) -> None:
     """Generate and write the class images of these numbers, number i in the bucket of instance image i."""
@@ -113,7 +113,9 @@ def generate(
     for shape, batch in batches(numbers, images, resolution, config):
         seeds = [generator(config.seed, SEEDS, i).initial_seed() for i in batch]
         wanted = [(config.class_prompt, seed) for seed in seeds]
-        made = draw(pipeline, wanted, config.num_inference_steps, config.guidance_scale, len(batch), shape)
+        made = generate(
+            pipeline, wanted, config.num_inference_steps, config.guidance_scale, len(batch), shape
+        )
         for i, image in zip(batch, made, strict=True):
             if all(low == high for low, high in image.getextrema()):
                 problem = f"class image {i} has a single colour, as after an overflow"

@@ -14,7 +14,7 @@ from gralora_diffusion.evaluation.metric import METRICS, Score
 from gralora_diffusion.evaluation.metrics import measure
 from gralora_diffusion.experiments.experiment import Experiment
 from gralora_diffusion.files import complete_or_absent
-from gralora_diffusion.sdxl.sampling import draw
+from gralora_diffusion.sdxl.sampling import generate
 
 
 def base_images(pipeline, experiment: Experiment, config: TrainConfig) -> list[Path]:
@@ -38,7 +38,7 @@ def image_paths(folder: Path, number: int) -> list[Path]:
 
 def save_images(pipeline, requests: list[tuple[str, int]], config: TrainConfig, folder: Path) -> list[Path]:
     """Generate an image for each (prompt, seed)."""
-    images = draw(pipeline, requests, config.num_inference_steps, config.guidance_scale)
+    images = generate(pipeline, requests, config.num_inference_steps, config.guidance_scale)
     paths = image_paths(folder, len(images))
     for image, path in zip(images, paths, strict=True):
         with complete_or_absent(path) as part:

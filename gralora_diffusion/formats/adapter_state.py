@@ -141,10 +141,10 @@ def describe(layers: Layers, alpha: float | None = None) -> AdapterConfig:
     for found in layers.values():
         named += [(path, sizes_of(factors)) for path, factors in found.items()]
         gralora |= any("gralora_A" in factors for factors in found.values())
-    fitting = [
-        t for t, pattern in TARGETS.items() if all(re.search(pattern, f".{path}") for path, _ in named)
-    ]
-    options = dict(method="gralora" if gralora else "lora", alpha=alpha, targets=fitting[0])
+    options = dict(method="gralora" if gralora else "lora", alpha=alpha)
+    for targets, pattern in reversed(TARGETS.items()):  # the narrowest that holds all layers counts
+        if all(re.search(pattern, f".{path}") for path, _ in named):
+            options["targets"] = targets
     ranks = [(path, sizes.rank) for path, sizes in named]
     options["rank"], options["rank_pattern"] = common_and_others(ranks)
     if gralora:

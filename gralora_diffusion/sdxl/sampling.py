@@ -25,13 +25,13 @@ def sample(
     scheduler: by default the pipeline's own; a copy of it is used, so that its state does not change.
     """
     wanted = [(prompt, seed + n) for prompt in prompts for n in range(num_images)]
-    return draw(
+    return generate(
         pipeline, wanted, num_inference_steps, guidance_scale, batch_size, resolution, scheduler=scheduler
     )
 
 
 @torch.no_grad()
-def draw(
+def generate(
     pipeline,
     wanted: list[tuple[str, int]],
     num_inference_steps: int = 25,
@@ -56,10 +56,9 @@ def draw(
             prompts = [prompt for prompt, _ in part]
             given = dict(prompt=prompts)
             if embeds is not None:
-                given = {
-                    name: torch.cat([embeds[prompt][name] for prompt in prompts]).to(device)
-                    for name in embeds[prompts[0]]
-                }
+                given = {}
+                for name in embeds[prompts[0]]:
+                    given[name] = torch.cat([embeds[prompt][name] for prompt in prompts]).to(device)
             latents = pipeline(
                 **given,
                 num_inference_steps=num_inference_steps,

@@ -14,11 +14,12 @@ from gralora_diffusion.data.dataset import epoch_length, image_cache, instance, 
 from gralora_diffusion.formats.read import NATIVE
 from gralora_diffusion.options import to_dict
 from gralora_diffusion.sdxl.load import COMPONENTS, shapes
+from gralora_diffusion.training.accelerator import precision
 from gralora_diffusion.training.export import export_sizes
 from gralora_diffusion.training.forecast import duration
 from gralora_diffusion.training.optim import bytes_per_parameter
 from gralora_diffusion.training.run_folder import locate
-from gralora_diffusion.training.setup import inject_all, precision, steps_of
+from gralora_diffusion.training.setup import inject_all, steps_of
 from gralora_diffusion.training.step_cost import step_memory, step_time
 
 

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from gralora_diffusion.adapters import allocation
 from gralora_diffusion.adapters.gradients import stratified
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.console import share_work
 from gralora_diffusion.data.batches import BatchPlan, plan_batches
 from gralora_diffusion.data.cache import Cache
 from gralora_diffusion.data.dataset import image_cache
@@ -56,6 +57,7 @@ def train(config: TrainConfig) -> Path:
     with Interrupts(record_kill) as interrupts:
         try:
             setup = set_up(config.resolved())
+            share_work()
             done = setup.start == setup.steps and read_status(setup.path)["state"] == "done"
             if not done:
                 run = open_run(setup)

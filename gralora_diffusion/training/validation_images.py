@@ -11,7 +11,7 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.files import complete_or_absent
-from gralora_diffusion.sdxl.sampling import as_trained, draw, embed_prompts, sheet
+from gralora_diffusion.sdxl.sampling import as_trained, embed_prompts, generate, sheet
 
 
 class Previews:
@@ -74,7 +74,7 @@ class Previews:
         if step:
             trained_with = config.prediction_type, config.rescale_betas_zero_snr
             scheduler = as_trained(self.pipeline.scheduler, *trained_with)
-        return draw(
+        return generate(
             self.pipeline,
             [(prompt, seed) for _, prompt, seed in self.mine],
             config.num_inference_steps,

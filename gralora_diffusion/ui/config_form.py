@@ -165,7 +165,7 @@ def form_value(option: Option, value, workspace: Workspace):
     if option.type is dict:
         return json.dumps(value)
     if option.default is None and option.type is float:  # a text field, since it may be blank
-        return f"{value:g}"
+        return repr(value)
     if option.default is None and option.type is int:
         return str(value)
     return value

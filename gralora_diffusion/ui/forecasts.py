@@ -20,6 +20,8 @@ from gralora_diffusion.ui.workspace import Workspace
 
 MAX_WAIT = 180.0  # seconds for a measurement
 
+EMBEDDED_RESOLUTION = 64  # what a blank resolution means on the embedded base
+
 
 def with_full_paths(config: TrainConfig, workspace: Workspace) -> TrainConfig:
     """The config with full paths of its folders in HOME, since this process works in another folder."""
@@ -75,6 +77,9 @@ def plan_rows(text: str) -> list[tuple[str, str]]:
 
 def known_time(config: TrainConfig, workspace: Workspace) -> str | None:
     """How long it takes, from a run whose steps do the same work, if there is one."""
+    steps = config.resolved().max_train_steps
+    if steps is None:  # epochs: the plan knows their steps
+        return None
     work = work_of_a_step(config)
     for name in workspace.run_names():
         try:
@@ -83,7 +88,6 @@ def known_time(config: TrainConfig, workspace: Workspace) -> str | None:
             continue
         seconds = [line["seconds"] for line in metrics(workspace.runs / name)[1:50]]
         if len(seconds) > 1 and work_of_a_step(other) == work:
-            steps = config.resolved().max_train_steps or other.max_train_steps
             total = clock_time(steps * sum(seconds) / len(seconds))
             return f"about {total} for {steps} steps, as fast as {name}, and the sample images"
     return None
@@ -98,9 +102,12 @@ def work_of_a_step(config: TrainConfig) -> str:
         "gradient_accumulation_steps",
         "gradient_checkpointing",
         "train_text_encoder",
-        "resolution",
     )
     values = [to_dict(resolved.adapter), *(getattr(resolved, name) for name in names)]
+    if resolved.pretrained_model_name_or_path is None:
+        values.append(resolved.resolution or EMBEDDED_RESOLUTION)
+    else:
+        values.append(resolved.resolution)
     return json.dumps(values, sort_keys=True)
 
 

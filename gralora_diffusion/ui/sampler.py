@@ -64,7 +64,7 @@ class Sampler:
 
     def generate(self, request: ImageRequest, base: str | None) -> Image.Image:
         """An image; `base` as --pretrained_model_name_or_path takes it."""
-        from gralora_diffusion.sdxl.sampling import draw
+        from gralora_diffusion.sdxl.sampling import generate
 
         request = request.checked(self.workspace)
         guidance = request.guidance
@@ -73,7 +73,7 @@ class Sampler:
         with self.lock:
             self.load_base(base)
             self.set_adapters(dict(request.adapters))
-            return draw(self.pipeline, [(request.prompt, request.seed)], request.steps, guidance)[0]
+            return generate(self.pipeline, [(request.prompt, request.seed)], request.steps, guidance)[0]
 
     def load_base(self, base: str | None) -> None:
         import torch

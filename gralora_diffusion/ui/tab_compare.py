@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
-from PIL import Image
 
+from gralora_diffusion.data.images import open_image
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.sampling import sheet
 from gralora_diffusion.ui.adapter_files import AS_TRAINED, prompt_of
@@ -174,7 +174,7 @@ class CompareTab:
         """All cells as one image: a row for each adapter."""
         rows = {}
         for name in adapters:
-            rows[name] = [Image.open(cell.path) for cell in cells if cell.adapter == name]
+            rows[name] = [open_image(cell.path) for cell in cells if cell.adapter == name]
         heads = [f"strength {c.strength:g}, seed {c.seed}" for c in cells if c.adapter == adapters[0]]
         return save_served(self.workspace, sheet(rows, heads), "grid.png")
 

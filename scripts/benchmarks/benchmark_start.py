@@ -49,4 +49,7 @@ def first_step(folder: str, rounds: int) -> list[float]:
     for number in range(rounds + 1):
         runs.append(timed_run(TRAIN, [*options, "--output_dir", f"{folder}/{number}"]))
     warm = runs[1:]  # the first one fills the cache
-    return [statistics.median(run[clock]["first"] for run in warm) for clock in CLOCKS]
+    medians = []
+    for clock in CLOCKS:
+        medians.append(statistics.median(run[clock]["first"] for run in warm))
+    return medians
