@@ -142,7 +142,7 @@ class HelpAll(argparse.Action):
     """--help_all: the help with every option."""
 
     def __init__(self, build, **kwargs):
-        super().__init__(nargs=0, **kwargs)
+        super().__init__(nargs=0, default=argparse.SUPPRESS, **kwargs)
         self.build = build
 
     def __call__(self, *_):

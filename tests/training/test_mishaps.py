@@ -78,7 +78,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch, at, words):
 
 
 def test_out_of_memory_in_a_preview_costs_the_images_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(validation_images, "draw", no_memory)
+    monkeypatch.setattr(validation_images, "generate", no_memory)
     with pytest.warns(UserWarning, match="out of memory for the sample images of step"):
         run = quick(tmp_path, skip_final_inference=False)
     assert (run / "adapter.safetensors").exists()
@@ -87,7 +87,7 @@ def test_out_of_memory_in_a_preview_costs_the_images_alone(tmp_path, monkeypatch
 
 def test_a_sample_of_a_single_colour_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        validation_images, "draw", lambda _, wanted, *__: [Image.new("RGB", (64, 64)) for _ in wanted]
+        validation_images, "generate", lambda _, wanted, *__: [Image.new("RGB", (64, 64)) for _ in wanted]
     )
     with pytest.warns(UserWarning, match="has a single colour") as caught:
         quick(tmp_path, skip_final_inference=False)
