@@ -12,6 +12,8 @@ from models import BETAS, embed, make_encoders, make_unet, make_vae, token_ids
 from torch import nn
 from training_loop import fit, save
 
+from gralora_diffusion.sdxl.base import Prompts, predict
+
 
 def train_vae(folder: Path, composer: Composer, steps: int) -> AutoencoderKL:
     """On crops of 32 x 32 pixels for 72 % of the steps, then on whole images."""
@@ -123,9 +125,8 @@ def train_unet(
         t = torch.from_numpy((rng.permutation(n) + rng.random(n)) * (1000 / n)).long()  # stratified
         a = alphas_cumprod[t].view(-1, 1, 1, 1)
         noisy = a.sqrt() * x + (1 - a).sqrt() * noise
-        context = context * captioned.view(-1, 1, 1)
-        conditions = dict(text_embeds=pooled * captioned.view(-1, 1), time_ids=random_sizes(n, rng))
-        out = unet(noisy, t, context, added_cond_kwargs=conditions).sample
+        prompts = Prompts(context * captioned.view(-1, 1, 1), pooled * captioned.view(-1, 1))
+        out = predict(unet, noisy, t, prompts, random_sizes(n, rng))
         # All noise levels weigh about the same: a plain mean neglects high noise, which decides on shapes.
         weight = (1 / alphas_cumprod[t]).clamp(max=16)
         return (weight * (out - noise).square().mean((1, 2, 3))).mean() / 4
