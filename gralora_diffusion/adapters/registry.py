@@ -96,23 +96,6 @@ def models_of(model) -> list[nn.Module]:
     return [m for m in model.components.values() if isinstance(m, nn.Module)]
 
 
-def layer_table(layers: dict[str, AdaptedLinear]) -> str:
-    """The adapted layers, one line each, with shapes, ranks and parameters; the last line is the sum."""
-    width = max(len(path) for path in layers)
-    rows = [
-        f"{'layer':<{width}}  {'in -> out':>13}  {'rank':>4}  {'k':>2}  {'hybrid':>6}  {'parameters':>11}"
-    ]
-    total = 0
-    for path, layer in layers.items():
-        adapter = layer.adapter
-        count = sum(p.numel() for p in adapter.parameters())
-        total += count
-        shape = f"{layer.in_features} -> {layer.out_features}"
-        sizes = f"{adapter.rank:>4}  {adapter.k:>2}  {adapter.hybrid_rank:>6}"
-        rows.append(f"{path:<{width}}  {shape:>13}  {sizes}  {count:>11,}")
-    return "\n".join([*rows, f"{len(layers)} layers, {total:,} parameters"])
-
-
 def common_and_others(values: list[tuple[str, int]]) -> tuple[int, dict[str, int]]:
     """The commonest value of (path, value), and one regular expression for all paths of each other value."""
     (common, _), *others = Counter(value for _, value in values).most_common()

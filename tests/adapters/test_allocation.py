@@ -24,7 +24,7 @@ from gralora_diffusion.adapters.gradient_init import point_down
 from gralora_diffusion.adapters.gradients import GRADIENTS, Gradients, stratified
 from gralora_diffusion.adapters.rank_budget import allocate_ranks
 from gralora_diffusion.adapters.rank_rules import reordered, step_of
-from gralora_diffusion.adapters.registry import adapted_layers, layer_table
+from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.single_file import SDXL_UNET
 from gralora_diffusion.seeding import generator
@@ -266,6 +266,10 @@ QUICK = TrainConfig(
 )
 
 
+def size_of(layers) -> int:
+    return sum(p.numel() for layer in layers.values() for p in layer.adapter.parameters())
+
+
 def test_gora_trains_saves_and_loads_like_any_other(tmp_path):
     run = train(dataclasses.replace(QUICK, output_dir=str(tmp_path / "a")))
     facts = json.loads((run / FILE).read_text())
@@ -278,7 +282,8 @@ def test_gora_trains_saves_and_loads_like_any_other(tmp_path):
         path: row["rank"] for path, row in facts["layers"].items()
     }
     uniform = inject(load_sdxl().unet, AdapterConfig(method="lora", rank=8))
-    assert layer_table(layers).splitlines()[-1] == layer_table(uniform).splitlines()[-1]
+    assert len(layers) == len(uniform)
+    assert size_of(layers) == size_of(uniform)
     assert len({layer.adapter.rank for layer in layers.values()}) > 3
     from_file = dict(allocate=None, allocation=str(run / FILE))
     same = train(dataclasses.replace(QUICK, output_dir=str(tmp_path / "b"), **from_file))
