@@ -155,9 +155,7 @@ def parser_of(description: str, epilog: str | None = None, visible=MOST_USED) ->
     parser = Parser(description=description, epilog=epilog)
     build = functools.partial(parser_of, description, epilog, None)
     parser.add_argument("--help_all", action=HelpAll, build=build, help="show every option and exit")
-    about = (
-        "options for SDXL by what is trained and the memory of the GPU; what is given beside it counts more"
-    )
+    about = "options for SDXL by training target and GPU memory; options given explicitly take precedence"
     parser.add_argument("--preset", choices=list(PRESETS), default=argparse.SUPPRESS, help=about)
     about = "processes on this machine, one GPU each or all on the CPU"
     parser.add_argument("--num_processes", type=int, default=1, metavar="INT", help=f"{about} (default: 1)")

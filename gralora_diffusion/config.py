@@ -149,7 +149,7 @@ class TrainConfig:
     num_train_epochs: int | None = training(None, "epochs, instead of steps", at_least=1, resumable=True)
     train_batch_size: int | None = training(None, "images per step and process", at_least=1)
     gradient_accumulation_steps: int = training(1, "batches per optimizer step", at_least=1)
-    learning_rate: float | None = training(None, "that of the UNet's adapters; for Prodigy a factor", above=0)
+    learning_rate: float | None = training(None, "rate of the UNet's adapters; for Prodigy a factor", above=0)
     train_text_encoder: bool = training(False, "adapt both text encoders too")
     text_encoder_lr: float | None = text_rate(None, "learning rate; by default the UNet's", at_least=0)
     text_encoder_2_lr: float | None = text_rate(None, "learning rate; by default the first's", at_least=0)
@@ -160,13 +160,13 @@ class TrainConfig:
     num_validation_images: int = samples(1, "sample images per prompt", at_least=1)
     num_inference_steps: int = samples(25, "denoising steps of a sample image", at_least=1)
     guidance_scale: float | None = samples(None, "guidance scale of the sample images", at_least=0)
-    validation_steps: int | None = samples(None, "sample images every so many steps too", at_least=1)
-    validation_epochs: int | None = samples(None, "sample images every so many epochs too", at_least=1)
+    validation_steps: int | None = samples(None, "sample images every N steps too", at_least=1)
+    validation_epochs: int | None = samples(None, "sample images every N epochs too", at_least=1)
     skip_final_inference: bool = samples(False, "no sample images, neither before nor after")
     output_dir: str | None = output(
         None, "the run folder; by default runs/NAME, numbered when that exists", kind="folder"
     )
-    checkpointing_steps: int = output(500, "a checkpoint every so many steps, and at the end", at_least=1)
+    checkpointing_steps: int = output(500, "a checkpoint every N steps, and at the end", at_least=1)
     checkpoints_total_limit: int | None = output(
         None, "keep at most so many checkpoints; the oldest are deleted", at_least=1
     )

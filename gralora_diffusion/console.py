@@ -27,7 +27,7 @@ def program() -> str:
 
 
 def fail(message: str, code: int = 2):
-    """Print one sentence and exit: with 2 for a mistake in what was asked, with 1 for a run that failed.
+    """Print one sentence and exit: code 2 for invalid options or files, 1 for a failed run.
 
     While several processes check the same options, the first one prints for all.
     """

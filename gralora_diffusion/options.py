@@ -144,8 +144,8 @@ def check_rules(config) -> None:
     for name, about in options_of(type(config)).items():
         value = value_in(config, name)
         if problem := about.rule.problem(value):
-            shown = repr(value) if about.rule.choices else value
-            raise ConfigError(f"{about.flag} is {shown}; it must be {problem}", option=name)
+            text = repr(value) if about.rule.choices else value
+            raise ConfigError(f"{about.flag} is {text}; it must be {problem}", option=name)
 
 
 def check_needs(config) -> None:

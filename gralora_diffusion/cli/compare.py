@@ -123,7 +123,7 @@ def add_report(group) -> None:
     group.add_argument("--report", action="store_true", help=about)
     about = 'what the report subtracts: methods, with k where they have one, as "gralora k1" (default: lora)'
     group.add_argument("--baseline", nargs="+", metavar="METHOD", help=about)
-    about = "what the report counts as one and pairs differences by (default: seed)"
+    about = "unit of analysis, by which differences are paired (default: seed)"
     group.add_argument("--unit", choices=("seed", "subject"), default="seed", help=about)
     about = "report this score at equal --score too, from the curves over the learning rates"
     group.add_argument("--front", metavar="SCORE", help=about)
@@ -220,4 +220,4 @@ def run_sweep(args: Namespace) -> None:
             return run_experiment(run, experiments[run.get("subject")], interrupts)
 
         do_runs(args.output, plan.runs, do, stop_requested=lambda: interrupts.asked)
-    print(f"{len(plan.runs)} runs are done: --report shows what is in {args.output}")
+    print(f"{len(plan.runs)} runs are done: --report prints the results in {args.output}")

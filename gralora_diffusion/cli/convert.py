@@ -65,7 +65,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pretrained_model_name_or_path", metavar="BASE", help=about)
     args = parser.parse_args(argv)
     if args.rank is not None and args.energy is not None:
-        parser.error("--rank and --energy are two ways to say how small: give one of them")
+        parser.error("--rank and --energy both set the size: give one of them")
     suffixes = WRITERS[args.to].suffixes
     ending = args.output.suffix if args.output.suffix == ".safetensors" else ""
     if ending not in suffixes:

@@ -9,7 +9,7 @@ gralora evaluate --paired held_out --generated out
 gralora evaluate --base out_base --generated out
     drift: on prompts without the subject, with and without the adapter
 gralora evaluate --subjects dreambooth --encoder imagenet
-    whether an encoder tells subjects apart; a sub-folder for each
+    whether an encoder distinguishes subjects; a sub-folder for each
 
 The images that generated ones are compared with are first cut to their size, where they all have one.
 """
@@ -65,7 +65,7 @@ def add_images(group) -> None:
     group.add_argument("--base", type=Path, metavar="FOLDER", help=about)
     about = "text file, a prompt a line, each for as many images in a row; else NAME.txt beside NAME.png"
     group.add_argument("--prompts", type=Path, metavar="FILE", help=about)
-    about = "folder of folders, one for each subject: print how well the encoders tell them apart"
+    about = "folder with one sub-folder per subject: print how well the encoders distinguish them"
     group.add_argument("--subjects", type=Path, metavar="FOLDER", help=about)
 
 
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         check_device(args.device)
         if args.subjects:
-            tell_subjects_apart(args)
+            score_retrieval(args)
         else:
             score_sets(args)
     except (ConfigError, OSError) as error:
@@ -157,7 +157,7 @@ def features_of(args: Namespace):
     return partial(image_features, batch_size=args.batch_size, cache=args.cache)
 
 
-def tell_subjects_apart(args: Namespace) -> None:
+def score_retrieval(args: Namespace) -> None:
     """Print a line of JSON for each encoder."""
     from gralora_diffusion.evaluation.image_sets import images_in
     from gralora_diffusion.evaluation.retrieval import subject_retrieval

@@ -154,7 +154,7 @@ def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path
 
 
 def reason_by_name(path: Path, stems: set[str]) -> str | None:
-    """Why a file cannot be used, as far as its name tells. stems: those of the images."""
+    """Why a file cannot be used, judged by its name alone. stems: those of the images."""
     suffix = path.suffix.lower()
     if suffix in EXTENSIONS | DOCUMENTS or (suffix in CAPTIONS and path.stem in stems):
         return None

@@ -106,7 +106,7 @@ class Score:
             name, strength = found[1], float(found[2])
         name, _, encoder = name.partition(", ")
         if name not in METRICS:
-            raise ConfigError(f"{text!r} is no score; its first word must be one of {', '.join(METRICS)}")
+            raise ConfigError(f"{text!r} is not a score; its first word must be one of {', '.join(METRICS)}")
         return cls(METRICS[name], encoder, strength)
 
     def __str__(self) -> str:

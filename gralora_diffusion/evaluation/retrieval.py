@@ -1,4 +1,4 @@
-"""How well an encoder tells subjects apart."""
+"""How well an encoder distinguishes subjects."""
 
 import torch
 

@@ -39,7 +39,7 @@ def remarks(result: dict) -> list[str]:
         found += remarks_on(entry)
     if any(1 < entry["n"] < FEW for entry in result["scores"]):
         found.append(
-            f"intervals of fewer than {FEW} values are too narrow: the bootstrap knows only the values it has"
+            f"intervals of fewer than {FEW} values are too narrow: the bootstrap resamples only these values"
         )
     if size := settings["size_that_references_are_cut_to"]:
         found.append(

@@ -89,7 +89,7 @@ def add_tensor(found: dict, where, leaf: str, tensor: torch.Tensor, key: str) ->
     Raises ConfigError for an unknown leaf, or a second tensor.
     """
     if leaf not in LEAF_NAMES:
-        problem = "is no part of a plain LoRA (of a LoCon, LoHa, LoKr or DoRA, perhaps)"
+        problem = "is not part of a plain LoRA (perhaps of a LoCon, LoHa, LoKr or DoRA)"
         raise ConfigError(f"{key} {problem}, and only LoRA and GraLoRA can be read")
     factors = found.setdefault(where, {})
     if LEAF_NAMES[leaf] in factors:

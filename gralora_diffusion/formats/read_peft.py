@@ -75,9 +75,9 @@ def gralora_alpha(config: dict, factors: Factors, where: str) -> float:
     sizes = sizes_of(factors)
     blocks_rank = sizes.rank - sizes.hybrid_rank
     if (hybrid or 0) != sizes.hybrid_rank or k != sizes.k or r not in (blocks_rank, sizes.rank):
-        said = f"r {r}, gralora_k {k}, hybrid_r {hybrid}"
+        recorded = f"r {r}, gralora_k {k}, hybrid_r {hybrid}"
         found = f"{blocks_rank}, {sizes.k}, {sizes.hybrid_rank}"
-        raise ConfigError(f"{where}: {PEFT_CONFIG} says {said}, and the tensors {found}")
+        raise ConfigError(f"{where}: {PEFT_CONFIG} says {recorded}, and the tensors {found}")
     if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
         raise ConfigError(f"{where}: {PEFT_CONFIG} says alpha {alpha!r}; it must be a positive number")
     return float(alpha)

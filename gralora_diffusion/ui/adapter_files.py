@@ -43,7 +43,7 @@ def config_values(workspace: Workspace, name: str) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"the config of {quoted(name)} cannot be read: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"the config of {quoted(name)} cannot be read: it is no JSON object")
+        raise ConfigError(f"the config of {quoted(name)} cannot be read: it is not a JSON object")
     return values
 
 

@@ -24,7 +24,7 @@ HINTS = {  # of the fields in front, for beginners; the others have the text of 
     BASE: "The embedded one, a hub id, or a checkpoint in the folder models",
     "instance_prompt": "Names the subject with a rare word, where an image has no caption",
     "max_train_steps": "How long to train; blank for what suits the base",
-    "rank": "How much the adapter can hold, and how large its file is",
+    "rank": "Capacity of the adapter, and size of its file",
     "seed": "The same seed gives the same adapter again",
 }
 FORM_PRESETS = {"default": {}, "quick look": dict(max_train_steps=120, rank=32, num_inference_steps=15)}
@@ -178,7 +178,7 @@ def set_name(option: Option, folder: str | None, workspace: Workspace) -> str:
     for name in workspace.set_names():
         if (workspace.root / folder).resolve() == workspace.image_set(name).resolve():
             return name
-    problem = f"{option.flag} is {quoted(folder)}, which is none of this page's sets of images"
+    problem = f"{option.flag} is {quoted(folder)}, which is not an image set of this page"
     raise ConfigError(f"{problem}: add it under Dataset", option=option.name)
 
 

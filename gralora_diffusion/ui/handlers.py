@@ -26,7 +26,7 @@ def browser_error(error: Exception) -> gr.Error:
         text = "there is not enough memory: stop other runs, or generate fewer or smaller images"
     else:
         traceback.print_exception(error, file=sys.stderr)
-        text = "this did not work; the terminal in which the page was started shows why"
+        text = "internal error: see the terminal where the page was started"
     return gr.Error(html.escape(text, quote=False), print_exception=False, duration=15)
 
 

@@ -184,7 +184,7 @@ def check_image(path: Path, resolution: int, seen: dict[str, str]) -> list[Findi
         advice = "take a larger one, or a lower resolution"
         findings.append((path.name, f"{size}, less than {resolution}", advice))
     if max(image.size) > 2 * min(image.size):
-        findings.append((path.name, f"{size}: squares are cut out of it", "crop it to the subject"))
+        findings.append((path.name, f"{size}: it will be cropped to squares", "crop it to the subject"))
     digest = hashlib.sha256(image.tobytes()).hexdigest()
     if digest in seen:
         findings.append((path.name, f"the same image as {seen[digest]}", "remove one of them"))

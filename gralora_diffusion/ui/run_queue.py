@@ -49,7 +49,7 @@ class RunQueue:
                 run.mkdir()
             except FileExistsError:
                 advice = "resume it under Watch, or choose another name"
-                raise ConfigError(f"a run named {name} is there already: {advice}") from None
+                raise ConfigError(f"a run named {name} already exists: {advice}") from None
             if token:
                 self.tokens[name] = token
             write_job(run, dict(state="queued", config=to_dict(config), created=time.time()))

@@ -135,7 +135,7 @@ def samples(workspace: Workspace, run: Path, most: int = 8) -> tuple[list[tuple[
 
 
 def sample_prompts(run: Path) -> list[str]:
-    """The prompt of each sample image; [] where the config does not tell."""
+    """The prompt of each sample image; [] where the config has none."""
     try:
         config = resolved_config_of(run)
     except ConfigError:

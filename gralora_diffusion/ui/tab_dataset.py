@@ -186,4 +186,4 @@ class DatasetTab:
 
     def check_set(self, name: str, resolution: str):
         findings = image_sets.check_set(self.workspace, name, int(resolution))
-        return gr.update(value=findings or [["all", "nothing to fix", "go on to Train"]], visible=True)
+        return gr.update(value=findings or [["all", "nothing to fix", "continue with Train"]], visible=True)

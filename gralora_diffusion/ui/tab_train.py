@@ -59,7 +59,7 @@ class TrainTab:
             self.name = gr.Textbox(
                 free_name(BUNDLED, self.workspace.run_names()),
                 label="Name of the run",
-                info="What you will find it by, and its folder under runs",
+                info="Also the name of its folder under runs",
                 max_length=64,
                 elem_id="run-name",
             )
@@ -100,7 +100,7 @@ class TrainTab:
         )
         self.marks = gr.Textbox("[]", visible="hidden", label="Mistakes", elem_id="marks")
         gr.Markdown(
-            "Runs wait for each other: a run that is started while another one runs is put into the queue.",
+            "Runs execute one at a time: a run started while another is active is queued.",
             elem_classes="hint",
         )
 
@@ -227,4 +227,4 @@ def read_config(path: str) -> TrainConfig:
     except ConfigError:
         raise
     except UNREADABLE:
-        raise ConfigError("this is not a config file: it holds no JSON object") from None
+        raise ConfigError("this is not a config file: it does not contain a JSON object") from None

@@ -42,7 +42,7 @@ class Workspace:
 
     def run(self, name: str) -> Path:
         if name not in self.run_names():
-            raise ConfigError(f"there is no run named {quoted(name)}: choose one of the list")
+            raise ConfigError(f"there is no run named {quoted(name)}: choose one from the list")
         return self.runs / name
 
     def set_names(self) -> list[str]:
@@ -50,7 +50,7 @@ class Workspace:
 
     def image_set(self, name: str) -> Path:
         if name not in self.set_names():
-            raise ConfigError(f"there is no set of images named {quoted(name)}: choose one of the list")
+            raise ConfigError(f"there is no set of images named {quoted(name)}: choose one from the list")
         return EXAMPLE if name == BUNDLED else self.images / name
 
     def base_names(self) -> list[str]:
@@ -97,7 +97,7 @@ class Workspace:
     def adapter(self, name: str) -> Path:
         """The adapter's own file."""
         if name not in self.adapter_names():
-            raise ConfigError(f"there is no adapter named {quoted(name)}: choose one of the list")
+            raise ConfigError(f"there is no adapter named {quoted(name)}: choose one from the list")
         if name.endswith(".safetensors"):
             return self.adapters / name
         return self.runs / name / "adapter.safetensors"
@@ -120,7 +120,7 @@ def new_name(name: str, what: str, taken: list[str] = ()) -> str:
         rule = "take up to 64 letters, digits, dots, - and _, and begin with a letter or digit"
         raise ConfigError(f"{what} cannot be named {quoted(name)}: {rule}")
     if name.lower() in (other.lower() for other in taken):
-        raise ConfigError(f"{what} named {name} is there already: choose another name")
+        raise ConfigError(f"{what} named {name} already exists: choose another name")
     return name
 
 

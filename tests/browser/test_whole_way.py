@@ -118,7 +118,7 @@ def refuse_taken_name(tab: Tab, name: str) -> None:
     tab.fill("run-name", name)
     tab.wait("equal-command", f"--output_dir runs/{name}")
     tab.page.click("#check")
-    tab.wait("run-name", "is there already")
+    tab.wait("run-name", "already exists")
 
 
 def sample(tab: Tab, name: str) -> None:

@@ -101,7 +101,7 @@ def test_scores_are_read_as_they_were_written(tmp_path):
     assert '{"paired, X": [0.5], "held-out loss": [0.1], "drift, a, b (c) at 0.5": [0.25, 1.0]}' in text
     assert read_results(tmp_path) == [dict(run=RUNS[0], scores=scores)]
     (tmp_path / RESULTS).write_text(text.replace("paired", "pared"))
-    with pytest.raises(ConfigError, match="'pared, X' is no score; its first word must be one of subject"):
+    with pytest.raises(ConfigError, match="'pared, X' is not a score; its first word must be one of subject"):
         read_results(tmp_path)
 
 
