@@ -18,6 +18,11 @@ CONFIGS = {
 }
 
 
+def weight_ids(model) -> dict[str, int]:
+    """{name: identity of the parameter}"""
+    return {name: id(p) for name, p in model.named_parameters()}
+
+
 def deltas(adapter: Adapter) -> dict[str, torch.Tensor]:
     pairs = {
         f"{component}.{path}": adapter.low_rank(component, path) for component, path, _ in adapter.items()
@@ -70,13 +75,10 @@ def merged_sdxl(file):
     """SDXL's models, and {name: tensor} of the checkpoint that merging makes of them, all without weights."""
     file.write_bytes(b"")
     models, names, layout = structure(file)
-    merged = to_checkpoint(
-        {
-            c: {name: LazyTensor(shape, torch.float16, None) for name, shape in found.items()}
-            for c, found in names.items()
-        },
-        layout,
-    )
+    tensors = {}
+    for component, found in names.items():
+        tensors[component] = {name: LazyTensor(shape, torch.float16, None) for name, shape in found.items()}
+    merged = to_checkpoint(tensors, layout)
     return models, {
         name: torch.empty(tensor.shape, device="meta", dtype=tensor.dtype) for name, tensor in merged.items()
     }

@@ -104,7 +104,8 @@ def test_inputs_of_any_layout_and_size(kind):
             x.clone().as_strided(x.shape, x.stride()) if x.is_contiguous() else x.detach(),
             x.clone(),
         )
-        ours.requires_grad_(), written.requires_grad_()
+        ours.requires_grad_()
+        written.requires_grad_()
         reference = F.linear(written, layer.weight + layer.delta(), layer.bias)
         out = layer(ours)
         torch.testing.assert_close(out, reference, rtol=0, atol=1e-10)

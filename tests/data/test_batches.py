@@ -276,9 +276,8 @@ def test_prompt_embeddings_are_the_encoders_own_and_are_read_from_disk(pipeline,
     cache, accelerator, captions = Cache(tmp_path), Accelerator(cpu=True), ["", "a dog", "a red cat"]
     encode = encode_captions(captions, pipeline, cache, accelerator)
     with torch.no_grad():
-        expected = [
-            torch.cat(parts) for parts in zip(*(encode_prompts(pipeline, [c]) for c in captions), strict=True)
-        ]
+        single = [encode_prompts(pipeline, [caption]) for caption in captions]
+        expected = [torch.cat(parts) for parts in zip(*single, strict=True)]
     for got, wanted in zip(encode(captions), expected, strict=True):
         assert torch.equal(got, wanted)
     assert not encode([""])[0].any()  # zeros, which the pipeline guides away from
@@ -467,12 +466,11 @@ def test_prior_preservation_is_dreambooths_loss(tmp_path):
         class_prompt="x",
         num_class_images=3,
     )
-    plain, zero, half, whole = (
-        quick(tmp_path / str(n), **options)[1][0]
-        for n, options in enumerate(
-            [dict(max_train_steps=1)] + [common | dict(prior_loss_weight=w) for w in (0.0, 0.5, 1.0)]
-        )
-    )
+    weighted = [common | dict(prior_loss_weight=w) for w in (0.0, 0.5, 1.0)]
+    losses = []
+    for n, options in enumerate([dict(max_train_steps=1), *weighted]):
+        losses.append(quick(tmp_path / str(n), **options)[1][0])
+    plain, zero, half, whole = losses
     assert zero == pytest.approx(plain, rel=1e-5)
     assert whole - zero == pytest.approx(2 * (half - zero), rel=1e-4)
     assert whole - zero > 0.05
@@ -598,8 +596,8 @@ def test_two_processes_equal_one_with_everything(tmp_path):
             Image.open(image.path), Image.open(tmp_path / "class" / image.path.name)
         )
         assert max(high for _, high in drawn.getextrema()) <= 1
-    entries = [
-        {p.relative_to(tmp_path / f"cache-{name}") for p in (tmp_path / f"cache-{name}").rglob("*.*")}
-        for name in ("one", "two")
-    ]
+    entries = []
+    for name in ("one", "two"):
+        cache = tmp_path / f"cache-{name}"
+        entries.append({path.relative_to(cache) for path in cache.rglob("*.*")})
     assert entries[0] == entries[1]

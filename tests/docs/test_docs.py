@@ -156,7 +156,10 @@ def test_other_trainers_options_that_the_program_knows_are_explained():
 
 def test_the_presets_are_those_of_the_program():
     text = (ROOT / "docs" / "training.md").read_text()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "-" in line]
+    rows = []
+    for line in text.splitlines():
+        if "-" in line:
+            rows.append([cell.strip() for cell in line.split("|")[1:-1]])
     found = {row[0]: row[1:] for row in rows if row and row[0] in PRESETS}
     assert found.keys() == PRESETS.keys()
     for name, preset in PRESETS.items():

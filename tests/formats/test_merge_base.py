@@ -61,7 +61,9 @@ def test_other_ways_to_store_a_base(mixed, tmp_path):
             unet.with_name(f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors"),
         )
     old, tensors = {new: name for name, new in OLD_VAE.items()}, load_file(vae)
-    for name in [name for name in tensors if any(new in name for new in old)]:
+    for name in list(tensors):
+        if not any(new in name for new in old):
+            continue
         tensor = tensors.pop(name)
         for new in old:
             name = name.replace(new, old[new])

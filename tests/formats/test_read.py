@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_files import CONFIGS, close, deltas
+from adapter_files import CONFIGS, close, deltas, weight_ids
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from helpers import MODELS, adapted_pipeline
 from safetensors import safe_open
@@ -366,15 +366,12 @@ def test_a_wrong_base_is_one_sentence_and_stays_as_it_was(
         adapted_pipeline(CONFIGS["mixed"], MODELS if models == "all" else ["unet"])[1]
     )
     write_native(tmp_path / "adapter.safetensors", adapter)
-    weights = {
-        c: {n: id(p) for n, p in m.named_parameters()}
-        for c, m in pipeline.components.items()
-        if isinstance(m, torch.nn.Module)
-    }
+    models = {c: m for c, m in pipeline.components.items() if isinstance(m, torch.nn.Module)}
+    weights = {c: weight_ids(m) for c, m in models.items()}
     with pytest.raises(ConfigError, match=loading) as caught:
         load_adapter(pipeline, tmp_path / "adapter.safetensors")
     assert "\n" not in str(caught.value)
-    assert weights == {c: {n: id(p) for n, p in getattr(pipeline, c).named_parameters()} for c in weights}
+    assert weights == {c: weight_ids(getattr(pipeline, c)) for c in weights}
     for attempt in (
         lambda: check_fits(adapter, str(folder), "x"),
         lambda: write_merged(tmp_path / "merged", adapter, str(folder), torch.float16),

@@ -140,11 +140,10 @@ def test_fused_adamw_is_adamw():
     config = config_of("AdamW", adam_weight_decay=0.01)
     fused, plain = Problem(config), Problem(config)
     assert fused.optimizer.defaults["fused"]
-    plain.optimizer = torch.optim.AdamW(
-        [{n: v for n, v in g.items() if n not in ("fused", "foreach")} for g in plain.optimizer.param_groups],
-        foreach=False,
-        fused=False,
-    )
+    groups = plain.optimizer.param_groups
+    for group in groups:
+        del group["fused"], group["foreach"]
+    plain.optimizer = torch.optim.AdamW(groups, foreach=False, fused=False)
     plain.schedule = make_schedule(plain.optimizer, config, 12)
     fused.go(0, 10)
     plain.go(0, 10)
@@ -226,7 +225,7 @@ def test_all_schedules_of_diffusers(name):
         "polynomial": lambda s: ((0.5 - 1e-7) * ((12 - s) / 10) ** 2 + 1e-7) / 0.5,
         "constant": lambda s: 1,
         "constant_with_warmup": lambda s: 1,
-        "piecewise_constant": lambda s: 1 if s < 3 else 0.5 if s < 6 else 0.1,
+        "piecewise_constant": lambda s: 1 if s < 3 else (0.5, 0.1)[s >= 6],
     }[name]
     assert problem.rates == pytest.approx([0.5 * (s / 2 if s < warmup else after(s)) for s in range(12)])
 
