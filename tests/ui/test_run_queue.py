@@ -86,7 +86,7 @@ def test_a_run_is_added_once(workspace):
     )
     assert "1 in the queue, after busy" in queue.add("one", TrainConfig(), token="hf_secret")
     assert "hf_secret" not in (workspace.runs / "one" / "job.json").read_text()
-    with pytest.raises(ConfigError, match="there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         queue.add("one", TrainConfig())
     assert queue.stop("one") == "one is out of the queue"
     assert queue.state(workspace.runs / "one")["state"] == "withdrawn"
