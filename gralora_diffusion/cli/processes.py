@@ -70,9 +70,8 @@ def run(rank: int, argv: list[str]) -> None:
     """One of the processes."""
     from accelerate.utils import PrepareForLaunch
 
-    PrepareForLaunch(train, distributed_type="MULTI_CPU")(
-        rank, argv
-    )  # sets RANK and LOCAL_RANK, for GPUs too
+    start = PrepareForLaunch(train, distributed_type="MULTI_CPU")  # sets RANK and LOCAL_RANK, for GPUs too
+    start(rank, argv)
 
 
 def train(argv: list[str]) -> None:

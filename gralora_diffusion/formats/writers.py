@@ -7,6 +7,8 @@ import importlib
 from pathlib import Path
 from typing import NamedTuple
 
+from gralora_diffusion.console import note
+
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -15,7 +17,7 @@ class Writer(NamedTuple):
 
     function: module.name of write(path, adapter, dtype), which takes the base as well where needs_base is
     set. suffixes: how OUT may end, "" for a folder; dtype: of the tensors, unless another one is asked for.
-    reader: what loads it.
+    reader: what loads it.  masked: whether it holds T-LoRA's mask of ranks by timestep.
     """
 
     function: str
@@ -23,6 +25,7 @@ class Writer(NamedTuple):
     dtype: str
     reader: str
     needs_base: bool = False
+    masked: bool = False
 
     def write(self, path: str | Path, adapter, dtype: str | None = None, base: str | None = None) -> None:
         """Write the Adapter.
@@ -31,6 +34,8 @@ class Writer(NamedTuple):
         """
         import torch
 
+        if adapter.config.tlora and not self.masked:
+            note(f"{path}: T-LoRA's mask is not part of this file, so that all ranks act at every timestep")
         module, _, name = self.function.rpartition(".")
         function = getattr(importlib.import_module(f"gralora_diffusion.formats.{module}"), name)
         options = dict(base=base) if self.needs_base else {}
@@ -43,8 +48,8 @@ WRITERS = {
     "comfyui": Writer("write.write_comfyui", FILE, "fp16", "ComfyUI, A1111, Forge and kohya's scripts"),
     "diffusers": Writer("write.write_diffusers", FILE, "fp16", "load_lora_weights of diffusers"),
     "peft": Writer("write_peft.write_peft", FOLDER, "fp32", "PeftModel.from_pretrained of PEFT"),
-    "native": Writer("write.write_native", FILE, "fp32", "this package: small, and the exact original"),
+    "native": Writer("write.write_native", FILE, "fp32", "this package: small, exact", masked=True),
     "merged": Writer(
-        "merge_base.write_merged", FILE + FOLDER, "fp16", "any tool that loads an SDXL base", True
+        "merge_base.write_merged", FILE + FOLDER, "fp16", "any tool that loads an SDXL base", needs_base=True
     ),
 }

@@ -15,7 +15,7 @@ from gralora_diffusion.adapters.linear import DEFAULT
 from gralora_diffusion.adapters.quantization import check_quantization, quantize
 from gralora_diffusion.adapters.registry import adapter_parameters, all_layers, handles
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.console import note
+from gralora_diffusion.console import note, share_work
 from gralora_diffusion.data.class_images import class_images
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance, instance_images
 from gralora_diffusion.data.image_folder import TrainingImage
@@ -95,6 +95,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     )
     if config.with_prior_preservation:  # before images are generated for it, see whether the adapter fits
         inject_all(shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir), config)
+        share_work()
     of_class = class_images(config, images, how_to_load, accelerator, image_cache(config))
     pipeline = load_sdxl(**how_to_load)
     if config.base_model_precision:

@@ -26,7 +26,7 @@ from gralora_diffusion.ui.processes import end_group, end_process, is_alive
 from gralora_diffusion.ui.run_files import config_of, final_message, raw_status, read_job
 from gralora_diffusion.ui.workspace import Workspace
 
-TRAIN = (sys.executable, "-m", "gralora_diffusion", "train")
+TRAIN = (sys.executable, "-P", "-m", "gralora_diffusion", "train")  # -P: no module of the workspace
 GRACE = 120.0  # seconds that a stopping run has to finish its step and save
 ACTIVE = ("starting", "running", "stopping")
 

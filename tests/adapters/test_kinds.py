@@ -18,6 +18,7 @@ from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.writers import WRITERS
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.training.optim import parameter_groups
 from gralora_diffusion.training.train import train
 
 QUICK = dict(max_train_steps=3, train_batch_size=2, skip_final_inference=True)
@@ -152,3 +153,15 @@ def test_what_does_not_fit_a_kind_is_refused(tmp_path):
         train(TrainConfig(**vars(config) | QUICK))
     with pytest.raises(ValueError, match="T-LoRA masks ranks"):
         inject(load_sdxl().unet, AdapterConfig(method="diagonal", rank=4, tlora=True))
+
+
+@pytest.mark.parametrize("method", ["diagonal", "row"])
+def test_loraplus_trains_every_parameter_of_any_kind(method):
+    unet = load_sdxl().unet
+    config = TrainConfig(
+        adapter=AdapterConfig(method=method, rank=4), learning_rate=1e-3, loraplus_lr_ratio=4
+    )
+    inject(unet, config.adapter)
+    groups = parameter_groups(dict(unet=unet), config)
+    trained = sum(len(group["params"]) for group in groups)
+    assert trained == sum(p.requires_grad for p in unet.parameters()) > 0

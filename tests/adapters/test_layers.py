@@ -155,6 +155,17 @@ def test_a_layer_with_one_adapter_has_its_strength_and_switch():
     assert torch.equal(layer(x), base)
 
 
+def test_a_strength_set_after_merging_is_in_the_weight_that_stays():
+    layer = LoRALinear.from_linear(nn.Linear(8, 8), 2)
+    layer.adapter.lora_B.data.normal_()
+    base, delta = layer.weight.clone(), layer.adapter.delta().detach()
+    layer.merge()
+    layer.strength = 0.5
+    torch.testing.assert_close(layer.to_linear().weight, base + 0.5 * delta)
+    layer.unmerge()
+    assert torch.equal(layer.weight, base)
+
+
 @pytest.mark.parametrize(("kind", "k", "hybrid"), KINDS)
 def test_strength_off_merge_and_unmerge(kind, k, hybrid):
     layer = make(kind, k, hybrid).eval()

@@ -156,3 +156,9 @@ def test_a_token_is_never_in_the_config_or_the_command(workspace):
     assert "hf_secret" not in config_form.command(config) + " ".join(config_form.arguments(config)) + repr(
         config
     )
+
+
+def test_numbers_of_a_config_keep_all_their_digits(workspace):
+    config = TrainConfig(learning_rate=1.23456789e-4, snr_gamma=5.0000001)
+    values = config_form.from_config(config, workspace)
+    assert config_form.to_config(values, workspace) == config

@@ -17,7 +17,7 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.handlers import browser_error
 from gralora_diffusion.ui.processes import end_group, end_process
 from gralora_diffusion.ui.run_files import clean, log_tail
-from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.run_queue import RunQueue, start_trainer
 
 
 def write_job(workspace, name, **job):
@@ -119,3 +119,17 @@ def test_a25_the_log_is_clean_and_short(tmp_path):
     assert clean("\x1b[31mred\x1b[0m\x1b]0;title\x07 \x00end") == "red end"
     (tmp_path / "log.txt").write_bytes(b"  0%|  \r 50%|#\r100%|##\n")
     assert log_tail(tmp_path) == "100%|##"
+
+
+def test_a_module_in_the_workspace_is_not_imported_by_a_run(workspace):
+    (workspace.root / "torch.py").write_text("raise SystemExit('the wrong torch')")
+    log = workspace.root / "log.txt"
+    config = TrainConfig(output_dir="runs/x", instance_data_dir="nowhere")
+    child = start_trainer(config, workspace.root, log, dict(os.environ))
+    assert child.wait(120) == 2
+    assert "nowhere is not a folder" in log.read_text()
+    config = TrainConfig(output_dir="runs/x", resume_from_checkpoint="latest")
+    child = start_trainer(config, workspace.root, log, dict(os.environ))
+    assert child.wait(120) == 2
+    assert "the wrong torch" not in log.read_text()
+    assert "holds no run" in log.read_text()
