@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, load_adapter, load_sdxl
 from gralora_diffusion.adapters.low_rank import truncate
+from gralora_diffusion.formats import writers
 from gralora_diffusion.formats.adapter_state import Adapter, sizes_of, to_lora
 from gralora_diffusion.formats.layer_names import canonical, kohya
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.write import KOHYA, write_comfyui, write_diffusers, write_native
 from gralora_diffusion.formats.write_peft import installed_path, write_peft
-from gralora_diffusion.formats.writers import WRITERS
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.load import EMBEDDED
 
@@ -334,7 +334,7 @@ def test_the_commands_mistakes_are_one_sentence_and_write_nothing(mixed, tmp_pat
 def test_a_mask_that_a_file_cannot_hold_is_noted(tmp_path, capsys):
     _, models = adapted_pipeline(AdapterConfig(rank=8, k=2, tlora=True), ["unet"])
     adapter = Adapter.from_models(models, "embedded tiny base", {})
-    WRITERS["native"].write(tmp_path / "adapter.safetensors", adapter)
+    writers.WRITERS["native"].write(tmp_path / "adapter.safetensors", adapter)
     assert "T-LoRA" not in capsys.readouterr().err
-    WRITERS["comfyui"].write(tmp_path / "comfyui.safetensors", adapter)
+    writers.WRITERS["comfyui"].write(tmp_path / "comfyui.safetensors", adapter)
     assert "T-LoRA's mask is not part of this file" in capsys.readouterr().err
