@@ -32,6 +32,8 @@ def training_problems(config) -> Iterator[Problem]:
     """Of a TrainConfig: options that contradict each other."""
     if config.resolution is not None and config.resolution % 8:
         yield f"--resolution is {config.resolution}; it must be divisible by 8", "resolution"
+    if config.offload_unet and config.base_model_precision:
+        yield "--offload_unet moves plain weights: drop it, or --base_model_precision", "offload_unet"
     yield from data_problems(config)
     yield from optimizer_problems(config)
     yield from rank_problems(config)

@@ -46,7 +46,7 @@ ranks = in_group("Ranks from gradients")
 gora = in_group("Ranks from gradients", needs={"allocate": True, "allocation": True})
 tracking = in_group("Hub and trackers", resumable=True)
 
-SHUFFLED = {"shuffle_captions": True}
+SHUFFLED, RECOMPUTED = {"shuffle_captions": True}, {"gradient_checkpointing": True}
 STEPPED = {"lr_scheduler": (STEP_RULES,)}
 ADAMW, NO_AVERAGE = {"optimizer": ("AdamW",)}, {"optimizer": ("AdamW", "Prodigy", "Adafactor")}
 CACHE = dict(kind="folder", resumable=True, needs={"cache_latents": True})
@@ -179,11 +179,14 @@ class TrainConfig:
     )
     dry_run: bool = output(False, "print the resolved config and the plan, and stop")
     mixed_precision: str | None = machine(
-        None, "precision of base and computation; by default accelerate's setting", choices=PRECISIONS
+        None, "precision of base and computation; by default bf16 on a GPU that has it", choices=PRECISIONS
     )
     gradient_checkpointing: bool = machine(False, "recompute activations: slower, far less memory")
     base_model_precision: str | None = machine(
         None, "the frozen UNet in 8 or 4 bits: less memory, slower (needs torchao)", choices=QUANTIZED
+    )
+    offload_unet: bool = machine(
+        False, "keep the frozen UNet in RAM, on the GPU one block at a time: slower", needs=RECOMPUTED
     )
     allow_tf32: bool = machine(False, "multiply fp32 matrices in TF32 on a GPU: faster, less exact")
     cache_latents: bool = machine(True, "keep latents and prompt embeddings for later runs", resumable=True)

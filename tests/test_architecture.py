@@ -9,7 +9,7 @@ import gralora_diffusion
 
 PACKAGE = Path(gralora_diffusion.__file__).parent
 FLOORS = (  # lowest first; what stands on one floor may import lower floors, and its own wing
-    ("options", "console", "files", "seeding"),
+    ("options", "console", "devices", "files", "seeding"),
     ("checks",),
     ("config",),
     ("adapters", "command_line"),

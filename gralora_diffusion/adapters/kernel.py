@@ -22,6 +22,7 @@ A plain LoRA (A [r, N], B [M, r]) has one slice and no swap:
 Kept for backward: x, and h, which is k*r numbers per token (r for LoRA); a quantised weight as it is.
 T-LoRA's mask multiplies the groups of h, and so of e.
 Where B is zero, s h B is zero, and y is the frozen layer's own, bit for bit.
+A trainer can have dA and dB added to buffers of its own: nothing is allocated, copied or cast then.
 """
 
 from typing import NamedTuple
@@ -40,6 +41,8 @@ class Part(NamedTuple):
     B: torch.Tensor
     mask: torch.Tensor | None = None  # T-LoRA: bool [samples or 1, ranks of a group]
     own: torch.Tensor | None = None  # what takes x's place in this part: x after dropout
+    A_grad: torch.Tensor | None = None  # dA is added to it, and autograd gets none
+    B_grad: torch.Tensor | None = None
 
 
 def adapted_linear(
@@ -47,7 +50,8 @@ def adapted_linear(
 ) -> torch.Tensor:
     """F.linear(x, weight, bias) plus all parts: x [..., N] -> [..., M], in x's dtype, or in autocast's.
 
-    Differentiable once: differentiating its gradient raises RuntimeError.
+    Differentiable once: differentiating its gradient raises RuntimeError.  The A_grad and B_grad of a part
+    are used where they and its factors have that dtype.
     """
     device = x.device.type
     dtype = x.dtype
@@ -58,12 +62,14 @@ def adapted_linear(
         bias = None if bias is None else bias.to(dtype)
         weight = weight if quantized(weight) else weight.to(dtype)
     tensors = []
+    grads = []
     for p in parts:
         tensors += [p.A.to(dtype), p.B.to(dtype), p.mask, None if p.own is None else p.own.to(dtype)]
+        grads.append((p.A_grad, p.B_grad) if p.A.dtype == dtype else (None, None))
     scales = [p.scale for p in parts]
     if not torch.is_grad_enabled():
         return outputs(x, weight, bias, scales, tensors)[0]
-    return FusedLinear.apply(x, weight, bias, scales, *tensors)
+    return FusedLinear.apply(x, weight, bias, scales, grads, *tensors)
 
 
 def outputs(
@@ -80,13 +86,14 @@ def outputs(
 
 
 class FusedLinear(torch.autograd.Function):
-    """tensors: A, B, mask and own of each part."""
+    """tensors: A, B, mask and own of each part; grads: its (A_grad, B_grad)."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, scales, *tensors):
+    def forward(ctx, x, weight, bias, scales, grads, *tensors):
         y, hs = outputs(x, weight, bias, scales, tensors)
         ctx.save_for_backward(x, weight, *hs, *tensors)
         ctx.scales = scales
+        ctx.grads = grads
         return y
 
     @staticmethod
@@ -103,21 +110,23 @@ class FusedLinear(torch.autograd.Function):
         needs = ctx.needs_input_grad
         hs = kept[: len(ctx.scales)]
         tensors = kept[len(ctx.scales) :]
-        grads = []
+        found = []
         g = rows(grad).contiguous()
         dx = g @ numbers(weight, g.dtype) if needs[0] else None
         for i, (scale, h) in enumerate(zip(ctx.scales, hs, strict=True)):
             A, B, mask, own = tensors[4 * i : 4 * i + 4]
-            needs_A, needs_B, _, needs_own = needs[4 * i + 4 : 4 * i + 8]
+            needs_A, needs_B, _, needs_own = needs[4 * i + 5 : 4 * i + 9]
+            A_grad, B_grad = ctx.grads[i]
             q = masked(down_again(g, B, scale), mask)
             d_own = torch.zeros_like(rows(own)) if needs_own else None
             if (into := dx if own is None else d_own) is not None:
                 add_to_input(into, q, A)
-            dA = gradient_of_A(rows(x if own is None else own), q, A) if needs_A else None
-            dB = gradient_of_B(g, h, B, scale) if needs_B else None
-            grads += [dA, dB, None, None if d_own is None else d_own.view_as(own)]
+            dA = gradient_of_A(rows(x if own is None else own), q, A, A_grad) if needs_A else None
+            dB = gradient_of_B(g, h, B, scale, B_grad) if needs_B else None
+            found += [dA, dB, None, None if d_own is None else d_own.view_as(own)]
         dW = g.T @ rows(x) if needs[1] else None
-        return None if dx is None else dx.view_as(x), dW, g.sum(0) if needs[2] else None, None, *grads
+        db = g.sum(0) if needs[2] else None
+        return None if dx is None else dx.view_as(x), dW, db, None, None, *found
 
 
 def quantized(weight: torch.Tensor) -> bool:
@@ -144,15 +153,17 @@ def slices(x: torch.Tensor, k: int) -> torch.Tensor:
     return x.view(t, k, n // k).transpose(0, 1)
 
 
-def products(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """out_j = scale * a_j b_j for each of k.
+def products(
+    out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0, beta: int = 0
+) -> torch.Tensor:
+    """out_j = beta * out_j + scale * a_j b_j for each of k.
 
     With bf16 on a CPU one by one, since a batched product copies slices of larger rows first.
     """
     if out.device.type != "cpu" or out.dtype != torch.bfloat16:
-        return out.baddbmm_(a, b, beta=0, alpha=scale)
+        return out.baddbmm_(a, b, beta=beta, alpha=scale)
     for out_j, a_j, b_j in zip(out, a, b, strict=True):
-        out_j.addmm_(a_j, b_j, beta=0, alpha=scale)
+        out_j.addmm_(a_j, b_j, beta=beta, alpha=scale)
     return out
 
 
@@ -222,14 +233,26 @@ def add_to_input(dx: torch.Tensor, q: torch.Tensor, A: torch.Tensor) -> None:
         add_products(dx, q, A.transpose(1, 2))
 
 
-def gradient_of_A(x: torch.Tensor, q: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
+def gradient_of_A(
+    x: torch.Tensor, q: torch.Tensor, A: torch.Tensor, total: torch.Tensor | None
+) -> torch.Tensor | None:
+    """dA; with a total it is added to that, and None returned."""
     if A.ndim == 2:
-        return q.T @ x
-    return products(torch.empty_like(A), slices(x, A.shape[0]).transpose(1, 2), q)
+        dA = q.T @ x if total is None else total.addmm_(q.T, x)
+    else:
+        into = torch.empty_like(A) if total is None else total
+        dA = products(into, slices(x, A.shape[0]).transpose(1, 2), q, beta=int(total is not None))
+    return dA if total is None else None
 
 
-def gradient_of_B(g: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
-    dB = torch.empty_like(B)
+def gradient_of_B(
+    g: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scale: float, total: torch.Tensor | None
+) -> torch.Tensor | None:
+    """dB; with a total it is added to that, and None returned."""
+    into = torch.empty_like(B) if total is None else total
+    beta = int(total is not None)
     if B.ndim == 2:
-        return dB.addmm_(g.T, h, beta=0, alpha=scale)
-    return products(dB, h.transpose(1, 2), slices(g, B.shape[0]), scale)
+        dB = into.addmm_(g.T, h, beta=beta, alpha=scale)
+    else:
+        dB = products(into, h.transpose(1, 2), slices(g, B.shape[0]), scale, beta)
+    return dB if total is None else None

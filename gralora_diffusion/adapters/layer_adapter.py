@@ -9,7 +9,7 @@ M is out_features, N is in_features, r the rank.
 """
 
 import math
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,15 @@ from gralora_diffusion.adapters.kernel import Part
 from gralora_diffusion.adapters.low_rank import scale_of
 from gralora_diffusion.config import AdapterConfig
 from gralora_diffusion.options import ConfigError
+
+
+class WorkingFactors(NamedTuple):
+    """(A, B) in the dtype that the layer computes in, and what their gradients are added to, if not .grad."""
+
+    A: torch.Tensor
+    B: torch.Tensor
+    A_grad: torch.Tensor | None = None
+    B_grad: torch.Tensor | None = None
 
 
 class LayerAdapter(nn.Module):
@@ -61,6 +70,7 @@ class LayerAdapter(nn.Module):
         self.strength = 1.0
         self.enabled = True
         self.active_ranks = None  # T-LoRA: {ranks of a part: bool [samples or 1, ranks]}, see tlora.py
+        self.working: list[WorkingFactors] = []  # a trainer's, in the place of `factors`, while it trains
         self.train(linear.training)
 
     @classmethod
@@ -124,9 +134,11 @@ class LayerAdapter(nn.Module):
         """What the kernel adds to the frozen layer's output; empty where forward() computes it."""
         own = self.dropped_out(x)
         parts = []
-        for (A, B), ranks in zip(self.factors, self.part_ranks, strict=True):
+        trains = self.working and self.training and torch.is_grad_enabled()
+        factors = self.working if trains else [WorkingFactors(*pair) for pair in self.factors]
+        for (A, B, *grads), ranks in zip(factors, self.part_ranks, strict=True):
             mask = None if self.active_ranks is None else self.active_ranks[ranks]
-            parts.append(Part(self.scale * self.strength, A, B, mask, own))
+            parts.append(Part(self.scale * self.strength, A, B, mask, own, *grads))
         return parts
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

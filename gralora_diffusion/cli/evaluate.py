@@ -87,7 +87,7 @@ def add_files(group) -> None:
 
 def add_machine(group) -> None:
     group.add_argument("--batch_size", type=int, default=16, help="images at once (default: 16)")
-    group.add_argument("--device", help="by default cuda where there is one")
+    group.add_argument("--device", help="by default the GPU, where there is one")
     about = "of the encoders' computation (default: float32)"
     group.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help=about)
 
@@ -118,9 +118,9 @@ def problem_with(args: Namespace) -> str | None:
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     # torch is imported only after --help and wrong options are dealt with
-    import torch
+    from gralora_diffusion.devices import best_device
 
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.device = args.device or best_device().type
     try:
         check_device(args.device)
         if args.subjects:

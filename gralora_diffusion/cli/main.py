@@ -19,6 +19,10 @@ COMMANDS = {
 STOPPED = {  # while libraries load; later a training run handles signals itself
     "train": "stopped before the first step; nothing is lost, and the same command starts again",
 }
+NO_MEMORY = (
+    "out of memory: close other programs that use it, or ask for less at once "
+    "(--batch_size or --train_batch_size 1, a lower --resolution)"
+)
 EXAMPLE = "gralora train --instance_data_dir photos/my_dog --instance_prompt 'a photo of sks dog'"
 
 
@@ -45,6 +49,12 @@ def main(argv: list[str] | None = None) -> None:
         importlib.import_module(f"gralora_diffusion.cli.{name}").main(options)
     except KeyboardInterrupt:
         console.fail(STOPPED.get(name, "stopped; the same command starts again"), code=130)
+    except (RuntimeError, MemoryError) as error:
+        from gralora_diffusion.devices import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        console.fail(NO_MEMORY, code=1)
 
 
 def usage() -> str:

@@ -75,10 +75,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def generate(args: argparse.Namespace, prompts: list[str]) -> dict[str, list]:
     """{label of a row: its images}"""
-    import torch
-
     from gralora_diffusion import load_adapter, load_sdxl
     from gralora_diffusion.adapters.control import merge, remove
+    from gralora_diffusion.devices import best_device, drawing_dtype
+    from gralora_diffusion.sdxl.placement import bring
     from gralora_diffusion.sdxl.sampling import as_trained, sample
 
     base = args.pretrained_model_name_or_path
@@ -91,13 +91,14 @@ def generate(args: argparse.Namespace, prompts: list[str]) -> dict[str, list]:
         num_inference_steps=args.num_inference_steps,
         guidance_scale=guidance,
         batch_size=args.batch_size,
+        device=best_device(),
     )
-    cuda = torch.cuda.is_available()
-    pipeline = load_sdxl(base, dtype=torch.float16 if cuda else torch.float32).to("cuda" if cuda else "cpu")
+    pipeline = load_sdxl(base, dtype=drawing_dtype(best_device()))
     rows = {}
     if args.compare or not args.adapter:
         rows["base"] = sample(pipeline, prompts, **settings)
     if args.adapter:
+        bring(pipeline, ("unet",), best_device(), 0)
         facts = load_adapter(pipeline, args.adapter, args.strength)
         if not facts["config"]["tlora"]:  # T-LoRA's active ranks depend on the timestep
             merge(pipeline.unet)

@@ -11,6 +11,7 @@ from gralora_diffusion.console import note
 from gralora_diffusion.data.cache import Cache, key_of
 from gralora_diffusion.data.image_folder import TrainingImage, find_images
 from gralora_diffusion.data.images import bucket_of
+from gralora_diffusion.devices import release_unused
 from gralora_diffusion.files import complete_or_absent
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.sdxl.base import resolution_of
@@ -57,6 +58,7 @@ def class_images(
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         generate_missing(mine, config, images, how_to_load | dict(dtype=dtype), accelerator.device)
         accelerator.wait_for_everyone()
+        release_unused(accelerator.device)
         given, generated, _ = existing(config, cache, fingerprint_of(config, dtype))
     found = given + [generated[i] for i in sorted(generated)]
     if len(found) < config.num_class_images:
@@ -108,14 +110,13 @@ def generate_missing(
     if not numbers:
         return
     folder, fingerprint = Path(config.class_data_dir), fingerprint_of(config, how_to_load["dtype"])
-    pipeline = load_sdxl(**how_to_load).to(device)
+    pipeline = load_sdxl(**how_to_load)
     resolution = config.resolution or resolution_of(pipeline)
     for shape, batch in batches(numbers, images, resolution, config):
         seeds = [generator(config.seed, SEEDS, i).initial_seed() for i in batch]
         wanted = [(config.class_prompt, seed) for seed in seeds]
-        made = generate(
-            pipeline, wanted, config.num_inference_steps, config.guidance_scale, len(batch), shape
-        )
+        steps, guidance = config.num_inference_steps, config.guidance_scale
+        made = generate(pipeline, wanted, steps, guidance, len(batch), shape, device=device)
         for i, image in zip(batch, made, strict=True):
             if all(low == high for low, high in image.getextrema()):
                 problem = f"class image {i} has a single colour, as after an overflow"

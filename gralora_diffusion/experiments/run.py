@@ -14,10 +14,12 @@ import torch
 from gralora_diffusion.adapters import allocation, allocation_file
 from gralora_diffusion.adapters.gradient_init import SEARCHED
 from gralora_diffusion.adapters.gradients import HELD_OUT, stratified
+from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.batches import plan_batches
 from gralora_diffusion.data.cache import Cache
 from gralora_diffusion.data.encode import encode_captions
+from gralora_diffusion.devices import forget_peak, peak_memory
 from gralora_diffusion.experiments.adapt import adapt, adapter_config_of, as_adapted
 from gralora_diffusion.experiments.adapted import Adapted, Spec
 from gralora_diffusion.experiments.experiment import Experiment
@@ -26,11 +28,10 @@ from gralora_diffusion.experiments.scoring import base_images, scores_of
 from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
 from gralora_diffusion.sdxl.load import load_sdxl
 from gralora_diffusion.training.accelerator import DTYPES
+from gralora_diffusion.training.flat_factors import FlatFactors
 from gralora_diffusion.training.loop import NotFinite, Optimization, run_steps
 from gralora_diffusion.training.loss import draw_noise
-from gralora_diffusion.training.memory import forget_peak, peak_memory
 from gralora_diffusion.training.objective import objective
-from gralora_diffusion.training.optim import make_optimizer, make_schedule
 from gralora_diffusion.training.setup import make_trainable, with_base_defaults
 from gralora_diffusion.training.signals import Interrupts, Stopped
 
@@ -128,9 +129,10 @@ def train_adapter(
 ) -> dict:
     """Train all steps: {seconds_per_step, peak_memory, losses, and, if wanted, the held-out loss's curve}."""
     accelerator = experiment.accelerator
-    optimizer = make_optimizer(adapted.groups(run["lr"], config.adam_weight_decay), config)
-    schedule = make_schedule(optimizer, config, run["steps"])
-    optimization = Optimization(accelerator.prepare(optimizer), schedule, None, accelerator.scaler)
+    groups = adapted.groups(run["lr"], config.adam_weight_decay)
+    factors = FlatFactors(groups, DTYPES[config.mixed_precision or "no"])
+    factors.connect(layer.adapter for layer in adapted_layers(unet).values())
+    optimization = Optimization.over(factors, config, run["steps"], accelerator)
     lines, curve = [], []
 
     def measure_held_out(step: int) -> None:

@@ -7,6 +7,14 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from gralora_diffusion.sdxl.base import resolution_of
+from gralora_diffusion.sdxl.placement import DECODING, DENOISING, TOKENS, bring, pixels, set_tiles
+
+EMBEDS = (  # what SDXL's encode_prompt() returns
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
 
 
 def sample(
@@ -19,15 +27,16 @@ def sample(
     batch_size: int = 8,
     resolution: int | None = None,
     scheduler=None,
+    device=None,
 ) -> list[Image.Image]:
     """num_images images for each prompt; image n of a prompt starts from the noise of seed + n.
 
     scheduler: by default the pipeline's own; a copy of it is used, so that its state does not change.
+    device: as generate() takes it.
     """
     wanted = [(prompt, seed + n) for prompt in prompts for n in range(num_images)]
-    return generate(
-        pipeline, wanted, num_inference_steps, guidance_scale, batch_size, resolution, scheduler=scheduler
-    )
+    how = dict(scheduler=scheduler, device=device)
+    return generate(pipeline, wanted, num_inference_steps, guidance_scale, batch_size, resolution, **how)
 
 
 @torch.no_grad()
@@ -40,41 +49,83 @@ def generate(
     resolution: int | tuple[int, int] | None = None,
     embeds: dict | None = None,
     scheduler=None,
+    device: torch.device | None = None,
 ) -> list[Image.Image]:
     """An image for each (prompt, seed).  resolution: a side, or (height, width).
 
-    embeds: of embed_prompts(), for a pipeline whose text encoders are freed.
+    embeds: of embed_prompts(), for a pipeline whose text encoders are freed. device: where to compute, by
+    default where the UNet is. Each model is moved there when it is needed; where memory is short, those that
+    are not at work make room.
     """
-    resolution, device = resolution or resolution_of(pipeline), pipeline.unet.device
-    height, width = resolution if isinstance(resolution, tuple) else (resolution, resolution)
-    own, scheduler = pipeline.scheduler, scheduler or pipeline.scheduler
-    pipeline.scheduler = type(scheduler).from_config(scheduler.config)
+    device = device or pipeline.unet.device
+    size = sides(resolution or resolution_of(pipeline))
+    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
+    embedded = embed_batches(pipeline, batches, guidance_scale, embeds, device)
+    rows = min(batch_size, len(wanted)) * (2 if guidance_scale > 1 else 1)
+    bring(pipeline, ("unet",), device, rows * pixels(size) * DENOISING)
+    denoiser = without_other_models(pipeline, scheduler or pipeline.scheduler)
+    latents = []
+    for batch, prompts in zip(batches, embedded, strict=True):
+        latents += denoiser(
+            **{name: tensor.to(device) for name, tensor in prompts.items()},
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            height=size[0],
+            width=size[1],
+            generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+            output_type="latent",
+        ).images
+    return decode(pipeline, latents, size, device)
+
+
+def sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width)"""
+    return resolution if isinstance(resolution, tuple) else (resolution, resolution)
+
+
+def embed_batches(
+    pipeline, batches: list, guidance_scale: float, embeds: dict | None, device: torch.device
+) -> list[dict[str, torch.Tensor]]:
+    """What the pipeline takes in the place of each batch's prompts."""
+    found = []
+    if embeds is None:
+        bring(pipeline, ("text_encoder", "text_encoder_2"), device, TOKENS)
+    for batch in batches:
+        prompts = [prompt for prompt, _ in batch]
+        if embeds is None:
+            guided = guidance_scale > 1
+            found.append(embedded(pipeline, prompts, device, guided))
+            continue
+        of_prompts = [embeds[prompt] for prompt in prompts]
+        found.append({name: torch.cat([e[name] for e in of_prompts]) for name in of_prompts[0]})
+    return found
+
+
+def embedded(pipeline, prompts: list[str], device, guided: bool = True) -> dict[str, torch.Tensor]:
+    """{argument of the pipeline: its value} for these prompts; guided: guidance's negative included."""
+    parts = pipeline.encode_prompt(prompt=prompts, device=device, do_classifier_free_guidance=guided)
+    return {name: part for name, part in zip(EMBEDS, parts, strict=True) if part is not None}
+
+
+def without_other_models(pipeline, scheduler):
+    """A pipeline that denoises: it has a fresh copy of the scheduler, and computes where the UNet is."""
+    others = dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    fresh = type(scheduler).from_config(scheduler.config)
+    denoiser = type(pipeline)(**others, unet=pipeline.unet, scheduler=fresh, add_watermarker=False)
+    denoiser.vae_scale_factor = pipeline.vae_scale_factor
+    denoiser.set_progress_bar_config(disable=True)
+    return denoiser
+
+
+def decode(pipeline, latents: list[torch.Tensor], size: tuple[int, int], device) -> list[Image.Image]:
+    """One by one, in fp32: SDXL's VAE overflows in fp16."""
+    vae = pipeline.vae
+    fits = bring(pipeline, ("vae",), device, pixels(size) * DECODING)
+    set_tiles(vae, not fits)
     images = []
-    try:
-        for start in range(0, len(wanted), batch_size):
-            part = wanted[start : start + batch_size]
-            prompts = [prompt for prompt, _ in part]
-            given = dict(prompt=prompts)
-            if embeds is not None:
-                given = {}
-                for name in embeds[prompts[0]]:
-                    given[name] = torch.cat([embeds[prompt][name] for prompt in prompts]).to(device)
-            latents = pipeline(
-                **given,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                height=height,
-                width=width,
-                generator=[torch.Generator().manual_seed(seed) for _, seed in part],
-                output_type="latent",
-            ).images
-            # one by one, in fp32: SDXL's VAE overflows in fp16, and it takes more memory than the UNet
-            for latent in latents:
-                scaled = latent[None].to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor
-                pixels = pipeline.vae.decode(scaled).sample
-                images += pipeline.image_processor.postprocess(pixels, output_type="pil")
-    finally:
-        pipeline.scheduler = own
+    for latent in latents:
+        scaled = latent[None].to(vae.dtype) / vae.config.scaling_factor
+        images += pipeline.image_processor.postprocess(vae.decode(scaled).sample, output_type="pil")
     return images
 
 
@@ -97,18 +148,10 @@ def as_trained(scheduler, prediction_type: str | None = None, rescale_betas_zero
 @torch.no_grad()
 def embed_prompts(pipeline, prompts: list[str]) -> dict[str, dict[str, torch.Tensor]]:
     """{prompt: what the pipeline takes in its place, guidance's negative included}, on the CPU."""
-    names = (
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "pooled_prompt_embeds",
-        "negative_pooled_prompt_embeds",
-    )
     found = {}
     for prompt in dict.fromkeys(prompts):
-        parts = pipeline.encode_prompt(
-            prompt=[prompt], device=pipeline.text_encoder.device, do_classifier_free_guidance=True
-        )
-        found[prompt] = {name: part.cpu() for name, part in zip(names, parts, strict=True)}
+        parts = embedded(pipeline, [prompt], pipeline.text_encoder.device)
+        found[prompt] = {name: part.cpu() for name, part in parts.items()}
     return found
 
 

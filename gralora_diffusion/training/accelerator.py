@@ -8,7 +8,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.devices import best_device, best_precision
 from gralora_diffusion.options import ConfigError, one_of
+from gralora_diffusion.training.prefetch import PINNED
 from gralora_diffusion.training.sharding import check_sharding
 from gralora_diffusion.training.trackers import trackers_of
 
@@ -16,10 +18,21 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def precision(config: TrainConfig) -> tuple[str, torch.dtype]:
-    """(name, dtype) of --mixed_precision, by default that of accelerate's own configuration."""
+    """(name, dtype) of --mixed_precision.
+
+    By default fp16 or bf16 of accelerate's configuration, else the best of this device. accelerate's own
+    default, no, is no choice of anybody.
+    """
     name = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     one_of("mixed_precision (from accelerate's configuration)", name, DTYPES)
+    if not config.mixed_precision and name == "no":
+        name = best_precision(torch.device("cpu") if on_cpu() else best_device())
     return name, DTYPES[name]
+
+
+def on_cpu() -> bool:
+    """Whether accelerate was told to leave the GPUs alone."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
 
 
 def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
@@ -40,6 +53,9 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     if name == "fp16" and accelerator.scaler is None:
         problem = "--mixed_precision fp16 needs a GPU: use no or bf16 here"
         raise ConfigError(problem, option="mixed_precision")
+    if config.offload_unet and accelerator.device.type not in PINNED:
+        problem = f"--offload_unet needs a GPU with its own memory, and this is {accelerator.device.type}"
+        raise ConfigError(f"{problem}: drop it", option="offload_unet")
     check_sharding(config, accelerator)
     return accelerator
 

@@ -4,45 +4,38 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from gralora_diffusion.training.optim import unwrapped
 
 
 class EMA:
-    """An exponential moving average of parameters: average = d average + (1 - d) parameter.
+    """An exponential moving average of all parameters: average = d average + (1 - d) parameter.
 
     d = min(decay, (1 + n) / (10 + n)), where n counts earlier updates: the first steps fade soon.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], decay: float):
-        self.parameters, self.decay, self.updates = parameters, decay, 0
-        self.average = {name: p.detach().clone() for name, p in parameters.items()}
+    def __init__(self, values: torch.Tensor, decay: float):
+        """values: those of FlatFactors."""
+        self.values, self.decay, self.updates = values, decay, 0
+        self.average = values.clone()
 
     @torch.no_grad()
     def update(self) -> None:
         """After each optimizer step that was applied."""
         d = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        current = [p.detach() for p in self.parameters.values()]
-        torch._foreach_lerp_(list(self.average.values()), current, 1 - d)
+        self.average.lerp_(self.values, 1 - d)
         self.updates += 1
 
-    def state(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """(tensors, facts for JSON), copies on the CPU."""
-        tensors = {name: t.to("cpu", copy=True) for name, t in self.average.items()}
-        return tensors, dict(updates=self.updates)
+    def state(self) -> tuple[torch.Tensor, dict]:
+        """(tensor, facts for JSON), a copy on the CPU."""
+        return self.average.to("cpu", copy=True), dict(updates=self.updates)
 
-    def load(self, tensors: dict[str, torch.Tensor], facts: dict) -> None:
+    def load(self, average: torch.Tensor, facts: dict) -> None:
         """state() the other way round. Raises ValueError for the state of another adapter."""
-        if shapes_of(tensors) != shapes_of(self.average):
+        if average.shape != self.average.shape:
             raise ValueError("the moving average belongs to another adapter")
-        for name, tensor in tensors.items():
-            self.average[name].copy_(tensor)
+        self.average.copy_(average)
         self.updates = facts["updates"]
-
-
-def shapes_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
@@ -54,8 +47,7 @@ def use_average(optimizer, ema: EMA | None = None) -> None:
     if hasattr(unwrapped(optimizer), "eval"):
         unwrapped(optimizer).eval()
     if ema is not None:
-        for name, parameter in ema.parameters.items():
-            parameter.copy_(ema.average[name])
+        ema.values.copy_(ema.average)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,16 @@
 """What a run takes in time, memory and disk space: forecast from its first batches, measured at its end."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from gralora_diffusion.devices import memory_in_use, peak_memory, reserved_memory
 from gralora_diffusion.training.checkpoint import candidates
 from gralora_diffusion.training.export import export_sizes
-from gralora_diffusion.training.memory import disk_used, memory_in_use, peak_memory
-from gralora_diffusion.training.optim import bytes_per_parameter
+from gralora_diffusion.training.memory import disk_used
+from gralora_diffusion.training.optim import bytes_per_parameter, spec_of
 from gralora_diffusion.training.setup import TrainingSetup, validation_due
 from gralora_diffusion.training.step_cost import batch_time
 
@@ -24,42 +24,49 @@ class RunCost:
     seconds: float
     memory: int  # bytes at the peak
     disk: int  # bytes of the run folder
+    reserved: int | None = None  # bytes that the allocator took from a GPU, measured only
 
     def to_json(self) -> dict[str, float]:
         """As it stands in status.json."""
-        return dict(seconds=self.seconds, memory_mb=self.memory / 1e6, disk_mb=self.disk / 1e6)
+        found = dict(seconds=self.seconds, memory_mb=self.memory / 1e6, disk_mb=self.disk / 1e6)
+        return found if self.reserved is None else found | dict(reserved_mb=self.reserved / 1e6)
 
     def text(self) -> str:
         memory = f"{self.memory / 2**30:.1f} GiB of memory"
         return f"about {duration(self.seconds)}, {memory}, {self.disk / 1e6:,.0f} MB on disk"
 
 
-def forecast_run(setup: TrainingSetup, loss_of: Callable, previews) -> RunCost:
-    """What the rest of a run takes, measured on batches whose gradients are dropped."""
+def forecast_run(
+    setup: TrainingSetup, optimization, loss_of: Callable, previews, earlier: int = 0
+) -> RunCost:
+    """What the rest of a run takes, measured on batches whose gradients are dropped.
+
+    earlier: bytes at the peak before.
+    """
     config, accelerator = setup.config, setup.accelerator
-    device = accelerator.device
-    parameters = list(setup.parameters().values())
+    device, factors = accelerator.device, optimization.factors
 
     def run_batch(number: int) -> None:
         accelerator.backward(loss_of(number))
-        accelerator.clip_grad_norm_(parameters, math.inf)
+        factors.collect()
+        torch.nn.utils.get_total_norm([factors.gradients])
 
     batches = (setup.steps - setup.start) * config.gradient_accumulation_steps
     seconds = batches * batch_time(run_batch, batches, device, accelerator.num_processes == 1)
-    for parameter in parameters:
-        parameter.grad = None
-    size = sum(p.numel() * p.element_size() for p in parameters)
+    factors.clear()
+    numbers = factors.values.numel()
     per_number = bytes_per_parameter(config)
-    optimizer_state = (per_number - 8) * size // 4  # allocated at the first step
-    memory = max(peak_memory(device), memory_in_use(device) + optimizer_state)
+    optimizer_state = spec_of(config).state_bytes * numbers  # allocated at the first step, and kept
+    memory = max(earlier, peak_memory(device) + optimizer_state)
     saves = checkpoints_left(setup)
-    checkpoint = (per_number - 4) * size // 4  # everything but the gradients
+    checkpoint = (per_number - 4) * numbers  # everything but the gradients
     seconds += saves * checkpoint / SAVED_PER_SECOND
     disk = disk_used(setup.path) + added_checkpoints(setup, saves) * checkpoint + files_to_come(setup)
     if previews:
         times = 1 + sum(validation_due(setup, step) for step in range(setup.start + 1, setup.steps))
         seconds += times * previews.seconds
         disk += times * disk_used(previews.of_step(0))
+        memory = max(memory, previews.memory(memory_in_use(device) + optimizer_state))
     return RunCost(seconds, memory, disk)
 
 
@@ -86,9 +93,10 @@ def files_to_come(setup: TrainingSetup) -> int:
     return sum(size for name, size in sizes.items() if not (setup.path / name).exists())
 
 
-def measured_cost(seconds: float, device: torch.device, folder: Path) -> RunCost:
+def measured_cost(seconds: float, device: torch.device, folder: Path, earlier: int = 0) -> RunCost:
     """What a run that took so many seconds has used, to compare with its forecast."""
-    return RunCost(seconds, peak_memory(device), disk_used(folder))
+    memory = max(earlier, peak_memory(device))
+    return RunCost(seconds, memory, disk_used(folder), reserved_memory(device))
 
 
 def duration(seconds: float) -> str:

@@ -10,10 +10,12 @@ from tqdm import tqdm
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.batches import BatchPlan, examples_at
+from gralora_diffusion.devices import is_out_of_memory, memory_in_use
 from gralora_diffusion.options import TrainingError
 from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.average import EMA, averaged, use_average
-from gralora_diffusion.training.memory import memory_in_use, out_of_memory
+from gralora_diffusion.training.flat_factors import FlatFactors
+from gralora_diffusion.training.memory import out_of_memory
 from gralora_diffusion.training.optim import current_rate, make_optimizer, make_schedule, parameter_groups
 from gralora_diffusion.training.optimizer_state import load_optimizer_state, optimizer_state
 from gralora_diffusion.training.run_folder import Run
@@ -32,10 +34,19 @@ class NotFinite(ArithmeticError):
         self.step = step
 
 
+class NoMemory(MemoryError):
+    """Memory ran out in a step, which was not applied."""
+
+    def __init__(self, step: int):
+        super().__init__(f"out of memory at step {step}")
+        self.step = step
+
+
 @dataclass
 class Optimization:
     """What turns gradients into a new adapter, and its state between two steps."""
 
+    factors: FlatFactors
     optimizer: object
     schedule: object
     ema: EMA | None
@@ -43,15 +54,22 @@ class Optimization:
 
     @classmethod
     def of(cls, setup: TrainingSetup) -> "Optimization":
-        """That of a run, with the state of the checkpoint it resumes from."""
+        """That of a run, with the state of the checkpoint it resumes from; its models stay where they are."""
         config, accelerator = setup.config, setup.accelerator
         groups = parameter_groups(setup.models, config, accelerator.num_processes)
-        optimizer = make_optimizer(groups, config)
-        schedule = make_schedule(optimizer, config, setup.steps)
-        ema = EMA(setup.parameters(), config.ema_decay) if config.ema_decay else None
-        made = cls(accelerator.prepare_optimizer(optimizer), schedule, ema, accelerator.scaler)
+        factors = FlatFactors(groups, setup.dtype)
+        factors.connect(layer.adapter for layer in setup.layers().values())
+        made = cls.over(factors, config, setup.steps, accelerator)
         made.load(setup.state)
         return made
+
+    @classmethod
+    def over(cls, factors: FlatFactors, config: TrainConfig, steps: int, accelerator) -> "Optimization":
+        """A fresh one."""
+        optimizer = make_optimizer(factors, config)
+        schedule = make_schedule(optimizer, config, steps)
+        ema = EMA(factors.values, config.ema_decay) if config.ema_decay else None
+        return cls(factors, accelerator.prepare_optimizer(optimizer), schedule, ema, accelerator.scaler)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -77,6 +95,7 @@ class Optimization:
 
 def training_loop(
     setup: TrainingSetup,
+    optimization: Optimization,
     run: Run | None,
     loss_of: Callable,
     batch_plan: BatchPlan,
@@ -87,10 +106,9 @@ def training_loop(
 
     At the end the models hold what is exported: the moving average, where there is one. run: None in all
     processes but the first. Raises Stopped after a signal, TrainingError where a loss or gradient is not
-    finite; the last good state is saved before.
+    finite or memory runs out; the last good state is saved before.
     """
     config, accelerator, steps = setup.config, setup.accelerator, setup.steps
-    optimization = Optimization.of(setup)
     saved = setup.start
 
     def save(step: int) -> None:
@@ -125,6 +143,9 @@ def training_loop(
     except NotFinite as error:
         save(error.step - 1)
         raise TrainingError(not_finite_message(error, setup, batch_plan)) from None
+    except NoMemory as error:
+        save(error.step - 1)
+        raise out_of_memory(f"at step {error.step}", config) from None
     use_average(optimization.optimizer, optimization.ema)
 
 
@@ -159,12 +180,12 @@ def run_steps(
 ) -> Iterator[tuple[dict, bool]]:
     """Steps start + 1 to `steps`: loss, backward, clip, step.
 
-    Yields (line of metrics, whether a signal asked to stop) after each; raises NotFinite, and TrainingError
+    Yields (line of metrics, whether a signal asked to stop) after each; raises NotFinite, and NoMemory
     when memory runs out. Batch numbers follow from the step alone, so that a resumed run sees the same
     batches.
     """
     optimizer, schedule, ema = optimization.optimizer, optimization.schedule, optimization.ema
-    parameters = optimization.parameters()
+    factors, parameters = optimization.factors, optimization.parameters()
     micro_batches = config.gradient_accumulation_steps
     rank, processes = accelerator.process_index, accelerator.num_processes
     smoothed, skipped = None, 0
@@ -180,17 +201,22 @@ def run_steps(
         start_time = time.monotonic()
         torch.manual_seed(config.seed * 1_000_003 + step * 1009 + rank)  # of dropout
         # forward and backward
-        total = torch.zeros(())
+        factors.refresh()
+        losses = []
         try:
             for micro in range((step - 1) * micro_batches, step * micro_batches):
                 loss = loss_of(micro * processes + rank) / micro_batches
                 accelerator.backward(loss)
-                total += loss.detach().cpu()
-        except torch.OutOfMemoryError:
-            raise out_of_memory(f"at step {step}", config) from None
+                factors.collect()
+                losses.append(loss.detach())
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise NoMemory(step) from None
         # all processes together: average, clip, check
-        total, stopping = average(parameters, total, interrupts.asked, accelerator)
-        norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+        total, stopping = average(factors.gradients, torch.stack(losses).sum(), interrupts.asked, accelerator)
+        norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+        total, norm = torch.stack([total, norm]).tolist()  # here the host waits for the GPU
         skipped = 0 if math.isfinite(norm) else skipped + 1
         if not math.isfinite(total):
             raise NotFinite("loss", step)
@@ -203,7 +229,7 @@ def run_steps(
             schedule.step()
             if ema:
                 ema.update()
-        optimizer.zero_grad(set_to_none=True)
+        factors.clear()
         # metrics
         smoothed = total if smoothed is None else 0.95 * smoothed + 0.05 * total
         bar.set_postfix({"smoothed loss": f"{smoothed:.4f}"})
@@ -220,18 +246,17 @@ def run_steps(
         )
 
 
-def average(parameters: list, loss: torch.Tensor, stopping: bool, accelerator) -> tuple[float, bool]:
-    """Average the gradients and the loss over all processes, in one message.
+def average(
+    gradients: torch.Tensor, loss: torch.Tensor, stopping: bool, accelerator
+) -> tuple[torch.Tensor, bool]:
+    """Average the gradients, in place, and the loss over all processes, in one message.
 
     Adapters are small and the base is frozen, so that no wrapper such as DDP is needed. `stopping` becomes
     true for all where it is true for one, so that all stop after the same step.
     """
     if accelerator.num_processes == 1:
-        return loss.item(), stopping
-    gradients = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters]
-    others = gradients[0].new_tensor([loss, float(stopping)])
-    flat = accelerator.reduce(torch.cat([*gradients, others]), "mean")
-    sizes = [p.numel() for p in parameters]
-    for parameter, gradient in zip(parameters, flat[:-2].split(sizes), strict=True):
-        parameter.grad = gradient.view_as(parameter)
-    return flat[-2].item(), flat[-1].item() > 0
+        return loss, stopping
+    others = gradients.new_tensor([loss, float(stopping)])
+    means = accelerator.reduce(torch.cat([gradients, others]), "mean")
+    gradients.copy_(means[:-2])
+    return means[-2], means[-1].item() > 0

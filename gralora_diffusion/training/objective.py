@@ -1,6 +1,7 @@
 """The loss of one batch: examples, noise, the UNet's prediction, and its weighted error."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -8,10 +9,24 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.batches import BatchPlan, examples_at
 from gralora_diffusion.sdxl.base import Prompts, predict
 from gralora_diffusion.training.loss import add_noise, diffusion_loss, draw_noise, noise_schedule
+from gralora_diffusion.training.prefetch import PINNED, Packed, Prefetcher
 
 LOSS_OPTIONS = (
     "prediction_type", "snr_gamma", "debiased_estimation", "loss_type", "huber_c", "huber_schedule",
 )  # fmt: skip
+
+
+class Inputs(NamedTuple):
+    """The tensors of a batch of n images, with class images 2n."""
+
+    noisy: torch.Tensor  # [n, c, h, w], in the dtype that the UNet computes in
+    timesteps: torch.Tensor  # [n]
+    sizes: torch.Tensor  # [n, 6] of time_ids()
+    latents: torch.Tensor  # [n, c, h, w]
+    noise: torch.Tensor
+    weights: torch.Tensor  # [n], of the loss
+    embeds: torch.Tensor | None = None  # of the captions, as in Prompts, unless the text encoders train
+    pooled: torch.Tensor | None = None
 
 
 def objective(
@@ -26,31 +41,53 @@ def objective(
 ) -> Callable[[int], torch.Tensor]:
     """loss_of(index): the loss of batch number `index` of the plan, counted over all processes.
 
-    encode(captions) gives their Prompts; draw is loss.draw_noise() or a variant of it. Noise schedule,
-    latents and time ids stay fp32; the UNet gets them in `dtype` and computes under autocast.
+    encode(captions) gives their Prompts; draw is loss.draw_noise() or a variant of it. The UNet computes in
+    `dtype`, the statistics of its norms and softmax in fp32; noise schedule, latents, time ids and the loss
+    are fp32. On a GPU a thread prepares the inputs of the next batch meanwhile.
     """
-    alphas = noise_schedule(scheduler, config.rescale_betas_zero_snr)
+    schedule = noise_schedule(scheduler, config.rescale_betas_zero_snr)
     device = accelerator.device
+    alphas = schedule.to(device)
     options = {name: getattr(config, name) for name in LOSS_OPTIONS}
 
-    def loss_of(index: int) -> torch.Tensor:
+    def inputs_of(index: int) -> tuple[list[torch.Tensor], list[str]]:
+        """(the Inputs of a batch on the CPU, its captions)"""
         positions = range(index * config.train_batch_size, (index + 1) * config.train_batch_size)
         batch = examples_at(batch_plan, positions)  # with prior preservation, twice as many as positions
         shape = batch[0].moments.shape[1:]
         keys = [example.position for example in batch]
-        posterior, noise, t = draw(shape, len(alphas), config.seed, keys, config.noise_offset)
+        posterior, noise, timesteps = draw(shape, len(schedule), config.seed, keys, config.noise_offset)
         mean, std = torch.stack([example.moments for example in batch]).unbind(1)
         latents = mean + std * posterior
-        noisy = add_noise(latents, noise, t, alphas).to(device, dtype)
-        captions = [example.caption for example in batch]
-        with accelerator.autocast():
-            embeds, pooled = encode(captions)
-            prompts = Prompts(embeds.to(device), pooled.to(device))
-            sizes = torch.stack([example.time_ids for example in batch]).to(device)
-            predicted = predict(unet, noisy, t.to(device), prompts, sizes)
+        noisy = add_noise(latents, noise, timesteps, schedule).to(dtype)
+        sizes = torch.stack([example.time_ids for example in batch])
         # The loss is the mean over the instance images plus the weighted mean over the class images.
         weights = torch.tensor([example.weight for example in batch]) * len(batch) / len(positions)
-        on_device = [x.to(device) for x in (latents, noise, t, alphas)]
-        return diffusion_loss(predicted, *on_device, **options, weights=weights.to(device))
+        captions = [example.caption for example in batch]
+        tensors = [noisy, timesteps, sizes, latents, noise, weights]
+        if not config.train_text_encoder:
+            tensors += [part.to(dtype) for part in encode(captions)]
+        return tensors, captions
+
+    def packed_inputs_of(index: int) -> tuple[Packed, list[str]]:
+        tensors, captions = inputs_of(index)
+        return Packed(tensors), captions
+
+    prefetcher = Prefetcher(packed_inputs_of, accelerator.num_processes)
+
+    def on_device(index: int) -> tuple[Inputs, list[str]]:
+        if device.type in PINNED:
+            packed, captions = prefetcher.get(index)
+            return Inputs(*packed.to(device)), captions
+        tensors, captions = inputs_of(index)
+        return Inputs(*(tensor.to(device) for tensor in tensors)), captions
+
+    def loss_of(index: int) -> torch.Tensor:
+        inputs, captions = on_device(index)
+        embeds, pooled = encode(captions) if config.train_text_encoder else (inputs.embeds, inputs.pooled)
+        prompts = Prompts(embeds.to(device, dtype), pooled.to(device, dtype))
+        predicted = predict(unet, inputs.noisy, inputs.timesteps, prompts, inputs.sizes)
+        of_batch = inputs.latents, inputs.noise, inputs.timesteps
+        return diffusion_loss(predicted, *of_batch, alphas, **options, weights=inputs.weights)
 
     return loss_of

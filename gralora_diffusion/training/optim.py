@@ -12,6 +12,8 @@ from torch import nn
 from gralora_diffusion.adapters.registry import adapter_parameters
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.training.adafactor import Adafactor
+from gralora_diffusion.training.flat_factors import FlatFactors
 
 CONSTANT_SCHEDULES = (
     "constant",
@@ -21,10 +23,9 @@ CONSTANT_SCHEDULES = (
 
 
 def adamw(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
-    device = groups[0]["params"][0].device
-    # A fused optimizer hides the steps that fp16's gradient scaler skips.
-    fused = device.type in ("cpu", "cuda", "mps", "xpu") and config.mixed_precision != "fp16"
-    return torch.optim.AdamW(groups, **adam_options(config), fused=fused)
+    # accelerate does not notice the steps that a fused optimizer skips for fp16's gradient scaler.
+    how = dict(foreach=True) if config.mixed_precision == "fp16" else dict(fused=True)
+    return torch.optim.AdamW(groups, **adam_options(config), **how)
 
 
 def adamw_8bit(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
@@ -44,11 +45,7 @@ def prodigy(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def adafactor(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
-    """arXiv 1804.04235, with the learning rates of the config instead of its own."""
-    from transformers.optimization import Adafactor
-
-    common = dict(lr=config.learning_rate, weight_decay=config.adam_weight_decay)
-    return Adafactor(groups, **common, relative_step=False, scale_parameter=False)
+    return Adafactor(groups, lr=config.learning_rate, weight_decay=config.adam_weight_decay)
 
 
 def adamw_schedule_free(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
@@ -78,13 +75,13 @@ class OptimizerSpec:
     package: str | None = None  # that it needs, and the extra of gralora-diffusion that installs it
     extra: str | None = None
     own_warmup: bool = False  # it applies --lr_warmup_steps itself
+    shapes: bool = False  # it needs the shapes of the parameters
 
 
 OPTIMIZERS = {
     "AdamW": OptimizerSpec(adamw, 8),
-    # Prodigy keeps four tensors; the fourth is empty for every B, which starts at zero.
-    "Prodigy": OptimizerSpec(prodigy, 14, "prodigyopt", "prodigy"),
-    "Adafactor": OptimizerSpec(adafactor, 0),  # less than 1
+    "Prodigy": OptimizerSpec(prodigy, 16, "prodigyopt", "prodigy"),
+    "Adafactor": OptimizerSpec(adafactor, 0, shapes=True),  # less than 1
     "AdamWScheduleFree": OptimizerSpec(
         adamw_schedule_free, 8, "schedulefree", "schedulefree", own_warmup=True
     ),
@@ -96,15 +93,19 @@ def spec_of(config: TrainConfig) -> OptimizerSpec:
     return ADAMW_8BIT if config.use_8bit_adam else OPTIMIZERS[config.optimizer]
 
 
-def make_optimizer(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
-    """--optimizer over these parameter groups, in training mode; check_optimizer() says whether it works."""
-    return spec_of(config).make(groups, config)
+def make_optimizer(factors: FlatFactors, config: TrainConfig) -> torch.optim.Optimizer:
+    """--optimizer over these parameters, in training mode; check_optimizer() says whether it works."""
+    spec = spec_of(config)
+    return spec.make(factors.stacked_groups() if spec.shapes else factors.flat_groups(), config)
 
 
-def bytes_per_parameter(config: TrainConfig) -> int:
-    """One trainable number with its gradient, the optimizer's state, and its moving average."""
+def bytes_per_parameter(config: TrainConfig, half: bool = False) -> int:
+    """One trainable number with its gradient, the optimizer's state, and its moving average.
+
+    half: and a copy of number and gradient in half precision.
+    """
     average = 4 if config.ema_decay else 0
-    return 8 + spec_of(config).state_bytes + average
+    return 8 + spec_of(config).state_bytes + average + (4 if half else 0)
 
 
 def check_optimizer(config: TrainConfig, device: torch.device, steps: int) -> None:

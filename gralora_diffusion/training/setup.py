@@ -26,6 +26,7 @@ from gralora_diffusion.sdxl.fingerprint import fingerprint
 from gralora_diffusion.sdxl.load import COMPONENTS, load_sdxl, shapes
 from gralora_diffusion.training.accelerator import make_accelerator, precision
 from gralora_diffusion.training.hub import check_hub
+from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.optim import check_optimizer, depends_on_length, learning_rates
 from gralora_diffusion.training.resume import facts_of, resume
 from gralora_diffusion.training.run_folder import locate
@@ -96,7 +97,8 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     if config.with_prior_preservation:  # before images are generated for it, see whether the adapter fits
         inject_all(shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir), config)
         share_work()
-    of_class = class_images(config, images, how_to_load, accelerator, image_cache(config))
+    with memory_for("while class images are generated", config):
+        of_class = class_images(config, images, how_to_load, accelerator, image_cache(config))
     pipeline = load_sdxl(**how_to_load)
     if config.base_model_precision:
         known = fingerprint(pipeline.unet)  # quantized weights cannot be compared

@@ -29,6 +29,8 @@ def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
         raise ConfigError(f"{needs} --skip_final_inference, {why}", option="skip_final_inference")
     if config.base_model_precision:
         raise ConfigError(f"{needs} a base that is not quantized", option="base_model_precision")
+    if config.offload_unet:
+        raise ConfigError(f"{needs} a UNet on the GPUs: drop --offload_unet", option="offload_unet")
     if config.gora_init:
         option = "allocation" if config.allocation else "allocate"
         problem = f"{needs} an adapter without --allocate, --allocation and --adapter gora"

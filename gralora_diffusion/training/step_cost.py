@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from gralora_diffusion.adapters.inject import inject
+from gralora_diffusion.adapters.layer_adapter import WorkingFactors
 from gralora_diffusion.adapters.quantization import BYTES
+from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.sdxl.base import blank_inputs, hidden_states, predict
+from gralora_diffusion.sdxl.base import Prompts, blank_inputs, hidden_states, predict
 from gralora_diffusion.sdxl.load import COMPONENTS
 from gralora_diffusion.training.optim import bytes_per_parameter
 from gralora_diffusion.training.setup import make_trainable
@@ -43,15 +45,14 @@ def count_memory(unet_config, config: TrainConfig, resolution: int, dtype, token
     unet = UNet2DConditionModel.from_config(unet_config).train()
     inject(unet, config.adapter)
     inputs = blank_inputs(unet.config, images_per_batch(config), resolution // 8, tokens)
-    counter = ActivationCounter(unet)
-    autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-    with autocast, counter:
+    counter = ActivationCounter([*unet.parameters(), *working_copies(unet, dtype)], unet)
+    with counter:
         whole = predict(unet, *inputs)
     activations = counter.total()
     if config.gradient_checkpointing:
         counter.kept.clear()
         unet.enable_gradient_checkpointing()
-        with autocast, counter:
+        with counter:
             checkpointed = predict(unet, *inputs)
         activations = counter.total() + counter.largest_block
         del checkpointed  # it holds what is counted
@@ -64,18 +65,29 @@ def count_memory(unet_config, config: TrainConfig, resolution: int, dtype, token
             weights += parameter.numel() * parameter.element_size()
     if config.base_model_precision:
         weights -= saved_by_quantization(unet, BYTES[config.base_model_precision])
-    adapters = bytes_per_parameter(config) * trainable
+    adapters = bytes_per_parameter(config, dtype != torch.float32) * trainable
     return dict(weights=weights, adapters=adapters, activations=activations)
 
 
-class ActivationCounter:
-    """with ActivationCounter(unet) as counter: bytes that forward passes keep for the backward pass.
+def working_copies(unet: nn.Module, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Copies of the adapters' factors in this dtype, with which the layers compute from now on."""
+    copies = []
+    for layer in adapted_layers(unet).values():
+        for pair in layer.adapter.factors:
+            own = [factor.detach().to(dtype).requires_grad_() for factor in pair]
+            layer.adapter.working.append(WorkingFactors(*own))
+            copies += own
+    return copies
 
-    Each storage counts once, the UNet's own parameters not at all.
+
+class ActivationCounter:
+    """with ActivationCounter(parameters, unet) as counter: bytes that forward passes keep for the backward.
+
+    Each storage counts once, that of a parameter not at all.
     """
 
-    def __init__(self, unet: nn.Module):
-        self.own = {p.untyped_storage()._cdata for p in unet.parameters()}
+    def __init__(self, parameters: list[torch.Tensor], unet: nn.Module):
+        self.own = {p.untyped_storage()._cdata for p in parameters}
         self.kept: dict[int, int] = {}  # bytes by storage
         self.largest_block = 0  # bytes that the largest block keeps
         self.before: dict[nn.Module, int] = {}  # the total when a block started
@@ -136,9 +148,9 @@ def step_time(components: dict, config: TrainConfig, resolution: int, dtype, tok
     captions = torch.zeros(n, tokens, dtype=torch.long, device=device)
 
     def run_batch(_number: int) -> None:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            embeds = hidden_states(text_encoders, captions) if text_encoders else prompts.embeds
-            predicted = predict(unet, noisy.to(dtype), timesteps, prompts._replace(embeds=embeds), sizes)
+        embeds = hidden_states(text_encoders, captions) if text_encoders else prompts.embeds
+        in_dtype = Prompts(embeds.to(dtype), prompts.pooled.to(dtype))
+        predicted = predict(unet, noisy.to(dtype), timesteps, in_dtype, sizes)
         predicted.float().square().mean().backward()
 
     return config.gradient_accumulation_steps * batch_time(run_batch, 10**4, device)

@@ -5,9 +5,9 @@ import dataclasses
 import functools
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from accelerate.utils import broadcast_object_list
 
 from gralora_diffusion.adapters import allocation
@@ -18,15 +18,19 @@ from gralora_diffusion.data.batches import BatchPlan, plan_batches
 from gralora_diffusion.data.cache import Cache
 from gralora_diffusion.data.dataset import image_cache
 from gralora_diffusion.data.encode import encode_captions, note_long_captions
+from gralora_diffusion.devices import forget_peak, peak_memory, release_unused
 from gralora_diffusion.options import ConfigError, TrainingError, to_dict
 from gralora_diffusion.sdxl.base import encode_prompts
+from gralora_diffusion.sdxl.load import COMPONENTS
+from gralora_diffusion.sdxl.placement import ENCODING, TOKENS, bring, set_tiles
 from gralora_diffusion.training.export import export, export_again
 from gralora_diffusion.training.forecast import forecast_run, measured_cost
 from gralora_diffusion.training.hub import push
-from gralora_diffusion.training.loop import training_loop
+from gralora_diffusion.training.loop import Optimization, training_loop
 from gralora_diffusion.training.loss import draw_noise
-from gralora_diffusion.training.memory import out_of_memory
+from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.objective import objective
+from gralora_diffusion.training.offload import Offload
 from gralora_diffusion.training.report import write_report
 from gralora_diffusion.training.run_folder import Run, read_status
 from gralora_diffusion.training.setup import TrainingSetup, make_trainable, set_up
@@ -127,38 +131,27 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
     """Encode, train, export; run: None in all processes but the first.
 
     The text encoders, the VAE and the UNet are moved to the device one after the other: small GPUs cannot
-    hold all.
+    hold all. Raises TrainingError where even one does not fit.
     """
     config, accelerator, pipeline = setup.config, setup.accelerator, setup.pipeline
-
-    # text encoders: the validation prompts are embedded
-    pipeline.text_encoder.to(accelerator.device)
-    pipeline.text_encoder_2.to(accelerator.device)
+    device = accelerator.device
+    forget_peak(device)
     previews, training_images = None, []
     if not config.skip_final_inference:
-        ranks = accelerator.process_index, accelerator.num_processes
-        previews = Previews(pipeline, config, setup.path, *ranks)
+        with memory_for("while the validation prompts are embedded", config):
+            bring(pipeline, COMPONENTS[1:], device, TOKENS)
+            ranks = accelerator.process_index, accelerator.num_processes
+            previews = Previews(pipeline, config, setup.path, *ranks)
         training_images = thumbnails(setup.images, config)
     note_long_captions(setup.images + setup.class_images, pipeline)
-
-    # VAE: the images are encoded into the cache
-    cache = image_cache(config) or Cache(setup.path / CACHE)
-    pipeline.vae.to(accelerator.device)
-    batch_plan = plan_batches(setup.images, setup.class_images, pipeline.vae, config, cache, accelerator)
-    pipeline.vae.to("cpu")
-    pipeline.vae = None  # `previews` keeps it
-
-    # text encoders: freed, unless they train; the embeddings of all captions are cached
-    encode = functools.partial(encode_prompts, pipeline)
-    if not config.train_text_encoder:
-        workers = config.dataloader_num_workers
-        encode = encode_captions(batch_plan.captions(), pipeline, cache, accelerator, workers)
-        pipeline.text_encoder = None
-        pipeline.text_encoder_2 = None
+    batch_plan, encode = encode_dataset(setup)
 
     # UNet: images of the base, ranks and factors from gradients, a forecast, and the training
-    pipeline.unet.to(accelerator.device)
-    shard(pipeline.unet, accelerator)
+    with memory_for("when the UNet is moved to the GPU", config):
+        if config.offload_unet:
+            Offload(pipeline.unet, device)
+        bring(pipeline, ("unet",), device, 0)
+        shard(pipeline.unet, accelerator)
     if previews and setup.start == 0:
         previews.generate(0)
         accelerator.wait_for_everyone()  # the forecast counts the files of all processes
@@ -166,29 +159,58 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
     loss_of = loss_function(setup, batch_plan, encode)
     if config.gora_init and setup.start == 0:
         allocate(setup, loss_function(setup, batch_plan, encode, stratified(draw_noise)))
-    try:
-        forecast = forecast_run(setup, loss_of, previews)
-    except torch.OutOfMemoryError:
-        raise out_of_memory("before the first step", config) from None
+    earlier = peak_memory(device)
+    if device.type != "cpu":  # where memory is counted, that of the training is forecast
+        forget_peak(device)
+    with memory_for("before the first step", config):
+        optimization = Optimization.of(setup)
+        forecast = forecast_run(setup, optimization, loss_of, previews, earlier)
     if run:
         print(f"forecast: {forecast.text()}", flush=True)
         run.status("running", forecast=forecast.to_json())
     start_time = time.monotonic()
-    training_loop(setup, run, loss_of, batch_plan, previews, interrupts)
+    training_loop(setup, optimization, run, loss_of, batch_plan, previews, interrupts)
 
     # the last images, the adapter's files, and the report
     if previews:
         previews.generate(setup.steps)
     accelerator.wait_for_everyone()
     if run:
-        export(setup)
+        with memory_for("while the adapter is exported", config):
+            export(setup)
         if previews:
             save_comparison(setup.path, training_images, setup.steps, config)
-        cost = measured_cost(time.monotonic() - start_time, accelerator.device, setup.path)
+        seconds = time.monotonic() - start_time
+        cost = measured_cost(seconds, device, setup.path, earlier)
         run.status("running", actual=cost.to_json())
         shutil.rmtree(setup.path / CACHE, ignore_errors=True)
         write_report(setup.path)
     accelerator.end_training()
+
+
+def encode_dataset(setup: TrainingSetup) -> tuple[BatchPlan, Callable]:
+    """The images and captions encoded into the cache; (the batches, captions -> their embeddings).
+
+    Frees the VAE, which sample images keep, and the text encoders unless they train.
+    """
+    config, accelerator, pipeline = setup.config, setup.accelerator, setup.pipeline
+    cache = image_cache(config) or Cache(setup.path / CACHE)
+    with memory_for("while the images are encoded", config):
+        side = config.resolution
+        set_tiles(pipeline.vae, not bring(pipeline, ("vae",), accelerator.device, side * side * ENCODING))
+        batch_plan = plan_batches(setup.images, setup.class_images, pipeline.vae, config, cache, accelerator)
+    pipeline.vae.to("cpu")
+    pipeline.vae = None
+    encode = functools.partial(encode_prompts, pipeline)
+    with memory_for("while the captions are encoded", config):
+        bring(pipeline, COMPONENTS[1:], accelerator.device, TOKENS)
+        if not config.train_text_encoder:
+            workers = config.dataloader_num_workers
+            encode = encode_captions(batch_plan.captions(), pipeline, cache, accelerator, workers)
+            pipeline.text_encoder = None
+            pipeline.text_encoder_2 = None
+    release_unused(accelerator.device)
+    return batch_plan, encode
 
 
 def loss_function(setup: TrainingSetup, batch_plan: BatchPlan, encode, draw=draw_noise):
@@ -208,8 +230,7 @@ def loss_function(setup: TrainingSetup, batch_plan: BatchPlan, encode, draw=draw
 
 def allocate(setup: TrainingSetup, loss_of) -> None:
     """Ranks and first factors from the gradients of loss_of."""
-    try:
+    first = "keep fewer sums at once with --gora_memory 1"
+    with memory_for("in the gradient pass", setup.config, first):
         allocation.apply(setup.models, loss_of, setup.config, setup.accelerator, setup.path)
-    except torch.OutOfMemoryError:
-        first = "keep fewer sums at once with --gora_memory 1"
-        raise out_of_memory("in the gradient pass", setup.config, first) from None
+    release_unused(setup.accelerator.device)

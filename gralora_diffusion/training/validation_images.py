@@ -4,13 +4,14 @@ import time
 import warnings
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.data.images import open_image
+from gralora_diffusion.devices import is_out_of_memory, release_unused, total_memory
 from gralora_diffusion.files import complete_or_absent
+from gralora_diffusion.sdxl.placement import bring, decoding_peak
 from gralora_diffusion.sdxl.sampling import as_trained, embed_prompts, generate, sheet
 
 
@@ -36,6 +37,13 @@ class Previews:
     def of_step(self, step: int) -> Path:
         return self.folder / f"step-{step:05d}"
 
+    def memory(self, in_use: int) -> int:
+        """Bytes at the peak of generate() on a GPU, where so many are in use before; else `in_use`."""
+        unet = self.pipeline.unet
+        if total_memory(unet.device) is None:
+            return in_use
+        return decoding_peak(unet, self.vae, in_use, self.config.resolution, total_memory(unet.device))
+
     def generate(self, step: int) -> None:
         """Write samples/step-`step`/00.png, ..., over what is there already.
 
@@ -50,15 +58,17 @@ class Previews:
             if model is not None and model.training:
                 training.append(model)
                 model.eval()
-        pipeline.vae = self.vae.to(pipeline.unet.device)
+        pipeline.vae = self.vae
+        device = pipeline.unet.device
         try:
             for (index, _, _), image in zip(self.mine, self.images(step), strict=True):
                 if is_single_colour(image):
                     problem = f"image {index} of step {step} has a single colour"
                     warnings.warn(f"{problem}: the model or the VAE may have overflowed", stacklevel=2)
                 save_image(image, folder / f"{index:02d}.png")
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             problem = f"out of memory for the sample images of step {step}"
             warnings.warn(f"{problem}: they are left out, and training continues", stacklevel=2)
         finally:
@@ -66,6 +76,8 @@ class Previews:
                 model.train()
             self.vae.to("cpu")
             pipeline.vae = None
+            release_unused(device)
+            bring(pipeline, ("unet", "text_encoder", "text_encoder_2"), device, 0)
             self.seconds = time.monotonic() - start
 
     def images(self, step: int) -> list[Image.Image]:

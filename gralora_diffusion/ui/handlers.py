@@ -16,13 +16,15 @@ QUIET = dict(queue=False, show_progress="hidden", api_visibility="private")  # a
 
 def browser_error(error: Exception) -> gr.Error:
     """An error as one sentence, without paths of the machine or a traceback; escaped, since it is HTML."""
+    from gralora_diffusion.devices import is_out_of_memory  # torch takes seconds
+
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, ConfigError | TrainingError):
         text = str(error)
     elif isinstance(error, OSError):
         text = f"a file could not be read or written: {error.strerror or type(error).__name__}"
-    elif type(error).__name__ == "OutOfMemoryError":  # torch's
+    elif is_out_of_memory(error):
         text = "there is not enough memory: stop other runs, or generate fewer or smaller images"
     else:
         traceback.print_exception(error, file=sys.stderr)

@@ -1,6 +1,5 @@
 """Images from a base with adapters, one at a time; the base is kept in memory between requests."""
 
-import gc
 import threading
 import warnings
 from collections.abc import Iterator
@@ -64,6 +63,7 @@ class Sampler:
 
     def generate(self, request: ImageRequest, base: str | None) -> Image.Image:
         """An image; `base` as --pretrained_model_name_or_path takes it."""
+        from gralora_diffusion.devices import best_device
         from gralora_diffusion.sdxl.sampling import generate
 
         request = request.checked(self.workspace)
@@ -73,20 +73,19 @@ class Sampler:
         with self.lock:
             self.load_base(base)
             self.set_adapters(dict(request.adapters))
-            return generate(self.pipeline, [(request.prompt, request.seed)], request.steps, guidance)[0]
+            wanted = [(request.prompt, request.seed)]
+            return generate(self.pipeline, wanted, request.steps, guidance, device=best_device())[0]
 
     def load_base(self, base: str | None) -> None:
-        import torch
-
         from gralora_diffusion import load_sdxl
+        from gralora_diffusion.devices import best_device, drawing_dtype
+        from gralora_diffusion.sdxl.placement import bring
 
         if self.pipeline is not None and self.base == base:
             return
         self.unload()
-        on_gpu = torch.cuda.is_available()
-        dtype = torch.float16 if on_gpu else torch.float32
-        pipeline = load_sdxl(self.workspace.base_path(base), dtype=dtype)
-        self.pipeline = pipeline.to("cuda" if on_gpu else "cpu")
+        self.pipeline = load_sdxl(self.workspace.base_path(base), dtype=drawing_dtype(best_device()))
+        bring(self.pipeline, ("unet",), best_device(), 0)
         self.base = base
 
     def set_adapters(self, adapters: dict[str, float]) -> None:
@@ -114,14 +113,12 @@ class Sampler:
 
     def unload(self) -> None:
         """Free the memory."""
-        import torch
+        from gralora_diffusion.devices import best_device, release_unused
 
         self.pipeline = None
         self.base = None
         self.loaded = {}
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_unused(best_device())
 
     def unload_if_idle(self) -> None:
         """Free the memory unless an image is being generated."""

@@ -51,9 +51,9 @@ def main(script: str, arguments: list[str]) -> None:
     with mock.patch.object(AutoencoderKL, "encode", timed_encode):
         runpy.run_path(script, run_name="__main__")
     mark()
-    from gralora_diffusion.training.memory import peak_memory
+    from gralora_diffusion.devices import best_device, peak_memory
 
-    peak = peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    peak = peak_memory(best_device())
     print(MARK + json.dumps(dict(marks=marks, encoding=encoding, peak=peak)), flush=True)
 
 

@@ -32,6 +32,7 @@ from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training import hub, loop, objective, step_cost, validation_images
 from gralora_diffusion.training.dry_run import plan
 from gralora_diffusion.training.forecast import RunCost, duration, forecast_run
+from gralora_diffusion.training.loop import Optimization
 from gralora_diffusion.training.resume import check_facts, facts_of
 from gralora_diffusion.training.run_folder import Run, busy, read_metrics, read_status
 from gralora_diffusion.training.setup import set_up
@@ -453,7 +454,8 @@ def test_every_image_on_the_way_is_in_the_forecast(tmp_path):
     """Six images, two a step: a pass of three steps."""
     options = dict(skip_final_inference=False, max_train_steps=9, validation_epochs=1, num_inference_steps=1)
     job = set_up(dataclasses.replace(QUICK, output_dir=str(tmp_path / "run"), **options).resolved())
-    drawn = SimpleNamespace(seconds=1000.0, of_step=lambda step: tmp_path / "none")
+    folder = tmp_path / "none"
+    drawn = SimpleNamespace(seconds=1000.0, of_step=lambda step: folder, memory=lambda in_use: in_use)
     adapters = job.models["unet"]
 
     def loss_of(_):
@@ -461,7 +463,8 @@ def test_every_image_on_the_way_is_in_the_forecast(tmp_path):
 
     (tmp_path / "run").mkdir()
     # after steps 3, 6 and 9
-    assert forecast_run(job, loss_of, drawn).seconds == pytest.approx(3000, rel=0.01)
+    forecast = forecast_run(job, Optimization.of(job), loss_of, drawn)
+    assert forecast.seconds == pytest.approx(3000, rel=0.01)
 
 
 def test_ctrl_c_while_an_adapter_is_uploaded_says_that_it_is_there(tmp_path, monkeypatch):
@@ -504,7 +507,7 @@ def test_disk_is_forecast_with_checkpoints_images_and_every_file(tmp_path):
 
 def test_the_peak_of_memory_is_not_that_of_the_process_that_started_it():
     held = bytearray(os.urandom(1 << 20)) * 1500
-    code = "import torch; from gralora_diffusion.training.memory import peak_memory"
+    code = "import torch; from gralora_diffusion.devices import peak_memory"
     code += "; print(peak_memory(torch.device('cpu')))"
     peak = int(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,93 @@
+"""Which models of a base are on the device: all that fit or, where memory is short, those at work."""
+
+import torch
+from torch import nn
+
+from gralora_diffusion.adapters.kernel import quantized
+from gralora_diffusion.devices import free_memory, release_unused
+
+MODELS = ("text_encoder", "text_encoder_2", "vae", "unet")  # in the order in which they make room for others
+# Bytes that work takes beside the weights, counted on SDXL's models.
+DECODING = 3072  # per pixel, by the VAE in fp32
+ENCODING = 2560
+DENOISING = 160  # per pixel of the image and row of the batch, by the UNet in half precision
+TOKENS = 2**26  # for prompts, by the text encoders
+MARGIN = 2**29  # for the workspaces of libraries
+TILE = 512  # pixels: side of the parts in which the VAE works where an image does not fit
+
+
+def bring(pipeline, names: tuple[str, ...], device: torch.device, work: int) -> bool:
+    """Move these models of a pipeline to the device, others away if less than `work` bytes would be free.
+
+    Models that are None are left out. Tensors that train stay where they are, and so does a quantised model.
+    Returns whether there is room for the work.
+    """
+    device = torch.device(device)
+    wanted = [model for name in names if (model := getattr(pipeline, name)) is not None]
+    coming = sum(bytes_of(model) for model in wanted if not is_on(model, device))
+    for name in MODELS:
+        idle = getattr(pipeline, name)
+        if has_room(device, coming + work):
+            break
+        if idle is not None and name not in names and is_on(idle, device) and can_move(idle):
+            send_away(idle)
+            release_unused(device)
+    for model in wanted:
+        fetch(model, device)
+    return has_room(device, work)
+
+
+def has_room(device: torch.device, size: int) -> bool:
+    free = free_memory(device)
+    return free is None or size + MARGIN <= free
+
+
+def decoding_peak(unet, vae, in_use: int, side: int, total: int) -> int:
+    """Bytes on a card of `total` while an image is decoded; the UNet, in `in_use`, may make room."""
+    peak = in_use + bytes_of(vae) + side * side * DECODING
+    if peak + MARGIN > total and can_move(unet):
+        frozen = sum(parameter.nbytes for parameter in unet.parameters() if not parameter.requires_grad)
+        peak = max(in_use, peak - frozen)
+    return peak
+
+
+def is_on(model: nn.Module, device: torch.device) -> bool:
+    return next(model.parameters()).device.type == device.type
+
+
+def can_move(model: nn.Module) -> bool:
+    """Whether its weights are plain tensors that nobody offloads block by block."""
+    return not any(quantized(p) or p.is_pinned() for p in model.parameters())
+
+
+def bytes_of(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def send_away(model: nn.Module) -> None:
+    """Move to the CPU what does not train; an optimizer's parameters must stay where its state is."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.requires_grad:
+            tensor.data = tensor.data.to("cpu")
+
+
+def fetch(model: nn.Module, device: torch.device) -> None:
+    """Move to the device what is not there."""
+    tensors = [*model.parameters(), *model.buffers()]
+    away = [tensor for tensor in tensors if tensor.device.type != device.type and not tensor.is_pinned()]
+    if len(away) == len(tensors):  # also of a kind, such as quantised, whose data cannot be replaced
+        model.to(device)
+        return
+    for tensor in away:
+        tensor.data = tensor.data.to(device)
+
+
+def pixels(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
+
+
+def set_tiles(vae, on: bool) -> None:
+    """Let the VAE work on overlapping parts of an image: a quarter of the memory, seams that can be seen."""
+    vae.use_tiling = on
+    vae.tile_sample_min_size = TILE
+    vae.tile_latent_min_size = TILE // 2 ** (len(vae.config.block_out_channels) - 1)
