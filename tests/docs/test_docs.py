@@ -138,7 +138,8 @@ def test_no_option_is_made_up():
     """Every flag in training.md, and in the right column of coming-from.md, exists."""
     known = {flag for about in options_of(TrainConfig).values() for flag in about.flags}
     known |= {f"--no-{flag[2:]}" for flag in known}
-    known |= {"--help", "--help_all", "--preset", "--num_processes", "--flag", "--no-flag", "--run"}
+    known |= {"--help", "--help_all", "--preset", "--num_processes", "--verbose", "--run"}
+    known |= {"--flag", "--no-flag"}
     known |= set(re.findall(r"--\w[\w-]*", " ".join(help_of(command) for command in ("sample", "convert"))))
     known |= {"--fp32-vae", "--no-half-vae"}  # of other tools
     text = (ROOT / "docs" / "training.md").read_text()
