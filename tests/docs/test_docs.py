@@ -155,6 +155,25 @@ def test_other_trainers_options_that_the_program_knows_are_explained():
     assert not missing, missing
 
 
+def test_every_option_of_kohyas_that_is_listed_gets_an_answer():
+    """An option of the same name, or a sentence."""
+    text = (ROOT / "docs" / "coming-from.md").read_text()
+    section = text[text.index("## kohya sd-scripts") : text.index("### Folders")]
+    left = " ".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| "))
+    found = set(re.findall(FLAG, left))
+    assert len(found) > 80
+    unanswered = found - parser_of("")._option_string_actions.keys() - FOREIGN.keys()
+    assert not unanswered
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "run.sh", "run.bat"])
+def test_the_commands_of_scripts_that_install_the_package_exist(name):
+    found = re.findall(r"gralora (\w+)(.*)", (ROOT / name).read_text())
+    assert found
+    for command, rest in found:
+        check_gralora(command, *[word for word in rest.split() if word in ("--listen", "--auth", "--port")])
+
+
 def test_the_presets_are_those_of_the_program():
     text = (ROOT / "docs" / "training.md").read_text()
     rows = []
