@@ -3,7 +3,8 @@
     python scripts/demo_sweep.py --state build/demo    # train, generate, score; the same command resumes
     python scripts/demo_sweep.py --report              # the table alone, from docs/experiments/results/demo
 
-The rule: the highest sum of prompt similarity and subject similarity, the mean of both encoders', wins.
+The rule: of the settings whose sum of prompt similarity and subject similarity (the mean of both encoders') is
+at most TIE below the highest, the one with the highest subject similarity wins.
 Checkpoints of one run serve as shorter runs, which a constant rate makes the same.
 """
 
@@ -27,6 +28,7 @@ from gralora_diffusion.training.train import train
 
 KEPT = Path(__file__).parents[1] / "docs" / "experiments" / "results" / "demo"
 SCORES = ("subject imagenet", "subject embedded", "prompt embedded")
+TIE = 0.005
 COLUMNS = (*SCORES, "sum")
 IMAGES = 3  # per prompt
 
@@ -135,7 +137,9 @@ def values(part: Part, setting: Setting, column: str) -> list[float]:
 def chosen() -> Setting:
     """The setting that wins by the rule above."""
     sums = {setting: statistics.mean(values(SELECTION, setting, "sum")) for setting in GRID}
-    return max(sums, key=sums.get)
+    prompts = {setting: statistics.mean(values(SELECTION, setting, SCORES[-1])) for setting in GRID}
+    tied = [setting for setting in GRID if sums[setting] >= max(sums.values()) - TIE]
+    return max(tied, key=lambda setting: sums[setting] - prompts[setting])
 
 
 def lines() -> list[str]:
