@@ -3,9 +3,9 @@
     python scripts/demo_sweep.py --state build/demo    # train, generate, score; the same command resumes
     python scripts/demo_sweep.py --report              # the table alone, from docs/experiments/results/demo
 
-The rule: of the settings whose sum of prompt similarity and subject similarity (the mean of both encoders') is
-at most TIE below the highest, the one with the highest subject similarity wins.
-Checkpoints of one run serve as shorter runs, which a constant rate makes the same.
+The rule: of the settings whose sum of prompt similarity and subject similarity (the mean of both encoders')
+is at most TIE below the highest, the one with the highest subject similarity wins.  Checkpoints of one run
+serve as shorter runs, which a constant rate makes the same.
 """
 
 import argparse
