@@ -153,14 +153,19 @@ def lines() -> list[str]:
         pairs = zip(values(TEST, choice, column), values(TEST, DEFAULT, column), strict=True)
         gains = [one - other for one, other in pairs]
         low, high = t_interval(gains)
-        cells.append(f"{statistics.mean(gains):+.3f} ({low:+.3f} to {high:+.3f})")
-    about = f"test, {len(TEST.seeds)}: the last less {DEFAULT.steps} steps, 95 % t-interval"
+        cells.append(short(f"{statistics.mean(gains):+.3f} ({low:+.3f} to {high:+.3f})"))
+    about = f"test, {len(TEST.seeds)}: the last less {DEFAULT.steps} steps, 95 % t"
     return [*table, f"| {about} | | | {' | '.join(cells)} |"]
 
 
 def row(name: str, part: Part, setting: Setting) -> str:
-    means = [f"{statistics.mean(values(part, setting, column)):.3f}" for column in COLUMNS]
+    means = [short(f"{statistics.mean(values(part, setting, column)):.3f}") for column in COLUMNS]
     return f"| {name}, {len(part.seeds)} | {setting.steps} | {setting.rate:g} | {' | '.join(means)} |"
+
+
+def short(text: str) -> str:
+    """Numbers without the zero before the point."""
+    return text.replace("0.", ".")
 
 
 if __name__ == "__main__":
