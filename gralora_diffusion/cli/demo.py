@@ -11,11 +11,11 @@ from gralora_diffusion.command_line import Parser
 EXAMPLE = """example:
   gralora demo
 """
-STEPS, RATE = 150, 2e-3  # chosen by scripts/demo_sweep.py: docs/experiments/README.md, Demo
+STEPS, RATE = 300, 2e-3  # chosen by scripts/demo_sweep.py: docs/experiments/README.md, Demo
 PROMPTS = (
     "sks robot at sunset",
     "a drawing of sks robot",
-    "sks robot next to a red apple on a white background",
+    "sks robot on the grass",
     "sks robot on a purple background",
 )
 
