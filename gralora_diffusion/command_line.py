@@ -159,6 +159,8 @@ def parser_of(description: str, epilog: str | None = None, visible=MOST_USED) ->
     parser.add_argument("--preset", choices=list(PRESETS), default=argparse.SUPPRESS, help=about)
     about = "processes on this machine, one GPU each or all on the CPU"
     parser.add_argument("--num_processes", type=int, default=1, metavar="INT", help=f"{about} (default: 1)")
+    about = "with --dry_run, a table of all layers that get an adapter: shape, rank, k, parameters"
+    parser.add_argument("--verbose", action="store_true", help=about)
     add_options(parser, TrainConfig, visible)
     return parser
 
@@ -171,7 +173,7 @@ def parse(description: str, argv=None, epilog: str | None = None) -> TrainConfig
 
 def to_config(parser: Parser, given: dict) -> TrainConfig:
     """The config of what a command line gives, {option: value}."""
-    given = {name: value for name, value in given.items() if name != "num_processes"}
+    given = {name: value for name, value in given.items() if name not in ("num_processes", "verbose")}
     if given.get("hub_token"):  # trackers publish the command line
         sys.argv = [word.replace(given["hub_token"], "***") for word in sys.argv]
     if "preset" in given:

@@ -11,10 +11,11 @@ from gralora_diffusion.command_line import Parser
 EXAMPLE = """example:
   gralora demo
 """
+STEPS, RATE = 300, 2e-3  # chosen by scripts/demo_sweep.py: docs/experiments/README.md, Demo
 PROMPTS = (
     "sks robot at sunset",
     "a drawing of sks robot",
-    "sks robot next to a red apple on a white background",
+    "sks robot on the grass",
     "sks robot on a purple background",
 )
 
@@ -25,7 +26,8 @@ def main(argv: list[str]) -> None:
     about = "the run folder; the sheet of images is unseen.png in it (default: demo)"
     group.add_argument("--output_dir", metavar="FOLDER", type=Path, default=Path("demo"), help=about)
     run = str(parser.parse_args(argv).output_dir)
-    train.main(["--gralora_rank", "64", "--output_dir", run])
+    options = ["--gralora_rank", "64", "--max_train_steps", str(STEPS), "--learning_rate", str(RATE)]
+    train.main([*options, "--output_dir", run])
     output = str(Path(run) / "unseen.png")
     prompts = ["--prompt", "|".join(PROMPTS), "--num_images", "1"]
     sample.main(["--adapter", run, *prompts, "--compare", "--output", output])

@@ -1,7 +1,7 @@
 """Train a GraLoRA, GoRA or LoRA adapter for SDXL on a few images.
 
 Without options it trains the embedded tiny base model on the bundled images of a robot, in about a minute.
---dry_run prints the resolved config and the plan: layers, parameters, memory, files, steps, time.
+--dry_run prints the plan (steps, memory, time, disk) and the resolved config; --verbose adds every layer.
 """
 
 import sys
@@ -26,6 +26,8 @@ def main(argv: list[str]) -> None:
     if processes < 1:
         parser.error(f"--num_processes is {processes}; it must be at least 1")
     config = to_config(parser, given)
+    if given["verbose"] and not config.dry_run:
+        parser.error("--verbose lists the layers of a --dry_run: add --dry_run, or drop --verbose")
     try:
         check_paths(config)
     except ConfigError as error:
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> None:
 
     try:
         if config.dry_run:
-            print(plan(config, timed=True).text())
+            print(plan(config, timed=True).text(given["verbose"]))
             return
         run = train(config)
     except ConfigError as error:

@@ -1,6 +1,7 @@
 """What a run would do and take, from shapes alone: layers, memory, files, steps, and a step's time."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +45,8 @@ class Plan:
     memory: dict[str, int]  # bytes of a training step, by part
     gradient_pass: dict[str, int] | None  # bytes, {"storing", "streaming"}; None where there is no such pass
     files: dict[str, int]  # bytes of each exported file
+    checkpoints: int  # that are left at the end
+    checkpoint_size: int  # bytes of each
     steps: int
     images_per_step: int  # of one process
     epochs: float
@@ -58,22 +61,26 @@ class Plan:
     def parameters(self) -> int:
         return sum(layer.parameters for layer in self.layers)
 
-    def text(self) -> str:
-        """The config, the table of layers, and the summary."""
+    def text(self, verbose: bool = False) -> str:
+        """The summary, then the config; verbose: then the table of layers."""
         config = json.dumps(to_dict(self.config), indent=2)
         facts = self.summary() | {
             "images from": str(self.source),
             "run folder": f"{self.run} (not created in a dry run)",
         }
         lines = [f"{name}: {value}" for name, value in facts.items()]
-        return "\n".join([config, *self.table(), *lines])
+        table = ["", *self.table()] if verbose else []
+        return "\n".join([*lines, "", config, *table])
 
     def summary(self) -> dict[str, str]:
         """{what: how much} in words."""
         parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.memory.items())
         files = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in self.files.items())
+        checkpoints = f"{self.checkpoints} checkpoint(s) of {self.checkpoint_size / 1e6:.1f} MB"
+        kind = f"{self.config.adapter_name} of rank {self.config.adapter.rank}"
+        disk = sum(self.files.values()) + self.checkpoints * self.checkpoint_size
         facts = {
-            "adapter": f"{len(self.layers)} layers, {self.parameters:,} parameters",
+            "adapter": f"{kind}, {len(self.layers)} layers, {self.parameters:,} parameters",
             "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
             "steps": f"{self.steps} of {self.images_per_step} image(s) per process, {self.epochs:.1f} epochs",
             "memory of a training step": f"about {sum(self.memory.values()) / 2**30:.2f} GiB: {parts}",
@@ -84,7 +91,6 @@ class Plan:
                 f"{sizes['storing']} to keep all sums (less, in more passes, with --gora_memory); "
                 f"{sizes['streaming']} with --allocation and --gora_init random"
             )
-        facts["files"] = files
         if self.no_time:
             facts["time"] = f"not measured: {self.no_time}"
         if self.seconds_per_step is not None:
@@ -92,6 +98,7 @@ class Plan:
             step = f"about {self.seconds_per_step:.3g} s per step on this machine"
             extra = "plus sample images and caching the dataset"
             facts["time"] = f"{step}, {total} for {self.steps}, {extra}"
+        facts["disk"] = f"about {disk / 1e6:,.0f} MB: {checkpoints}, {files}"
         return facts
 
     def table(self) -> list[str]:
@@ -125,6 +132,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     if config.train_text_encoder:
         memory["text encoders"] = frozen_numbers(components) * dtype.itemsize
     steps = steps_of(config, epoch_length(config, images), 1)
+    checkpoints = math.ceil(steps / config.checkpointing_steps)
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps
     seconds, no_time = None, None
     if timed:
@@ -135,6 +143,8 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         memory=memory,
         gradient_pass=gradient_pass(config, layers, dtype.itemsize),
         files=files,
+        checkpoints=min(checkpoints, config.checkpoints_total_limit or checkpoints),
+        checkpoint_size=(bytes_per_parameter(config) - 4) * files[NATIVE] // 4,  # without the gradients
         steps=steps,
         images_per_step=images_per_step,
         epochs=steps * images_per_step / epoch_length(config, images),

@@ -59,6 +59,12 @@ def test_through_accelerate_a_mistake_is_printed_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_verbose_needs_a_dry_run(tmp_path):
+    done = run(*TRAIN, "--verbose", cwd=tmp_path)
+    assert_one_sentence(done, "--verbose lists the layers of a --dry_run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_num_processes_reports_mistakes(tmp_path):
     assert_one_sentence(run(*TRAIN, "--num_processes", 0, cwd=tmp_path), "--num_processes is 0")
     done = run(*TRAIN, "--num_processes", 2, "--rank", 7, "--gralora_k", 2, cwd=tmp_path)

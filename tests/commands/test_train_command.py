@@ -31,12 +31,25 @@ def test_accelerate_launch_then_sample_and_evaluate(tmp_path):
     assert re.search(r"step-00003 +subject +4 ", scored.stdout)
 
 
+A_LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+
+
 def test_dry_run_prints_the_plan(tmp_path):
     done = run(*TRAIN, "--dry_run", "--rank", 32, "--train_text_encoder", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    first = [line.partition(":")[0] for line in done.stdout.splitlines()[:6]]
+    assert first == ["adapter", "images", "steps", "memory of a training step", "time", "disk"]
     assert '"rank": 32' in done.stdout
-    assert "mid_block.attentions.0.transformer_blocks.0.attn2.to_k" in done.stdout
+    assert A_LAYER not in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_verbose_dry_run_lists_the_layers_after_the_summary(tmp_path):
+    done = run(*TRAIN, "--dry_run", "--verbose", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("adapter: gralora of rank ")
+    assert len(re.findall(r"^unet[.].*[0-9] -> [0-9]", done.stdout, re.M)) == 56
+    assert A_LAYER in done.stdout
 
 
 DIFFUSERS_FLAGS = """

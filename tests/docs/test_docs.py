@@ -138,7 +138,8 @@ def test_no_option_is_made_up():
     """Every flag in training.md, and in the right column of coming-from.md, exists."""
     known = {flag for about in options_of(TrainConfig).values() for flag in about.flags}
     known |= {f"--no-{flag[2:]}" for flag in known}
-    known |= {"--help", "--help_all", "--preset", "--num_processes", "--flag", "--no-flag", "--run"}
+    known |= {"--help", "--help_all", "--preset", "--num_processes", "--verbose", "--run"}
+    known |= {"--flag", "--no-flag"}
     known |= set(re.findall(r"--\w[\w-]*", " ".join(help_of(command) for command in ("sample", "convert"))))
     known |= {"--fp32-vae", "--no-half-vae"}  # of other tools
     text = (ROOT / "docs" / "training.md").read_text()
@@ -152,6 +153,25 @@ def test_other_trainers_options_that_the_program_knows_are_explained():
     text = (ROOT / "docs" / "coming-from.md").read_text()
     missing = [flag for flag in FOREIGN if not re.search(rf"{flag}(?![\w-])", text)]
     assert not missing, missing
+
+
+def test_every_option_of_kohyas_that_is_listed_gets_an_answer():
+    """An option of the same name, or a sentence."""
+    text = (ROOT / "docs" / "coming-from.md").read_text()
+    section = text[text.index("## kohya sd-scripts") : text.index("### Folders")]
+    left = " ".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| "))
+    found = set(re.findall(FLAG, left))
+    assert len(found) > 80
+    unanswered = found - parser_of("")._option_string_actions.keys() - FOREIGN.keys()
+    assert not unanswered
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "run.sh", "run.bat"])
+def test_the_commands_of_scripts_that_install_the_package_exist(name):
+    found = re.findall(r"gralora (\w+)(.*)", (ROOT / name).read_text())
+    assert found
+    for command, rest in found:
+        check_gralora(command, *[word for word in rest.split() if word in ("--listen", "--auth", "--port")])
 
 
 def test_the_presets_are_those_of_the_program():
@@ -179,9 +199,8 @@ def test_the_presets_are_those_of_the_program():
 
 
 def test_the_reports_of_the_experiments_name_runs_that_are_there():
-    reports = [
-        words for words in commands(ROOT / "docs" / "experiments" / "README.md") if "--report" in words
-    ]
+    found = commands(ROOT / "docs" / "experiments" / "README.md")
+    reports = [words for words in found if words[0] == "gralora" and "--report" in words]
     assert len(reports) >= 5
     for words in reports:
         assert (ROOT / words[words.index("--output") + 1] / "runs.jsonl").is_file(), words

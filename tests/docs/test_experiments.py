@@ -2,12 +2,17 @@
 
 import re
 import shlex
+import sys
 from string import Template
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, SCRIPTS
 
-from gralora_diffusion.cli import compare
+from gralora_diffusion.cli import compare, demo
+
+sys.path.insert(0, str(SCRIPTS))
+
+import demo_sweep
 
 DOCUMENT = (ROOT / "docs" / "experiments" / "README.md").read_text()
 SECTIONS = {
@@ -60,3 +65,15 @@ def test_intervals_are_printed_by_the_commands(title, tmp_path, monkeypatch, cap
 
 def test_every_experiment_has_a_report():
     assert len(SECTIONS) == 5
+
+
+def test_the_demos_table_is_what_its_sweep_prints():
+    printed = demo_sweep.lines()
+    assert (demo_sweep.KEPT / "table.md").read_text().splitlines() == printed
+    section = re.split(r"^## Demo$", DOCUMENT, flags=re.M)[1].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| test")]
+    assert rows == [line for line in printed if line.startswith("| test")]
+
+
+def test_the_demo_trains_as_its_sweep_chose():
+    assert demo_sweep.chosen() == (demo.STEPS, demo.RATE)

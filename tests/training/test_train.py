@@ -19,6 +19,7 @@ from gralora_diffusion.sdxl.single_file import SDXL_UNET
 from gralora_diffusion.training import objective
 from gralora_diffusion.training import train as train_module
 from gralora_diffusion.training.dry_run import plan
+from gralora_diffusion.training.memory import disk_used
 from gralora_diffusion.training.setup import SCENES
 from gralora_diffusion.training.step_cost import step_memory
 from gralora_diffusion.training.train import train
@@ -210,9 +211,20 @@ def test_plan_on_the_embedded_base_writes_nothing(tmp_path, monkeypatch):
     assert "steps: 600 of 8" in text
     assert "adapter.safetensors 4.4 MB" in text
     assert "comfyui.safetensors 8.7 MB" in text
+    assert "2 checkpoint(s) of 13.1 MB" in text
     assert "memory of a training step: about " in text
     assert "time" not in made.summary()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_plans_disk_is_what_a_run_leaves(tmp_path):
+    options = dict(max_train_steps=5, checkpointing_steps=1, checkpoints_total_limit=2)
+    made = plan(dataclasses.replace(QUICK, **options))
+    quick(tmp_path, **options)
+    checkpoints = list(tmp_path.glob("run/checkpoint-*"))
+    assert len(checkpoints) == made.checkpoints == 2
+    for checkpoint in checkpoints:
+        assert disk_used(checkpoint) == pytest.approx(made.checkpoint_size, rel=0.1)
 
 
 def adapters_of_a_run():
