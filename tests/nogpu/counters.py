@@ -1,4 +1,7 @@
-"""What the stub has counted: launches, copies, synchronisations, memory.  Only in a process that runs on it."""
+"""What the stub has counted: launches, copies, synchronisations, memory.
+
+Only in a process that runs on it.
+"""
 
 import collections
 import ctypes

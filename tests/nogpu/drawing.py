@@ -1,6 +1,6 @@
-"""drawing.py [--gib FLOAT] [--json FILE] [--rank INT]: memory of drawing 1024 px images with SDXL and a GraLoRA.
+"""drawing.py [--gib FLOAT] [--json FILE] [--rank INT]: memory of drawing 1024 px images with a GraLoRA.
 
-As `gralora sample` does it, four images at once and one; as the page does it, one image, with the base's beside.
+As `gralora sample` does it, one image and four at once; as the page does it, one image and the base's.
 """
 
 import argparse
@@ -105,11 +105,14 @@ def measured(draw, line: dict) -> dict:
     except torch.OutOfMemoryError:
         ended = "OutOfMemoryError"
     report = counters.report()
-    memory = dict(
+    return line | dict(
         peak=torch.cuda.max_memory_allocated() / card.GIB,
         reserved=torch.cuda.max_memory_reserved() / card.GIB,
+        launches=report.launches,
+        syncs=report.syncs,
+        copies=report.copies,
+        ended=ended,
     )
-    return line | memory | dict(launches=report.launches, syncs=report.syncs, copies=report.copies, ended=ended)
 
 
 def text_of(line: dict) -> str:

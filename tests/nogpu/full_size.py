@@ -2,7 +2,8 @@
 
 A line for each phase and each step.  FLAGS beside these are those of `gralora train`; what they leave open is
 short: two steps, two denoising steps, one image, files in a temporary folder.
---files: write checkpoints and exports, which takes minutes.  --where: which lines of Python wait for the device in a step.
+--files: write checkpoints and exports, which takes minutes.
+--where: list the lines of Python that wait for the device in the last step.
 """
 
 import argparse
@@ -61,9 +62,11 @@ def run(flags: list[str], base: str, recorder: phases.Recorder) -> dict:
             "--output_dir": str(output),
             "--latent_cache_dir": str(Path(folder, "cache")),
         }
-        added = [word for flag, value in (places | SHORT).items() if flag not in flags for word in (flag, value)]
+        words = list(flags)
+        for flag, value in (places | SHORT).items():
+            words += [] if flag in flags else [flag, value]
         recorder.lines.clear()
-        code = exit_code([*flags, *added])
+        code = exit_code(words)
         given = flags[flags.index("--output_dir") + 1] if "--output_dir" in flags else output
         status = Path(given) / "status.json"
         facts = json.loads(status.read_text()) if status.is_file() else {}

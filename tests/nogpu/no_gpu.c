@@ -670,7 +670,7 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, UNUSED cudaEvent_t start, 
   return cudaSuccess;
 }
 
-/* --- cuBLAS and cuBLASLt: each product is one launch; the second kernel of split-K is not known here ------- */
+/* --- cuBLAS and cuBLASLt: each product is one launch; split-K's second kernel is not known here ------------- */
 
 #define PRODUCT(name)     \
   int name(void) {        \
@@ -748,3 +748,28 @@ size_t cudnnGetCudartVersion(void) { return CUDART_VERSION; }
 int cudnnCreate(void **handle) { return new_object(handle); }
 
 const char *cudnnGetErrorString(UNUSED int error) { return "no error"; }
+
+/* --- NVML: torch asks it about the processes on a card and about fabrics, and goes on without an answer ----- */
+
+enum { NVML_NOT_SUPPORTED = 3 };
+
+int nvmlInit_v2(void) { return 0; }
+
+int nvmlDeviceGetHandleByPciBusId_v2(UNUSED const char *id, void **device) {
+  static char only;
+  *device = &only;
+  return 0;
+}
+
+int nvmlDeviceGetComputeRunningProcesses(void) { return NVML_NOT_SUPPORTED; }
+
+int nvmlDeviceGetGpuFabricInfoV(void) { return NVML_NOT_SUPPORTED; }
+
+int nvmlDeviceGetNvLinkRemoteDeviceType(void) { return NVML_NOT_SUPPORTED; }
+
+int nvmlDeviceGetNvLinkRemotePciInfo_v2(void) { return NVML_NOT_SUPPORTED; }
+
+int nvmlSystemGetCudaDriverVersion_v2(int *version) {
+  *version = CUDART_VERSION;
+  return 0;
+}

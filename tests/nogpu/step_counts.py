@@ -1,7 +1,7 @@
-"""step_counts.py [--gib FLOAT] [--json FILE] [--names]: a training step of SDXL's UNet, without adapter and with.
+"""step_counts.py [--gib FLOAT] [--json FILE] [--names]: a step of SDXL's UNet, with each kind of adapter.
 
 1024 px, batch 1, bf16 weights under autocast, rank 64, k 4, fused AdamW: launches of the forward pass, of the
-backward pass and of the optimizer, host CPU time, and memory.  PEFT's layers are measured beside the package's.
+backward pass and of the optimizer, host CPU time, and memory; PEFT's layers beside the package's own.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Build no_gpu.c for the torch that is installed: a library to preload, and a libcuda.so.1 beside it."""
+"""Build no_gpu.c for the torch that is installed: a library to preload, with libcuda and NVML beside it."""
 
 import hashlib
 import importlib.util
@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 CACHE = HERE.parent.parent / "build" / "no-gpu"
 RUNTIME = "libno_gpu.so"
 DRIVER = "libcuda.so.1"
+MANAGEMENT = "libnvidia-ml.so.1"
 LIBRARIES = ("libtorch_cuda.so", "libc10_cuda.so", "libtorch_python.so")
 RUNTIME_FUNCTION = re.compile(r"(cuda|cublas|cudnn|__cuda)\w+")
 DRIVER_FUNCTION = re.compile(r"cu[A-Z]\w+")
@@ -51,7 +52,8 @@ def why_not() -> str | None:
 
 def symbols(library: Path, which: str) -> set[str]:
     """nm's defined or undefined dynamic symbols, without versions."""
-    listed = subprocess.run(["nm", "-D", f"--{which}-only", library], capture_output=True, text=True, check=True)
+    command = ["nm", "-D", f"--{which}-only", library]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True)
     return {line.split()[-1].partition("@")[0] for line in listed.stdout.splitlines() if line}
 
 
@@ -68,26 +70,30 @@ def succeeding(names: set[str]) -> str:
 
 
 def build(folder: Path) -> None:
-    """Both libraries into `folder`; what torch needs and no_gpu.c lacks is generated."""
+    """All libraries into `folder`; what torch needs and no_gpu.c lacks is generated."""
     libraries = torch_folder() / "lib"
-    source = HERE / "no_gpu.c"
-    first, rest, driver = folder / "first.so", folder / "rest.c", folder / "driver.c"
+    source, runtime = HERE / "no_gpu.c", folder / RUNTIME
+    first, rest, driver, empty = (folder / name for name in ("first.so", "rest.c", "driver.c", "empty.c"))
     compile_c(first, source)
     have = symbols(first, "defined")
     needed = set()
     for name in LIBRARIES:
-        needed |= {name for name in symbols(libraries / name, "undefined") if RUNTIME_FUNCTION.fullmatch(name)}
+        needed |= matching(RUNTIME_FUNCTION, symbols(libraries / name, "undefined"))
     rest.write_text(succeeding(needed - have))
-    runtime = folder / RUNTIME
     compile_c(runtime, source, rest, options=(f"-Wl,-soname,{RUNTIME}",))
-    of_driver = symbols(libraries / "libcaffe2_nvrtc.so", "undefined")
-    lacking = {name for name in of_driver if DRIVER_FUNCTION.fullmatch(name)} - have
-    driver.write_text(succeeding(lacking))
-    compile_c(folder / DRIVER, driver, runtime, options=(f"-Wl,-soname,{DRIVER},--no-as-needed",))
+    of_driver = matching(DRIVER_FUNCTION, symbols(libraries / "libcaffe2_nvrtc.so", "undefined"))
+    driver.write_text(succeeding(of_driver - have))
+    empty.write_text("")
+    for name, own in ((MANAGEMENT, empty), (DRIVER, driver)):  # the rest is found in RUNTIME
+        compile_c(folder / name, own, runtime, options=(f"-Wl,-soname,{name},--no-as-needed",))
+
+
+def matching(pattern: re.Pattern, names: set[str]) -> set[str]:
+    return {name for name in names if pattern.fullmatch(name)}
 
 
 def built() -> Path:
-    """The folder with both libraries; they are built once for each version of torch and of the sources."""
+    """The folder with the libraries; they are built once for each version of torch and of the sources."""
     torch = torch_folder()
     parts = [(torch / "version.py").read_bytes(), str(torch).encode()]
     for path in (HERE / "no_gpu.c", HERE / "include" / "crt" / "host_defines.h", Path(__file__)):
