@@ -761,7 +761,10 @@ int nvmlDeviceGetHandleByPciBusId_v2(UNUSED const char *id, void **device) {
   return 0;
 }
 
-int nvmlDeviceGetComputeRunningProcesses(void) { return NVML_NOT_SUPPORTED; }
+int nvmlDeviceGetComputeRunningProcesses(UNUSED void *device, unsigned *n, UNUSED void *processes) {
+  *n = 0;
+  return 0;
+}
 
 int nvmlDeviceGetGpuFabricInfoV(void) { return NVML_NOT_SUPPORTED; }
 

@@ -9,8 +9,20 @@ import os
 import counters
 import torch
 
-READS = "NO_GPU_READS"  # what .item() of a floating-point number gives; 0 where it is not set
+READS = "NO_GPU_READS"  # the environment's value for set_reads()
 LAST = torch.channels_last
+
+reads = float(os.environ.get(READS, "0"))
+
+
+def set_reads(value: float) -> None:
+    """What .item() of a floating-point number on the device gives.
+
+    0, what the memory holds, lets an optimizer that divides by a sum of gradients, such as Prodigy, leave its
+    step early; 1 would tell fp16's gradient scaler that it overflowed.
+    """
+    global reads
+    reads = value
 
 
 def convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
@@ -106,9 +118,9 @@ def embedding_backward(gradient, indices, rows, *options):
 
 
 def item(tensor):
-    """A number that is read back: READS, so that what divides by it or asks for progress goes on."""
-    number = tensor.cpu().item()  # the copy and the synchronisation that the real one makes
-    return float(os.environ[READS]) if tensor.is_floating_point() else number
+    """aten::_local_scalar_dense, with the copy and the synchronisation that the real one makes."""
+    number = tensor.cpu().item()
+    return reads if tensor.is_floating_point() else number
 
 
 def install() -> torch.library.Library:
@@ -121,8 +133,7 @@ def install() -> torch.library.Library:
     library.impl("cumsum", cumsum, "CUDA")
     library.impl("_index_put_impl_", index_put, "CUDA")
     library.impl("embedding_dense_backward", embedding_backward, "CUDA")
-    if READS in os.environ:
-        library.impl("_local_scalar_dense", item, "CUDA")
+    library.impl("_local_scalar_dense", item, "CUDA")
     return library
 
 
