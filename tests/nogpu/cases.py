@@ -1,8 +1,10 @@
 """cases.py CASES.json FOUND.json: commands on the stub, one after the other in one process.
 
-CASES.json: {name: {"commands": [[command, options ...], ...], "full": place of full_card.full_during() in the
-last command, or none, "reads": of stand_ins.set_reads()}}.  Beside those of gralora there is the command page:
-page HOME ADAPTER draws an image as the page does.  FOUND.json: {name: what was found}, see run_case().
+CASES.json: {name: {"commands": [[command, options ...], ...],
+                    "full": the place of full_card.full_during() in the last command, or none,
+                    "reads": the value of stand_ins.set_reads(), or none}}
+Beside those of gralora there is a command page: page HOME ADAPTER draws an image as the page does.
+FOUND.json: {name: what run_case() found}
 """
 
 import contextlib
@@ -22,6 +24,7 @@ if __name__ == "__main__":
 
 import counters
 import full_card
+import gradio as gr
 import phases
 import stand_ins
 import torch
@@ -38,6 +41,7 @@ def main() -> None:
     cases = json.loads(Path(sys.argv[1]).read_text())
     recorder = phases.Recorder(printing=False)
     recorder.install()
+    stand_ins.colour_images()
     warnings.simplefilter("always", UserWarning)  # in every case, not in the first that meets it
     counters.set_limit(GIB)
     found = {}
@@ -48,7 +52,7 @@ def main() -> None:
 
 
 def run_case(case: dict, recorder: phases.Recorder) -> dict:
-    """Exit code, output and traceback of the last command that ran, its phases, and whether the card was full."""
+    """What run_command() gives for the last command, its phases, and whether it met a full card."""
     recorder.lines.clear()
     stand_ins.set_reads(case.get("reads", 0.0))
     *before, last = case["commands"]
@@ -72,6 +76,9 @@ def run_command(command: list[str]) -> dict:
             page(*command[1:]) if command[0] == "page" else gralora(command)
         except SystemExit as stop:
             code = stop.code or 0
+        except gr.Error as error:  # what a browser shows
+            code = 1
+            print(f"page: {error.message}")
         except BaseException:
             code, trace = None, traceback.format_exc()
     forget_run()
@@ -97,6 +104,7 @@ def forget_run() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # accelerate's, for processes that it starts
     gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
 
 

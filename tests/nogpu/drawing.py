@@ -28,6 +28,7 @@ from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.ui.sampler import ImageRequest, Sampler, image_series
 from gralora_diffusion.ui.workspace import Workspace
 
+RANK = 64  # of the adapter
 STEPS = 2  # denoising steps
 PROMPT = "a photo of sks dog"
 ADAPTER = "dog.safetensors"
@@ -36,20 +37,19 @@ ADAPTER = "dog.safetensors"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--rank", type=int, default=RANK)
     own = parser.parse_args()
     console.quiet_libraries()
     console.plain_warnings()
-    found = draw_all([float(os.environ[card.MARK])], own.rank)
+    found = draw_all(hollow.install(), [float(os.environ[card.MARK])], own.rank)
     for line in found:
         print(text_of(line))
     if own.json:
         own.json.write_text(json.dumps(found, indent=1))
 
 
-def draw_all(sizes: list[float], rank: int) -> list[dict]:
-    """Every way of drawing on cards of these GiB."""
-    base = hollow.install()
+def draw_all(base: str, sizes: list[float], rank: int) -> list[dict]:
+    """Every way of drawing with this base on cards of these GiB."""
     found = []
     with tempfile.TemporaryDirectory(prefix="no-gpu-") as folder:
         home = Workspace(Path(folder))

@@ -1,7 +1,7 @@
 """full_size.py [--gib FLOAT] [--json FILE] [--files] [--where] FLAGS: `gralora train FLAGS` at SDXL's size.
 
 A line for each phase and each step.  FLAGS beside these are those of `gralora train`; what they leave open is
-short: two steps, two denoising steps, one image, files in a temporary folder.
+short: two steps, two denoising steps, files in a temporary folder.
 --files: write checkpoints and exports, which takes minutes.
 --where: list the lines of Python that wait for the device in the last step.
 """
@@ -9,7 +9,6 @@ short: two steps, two denoising steps, one image, files in a temporary folder.
 import argparse
 import gc
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +20,7 @@ if __name__ == "__main__":
 
 import hollow
 import phases
-import stand_ins  # noqa: F401 - installs them
+import stand_ins
 import torch
 
 from gralora_diffusion import console
@@ -30,9 +29,7 @@ from gralora_diffusion.cli import train
 SHORT = {  # flags where FLAGS has none
     "--max_train_steps": "2",
     "--num_inference_steps": "2",
-    "--num_validation_images": "1",
     "--instance_prompt": "a photo of sks robot",
-    "--validation_prompt": "a photo of sks robot",
 }
 
 
@@ -43,6 +40,7 @@ def main() -> None:
     parser.add_argument("--where", action="store_true")
     own, flags = parser.parse_known_args()
     base = hollow.install()
+    stand_ins.colour_images()
     recorder = phases.Recorder(where=own.where)
     recorder.install(files=own.files)
     found = run(flags, base, recorder)
@@ -54,7 +52,7 @@ def main() -> None:
 
 
 def run(flags: list[str], base: str, recorder: phases.Recorder) -> dict:
-    """`gralora train` with these flags on the hollow base: its phases, exit code and forecast."""
+    """`gralora train` with these flags on the hollow base: exit code, forecast, images by step, phases."""
     with tempfile.TemporaryDirectory(prefix="no-gpu-") as folder:
         output = Path(folder, "run")
         places = {
@@ -70,15 +68,16 @@ def run(flags: list[str], base: str, recorder: phases.Recorder) -> dict:
         given = flags[flags.index("--output_dir") + 1] if "--output_dir" in flags else output
         status = Path(given) / "status.json"
         facts = json.loads(status.read_text()) if status.is_file() else {}
+        images = {path.name: len(list(path.glob("*.png"))) for path in Path(given, "samples").glob("step-*")}
     forget_run()
     return dict(
         flags=flags,
-        gib=float(os.environ[card.MARK]),
         code=code,
         state=facts.get("state"),
         message=facts.get("message"),
         forecast_gib=facts.get("forecast", {}).get("memory_mb", 0) * 1e6 / card.GIB,
         actual_gib=facts.get("actual", {}).get("memory_mb", 0) * 1e6 / card.GIB,
+        images=images,
         phases=list(recorder.lines),
         kernels=dict(recorder.kernels),
         sites=dict(recorder.sites),
@@ -103,6 +102,7 @@ def forget_run() -> None:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
 

@@ -7,6 +7,7 @@ this module installs them.
 import os
 
 import counters
+import numpy as np
 import torch
 
 READS = "NO_GPU_READS"  # the environment's value for set_reads()
@@ -100,6 +101,11 @@ def solve(A, B, *, left=True, check_errors=False):
     return column_major(B), column_major(A), pivots, info
 
 
+def check_errors(info, name, *, is_matrix=False):
+    """aten::_linalg_check_errors: there is none; a bool that is read back would say that there is."""
+    info.cpu()
+
+
 def column_major(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(tensor).mT.contiguous().mT
 
@@ -107,6 +113,13 @@ def column_major(tensor: torch.Tensor) -> torch.Tensor:
 def cumsum(x, dim, *, dtype=None):
     """CUB asks the device how much it needs, and gets no answer."""
     return torch.zeros_like(x, dtype=dtype)
+
+
+def nonzero(x):
+    """As if all were true: CUB counts on the device how many are, and the host waits for the number."""
+    counters.STUB.no_gpu_product(b"cub count")
+    torch.zeros((), dtype=torch.int32, device=x.device).cpu()
+    return torch.zeros(x.numel(), x.ndim, dtype=torch.long, device=x.device)
 
 
 def index_put(x, indices, values, accumulate=False, unsafe=False):
@@ -123,6 +136,18 @@ def item(tensor):
     return reads if tensor.is_floating_point() else number
 
 
+def colour_images() -> None:
+    """Let decoded images be a ramp: the package refuses images of a single colour, as after an overflow."""
+    from diffusers.image_processor import VaeImageProcessor
+
+    to_images = VaeImageProcessor.numpy_to_pil
+
+    def ramps(images: np.ndarray) -> list:
+        return to_images(images + np.linspace(-0.5, 0.5, images.shape[2])[:, None])
+
+    VaeImageProcessor.numpy_to_pil = staticmethod(ramps)
+
+
 def install() -> torch.library.Library:
     library = torch.library.Library("aten", "IMPL")
     library.impl("convolution", convolution, "CUDA")
@@ -130,7 +155,9 @@ def install() -> torch.library.Library:
     for name in ("_linalg_svd", "_linalg_eigh", "linalg_qr"):
         library.impl(name, on_cpu(name), "CUDA")
     library.impl("_linalg_solve_ex", solve, "CUDA")
+    library.impl("_linalg_check_errors", check_errors, "CUDA")
     library.impl("cumsum", cumsum, "CUDA")
+    library.impl("nonzero", nonzero, "CUDA")
     library.impl("_index_put_impl_", index_put, "CUDA")
     library.impl("embedding_dense_backward", embedding_backward, "CUDA")
     library.impl("_local_scalar_dense", item, "CUDA")
