@@ -68,7 +68,7 @@ def run_case(case: dict, recorder: phases.Recorder) -> dict:
 
 
 def run_command(command: list[str]) -> dict:
-    """Its exit code (None where it ended with a traceback), what it printed, and the traceback."""
+    """Exit code (None where it ended with a traceback), what it printed, the traceback, the run's status."""
     said = io.StringIO()
     code, trace = 0, ""
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -82,7 +82,15 @@ def run_command(command: list[str]) -> dict:
         except BaseException:
             code, trace = None, traceback.format_exc()
     forget_run()
-    return dict(code=code, said=said.getvalue(), traceback=trace)
+    return dict(code=code, said=said.getvalue(), traceback=trace, status=status_of(command))
+
+
+def status_of(command: list[str]) -> dict:
+    """What a training command's run folder says of it; {} where there is none."""
+    if "--output_dir" not in command:
+        return {}
+    file = Path(command[command.index("--output_dir") + 1], "status.json")
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 @guarded

@@ -25,11 +25,11 @@ def stub_or_skip() -> None:
         pytest.skip(f"there is no stub of a GPU: {problem}")
 
 
-def run_script(name: str, *options, gib: float = 24.0) -> subprocess.CompletedProcess:
-    """A script of this folder on the stub."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+def run_script(name: str | Path, *options, gib: float = 24.0, **more: str) -> subprocess.CompletedProcess:
+    """A script of this folder, or another file, on the stub; `more` is for its environment."""
+    path = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, str(HERE / name), *map(str, options)]
-    env = environment(gib, PYTHONPATH=path, OMP_NUM_THREADS="1")
+    env = environment(gib, PYTHONPATH=path, OMP_NUM_THREADS="1", **more)
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT)
 
 
