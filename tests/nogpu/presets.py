@@ -1,6 +1,7 @@
-"""presets.py FOUND.json: every preset at SDXL's size on the card that it is for, and drawing, in one process.
+"""presets.py FOUND.json: SDXL's size in one process: presets on their cards, drawing, and steps of the UNet.
 
-FOUND.json: {"presets": {name: what full_size.run() gives}, "drawing": the lines of drawing.draw_all()}.
+FOUND.json: {"presets": {name: what full_size.run() gives}, "drawing": the lines of drawing.draw_all(),
+             "unet": {kind of adapter: what step_counts.measure() gives}}
 """
 
 import json
@@ -32,6 +33,7 @@ def main() -> None:
     import hollow
     import phases
     import stand_ins
+    import step_counts
 
     base = hollow.install()
     stand_ins.colour_images()
@@ -46,7 +48,10 @@ def main() -> None:
     drawn = drawing.draw_all(base, DRAWN, drawing.RANK)
     for line in drawn:
         print(drawing.text_of(line))
-    Path(sys.argv[1]).write_text(json.dumps(dict(presets=found, drawing=drawn), indent=1))
+    counters.set_limit(USABLE["24gb"])
+    steps = {kind: step_counts.measure(kind, checkpointing=False) for kind in step_counts.KINDS}
+    everything = dict(presets=found, drawing=drawn, unet=steps)
+    Path(sys.argv[1]).write_text(json.dumps(everything, indent=1))
 
 
 if __name__ == "__main__":

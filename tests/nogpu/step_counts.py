@@ -86,14 +86,17 @@ def measure(kind: str, checkpointing: bool) -> dict:
     noisy = noisy.bfloat16().requires_grad_(not parameters)
     inputs = noisy, timesteps, Prompts(*(tensor.bfloat16() for tensor in prompts)), sizes
     optimizer = torch.optim.AdamW(parameters, fused=True) if parameters else None
-    steps = [measure_step(unet, inputs, parameters, optimizer) for _ in range(STEPS)]
+    steps = []
+    for number in range(STEPS):
+        steps.append(measure_step(unet, inputs, parameters, optimizer, number == STEPS - 1))
     found = steps[-1]
     for name in PASSES:
         found[f"{name}_cpu"] = min(step[f"{name}_cpu"] for step in steps[1:])
     return found | dict(parameters=sum(p.numel() for p in parameters))
 
 
-def measure_step(unet, inputs, parameters: list, optimizer) -> dict:
+def measure_step(unet, inputs, parameters: list, optimizer, names: bool) -> dict:
+    """Launches, CPU seconds and memory of a step; its kernels where `names` asks for them."""
     torch.cuda.reset_peak_memory_stats()
     found, kernels = {}, collections.Counter()
 
@@ -103,7 +106,7 @@ def measure_step(unet, inputs, parameters: list, optimizer) -> dict:
         result = function()
         found[f"{name}_cpu"] = round(time.process_time() - start, 3)
         found[name] = counters.report().launches
-        kernels.update(counters.launches_by_name())
+        kernels.update(counters.launches_by_name() if names else {})
         return result
 
     def forward() -> torch.Tensor:

@@ -17,6 +17,7 @@ MANAGEMENT = "libnvidia-ml.so.1"
 LIBRARIES = ("libtorch_cuda.so", "libc10_cuda.so", "libtorch_python.so")
 RUNTIME_FUNCTION = re.compile(r"(cuda|cublas|cudnn|__cuda)\w+")
 DRIVER_FUNCTION = re.compile(r"cu[A-Z]\w+")
+OLDEST = 13000  # CUDART_VERSION: before it some functions had other parameters
 FLAGS = ("-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-cpp")
 
 
@@ -45,8 +46,12 @@ def why_not() -> str | None:
     torch = torch_folder()
     if torch is None or not (torch / "lib" / "libtorch_cuda.so").is_file():
         return "it needs torch's CUDA build"
-    if cuda_headers() is None:
+    headers = cuda_headers()
+    if headers is None:
         return "it needs the headers of the nvidia-cuda-runtime wheel"
+    version = re.search(r"define CUDART_VERSION +(\d+)", (headers / "cuda_runtime_api.h").read_text())
+    if int(version[1]) < OLDEST:
+        return "it needs torch's build for CUDA 13 or newer"
     return None
 
 

@@ -189,3 +189,12 @@ def test_sample_images_are_left_out_and_the_run_goes_on(found, name):
 @pytest.mark.parametrize("name", parameters(COMMANDS))
 def test_a_command_ends_with_one_sentence(found, name):
     assert_one_sentence(found[name])
+
+
+@pytest.mark.xfail(strict=True, reason=TRACEBACK)
+def test_a_card_that_is_too_small_is_one_sentence(script, home):
+    options = training(home, "too small", ())
+    done = script("command.py", *options, gib=0.02)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "memory" in sentences(dict(said=done.stderr))[0]

@@ -7,7 +7,7 @@ import json
 
 import pytest
 from budgets import PRESETS as BUDGETS
-from budgets import problems
+from budgets import UNET, problems
 from presets import DRAWN, usable
 
 from gralora_diffusion.command_line import PRESETS
@@ -123,3 +123,16 @@ def test_an_image_is_drawn(found, way, gib):
     (line,) = [line for line in found["drawing"] if (line["way"], line["gib"]) == (way, gib)]
     assert line["ended"] == "done"
     assert line["peak"] + MAPPED < gib
+
+
+@pytest.mark.parametrize("kind", UNET)
+def test_a_step_of_the_unet_launches_no_more_than_its_budget(found, kind):
+    assert problems(found["unet"][kind], dict(launches=UNET[kind])) == []
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "GraLoRA"])
+def test_a_step_takes_less_than_with_the_layers_of_peft(found, kind):
+    own, other = found["unet"][kind], found["unet"][f"PEFT {kind}"]
+    assert own["parameters"] == other["parameters"]
+    assert own["launches"] < other["launches"]
+    assert own["peak"] < other["peak"]
