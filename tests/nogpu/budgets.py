@@ -17,6 +17,7 @@ RUNS = {  # a step of the embedded base: test_commands.py's runs
     "fp16, text encoders": budget(8_051, 25, 25),  # two batches
     "T-LoRA": budget(2_108, 12, 12),
     "AdamW": budget(1_875, 12, 12),
+    "AdamW, fp16": budget(2_777, 13, 13),
     "Prodigy": budget(3_441, 236, 236),
     "Adafactor": budget(4_673, 12, 12),
     "AdamWScheduleFree": budget(1_883, 12, 12),

@@ -25,7 +25,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of the kernels and of the memory */
 
-/* --- counters ----------------------------------------------------------------------------------------- */
+/* --- counters -------------------------------------------------------------------------------------- */
 
 enum counter {
   KERNELS,
@@ -236,7 +236,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, 
   return cudaSuccess;
 }
 
-/* --- device: one of compute capability 8.9, as consumer cards of 2022 ------------------------------------ */
+/* --- device: one of compute capability 8.9, as consumer cards of 2022 ------------------------------ */
 
 static size_t limit;  /* bytes of device memory; 0: not read from the environment yet */
 static size_t in_use; /* bytes that are allocated */
@@ -370,7 +370,7 @@ const char *cudaGetErrorName(cudaError_t error) {
   return error == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : "cudaSuccess";
 }
 
-/* --- memory -------------------------------------------------------------------------------------------- */
+/* --- memory ---------------------------------------------------------------------------------------- */
 
 enum place { NOWHERE, HOST, DEVICE };
 
@@ -517,7 +517,7 @@ cudaError_t cudaMemsetAsync(void *address, int value, size_t size, UNUSED cudaSt
   return cudaMemset(address, value, size);
 }
 
-/* --- the driver's virtual memory, for PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True -------------------- */
+/* --- the driver's virtual memory, for PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True ------------- */
 
 enum { DRIVER_OUT_OF_MEMORY = 2 };
 
@@ -621,7 +621,7 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **function, 
   return cudaSuccess;
 }
 
-/* --- streams and events -------------------------------------------------------------------------------- */
+/* --- streams and events ---------------------------------------------------------------------------- */
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, UNUSED unsigned flags, UNUSED int priority) {
   *stream = malloc(1);
@@ -670,7 +670,7 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, UNUSED cudaEvent_t start, 
   return cudaSuccess;
 }
 
-/* --- cuBLAS and cuBLASLt: each product is one launch; split-K's second kernel is not known here ------------- */
+/* --- cuBLAS and cuBLASLt: each product is one launch; split-K's second kernel is not known here ---- */
 
 #define PRODUCT(name)     \
   int name(void) {        \
@@ -714,7 +714,9 @@ int cublasGetPointerMode_v2(UNUSED void *handle, int *mode) {
 
 size_t cublasLtGetVersion(void) { return 130101; }
 
-int cublasLtMatmulDescCreate(void **object, UNUSED int compute, UNUSED int scale) { return new_object(object); }
+int cublasLtMatmulDescCreate(void **object, UNUSED int compute, UNUSED int scale) {
+  return new_object(object);
+}
 
 int cublasLtMatrixLayoutCreate(void **object, UNUSED int type, UNUSED uint64_t rows, UNUSED uint64_t columns,
                                UNUSED int64_t stride) {
@@ -739,7 +741,7 @@ int cublasLtMatmulAlgoGetHeuristic(UNUSED void *handle, UNUSED void *operation, 
   return 0;
 }
 
-/* --- cuDNN: only its version and handle; stand_ins.py replaces the convolutions ---------------------------- */
+/* --- cuDNN: only its version and handle; stand_ins.py replaces the convolutions -------------------- */
 
 size_t cudnnGetVersion(void) { return 92400; }
 
@@ -749,7 +751,7 @@ int cudnnCreate(void **handle) { return new_object(handle); }
 
 const char *cudnnGetErrorString(UNUSED int error) { return "no error"; }
 
-/* --- NVML: torch asks it about the processes on a card and about fabrics, and goes on without an answer ----- */
+/* --- NVML: torch asks it about the processes on a card and about fabrics, and goes on without an answer --- */
 
 enum { NVML_NOT_SUPPORTED = 3 };
 

@@ -5,6 +5,7 @@ import functools
 import importlib
 import itertools
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import counters
 import torch
 from card import GIB
 
+HERE = Path(__file__).parent
 PHASES = (  # (module, function or class.method, what it is called here), in the order of a run
     ("training.setup", "load_sdxl", "load"),
     ("data.class_images", "generate_missing", "class images"),
@@ -130,16 +132,23 @@ class Recorder:
         return recorded
 
     def next_step(self, steps: Iterator):
-        """The next item, or None; `where` counts the lines of Python that synchronise."""
+        """The next item, or None; `where` counts the lines of the package that synchronise."""
         if not self.where:
             return next(steps, None)
+        sites = collections.Counter()
+
+        def note_site(message, *place, **more) -> None:
+            if "synchronizing CUDA operation" in str(message):
+                sites[site_of(traceback.extract_stack())] += 1
+
         torch.cuda.set_sync_debug_mode("warn")
-        with warnings.catch_warnings(record=True) as found:
+        with warnings.catch_warnings():
             warnings.simplefilter("always")
+            warnings.showwarning = note_site
             item = next(steps, None)
         torch.cuda.set_sync_debug_mode("default")
-        waiting = [w for w in found if "synchronizing" in str(w.message)]
-        self.sites = collections.Counter(f"{w.filename}:{w.lineno}" for w in waiting)
+        if item is not None:
+            self.sites = sites
         return item
 
     def install(self, files: bool = True) -> None:
@@ -179,10 +188,15 @@ def named(lines: list[dict], phase: str) -> list[dict]:
     return [line for line in lines if line["phase"] == phase or line["phase"].startswith(f"{phase} ")]
 
 
+def site_of(stack: traceback.StackSummary) -> str:
+    """The innermost line of the package, and behind it the innermost of other code that is not the stub's."""
+    own = [frame for frame in stack if "/gralora_diffusion/" in frame.filename]
+    hidden = (str(HERE), warnings.__file__)
+    others = [frame for frame in stack if not frame.filename.startswith(hidden)]
+    found = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in (own[-1:] + others[-1:])]
+    return " ".join(dict.fromkeys(found))
+
+
 def sites_text(sites: collections.Counter) -> list[str]:
-    """Where a step waits, the most frequent place first."""
-    found = []
-    for site, times in sites.most_common():
-        path, _, number = site.rpartition(":")
-        found.append(f"{times:>6} {Path(path).name}:{number}")
-    return found
+    """Where a step waits for the device, the most frequent place first."""
+    return [f"{times:>6} {site}" for site, times in sites.most_common()]

@@ -43,6 +43,7 @@ RUNS = {  # {run: options of `gralora train`}
     ),
     "int8": (*BF16, "--base_model_precision", "int8-torchao"),
     "nf4": (*BF16, "--base_model_precision", "nf4-torchao"),
+    "AdamW, fp16": (*FP16, *NO_IMAGES),
     "AdamW, 8 bit": (*BF16, "--use_8bit_adam", *NO_IMAGES),
     "streams": (*BF16, "--no-cache_latents", "--dataloader_num_workers", "2", *NO_IMAGES),
 }
@@ -121,6 +122,11 @@ def found(run_cases, home):
     return run_cases(all_cases(home))
 
 
+def last_step(case: dict) -> dict:
+    (line,) = [line for line in case["phases"] if line["phase"] == f"step {STEPS}"]
+    return line
+
+
 COMMANDS = [
     *(f"{command} {name}" for name in DRAWN for command in ("sample", "page")),
     *("sample the base", "evaluate a run", "evaluate folders", "convert", "dry run", "env", "entanglement"),
@@ -151,5 +157,25 @@ def test_a_command_succeeds(found, name):
 def test_a_step_launches_waits_and_copies_no_more_than_its_budget(found, name):
     if not installed(OF_OPTIMIZER.get(name)):
         pytest.skip(f"{OF_OPTIMIZER[name]} is not installed")
-    steps = [line for line in found[name]["phases"] if line["phase"].startswith("step ")]
-    assert problems(steps[-1], BUDGETS[name]) == []
+    assert problems(last_step(found[name]), BUDGETS[name]) == []
+
+
+SLOW = {  # today
+    "AdamW, fp16": "it is neither fused nor foreach",
+    "Prodigy": "it reads two numbers back for each parameter",
+    "Adafactor": "it launches for each parameter alone",
+}
+
+
+def slow(name: str):
+    marks = [pytest.mark.xfail(strict=True, reason=SLOW[name])] if name in SLOW else []
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", [slow(name) for name in (*SLOW, "AdamWScheduleFree")])
+def test_an_optimizer_takes_little_more_than_adamw(found, name):
+    if not installed(OF_OPTIMIZER.get(name)):
+        pytest.skip(f"{OF_OPTIMIZER[name]} is not installed")
+    own, least = last_step(found[name]), last_step(found["AdamW"])
+    assert own["launches"] < 1.3 * least["launches"]
+    assert own["syncs"] <= least["syncs"] + 2

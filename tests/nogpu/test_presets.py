@@ -62,6 +62,12 @@ def test_encoding_fits(run, preset):
         assert 0 < line["peak"] + MAPPED < usable(preset)
 
 
+@pytest.mark.parametrize("preset", expected(PRESETS, PRESETS, "weights are hashed after they were moved"))
+def test_encoding_copies_no_weights_back(run, preset):
+    for line in phases(run, "encode"):
+        assert line["counters"]["bytes to host"] < 2**25
+
+
 @pytest.mark.parametrize(
     "preset", expected(PRESETS, EIGHT, "the VAE decodes a whole image in fp32 beside the UNet")
 )
