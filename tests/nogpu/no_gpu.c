@@ -751,7 +751,7 @@ int cudnnCreate(void **handle) { return new_object(handle); }
 
 const char *cudnnGetErrorString(UNUSED int error) { return "no error"; }
 
-/* --- NVML: torch asks it about the processes on a card and about fabrics, and goes on without an answer --- */
+/* --- NVML: torch asks about the processes and fabrics of a card, and goes on without an answer --------- */
 
 enum { NVML_NOT_SUPPORTED = 3 };
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 READS = "NO_GPU_READS"  # the environment's value for set_reads()
+LARGEST_IMAGE = 64  # side in pixels
 LAST = torch.channels_last
 
 reads = float(os.environ.get(READS, "0"))
@@ -137,13 +138,17 @@ def item(tensor):
 
 
 def colour_images() -> None:
-    """Let decoded images be a ramp: the package refuses images of a single colour, as after an overflow."""
+    """Let decoded images be small ramps.
+
+    The package refuses images of a single colour, as after an overflow, and large files take long.
+    """
     from diffusers.image_processor import VaeImageProcessor
 
     to_images = VaeImageProcessor.numpy_to_pil
 
     def ramps(images: np.ndarray) -> list:
-        return to_images(images + np.linspace(-0.5, 0.5, images.shape[2])[:, None])
+        small = images[:, :LARGEST_IMAGE, :LARGEST_IMAGE]
+        return to_images(small + np.linspace(-0.5, 0.5, small.shape[2])[:, None])
 
     VaeImageProcessor.numpy_to_pil = staticmethod(ramps)
 
