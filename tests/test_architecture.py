@@ -113,6 +113,7 @@ def test_the_top_of_the_package_is_the_ground_floor_and_the_wings():
         "config",
         "command_line",
         "console",
+        "devices",
         "files",
         "seeding",
     }

@@ -42,11 +42,13 @@ def has_room(device: torch.device, size: int) -> bool:
     return free is None or size + MARGIN <= free
 
 
-def decoding_peak(unet, vae, in_use: int, side: int, total: int) -> int:
-    """Bytes on a card of `total` while an image is decoded; the UNet, in `in_use`, may make room."""
-    peak = in_use + bytes_of(vae) + side * side * DECODING
-    if peak + MARGIN > total and can_move(unet):
-        frozen = sum(parameter.nbytes for parameter in unet.parameters() if not parameter.requires_grad)
+def decoding_peak(frozen: int, vae: int, in_use: int, size: int, total: int | None) -> int:
+    """Bytes on a card of `total` while an image of `size` pixels is decoded.
+
+    in_use: before, with the UNet's `frozen` ones, which make room where they must. total: None for ample.
+    """
+    peak = in_use + vae + size * DECODING
+    if total is not None and peak + MARGIN > total:
         peak = max(in_use, peak - frozen)
     return peak
 
@@ -60,8 +62,10 @@ def can_move(model: nn.Module) -> bool:
     return not any(quantized(p) or p.is_pinned() for p in model.parameters())
 
 
-def bytes_of(model: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+def bytes_of(model: nn.Module, frozen: bool = False) -> int:
+    """Of all its tensors, or of those that do not train."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(tensor.nbytes for tensor in tensors if not (frozen and tensor.requires_grad))
 
 
 def send_away(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.devices import is_out_of_memory, release_unused, total_memory
 from gralora_diffusion.files import complete_or_absent
-from gralora_diffusion.sdxl.placement import bring, decoding_peak
+from gralora_diffusion.sdxl.placement import bring, bytes_of, can_move, decoding_peak
 from gralora_diffusion.sdxl.sampling import as_trained, embed_prompts, generate, sheet
 
 
@@ -39,10 +39,11 @@ class Previews:
 
     def memory(self, in_use: int) -> int:
         """Bytes at the peak of generate() on a GPU, where so many are in use before; else `in_use`."""
-        unet = self.pipeline.unet
-        if total_memory(unet.device) is None:
+        unet, total = self.pipeline.unet, total_memory(self.pipeline.unet.device)
+        if total is None:
             return in_use
-        return decoding_peak(unet, self.vae, in_use, self.config.resolution, total_memory(unet.device))
+        frozen = bytes_of(unet, frozen=True) if can_move(unet) else 0
+        return decoding_peak(frozen, bytes_of(self.vae), in_use, self.config.resolution**2, total)
 
     def generate(self, step: int) -> None:
         """Write samples/step-`step`/00.png, ..., over what is there already.

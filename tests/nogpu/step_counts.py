@@ -1,0 +1,143 @@
+"""step_counts.py [--gib FLOAT] [--json FILE] [--names]: a step of SDXL's UNet, with each kind of adapter.
+
+1024 px, batch 1, bf16 weights under autocast, rank 64, k 4, fused AdamW: launches of the forward pass, of the
+backward pass and of the optimizer, host CPU time, and memory; PEFT's layers beside the package's own.
+"""
+
+import argparse
+import collections
+import gc
+import json
+import sys
+import time
+from pathlib import Path
+
+import card
+
+if __name__ == "__main__":
+    card.start()
+
+import counters
+import hollow
+import stand_ins  # noqa: F401 - installs them
+import torch
+
+from gralora_diffusion import AdapterConfig, console, inject
+from gralora_diffusion.sdxl.base import Prompts, blank_inputs, predict
+
+KINDS = ("frozen", "LoRA", "GraLoRA", "PEFT LoRA", "PEFT GraLoRA")
+RANK, K = 64, 4
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+SIDE = 128  # of the latents of 1024 px
+STEPS = 3  # the last is counted, and the fastest but for the first is timed
+PASSES = ("forward", "backward", "optimizer")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--names", action="store_true", help="list the kernels of a GraLoRA step")
+    own = parser.parse_args()
+    console.quiet_libraries()
+    found = {}
+    for kind in KINDS:
+        for checkpointing in (False, True):
+            name = f"{kind}, checkpointing" if checkpointing else kind
+            found[name] = measure(kind, checkpointing)
+            print(text_of(name, found[name]), flush=True)
+    if own.names:
+        for kernel, launches in found["GraLoRA"]["kernels"].most_common(40):
+            print(f"{launches:>7,} {kernel[:180]}")
+    if own.json:
+        own.json.write_text(json.dumps(found, indent=1))
+
+
+def unet_of(kind: str) -> torch.nn.Module:
+    """SDXL's UNet in bf16 on the card, in training mode; the adapter's factors are fp32."""
+    unet = hollow.hollow_unet(torch.bfloat16, "cuda").train()
+    if kind in ("LoRA", "GraLoRA"):
+        sizes = dict(rank=RANK, k=K) if kind == "GraLoRA" else dict(rank=RANK)
+        inject(unet, AdapterConfig(method=kind.lower(), **sizes))
+    elif kind.startswith("PEFT"):
+        import peft
+
+        configs = {
+            "PEFT LoRA": lambda: peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS),
+            "PEFT GraLoRA": lambda: peft.GraloraConfig(
+                r=RANK, alpha=RANK, gralora_k=K, hybrid_r=0, target_modules=TARGETS
+            ),
+        }
+        peft.inject_adapter_in_model(configs[kind](), unet)
+    for parameter in unet.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return unet
+
+
+def measure(kind: str, checkpointing: bool) -> dict:
+    """Launches, CPU seconds and memory of the last of STEPS steps."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    unet = unet_of(kind)
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    parameters = [p for p in unet.parameters() if p.requires_grad]
+    noisy, timesteps, prompts, sizes = blank_inputs(unet.config, 1, SIDE, device="cuda")
+    noisy = noisy.bfloat16().requires_grad_(not parameters)
+    inputs = noisy, timesteps, Prompts(*(tensor.bfloat16() for tensor in prompts)), sizes
+    optimizer = torch.optim.AdamW(parameters, fused=True) if parameters else None
+    steps = []
+    for number in range(STEPS):
+        steps.append(measure_step(unet, inputs, parameters, optimizer, number == STEPS - 1))
+    found = steps[-1]
+    for name in PASSES:
+        found[f"{name}_cpu"] = min(step[f"{name}_cpu"] for step in steps[1:])
+    return found | dict(parameters=sum(p.numel() for p in parameters))
+
+
+def measure_step(unet, inputs, parameters: list, optimizer, names: bool) -> dict:
+    """Launches, CPU seconds and memory of a step; its kernels where `names` asks for them."""
+    torch.cuda.reset_peak_memory_stats()
+    found, kernels = {}, collections.Counter()
+
+    def run_pass(name: str, function):
+        counters.reset()
+        start = time.process_time()
+        result = function()
+        found[f"{name}_cpu"] = round(time.process_time() - start, 3)
+        found[name] = counters.report().launches
+        kernels.update(counters.launches_by_name() if names else {})
+        return result
+
+    def forward() -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            predicted = predict(unet, *inputs)
+        return predicted.float().square().mean()
+
+    def update() -> None:
+        if optimizer:
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    loss = run_pass("forward", forward)
+    run_pass("backward", loss.backward)
+    run_pass("optimizer", update)
+    inputs[0].grad = None
+    return found | dict(
+        launches=sum(found[name] for name in PASSES),
+        peak=torch.cuda.max_memory_allocated() / card.GIB,
+        reserved=torch.cuda.max_memory_reserved() / card.GIB,
+        kernels=kernels,
+    )
+
+
+def text_of(name: str, line: dict) -> str:
+    launches = ", ".join(f"{part} {line[part]:,}" for part in PASSES)
+    seconds = ", ".join(f"{line[f'{part}_cpu']:.3f}" for part in PASSES)
+    memory = f"peak {line['peak']:.2f}, reserved {line['reserved']:.2f} GiB"
+    return f"{name:<27} launches {line['launches']:>6,} ({launches})  {memory}  host {seconds} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
