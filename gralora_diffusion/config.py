@@ -188,6 +188,7 @@ class TrainConfig:
     offload_unet: bool = machine(
         False, "keep the frozen UNet in RAM, on the GPU one block at a time: slower", needs=RECOMPUTED
     )
+    deterministic: bool = machine(False, "resume bit by bit on a GPU too: slower")
     allow_tf32: bool = machine(False, "multiply fp32 matrices in TF32 on a GPU: faster, less exact")
     cache_latents: bool = machine(True, "keep latents and prompt embeddings for later runs", resumable=True)
     latent_cache_dir: str | None = machine(

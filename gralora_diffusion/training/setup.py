@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +82,10 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     if config.push_to_hub:
         check_hub(config, path)
     torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
+    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it
     accelerator = make_accelerator(config, path)
     processes = accelerator.num_processes
     steps = steps_of(config, epoch_length(config, images), processes)
