@@ -1,4 +1,4 @@
-"""The error of adapters' gradients in bf16, relative to fp32, on the embedded base, with and without autocast.
+"""The error of adapters' gradients in bf16, relative to fp32, on the embedded base: autocast or none.
 
 Autocast as CUDA does it: norms give fp32, and the products after them round to bf16.
 """
