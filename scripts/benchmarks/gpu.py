@@ -29,6 +29,8 @@ GRACE = 30.0  # seconds after the end of a section's time until its process is k
 SHORTEST = 15.0  # seconds in which a process can begin something
 CLOSING = 3.0  # seconds that are kept for the end
 POLL = 0.2
+NO_DEVICE = 4  # exit code of gpu_sections.py
+LOG = "log.txt"
 HERE = Path(__file__).parent
 
 
@@ -36,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     until = time.time() + 60 * args.minutes - CLOSING
     results = Results(args.output)
+    (args.output / LOG).unlink(missing_ok=True)
     options = dict(command=" ".join(["gpu.sh", *(argv or sys.argv[1:])]), quick=args.quick)
     results.start(options | dict(started=time.strftime("%Y-%m-%d %H:%M:%S")))
     signal.signal(signal.SIGTERM, interrupt)
@@ -45,7 +48,9 @@ def main(argv: list[str] | None = None) -> int:
             if until - time.time() < SHORTEST:
                 skip(args.output, left)
                 break
-            run_process(args, group_of(left), until)
+            if run_process(args, group_of(left), until) == NO_DEVICE:
+                print("gpu.sh: torch finds no CUDA device", file=sys.stderr)
+                return NO_DEVICE
             left = unfinished(args.output, left)
     except KeyboardInterrupt:
         close(args.output, left, "stopped by a signal")
@@ -84,14 +89,16 @@ def group_of(sections: list[str]) -> list[str]:
     return group
 
 
-def run_process(args: argparse.Namespace, sections: list[str], until: float) -> None:
-    """Run these sections in a process; returns when it has ended or has been killed."""
+def run_process(args: argparse.Namespace, sections: list[str], until: float) -> int:
+    """Run these sections in a process until it ends or is killed; its exit code."""
     after = list(SECTIONS)[list(SECTIONS).index(sections[-1]) + 1 :]
     later = sum(SECTIONS[section] for section in after if section in args.only)
     shares = [f"{section}={SECTIONS[section]}" for section in sections]
     command = [sys.executable, str(HERE / "gpu_sections.py"), str(args.output), str(until), str(later)]
-    environment = os.environ | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen([*command, str(int(args.quick)), *shares], env=environment)
+    with open(args.output / LOG, "a") as log:  # progress bars, warnings and tracebacks
+        process = subprocess.Popen(
+            [*command, str(int(args.quick)), *shares], env=os.environ | {"HF_HUB_OFFLINE": "1"}, stderr=log
+        )
     why = ""
     try:
         while process.poll() is None:
@@ -104,10 +111,13 @@ def run_process(args: argparse.Namespace, sections: list[str], until: float) -> 
         if process.poll() is None:
             process.kill()
             process.wait()
+    if process.returncode == NO_DEVICE:
+        return NO_DEVICE
     why = why or ended(process.returncode)
     close(args.output, sections, why)
     if not any(Results(args.output).state(section) for section in sections):
         skip_one(args.output, sections[0], why)
+    return process.returncode
 
 
 def late(folder: Path, until: float) -> bool:
@@ -123,7 +133,7 @@ def late(folder: Path, until: float) -> bool:
 
 def ended(code: int) -> str:
     how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-    return f"its process ended {how}"
+    return f"its process ended {how}: see {LOG}"
 
 
 def close(folder: Path, sections: list[str], why: str) -> None:

@@ -67,7 +67,7 @@ def configs_of(small: bool) -> dict[str, dict]:
 
 
 def random_pipeline(small: bool, dtype: torch.dtype):
-    """A StableDiffusionXLPipeline on the GPU, the same for every call; its weights in `dtype`, the VAE's fp32."""
+    """A StableDiffusionXLPipeline on the GPU, the same in every call: weights in `dtype`, the VAE in fp32."""
     from diffusers import (
         AutoencoderKL,
         EulerDiscreteScheduler,
@@ -89,6 +89,8 @@ def random_pipeline(small: bool, dtype: torch.dtype):
         unet = UNet2DConditionModel.from_config(configs["unet"])
         first = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))
         second = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(configs["text_encoder_2"]))
+    for model in (first, second):  # which transformers makes in the dtype that their configuration names
+        model.to(dtype)
     models = dict(unet=unet, text_encoder=first, text_encoder_2=second, vae=vae)
     for model in models.values():
         model.eval().requires_grad_(False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from gpu_base import CUDA, Sizes, dtype_of, forget_accelerator, half_precision, random_pipeline, sharing
+from gpu_base import CUDA, Sizes, dtype_of, forget_accelerator, random_pipeline, sharing
 
 from gralora_diffusion.adapters.inject import inject
 from gralora_diffusion.adapters.registry import adapted_layers
@@ -38,7 +38,7 @@ class Parts:
 
     sizes: Sizes
     precision: str
-    pipeline: object  # the UNet on the GPU, the VAE on the CPU, no text encoders
+    pipeline: object  # the UNet where its user puts it, the VAE on the CPU, no text encoders
     batch_plan: BatchPlan
     encode: Callable  # captions -> their Prompts
     accelerator: object
@@ -114,7 +114,7 @@ def trainer_steps(parts: Parts, unet, config: TrainConfig, accelerator, one_batc
 
 
 def compile_blocks(unet) -> None:
-    """torch.compile for each transformer block; those of equal shape share what is compiled."""
+    """torch.compile for each transformer block."""
     for module in unet.modules():
         if type(module).__name__ == BLOCK:
             module.compile()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from gpu_base import CUDA, Sizes, gib, half_precision
+from gpu_sections import attempt
 
 from gralora_diffusion.cli import env
 
@@ -20,17 +21,21 @@ QUERY = "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm,
 def run(sizes: Sizes, clock, add: Callable) -> None:
     about = torch.cuda.get_device_properties(CUDA)
     free, total = torch.cuda.mem_get_info()
-    add(fact="device", value=about.name)
-    add(fact="compute capability", value=f"{about.major}.{about.minor}")
-    add(fact="multiprocessors", value=about.multi_processor_count)
-    add(fact="memory, GiB", value=gib(total))
-    add(fact="free before the first measurement, GiB", value=gib(free))
-    add(fact="precision", value=half_precision())
-    add(fact="CUDA of torch", value=str(torch.version.cuda or torch.version.hip))
-    add(fact="cuDNN", value=str(torch.backends.cudnn.version()))
-    add(fact="driver", value=driver())
-    add(fact="commit", value=commit())
-    add(fact="gralora env", value=environment())
+    facts = {
+        "device": lambda: about.name,
+        "compute capability": lambda: f"{about.major}.{about.minor}",
+        "multiprocessors": lambda: about.multi_processor_count,
+        "memory, GiB": lambda: gib(total),
+        "free before the first measurement, GiB": lambda: gib(free),
+        "precision": half_precision,
+        "CUDA of torch": lambda: str(torch.version.cuda or torch.version.hip),
+        "cuDNN": lambda: str(torch.backends.cudnn.version()),
+        "driver": driver,
+        "commit": commit,
+        "gralora env": environment,
+    }
+    for name, find in facts.items():
+        add(**attempt(dict(fact=name), lambda find=find: dict(value=find())))
 
 
 def environment() -> str:

@@ -27,15 +27,15 @@ def run(sizes: Sizes, clock: Clock, add: Callable) -> str:
 
     pipeline.vae.decoder.register_forward_hook(note)
     draw(pipeline, sizes, 1, 0)  # warms up
-    add(**attempt(lambda: measure(pipeline, sizes, finite, clock.part(0.15)), kind="base"))
+    add(**attempt(dict(kind="base"), measure, pipeline, sizes, finite, clock.part(0.15)))
     torch.manual_seed(0)
     inject(pipeline.unet, AdapterConfig(method="gralora", rank=sizes.rank, k=sizes.k))
     for name, parameter in adapter_parameters(pipeline.unet).items():
         if name.endswith("_B"):
             parameter.data.normal_(std=SIZE)
-    add(**attempt(lambda: measure(pipeline, sizes, finite, clock.part(0.5)), kind="GraLoRA, not merged"))
+    add(**attempt(dict(kind="GraLoRA, not merged"), measure, pipeline, sizes, finite, clock.part(0.5)))
     merge(pipeline.unet)
-    add(**attempt(lambda: measure(pipeline, sizes, finite, clock), kind="GraLoRA, merged"))
+    add(**attempt(dict(kind="GraLoRA, merged"), measure, pipeline, sizes, finite, clock))
     about = f"{sizes.resolution} px, {sizes.denoising} denoising steps with guidance"
     return f"{about}, {sizes.at_once} images at once, decoded one by one; weights in fp16, the VAE in fp32"
 

@@ -28,6 +28,7 @@ PRECISIONS = {  # {name: (mixed precision or the card's own, how the base is qua
 
 def run(sizes: Sizes, clock: Clock, add: Callable) -> str:
     parts = prepare(sizes, half_precision())
+    parts.pipeline.unet.to("cpu")
     longest = 0.0
     for name, (precision, quantized) in PRECISIONS.items():
         start = time.monotonic()
@@ -37,8 +38,7 @@ def run(sizes: Sizes, clock: Clock, add: Callable) -> str:
             add(precision=name, problem="skipped: no time was left")
         else:
             chosen = precision or half_precision()
-            train = lambda chosen=chosen, kind=quantized: train_fixed(parts, chosen, kind)  # noqa: E731
-            add(**attempt(train, precision=name))
+            add(**attempt(dict(precision=name), train_fixed, parts, chosen, quantized))
         longest = max(longest, time.monotonic() - start)
     return (
         f"GraLoRA of rank {sizes.rank}, learning rate {RATE}, the same images, noise and timestep each step"
@@ -49,20 +49,17 @@ def train_fixed(parts: Parts, precision: str, quantized: str | None) -> dict:
     """A row of the table: the losses of the trainer's steps on the first batch."""
     forget_accelerator()
     release()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
     options = dict(method="gralora", rank=parts.sizes.rank, k=parts.sizes.k, learning_rate=RATE)
     config = config_of(parts.sizes, precision, **options)
-    unet = parts.unet()
-    if unet.dtype != dtype_of(precision):
-        unet.to(dtype_of(precision))
+    unet = parts.unet().to(CUDA, dtype_of(precision))
     if quantized:
         quantize(unet, quantized)
+    torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(0)
     inject(unet, config.adapter)
     with tempfile.TemporaryDirectory(prefix="gralora-gpu-") as folder:
         accelerator = make_accelerator(config, Path(folder))
-        steps = trainer_steps(parts, unet.to(CUDA), config, accelerator, one_batch=True)
+        steps = trainer_steps(parts, unet, config, accelerator, one_batch=True)
         lines = [next(steps)[0] for _ in range(parts.sizes.fixed_steps)]
     losses = [line["loss"] for line in lines]
     third = len(losses) // 3
@@ -76,5 +73,5 @@ def train_fixed(parts: Parts, precision: str, quantized: str | None) -> dict:
         "loss, last third": last,
         "steps without a gradient": sum(line["grad_norm"] is None for line in lines),
         "ms": 1e3 * statistics.median(line["seconds"] for line in lines),
-        "peak GiB beside the bf16 base": gib(torch.cuda.max_memory_allocated() - before),
+        "peak GiB": gib(torch.cuda.max_memory_allocated()),
     }

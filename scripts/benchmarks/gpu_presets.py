@@ -30,13 +30,14 @@ def run(sizes: Sizes, clock: Clock, add: Callable) -> str:
     ):
         for name in sorted(PRESETS, key=place):
             start = time.monotonic()
-            if bytes_for(name) > total:
+            if sizes.small and name not in ORDER[:2]:
+                add(preset=name, problem="skipped: --quick runs two presets")
+            elif bytes_for(name) > total:
                 add(preset=name, problem="skipped: it is for a larger card")
             elif clock.left() < longest:
                 add(preset=name, problem="skipped: no time was left")
             else:
-                run_once = lambda name=name: measure(name, sizes, Path(folder), base)  # noqa: E731
-                add(**attempt(run_once, preset=name))
+                add(**attempt(dict(preset=name), measure, name, sizes, Path(folder), base))
             longest = max(longest, time.monotonic() - start)
     about = f"{STEPS} steps, sample images before and after them in {DENOISING} denoising steps"
     return f"{about}; the forecast is that of the run itself, from its first batches"

@@ -35,10 +35,11 @@ def run(sizes: Sizes, clock: Clock, add: Callable) -> str:
             options |= dict(method="gralora", rank=RANK, k=K, skip_final_inference=True)
             config = config_of(sizes, half_precision(), **options)
             place = Path(folder, f"deterministic-{deterministic}")
-            compare = lambda config=config, place=place: compared(config, sizes.run_steps, place)  # noqa: E731
-            add(**attempt(compare, deterministic=deterministic))
+            steps = sizes.run_steps
+            add(**attempt(dict(deterministic=deterministic), compared, config, steps, place))
     torch.use_deterministic_algorithms(False)
-    return f"{sizes.resolution} px, rank {RANK}, k {K}, {half_precision()}; differences are of the adapters' numbers"
+    about = f"{sizes.resolution} px, rank {RANK}, k {K}, {half_precision()}"
+    return f"{about}; differences are of the adapters' numbers"
 
 
 def compared(config: TrainConfig, steps: int, folder: Path) -> dict:

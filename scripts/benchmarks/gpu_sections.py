@@ -2,7 +2,7 @@
 
 UNTIL: the time, in seconds since 1970, at which all sections of all processes are to end.  LATER: the shares
 of the sections that other processes run afterwards.  Exit code 3: the device no longer answers, and the
-sections that are left need another process.
+sections that are left need another process; 4: there is no device.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 from gpu_results import TITLES, Results
 
 BROKEN = 3
+NO_DEVICE = 4
 LATE = 5.0  # seconds by which a measurement may overrun the time of its section
 
 
@@ -46,19 +48,25 @@ def main(folder: str, until: str, later: str, quick: str, *shares: str) -> int:
     for word in shares:
         section, _, share = word.partition("=")
         weights[section] = float(share)
+    print("loading torch and diffusers", flush=True)
+    from gpu_base import FULL, QUICK
+
+    if not device_answers():
+        return NO_DEVICE
+    sizes = QUICK if quick == "1" else FULL
     results = Results(Path(folder))
     for section, weight in weights.items():
         others = list(weights.values())[list(weights).index(section) :]
         part = weight / (sum(others) + float(later))
         clock = Clock(float(until)).part(part)
-        run_section(section, results, clock, quick == "1")
+        run_section(section, results, clock, sizes)
         if not device_answers():
             print("the device no longer answers: the rest runs in another process", flush=True)
             return BROKEN
     return 0
 
 
-def run_section(section: str, results: Results, clock: Clock, quick: bool) -> None:
+def run_section(section: str, results: Results, clock: Clock, sizes) -> None:
     """Run one section; whatever it raises is a sentence in the results."""
     title = TITLES[section]
     print(f"{title}: at most {clock.left():.0f} s", flush=True)
@@ -72,14 +80,12 @@ def run_section(section: str, results: Results, clock: Clock, quick: bool) -> No
     state, sentence = "done", ""
     try:
         with alarm(clock.left() + LATE):
-            from gpu_base import FULL, QUICK
-
-            function = importlib.import_module(f"gpu_{section}").run
-            sentence = function(QUICK if quick else FULL, clock, add) or ""
+            sentence = importlib.import_module(f"gpu_{section}").run(sizes, clock, add) or ""
     except OutOfTime:
         state, sentence = "stopped", "its time was over"
     except Exception as error:
         state, sentence = "failed", sentence_of(error)
+        traceback.print_exc()
     results.end(section, state, sentence)
     print(f"{title}: {state}{': ' if sentence else ''}{sentence}", flush=True)
 
@@ -110,11 +116,12 @@ def sentence_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {words[:300]}" if words else type(error).__name__
 
 
-def attempt(function: Callable[[], dict], **facts) -> dict:
-    """The facts with what function() gives, or with the sentence of the error as "problem"."""
+def attempt(facts: dict, function: Callable[..., dict], *values) -> dict:
+    """The facts with what function(*values) gives, or with the sentence of the error as "problem"."""
     try:
-        return facts | function()
+        return facts | function(*values)
     except Exception as error:
+        traceback.print_exc()
         return facts | dict(problem=sentence_of(error))
     finally:
         release()
@@ -136,7 +143,7 @@ def device_answers() -> bool:
     try:
         torch.zeros(1, device="cuda").add_(1)
         torch.cuda.synchronize()
-    except RuntimeError:
+    except (RuntimeError, AssertionError):  # the latter of a torch without CUDA
         return False
     return True
 

@@ -1,16 +1,18 @@
-"""gpu.sh's section of training steps: seconds and memory, ours beside PEFT's and those of diffusers' script."""
+"""gpu.sh's section of training steps: ours beside PEFT's and those of diffusers' script."""
 
 import contextlib
 import statistics
 import time
+import traceback
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from gpu_base import GIB, Sizes, gib, half_precision
 from gpu_contestants import CONTESTANTS, OurSteps, Parts, prepare
 from gpu_sections import Clock, release, sentence_of
 
-TOGETHER = 44 * GIB  # a card of so much holds all contestants at once, so that they can take turns
+TOGETHER = 30 * GIB  # a card of so much holds all contestants at once, so that they can take turns
 WARM_UP = 3  # steps
 FEWEST = 3  # rounds after which the time may end the turns
 RESERVE = 0.2  # part of the section's time that is kept for the compiled blocks
@@ -20,22 +22,35 @@ REFERENCE = "LoRA"
 def run(sizes: Sizes, clock: Clock, add: Callable) -> str:
     parts = prepare(sizes, half_precision())
     turns = torch.cuda.get_device_properties(0).total_memory >= TOGETHER
+    release()
+    shared = Memory.now()
     timed = clock.part(1 - RESERVE)
-    measure_all(parts, timed.part(0.5), add, turns, checkpointing=False)
-    measure_all(parts, timed, add, turns, checkpointing=True)
-    measure_compiled(parts, clock, add)
+    measure_all(parts, shared, timed.part(0.5), add, turns, checkpointing=False)
+    measure_all(parts, shared, timed, add, turns, checkpointing=True)
+    measure_compiled(parts, shared, clock, add)
     how = "all in turns" if turns else "one after the other, since the card does not hold all at once"
     about = f"{sizes.resolution} px, batch 1, rank {sizes.rank}, k {sizes.k}, {parts.precision}"
     return f"{about}; {how}; peaks are those of a kind alone"
 
 
-class Running:
-    """A contestant that has warmed up: its step, its memory as if it were alone, and the times of its steps."""
+class Memory(NamedTuple):
+    """Bytes on the GPU."""
 
-    def __init__(self, make: Callable, frozen: int):
-        """make() builds it; frozen: bytes of the weights that it shares with the others."""
+    allocated: int
+    reserved: int
+
+    @classmethod
+    def now(cls) -> "Memory":
+        return cls(torch.cuda.memory_allocated(), torch.cuda.memory_reserved())
+
+
+class Running:
+    """A contestant that has warmed up: its step, its memory as if it were alone, its steps' times."""
+
+    def __init__(self, make: Callable, shared: "Memory"):
+        """make() builds it; shared: what the frozen weights take, which it shares with the others."""
         release()
-        allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+        before = Memory.now()
         torch.cuda.reset_peak_memory_stats()
         start = time.monotonic()
         self.contestant = make()
@@ -44,8 +59,8 @@ class Running:
             self.contestant.step()
         torch.cuda.synchronize()
         self.warm_up = time.monotonic() - start
-        self.peak = torch.cuda.max_memory_allocated() - allocated + frozen
-        self.reserved = torch.cuda.max_memory_reserved() - reserved + frozen
+        self.peak = torch.cuda.max_memory_allocated() - before.allocated + shared.allocated
+        self.reserved = torch.cuda.max_memory_reserved() - before.reserved + shared.reserved
 
     def time_step(self) -> None:
         torch.cuda.synchronize()
@@ -68,7 +83,9 @@ class Running:
         }
 
 
-def measure_all(parts: Parts, clock: Clock, add: Callable, turns: bool, checkpointing: bool) -> None:
+def measure_all(
+    parts: Parts, shared: Memory, clock: Clock, add: Callable, turns: bool, checkpointing: bool
+) -> None:
     """A row for each contestant, and its time as a ratio to our LoRA's."""
     makers = {}
     for name, make in CONTESTANTS.items():
@@ -78,7 +95,7 @@ def measure_all(parts: Parts, clock: Clock, add: Callable, turns: bool, checkpoi
     for number, group in enumerate(groups):
         share = clock.part(1 / (len(groups) - number))
         chosen = {name: makers[name] for name in group}
-        found = measure_group(parts, chosen, share, add, dict(checkpointing=checkpointing))
+        found = measure_group(parts, shared, chosen, share, add, dict(checkpointing=checkpointing))
         medians |= {name: row["ms"] for name, row in found.items()}
         reference = medians.get(REFERENCE)
         for name, row in found.items():
@@ -87,18 +104,18 @@ def measure_all(parts: Parts, clock: Clock, add: Callable, turns: bool, checkpoi
 
 
 def measure_group(
-    parts: Parts, makers: dict[str, Callable], clock: Clock, add: Callable, facts: dict
+    parts: Parts, shared: Memory, makers: dict[str, Callable], clock: Clock, add: Callable, facts: dict
 ) -> dict[str, dict]:
     """{name: row} of contestants that take turns; those that cannot run get a row with the problem."""
-    frozen = sum(p.nbytes for p in parts.pipeline.unet.parameters())
     running = {}
     for name, make in makers.items():
         if clock.left() <= 0:
             add(kind=name, **facts, problem="skipped: no time was left")
             continue
         try:
-            running[name] = Running(make, frozen)
+            running[name] = Running(make, shared)
         except Exception as error:
+            traceback.print_exc()
             add(kind=name, **facts, problem=sentence_of(error))
         release()
     names = list(running)
@@ -118,11 +135,12 @@ def problem_of(function: Callable[[], None]) -> str | None:
     try:
         function()
     except Exception as error:
+        traceback.print_exc()
         return sentence_of(error)
     return None
 
 
-def measure_compiled(parts: Parts, clock: Clock, add: Callable) -> None:
+def measure_compiled(parts: Parts, shared: Memory, clock: Clock, add: Callable) -> None:
     """GraLoRA with compiled transformer blocks, beside the same without."""
     facts = dict(checkpointing=False)
     if clock.left() <= 0:
@@ -133,7 +151,7 @@ def measure_compiled(parts: Parts, clock: Clock, add: Callable) -> None:
         "GraLoRA, compiled blocks": lambda: OurSteps(parts, "gralora", compiled=True),
     }
     for name, make in makers.items():
-        found = measure_group(parts, {name: make}, clock, add, facts)
+        found = measure_group(parts, shared, {name: make}, clock, add, facts)
         for row in found.values():
             add(kind=name, **facts, **row)
     with contextlib.suppress(Exception):
