@@ -41,7 +41,6 @@ def main(argv: list[str] | None = None) -> int:
     (args.output / LOG).unlink(missing_ok=True)
     options = dict(command=" ".join(["gpu.sh", *(argv or sys.argv[1:])]), quick=args.quick)
     results.start(options | dict(started=time.strftime("%Y-%m-%d %H:%M:%S")))
-    signal.signal(signal.SIGTERM, interrupt)
     left = [section for section in SECTIONS if section in args.only]
     try:
         while left:
@@ -161,4 +160,5 @@ def skip_one(folder: Path, section: str, why: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupt)
     sys.exit(main())

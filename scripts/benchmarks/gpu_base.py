@@ -149,8 +149,11 @@ def random_base(small: bool, folder: Path) -> Iterator[str]:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    with mock.patch.object(setup, "load_sdxl", load):
-        yield str(file)
+    try:
+        with mock.patch.object(setup, "load_sdxl", load):
+            yield str(file)
+    finally:
+        pipeline_on_host.cache_clear()
 
 
 def dtype_of(precision: str) -> torch.dtype:

@@ -1,6 +1,7 @@
 """gpu.sh's section of presets: what a run forecasts and what it takes, for each preset that fits the card."""
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -67,14 +68,15 @@ def measure(preset: str, sizes: Sizes, folder: Path, base: str) -> dict:
     release()
     torch.cuda.reset_peak_memory_stats()
     start = time.monotonic()
-    train(from_flat(TrainConfig, options))
-    seconds = time.monotonic() - start
-    status = json.loads((output / "status.json").read_text())
+    try:
+        train(from_flat(TrainConfig, options))
+        seconds = time.monotonic() - start
+        status = json.loads((output / "status.json").read_text())
+        images = len(list(output.glob("samples/step-*/*.png")))
+    finally:
+        shutil.rmtree(output, ignore_errors=True)  # the files of a large rank take gigabytes
     forecast, actual = status["forecast"], status["actual"]
-    images = len(list(output.glob("samples/step-*/*.png")))
-    remove_files(output)
-    peak = actual["memory_mb"] * 1e6
-    expected = forecast["memory_mb"] * 1e6
+    expected, peak = forecast["memory_mb"] * 1e6, actual["memory_mb"] * 1e6
     return {
         "preset's GiB": PRESETS[preset]["forecast_gib"],
         "forecast GiB": gib(expected),
@@ -87,10 +89,3 @@ def measure(preset: str, sizes: Sizes, folder: Path, base: str) -> dict:
         "whole run s": round(seconds, 1),
         "images": images,
     }
-
-
-def remove_files(run: Path) -> None:
-    """Make room on the disk: what a run of a large rank writes takes gigabytes."""
-    for file in run.rglob("*"):
-        if file.is_file() and file.suffix == ".safetensors":
-            file.unlink()
