@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from gpu_base import CUDA, Sizes, dtype_of, forget_accelerator, gib, half_precision
+from gpu_base import CUDA, GIB, Sizes, dtype_of, forget_accelerator, gib, half_precision
 from gpu_contestants import Parts, config_of, prepare, trainer_steps
 from gpu_sections import Clock, attempt, release
 
@@ -19,6 +19,7 @@ from gralora_diffusion.config import QUANTIZED
 from gralora_diffusion.training.accelerator import make_accelerator
 
 RATE = 1e-3
+AMPLE = 20 * GIB  # a card of so much holds a step without gradient checkpointing
 PRECISIONS = {  # {name: (mixed precision or the card's own, how the base is quantised)}
     "bf16": ("bf16", None),
     "fp16, loss scaler": ("fp16", None),
@@ -49,7 +50,9 @@ def train_fixed(parts: Parts, precision: str, quantized: str | None) -> dict:
     """A row of the table: the losses of the trainer's steps on the first batch."""
     forget_accelerator()
     release()
+    checkpointing = torch.cuda.get_device_properties(CUDA).total_memory < AMPLE
     options = dict(method="gralora", rank=parts.sizes.rank, k=parts.sizes.k, learning_rate=RATE)
+    options |= dict(gradient_checkpointing=checkpointing)
     config = config_of(parts.sizes, precision, **options)
     unet = parts.unet().to(CUDA, dtype_of(precision))
     if quantized:
@@ -66,6 +69,7 @@ def train_fixed(parts: Parts, precision: str, quantized: str | None) -> dict:
     first, last = statistics.fmean(losses[:third]), statistics.fmean(losses[-third:])
     return {
         "computes in": precision,
+        "checkpointing": checkpointing,
         "steps": len(losses),
         "finite": all(map(math.isfinite, losses)),
         "falling": last < first,

@@ -107,6 +107,7 @@ def measure_group(
     parts: Parts, shared: Memory, makers: dict[str, Callable], clock: Clock, add: Callable, facts: dict
 ) -> dict[str, dict]:
     """{name: row} of contestants that take turns; those that cannot run get a row with the problem."""
+    parts.accelerator.free_memory()  # it keeps every optimizer that it prepared
     running = {}
     for name, make in makers.items():
         if clock.left() <= 0:
