@@ -117,7 +117,7 @@ def compile_blocks(unet) -> None:
     """torch.compile for each transformer block."""
     for module in unet.modules():
         if type(module).__name__ == BLOCK:
-            module.compile()
+            module.compile(dynamic=False)
 
 
 class FrozenSteps:

@@ -15,7 +15,7 @@ from gpu_sections import Clock, release, sentence_of
 TOGETHER = 30 * GIB  # a card of so much holds all contestants at once, so that they can take turns
 WARM_UP = 3  # steps
 FEWEST = 3  # rounds after which the time may end the turns
-RESERVE = 0.2  # part of the section's time that is kept for the compiled blocks
+RESERVE = 0.35  # part of the section's time that is kept for the compiled blocks
 REFERENCE = "LoRA"
 
 
