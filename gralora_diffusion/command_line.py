@@ -9,9 +9,9 @@ from pathlib import Path
 from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.console import fail, program
 from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, options_of
+from gralora_diffusion.presets import BY_CARD, PRESETS, preset_options
 
 HERE = Path(__file__).parent
-PRESETS = json.loads((HERE / "presets.json").read_text())  # {name: {options, memory forecast}}
 FOREIGN = json.loads(
     (HERE / "foreign_options.json").read_text()
 )  # {other trainers' option: a sentence with ours}
@@ -155,8 +155,9 @@ def parser_of(description: str, epilog: str | None = None, visible=MOST_USED) ->
     parser = Parser(description=description, epilog=epilog)
     build = functools.partial(parser_of, description, epilog, None)
     parser.add_argument("--help_all", action=HelpAll, build=build, help="show every option and exit")
-    about = "options for SDXL by training target and GPU memory; options given explicitly take precedence"
-    parser.add_argument("--preset", choices=list(PRESETS), default=argparse.SUPPRESS, help=about)
+    about = "options for SDXL by training target and GPU memory (subject and style: that of this GPU); "
+    about += "options given explicitly take precedence"
+    parser.add_argument("--preset", choices=[*BY_CARD, *PRESETS], default=argparse.SUPPRESS, help=about)
     about = "processes on this machine, one GPU each or all on the CPU"
     parser.add_argument("--num_processes", type=int, default=1, metavar="INT", help=f"{about} (default: 1)")
     about = "with --dry_run, a table of all layers that get an adapter: shape, rank, k, parameters"
@@ -176,9 +177,9 @@ def to_config(parser: Parser, given: dict) -> TrainConfig:
     given = {name: value for name, value in given.items() if name not in ("num_processes", "verbose")}
     if given.get("hub_token"):  # trackers publish the command line
         sys.argv = [word.replace(given["hub_token"], "***") for word in sys.argv]
-    if "preset" in given:
-        given = PRESETS[given.pop("preset")]["options"] | given
     try:
+        if "preset" in given:
+            given = preset_options(given.pop("preset")) | given
         return from_flat(TrainConfig, expand(given))
     except ConfigError as error:
         parser.error(str(error))

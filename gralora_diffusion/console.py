@@ -47,7 +47,8 @@ def is_first_process() -> bool:
 
 
 def plain_warnings() -> None:
-    """Show warnings as one line, without the place in the code."""
+    """Show warnings as one line, without the place in the code; not those of libraries about themselves."""
+    warnings.filterwarnings("ignore", "nvmlDeviceGetGpuFabricInfoV")  # of torch's allocator
     warnings.formatwarning = lambda message, *_, **__: f"{program()}: {message}\n"
 
 

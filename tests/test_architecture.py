@@ -10,7 +10,7 @@ import gralora_diffusion
 PACKAGE = Path(gralora_diffusion.__file__).parent
 FLOORS = (  # lowest first; what stands on one floor may import lower floors, and its own wing
     ("options", "console", "devices", "files", "seeding"),
-    ("checks",),
+    ("checks", "presets"),
     ("config",),
     ("adapters", "command_line"),
     ("sdxl",),
@@ -115,6 +115,7 @@ def test_the_top_of_the_package_is_the_ground_floor_and_the_wings():
         "console",
         "devices",
         "files",
+        "presets",
         "seeding",
     }
     assert {path.stem for path in PACKAGE.glob("*.py")} == ground

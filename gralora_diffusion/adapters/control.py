@@ -61,6 +61,18 @@ def merge(model: nn.Module) -> None:
         layer.merge()
 
 
+def bake_in(model: nn.Module) -> None:
+    """Add the enabled adapters to the weights for good: the layers become plain ones.
+
+    Layer by layer, so that no second copy of all weights is kept.
+    """
+    for path, layer in adapted_layers(model).items():
+        layer.merge()
+        replace(model, path, layer.to_linear())
+        layer.unmerged_weight = None
+    forget(model, None)
+
+
 def unmerge(model: nn.Module) -> None:
     """Restore the weights from before merge()."""
     for layer in adapted_layers(model).values():

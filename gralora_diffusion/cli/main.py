@@ -1,6 +1,7 @@
 """gralora COMMAND ...: one command a file, loaded when it is asked for, so that --help is quick."""
 
 import importlib
+import os
 import sys
 
 from gralora_diffusion import __version__, console
@@ -45,6 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     console.set_program(f"gralora {name}")
     console.quiet_libraries()
     console.plain_warnings()
+    if sys.platform == "linux":  # elsewhere torch warns that it cannot
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # no holes between tensors
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warning of no memory comes with our sentence
     try:
         importlib.import_module(f"gralora_diffusion.cli.{name}").main(options)
     except KeyboardInterrupt:

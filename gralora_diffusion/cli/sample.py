@@ -76,7 +76,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def generate(args: argparse.Namespace, prompts: list[str]) -> dict[str, list]:
     """{label of a row: its images}"""
     from gralora_diffusion import load_adapter, load_sdxl
-    from gralora_diffusion.adapters.control import merge, remove
+    from gralora_diffusion.adapters.control import bake_in
     from gralora_diffusion.devices import best_device, drawing_dtype
     from gralora_diffusion.sdxl.placement import bring
     from gralora_diffusion.sdxl.sampling import as_trained, sample
@@ -101,8 +101,7 @@ def generate(args: argparse.Namespace, prompts: list[str]) -> dict[str, list]:
         bring(pipeline, ("unet",), best_device(), 0)
         facts = load_adapter(pipeline, args.adapter, args.strength)
         if not facts["config"]["tlora"]:  # T-LoRA's active ranks depend on the timestep
-            merge(pipeline.unet)
-            remove(pipeline.unet)  # the weights stay merged, which costs nothing
+            bake_in(pipeline.unet)
         scheduler = as_trained(pipeline.scheduler, **facts.get("objective", {}))
         rows[f"strength {args.strength:g}"] = sample(pipeline, prompts, **settings, scheduler=scheduler)
     return rows

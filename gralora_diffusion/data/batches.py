@@ -19,7 +19,7 @@ import torch
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.cache import Cache
 from gralora_diffusion.data.captions import orders
-from gralora_diffusion.data.encode import CachedImage, Shape, cached_images
+from gralora_diffusion.data.encode import CachedImage, LatentKeys, Shape, cached_images
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.data.images import bucket_of
 from gralora_diffusion.seeding import generator
@@ -134,8 +134,12 @@ def plan_batches(
     config: TrainConfig,
     cache: Cache,
     accelerator,
+    keys: LatentKeys | None = None,
 ) -> BatchPlan:
-    """Sort the images into buckets, and encode what the cache lacks of them."""
+    """Sort the images into buckets, and encode what the cache lacks of them.
+
+    keys: made before the VAE was moved to a GPU.
+    """
     instance = in_buckets(images, config)
     classes = {}
     if class_images:
@@ -146,7 +150,7 @@ def plan_batches(
     for buckets in (instance, classes):
         for shape, members in buckets.items():
             jobs += [(image, shape) for image in members]
-    cached = iter(cached_images(jobs, vae, config, cache, accelerator))
+    cached = iter(cached_images(jobs, vae, config, cache, accelerator, keys))
 
     def take(buckets: dict[Shape, list]) -> tuple[list[CachedImage], ...]:
         return tuple(list(itertools.islice(cached, len(members))) for members in buckets.values())

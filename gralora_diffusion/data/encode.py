@@ -43,6 +43,7 @@ class LatentKeys:
     """The cache keys of image crops: pixels, shape, and everything that turns them into latents."""
 
     def __init__(self, vae, config: TrainConfig):
+        """vae: on the CPU, since its weights are hashed."""
         self.vae = weights_hash(vae), vae.config.scaling_factor
         self.resizing = config.center_crop, config.image_interpolation_mode.removesuffix("_exact")
 
@@ -53,14 +54,20 @@ class LatentKeys:
 
 @torch.no_grad()
 def cached_images(
-    jobs: list[tuple[TrainingImage, Shape]], vae, config: TrainConfig, cache: Cache, accelerator
+    jobs: list[tuple[TrainingImage, Shape]],
+    vae,
+    config: TrainConfig,
+    cache: Cache,
+    accelerator,
+    keys: LatentKeys | None = None,
 ) -> list[CachedImage]:
     """Encode what the cache lacks of these images, each cropped to its shape.
 
+    keys: made before the VAE was moved to a GPU.
     Memory holds one image at a time, and two more for each of --dataloader_num_workers. Raises ConfigError,
     which names the image, where the VAE gives numbers that are not finite or the image can no longer be read.
     """
-    keys = LatentKeys(vae, config)
+    keys = keys or LatentKeys(vae, config)
     flips = (False, True) if config.random_flip else (False,)
 
     def find_missing(job: tuple) -> tuple:
@@ -110,13 +117,19 @@ def cached_images(
 
 @torch.no_grad()
 def encode_captions(
-    captions: list[str], pipeline, cache: Cache, accelerator, workers: int = 0
+    captions: list[str],
+    pipeline,
+    cache: Cache,
+    accelerator,
+    workers: int = 0,
+    text_encoders: str | None = None,
 ) -> Callable[[list[str]], list[torch.Tensor]]:
     """Encode what the cache lacks; returns a function from captions to [embeds, pooled], as in Prompts.
 
+    text_encoders: their weights_hash(), taken before they were moved to a GPU.
     That function reads from the cache, and keeps 64 captions in memory.
     """
-    text_encoders = weights_hash(pipeline.text_encoder, pipeline.text_encoder_2)
+    text_encoders = text_encoders or weights_hash(pipeline.text_encoder, pipeline.text_encoder_2)
     model = text_encoders, bool(pipeline.config.force_zeros_for_empty_prompt)
     tokenizers = pipeline.tokenizer, pipeline.tokenizer_2
 

@@ -1,6 +1,7 @@
 """Put any method into a model: ours, PEFT's, MoRA and RaSA, or full fine-tuning."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from gralora_diffusion.adapters.allocation_file import inject_sized
-from gralora_diffusion.adapters.control import merge, remove
+from gralora_diffusion.adapters.control import bake_in
 from gralora_diffusion.adapters.inject import TARGETS, compiled, inject
 from gralora_diffusion.adapters.registry import adapted_layers, adapter_parameters
 from gralora_diffusion.config import AdapterConfig
@@ -74,12 +75,7 @@ def as_adapted(model: nn.Module, spec: Spec) -> Adapted:
         for path, layer in adapted_layers(model).items():
             sizes[path] = [layer.adapter.rank, layer.adapter.k]
         spec = dataclasses.replace(spec, sizes=sizes)
-
-    def bake_in() -> None:
-        merge(model)
-        remove(model)
-
-    return Adapted(spec, adapter_parameters(model), bake_in)
+    return Adapted(spec, adapter_parameters(model), functools.partial(bake_in, model))
 
 
 def build_whole(model: nn.Module, layers: dict[str, nn.Linear], spec: Spec, batches) -> Adapted:

@@ -42,6 +42,12 @@ def has_room(device: torch.device, size: int) -> bool:
     return free is None or size + MARGIN <= free
 
 
+def how_many_fit(device: torch.device, size: int) -> int:
+    """How many pieces of work of `size` bytes have room at once; at least one."""
+    free = free_memory(device)
+    return 2**30 if free is None else max(1, (free - MARGIN) // size)
+
+
 def decoding_peak(frozen: int, vae: int, in_use: int, size: int, total: int | None) -> int:
     """Bytes on a card of `total` while an image of `size` pixels is decoded.
 

@@ -7,7 +7,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from gralora_diffusion.sdxl.base import resolution_of
-from gralora_diffusion.sdxl.placement import DECODING, DENOISING, TOKENS, bring, pixels, set_tiles
+from gralora_diffusion.sdxl.placement import (
+    DECODING,
+    DENOISING,
+    TOKENS,
+    bring,
+    how_many_fit,
+    pixels,
+    set_tiles,
+)
 
 EMBEDS = (  # what SDXL's encode_prompt() returns
     "prompt_embeds",
@@ -55,26 +63,29 @@ def generate(
 
     embeds: of embed_prompts(), for a pipeline whose text encoders are freed. device: where to compute, by
     default where the UNet is. Each model is moved there when it is needed; where memory is short, those that
-    are not at work make room.
+    are not at work make room, and fewer images are made at once.
     """
     device = device or pipeline.unet.device
     size = sides(resolution or resolution_of(pipeline))
     batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
     embedded = embed_batches(pipeline, batches, guidance_scale, embeds, device)
-    rows = min(batch_size, len(wanted)) * (2 if guidance_scale > 1 else 1)
-    bring(pipeline, ("unet",), device, rows * pixels(size) * DENOISING)
+    per_image = pixels(size) * DENOISING * (2 if guidance_scale > 1 else 1)
+    bring(pipeline, ("unet",), device, min(batch_size, len(wanted)) * per_image)
+    at_once = how_many_fit(device, per_image)
     denoiser = without_other_models(pipeline, scheduler or pipeline.scheduler)
     latents = []
     for batch, prompts in zip(batches, embedded, strict=True):
-        latents += denoiser(
-            **{name: tensor.to(device) for name, tensor in prompts.items()},
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            height=size[0],
-            width=size[1],
-            generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
-            output_type="latent",
-        ).images
+        for first in range(0, len(batch), at_once):
+            part = slice(first, first + at_once)
+            latents += denoiser(
+                **{name: tensor[part].to(device) for name, tensor in prompts.items()},
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                height=size[0],
+                width=size[1],
+                generator=[torch.Generator().manual_seed(seed) for _, seed in batch[part]],
+                output_type="latent",
+            ).images
     return decode(pipeline, latents, size, device)
 
 

@@ -34,12 +34,14 @@ class Adafactor(torch.optim.Optimizer):
         means, moments = [], []
         for p, square in zip(stacks, squares, strict=True):
             for name, mean in second_moments(square).items():
+                if name not in self.state[p]:
+                    self.state[p][name] = torch.zeros_like(mean)
                 means.append(mean)
-                moments.append(self.state[p].setdefault(name, torch.zeros_like(mean)))
+                moments.append(self.state[p][name])
         torch._foreach_lerp_(moments, means, 1 - beta2)
         updates = torch._foreach_mul(gradients, self.scales(stacks))
-        roots = [root_mean_square(update) for update in updates]
-        torch._foreach_div_(roots, CLIP)
+        roots = [norm_of_each(update) for update in updates]
+        torch._foreach_div_(roots, [CLIP * update[0].numel() ** 0.5 for update in updates])
         torch._foreach_clamp_min_(roots, 1.0)
         torch._foreach_div_(updates, roots)
         torch._foreach_mul_(stacks, 1 - group["lr"] * group["weight_decay"])
@@ -73,10 +75,8 @@ def second_moments(square: torch.Tensor) -> dict[str, torch.Tensor]:
     return dict(rows=square.mean(-1), columns=square.mean(-2))
 
 
-def root_mean_square(update: torch.Tensor) -> torch.Tensor:
-    """Of each of n tensors: [n, *shape] -> [n, 1, ...]"""
+def norm_of_each(update: torch.Tensor) -> torch.Tensor:
+    """[n, *shape] -> [n, 1, ...]"""
     if update.ndim == 1:
         return update.abs()
-    dimensions = tuple(range(1, update.ndim))
-    norm = torch.linalg.vector_norm(update, dim=dimensions, keepdim=True)
-    return norm / (update[0].numel() ** 0.5)
+    return torch.linalg.vector_norm(update, dim=tuple(range(1, update.ndim)), keepdim=True)

@@ -12,13 +12,15 @@ from gralora_diffusion.adapters import allocation
 from gralora_diffusion.adapters.registry import all_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance, instance_images
+from gralora_diffusion.devices import best_device, is_out_of_memory, name_of, total_memory
 from gralora_diffusion.formats.read import NATIVE
 from gralora_diffusion.options import to_dict
-from gralora_diffusion.sdxl.load import COMPONENTS, shapes
+from gralora_diffusion.sdxl.load import COMPONENTS, shapes, vae_shapes
 from gralora_diffusion.training.accelerator import precision
 from gralora_diffusion.training.export import export_sizes
 from gralora_diffusion.training.forecast import duration
 from gralora_diffusion.training.optim import bytes_per_parameter
+from gralora_diffusion.training.phase_memory import numbers, phase_memory
 from gralora_diffusion.training.run_folder import locate
 from gralora_diffusion.training.setup import inject_all, steps_of
 from gralora_diffusion.training.step_cost import step_memory, step_time
@@ -43,6 +45,7 @@ class Plan:
     config: TrainConfig
     layers: tuple[PlannedLayer, ...]
     memory: dict[str, int]  # bytes of a training step, by part
+    phases: dict[str, int]  # bytes at the peak of each phase
     gradient_pass: dict[str, int] | None  # bytes, {"storing", "streaming"}; None where there is no such pass
     files: dict[str, int]  # bytes of each exported file
     checkpoints: int  # that are left at the end
@@ -83,7 +86,9 @@ class Plan:
             "adapter": f"{kind}, {len(self.layers)} layers, {self.parameters:,} parameters",
             "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
             "steps": f"{self.steps} of {self.images_per_step} image(s) per process, {self.epochs:.1f} epochs",
-            "memory of a training step": f"about {sum(self.memory.values()) / 2**30:.2f} GiB: {parts}",
+            "device": f"{name_of(best_device())}, {str(precision(self.config)[1]).removeprefix('torch.')}",
+            "memory": f"about {max(self.phases.values()) / 2**30:.2f} GiB at the peak of {self.peaks()}",
+            "memory of a training step": f"{sum(self.memory.values()) / 2**30:.2f} GiB: {parts}",
         }
         if self.gradient_pass:
             sizes = {name: f"{size / 2**30:.2f} GiB" for name, size in self.gradient_pass.items()}
@@ -100,6 +105,11 @@ class Plan:
             facts["time"] = f"{step}, {total} for {self.steps}, {extra}"
         facts["disk"] = f"about {disk / 1e6:,.0f} MB: {checkpoints}, {files}"
         return facts
+
+    def peaks(self) -> str:
+        """The phases with their memory."""
+        sizes = [f"{name} ({size / 2**30:.2f})" for name, size in self.phases.items()]
+        return ", ".join(sizes)
 
     def table(self) -> list[str]:
         """The lines of the table of layers."""
@@ -123,14 +133,19 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     components = shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir)
     unet_config = components["unet"].config
     tokens = components["text_encoder"].config.max_position_embeddings
+    text_encoders = sum(numbers(components[name]) for name in COMPONENTS[1:])
     layers = all_layers(inject_all(components, config))
     resolution = config.resolution or unet_config.sample_size * 8
     dtype = precision(config)[1]
     files = export_sizes(layers, config)
     memory = step_memory(unet_config, config, resolution, dtype, tokens)
-    memory["adapters"] = bytes_per_parameter(config) * files[NATIVE] // 4  # the file holds fp32
+    numbers_trained = files[NATIVE] // 4  # the file holds fp32
+    memory["adapters"] = bytes_per_parameter(config, dtype != torch.float32) * numbers_trained
     if config.train_text_encoder:
-        memory["text encoders"] = frozen_numbers(components) * dtype.itemsize
+        memory["text encoders"] = dtype.itemsize * text_encoders
+    vae = numbers(vae_shapes(config.pretrained_model_name_or_path))
+    total = total_memory(best_device())
+    phases = phase_memory(memory, text_encoders, vae, config, resolution, dtype, total)
     steps = steps_of(config, epoch_length(config, images), 1)
     checkpoints = math.ceil(steps / config.checkpointing_steps)
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps
@@ -141,10 +156,11 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         config=config,
         layers=tuple(planned(path, layer) for path, layer in layers.items()),
         memory=memory,
+        phases=phases,
         gradient_pass=gradient_pass(config, layers, dtype.itemsize),
         files=files,
         checkpoints=min(checkpoints, config.checkpoints_total_limit or checkpoints),
-        checkpoint_size=(bytes_per_parameter(config) - 4) * files[NATIVE] // 4,  # without the gradients
+        checkpoint_size=(bytes_per_parameter(config) - 4) * numbers_trained,  # without the gradients
         steps=steps,
         images_per_step=images_per_step,
         epochs=steps * images_per_step / epoch_length(config, images),
@@ -164,12 +180,6 @@ def planned(path: str, layer) -> PlannedLayer:
     return PlannedLayer(path, *shape, adapter.rank, adapter.k, adapter.hybrid_rank, parameters)
 
 
-def frozen_numbers(components: dict) -> int:
-    """How many frozen weights both text encoders have."""
-    parameters = [p for name in COMPONENTS[1:] for p in components[name].parameters()]
-    return sum(p.numel() for p in parameters if not p.requires_grad)
-
-
 def measure(
     components: dict, config: TrainConfig, resolution: int, dtype: torch.dtype, tokens: int
 ) -> tuple[float | None, str | None]:
@@ -178,7 +188,9 @@ def measure(
         return None, "a dry run does not quantize the base; a run measures the time on its first batches"
     try:
         seconds = step_time(components, config, resolution, dtype, tokens)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         ways = "see the memory above, and --gradient_checkpointing or a --preset"
         return None, f"a step runs out of memory here: {ways}"
     if seconds is None:

@@ -15,7 +15,7 @@ from gralora_diffusion.options import TrainingError
 from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.average import EMA, averaged, use_average
 from gralora_diffusion.training.flat_factors import FlatFactors
-from gralora_diffusion.training.memory import out_of_memory
+from gralora_diffusion.training.memory import memory_for, out_of_memory
 from gralora_diffusion.training.optim import current_rate, make_optimizer, make_schedule, parameter_groups
 from gralora_diffusion.training.optimizer_state import load_optimizer_state, optimizer_state
 from gralora_diffusion.training.run_folder import Run
@@ -57,8 +57,7 @@ class Optimization:
         """That of a run, with the state of the checkpoint it resumes from; its models stay where they are."""
         config, accelerator = setup.config, setup.accelerator
         groups = parameter_groups(setup.models, config, accelerator.num_processes)
-        factors = FlatFactors(groups, setup.dtype)
-        factors.connect(layer.adapter for layer in setup.layers().values())
+        factors = FlatFactors.of_models(groups, setup.models.values(), setup.dtype)
         made = cls.over(factors, config, setup.steps, accelerator)
         made.load(setup.state)
         return made
@@ -209,14 +208,15 @@ def run_steps(
                 accelerator.backward(loss)
                 factors.collect()
                 losses.append(loss.detach())
+            # all processes together: average, clip, check
+            loss = torch.stack(losses).sum()
+            total, stopping = average(factors.gradients, loss, interrupts.asked, accelerator)
+            norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+            total, norm = torch.stack([total, norm]).tolist()  # here the host waits for the GPU
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise NoMemory(step) from None
-        # all processes together: average, clip, check
-        total, stopping = average(factors.gradients, torch.stack(losses).sum(), interrupts.asked, accelerator)
-        norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-        total, norm = torch.stack([total, norm]).tolist()  # here the host waits for the GPU
         skipped = 0 if math.isfinite(norm) else skipped + 1
         if not math.isfinite(total):
             raise NotFinite("loss", step)
@@ -224,7 +224,8 @@ def run_steps(
             raise NotFinite("gradient", step)
         # step
         lr = current_rate(optimizer)
-        optimizer.step()
+        with memory_for(f"in the optimizer at step {step}", config):
+            optimizer.step()
         if not accelerator.optimizer_step_was_skipped:  # fp16's scaler skips a step now and then
             schedule.step()
             if ema:

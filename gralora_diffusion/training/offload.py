@@ -13,12 +13,28 @@ BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")  # gradient checkpointing re
 KEPT = ("mid_block.resnets.0",)  # ... but for this one, which diffusers keeps
 
 
+def offloaded_blocks(unet: nn.Module) -> list[nn.Module]:
+    found = []
+    for name, module in unet.named_modules():
+        if type(module).__name__ in BLOCKS and name not in KEPT:
+            found.append(module)
+    return found
+
+
+def frozen_tensors(module: nn.Module) -> list[torch.Tensor]:
+    return [p for p in (*module.parameters(), *module.buffers()) if not p.requires_grad]
+
+
+def offloaded_bytes(block: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in frozen_tensors(block))
+
+
 class OffloadedBlock:
     """The frozen tensors of one block: in one host buffer always, on the device while they are needed."""
 
     def __init__(self, module: nn.Module, device: torch.device):
         self.module, self.device = module, device
-        self.tensors = [p for p in (*module.parameters(), *module.buffers()) if not p.requires_grad]
+        self.tensors = frozen_tensors(module)
         self.places, end = [], 0
         for tensor in self.tensors:
             self.places.append((end, tensor.nbytes, tensor.dtype, tensor.shape))
@@ -76,10 +92,7 @@ class Offload:
     """
 
     def __init__(self, unet: nn.Module, device: torch.device):
-        modules = []
-        for name, module in unet.named_modules():
-            if type(module).__name__ in BLOCKS and name not in KEPT:
-                modules.append(module)
+        modules = offloaded_blocks(unet)
         self.blocks = [OffloadedBlock(module, device) for module in modules]
         self.order: list[int] = []  # in which this forward pass used the blocks so far
         self.earlier: list[int] = []  # the order of the pass before

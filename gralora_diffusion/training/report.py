@@ -15,7 +15,12 @@ WIDTH = 1000  # of the loss curve, in the SVG's own units
 HEIGHT = 280
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 5, 25  # margins of the plot inside it
 POINTS = 1000  # a curve has at most about so many
-COSTS = {"seconds": "seconds", "memory_mb": "memory in MB", "disk_mb": "disk in MB"}  # of a RunCost
+COSTS = {  # of a RunCost
+    "seconds": "seconds",
+    "memory_mb": "memory in MB",
+    "reserved_mb": "memory reserved on the GPU in MB",
+    "disk_mb": "disk in MB",
+}
 
 
 def write_report(run: Path) -> None:
@@ -110,4 +115,8 @@ def forecast_and_actual(status: dict) -> list[tuple[str, str, str]]:
     expected, actual = status.get("forecast"), status.get("actual")
     if not expected or not actual:
         return []
-    return [(label, f"{expected[name]:,.1f}", f"{actual[name]:,.1f}") for name, label in COSTS.items()]
+    rows = []
+    for name, label in COSTS.items():
+        if name in actual:
+            rows.append((label, f"{expected[name]:,.1f}" if name in expected else "", f"{actual[name]:,.1f}"))
+    return rows

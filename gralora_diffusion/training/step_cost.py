@@ -14,6 +14,7 @@ from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.sdxl.base import Prompts, blank_inputs, hidden_states, predict
 from gralora_diffusion.sdxl.load import COMPONENTS
+from gralora_diffusion.training.offload import offloaded_blocks, offloaded_bytes
 from gralora_diffusion.training.optim import bytes_per_parameter
 from gralora_diffusion.training.setup import make_trainable
 
@@ -65,6 +66,9 @@ def count_memory(unet_config, config: TrainConfig, resolution: int, dtype, token
             weights += parameter.numel() * parameter.element_size()
     if config.base_model_precision:
         weights -= saved_by_quantization(unet, BYTES[config.base_model_precision])
+    if config.offload_unet:
+        sizes = [offloaded_bytes(block) for block in offloaded_blocks(unet)]
+        weights -= sum(sizes) - 2 * max(sizes)  # the one at work, and the next
     adapters = bytes_per_parameter(config, dtype != torch.float32) * trainable
     return dict(weights=weights, adapters=adapters, activations=activations)
 

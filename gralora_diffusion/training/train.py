@@ -15,10 +15,10 @@ from gralora_diffusion.adapters.gradients import stratified
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import share_work
 from gralora_diffusion.data.batches import BatchPlan, plan_batches
-from gralora_diffusion.data.cache import Cache
+from gralora_diffusion.data.cache import Cache, weights_hash
 from gralora_diffusion.data.dataset import image_cache
-from gralora_diffusion.data.encode import encode_captions, note_long_captions
-from gralora_diffusion.devices import forget_peak, peak_memory, release_unused
+from gralora_diffusion.data.encode import LatentKeys, encode_captions, note_long_captions
+from gralora_diffusion.devices import forget_peak, name_of, peak_memory, release_unused
 from gralora_diffusion.options import ConfigError, TrainingError, to_dict
 from gralora_diffusion.sdxl.base import encode_prompts
 from gralora_diffusion.sdxl.load import COMPONENTS
@@ -118,7 +118,8 @@ def start_run(setup: TrainingSetup, run: Run | None) -> None:
     if run:
         run.status("starting", step=setup.start, steps=setup.steps)
         parameters = sum(p.numel() for p in setup.parameters().values())
-        size = f"{len(setup.layers())} layers, {parameters:,} parameters"
+        device = f"{name_of(setup.accelerator.device)}, {str(setup.dtype).removeprefix('torch.')}"
+        size = f"{len(setup.layers())} layers, {parameters:,} parameters; {device}"
         resumed = f", from step {setup.start}" if setup.start else ""
         print(f"{size} -> {setup.path}{resumed}", flush=True)
     if setup.accelerator.log_with:
@@ -136,6 +137,8 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
     config, accelerator, pipeline = setup.config, setup.accelerator, setup.pipeline
     device = accelerator.device
     forget_peak(device)
+    keys = LatentKeys(pipeline.vae, config)
+    text_encoders = weights_hash(pipeline.text_encoder, pipeline.text_encoder_2)
     previews, training_images = None, []
     if not config.skip_final_inference:
         with memory_for("while the validation prompts are embedded", config):
@@ -144,7 +147,7 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
             previews = Previews(pipeline, config, setup.path, *ranks)
         training_images = thumbnails(setup.images, config)
     note_long_captions(setup.images + setup.class_images, pipeline)
-    batch_plan, encode = encode_dataset(setup)
+    batch_plan, encode = encode_dataset(setup, keys, text_encoders)
 
     # UNet: images of the base, ranks and factors from gradients, a forecast, and the training
     with memory_for("when the UNet is moved to the GPU", config):
@@ -188,9 +191,10 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
     accelerator.end_training()
 
 
-def encode_dataset(setup: TrainingSetup) -> tuple[BatchPlan, Callable]:
+def encode_dataset(setup: TrainingSetup, keys: LatentKeys, text_encoders: str) -> tuple[BatchPlan, Callable]:
     """The images and captions encoded into the cache; (the batches, captions -> their embeddings).
 
+    keys and text_encoders, a hash, identify the models in the cache.
     Frees the VAE, which sample images keep, and the text encoders unless they train.
     """
     config, accelerator, pipeline = setup.config, setup.accelerator, setup.pipeline
@@ -198,7 +202,8 @@ def encode_dataset(setup: TrainingSetup) -> tuple[BatchPlan, Callable]:
     with memory_for("while the images are encoded", config):
         side = config.resolution
         set_tiles(pipeline.vae, not bring(pipeline, ("vae",), accelerator.device, side * side * ENCODING))
-        batch_plan = plan_batches(setup.images, setup.class_images, pipeline.vae, config, cache, accelerator)
+        images = setup.images, setup.class_images
+        batch_plan = plan_batches(*images, pipeline.vae, config, cache, accelerator, keys)
     pipeline.vae.to("cpu")
     pipeline.vae = None
     encode = functools.partial(encode_prompts, pipeline)
@@ -206,7 +211,8 @@ def encode_dataset(setup: TrainingSetup) -> tuple[BatchPlan, Callable]:
         bring(pipeline, COMPONENTS[1:], accelerator.device, TOKENS)
         if not config.train_text_encoder:
             workers = config.dataloader_num_workers
-            encode = encode_captions(batch_plan.captions(), pipeline, cache, accelerator, workers)
+            captions = batch_plan.captions()
+            encode = encode_captions(captions, pipeline, cache, accelerator, workers, text_encoders)
             pipeline.text_encoder = None
             pipeline.text_encoder_2 = None
     release_unused(accelerator.device)

@@ -10,9 +10,10 @@ import re
 import shlex
 from dataclasses import replace
 
-from gralora_diffusion.command_line import ALIASES, PRESETS, expand, json_object
+from gralora_diffusion.command_line import ALIASES, expand, json_object
 from gralora_diffusion.config import EMBEDDED_DEFAULTS, GROUPS, TrainConfig
 from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, options_of, to_flat
+from gralora_diffusion.presets import BY_CARD, PRESETS, preset_options
 from gralora_diffusion.ui.workspace import BUNDLED, EMBEDDED, Workspace, quoted, real_file
 
 IMAGES = "instance_data_dir"
@@ -29,6 +30,12 @@ HINTS = {  # of the fields in front, for beginners; the others have the text of 
 }
 FORM_PRESETS = {"default": {}, "quick look": dict(max_train_steps=120, rank=32, num_inference_steps=15)}
 FORM_PRESETS |= {name: preset["options"] for name, preset in PRESETS.items()}
+PRESET_NAMES = (
+    "default",
+    "quick look",
+    *BY_CARD,
+    *PRESETS,
+)
 MAX_TEXT = 2000  # characters
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -219,8 +226,9 @@ def placeholder(option: Option) -> str:
 
 def with_preset(values: dict, preset: str, workspace: Workspace) -> dict:
     """The form's values with the preset's options, and the defaults of those that other presets change."""
-    if preset not in FORM_PRESETS:
-        raise ConfigError(f"there is no preset named {quoted(preset)}{did_you_mean(preset, FORM_PRESETS)}")
+    if preset not in PRESET_NAMES:
+        raise ConfigError(f"there is no preset named {quoted(preset)}{did_you_mean(preset, PRESET_NAMES)}")
     changed = {name for options in FORM_PRESETS.values() for name in options}
-    filled = from_config(from_flat(TrainConfig, FORM_PRESETS[preset]), workspace)
+    options = preset_options(preset) if preset in BY_CARD else FORM_PRESETS[preset]
+    filled = from_config(from_flat(TrainConfig, options), workspace)
     return values | {name: filled[name] for name in changed}

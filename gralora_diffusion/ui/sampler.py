@@ -91,8 +91,9 @@ class Sampler:
     def set_adapters(self, adapters: dict[str, float]) -> None:
         """Use these adapters at these strengths, and no others; {} switches off those that are loaded."""
         from gralora_diffusion import load_adapter
-        from gralora_diffusion.adapters.control import enable, remove, set_strength
+        from gralora_diffusion.adapters.control import enable, remove, set_strength, unmerge
 
+        unmerge(self.pipeline.unet)
         if self.loaded:
             enable(self.pipeline, bool(adapters))
         if not adapters:
@@ -110,6 +111,25 @@ class Sampler:
             with warnings.catch_warnings(action="ignore"):  # the base was chosen on the page
                 load_adapter(self.pipeline, files[name], strength, name=name)
             self.loaded[name] = versions[name]
+        self.merge_where_it_fits()
+
+    def merge_where_it_fits(self) -> None:
+        """Merge the adapters, which makes the steps faster, where there is room for both weights of a layer.
+
+        T-LoRA's active ranks depend on the timestep, so that it is not merged.
+        """
+        from gralora_diffusion.adapters.control import merge
+        from gralora_diffusion.adapters.registry import adapted_layers, handles
+        from gralora_diffusion.devices import best_device
+        from gralora_diffusion.sdxl.placement import bring, has_room
+
+        bring(self.pipeline, ("unet",), best_device(), 0)
+        unet = self.pipeline.unet
+        if any(handle.config.tlora for handle in handles(unet).values()):
+            return
+        weights = sum(layer.weight.nbytes for layer in adapted_layers(unet).values())
+        if has_room(best_device(), 2 * weights):  # and for the VAE, whose decoding takes as much
+            merge(unet)
 
     def unload(self) -> None:
         """Free the memory."""

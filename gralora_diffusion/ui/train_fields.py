@@ -6,10 +6,10 @@ from gralora_diffusion.options import Option
 from gralora_diffusion.ui.config_form import (
     BASE,
     FIELDS,
-    FORM_PRESETS,
     FRONT,
     IMAGES,
     MAX_TEXT,
+    PRESET_NAMES,
     choices,
     grouped_fields,
     hint,
@@ -53,10 +53,10 @@ def build_front(fields: dict, workspace: Workspace) -> gr.Dropdown:
         for name in before:
             fields[name] = build_field(FIELDS[name], workspace)
         preset = gr.Dropdown(
-            list(FORM_PRESETS),
+            list(PRESET_NAMES),
             value="default",
             label="Preset",
-            info="By what is trained and the memory of the card",
+            info="subject and style: what fits this GPU",
             elem_id="preset",
             min_width=220,
         )

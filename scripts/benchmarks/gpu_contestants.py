@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from gpu_base import CUDA, Sizes, dtype_of, forget_accelerator, random_pipeline, sharing
 
 from gralora_diffusion.adapters.inject import inject
-from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.batches import BatchPlan, examples_at, plan_batches
 from gralora_diffusion.data.cache import Cache
@@ -104,8 +103,8 @@ def trainer_steps(parts: Parts, unet, config: TrainConfig, accelerator, one_batc
     """
     models = {"unet": unet}
     make_trainable(models, config)
-    factors = FlatFactors(parameter_groups(models, config), dtype_of(config.mixed_precision))
-    factors.connect(layer.adapter for layer in adapted_layers(unet).values())
+    groups = parameter_groups(models, config)
+    factors = FlatFactors.of_models(groups, models.values(), dtype_of(config.mixed_precision))
     optimization = Optimization.over(factors, config, ENDLESS, accelerator)
     scheduler, dtype = parts.pipeline.scheduler, dtype_of(config.mixed_precision)
     loss_of = objective(unet, scheduler, parts.batch_plan, parts.encode, config, accelerator, dtype)

@@ -114,6 +114,24 @@ def test_inputs_of_any_layout_and_size(kind):
         torch.testing.assert_close(ours.grad, written.grad, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("shapes", [((4, 12), (8, 4)), ((2, 6, 4), (2, 4, 4))], ids=["LoRA", "GraLoRA"])
+def test_gradients_are_added_where_the_caller_wants_them(shapes):
+    random = torch.Generator().manual_seed(0)
+    A, B = (torch.randn(s, generator=random, dtype=torch.float64).requires_grad_() for s in shapes)
+    x = torch.randn(5, 12, generator=random, dtype=torch.float64)
+    weight = torch.randn(8, 12, generator=random, dtype=torch.float64)
+    totals = torch.ones_like(A), torch.ones_like(B)
+    adapted_linear(x, weight, None, [Part(0.5, A, B)]).square().sum().backward()
+    expected = A.grad.clone(), B.grad.clone()
+    A.grad = B.grad = None
+    for _ in range(2):
+        adapted_linear(x, weight, None, [Part(0.5, A, B, None, None, *totals)]).square().sum().backward()
+    assert A.grad is None
+    assert B.grad is None
+    for total, gradient in zip(totals, expected, strict=True):
+        torch.testing.assert_close(total, 1 + 2 * gradient, rtol=1e-10, atol=1e-10)
+
+
 def test_only_what_is_asked_for_gets_a_gradient():
     layer = make("gralora", 2, 8)
     layer.adapter.gralora_A.requires_grad_(False)

@@ -18,9 +18,10 @@ import pytest
 import torch
 from helpers import TRAIN
 
-from gralora_diffusion.command_line import PRESETS
+from gralora_diffusion.command_line import parse
 from gralora_diffusion.config import AdapterConfig, TrainConfig
 from gralora_diffusion.options import from_dict
+from gralora_diffusion.presets import PRESETS
 from gralora_diffusion.sdxl.load import EMBEDDED
 from gralora_diffusion.sdxl.single_file import SDXL_TEXT_ENCODER, SDXL_TEXT_ENCODER_2, SDXL_UNET
 
@@ -139,12 +140,19 @@ def test_presets_are_options_and_leave_room_on_the_card(name):
     assert PRESETS[name]["forecast_gib"] + 1.5 < float(re.search(r"-(\d+)gb", name)[1])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["subject-8gb", "style-24gb"])
-def test_a_presets_forecast_is_that_of_the_planner(name):
-    from gralora_diffusion.command_line import parse
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_forecast_is_that_of_the_planner(name, tmp_path):
+    from gralora_diffusion.sdxl.load import COMPONENTS, shapes, vae_shapes
+    from gralora_diffusion.training.phase_memory import numbers, phase_memory
     from gralora_diffusion.training.step_cost import step_memory
 
-    config = parse("", ["--preset", name, "--pretrained_model_name_or_path", "x"])
-    bytes_of = step_memory(SDXL_UNET, config, config.resolution, torch.bfloat16)
-    assert sum(bytes_of.values()) / 2**30 == pytest.approx(PRESETS[name]["forecast_gib"], abs=0.05)
+    base = tmp_path / "base.safetensors"
+    base.touch()  # a single file is of SDXL's own shape
+    config = parse("", ["--preset", name, "--pretrained_model_name_or_path", str(base)]).resolved()
+    step = step_memory(SDXL_UNET, config, config.resolution, torch.bfloat16)
+    models = shapes(str(base))
+    text_encoders = sum(numbers(models[name]) for name in COMPONENTS[1:])
+    sizes = text_encoders, numbers(vae_shapes(str(base)))
+    card = int(PRESETS[name]["usable_gib"] * 2**30)
+    phases = phase_memory(step, *sizes, config, config.resolution, torch.bfloat16, card)
+    assert max(phases.values()) / 2**30 == pytest.approx(PRESETS[name]["forecast_gib"], abs=0.05)

@@ -10,7 +10,8 @@ from helpers import GRALORA, ROOT
 from PIL import Image
 
 from gralora_diffusion.cli.main import COMMANDS
-from gralora_diffusion.command_line import PRESETS, parse
+from gralora_diffusion.command_line import parse
+from gralora_diffusion.presets import PRESETS
 
 README = (ROOT / "README.md").read_text()
 

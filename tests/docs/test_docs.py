@@ -11,9 +11,10 @@ import pytest
 from helpers import GRALORA, ROOT
 
 from gralora_diffusion.cli.main import COMMANDS
-from gralora_diffusion.command_line import FOREIGN, PRESETS, parser_of
+from gralora_diffusion.command_line import FOREIGN, parser_of
 from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.options import options_of
+from gralora_diffusion.presets import PRESETS
 
 RESULTS = ROOT / "docs" / "experiments" / "results"  # printed by commands
 DOCUMENTS = [
@@ -174,6 +175,13 @@ def test_the_commands_of_scripts_that_install_the_package_exist(name):
         check_gralora(command, *[word for word in rest.split() if word in ("--listen", "--auth", "--port")])
 
 
+def others(options: dict) -> str:
+    """The cell of a preset's options that have no column."""
+    if "snr_gamma" in options:
+        return f"`--snr_gamma {options['snr_gamma']:g}`"
+    return "`--offload_unet`" if "offload_unet" in options else ""
+
+
 def test_the_presets_are_those_of_the_program():
     text = (ROOT / "docs" / "training.md").read_text()
     rows = []
@@ -193,7 +201,7 @@ def test_the_presets_are_those_of_the_program():
             f"{options['train_batch_size']} x {accumulation}",
             "yes" if options.get("gradient_checkpointing") else "no",
             str(options["max_train_steps"]),
-            f"`--snr_gamma {options['snr_gamma']:g}`" if "snr_gamma" in options else "",
+            others(options),
             f"{preset['forecast_gib']:g}",
         ]
 

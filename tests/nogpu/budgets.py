@@ -11,31 +11,32 @@ def budget(launches: int, syncs: int, copies: int) -> dict[str, int]:
 
 
 RUNS = {  # a step of the embedded base: test_commands.py's runs
-    "bf16": budget(2_102, 12, 12),
-    "fp32": budget(1_362, 12, 12),
-    "class images, fp16": budget(2_777, 13, 13),
-    "fp16, text encoders": budget(8_051, 25, 25),  # two batches
-    "T-LoRA": budget(2_108, 12, 12),
-    "AdamW": budget(1_875, 12, 12),
-    "AdamW, fp16": budget(2_777, 13, 13),
-    "Prodigy": budget(3_441, 236, 236),
-    "Adafactor": budget(4_673, 12, 12),
-    "AdamWScheduleFree": budget(1_883, 12, 12),
+    "bf16": budget(1_502, 1, 2),
+    "fp32": budget(1_365, 1, 2),
+    "class images, fp16": budget(1_342, 2, 3),
+    "fp16, text encoders": budget(4_625, 7, 9),  # two batches
+    "T-LoRA": budget(1_508, 1, 2),
+    "AdamW": budget(1_328, 1, 2),
+    "AdamW, fp16": budget(1_342, 2, 3),
+    "Prodigy": budget(1_340, 3, 4),
+    "Adafactor": budget(1_371, 1, 2),
+    "AdamWScheduleFree": budget(1_336, 1, 2),
 }
-PRESETS = {  # a step of SDXL
-    "subject-8gb": budget(18_143, 12, 12),
-    "subject-12gb": budget(18_143, 12, 12),
-    "subject-16gb": budget(18_167, 12, 12),
-    "subject-24gb": budget(12_670, 12, 12),
-    "style-8gb": budget(75_907, 45, 45),  # four batches
-    "style-12gb": budget(75_907, 45, 45),
-    "style-16gb": budget(37_455, 23, 23),  # two
-    "style-24gb": budget(18_181, 12, 12),
+PRESETS = {  # a step of SDXL; four batches of most style presets
+    "subject-6gb": budget(11_883, 1, 171),
+    "subject-8gb": budget(11_883, 1, 2),
+    "subject-12gb": budget(11_883, 1, 2),
+    "subject-16gb": budget(8_614, 1, 2),
+    "subject-24gb": budget(8_638, 1, 2),
+    "style-8gb": budget(47_544, 1, 5),
+    "style-12gb": budget(47_544, 1, 5),
+    "style-16gb": budget(34_471, 1, 5),
+    "style-24gb": budget(17_293, 1, 3),
 }
 UNET = {  # forward, backward and AdamW of SDXL's UNet alone, batch 1: step_counts.py
-    "frozen": 6_137,
-    "LoRA": 11_541,
-    "GraLoRA": 12_661,
+    "frozen": 4_313,
+    "LoRA": 7_483,
+    "GraLoRA": 8_603,
 }
 
 

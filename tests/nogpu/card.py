@@ -12,7 +12,8 @@ MARK = "NO_GPU_GIB"  # set in a process that runs on the stub
 def environment(gib: float = 24.0, **more: str) -> dict[str, str]:
     """The environment of a process with a card of so many GiB that this process can use."""
     folder = built()
-    found = os.environ | {MARK: str(gib), "CUDA_MODULE_LOADING": "LAZY"} | more
+    as_commands_do = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    found = os.environ | as_commands_do | {MARK: str(gib), "CUDA_MODULE_LOADING": "LAZY"} | more
     found["LD_PRELOAD"] = str(folder / RUNTIME)
     found["LD_LIBRARY_PATH"] = f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}"
     assert (folder / DRIVER).is_file()

@@ -41,8 +41,8 @@ class Peaks:
         self.reserved = torch.cuda.max_memory_reserved
         self.forget = torch.cuda.reset_peak_memory_stats
         self.before = 0
-        torch.cuda.max_memory_allocated = self.whole
-        torch.cuda.reset_peak_memory_stats = self.forget_whole
+        torch.accelerator.max_memory_allocated = self.whole
+        torch.accelerator.reset_peak_memory_stats = self.forget_whole
 
     def whole(self, device=None) -> int:
         return max(self.before, self.allocated())

@@ -14,15 +14,15 @@ if __name__ == "__main__":
     card.start()
 
 from gralora_diffusion import console
-from gralora_diffusion.command_line import PRESETS
+from gralora_diffusion.presets import PRESETS
 
-USABLE = {"8gb": 7.5, "12gb": 11.5, "16gb": 15.4, "24gb": 23.3}  # GiB, without what a desktop takes
-DRAWN = [7.5, 11.5]  # where 11.5 GiB are enough, larger cards are
+DRAWN = [5.5, 11.5]  # GiB: the models make room for each other, and all stay
+LARGEST = 23.3
 
 
 def usable(preset: str) -> float:
-    """GiB of the card that a preset is for."""
-    return USABLE[preset.rpartition("-")[2]]
+    """GiB of the card that a preset is for, without what a desktop takes."""
+    return PRESETS[preset]["usable_gib"]
 
 
 def main() -> None:
@@ -48,10 +48,34 @@ def main() -> None:
     drawn = drawing.draw_all(base, DRAWN, drawing.RANK)
     for line in drawn:
         print(drawing.text_of(line))
-    counters.set_limit(USABLE["24gb"])
+    counters.set_limit(LARGEST)
     steps = {kind: step_counts.measure(kind, checkpointing=False) for kind in step_counts.KINDS}
     everything = dict(presets=found, drawing=drawn, unet=steps)
     Path(sys.argv[1]).write_text(json.dumps(everything, indent=1))
+    print("\n".join(tables(everything)))
+
+
+def tables(found: dict) -> list[str]:
+    """What docs/gpu.md shows: GiB at the peak of each phase, and the counts of the last step."""
+    lines = ["| preset | usable | forecast | encoding | step | sample images | reserved | launches | syncs |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for preset, run in found["presets"].items():
+        peaks = {}
+        for line in run["phases"]:
+            kind = line["phase"].split()[0]
+            peaks[kind] = max(peaks.get(kind, 0), line["peak"])
+        step = [line for line in run["phases"] if line["phase"].startswith("step ")][-1]
+        numbers = [usable(preset), run["forecast_gib"], peaks["encode"], peaks["step"], peaks["previews"]]
+        sizes = " | ".join(f"{number:.2f}" for number in [*numbers, step["peak_reserved"]])
+        lines.append(f"| {preset} | {sizes} | {step['launches']:,} | {step['syncs']} |")
+    lines += ["", "| generating an image of 1024 px | card | peak | reserved |", "|---|---|---|---|"]
+    for line in found["drawing"]:
+        sizes = " | ".join(f"{line[name]:.2f}" for name in ("gib", "peak", "reserved"))
+        lines.append(f"| {line['way']} | {sizes} |")
+    lines += ["", "| a step of the UNet | launches | peak |", "|---|---|---|"]
+    for kind, line in found["unet"].items():
+        lines.append(f"| {kind} | {line['launches']:,} | {line['peak']:.2f} |")
+    return lines
 
 
 if __name__ == "__main__":

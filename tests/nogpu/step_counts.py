@@ -1,7 +1,8 @@
 """step_counts.py [--gib FLOAT] [--json FILE] [--names]: a step of SDXL's UNet, with each kind of adapter.
 
-1024 px, batch 1, bf16 weights under autocast, rank 64, k 4, fused AdamW: launches of the forward pass, of the
-backward pass and of the optimizer, host CPU time, and memory; PEFT's layers beside the package's own.
+1024 px, batch 1, bf16, rank 64, k 4, fused AdamW: launches of the forward pass, of the backward pass and of
+the optimizer, host CPU time, and memory; beside the package's own layers, PEFT's, under autocast as in its
+trainers.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import torch
 
 from gralora_diffusion import AdapterConfig, console, inject
 from gralora_diffusion.sdxl.base import Prompts, blank_inputs, predict
+from gralora_diffusion.training.flat_factors import FlatFactors
 
 KINDS = ("frozen", "LoRA", "GraLoRA", "PEFT LoRA", "PEFT GraLoRA")
 RANK, K = 64, 4
@@ -82,20 +84,25 @@ def measure(kind: str, checkpointing: bool) -> dict:
     if checkpointing:
         unet.enable_gradient_checkpointing()
     parameters = [p for p in unet.parameters() if p.requires_grad]
+    factors = None
+    if kind in ("LoRA", "GraLoRA"):  # as the trainer has them
+        factors = FlatFactors.of_models([dict(params=parameters)], [unet], torch.bfloat16)
+        (group,) = factors.flat_groups()
+        parameters = group["params"]
     noisy, timesteps, prompts, sizes = blank_inputs(unet.config, 1, SIDE, device="cuda")
     noisy = noisy.bfloat16().requires_grad_(not parameters)
     inputs = noisy, timesteps, Prompts(*(tensor.bfloat16() for tensor in prompts)), sizes
     optimizer = torch.optim.AdamW(parameters, fused=True) if parameters else None
     steps = []
     for number in range(STEPS):
-        steps.append(measure_step(unet, inputs, parameters, optimizer, number == STEPS - 1))
+        steps.append(measure_step(unet, inputs, factors, optimizer, number == STEPS - 1))
     found = steps[-1]
     for name in PASSES:
         found[f"{name}_cpu"] = min(step[f"{name}_cpu"] for step in steps[1:])
     return found | dict(parameters=sum(p.numel() for p in parameters))
 
 
-def measure_step(unet, inputs, parameters: list, optimizer, names: bool) -> dict:
+def measure_step(unet, inputs, factors: FlatFactors | None, optimizer, names: bool) -> dict:
     """Launches, CPU seconds and memory of a step; its kernels where `names` asks for them."""
     torch.cuda.reset_peak_memory_stats()
     found, kernels = {}, collections.Counter()
@@ -110,14 +117,21 @@ def measure_step(unet, inputs, parameters: list, optimizer, names: bool) -> dict
         return result
 
     def forward() -> torch.Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
+        if factors:
+            factors.refresh()
+        with torch.autocast("cuda", torch.bfloat16, enabled=optimizer is not None and factors is None):
             predicted = predict(unet, *inputs)
         return predicted.float().square().mean()
 
     def update() -> None:
+        if factors:
+            factors.collect()
         if optimizer:
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
             optimizer.step()
+        if factors:
+            factors.clear()
+        elif optimizer:
             optimizer.zero_grad(set_to_none=True)
 
     loss = run_pass("forward", forward)

@@ -160,19 +160,7 @@ def test_a_step_launches_waits_and_copies_no_more_than_its_budget(found, name):
     assert problems(last_step(found[name]), BUDGETS[name]) == []
 
 
-SLOW = {  # today
-    "AdamW, fp16": "it is neither fused nor foreach",
-    "Prodigy": "it reads two numbers back for each parameter",
-    "Adafactor": "it launches for each parameter alone",
-}
-
-
-def slow(name: str):
-    marks = [pytest.mark.xfail(strict=True, reason=SLOW[name])] if name in SLOW else []
-    return pytest.param(name, marks=marks)
-
-
-@pytest.mark.parametrize("name", [slow(name) for name in (*SLOW, "AdamWScheduleFree")])
+@pytest.mark.parametrize("name", ["AdamW, fp16", "Prodigy", "Adafactor", "AdamWScheduleFree"])
 def test_an_optimizer_takes_little_more_than_adamw(found, name):
     if not installed(OF_OPTIMIZER.get(name)):
         pytest.skip(f"{OF_OPTIMIZER[name]} is not installed")

@@ -1,0 +1,37 @@
+"""Options for SDXL by training target and GPU memory."""
+
+import json
+from pathlib import Path
+
+from gralora_diffusion.options import ConfigError
+
+# {name: {options, usable_gib: GPU memory that it is for, forecast_gib: what it takes at its peak}}
+PRESETS = json.loads(Path(__file__).with_name("presets.json").read_text())
+BY_CARD = tuple(dict.fromkeys(name.rpartition("-")[0] for name in PRESETS))  # subject, style
+CLOSE = 0.1  # GiB: so much less than usable_gib a card may have free
+
+
+def preset_options(name: str) -> dict:
+    """The options of a preset; of "subject" or "style", those of its preset for this machine's GPU.
+
+    Raises ConfigError where there is no GPU, or none of the presets fits it.
+    """
+    return PRESETS[preset_of_card(name) if name in BY_CARD else name]["options"]
+
+
+def preset_of_card(target: str) -> str:
+    """The largest preset of a target that the free memory of the GPU has room for."""
+    from gralora_diffusion.devices import best_device, free_memory, name_of  # torch takes seconds
+
+    device = best_device()
+    names = [name for name in PRESETS if name.rpartition("-")[0] == target]
+    free = free_memory(device)
+    if free is None:
+        problem = f"--preset {target} goes by the memory of a GPU, and none is here"
+        raise ConfigError(f"{problem}: choose one of {', '.join(names)}", option="preset")
+    fitting = [name for name in names if PRESETS[name]["usable_gib"] <= free / 2**30 + CLOSE]
+    if not fitting:
+        least = min(PRESETS[name]["usable_gib"] for name in names)
+        problem = f"{name_of(device)} has {free / 2**30:.1f} GiB free, and --preset {target} needs {least:g}"
+        raise ConfigError(f"{problem}: close other programs that use the GPU", option="preset")
+    return max(fitting, key=lambda name: PRESETS[name]["usable_gib"])
