@@ -27,6 +27,7 @@ SECTIONS = {  # in order, with shares of the time
 FRESH = ("resume",)  # a process of its own: cuBLAS reads the setting for deterministic kernels when it starts
 GRACE = 30.0  # seconds after the end of a section's time until its process is killed
 SHORTEST = 15.0  # seconds in which a process can begin something
+MARGIN = 8.0  # seconds before the end in which sections end by themselves
 CLOSING = 3.0  # seconds that are kept for the end
 POLL = 0.2
 NO_DEVICE = 4  # exit code of gpu_sections.py
@@ -93,7 +94,13 @@ def run_process(args: argparse.Namespace, sections: list[str], until: float) -> 
     after = list(SECTIONS)[list(SECTIONS).index(sections[-1]) + 1 :]
     later = sum(SECTIONS[section] for section in after if section in args.only)
     shares = [f"{section}={SECTIONS[section]}" for section in sections]
-    command = [sys.executable, str(HERE / "gpu_sections.py"), str(args.output), str(until), str(later)]
+    command = [
+        sys.executable,
+        str(HERE / "gpu_sections.py"),
+        str(args.output),
+        str(until - MARGIN),
+        str(later),
+    ]
     with open(args.output / LOG, "a") as log:  # progress bars, warnings and tracebacks
         process = subprocess.Popen(
             [*command, str(int(args.quick)), *shares], env=os.environ | {"HF_HUB_OFFLINE": "1"}, stderr=log
