@@ -39,6 +39,7 @@ class AdaptedLinear(nn.Linear):
             self.bias.requires_grad_(False)
         self.adapters = nn.ModuleDict()
         self.merged_strengths = None
+        self.shared = None  # a trainer's SharedInput, which computes several layers of one input at once
         self.register_buffer(
             "unmerged_weight", None, persistent=False
         )  # the base's own, while adapters are merged
@@ -97,6 +98,8 @@ class AdaptedLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., N] -> [..., M]"""
+        if self.shared is not None and self.training and torch.is_grad_enabled():
+            return self.shared.output(self, x)
         if self.merged and self.strengths == self.merged_strengths:
             return F.linear(x, self.weight, self.bias)
         weight = self.unmerged_weight if self.merged else self.weight

@@ -14,7 +14,6 @@ import torch
 from gralora_diffusion.adapters import allocation, allocation_file
 from gralora_diffusion.adapters.gradient_init import SEARCHED
 from gralora_diffusion.adapters.gradients import HELD_OUT, stratified
-from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.batches import plan_batches
 from gralora_diffusion.data.cache import Cache
@@ -131,8 +130,7 @@ def train_adapter(
     """Train all steps: {seconds_per_step, peak_memory, losses, and, if wanted, the held-out loss's curve}."""
     accelerator = experiment.accelerator
     groups = adapted.groups(run["lr"], config.adam_weight_decay)
-    factors = FlatFactors(groups, DTYPES[config.mixed_precision or "no"])
-    factors.connect(layer.adapter for layer in adapted_layers(unet).values())
+    factors = FlatFactors.of_models(groups, [unet], DTYPES[config.mixed_precision or "no"])
     optimization = Optimization.over(factors, config, run["steps"], accelerator)
     lines, curve = [], []
 

@@ -184,8 +184,9 @@ def measure(
     components: dict, config: TrainConfig, resolution: int, dtype: torch.dtype, tokens: int
 ) -> tuple[float | None, str | None]:
     """(seconds of a step, None), or (None, why they are not known)."""
-    if config.base_model_precision:
-        return None, "a dry run does not quantize the base; a run measures the time on its first batches"
+    if config.base_model_precision or config.offload_unet:
+        what = "quantize" if config.base_model_precision else "offload"
+        return None, f"a dry run does not {what} the base; a run measures the time on its first batches"
     try:
         seconds = step_time(components, config, resolution, dtype, tokens)
     except RuntimeError as error:

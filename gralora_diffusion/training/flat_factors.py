@@ -4,12 +4,15 @@ So a step costs a few operations, whatever the number of layers: one copy into t
 compute in, one sum of gradients, one norm, one update.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
 from gralora_diffusion.adapters.layer_adapter import LayerAdapter, WorkingFactors
+from gralora_diffusion.adapters.linear import AdaptedLinear
+from gralora_diffusion.adapters.registry import adapted_layers
+from gralora_diffusion.adapters.shared_input import SharedInput, SharedPart, layers_of_one_input
 
 ALIGNED = 64  # numbers: where equally shaped parameters begin in the buffers
 
@@ -23,17 +26,28 @@ class FlatFactors:
     The models must not be moved or cast afterwards.
     """
 
-    def __init__(self, groups: list[dict], dtype: torch.dtype = torch.float32):
-        """groups: as optimizers take them.  dtype: in which the layers compute."""
-        self.groups = [{**group, "params": sorted_by_shape(group["params"])} for group in groups]
+    def __init__(
+        self,
+        groups: list[dict],
+        dtype: torch.dtype = torch.float32,
+        side_by_side: Sequence[Sequence[nn.Parameter]] = (),
+    ):
+        """groups: as optimizers take them.  dtype: in which the layers compute.
+
+        side_by_side: lists of L parameters of one shape whose copies in half precision are to be one tensor
+        for SharedInput, of [k, n, r] each [k, n, L r], of [r, n] each [L r, n].
+        """
+        half = dtype != torch.float32
+        self.side_by_side = [tuple(members) for members in side_by_side if half]
+        self.groups = [{**group, "params": self.in_order(group["params"])} for group in groups]
         parameters = self.parameters()
         device = parameters[0].device
         self.places, size = self.layout()
         self.values = torch.zeros(size, device=device)
         self.gradients = torch.zeros(size, device=device)
-        half = dtype != torch.float32
         self.copies = torch.zeros(size, dtype=dtype, device=device) if half else None
         self.copies_gradients = torch.zeros(size, dtype=dtype, device=device) if half else None
+        self.regions = self.copied_regions(size)
         self.working = {}  # {parameter: (what the layer computes with, where its gradient goes)}
         for parameter in parameters:
             with torch.no_grad():
@@ -44,7 +58,38 @@ class FlatFactors:
             if half:
                 copy = self.view(self.copies, parameter).detach().requires_grad_()
                 self.working[parameter] = (copy, self.view(self.copies_gradients, parameter))
+        for members in self.interleaved():
+            wholes = self.whole(self.copies, members), self.whole(self.copies_gradients, members)
+            for number, parameter in enumerate(members):
+                width = parameter.shape[2]
+                part = slice(number * width, (number + 1) * width)
+                copy, gradient = (whole[:, :, part] for whole in wholes)
+                self.working[parameter] = (copy.detach().requires_grad_(), gradient)
         self.refresh()
+
+    @classmethod
+    def of_models(cls, groups: list[dict], models: Iterable[nn.Module], dtype: torch.dtype) -> "FlatFactors":
+        """Those of adapted models, which compute with them from now on."""
+        together = [layers for model in models for layers in layers_of_one_input(model)]
+        lists = []
+        for layers in together:
+            for number in range(len(layers[0].adapter.factors)):
+                lists.append([layer.adapter.factors[number][0] for layer in layers])
+        factors = cls(groups, dtype, lists)
+        for model in models:
+            factors.connect(layer.adapter for layer in adapted_layers(model).values())
+        factors.share(together)
+        return factors
+
+    def in_order(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+        """Those of one shape together, first those side by side, in lists of one length together."""
+        own = set(parameters)
+        first = {}  # {parameter: its place among those side by side}
+        for members in sorted(self.side_by_side, key=len):
+            if own.issuperset(members):
+                first |= {parameter: len(first) + number for number, parameter in enumerate(members)}
+        shapes = list(dict.fromkeys(p.shape for p in parameters))
+        return sorted(parameters, key=lambda p: (shapes.index(p.shape), first.get(p, len(parameters))))
 
     def layout(self) -> tuple[dict[nn.Parameter, int], int]:
         """({parameter: where it begins}, how many numbers all take)."""
@@ -60,6 +105,34 @@ class FlatFactors:
             end = -(-end // ALIGNED) * ALIGNED
         return places, end
 
+    def interleaved(self) -> list[tuple[nn.Parameter, ...]]:
+        """The lists whose copies do not lie as the parameters, in order of place."""
+        found = [members for members in self.side_by_side if members[0].ndim == 3]
+        return sorted(found, key=lambda members: self.places[members[0]])
+
+    def copied_regions(self, size: int) -> list[tuple[int, int, tuple | None]]:
+        """(start, end, shape of the values), in order; None where the copies lie as the values do.
+
+        shape: (lists, L, k, n, r).
+        """
+        if self.copies is None:
+            return []
+        found = []
+        for members in self.interleaved():
+            start, length = self.places[members[0]], len(members)
+            end = start + length * members[0].numel()
+            shape = (length, *members[0].shape)
+            if found and found[-1][1] == start and found[-1][2][1:] == shape:
+                begin, _, (lists, *_) = found.pop()
+                found.append((begin, end, (lists + 1, *shape)))
+            else:
+                found.append((start, end, (1, *shape)))
+        whole, last = [], 0
+        for start, end, shape in found:
+            whole += [(last, start, None), (start, end, shape)] if start > last else [(start, end, shape)]
+            last = end
+        return [*whole, (last, size, None)] if size > last else whole
+
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self.groups for p in group["params"]]
 
@@ -68,6 +141,15 @@ class FlatFactors:
         start = self.places[parameter]
         return flat[start : start + parameter.numel()].view(parameter.shape)
 
+    def whole(self, flat: torch.Tensor, members: tuple[nn.Parameter, ...]) -> torch.Tensor:
+        """The copies of parameters that lie side by side, as one: [k, n, L r], or [L r, n]."""
+        start, first = self.places[members[0]], members[0]
+        part = flat[start : start + len(members) * first.numel()]
+        if first.ndim == 3:
+            k, n, r = first.shape
+            return part.view(k, n, len(members) * r)
+        return part.view(-1, first.shape[1])
+
     def connect(self, adapters: Iterable[LayerAdapter]) -> None:
         """Let these adapters compute with the working copies while they train."""
         for adapter in adapters:
@@ -75,6 +157,21 @@ class FlatFactors:
             for A, B in adapter.factors:
                 (A_copy, A_grad), (B_copy, B_grad) = self.working[A], self.working[B]
                 adapter.working.append(WorkingFactors(A_copy, B_copy, A_grad, B_grad))
+
+    def share(self, layers_of_one_input: Iterable[list[AdaptedLinear]]) -> None:
+        """Let these layers compute together while they train; their A are among those side by side."""
+        for layers in layers_of_one_input if self.copies is not None else ():
+            parts = []
+            for number, ranks in enumerate(layers[0].adapter.part_ranks):
+                pairs = [layer.adapter.factors[number] for layer in layers]
+                members = tuple(A for A, _ in pairs)
+                whole = self.whole(self.copies, members).detach().requires_grad_()
+                gradient = self.whole(self.copies_gradients, members)
+                copies, gradients = zip(*(self.working[B] for _, B in pairs), strict=True)
+                parts.append(SharedPart(whole, gradient, list(copies), list(gradients), ranks))
+            shared = SharedInput(layers, parts)
+            for layer in layers:
+                layer.shared = shared
 
     def flat_groups(self) -> list[dict]:
         """The groups with a single parameter in each: a part of `values` that has a part of `gradients`."""
@@ -114,8 +211,11 @@ class FlatFactors:
         first = next(iter(self.working))
         if first.data_ptr() != self.view(self.values, first).data_ptr():
             raise RuntimeError("an adapted model was moved or cast while it trains")
-        if self.copies is not None:
-            self.copies.copy_(self.values)
+        for start, end, shape in self.regions:
+            values, copies = self.values[start:end], self.copies[start:end]
+            if shape:
+                copies, values = side_by_side(copies, shape), values.view(shape)
+            copies.copy_(values)
 
     @torch.no_grad()
     def collect(self) -> None:
@@ -126,7 +226,11 @@ class FlatFactors:
             if copy.grad is not None:  # of an operation that was not told where to add it
                 gradient.add_(copy.grad)
                 copy.grad = None
-        self.gradients.add_(self.copies_gradients)
+        for start, end, shape in self.regions:
+            gradients, copies = self.gradients[start:end], self.copies_gradients[start:end]
+            if shape:
+                gradients, copies = gradients.view(shape), side_by_side(copies, shape)
+            gradients.add_(copies)
         self.copies_gradients.zero_()
 
     def clear(self) -> None:
@@ -134,7 +238,7 @@ class FlatFactors:
         self.gradients.zero_()
 
 
-def sorted_by_shape(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    """Those of one shape together, otherwise in order."""
-    shapes = list(dict.fromkeys(p.shape for p in parameters))
-    return sorted(parameters, key=lambda parameter: shapes.index(parameter.shape))
+def side_by_side(copies: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Copies that lie as [lists, k, n, L, r] in the order of the values, shape [lists, L, k, n, r]."""
+    lists, length, k, n, r = shape
+    return copies.view(lists, k, n, length, r).permute(0, 3, 1, 2, 4)

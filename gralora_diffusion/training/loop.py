@@ -57,8 +57,7 @@ class Optimization:
         """That of a run, with the state of the checkpoint it resumes from; its models stay where they are."""
         config, accelerator = setup.config, setup.accelerator
         groups = parameter_groups(setup.models, config, accelerator.num_processes)
-        factors = FlatFactors(groups, setup.dtype)
-        factors.connect(layer.adapter for layer in setup.layers().values())
+        factors = FlatFactors.of_models(groups, setup.models.values(), setup.dtype)
         made = cls.over(factors, config, setup.steps, accelerator)
         made.load(setup.state)
         return made

@@ -12,10 +12,12 @@ from gralora_diffusion.adapters.layer_adapter import WorkingFactors
 from gralora_diffusion.adapters.quantization import BYTES
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.devices import best_device
 from gralora_diffusion.sdxl.base import Prompts, blank_inputs, hidden_states, predict
 from gralora_diffusion.sdxl.load import COMPONENTS
+from gralora_diffusion.training.flat_factors import FlatFactors
 from gralora_diffusion.training.offload import offloaded_blocks, offloaded_bytes
-from gralora_diffusion.training.optim import bytes_per_parameter
+from gralora_diffusion.training.optim import bytes_per_parameter, parameter_groups
 from gralora_diffusion.training.setup import make_trainable
 
 BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")  # what gradient checkpointing recomputes one by one
@@ -138,7 +140,7 @@ def step_time(components: dict, config: TrainConfig, resolution: int, dtype, tok
     components: adapted models on the meta device, which are moved and filled. Returns None where the
     measurement would take long or much memory: a base of SDXL's size on a CPU.
     """
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = best_device()
     unet = components["unet"]
     if device.type == "cpu" and sum(p.numel() for p in unet.parameters()) > LARGE:
         return None
@@ -146,16 +148,19 @@ def step_time(components: dict, config: TrainConfig, resolution: int, dtype, tok
     for model in trained.values():
         fill_with_zeros(model, device, dtype)
     make_trainable(trained, config)
+    factors = FlatFactors.of_models(parameter_groups(trained, config), trained.values(), dtype)
     text_encoders = [trained[name] for name in COMPONENTS[1:] if name in trained]
     n = images_per_batch(config)
     noisy, timesteps, prompts, sizes = blank_inputs(unet.config, n, resolution // 8, tokens, device)
     captions = torch.zeros(n, tokens, dtype=torch.long, device=device)
 
     def run_batch(_number: int) -> None:
+        factors.refresh()
         embeds = hidden_states(text_encoders, captions) if text_encoders else prompts.embeds
         in_dtype = Prompts(embeds.to(dtype), prompts.pooled.to(dtype))
         predicted = predict(unet, noisy.to(dtype), timesteps, in_dtype, sizes)
         predicted.float().square().mean().backward()
+        factors.collect()
 
     return config.gradient_accumulation_steps * batch_time(run_batch, 10**4, device)
 

@@ -24,7 +24,6 @@ import stand_ins  # noqa: F401 - installs them
 import torch
 
 from gralora_diffusion import AdapterConfig, console, inject
-from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.sdxl.base import Prompts, blank_inputs, predict
 from gralora_diffusion.training.flat_factors import FlatFactors
 
@@ -87,8 +86,7 @@ def measure(kind: str, checkpointing: bool) -> dict:
     parameters = [p for p in unet.parameters() if p.requires_grad]
     factors = None
     if kind in ("LoRA", "GraLoRA"):  # as the trainer has them
-        factors = FlatFactors([dict(params=parameters)], torch.bfloat16)
-        factors.connect(layer.adapter for layer in adapted_layers(unet).values())
+        factors = FlatFactors.of_models([dict(params=parameters)], [unet], torch.bfloat16)
         (group,) = factors.flat_groups()
         parameters = group["params"]
     noisy, timesteps, prompts, sizes = blank_inputs(unet.config, 1, SIDE, device="cuda")

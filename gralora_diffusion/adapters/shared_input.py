@@ -1,0 +1,176 @@
+"""Layers that read the same input, such as q, k and v: one product takes it down for all of them.
+
+For L layers whose factors A have one shape, A_all holds them side by side: [k, N/k, L r], or [L r, N] for
+plain LoRAs. With the names of kernel.py, and slices x_n, g_j of columns:
+
+    p_n = x_n A_all_n                  [T, L r]: of each layer, k groups of r/k columns
+    h_lj = (group lj of p_0, ..., group lj of p_k-1);  y_lj += s h_lj B_lj
+    q_n = (of all layers l and groups j: group n of e_lj),  e_lj = s g_lj B_lj^T
+    dA_all_n = x_n^T q_n;  dx = sum_l g_l W_l, then dx_n += q_n A_all_n^T
+
+So a product, a swap, a gradient and a sum serve L layers. What each layer gives is what it gives alone, but
+for the rounding of dx.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from gralora_diffusion.adapters.kernel import (
+    add_to_input,
+    add_up,
+    gradient_of_A,
+    gradient_of_B,
+    masked,
+    numbers,
+    products,
+    rows,
+    slices,
+)
+from gralora_diffusion.adapters.linear import AdaptedLinear
+
+PROJECTIONS = (("to_q", "to_k", "to_v"), ("q_proj", "k_proj", "v_proj"))  # of diffusers, and of CLIP
+
+
+class SharedPart(NamedTuple):
+    """A part of each of L layers: A_all, and one B a layer, with what their gradients are added to."""
+
+    A: torch.Tensor
+    A_grad: torch.Tensor
+    Bs: list[torch.Tensor]
+    B_grads: list[torch.Tensor]
+    ranks: int  # that T-LoRA masks together
+
+
+class SharedInput:
+    """The layers of one input, each with one adapter of the same kind and sizes.
+
+    output() gives a layer's output; the first that is called with an input computes those of all.
+    """
+
+    def __init__(self, layers: list[AdaptedLinear], parts: list[SharedPart]):
+        self.layers, self.parts = layers, parts
+        self.input: torch.Tensor | None = None
+        self.outputs: dict[AdaptedLinear, torch.Tensor] = {}
+
+    def output(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
+        if self.input is not x or layer not in self.outputs:
+            self.outputs = dict(zip(self.layers, self.compute(x), strict=True))
+            self.input = x
+        y = self.outputs.pop(layer)
+        if not self.outputs:
+            self.input = None
+        return y
+
+    def compute(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        adapters = [layer.adapter for layer in self.layers]
+        scales = [adapter.scale * adapter.strength * adapter.enabled for adapter in adapters]
+        active = adapters[0].active_ranks
+        masks = [None if active is None else active[part.ranks] for part in self.parts]
+        tensors = [layer.weight for layer in self.layers] + [layer.bias for layer in self.layers]
+        for part in self.parts:
+            tensors += [part.A, *part.Bs]
+        return FusedLinears.apply(x, self.parts, scales, masks, *tensors)
+
+
+def layers_of_one_input(model: nn.Module) -> Iterator[list[AdaptedLinear]]:
+    """The adapted projections of each attention that read one input, where they can be computed together."""
+    for module in model.modules():
+        for names in PROJECTIONS:
+            found = [getattr(module, name, None) for name in names]
+            if getattr(module, "is_cross_attention", False):
+                found = found[1:]  # the query is of another input
+            if all(isinstance(layer, AdaptedLinear) for layer in found) and alike(found):
+                yield found
+
+
+def alike(layers: list[AdaptedLinear]) -> bool:
+    """Whether each layer has one adapter, and all of these are of one kind, with A of the same shapes."""
+    if any(len(layer.adapters) != 1 for layer in layers):
+        return False
+    adapters = [layer.adapter for layer in layers]
+    kinds = set()
+    for adapter in adapters:
+        shapes = tuple(A.shape for A, _ in adapter.factors)
+        kinds.add((type(adapter), shapes, adapter.part_ranks))
+    return len(kinds) == 1 and bool(adapters[0].factors) and not any(a.dropout for a in adapters)
+
+
+class FusedLinears(torch.autograd.Function):
+    """tensors: the weights and biases of L layers, then A_all and L factors B of each part."""
+
+    @staticmethod
+    def forward(ctx, x, parts, scales, masks, *tensors):
+        count = len(scales)
+        weights, biases = tensors[:count], tensors[count : 2 * count]
+        flat = rows(x)
+        ys = [F.linear(x, numbers(w, x.dtype), b) for w, b in zip(weights, biases, strict=True)]
+        hs = []
+        for part, mask in zip(parts, masks, strict=True):
+            h = down_all(flat, part.A, count)
+            hs.append(masked(h, mask))
+            for y, own, B, scale in zip(ys, of_layers(h, count), part.Bs, scales, strict=True):
+                add_up(rows(y), own, B, scale)
+        ctx.save_for_backward(x, *weights, *hs, *[mask for mask in masks if mask is not None])
+        ctx.parts, ctx.scales, ctx.has_mask = parts, scales, [mask is not None for mask in masks]
+        return tuple(ys)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        count = len(ctx.scales)
+        x, *kept = ctx.saved_tensors
+        weights, hs = kept[:count], kept[count : count + len(ctx.parts)]
+        masks = iter(kept[count + len(ctx.parts) :])
+        gs = [rows(grad).contiguous() for grad in grads]
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = gs[0] @ numbers(weights[0], gs[0].dtype)
+            for g, weight in zip(gs[1:], weights[1:], strict=True):
+                dx.addmm_(g, numbers(weight, g.dtype))
+        for part, h, has_mask in zip(ctx.parts, hs, ctx.has_mask, strict=True):
+            q = masked(down_again_all(gs, part.Bs, ctx.scales), next(masks) if has_mask else None)
+            if dx is not None:
+                add_to_input(dx, q, part.A)
+            gradient_of_A(rows(x), q, part.A, part.A_grad)
+            of_each = zip(gs, of_layers(h, count), part.Bs, ctx.scales, part.B_grads, strict=True)
+            for g, own, B, scale, total in of_each:
+                gradient_of_B(g, own, B, scale, total)
+        others = (None,) * (3 + 2 * count + sum(1 + count for _ in ctx.parts))
+        return None if dx is None else dx.view_as(x), *others
+
+
+def down_all(x: torch.Tensor, A: torch.Tensor, count: int) -> torch.Tensor:
+    """x [T, N] -> h of all layers: [T, L r], or [L, k(j), T, r]"""
+    if A.ndim == 2:
+        return x @ A.T
+    k, _, width = A.shape
+    t, r = x.shape[0], width // count
+    p = x.new_empty(t, k, width)
+    products(p.transpose(0, 1), slices(x, k), A)
+    return p.view(t, k, count, k, r // k).permute(2, 3, 0, 1, 4).reshape(count, k, t, r)
+
+
+def of_layers(h: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    """h of each layer: [T, r], or [k(j), T, r]"""
+    return h.unbind(0) if h.ndim == 4 else h.chunk(count, 1)
+
+
+def down_again_all(gs: list[torch.Tensor], Bs: list[torch.Tensor], scales: list[float]) -> torch.Tensor:
+    """g [T, M] of each layer -> q of all: [T, L r], or [k(n), T, L r]"""
+    count, t = len(gs), len(gs[0])
+    if Bs[0].ndim == 2:
+        r = Bs[0].shape[1]
+        q = gs[0].new_empty(t, count * r)
+        for own, g, B, scale in zip(q.chunk(count, 1), gs, Bs, scales, strict=True):
+            own.addmm_(g, B, beta=0, alpha=scale)
+        return q
+    k, r, _ = Bs[0].shape
+    e = gs[0].new_empty(t, count, k, r)
+    for number, (g, B, scale) in enumerate(zip(gs, Bs, scales, strict=True)):
+        products(e[:, number].transpose(0, 1), slices(g, k), B.transpose(1, 2), scale)
+    return e.view(t, count, k, k, r // k).permute(3, 0, 1, 2, 4).reshape(k, t, count * r)
