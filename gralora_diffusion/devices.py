@@ -51,20 +51,26 @@ def name_of(device: torch.device) -> str:
 
 def total_memory(device: torch.device) -> int | None:
     """Bytes of the card; None where the device shares the system's memory."""
-    if device.type in ("cuda", "xpu"):
-        return torch.get_device_module(device).get_device_properties(device).total_memory
-    return None
+    return free_and_total(device)[1] if device.type in ("cuda", "xpu") else None
+
+
+def free_and_total(device: torch.device) -> tuple[int, int]:
+    """Bytes of a card that are free, and all of them.
+
+    Where the driver does not report the first, as on some Intel GPUs, those that this process has not taken.
+    """
+    try:
+        return torch.accelerator.get_memory_info(device)
+    except RuntimeError:
+        total = torch.get_device_module(device).get_device_properties(device).total_memory
+        return total - torch.accelerator.memory_reserved(device), total
 
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated, those that the allocator holds unused included; None: not known."""
     if device.type in ("cuda", "xpu"):
-        reserved, used = torch.accelerator.memory_reserved(device), torch.accelerator.memory_allocated(device)
-        try:
-            free = torch.accelerator.get_memory_info(device)[0]
-        except RuntimeError:  # some Intel GPUs do not report it
-            free = total_memory(device) - reserved
-        return free + reserved - used
+        unused = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
+        return free_and_total(device)[0] + unused
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return None
