@@ -33,7 +33,7 @@ def training_problems(config) -> Iterator[Problem]:
     if config.resolution is not None and config.resolution % 8:
         yield f"--resolution is {config.resolution}; it must be divisible by 8", "resolution"
     if config.offload_unet and config.base_model_precision:
-        yield "--offload_unet moves plain weights: drop it, or --base_model_precision", "offload_unet"
+        yield "--offload_unet needs a base that is not quantized: drop --base_model_precision", "offload_unet"
     yield from data_problems(config)
     yield from optimizer_problems(config)
     yield from rank_problems(config)

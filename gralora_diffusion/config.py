@@ -78,10 +78,10 @@ class AdapterConfig:
     )
     rank_pattern: dict = adapter({}, 'other ranks for some layers, as JSON: {"regular expression": rank}')
     k_pattern: dict = adapter({}, 'other k for some layers, as JSON: {"regular expression": k}')
-    tlora: bool = adapter(False, "T-LoRA: where there is more noise, fewer of the UNet's ranks act")
+    tlora: bool = adapter(False, "T-LoRA: fewer active ranks in the UNet at noisier timesteps")
     tlora_min_rank: int | None = adapter(
         None,
-        "T-LoRA's rank at the noisiest timestep; by default half of the rank",
+        "T-LoRA's rank at the noisiest timestep; by default half the rank",
         at_least=1,
         needs={"tlora": True},
     )
@@ -121,7 +121,10 @@ class TrainConfig:
         label="Images",
     )
     instance_prompt: str | None = data(
-        None, "caption of images without one, as 'a photo of sks dog'", kind="text", label="Trigger prompt"
+        None,
+        "caption of images without one, such as 'a photo of sks dog'",
+        kind="text",
+        label="Trigger prompt",
     )
     resolution: int | None = data(None, "side in pixels; by default the base's", at_least=64, at_most=8192)
     use_aspect_ratio_buckets: bool = data(False, "crop to the nearest of SDXL's shapes instead of a square")
@@ -132,13 +135,13 @@ class TrainConfig:
         0.0, "share of the training images used without a caption (0.1 is usual)", at_least=0, at_most=1
     )
     shuffle_captions: bool = data(False, "train on eight orders of each caption's comma-separated tags")
-    keep_tokens: int = data(0, "tags at the front that stay there", at_least=0, needs=SHUFFLED)
+    keep_tokens: int = data(0, "tags at the front that are not shuffled", at_least=0, needs=SHUFFLED)
     image_interpolation_mode: str = data("lanczos", "how images are resized", choices=INTERPOLATIONS)
     on_bad_image: str = data("stop", "stop at unusable files, or skip them", choices=BAD, resumable=True)
     dataset_name: str | None = data(
         None, "dataset on the hub or on disk instead of --instance_data_dir", kind="dataset"
     )
-    dataset_config_name: str | None = dataset(None, "the dataset's configuration, where it has several")
+    dataset_config_name: str | None = dataset(None, "the dataset's configuration, if it has several")
     image_column: str = data("image", "the dataset's column of images")
     caption_column: str | None = data(None, "the column of captions in the dataset or in metadata.jsonl")
     streaming: bool = dataset(
@@ -149,47 +152,57 @@ class TrainConfig:
     num_train_epochs: int | None = training(None, "epochs, instead of steps", at_least=1, resumable=True)
     train_batch_size: int | None = training(None, "images per step and process", at_least=1)
     gradient_accumulation_steps: int = training(1, "batches per optimizer step", at_least=1)
-    learning_rate: float | None = training(None, "rate of the UNet's adapters; for Prodigy a factor", above=0)
+    learning_rate: float | None = training(
+        None, "learning rate of the UNet's adapters; a factor for Prodigy", above=0
+    )
     train_text_encoder: bool = training(False, "adapt both text encoders too")
-    text_encoder_lr: float | None = text_rate(None, "learning rate; by default the UNet's", at_least=0)
-    text_encoder_2_lr: float | None = text_rate(None, "learning rate; by default the first's", at_least=0)
-    seed: int = training(0, "seed of everything random", at_least=0, at_most=2**40)
+    text_encoder_lr: float | None = text_rate(
+        None, "of both text encoders' adapters; by default the UNet's", at_least=0
+    )
+    text_encoder_2_lr: float | None = text_rate(
+        None, "of the second text encoder's; by default the first's", at_least=0
+    )
+    seed: int = training(0, "random seed", at_least=0, at_most=2**40)
     validation_prompt: str | None = samples(
-        None, "prompts, separated by |; by default the trigger prompt in four places", kind="text"
+        None, "prompts, separated by |; by default the trigger prompt in four scenes", kind="text"
     )
     num_validation_images: int = samples(1, "sample images per prompt", at_least=1)
     num_inference_steps: int = samples(25, "denoising steps of a sample image", at_least=1)
     guidance_scale: float | None = samples(None, "guidance scale of the sample images", at_least=0)
-    validation_steps: int | None = samples(None, "sample images every N steps too", at_least=1)
-    validation_epochs: int | None = samples(None, "sample images every N epochs too", at_least=1)
-    skip_final_inference: bool = samples(False, "no sample images, neither before nor after")
+    validation_steps: int | None = samples(None, "also generate sample images every N steps", at_least=1)
+    validation_epochs: int | None = samples(None, "also generate sample images every N epochs", at_least=1)
+    skip_final_inference: bool = samples(False, "generate no sample images")
     output_dir: str | None = output(
-        None, "the run folder; by default runs/NAME, numbered when that exists", kind="folder"
+        None, "the run folder; by default runs/NAME, with a number if that exists", kind="folder"
     )
-    checkpointing_steps: int = output(500, "a checkpoint every N steps, and at the end", at_least=1)
+    checkpointing_steps: int = output(500, "save a checkpoint every N steps, and at the end", at_least=1)
     checkpoints_total_limit: int | None = output(
-        None, "keep at most so many checkpoints; the oldest are deleted", at_least=1
+        None, "keep at most this many checkpoints; older ones are deleted", at_least=1
     )
     resume_from_checkpoint: str | None = output(
-        None, "latest, or a checkpoint-N folder of this run; by default the same command resumes the latest"
+        None, "latest, or a checkpoint-N folder of this run; by default the latest is resumed"
     )
-    output_kohya_format: bool = output(False, "write the adapter in kohya's naming of diffusers' layers too")
+    output_kohya_format: bool = output(
+        False, "also write a file with kohya's prefix and diffusers' layer names"
+    )
     upcast_before_saving: bool = output(
-        False, "write pytorch_lora_weights.safetensors in fp32 after mixed precision too"
+        False, "write pytorch_lora_weights.safetensors in fp32 with mixed precision too"
     )
     dry_run: bool = output(False, "print the resolved config and the plan, and stop")
     mixed_precision: str | None = machine(
-        None, "precision of base and computation; by default bf16 on a GPU that has it", choices=PRECISIONS
+        None, "precision of base and computation; by default bf16 if the GPU supports it", choices=PRECISIONS
     )
     gradient_checkpointing: bool = machine(False, "recompute activations: slower, far less memory")
     base_model_precision: str | None = machine(
         None, "the frozen UNet in 8 or 4 bits: less memory, slower (needs torchao)", choices=QUANTIZED
     )
     offload_unet: bool = machine(
-        False, "keep the frozen UNet in RAM, on the GPU one block at a time: slower", needs=RECOMPUTED
+        False, "keep the frozen UNet in RAM and move one block at a time to the GPU: slower", needs=RECOMPUTED
     )
-    deterministic: bool = machine(False, "resume bit by bit on a GPU too: slower")
-    allow_tf32: bool = machine(False, "multiply fp32 matrices in TF32 on a GPU: faster, less exact")
+    deterministic: bool = machine(
+        False, "use deterministic kernels, to resume bit by bit on a GPU too: slower"
+    )
+    allow_tf32: bool = machine(False, "multiply fp32 matrices in TF32 on a GPU: faster, less precise")
     cache_latents: bool = machine(True, "keep latents and prompt embeddings for later runs", resumable=True)
     latent_cache_dir: str | None = machine(
         None, "folder of that cache; by default gralora_diffusion in $XDG_CACHE_HOME or ~/.cache", **CACHE
@@ -197,7 +210,7 @@ class TrainConfig:
     dataloader_num_workers: int = machine(
         0, "threads that read and crop images for the cache", at_least=0, at_most=256, resumable=True
     )
-    optimizer: str = optim("AdamW", "which optimizer", choices=OPTIMIZERS)
+    optimizer: str = optim("AdamW", "optimizer", choices=OPTIMIZERS)
     use_8bit_adam: bool = optim(False, "AdamW with 8-bit state (needs bitsandbytes)", needs=ADAMW)
     lr_scheduler: str = optim("constant", "learning-rate schedule", choices=SCHEDULES)
     lr_warmup_steps: int = optim(0, "steps over which the learning rate rises", at_least=0, needs=WARMUP)
@@ -207,16 +220,19 @@ class TrainConfig:
         None, "factors: '1:100,0.5:300,0.1' is 1 to step 100, 0.5 to step 300, then 0.1", needs=STEPPED
     )
     scale_lr: bool = optim(False, "multiply --learning_rate by batch size x accumulation x processes")
-    loraplus_lr_ratio: float = optim(1.0, "LoRA+: B's learning rate over A's (16 is usual)", above=0)
+    loraplus_lr_ratio: float = optim(1.0, "LoRA+: ratio of B's learning rate to A's (16 is usual)", above=0)
     adam_beta1: float = betas(0.9, "beta1", at_least=0, at_most=0.999999)
     adam_beta2: float = betas(0.999, "beta2", at_least=0, at_most=0.999999)
     adam_epsilon: float = betas(1e-8, "epsilon", above=0)
-    adam_weight_decay: float = optim(1e-4, "weight decay, of every optimizer", at_least=0)
+    adam_weight_decay: float = optim(1e-4, "weight decay, with every optimizer", at_least=0)
     adam_weight_decay_text_encoder: float | None = text_decay(None, "by default the UNet's", at_least=0)
     prodigy_beta3: float | None = prodigy(
-        None, "beta3 of Prodigy's step size; by default the root of beta2", at_least=0, at_most=0.999999
+        None,
+        "beta3 of Prodigy's step size; by default the square root of beta2",
+        at_least=0,
+        at_most=0.999999,
     )
-    prodigy_decouple: bool = prodigy(True, "Prodigy's weight decay as AdamW's")
+    prodigy_decouple: bool = prodigy(True, "decoupled weight decay in Prodigy, as in AdamW")
     prodigy_use_bias_correction: bool = prodigy(True, "Adam's bias correction in Prodigy")
     prodigy_safeguard_warmup: bool = prodigy(True, "keep warm-up rates out of Prodigy's step size")
     max_grad_norm: float = optim(1.0, "gradients are clipped to this norm", above=0)
@@ -224,20 +240,22 @@ class TrainConfig:
         None, "average the adapter with this decay (0.999)", above=0, at_most=0.999999, needs=NO_AVERAGE
     )
     prediction_type: str | None = loss(
-        None, "what the UNet predicts; by default as its base", choices=PREDICTIONS
+        None, "what the UNet predicts; by default what the base does", choices=PREDICTIONS
     )
     snr_gamma: float | None = loss(None, "min-SNR loss weights with this gamma (5 is usual)", above=0)
-    debiased_estimation: bool = loss(False, "loss weights 1/sqrt(SNR), against the bias by noise level")
+    debiased_estimation: bool = loss(False, "loss weights 1/sqrt(SNR), which balance the noise levels")
     noise_offset: float = loss(
-        0.0, "strength of noise that is one value per channel, for darker images", at_least=0, at_most=1
+        0.0, "strength of a noise offset per channel, for darker and brighter images", at_least=0, at_most=1
     )
     rescale_betas_zero_snr: bool = loss(False, "a noise schedule that ends in pure noise (for v_prediction)")
     loss_type: str = loss("l2", "squared error, pseudo-Huber, or pseudo-Huber over its c", choices=LOSSES)
-    huber_c: float = huber(0.1, "where Huber goes from squared to absolute error", above=0, at_most=1)
+    huber_c: float = huber(
+        0.1, "where the Huber loss changes from squared to absolute error", above=0, at_most=1
+    )
     huber_schedule: str = huber(
         "snr", "c by timestep: from near 1 with little noise to huber_c; or constant", choices=HUBER_SCHEDULES
     )
-    with_prior_preservation: bool = prior(False, "train on class images too, so that the class stays")
+    with_prior_preservation: bool = prior(False, "train on class images too, to preserve the class")
     class_data_dir: str | None = prior(None, "class images; the base generates missing ones", kind="images")
     class_prompt: str | None = prior(None, "prompt and caption of class images", kind="text")
     prior_loss_weight: float = prior(1.0, "weight of the class images' loss", at_least=0)
@@ -247,28 +265,35 @@ class TrainConfig:
         None, "precision for class images; by default the run's", choices=("no", "fp32", "fp16", "bf16")
     )
     allocate: str | None = ranks(
-        None, "ranks by layer at --rank's parameters, as GoRA (gora) or otherwise", choices=ALLOCATE
+        None, "rule that gives each layer its rank, at the parameter count of --rank", choices=ALLOCATE
     )
-    allocation: str | None = ranks(None, "allocation.json of another run, for its ranks", kind="allocation")
+    allocation: str | None = ranks(
+        None, "allocation.json of another run, to use its ranks", kind="allocation"
+    )
     gora_init: str | None = gora(
-        None, "start from the gradient: random A (GoRA) or svd (default); or zero", choices=STARTS
+        None, "initialization from gradients: random A (GoRA) or svd (default); or zero", choices=STARTS
     )
     gora_gamma: float | None = gora(
-        None, "first delta's norm over the gradient's; by default searched", at_least=0, at_most=1e6
+        None,
+        "norm of the first delta over that of the gradient; by default searched",
+        at_least=0,
+        at_most=1e6,
     )
-    gora_batches: int = gora(64, "most batches of the gradient pass", at_least=1, at_most=2**20)
+    gora_batches: int = gora(64, "maximum number of batches in the gradient pass", at_least=1, at_most=2**20)
     gora_tolerance: float = gora(
-        0.05, "end the pass when less than this part of the parameters would move", at_least=0, at_most=1
+        0.05, "end the pass when less than this share of the parameters would move", at_least=0, at_most=1
     )
     gora_min_rank: int | None = gora(None, "lowest rank; by default half of --rank", at_least=1)
     gora_max_rank: int | None = gora(None, "highest rank; by default four times --rank", at_least=1)
     gora_rounding: str = gora(
-        "exact", "exactly --rank's parameters, or rounded as in the paper", choices=("exact", "paper")
+        "exact",
+        "exactly the parameter count of --rank, or rounded as in the paper",
+        choices=("exact", "paper"),
     )
     gora_memory: float | None = gora(
-        None, "GiB of gradient sums kept at once; the rest waits for another pass", above=0
+        None, "GiB of gradient sums kept at once; further passes compute the rest", above=0
     )
-    report_to: str = tracking("none", "tracker beside metrics.jsonl", choices=TRACKERS)
+    report_to: str = tracking("none", "tracker, in addition to metrics.jsonl", choices=TRACKERS)
     logging_dir: str = tracking("logs", "folder in the run folder for tensorboard's files", kind="folder")
     push_to_hub: bool = tracking(False, "upload adapter, samples and a model card to the hub at the end")
     hub_token: str | None = tracking(

@@ -27,11 +27,11 @@ def preset_of_card(target: str) -> str:
     names = [name for name in PRESETS if name.rpartition("-")[0] == target]
     free = free_memory(device)
     if free is None:
-        problem = f"--preset {target} goes by the memory of a GPU, and none is here"
+        problem = f"--preset {target} depends on the memory of a GPU, and this machine has none"
         raise ConfigError(f"{problem}: choose one of {', '.join(names)}", option="preset")
     fitting = [name for name in names if PRESETS[name]["usable_gib"] <= free / 2**30 + CLOSE]
     if not fitting:
         least = min(PRESETS[name]["usable_gib"] for name in names)
-        problem = f"{name_of(device)} has {free / 2**30:.1f} GiB free, and --preset {target} needs {least:g}"
+        problem = f"{name_of(device)} has {free / 2**30:.1f} GiB free, but the presets need {least:g}"
         raise ConfigError(f"{problem}: close other programs that use the GPU", option="preset")
     return max(fitting, key=lambda name: PRESETS[name]["usable_gib"])

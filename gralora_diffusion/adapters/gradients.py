@@ -68,7 +68,7 @@ class Gradients:
         self.ran = 0  # batches, over all passes
         for path, layer in layers.items():
             if quantized(layer.weight):
-                problem = "GoRA needs the gradient of the base's weights, and this base is quantised"
+                problem = "GoRA needs the gradient of the base's weights, and this base is quantized"
                 raise ConfigError(f"{path}: {problem}: load it in bf16")
 
     def settle(self, settled: Callable[[dict], bool]) -> None:

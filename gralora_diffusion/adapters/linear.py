@@ -156,7 +156,7 @@ class AdaptedLinear(nn.Linear):
         """
         if quantized(self.weight):
             raise ValueError(
-                "the base is quantised, and an adapter cannot be merged into it: load it in bf16"
+                "the base is quantized, and an adapter cannot be merged into it: load it in bf16"
             )
         if self.merged and self.strengths == self.merged_strengths:
             return

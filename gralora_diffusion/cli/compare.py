@@ -1,14 +1,14 @@
 """Compare adapter methods: short training runs of every method, rank, learning rate and seed.
 
-All have the same trainer, data order and budget: as many trainable parameters as a LoRA of the rank.
+All share one trainer, data order and budget: as many trainable parameters as a LoRA of the rank.
 
 Captioned images: a tenth is held out for --part validation, where learning rates are chosen, and another
-for --part test; images generated from held-out captions are compared with the true ones, one by one.
+for --part test; images generated from held-out captions are compared with the true images in pairs.
 With --prompts: all images of a subject are trained on, and images generated from the prompts are compared
-with them and with the prompts; --subjects does so for several.
-The same command resumes.  Started several times, its processes share the runs; on a CPU set
-OMP_NUM_THREADS=1.  --report prints and plots what is there.
-docs/experiments/README.md has the experiments that the README reports.
+with them and with the prompts; --subjects does this for several subjects.
+The same command resumes.  If it is started several times, the processes share the runs; on a CPU, set
+OMP_NUM_THREADS=1.  --report prints and plots the finished runs.
+docs/experiments/README.md describes the experiments that the README summarizes.
 """
 
 import dataclasses
@@ -55,36 +55,36 @@ def arguments(argv: list[str] | None) -> Namespace:
 def add_runs(group) -> None:
     about = "folder of the sweep: runs.jsonl, and a folder for each run"
     group.add_argument("--output", type=Path, required=True, metavar="FOLDER", help=about)
-    about = "methods, named below (default: lora gralora)"
+    about = "methods, listed below (default: lora gralora)"
     group.add_argument("--methods", nargs="+", metavar="METHOD", help=about)
-    about = "ranks of the LoRA whose number of parameters all must have (default: 8)"
+    about = "budgets: every method gets the parameter count of a LoRA of this rank (default: 8)"
     group.add_argument("--ranks", nargs="+", type=int, metavar="RANK", help=about)
     about = f"blocks per side of {', '.join(WITH_K)} (default: 2)"
     group.add_argument("--k", nargs="+", type=int, metavar="K", help=about)
     about = "learning rates (default: 1e-3)"
     group.add_argument("--lrs", nargs="+", type=float, metavar="RATE", help=about)
     group.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="(default: 0)")
-    about = "training steps of each run (default: 300); with --report, only runs of so many"
+    about = "training steps of each run (default: 300); with --report, only runs of this length"
     group.add_argument("--steps", type=int, help=about)
     about = "which held-out images are scored (default: validation)"
     group.add_argument("--part", choices=("validation", "test"), default="validation", help=about)
     about = (
-        "of --lrs, for each method and rank only the one that is best in its validation runs, of this sweep "
-        "or of another's folder"
+        "for each method and rank, use only the rate of --lrs that was best in the validation runs of this "
+        "sweep, or of the sweep in FOLDER"
     )
     group.add_argument("--tuned", nargs="?", type=Path, const=Path(), metavar="FOLDER", help=about)
-    about = "print the runs, their parameters and a forecast, and stop"
+    about = "print the runs, their parameters and an estimate, and stop"
     group.add_argument("--dry_run", action="store_true", help=about)
 
 
 def add_images(group) -> None:
     about = "folder with the training images; by default the bundled robot, which needs --prompts"
     group.add_argument("--instance_data_dir", metavar="FOLDER", help=about)
-    about = "caption of images without one of their own; with --subjects {} is the class"
+    about = "caption of images without one; with --subjects, {} stands for the class"
     group.add_argument("--instance_prompt", metavar="TEXT", help=about)
-    about = "text file of prompts for a subject; without it captions are held out"
+    about = "text file of prompts for a subject; without it, captioned images are held out"
     group.add_argument("--prompts", type=Path, metavar="FILE", help=about)
-    about = "several subjects, each with runs of its own; {} in --prompts is the class"
+    about = "several subjects, each with its own runs; {} in --prompts stands for the class"
     group.add_argument("--subjects", nargs="+", metavar="FOLDER[=CLASS]", help=about)
 
 
@@ -93,12 +93,12 @@ def add_training(group) -> None:
     group.add_argument("--pretrained_model_name_or_path", metavar="BASE", help=about)
     about = "images per step; by default the base's"
     group.add_argument("--batch_size", type=int, help=about)
-    group.add_argument("--resolution", type=int, help="of the images; by default the base's")
-    about = "of the frozen base and the computation (default: no, which is fp32)"
+    group.add_argument("--resolution", type=int, help="side of the images; by default the base's")
+    about = "precision of the frozen base and the computation (default: no, which is fp32)"
     group.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help=about)
     about = "layers to adapt: attention, all-linear, or a regular expression (default: attention)"
     group.add_argument("--targets", default="attention", help=about)
-    about = "denoising steps of the images that are scored; by default the trainer's"
+    about = "denoising steps of the scored images; by default the trainer's"
     group.add_argument("--num_inference_steps", type=int, help=about)
 
 
@@ -106,44 +106,44 @@ def add_scores(group) -> None:
     about = "as in gralora evaluate; by default imagenet and embedded, or clip-vit-l-14 and dinov2-base"
     group.add_argument("--encoder", nargs="+", metavar="NAME", help=about)
     about = (
-        f"what --tuned chooses by and the report is of: {', '.join(METRICS)}, by the first encoder, or "
+        f"score that --tuned and the report use: {', '.join(METRICS)}, by the first encoder, or "
         "'METRIC, ENCODER' as in the report; by default the first metric"
     )
     group.add_argument("--score", help=about)
-    about = "measure the loss on held-out noise every so many steps"
+    about = "measure the loss on held-out noise every N steps"
     group.add_argument("--held_out_every", type=int, metavar="STEPS", help=about)
-    about = "generate and score at these strengths of the adapter too, beside 1"
+    about = "also generate and score at these strengths of the adapter, besides 1"
     group.add_argument("--strengths", nargs="+", type=float, default=[], metavar="STRENGTH", help=about)
-    about = "text file of prompts without the subject, whose images show how far the base has moved"
+    about = "text file of prompts without the subject, to measure drift from the base"
     group.add_argument("--drift_prompts", type=Path, metavar="FILE", help=about)
 
 
 def add_report(group) -> None:
-    about = "no runs: print and plot what is there, of --methods, --ranks, --k and --lrs if given"
+    about = "start no runs; report the finished ones, filtered by --methods, --ranks, --k and --lrs"
     group.add_argument("--report", action="store_true", help=about)
-    about = 'what the report subtracts: methods, with k where they have one, as "gralora k1" (default: lora)'
+    about = 'baseline methods of the report, with k if they have one, such as "gralora k1" (default: lora)'
     group.add_argument("--baseline", nargs="+", metavar="METHOD", help=about)
     about = "unit of analysis, by which differences are paired (default: seed)"
     group.add_argument("--unit", choices=("seed", "subject"), default="seed", help=about)
-    about = "report this score at equal --score too, from the curves over the learning rates"
+    about = "also report this score at equal --score, from the curves over the learning rates"
     group.add_argument("--front", metavar="SCORE", help=about)
-    about = "with --report: write it there, with a short runs.jsonl to report from again"
+    about = "with --report: write the report there, with a short runs.jsonl that can be reported again"
     group.add_argument("--keep", type=Path, metavar="FOLDER", help=about)
 
 
 def problem_with(args: Namespace) -> str | None:
     """What is wrong with options, alone or together."""
     if args.keep and not args.report:
-        return "--keep goes with --report"
+        return "--keep needs --report"
     for name in ("methods", "ranks", "k", "lrs", "seeds"):
         values = getattr(args, name) or []
         if len(set(values)) < len(values):
-            return f"--{name} names one twice: {' '.join(map(str, values))}"
+            return f"--{name} has a value twice: {' '.join(map(str, values))}"
     positive = [*(args.ranks or []), *(args.lrs or []), 1 if args.steps is None else args.steps]
     if min(positive) <= 0 or min(args.seeds) < 0:
-        return "--steps, --ranks and --lrs must be above 0, and --seeds not below"
+        return "--steps, --ranks and --lrs must be above 0, and --seeds at least 0"
     if args.subjects and not args.prompts:
-        return "--subjects needs --prompts: what is generated of each subject"
+        return "--subjects needs --prompts, which are generated for each subject"
     if args.held_out_every is not None and args.held_out_every < 1:
         return "--held_out_every must be above 0"
     return None

@@ -1,6 +1,6 @@
-"""Convert an adapter into what another tool loads.
+"""Convert an adapter to a format that another tool loads.
 
-IN: any of our files, run folders, PEFT folders, kohya's or diffusers' LoRA files.
+IN: a run folder or one of its files, a PEFT folder, or a LoRA file of kohya's scripts or diffusers.
 
 gralora convert runs/my_dog --to comfyui my_dog.safetensors             ComfyUI, A1111, Forge, kohya
 gralora convert runs/my_dog --to comfyui small.safetensors --rank 16    the best plain LoRA of rank 16
@@ -51,17 +51,17 @@ def smaller(adapter, rank: int | None, energy: float):
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    about = "adapter file, run folder, or PEFT folder; its kind is found by its keys"
+    about = "adapter file, run folder, or PEFT folder; the format is detected from its keys"
     parser.add_argument("adapter", metavar="IN", help=about)
-    about = "the file to write; a new folder for peft; either for merged"
+    about = "the file to write; for peft a new folder; for merged either"
     parser.add_argument("output", metavar="OUT", type=Path, help=about)
     parser.add_argument("--to", required=True, choices=tuple(WRITERS))
     parser.add_argument("--rank", type=int, help="write the best plain LoRA of this rank (an SVD)")
-    about = "write a plain LoRA that keeps this part of each layer, for instance 0.99; 1 is exact"
+    about = "write a plain LoRA that keeps this share of each layer's energy, such as 0.99; 1 is exact"
     parser.add_argument("--energy", type=float, help=about)
-    about = "by default fp16, and fp32 for native and peft"
+    about = "by default fp16; fp32 for native and peft"
     parser.add_argument("--dtype", choices=tuple(DTYPES), help=about)
-    about = "the base: checks that the adapter fits it; for merged, the embedded one"
+    about = "the base, to check that the adapter fits; merged uses the embedded base by default"
     parser.add_argument("--pretrained_model_name_or_path", metavar="BASE", help=about)
     args = parser.parse_args(argv)
     if args.rank is not None and args.energy is not None:

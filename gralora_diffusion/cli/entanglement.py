@@ -1,6 +1,6 @@
 """Measure where a base's gradients entangle, and which GraLoRA k suits each layer.
 
-Takes all options of training (data, targets, precision, loss), and writes report.json, report.html and four
+Accepts all training options (data, targets, precision, loss), and writes report.json, report.html and four
 PNG plots.
 """
 
@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> None:
         numbers = [*own["ranks"], *own["ks"], own["bins"], own["batches"]]
         if min(numbers) < 1 or 1 not in own["ks"]:
             raise ConfigError(
-                "--ranks, --ks, --bins and --batches are whole numbers from 1, and --ks must have 1, which "
-                "is LoRA"
+                "--ranks, --ks, --bins and --batches must be at least 1, and --ks must contain 1, which is "
+                "LoRA"
             )
         report_entanglement(from_flat(TrainConfig, expand(given)), **own)
     except ConfigError as error:
@@ -43,9 +43,9 @@ def arguments(argv: list[str] | None) -> dict:
     folder = Path("entanglement")
     about = f"folder for the report (default: {folder})"
     group.add_argument("--output", type=Path, default=folder, metavar="FOLDER", help=about)
-    about = "ranks to measure at; k is recommended for the first (default: 16 64)"
+    about = "ranks to measure; k is recommended for the first one (default: 16 64)"
     group.add_argument("--ranks", type=int, nargs="+", default=[16, 64], metavar="RANK", help=about)
-    about = "GraLoRA's k to measure at; 1 is LoRA (default: 1 2 4 8)"
+    about = "values of GraLoRA's k to measure; 1 is LoRA (default: 1 2 4 8)"
     group.add_argument("--ks", type=int, nargs="+", default=[1, 2, 4, 8], metavar="K", help=about)
     group.add_argument("--bins", type=int, default=4, help="bins of timesteps (default: 4)")
     group.add_argument("--batches", type=int, default=8, help="batches in each bin (default: 8)")

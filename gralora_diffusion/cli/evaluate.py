@@ -1,17 +1,17 @@
-"""Score generated images: likeness to the subject, match with the prompt, drift, diversity, and copies.
+"""Score generated images: similarity to subject and prompt, drift, diversity, and copies of training images.
 
 gralora evaluate --run runs/my_dog
-    a run's samples, before and after training, against its training images
+    a run's samples, before and after training, compared with its training images
 gralora evaluate --reference photos --generated out1 out2 --prompts prompts.txt
     two folders, and their paired difference
 gralora evaluate --paired held_out --generated out
-    each image against the true image of the same caption
+    each image compared with the true image of the same caption
 gralora evaluate --base out_base --generated out
     drift: on prompts without the subject, with and without the adapter
 gralora evaluate --subjects dreambooth --encoder imagenet
-    whether an encoder distinguishes subjects; a sub-folder for each
+    whether an encoder distinguishes subjects; one sub-folder per subject
 
-The images that generated ones are compared with are first cut to their size, where they all have one.
+Reference images are first cropped and resized to the size of the generated ones, if these have one size.
 """
 
 import json
@@ -31,7 +31,7 @@ EPILOG = f"""encoders:
   {", ".join(PRESETS)}
   clip:MODEL:TAG, clip:MODEL:FILE.safetensors, clip:FOLDER (open_clip)
   dinov2:HUB_ID, dinov2:FOLDER (transformers)
-  imagenet is EfficientNet-Lite2, from a package; embedded is the embedded base's own, for its emoji only.
+  imagenet is EfficientNet-Lite2, from a package; embedded is the embedded base's own and knows emoji only.
   By default {" and ".join(FOR_SDXL)}; for runs on the embedded base {" and ".join(FOR_EMBEDDED)}, which need
   no download; for --subjects imagenet.
 
@@ -59,36 +59,36 @@ def add_images(group) -> None:
     group.add_argument("--generated", nargs="+", default=[], metavar="FOLDER", help=about)
     about = "folder with the subject's images: CLIP-I, DINO, and the nearest training image"
     group.add_argument("--reference", type=Path, metavar="FOLDER", help=about)
-    about = "folder with the true images, one for each generated one; NAME.txt is the caption"
+    about = "folder with one true image for each generated one; NAME.txt is its caption"
     group.add_argument("--paired", type=Path, metavar="FOLDER", help=about)
-    about = "folder with the base's images of the same prompts and seeds: drift"
+    about = "folder with the base's images for the same prompts and seeds, to measure drift"
     group.add_argument("--base", type=Path, metavar="FOLDER", help=about)
-    about = "text file, a prompt a line, each for as many images in a row; else NAME.txt beside NAME.png"
+    about = "text file, one prompt per line, each for equally many images in order; else NAME.txt"
     group.add_argument("--prompts", type=Path, metavar="FILE", help=about)
     about = "folder with one sub-folder per subject: print how well the encoders distinguish them"
     group.add_argument("--subjects", type=Path, metavar="FOLDER", help=about)
 
 
 def add_scores(group) -> None:
-    about = "what scores, named below; several score side by side"
+    about = "encoders that compute the scores, listed below"
     group.add_argument("--encoder", nargs="+", metavar="NAME", help=about)
-    about = "words to leave out of the prompts, for instance the rare one"
+    about = "words to leave out of the prompts, such as the rare word"
     group.add_argument("--drop", nargs="+", default=[], metavar="WORD", help=about)
-    group.add_argument("--unpaired", action="store_true", help="no differences between the folders")
-    group.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    group.add_argument("--unpaired", action="store_true", help="compute no differences between folders")
+    group.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
 
 
 def add_files(group) -> None:
     about = "for scores.json, CSV files and index.html; by default RUN/evaluation, or evaluation"
     group.add_argument("--output", type=Path, metavar="FOLDER", help=about)
-    about = f"features by content (default: {CACHE})"
+    about = f"cache of image features (default: {CACHE})"
     group.add_argument("--cache", type=Path, default=CACHE, metavar="FOLDER", help=about)
 
 
 def add_machine(group) -> None:
     group.add_argument("--batch_size", type=int, default=16, help="images at once (default: 16)")
-    group.add_argument("--device", help="by default the GPU, where there is one")
-    about = "of the encoders' computation (default: float32)"
+    group.add_argument("--device", help="by default the GPU, if there is one")
+    about = "precision of the encoders (default: float32)"
     group.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help=about)
 
 
@@ -99,7 +99,7 @@ def problem_with(args: Namespace) -> str | None:
     unused = [f"--{name}" for name in ("reference", "paired", "base", "prompts") if getattr(args, name)]
     if unused and not args.generated:
         return (
-            f"{' and '.join(unused)} can be given with --generated alone: --run and --subjects have their "
+            f"{' and '.join(unused)} can only be given with --generated: --run and --subjects have their "
             "own images and prompts"
         )
     unused = [f"--{name}" for name in ("output", "drop", "unpaired") if getattr(args, name)]
@@ -109,7 +109,7 @@ def problem_with(args: Namespace) -> str | None:
             "and writes nothing"
         )
     if len({Path(name).resolve() for name in args.generated}) < len(args.generated):
-        return f"--generated names one folder twice: {' '.join(args.generated)}"
+        return f"--generated names a folder twice: {' '.join(args.generated)}"
     if args.batch_size < 1 or args.seed < 0:
         return "--batch_size must be at least 1, and --seed at least 0"
     return None

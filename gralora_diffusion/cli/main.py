@@ -22,8 +22,8 @@ STOPPED = {  # while libraries load; later a training run handles signals itself
 }
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # a user's own choice
 NO_MEMORY = (
-    "out of memory: close other programs that use it, or ask for less at once "
-    "(--batch_size or --train_batch_size 1, a lower --resolution)"
+    "out of memory: close other programs, or lower --batch_size, --train_batch_size or --resolution, "
+    "if the command has them"
 )
 EXAMPLE = "gralora train --instance_data_dir photos/my_dog --instance_prompt 'a photo of sks dog'"
 

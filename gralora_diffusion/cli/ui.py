@@ -1,4 +1,4 @@
-"""Open a page on which to train, watch, sample, compare and export in a browser.
+"""Open a page to train, watch, sample, compare and export in a browser.
 
 Only this computer can open it.  --listen ADDRESS or --share opens it to others and needs --auth NAME:PASSWORD
 (or the environment variable GRALORA_AUTH).  Runs, image sets, base models and added adapters are kept in the
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 def parser_of_ui() -> Parser:
     parser = Parser(description=__doc__, epilog=EXAMPLE)
     parser.add_argument(
-        "--port", type=int, default=7860, help="port of the page; 0 takes a free one (default: 7860)"
+        "--port", type=int, default=7860, help="port of the page; 0 selects a free one (default: 7860)"
     )
     parser.add_argument(
         "--home",
@@ -49,10 +49,12 @@ def parser_of_ui() -> Parser:
         help="folder to work in (default: the current one)",
     )
     parser.add_argument(
-        "--listen", metavar="ADDRESS", help="listen here too, for instance 0.0.0.0; needs --auth"
+        "--listen", metavar="ADDRESS", help="also listen on this address, such as 0.0.0.0; needs --auth"
     )
     parser.add_argument(
-        "--share", action="store_true", help="open the page to the internet by Gradio's tunnel; needs --auth"
+        "--share",
+        action="store_true",
+        help="open the page to the internet with Gradio's tunnel; needs --auth",
     )
     parser.add_argument(
         "--auth",

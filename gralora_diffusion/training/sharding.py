@@ -17,8 +17,8 @@ def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
     kind = accelerator.distributed_type
     if kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-            problem = f"accelerate is set up for FSDP, and makes {kind.value} of it here"
-            raise ConfigError(f"{problem}: FSDP needs GPUs; choose plain data parallelism")
+            problem = f"accelerate is configured for FSDP, but uses {kind.value} here"
+            raise ConfigError(f"{problem}: FSDP needs GPUs; configure plain data parallelism")
         return
     if kind == DistributedType.DEEPSPEED or accelerator.state.fsdp_plugin.fsdp_version != 2:
         problem = f"accelerate is set to {kind.value}, and a base is sharded by FSDP of version 2 only"

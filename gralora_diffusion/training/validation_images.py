@@ -71,7 +71,7 @@ class Previews:
             if not is_out_of_memory(error):
                 raise
             problem = f"out of memory for the sample images of step {step}"
-            warnings.warn(f"{problem}: they are left out, and training continues", stacklevel=2)
+            warnings.warn(f"{problem}: they are skipped, and training continues", stacklevel=2)
         finally:
             for model in training:
                 model.train()

@@ -73,9 +73,9 @@ def test_the_command_scores_a_run(finished_run, tmp_path, capsys):
         ("--run a --subjects b", "give one of"),
         (
             "--run a --paired PHOTOS --prompts p",
-            "--paired and --prompts can be given with --generated alone",
+            "--paired and --prompts can only be given with --generated",
         ),
-        ("--generated PHOTOS PHOTOS/ --reference PHOTOS", "--generated names one folder twice"),
+        ("--generated PHOTOS PHOTOS/ --reference PHOTOS", "--generated names a folder twice"),
         (
             "--generated PHOTOS --encoder imagenet",
             "nothing to score: give --reference, --paired or --base",

@@ -79,7 +79,7 @@ def test_the_command_compares_tunes_resumes_and_reports(tmp_path, command, sweep
     assert command(*sweep_options, "--part", "test", "--tuned").count("lora-r4") == 1
     reports_of_three_runs(tmp_path, command)
     refused = [
-        (["--seeds", 0, 0], "--seeds names one twice"),
+        (["--seeds", 0, 0], "--seeds has a value twice"),
         (["--encoder", "embeded", "--dry_run"], "'embedded'"),
         (["--steps", 0], "above 0"),
     ]
@@ -136,7 +136,7 @@ def test_subjects_are_a_column_of_the_table(tmp_path):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (["--keep", "x"], "--keep goes with --report"),
+        (["--keep", "x"], "--keep needs --report"),
         (["--methods", "vera"], "no run is left"),
         (["--methods", "lorra"], "method is 'lorra'; it must be one of gralora, hybrid"),
         (["--prompts", "absent.txt"], "absent.txt"),
