@@ -13,10 +13,12 @@ from pathlib import Path
 import psutil
 import torch
 
-OUT_OF_MEMORY = (
+OUT_OF_MEMORY = (  # in messages that torch raises as a plain RuntimeError
     "out of memory",
     "can't allocate memory",
-)  # in messages of devices without an error of their own
+    "not enough memory",  # on the CPU of Windows
+    "STATUS_ALLOC_FAILED",  # of cuBLAS and cuDNN
+)
 
 
 def best_device() -> torch.device:
@@ -50,19 +52,27 @@ def name_of(device: torch.device) -> str:
 def total_memory(device: torch.device) -> int | None:
     """Bytes of the card; None where the device shares the system's memory."""
     if device.type in ("cuda", "xpu"):
-        return torch.accelerator.get_memory_info(device)[1]
+        return torch.get_device_module(device).get_device_properties(device).total_memory
     return None
 
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated, those that the allocator holds unused included; None: not known."""
     if device.type in ("cuda", "xpu"):
-        free = torch.accelerator.get_memory_info(device)[0]
-        unused = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
-        return free + unused
+        reserved, used = torch.accelerator.memory_reserved(device), torch.accelerator.memory_allocated(device)
+        try:
+            free = torch.accelerator.get_memory_info(device)[0]
+        except RuntimeError:  # some Intel GPUs do not report it
+            free = total_memory(device) - reserved
+        return free + reserved - used
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return None
+
+
+def available_ram() -> int:
+    """Bytes of RAM that programs can still take without swapping."""
+    return psutil.virtual_memory().available
 
 
 def memory_in_use(device: torch.device) -> int:
@@ -106,9 +116,11 @@ def forget_peak(device: torch.device) -> None:
         torch.accelerator.reset_peak_memory_stats(device)
         return
     gc.collect()
+    if sys.platform != "linux":
+        return
     with contextlib.suppress(OSError, AttributeError):  # glibc: give back what earlier work has freed
         ctypes.CDLL(None).malloc_trim(0)
-    with contextlib.suppress(OSError):  # Linux
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
 STOPPED = {  # while libraries load; later a training run handles signals itself
     "train": "stopped before the first step; nothing is lost, and the same command starts again",
 }
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # a user's own choice
 NO_MEMORY = (
     "out of memory: close other programs that use it, or ask for less at once "
     "(--batch_size or --train_batch_size 1, a lower --resolution)"
@@ -46,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     console.set_program(f"gralora {name}")
     console.quiet_libraries()
     console.plain_warnings()
-    if sys.platform == "linux":  # elsewhere torch warns that it cannot
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # no holes between tensors
+    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # no holes between tensors
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warning of no memory comes with our sentence
     try:
         importlib.import_module(f"gralora_diffusion.cli.{name}").main(options)

@@ -47,9 +47,11 @@ class LatentKeys:
         self.vae = weights_hash(vae), vae.config.scaling_factor
         self.resizing = config.center_crop, config.image_interpolation_mode.removesuffix("_exact")
 
-    def key(self, image: TrainingImage, shape: Shape, mirrored: bool) -> str:
+    def key(self, image: TrainingImage, shape: Shape, mirrored: bool, tiled: bool = False) -> str:
+        """tiled: whether the VAE encodes overlapping parts of an image, whose latents differ a little."""
         versions = 1, PIL.__version__, CROPS
-        return key_of("latents", *versions, image.digest, shape, mirrored, *self.resizing, *self.vae)
+        what = image.digest, shape, mirrored, *self.resizing, *self.vae
+        return key_of("latents", *versions, *what, *(("tiled",) if tiled else ()))
 
 
 @torch.no_grad()
@@ -67,12 +69,12 @@ def cached_images(
     Memory holds one image at a time, and two more for each of --dataloader_num_workers. Raises ConfigError,
     which names the image, where the VAE gives numbers that are not finite or the image can no longer be read.
     """
-    keys = keys or LatentKeys(vae, config)
+    key_of_image = functools.partial((keys or LatentKeys(vae, config)).key, tiled=vae.use_tiling)
     flips = (False, True) if config.random_flip else (False,)
 
     def find_missing(job: tuple) -> tuple:
         """(image, shape, flips that the cache lacks)"""
-        return *job, [flip for flip in flips if not cache.rows("latents", keys.key(*job, flip))]
+        return *job, [flip for flip in flips if not cache.rows("latents", key_of_image(*job, flip))]
 
     def crop(job: tuple) -> tuple:
         """(image, {key: crops})"""
@@ -81,7 +83,7 @@ def cached_images(
         how = config.image_interpolation_mode, seed
         found = {}
         for mirrored in missing:
-            found[keys.key(image, shape, mirrored)] = crops_of(
+            found[key_of_image(image, shape, mirrored)] = crops_of(
                 pixels, shape, config.center_crop, mirrored, *how
             )
         return image, found
@@ -108,7 +110,7 @@ def cached_images(
     accelerator.wait_for_everyone()
     found = []
     for image, shape in jobs:
-        entries = tuple(keys.key(image, shape, flip) for flip in flips)
+        entries = tuple(key_of_image(image, shape, flip) for flip in flips)
         rows = min(cache.rows("latents", entry, check=False) for entry in entries)
         found.append(CachedImage(image, entries, rows))
     check_shared(cache, all(image.rows for image in found))

@@ -57,6 +57,7 @@ def run_experiment(run: dict, experiment: Experiment, interrupts: Interrupts) ->
     """
     folder = experiment.folder / "runs" / run_name(run)
     accelerator = experiment.accelerator
+    accelerator.free_memory()  # the optimizers of earlier runs, which it keeps
     own = dict(seed=run["seed"], learning_rate=run["lr"], max_train_steps=run["steps"])
     config = dataclasses.replace(experiment.config, **own)
     precision = config.mixed_precision or "no"

@@ -129,7 +129,8 @@ def training_loop(
                 accelerator.log({name: value for name, value in line.items() if value is not None}, step=step)
             # sample images
             if previews and validation_due(setup, step):
-                with averaged(optimization.optimizer, optimization.ema):
+                room = memory_for(f"for the sample images of step {step}", config)
+                with room, averaged(optimization.optimizer, optimization.ema):
                     previews.generate(step)
             # checkpoint
             if step == steps or stopping or step % config.checkpointing_steps == 0:

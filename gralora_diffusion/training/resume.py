@@ -79,7 +79,8 @@ def facts_of(pipeline, images: list[TrainingImage], steps: int | None, accelerat
         noise=hashlib.sha256(alphas.tobytes()).hexdigest(),
     )
     should_match = dict(device=str(accelerator.device.type), threads=torch.get_num_threads(), **environment())
-    return dict(must_match=must_match, should_match=should_match)
+    # The keys tell versions apart: "flat", since an optimizer's state is that of FlatFactors.
+    return dict(must_match=must_match, should_match=should_match, flat=True)
 
 
 def check_facts(checkpoint: Path, before: dict, now: dict) -> None:

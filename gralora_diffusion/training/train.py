@@ -158,7 +158,7 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
     with memory_for("when the UNet is moved to the GPU", config):
         if config.offload_unet:
             Offload(pipeline.unet, device)
-        bring(pipeline, ("unet",), device, 0)
+        bring(pipeline, COMPONENTS, device, 0)  # text encoders too where they train; they are None otherwise
         shard(pipeline.unet, accelerator)
     if previews and setup.start == 0:
         previews.generate(0)

@@ -120,15 +120,18 @@ class Sampler:
         """
         from gralora_diffusion.adapters.control import merge
         from gralora_diffusion.adapters.registry import adapted_layers, handles
-        from gralora_diffusion.devices import best_device
+        from gralora_diffusion.devices import available_ram, best_device
         from gralora_diffusion.sdxl.placement import bring, has_room
 
-        bring(self.pipeline, ("unet",), best_device(), 0)
+        device = best_device()
+        bring(self.pipeline, ("unet",), device, 0)
         unet = self.pipeline.unet
         if any(handle.config.tlora for handle in handles(unet).values()):
             return
         weights = sum(layer.weight.nbytes for layer in adapted_layers(unet).values())
-        if has_room(best_device(), 2 * weights):  # and for the VAE, whose decoding takes as much
+        if device.type == "cpu" and 2 * weights > available_ram():
+            return
+        if has_room(device, 2 * weights):  # and for the VAE, whose decoding takes as much
             merge(unet)
 
     def unload(self) -> None:

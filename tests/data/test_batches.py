@@ -68,6 +68,16 @@ def prior(folder, **options):
     )
 
 
+def test_latents_of_a_vae_that_works_in_tiles_are_entries_of_their_own(pipeline, tmp_path):
+    images = find_images(EXAMPLE, "x")[:1]
+    whole = series_of(images, pipeline, tmp_path).instance[0][0].keys
+    pipeline.vae.use_tiling = True
+    tiled = series_of(images, pipeline, tmp_path).instance[0][0].keys
+    pipeline.vae.use_tiling = False
+    assert tiled != whole
+    assert series_of(images, pipeline, tmp_path).instance[0][0].keys == whole
+
+
 def test_latents_are_the_vaes_own(pipeline, tmp_path):
     images = find_images(EXAMPLE, "x")[:1]
     [record] = examples_at(series_of(images, pipeline, tmp_path, center_crop=True), [0])

@@ -137,6 +137,7 @@ def test_captions_held_out_are_generated_and_compared_with_their_images(tmp_path
     assert found["parameters"] > 0 < found["seconds_per_step"]
     assert found["file_bytes"] == adapter_of(tmp_path, run).stat().st_size
     again = run_of(experiment, run)
+    assert len(experiment.accelerator._optimizers) == 1  # the first run's is freed
     assert (again["losses"], again["scores"]) == (found["losses"], found["scores"])
 
 

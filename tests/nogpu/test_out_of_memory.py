@@ -164,3 +164,9 @@ def test_a_card_that_is_too_small_is_one_sentence(script, home):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "memory" in sentences(dict(said=done.stderr))[0]
+
+
+def test_text_encoders_that_train_are_on_a_small_card_too(script, home):
+    options = training(home, "small", ("--train_text_encoder", *NO_IMAGES))
+    done = script("command.py", *options, gib=0.4)
+    assert done.returncode == 0, done.stderr

@@ -86,6 +86,12 @@ def test_out_of_memory_in_a_preview_costs_the_images_alone(tmp_path, monkeypatch
     assert read_status(run)["state"] == "done"
 
 
+def test_out_of_memory_while_weights_are_averaged_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "averaged", no_memory)
+    with pytest.raises(TrainingError, match="out of memory for the sample images of step 1: "):
+        quick(tmp_path, skip_final_inference=False, validation_steps=1, num_inference_steps=1)
+
+
 def test_a_sample_of_a_single_colour_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(
         validation_images, "generate", lambda _, wanted, *__: [Image.new("RGB", (64, 64)) for _ in wanted]
@@ -214,6 +220,9 @@ def test_other_frozen_models_or_another_noise_schedule_are_refused(tmp_path):
         other = job.facts | dict(must_match=job.facts["must_match"] | {name: "other"})
         with pytest.raises(ConfigError, match=words):
             check_facts(run / "checkpoint-1", job.facts, other)
+    older = {name: job.facts[name] for name in ("must_match", "should_match")}
+    with pytest.raises(ConfigError, match="was written by another version"):
+        check_facts(run / "checkpoint-1", older, job.facts)
     job.pipeline.vae.decoder.conv_in.weight.data[0] += 1
     job.pipeline.scheduler.alphas_cumprod[0] -= 0.1
     changed = facts_of(job.pipeline, job.images, None, job.accelerator)["must_match"]
