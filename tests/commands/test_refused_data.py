@@ -65,7 +65,7 @@ ROWS = {
     ),
     "unknown file": (train_on(("a.doc", b"x")), r"a\.doc \(not an image\)"),
     "HEIC": (train_on(("a.heic", b"x")), r"a\.heic \(HEIC is not read: convert it to JPEG or PNG\)"),
-    "kohya's captions": (train_on(("a.caption", b"x")), r"a\.caption \(a caption that is not read: rename it"),
+    "kohya's captions": (train_on(("a.caption", b"x")), r"a\.caption \(a caption that is not read: rename"),
     "metadata outside": (
         train_on(("metadata.jsonl", b'{"file_name": "../x.png", "text": "x"}')),
         "line 1 names a file outside",
