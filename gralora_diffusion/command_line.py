@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 def unknown(flag: str, known) -> str:
     """The sentence for an option that does not exist; other trainers' options get ours."""
     name = flag.partition("=")[0]
-    if name in FOREIGN:
+    if name in FOREIGN and "--help_all" in known:  # of `gralora train`
         return f"unknown option {name}: {FOREIGN[name]}"
     everything = "--help_all" if "--help_all" in known else "--help"
     return f"unknown option {flag}{did_you_mean(flag, known) or ';'} {everything} lists all options"
@@ -99,6 +99,15 @@ def add_option(group, about: Option, visible: bool = True) -> None:
     if choices:
         convert, metavar = Choice(choices), "{" + ",".join(choices) + "}"
     group.add_argument(*about.flags, type=convert, choices=choices, metavar=metavar, help=text, **common)
+
+
+def preset(text: str) -> str:
+    """The name of a preset, in capitals or not."""
+    names = [*BY_CARD, *PRESETS]
+    if text.lower() not in names:
+        meant = did_you_mean(text.lower(), names) or f"; choose one of {', '.join(names)}"
+        raise argparse.ArgumentTypeError(f"there is no preset {text!r}{meant}")
+    return text.lower()
 
 
 class Choice:
@@ -157,10 +166,11 @@ def parser_of(description: str, epilog: str | None = None, visible=MOST_USED) ->
     parser.add_argument("--help_all", action=HelpAll, build=build, help="show every option and exit")
     about = "options for SDXL by training target and GPU memory (subject and style: that of this GPU); "
     about += "options given explicitly take precedence"
-    parser.add_argument("--preset", choices=[*BY_CARD, *PRESETS], default=argparse.SUPPRESS, help=about)
+    names = "{" + ",".join([*BY_CARD, *PRESETS]) + "}"
+    parser.add_argument("--preset", type=preset, metavar=names, default=argparse.SUPPRESS, help=about)
     about = "processes on this machine, one GPU each or all on the CPU"
     parser.add_argument("--num_processes", type=int, default=1, metavar="INT", help=f"{about} (default: 1)")
-    about = "with --dry_run, a table of all layers that get an adapter: shape, rank, k, parameters"
+    about = "with --dry_run, also print the resolved config and a table of all layers that get an adapter"
     parser.add_argument("--verbose", action="store_true", help=about)
     add_options(parser, TrainConfig, visible)
     return parser
@@ -179,6 +189,8 @@ def to_config(parser: Parser, given: dict) -> TrainConfig:
         sys.argv = [word.replace(given["hub_token"], "***") for word in sys.argv]
     try:
         if "preset" in given:
+            if not given.get("pretrained_model_name_or_path"):
+                parser.error("--preset is for SDXL: add --pretrained_model_name_or_path")
             given = preset_options(given.pop("preset")) | given
         return from_flat(TrainConfig, expand(given))
     except ConfigError as error:

@@ -188,7 +188,7 @@ class TrainConfig:
     upcast_before_saving: bool = output(
         False, "write pytorch_lora_weights.safetensors in fp32 with mixed precision too"
     )
-    dry_run: bool = output(False, "print the resolved config and the plan, and stop")
+    dry_run: bool = output(False, "print the plan (steps, memory, time, disk) and stop")
     mixed_precision: str | None = machine(
         None, "precision of base and computation; by default bf16 if the GPU supports it", choices=PRECISIONS
     )

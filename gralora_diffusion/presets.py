@@ -32,6 +32,6 @@ def preset_of_card(target: str) -> str:
     fitting = [name for name in names if PRESETS[name]["usable_gib"] <= free / 2**30 + CLOSE]
     if not fitting:
         least = min(PRESETS[name]["usable_gib"] for name in names)
-        problem = f"{name_of(device)} has {free / 2**30:.1f} GiB free, but the presets need {least:g}"
+        problem = f"{name_of(device)} has {free / 2**30:.1f} GiB free, but --preset {target} needs {least:g}"
         raise ConfigError(f"{problem}: close other programs that use the GPU", option="preset")
     return max(fitting, key=lambda name: PRESETS[name]["usable_gib"])

@@ -32,3 +32,5 @@ def main(argv: list[str]) -> None:
     prompts = ["--prompt", "|".join(PROMPTS), "--num_images", "1"]
     sample.main(["--adapter", run, *prompts, "--compare", "--output", output])
     evaluate.main(["--run", run])
+    print(f"\nLook at {run}/before_after.png: the adapter's images show the robot and follow prompts less.")
+    print("Next: your own images, with `gralora ui` or `gralora train --help`.")

@@ -15,7 +15,7 @@ COMMANDS = {
     "compare": "compare adapter methods over seeds, learning rates and subjects",
     "entanglement": "measure how gradients mix across the blocks of each layer",
     "env": "print versions, devices and memory, for a bug report",
-    "demo": "train on the embedded base model and score the result, in about a minute",
+    "demo": "train on the embedded base model and score the result, in one to two minutes",
 }
 STOPPED = {  # while libraries load; later a training run handles signals itself
     "train": "stopped before the first step; nothing is lost, and the same command starts again",

@@ -21,6 +21,8 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     prompts = [prompt.strip() for prompt in args.prompt.split("|")]
     try:
+        if args.adapter and not Path(args.adapter).exists():
+            fail(f"--adapter {args.adapter} does not exist: give a run folder or an adapter file")
         args.output.with_suffix("").mkdir(parents=True, exist_ok=True)
         rows = generate(args, prompts)
         columns = [prompt for prompt in prompts for _ in range(args.num_images)]

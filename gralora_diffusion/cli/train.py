@@ -1,7 +1,7 @@
 """Train a GraLoRA, GoRA or LoRA adapter for SDXL on a few images.
 
-Without options it trains the embedded tiny base model on the bundled images of a robot, in about a minute.
---dry_run prints the plan (steps, memory, time, disk) and the resolved config; --verbose adds every layer.
+Without options it trains the embedded tiny base model on the bundled images of a robot, in a few minutes.
+--dry_run prints the plan: steps, memory, time, disk; --verbose adds the resolved config and every layer.
 """
 
 import sys
@@ -59,6 +59,8 @@ def main(argv: list[str]) -> None:
     if not PartialState().is_main_process:
         return
     files = "adapter.safetensors; for other tools, comfyui.safetensors and pytorch_lora_weights.safetensors"
+    if config.pretrained_model_name_or_path is None:
+        print("note: this adapter does not fit SDXL; to train on it, give --pretrained_model_name_or_path")
     images = "" if config.skip_final_inference else f" and {run}/before_after.png"
     print(f"done: {run} holds the adapter ({files}); look at {run}/report.html{images}")
 

@@ -24,6 +24,7 @@ IGNORED = {"thumbs.db", "desktop.ini", "readme.md", METADATA}
 CAPTIONS = (".txt", ".json")
 # Documents are neither images nor captions; they are left out with a note.
 DOCUMENTS = {".md", ".rst", ".log", ".csv", ".toml", ".yaml", ".yml", ".ini", ".npz"}
+HEIF = {".heic", ".heif", ".hif"}
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,10 @@ def reason_by_name(path: Path, stems: set[str]) -> str | None:
         return f"a caption without an image: there is no image named {printable(path.stem)}"
     if suffix in VECTOR_GRAPHICS:
         return "vector graphics, not pixels: export it as PNG"
+    if suffix in HEIF:
+        return "HEIC is not supported: convert it to JPEG or PNG"
+    if suffix == ".caption":
+        return f"a caption format that is not supported: rename it to {printable(path.stem)}.txt"
     return "not an image"
 
 

@@ -12,7 +12,7 @@ from gralora_diffusion.adapters import allocation
 from gralora_diffusion.adapters.registry import all_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance, instance_images
-from gralora_diffusion.devices import best_device, is_out_of_memory, name_of, total_memory
+from gralora_diffusion.devices import best_device, is_out_of_memory, memory_in_use, name_of, total_memory
 from gralora_diffusion.formats.read import NATIVE
 from gralora_diffusion.options import to_dict
 from gralora_diffusion.sdxl.load import COMPONENTS, shapes, vae_shapes
@@ -65,29 +65,32 @@ class Plan:
         return sum(layer.parameters for layer in self.layers)
 
     def text(self, verbose: bool = False) -> str:
-        """The summary, then the config; verbose: then the table of layers."""
+        """The summary; verbose: then the config and the table of layers."""
         config = json.dumps(to_dict(self.config), indent=2)
         facts = self.summary() | {
             "images from": str(self.source),
             "run folder": f"{self.run} (not created in a dry run)",
         }
         lines = [f"{name}: {value}" for name, value in facts.items()]
-        table = ["", *self.table()] if verbose else []
-        return "\n".join([*lines, "", config, *table])
+        details = ["", config, "", *self.table()] if verbose else []
+        return "\n".join([*lines, *details])
 
     def summary(self) -> dict[str, str]:
         """{what: how much} in words."""
         parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.memory.items())
         files = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in self.files.items())
         checkpoints = f"{self.checkpoints} checkpoint(s) of {self.checkpoint_size / 1e6:.1f} MB"
-        kind = f"{self.config.adapter_name} of rank {self.config.adapter.rank}"
+        ks = ", ".join(map(str, sorted({layer.k for layer in self.layers})))
+        kind = f"{self.config.adapter_name} of rank {self.config.adapter.rank}, k {ks}"
         disk = sum(self.files.values()) + self.checkpoints * self.checkpoint_size
+        peak = f"about {max(self.phases.values()) / 2**30:.2f} GiB at the peak of {self.peaks()}{beside()}"
         facts = {
+            "base": self.config.pretrained_model_name_or_path or "the embedded one",
             "adapter": f"{kind}, {len(self.layers)} layers, {self.parameters:,} parameters",
             "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
             "steps": f"{self.steps} of {self.images_per_step} image(s) per process, {self.epochs:.1f} epochs",
             "device": f"{name_of(best_device())}, {str(precision(self.config)[1]).removeprefix('torch.')}",
-            "memory": f"about {max(self.phases.values()) / 2**30:.2f} GiB at the peak of {self.peaks()}",
+            "memory": peak,
             "memory of a training step": f"{sum(self.memory.values()) / 2**30:.2f} GiB: {parts}",
         }
         if self.gradient_pass:
@@ -121,6 +124,14 @@ class Plan:
             ranks = f"{layer.rank:>4}  {layer.k:>2}  {layer.hybrid_rank:>6}"
             lines.append(f"{layer.path:<{width}}  {shape:>13}  {ranks}  {layer.parameters:>11,}")
         return lines
+
+
+def beside() -> str:
+    """What else a run takes where the models share the memory with the process."""
+    device = best_device()
+    if total_memory(device) is not None:
+        return ""
+    return f", plus {memory_in_use(device) / 2**30:.1f} GiB for Python and its libraries"
 
 
 def plan(config: TrainConfig, timed: bool = False) -> Plan:

@@ -49,6 +49,7 @@ class TrainingSetup:
     dtype: torch.dtype
     facts: dict  # what must be the same when the run is resumed, and what should be
     start: int  # the step of the checkpoint to resume from, or 0
+    was_begun: bool  # whether the folder holds a run that was begun before
     steps: int
     state: dict  # what the checkpoint holds beside the adapter
 
@@ -130,6 +131,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
         dtype=dtype,
         facts=facts,
         start=start,
+        was_begun=(path / "config.json").exists(),
         steps=steps,
         state=state,
     )

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from gralora_diffusion.adapters import allocation
 from gralora_diffusion.adapters.gradients import stratified
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.console import share_work
+from gralora_diffusion.console import note, share_work
 from gralora_diffusion.data.batches import BatchPlan, plan_batches
 from gralora_diffusion.data.cache import Cache, weights_hash
 from gralora_diffusion.data.dataset import image_cache
@@ -38,6 +38,7 @@ from gralora_diffusion.training.sharding import shard
 from gralora_diffusion.training.signals import Interrupts, Stopped
 from gralora_diffusion.training.validation_images import Previews, save_comparison, thumbnails
 
+EMBEDDED_BASE = "the embedded one (64 x 64 pixels), since no --pretrained_model_name_or_path is given"
 CACHE = "cache"  # of a run with --no-cache_latents: in its folder until it ends
 
 
@@ -121,6 +122,10 @@ def start_run(setup: TrainingSetup, run: Run | None) -> None:
         device = f"{name_of(setup.accelerator.device)}, {str(setup.dtype).removeprefix('torch.')}"
         size = f"{len(setup.layers())} layers, {parameters:,} parameters; {device}"
         resumed = f", from step {setup.start}" if setup.start else ""
+        base = setup.config.pretrained_model_name_or_path or EMBEDDED_BASE
+        print(f"base: {base}", flush=True)
+        if setup.was_begun and not setup.start:
+            note("the run was stopped before its first checkpoint: it starts again at step 0")
         print(f"{size} -> {setup.path}{resumed}", flush=True)
     if setup.accelerator.log_with:
         values = to_dict(dataclasses.replace(setup.config, hub_token=None))

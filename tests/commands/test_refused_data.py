@@ -63,7 +63,12 @@ ROWS = {
         train_on(("a.png", b""), ("b.png", b""), ("c.jpg", b"x")),
         r"3 file\(s\).*a\.png, b\.png \(empty file\); c\.jpg",
     ),
-    "unknown file": (train_on(("a.heic", b"x")), r"a\.heic \(not an image\)"),
+    "unknown file": (train_on(("a.doc", b"x")), r"a\.doc \(not an image\)"),
+    "HEIC": (train_on(("a.heic", b"x")), r"a\.heic \(HEIC is not supported: convert it to JPEG or PNG\)"),
+    "kohya's captions": (
+        train_on(("a.caption", b"x")),
+        r"a\.caption \(a caption format that is not supported: rename",
+    ),
     "metadata outside": (
         train_on(("metadata.jsonl", b'{"file_name": "../x.png", "text": "x"}')),
         "line 1 names a file outside",

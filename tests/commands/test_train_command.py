@@ -37,9 +37,10 @@ A_LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 def test_dry_run_prints_the_plan(tmp_path):
     done = run(*TRAIN, "--dry_run", "--rank", 32, "--train_text_encoder", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    first = [line.partition(":")[0] for line in done.stdout.splitlines()[:6]]
-    assert first == ["adapter", "images", "steps", "memory of a training step", "time", "disk"]
-    assert '"rank": 32' in done.stdout
+    first = [line.partition(":")[0] for line in done.stdout.splitlines()]
+    whole = ["base", "adapter", "images", "steps", "device", "memory", "memory of a training step", "time"]
+    assert first == [*whole, "disk", "images from", "run folder"]
+    assert "adapter: gralora of rank 32, k 2, " in done.stdout
     assert A_LAYER not in done.stdout
     assert not list(tmp_path.iterdir())
 
@@ -47,7 +48,8 @@ def test_dry_run_prints_the_plan(tmp_path):
 def test_a_verbose_dry_run_lists_the_layers_after_the_summary(tmp_path):
     done = run(*TRAIN, "--dry_run", "--verbose", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("adapter: gralora of rank ")
+    assert done.stdout.startswith("base: the embedded one\nadapter: gralora of rank ")
+    assert '"rank": 64' in done.stdout
     assert len(re.findall(r"^unet[.].*[0-9] -> [0-9]", done.stdout, re.M)) == 56
     assert A_LAYER in done.stdout
 

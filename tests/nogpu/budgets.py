@@ -38,6 +38,7 @@ UNET = {  # forward, backward and AdamW of SDXL's UNet alone, batch 1: step_coun
     "LoRA": 6_787,
     "GraLoRA": 7_495,
 }
+MOST_OF_AN_OPTIMIZER = 50  # launches
 
 
 def problems(line: dict, allowed: dict[str, int]) -> list[str]:

@@ -1,7 +1,7 @@
 """presets.py FOUND.json: SDXL's size in one process: presets on their cards, drawing, and steps of the UNet.
 
 FOUND.json: {"presets": {name: what full_size.run() gives}, "drawing": the lines of drawing.draw_all(),
-             "unet": {kind of adapter: what step_counts.measure() gives}}
+             "unet": {kind of adapter: what step_counts.measure() gives}, "optimizers": their counts}
 """
 
 import json
@@ -50,7 +50,7 @@ def main() -> None:
         print(drawing.text_of(line))
     counters.set_limit(LARGEST)
     steps = {kind: step_counts.measure(kind, checkpointing=False) for kind in step_counts.KINDS}
-    everything = dict(presets=found, drawing=drawn, unet=steps)
+    everything = dict(presets=found, drawing=drawn, unet=steps, optimizers=step_counts.optimizer_counts())
     Path(sys.argv[1]).write_text(json.dumps(everything, indent=1))
     print("\n".join(tables(everything)))
 
@@ -75,6 +75,9 @@ def tables(found: dict) -> list[str]:
     lines += ["", "| a step of the UNet | launches | peak |", "|---|---|---|"]
     for kind, line in found["unet"].items():
         lines.append(f"| {kind} | {line['launches']:,} | {line['peak']:.2f} |")
+    lines += ["", "| an optimizer's step | launches | synchronizations |", "|---|---|---|"]
+    for name, line in found["optimizers"].items():
+        lines.append(f"| {name} | {line['launches']} | {line['syncs']} |")
     return lines
 
 

@@ -20,16 +20,25 @@ if __name__ == "__main__":
 
 import counters
 import hollow
-import stand_ins  # noqa: F401 - installs them
+import stand_ins
 import torch
 
-from gralora_diffusion import AdapterConfig, console, inject
+from gralora_diffusion import AdapterConfig, TrainConfig, console, inject
+from gralora_diffusion.adapters.registry import adapter_parameters
 from gralora_diffusion.sdxl.base import Prompts, blank_inputs, predict
 from gralora_diffusion.training.flat_factors import FlatFactors
+from gralora_diffusion.training.optim import make_optimizer
 
 KINDS = ("frozen", "LoRA", "GraLoRA", "PEFT LoRA", "PEFT GraLoRA")
 RANK, K = 64, 4
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+OPTIMIZERS = {  # those that are installed with the package's test extra
+    "AdamW": dict(learning_rate=1e-4),
+    "AdamW, fp16": dict(learning_rate=1e-4, mixed_precision="fp16"),
+    "Prodigy": dict(learning_rate=1.0, optimizer="Prodigy"),
+    "Adafactor": dict(learning_rate=1e-4, optimizer="Adafactor"),
+    "AdamWScheduleFree": dict(learning_rate=1e-4, optimizer="AdamWScheduleFree"),
+}
 SIDE = 128  # of the latents of 1024 px
 STEPS = 3  # the last is counted, and the fastest but for the first is timed
 PASSES = ("forward", "backward", "optimizer")
@@ -100,6 +109,25 @@ def measure(kind: str, checkpointing: bool) -> dict:
     for name in PASSES:
         found[f"{name}_cpu"] = min(step[f"{name}_cpu"] for step in steps[1:])
     return found | dict(parameters=sum(p.numel() for p in parameters))
+
+
+def optimizer_counts() -> dict[str, dict[str, int]]:
+    """Launches and waits of each optimizer's own step, over the factors of a GraLoRA."""
+    unet = unet_of("GraLoRA")
+    found = {}
+    stand_ins.set_reads(1.0)  # with 0, Prodigy ends its step early
+    try:
+        for name, options in OPTIMIZERS.items():
+            groups = [dict(params=list(adapter_parameters(unet).values()))]
+            optimizer = make_optimizer(FlatFactors(groups, torch.bfloat16), TrainConfig(**options))
+            optimizer.step()
+            counters.reset()
+            optimizer.step()
+            report = counters.report()
+            found[name] = dict(launches=report.launches, syncs=report.syncs)
+    finally:
+        stand_ins.set_reads(0.0)
+    return found
 
 
 def measure_step(unet, inputs, factors: FlatFactors | None, optimizer, names: bool) -> dict:

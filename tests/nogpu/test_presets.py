@@ -6,8 +6,8 @@ Weights are hollow, and memory is what torch's own allocator counts; all runs in
 import json
 
 import pytest
+from budgets import MOST_OF_AN_OPTIMIZER, UNET, problems
 from budgets import PRESETS as BUDGETS
-from budgets import UNET, problems
 from presets import DRAWN, usable
 
 from gralora_diffusion.presets import PRESETS
@@ -100,6 +100,13 @@ def test_an_image_is_drawn(found, way, gib):
 @pytest.mark.parametrize("kind", UNET)
 def test_a_step_of_the_unet_launches_no_more_than_its_budget(found, kind):
     assert problems(found["unet"][kind], dict(launches=UNET[kind])) == []
+
+
+def test_an_optimizer_launches_few_kernels_whatever_the_number_of_layers(found):
+    counts = found["optimizers"]
+    assert len(counts) == 5
+    assert {name: line for name, line in counts.items() if line["launches"] > MOST_OF_AN_OPTIMIZER} == {}
+    assert {name for name, line in counts.items() if line["syncs"]} == {"Prodigy"}
 
 
 @pytest.mark.parametrize("kind", ["LoRA", "GraLoRA"])

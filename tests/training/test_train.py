@@ -212,7 +212,7 @@ def test_plan_on_the_embedded_base_writes_nothing(tmp_path, monkeypatch):
     assert "adapter.safetensors 4.4 MB" in text
     assert "comfyui.safetensors 8.7 MB" in text
     assert "2 checkpoint(s) of 13.1 MB" in text
-    assert "memory of a training step: about " in text
+    assert "memory: about " in text
     assert "time" not in made.summary()
     assert not list(tmp_path.iterdir())
 
@@ -243,7 +243,7 @@ def test_forecast_at_full_size():
         SDXL_UNET, dataclasses.replace(config, gradient_checkpointing=True), 1024, torch.bfloat16
     )
     assert plain["weights"] == 2 * 2_567_463_684
-    assert plain["adapters"] == 16 * 92_897_280
+    assert plain["adapters"] == 20 * 92_897_280  # with copies in bf16
     assert 4 * checkpointed["activations"] < plain["activations"] < 20 * 2**30
 
 
