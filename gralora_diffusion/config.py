@@ -80,10 +80,7 @@ class AdapterConfig:
     k_pattern: dict = adapter({}, 'other k for some layers, as JSON: {"regular expression": k}')
     tlora: bool = adapter(False, "T-LoRA: fewer active ranks in the UNet at noisier timesteps")
     tlora_min_rank: int | None = adapter(
-        None,
-        "T-LoRA's rank at the noisiest timestep; by default half the rank",
-        at_least=1,
-        needs={"tlora": True},
+        None, "T-LoRA's rank with most noise; by default half the rank", at_least=1, needs={"tlora": True}
     )
 
     def __post_init__(self):
@@ -102,10 +99,7 @@ class TrainConfig:
 
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     pretrained_model_name_or_path: str | None = base(
-        None,
-        "diffusers folder, .safetensors file or hub id; by default the embedded base",
-        label="Base",
-        kind=MODEL,
+        None, "folder, .safetensors file or hub id; by default the embedded base", label="Base", kind=MODEL
     )
     pretrained_vae_model_name_or_path: str | None = base(
         None, "another VAE, for instance madebyollin/sdxl-vae-fp16-fix", kind=MODEL
@@ -121,10 +115,7 @@ class TrainConfig:
         label="Images",
     )
     instance_prompt: str | None = data(
-        None,
-        "caption of images without one, such as 'a photo of sks dog'",
-        kind="text",
-        label="Trigger prompt",
+        None, "caption of images without one, as 'a photo of sks dog'", kind="text", label="Trigger prompt"
     )
     resolution: int | None = data(None, "side in pixels; by default the base's", at_least=64, at_most=8192)
     use_aspect_ratio_buckets: bool = data(False, "crop to the nearest of SDXL's shapes instead of a square")
@@ -152,16 +143,10 @@ class TrainConfig:
     num_train_epochs: int | None = training(None, "epochs, instead of steps", at_least=1, resumable=True)
     train_batch_size: int | None = training(None, "images per step and process", at_least=1)
     gradient_accumulation_steps: int = training(1, "batches per optimizer step", at_least=1)
-    learning_rate: float | None = training(
-        None, "learning rate of the UNet's adapters; a factor for Prodigy", above=0
-    )
+    learning_rate: float | None = training(None, "rate of the UNet's adapters; a factor for Prodigy", above=0)
     train_text_encoder: bool = training(False, "adapt both text encoders too")
-    text_encoder_lr: float | None = text_rate(
-        None, "of both text encoders' adapters; by default the UNet's", at_least=0
-    )
-    text_encoder_2_lr: float | None = text_rate(
-        None, "of the second text encoder's; by default the first's", at_least=0
-    )
+    text_encoder_lr: float | None = text_rate(None, "of the text encoders; by default the UNet's", at_least=0)
+    text_encoder_2_lr: float | None = text_rate(None, "of the second; by default that of both", at_least=0)
     seed: int = training(0, "random seed", at_least=0, at_most=2**40)
     validation_prompt: str | None = samples(
         None, "prompts, separated by |; by default the trigger prompt in four scenes", kind="text"
@@ -182,9 +167,7 @@ class TrainConfig:
     resume_from_checkpoint: str | None = output(
         None, "latest, or a checkpoint-N folder of this run; by default the latest is resumed"
     )
-    output_kohya_format: bool = output(
-        False, "also write a file with kohya's prefix and diffusers' layer names"
-    )
+    output_kohya_format: bool = output(False, "also a file with kohya's prefix and diffusers' layer names")
     upcast_before_saving: bool = output(
         False, "write pytorch_lora_weights.safetensors in fp32 with mixed precision too"
     )
@@ -199,9 +182,7 @@ class TrainConfig:
     offload_unet: bool = machine(
         False, "keep the frozen UNet in RAM and move one block at a time to the GPU: slower", needs=RECOMPUTED
     )
-    deterministic: bool = machine(
-        False, "use deterministic kernels, to resume bit by bit on a GPU too: slower"
-    )
+    deterministic: bool = machine(False, "deterministic kernels, to resume bit by bit on a GPU: slower")
     allow_tf32: bool = machine(False, "multiply fp32 matrices in TF32 on a GPU: faster, less precise")
     cache_latents: bool = machine(True, "keep latents and prompt embeddings for later runs", resumable=True)
     latent_cache_dir: str | None = machine(
@@ -227,10 +208,7 @@ class TrainConfig:
     adam_weight_decay: float = optim(1e-4, "weight decay, with every optimizer", at_least=0)
     adam_weight_decay_text_encoder: float | None = text_decay(None, "by default the UNet's", at_least=0)
     prodigy_beta3: float | None = prodigy(
-        None,
-        "beta3 of Prodigy's step size; by default the square root of beta2",
-        at_least=0,
-        at_most=0.999999,
+        None, "beta3 of Prodigy; by default the square root of beta2", at_least=0, at_most=0.999999
     )
     prodigy_decouple: bool = prodigy(True, "decoupled weight decay in Prodigy, as in AdamW")
     prodigy_use_bias_correction: bool = prodigy(True, "Adam's bias correction in Prodigy")
@@ -249,9 +227,7 @@ class TrainConfig:
     )
     rescale_betas_zero_snr: bool = loss(False, "a noise schedule that ends in pure noise (for v_prediction)")
     loss_type: str = loss("l2", "squared error, pseudo-Huber, or pseudo-Huber over its c", choices=LOSSES)
-    huber_c: float = huber(
-        0.1, "where the Huber loss changes from squared to absolute error", above=0, at_most=1
-    )
+    huber_c: float = huber(0.1, "where it changes from squared to absolute error", above=0, at_most=1)
     huber_schedule: str = huber(
         "snr", "c by timestep: from near 1 with little noise to huber_c; or constant", choices=HUBER_SCHEDULES
     )
@@ -267,17 +243,12 @@ class TrainConfig:
     allocate: str | None = ranks(
         None, "rule that gives each layer its rank, at the parameter count of --rank", choices=ALLOCATE
     )
-    allocation: str | None = ranks(
-        None, "allocation.json of another run, to use its ranks", kind="allocation"
-    )
+    allocation: str | None = ranks(None, "another run's allocation.json, for its ranks", kind="allocation")
     gora_init: str | None = gora(
         None, "initialization from gradients: random A (GoRA) or svd (default); or zero", choices=STARTS
     )
     gora_gamma: float | None = gora(
-        None,
-        "norm of the first delta over that of the gradient; by default searched",
-        at_least=0,
-        at_most=1e6,
+        None, "norm of the first delta over the gradient's; by default searched", at_least=0, at_most=1e6
     )
     gora_batches: int = gora(64, "maximum number of batches in the gradient pass", at_least=1, at_most=2**20)
     gora_tolerance: float = gora(
@@ -286,9 +257,7 @@ class TrainConfig:
     gora_min_rank: int | None = gora(None, "lowest rank; by default half of --rank", at_least=1)
     gora_max_rank: int | None = gora(None, "highest rank; by default four times --rank", at_least=1)
     gora_rounding: str = gora(
-        "exact",
-        "exactly the parameter count of --rank, or rounded as in the paper",
-        choices=("exact", "paper"),
+        "exact", "the exact parameter count of --rank, or the paper's rounding", choices=("exact", "paper")
     )
     gora_memory: float | None = gora(
         None, "GiB of gradient sums kept at once; further passes compute the rest", above=0

@@ -22,6 +22,7 @@ from gralora_diffusion.devices import forget_peak, peak_memory
 from gralora_diffusion.experiments.adapt import adapt, adapter_config_of, as_adapted
 from gralora_diffusion.experiments.adapted import Adapted, Spec
 from gralora_diffusion.experiments.experiment import Experiment
+from gralora_diffusion.experiments.methods import METHODS
 from gralora_diffusion.experiments.queue import run_name
 from gralora_diffusion.experiments.scoring import base_images, scores_of
 from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
@@ -66,7 +67,8 @@ def run_experiment(run: dict, experiment: Experiment, interrupts: Interrupts) ->
     # the base, what it generates, and the batches
     pipeline = load_sdxl(config.pretrained_model_name_or_path, dtype=dtype).to(accelerator.device)
     config = with_base_defaults(config, pipeline, experiment.images, precision, 1)
-    losses = losses_of(pipeline, experiment, config, dtype)
+    ours = METHODS[run["method"]].build == "ours"
+    losses = losses_of(pipeline, experiment, config, dtype, autocast=not ours)
     base = base_images(pipeline, experiment, config)
 
     # the method
@@ -99,7 +101,9 @@ def run_experiment(run: dict, experiment: Experiment, interrupts: Interrupts) ->
     return found | dict(file_bytes=(folder / ADAPTER).stat().st_size, scores=scores)
 
 
-def losses_of(pipeline, experiment: Experiment, config: TrainConfig, dtype: torch.dtype) -> Losses:
+def losses_of(
+    pipeline, experiment: Experiment, config: TrainConfig, dtype: torch.dtype, autocast: bool = False
+) -> Losses:
     """Held-out batches are the same for all seeds; without held-out images they have training images."""
     accelerator = experiment.accelerator
     cache = Cache(experiment.folder / "cache")
@@ -112,7 +116,7 @@ def losses_of(pipeline, experiment: Experiment, config: TrainConfig, dtype: torc
 
     def loss_of(batches, draw=draw_noise) -> LossOf:
         model = pipeline.unet, pipeline.scheduler
-        return objective(*model, batches, encode, batches.config, accelerator, dtype, draw)
+        return objective(*model, batches, encode, batches.config, accelerator, dtype, draw, autocast)
 
     even = stratified(draw_noise)
     return Losses(loss_of(training), loss_of(training, even), loss_of(held_out), loss_of(held_out, even))
@@ -130,7 +134,9 @@ def train_adapter(
     """Train all steps: {seconds_per_step, peak_memory, losses, and, if wanted, the held-out loss's curve}."""
     accelerator = experiment.accelerator
     groups = adapted.groups(run["lr"], config.adam_weight_decay)
-    factors = FlatFactors.of_models(groups, [unet], DTYPES[config.mixed_precision or "no"])
+    ours = METHODS[run["method"]].build == "ours"  # whose layers compute with copies of the factors
+    dtype = DTYPES[config.mixed_precision or "no"] if ours else torch.float32
+    factors = FlatFactors.of_models(groups, [unet], dtype)
     optimization = Optimization.over(factors, config, run["steps"], accelerator)
     lines, curve = [], []
 

@@ -1,4 +1,4 @@
-"""Which models of a base are on the device: all that fit or, where memory is short, those at work."""
+"""Which models of a base are on the device: all that fit or, where memory is short, those in use."""
 
 import torch
 from torch import nn
@@ -6,8 +6,13 @@ from torch import nn
 from gralora_diffusion.adapters.kernel import quantized
 from gralora_diffusion.devices import free_memory, release_unused
 
-MODELS = ("text_encoder", "text_encoder_2", "vae", "unet")  # in the order in which they make room for others
-# Bytes that work takes beside the weights, counted on SDXL's models.
+MODELS = (
+    "text_encoder",
+    "text_encoder_2",
+    "vae",
+    "unet",
+)  # in the order in which they are moved away
+# Bytes that each task takes in addition to the weights, counted on SDXL's models.
 DECODING = 3072  # per pixel, by the VAE in fp32
 ENCODING = 2560
 DENOISING = 160  # per pixel of the image and row of the batch, by the UNet in half precision

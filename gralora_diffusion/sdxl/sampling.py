@@ -62,8 +62,8 @@ def generate(
     """An image for each (prompt, seed).  resolution: a side, or (height, width).
 
     embeds: of embed_prompts(), for a pipeline whose text encoders are freed. device: where to compute, by
-    default where the UNet is. Each model is moved there when it is needed; where memory is short, those that
-    are not at work make room, and fewer images are made at once.
+    default where the UNet is. Each model is moved there when it is needed; where memory is short, idle
+    models are moved to the CPU, and fewer images are made at once.
     """
     device = device or pipeline.unet.device
     size = sides(resolution or resolution_of(pipeline))

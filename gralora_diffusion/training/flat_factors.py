@@ -35,7 +35,8 @@ class FlatFactors:
         """groups: as optimizers take them.  dtype: in which the layers compute.
 
         side_by_side: lists of L parameters of one shape whose copies in half precision are to be one tensor
-        for SharedInput, of [k, n, r] each [k, n, L r], of [r, n] each [L r, n].
+        for SharedInput, of [k, n, r] each [k, n, L r], of [r, n] each [L r, n].  Raises ValueError for a list
+        whose parameters are in several groups.
         """
         half = dtype != torch.float32
         self.side_by_side = [tuple(members) for members in side_by_side if half]
@@ -43,6 +44,10 @@ class FlatFactors:
         parameters = self.parameters()
         device = parameters[0].device
         self.places, size = self.layout()
+        for members in self.side_by_side:
+            places = [self.places[member] for member in members]
+            if places != [places[0] + number * members[0].numel() for number in range(len(members))]:
+                raise ValueError("parameters that are to lie side by side are in several groups")
         self.values = torch.zeros(size, device=device)
         self.gradients = torch.zeros(size, device=device)
         self.copies = torch.zeros(size, dtype=dtype, device=device) if half else None
@@ -70,6 +75,7 @@ class FlatFactors:
     @classmethod
     def of_models(cls, groups: list[dict], models: Iterable[nn.Module], dtype: torch.dtype) -> "FlatFactors":
         """Those of adapted models, which compute with them from now on."""
+        models = list(models)
         together = [layers for model in models for layers in layers_of_one_input(model)]
         lists = []
         for layers in together:

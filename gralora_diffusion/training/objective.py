@@ -38,12 +38,14 @@ def objective(
     accelerator,
     dtype: torch.dtype,
     draw: Callable = draw_noise,
+    autocast: bool = False,
 ) -> Callable[[int], torch.Tensor]:
     """loss_of(index): the loss of batch number `index` of the plan, counted over all processes.
 
     encode(captions) gives their Prompts; draw is loss.draw_noise() or a variant of it. The UNet computes in
     `dtype`, the statistics of its norms and softmax in fp32; noise schedule, latents, time ids and the loss
-    are fp32. On a GPU a thread prepares the inputs of the next batch meanwhile.
+    are fp32. autocast: for layers with fp32 parameters of their own, which would compute in fp32 without it.
+    On a GPU a thread prepares the inputs of the next batch meanwhile.
     """
     schedule = noise_schedule(scheduler, config.rescale_betas_zero_snr)
     device = accelerator.device
@@ -86,7 +88,8 @@ def objective(
         inputs, captions = on_device(index)
         embeds, pooled = encode(captions) if config.train_text_encoder else (inputs.embeds, inputs.pooled)
         prompts = Prompts(embeds.to(device, dtype), pooled.to(device, dtype))
-        predicted = predict(unet, inputs.noisy, inputs.timesteps, prompts, inputs.sizes)
+        with torch.autocast(device.type, dtype, enabled=autocast and dtype != torch.float32):
+            predicted = predict(unet, inputs.noisy, inputs.timesteps, prompts, inputs.sizes)
         of_batch = inputs.latents, inputs.noise, inputs.timesteps
         return diffusion_loss(predicted, *of_batch, alphas, **options, weights=inputs.weights)
 

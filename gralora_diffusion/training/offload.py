@@ -1,7 +1,7 @@
-"""A frozen UNet that stays in the RAM: on the device is the block at work, and the next one on its way.
+"""A frozen UNet that stays in RAM: the device holds the block in use, and the next while it is copied.
 
 For cards that do not hold the UNet. A block's weights are one copy from pinned memory, made on a stream of
-its own while the block before computes; it takes bandwidth, not numbers: results are the same bits.
+its own while the block before computes. Results are bit-equal to those of a UNet on the device.
 """
 
 import torch

@@ -20,7 +20,7 @@ def phase_memory(
     """{phase: bytes at its peak}.
 
     step: the parts of a training step by step_memory(). text_encoders, vae: how many numbers they have.
-    total: of the card, where models that are not at work make room for others if they must; None for a card
+    total: of the card, where idle models are moved away if they must be; None for a card
     with room for all.
     """
     size = resolution * resolution

@@ -49,7 +49,7 @@ class TrainingSetup:
     dtype: torch.dtype
     facts: dict  # what must be the same when the run is resumed, and what should be
     start: int  # the step of the checkpoint to resume from, or 0
-    was_begun: bool  # whether the folder holds a run that was begun before
+    has_earlier_run: bool  # whether the folder held a run when this command started
     steps: int
     state: dict  # what the checkpoint holds beside the adapter
 
@@ -131,7 +131,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
         dtype=dtype,
         facts=facts,
         start=start,
-        was_begun=(path / "config.json").exists(),
+        has_earlier_run=(path / "config.json").exists(),
         steps=steps,
         state=state,
     )

@@ -70,7 +70,7 @@ def count_memory(unet_config, config: TrainConfig, resolution: int, dtype, token
         weights -= saved_by_quantization(unet, BYTES[config.base_model_precision])
     if config.offload_unet:
         sizes = [offloaded_bytes(block) for block in offloaded_blocks(unet)]
-        weights -= sum(sizes) - 2 * max(sizes)  # the one at work, and the next
+        weights -= sum(sizes) - 2 * max(sizes)  # the one in use, and the next
     adapters = bytes_per_parameter(config, dtype != torch.float32) * trainable
     return dict(weights=weights, adapters=adapters, activations=activations)
 

@@ -124,7 +124,7 @@ def start_run(setup: TrainingSetup, run: Run | None) -> None:
         resumed = f", from step {setup.start}" if setup.start else ""
         base = setup.config.pretrained_model_name_or_path or EMBEDDED_BASE
         print(f"base: {base}", flush=True)
-        if setup.was_begun and not setup.start:
+        if setup.has_earlier_run and not setup.start:
             note("the run was stopped before its first checkpoint: it starts again at step 0")
         print(f"{size} -> {setup.path}{resumed}", flush=True)
     if setup.accelerator.log_with:

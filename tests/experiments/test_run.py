@@ -62,6 +62,26 @@ def score_of(experiment: Experiment, metric: str, strength: float = 1.0) -> Scor
     return Score(METRICS[metric], experiment.encoders[0].name, strength)
 
 
+@pytest.mark.parametrize("method", ["lora", "our-lora", "mora", "full"])
+def test_in_bf16_every_method_computes_in_bf16(make_experiment, method, monkeypatch):
+    """Or one would be compared with others of twice its cost."""
+    experiment = make_experiment(["a photo of sks robot"])
+    half = dataclasses.replace(experiment.config, mixed_precision="bf16")
+    products = []
+    linear = torch.nn.functional.linear
+
+    def recorded(x, weight, bias=None):
+        y = linear(x, weight, bias)
+        if torch.is_grad_enabled():
+            products.append(y.dtype)
+        return y
+
+    monkeypatch.setattr(torch.nn.functional, "linear", recorded)
+    found = run_of(dataclasses.replace(experiment, config=half), RUN | dict(method=method))
+    assert "failed" not in found
+    assert set(products) == {torch.bfloat16}
+
+
 def test_a_run_of_the_sweep_is_a_run_of_the_trainer(tmp_path, make_experiment):
     """Our own LoRA is trained, step by step and bit by bit, as by train(): one trainer, one data order."""
     experiment, run = make_experiment(["a photo of sks robot"]), RUN | dict(method="our-lora", seed=3)

@@ -52,3 +52,9 @@ def run_cases(stub_or_skip, tmp_path_factory) -> Callable[[dict], dict]:
         return json.loads(found.read_text())
 
     return run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """Where the commands of a module write."""
+    return tmp_path_factory.mktemp("home")

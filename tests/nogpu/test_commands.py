@@ -113,11 +113,6 @@ def training(home: Path, name: str, options: tuple[str, ...]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
 def found(run_cases, home):
     return run_cases(all_cases(home))
 

@@ -102,11 +102,6 @@ def all_cases(home: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
 def found(run_cases, home):
     return run_cases(all_cases(home))
 

@@ -105,6 +105,14 @@ def test_equal_shapes_are_one_tensor_and_groups_are_apart():
     assert second["params"][0].numel() == 5
 
 
+def test_parameters_of_two_groups_cannot_lie_side_by_side():
+    A, B = (nn.Parameter(torch.zeros(2, 3, 4)) for _ in range(2))
+    groups = [dict(params=[A], lr=1.0), dict(params=[B], lr=2.0)]
+    FlatFactors(groups, torch.bfloat16)
+    with pytest.raises(ValueError, match="in several groups"):
+        FlatFactors(groups, torch.bfloat16, [[A, B]])
+
+
 def test_a_model_that_was_cast_is_noticed():
     model = adapted(KINDS["LoRA"])
     factors = flat(model)
