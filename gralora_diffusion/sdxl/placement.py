@@ -53,15 +53,21 @@ def how_many_fit(device: torch.device, size: int) -> int:
     return 2**30 if free is None else max(1, (free - MARGIN) // size)
 
 
-def decoding_peak(frozen: int, vae: int, in_use: int, size: int, total: int | None) -> int:
-    """Bytes on a card of `total` while an image of `size` pixels is decoded.
+def peak_of_vae(
+    work_per_pixel: int, size: int, vae: int, in_use: int, movable: int, total: int | None
+) -> int:
+    """Bytes on a card of `total` while the VAE works on an image of `size` pixels, as bring() places models.
 
-    in_use: before, with the UNet's `frozen` ones, which make room where they must. total: None for ample.
+    work_per_pixel: DECODING or ENCODING. in_use: before, `movable` of them by models that are moved away if
+    they must be. Where even that is not enough, the VAE works in tiles. total: None for a card with room.
     """
-    peak = in_use + vae + size * DECODING
-    if total is not None and peak + MARGIN > total:
-        peak = max(in_use, peak - frozen)
-    return peak
+    peak = in_use + vae + size * work_per_pixel
+    if total is None or peak + MARGIN <= total:
+        return peak
+    peak -= movable
+    if peak + MARGIN > total:
+        peak = in_use - movable + vae + TILE * TILE * work_per_pixel
+    return max(in_use, peak)
 
 
 def is_on(model: nn.Module, device: torch.device) -> bool:

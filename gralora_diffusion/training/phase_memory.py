@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.sdxl.placement import DENOISING, ENCODING, MARGIN, decoding_peak
+from gralora_diffusion.sdxl.placement import DECODING, DENOISING, ENCODING, peak_of_vae
 from gralora_diffusion.training.step_cost import images_per_batch
 
 
@@ -26,15 +26,15 @@ def phase_memory(
     size = resolution * resolution
     vae_bytes = 4 * vae  # fp32
     texts = dtype.itemsize * text_encoders
-    encoding = vae_bytes + size * ENCODING
-    has_room = total is None or texts + encoding + MARGIN <= total
-    phases = dict(encoding=encoding + (texts if has_room else 0), step=sum(step.values()))
+    encoding = peak_of_vae(ENCODING, size, vae_bytes, texts, texts, total)
+    phases = dict(encoding=encoding, step=sum(step.values()))
     if not config.skip_final_inference:
         in_use = phases["step"] - step["activations"]
         rows = 2 * images_per_batch(config) * dtype.itemsize // 2
         denoising = in_use + rows * size * DENOISING
         movable = 0 if config.base_model_precision or config.offload_unet else step["weights"]
-        phases["sample images"] = max(denoising, decoding_peak(movable, vae_bytes, in_use, size, total))
+        decoding = peak_of_vae(DECODING, size, vae_bytes, in_use, movable, total)
+        phases["sample images"] = max(denoising, decoding)
     return phases
 
 

@@ -11,7 +11,7 @@ from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.devices import is_out_of_memory, release_unused, total_memory
 from gralora_diffusion.files import complete_or_absent
-from gralora_diffusion.sdxl.placement import bring, bytes_of, can_move, decoding_peak
+from gralora_diffusion.sdxl.placement import DECODING, bring, bytes_of, can_move, peak_of_vae
 from gralora_diffusion.sdxl.sampling import as_trained, embed_prompts, generate, sheet
 
 
@@ -43,7 +43,8 @@ class Previews:
         if total is None:
             return in_use
         frozen = bytes_of(unet, frozen=True) if can_move(unet) else 0
-        return decoding_peak(frozen, bytes_of(self.vae), in_use, self.config.resolution**2, total)
+        size = self.config.resolution**2
+        return peak_of_vae(DECODING, size, bytes_of(self.vae), in_use, frozen, total)
 
     def generate(self, step: int) -> None:
         """Write samples/step-`step`/00.png, ..., over what is there already.
