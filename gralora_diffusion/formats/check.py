@@ -50,12 +50,14 @@ def check_facts(facts: dict, path) -> None:
     for prediction in PREDICTIONS:
         for zero_snr in (False, True):
             objectives.append(dict(prediction_type=prediction, rescale_betas_zero_snr=zero_snr))
-    fit = isinstance(facts.get("base", {}), dict)
+    prompts = facts.get("prompts") or {}
+    fit = isinstance(facts.get("base", {}), dict) and isinstance(prompts, dict)
+    fit = fit and all(isinstance(prompt, str | None) for prompt in prompts.values())
     fit &= facts.get("layers_per_block", 2) in (1, 2, 3, 4)
     fit &= type(facts.get("resolution", 1024)) is int
     fit &= facts.get("objective", {}) in objectives
     if not fit:
-        problem = "base, layers_per_block, resolution or objective is wrong; the file is damaged"
+        problem = "base, prompts, layers_per_block, resolution or objective is wrong; the file is damaged"
         raise ConfigError(f"{path}: its header cannot be read: {problem}")
 
 

@@ -44,7 +44,7 @@ def same_base(first: dict, second: dict) -> bool:
     """Whether two fingerprints are of one base, in whichever dtypes it was loaded."""
     try:
         pairs = list(zip(first["weights"], second["weights"], strict=True))
+        close = all(abs(a - b) <= 0.01 * max(abs(a), abs(b)) + 1e-5 for a, b in pairs)
+        return first["names"] == second["names"] and close
     except (KeyError, TypeError, ValueError):  # not written by fingerprint(), or of another kind of model
         return False
-    close = all(abs(a - b) <= 0.01 * max(abs(a), abs(b)) + 1e-5 for a, b in pairs)
-    return first["names"] == second["names"] and close

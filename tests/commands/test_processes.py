@@ -83,5 +83,5 @@ def test_fsdp_that_accelerate_ignores_is_refused(tmp_path):
     asked = os.environ | {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     done = run(*TRAIN, "--output_dir", tmp_path / "run", cwd=tmp_path, env=asked)
     assert done.returncode == 2
-    assert "accelerate is set up for FSDP, and makes" in done.stderr
+    assert "accelerate is configured for FSDP, but uses" in done.stderr
     assert not (tmp_path / "run").exists()

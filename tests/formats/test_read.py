@@ -303,6 +303,18 @@ def test_headers_that_lie_about_the_native_file(tmp_path):
             read_adapter(tmp_path / "lie.safetensors")
 
 
+@pytest.mark.parametrize("lie", [dict(base=[]), dict(prompts=["a"]), dict(prompts={"instance_prompt": 3})])
+def test_facts_of_another_type_are_refused(tmp_path, lie):
+    adapter = Adapter.from_models(adapted_pipeline(AdapterConfig(rank=16, k=2), ["unet"])[1])
+    write_native(tmp_path / "x.safetensors", adapter)
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        facts = json.loads(file.metadata()["gralora_diffusion"])
+    header = {"gralora_diffusion": json.dumps(facts | lie)}
+    save_file(load_file(tmp_path / "x.safetensors"), tmp_path / "lie.safetensors", header)
+    with pytest.raises(ConfigError, match=r"base, prompts, .* is wrong; the file is damaged"):
+        read_adapter(tmp_path / "lie.safetensors")
+
+
 @pytest.fixture(scope="module")
 def foreign_bases(tmp_path_factory):
     """{kind: (pipeline, its folder)}: a Stable Diffusion 1.5 in small, and an SDXL of another width."""

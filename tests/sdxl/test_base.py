@@ -127,6 +127,9 @@ def test_the_fingerprint_knows_the_base_and_nothing_else():
     assert fingerprint(unet) == plain
     assert not same_base(fingerprint(UNet2DConditionModel.from_config(unet.config)), plain)
     assert not same_base({"names": plain["names"], "weights": "x"}, plain)
+    assert not same_base({"nameH": plain["names"], "weights": plain["weights"]}, plain)
+    assert not same_base(plain | {"weights": ["x"] * len(plain["weights"])}, plain)
+    assert not same_base(["weights"], plain)
 
 
 def copied_base(folder, **changes):
