@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gralora_diffusion import __version__
+from gralora_diffusion.adapters.deltas import Delta
 from gralora_diffusion.adapters.inject import TARGETS, first_match
 from gralora_diffusion.adapters.kinds import KINDS
 from gralora_diffusion.adapters.low_rank import scale_of, truncate
@@ -30,11 +31,13 @@ class Adapter:
     layers: {component: {module path: factors}} with diffusers' paths; factors: gralora_A [k, N/k, r],
     gralora_B [k, r, M/k], lora_A [r, N], lora_B [M, r], or what another kind of adapter has for parameters.
     facts: base, prompts, objective, layers_per_block and resolution, as far as they are known.
+    deltas: {component: {parameter's name: Delta}}, what other tools' kinds change in weights and biases.
     """
 
     config: AdapterConfig
     layers: Layers
     facts: dict = field(default_factory=dict)
+    deltas: dict[str, dict[str, Delta]] = field(default_factory=dict)
 
     @classmethod
     def from_models(
@@ -141,6 +144,8 @@ def describe(layers: Layers, alpha: float | None = None) -> AdapterConfig:
     for found in layers.values():
         named += [(path, sizes_of(factors)) for path, factors in found.items()]
         gralora |= any("gralora_A" in factors for factors in found.values())
+    if not named:
+        return AdapterConfig(method="lora")
     options = dict(method="gralora" if gralora else "lora", alpha=alpha)
     for targets, pattern in reversed(TARGETS.items()):  # the narrowest that holds all layers counts
         if all(re.search(pattern, f".{path}") for path, _ in named):

@@ -10,7 +10,8 @@ from gralora_diffusion.formats.adapter_state import Adapter, Factors, sizes_of
 from gralora_diffusion.formats.layer_names import known
 from gralora_diffusion.options import ConfigError
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
+WHOLE = ("alpha", "on_input")  # may be whole numbers too
 LARGEST_RANK = 65536
 NOT_IN_SDXL = (
     r"(down_blocks\.(0\.attentions|3)|up_blocks\.3)\."  # layers of Stable Diffusion 1 and 2, and the refiner
@@ -23,15 +24,12 @@ def checked(adapter: Adapter, path) -> Adapter:
     config = adapter.config
     ranks = {config.rank, *config.rank_pattern.values()}
     ks = {config.k, *config.k_pattern.values()}
+    for component, changes in adapter.deltas.items():
+        for name in changes:
+            check_layer(component, name.rpartition(".")[0], f"{path}: {component}.{name}")
     for component, module_path, factors in adapter.items():
         where = f"{path}: {component}.{module_path}"
-        if component == "unet" and re.match(NOT_IN_SDXL, module_path):
-            origin = "the adapter was made for Stable Diffusion 1 or 2, or for the refiner"
-            raise ConfigError(f"{where}: SDXL's UNet has no such layer; {origin}")
-        if not known(component, module_path):
-            raise ConfigError(
-                f"{where}: SDXL has no such layer; the adapter was made for another kind of model"
-            )
+        check_layer(component, module_path, where)
         check_factors(factors, config.method, where)
         sizes = sizes_of(factors)
         if sizes is None:
@@ -42,6 +40,15 @@ def checked(adapter: Adapter, path) -> Adapter:
             header = f"rank {config.rank}, k {config.k}, hybrid_rank {config.hybrid_rank}"
             raise ConfigError(f"{where}: the header says {header}, and the tensors {rank}, {k}, {hybrid}")
     return adapter
+
+
+def check_layer(component: str, module_path: str, where: str) -> None:
+    """Raises ConfigError for a layer that SDXL does not have."""
+    if component == "unet" and re.match(NOT_IN_SDXL, module_path):
+        origin = "the adapter was made for Stable Diffusion 1 or 2, or for the refiner"
+        raise ConfigError(f"{where}: SDXL's UNet has no such layer; {origin}")
+    if not known(component, module_path):
+        raise ConfigError(f"{where}: SDXL has no such layer; the adapter was made for another kind of model")
 
 
 def check_facts(facts: dict, path) -> None:
@@ -68,11 +75,21 @@ def check_factors(factors: Factors, method: str, where: str) -> None:
         needed = " or ".join(", ".join(sorted(names)) for names in kind.LEAVES)
         raise ConfigError(f"{where}: holds {', '.join(sorted(factors))}; a {method} layer needs {needed}")
     check_shapes(factors, where)
-    for name, tensor in factors.items():
+    check_tensors(factors, where)
+
+
+def check_tensors(tensors: Factors, where: str) -> None:
+    """Raises ConfigError for a tensor that is no floating-point one, is empty, or is not finite."""
+    for name, tensor in tensors.items():
+        if name in WHOLE and not tensor.dtype.is_floating_point:
+            continue
         if tensor.dtype not in FLOATS:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            raise ConfigError(f"{where}.{name}: is {dtype}; adapters are fp16, bf16, fp32 or fp64")
-        if not tensor.isfinite().all():
+            raise ConfigError(f"{where}.{name}: is {dtype}; adapters are fp8, fp16, bf16, fp32 or fp64")
+        if 0 in tensor.shape:
+            raise ConfigError(f"{where}.{name}: is empty, {list(tensor.shape)}; the file is damaged")
+        wide = tensor.float() if tensor.itemsize == 1 else tensor
+        if not wide.isfinite().all():
             raise ConfigError(f"{where}.{name}: holds numbers that are not finite; the file is damaged")
 
 

@@ -7,7 +7,8 @@ WITH_UNDERSCORE = (  # names in module paths that hold an underscore themselves
     "down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|transformer_blocks|"
     "to_q|to_k|to_v|to_out|proj_in|proj_out|time_emb_proj|conv_shortcut|conv_in|conv_out|"
     "time_embedding|add_embedding|linear_1|linear_2|time_embed|label_emb|in_layers|emb_layers|"
-    "out_layers|skip_connection|text_model|text_projection|self_attn|q_proj|k_proj|v_proj|out_proj"
+    "out_layers|skip_connection|text_model|text_projection|self_attn|q_proj|k_proj|v_proj|out_proj|"
+    "conv_norm_out|layer_norm1|layer_norm2|final_layer_norm"
 )
 WORD = re.compile(rf"({WITH_UNDERSCORE}|[a-z]+\d*|\d+)(?:_|$)")
 SGM = r"(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.\d+.*"
@@ -32,7 +33,11 @@ INSIDE = (  # of attentions
     r"norm|proj_in|proj_out|"
     r"transformer_blocks\.\d+\.(norm[123]|attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))"
 )
-TEXT = r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])|text_projection"
+TEXT = (
+    r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]|layer_norm[12])|"
+    r"text_model\.final_layer_norm|text_projection"
+)
+CONVOLUTION = r"(.*\.)?(conv[12]|conv_in|conv_out|downsamplers\.0\.conv|upsamplers\.0\.conv)"
 VAE = [
     (r"(encoder\.down)_blocks\.(\d+)\.downsamplers\.0\.", r"\1.\2.downsample."),
     (r"(decoder\.up)_blocks\.(\d+)\.upsamplers\.0\.", r"\1.\2.upsample."),
@@ -106,6 +111,15 @@ def known(component: str, path: str) -> bool:
         return bool(sgm(path, 2) if component == "unet" else re.fullmatch(TEXT, path))
     except ValueError:
         return False
+
+
+def kernel_of(component: str, path: str) -> tuple[int, int] | None:
+    """The kernel of a convolution of SDXL's UNet by its name, None for any other layer."""
+    if component != "unet":
+        return None
+    if path.endswith(".conv_shortcut"):
+        return (1, 1)
+    return (3, 3) if re.fullmatch(CONVOLUTION, path) else None
 
 
 def sgm(path: str, layers_per_block: int) -> str:

@@ -9,8 +9,8 @@ from gralora_diffusion.config import AdapterConfig
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.check import check_factors, checked
 from gralora_diffusion.formats.layer_names import canonical
-from gralora_diffusion.formats.read_lora import read_diffusers, read_kohya
-from gralora_diffusion.formats.read_peft import PEFT_CONFIG, read_peft
+from gralora_diffusion.formats.read_foreign import read_foreign
+from gralora_diffusion.formats.read_peft import PEFT_CONFIG, PEFT_TENSORS, read_peft
 from gralora_diffusion.formats.safetensors_files import parsed, read_safetensors
 from gralora_diffusion.options import ConfigError, from_dict
 from gralora_diffusion.sdxl.load import COMPONENTS
@@ -36,20 +36,11 @@ def read_adapter(path: str | Path) -> Adapter:
         path = next((file for file in files if file.is_file()), files[0])
     if not path.is_file():
         raise missing(path)
+    if path.name == PEFT_TENSORS and (path.parent / PEFT_CONFIG).is_file():
+        return checked(read_peft([path.parent]), path)
     metadata, tensors = read_safetensors(path)
-    first = min(tensors)
-    if HEADER in metadata:
-        adapter = read_native(path, metadata, tensors)
-    elif first.startswith("lora_"):
-        adapter = read_kohya(path, metadata, tensors)
-    elif first.startswith(tuple(f"{c}." for c in COMPONENTS)) and not first.endswith(
-        ("gralora_A", "gralora_B")
-    ):
-        adapter = read_diffusers(path, metadata, tensors)
-    else:
-        problem = f"no header {HEADER!r}, and tensors such as {first!r}"
-        raise ConfigError(f"{path} is not an adapter that can be read: {problem}")
-    return checked(adapter, path)
+    read = read_native if HEADER in metadata else read_foreign
+    return checked(read(path, metadata, tensors), path)
 
 
 def missing(path: Path) -> ConfigError:

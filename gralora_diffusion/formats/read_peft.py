@@ -1,72 +1,59 @@
-"""PEFT's folders of LoRA and GraLoRA adapters."""
+"""PEFT's folders of adapters: LoRA (also DoRA), LoHa, LoKr and GraLoRA."""
 
 import math
-import re
 from pathlib import Path
 
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, describe, sizes_of
 from gralora_diffusion.formats.check import check_factors
-from gralora_diffusion.formats.layer_names import canonical
-from gralora_diffusion.formats.read_lora import add_tensor, lora_factors
+from gralora_diffusion.formats.read_foreign import Found, assembled, grouped
 from gralora_diffusion.formats.safetensors_files import parsed, read_safetensors
 from gralora_diffusion.options import ConfigError
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_TENSORS = "adapter_model.safetensors"
-PEFT_KEY = re.compile(r"base_model\.model\.(.+?)\.(gralora_[AB](?:_general\.weight)?|lora_[AB]\.weight)")
+KINDS = ("LORA", "LOHA", "LOKR", "GRALORA")
 
 
 def read_peft(folders: list[Path]) -> Adapter:
-    """PEFT's r is the rank of GraLoRA's blocks, hybrid_r beside it; the paper's code counts hybrid_r in.
+    """The adapter in the folders of one or several models.
 
-    The tensors show which.  Raises ConfigError for other kinds of adapters, and where the folders differ.
+    PEFT's r is the rank of GraLoRA's blocks, hybrid_r beside it; the paper's code counts hybrid_r in: the
+    tensors show which.  Raises ConfigError for other kinds of adapters, and where the folders differ.
     """
-    layers = {}
-    alphas = {}
+    layers, alphas, configs = {}, {}, {}
+    found: Found = {}
     for folder in folders:
         config = parsed((folder / PEFT_CONFIG).read_text(errors="replace"), str(folder / PEFT_CONFIG))
         kind = config.get("peft_type")
-        if kind not in ("GRALORA", "LORA"):
-            raise ConfigError(
-                f"{folder} holds a PEFT adapter of type {kind}; only GRALORA and LORA can be read"
-            )
-        found = leaves_in(folder)
-        component = component_of(folder, found)
-        own = layers.setdefault(component, {})
-        for module_path, leaves in found.items():
+        if kind not in KINDS:
+            way = "merge it in PEFT, and make an adapter of the merged model with `gralora extract`"
+            raise ConfigError(f"{folder} holds a PEFT adapter of type {kind}; read are {', '.join(KINDS)}: {way}")
+        own = leaves_in(folder)
+        component = next(iter(own))[0]
+        configs[component] = config
+        if kind != "GRALORA":
+            found |= own
+            continue
+        for (_, module_path), leaves in own.items():
             where = f"{folder}: {module_path}"
-            if kind == "GRALORA":
-                check_factors(leaves, "gralora", where)
-                alphas[component] = gralora_alpha(config, leaves, where)
-                own[canonical(component, module_path)] = leaves
-            else:
-                own[canonical(component, module_path)] = lora_factors(leaves, config, module_path, where)
-    if len(set(alphas.values())) > 1 or (alphas and set(alphas) != set(layers)):
+            check_factors(leaves, "gralora", where)
+            alphas[component] = gralora_alpha(config, leaves, where)
+            layers.setdefault(component, {})[module_path] = leaves
+    if len(set(alphas.values())) > 1 or (alphas and set(alphas) != set(configs)):
         problem = "its models differ in alpha or in the kind of adapter"
         raise ConfigError(f"{folders[0].parent}: {problem}; convert their folders one by one")
-    return Adapter(describe(layers, next(iter(alphas.values()), None)), layers)
+    if alphas:
+        return Adapter(describe(layers, next(iter(alphas.values()))), layers)
+    return assembled(found, configs.get, str(folders[0] if len(folders) == 1 else folders[0].parent))
 
 
-def leaves_in(folder: Path) -> dict[str, Factors]:
-    """{module path: {our name of the leaf: tensor}} of one model's folder."""
-    if not (folder / PEFT_TENSORS).is_file():
+def leaves_in(folder: Path) -> Found:
+    """The tensors of one model's folder by layer."""
+    file = folder / PEFT_TENSORS
+    if not file.is_file():
         danger = "a .bin file is a pickle, which can run code when it is read"
         raise ConfigError(f"{folder} holds no {PEFT_TENSORS} ({danger})")
-    found = {}
-    for key, tensor in read_safetensors(folder / PEFT_TENSORS)[1].items():
-        matched = PEFT_KEY.fullmatch(key)
-        if not matched:
-            raise ConfigError(f"{folder}: unknown tensor {key!r}")
-        add_tensor(found, matched[1], matched[2], tensor, f"{folder}: {key!r}")
-    return found
-
-
-def component_of(folder: Path, paths) -> str:
-    """Which of SDXL's models a folder is for: by the paths, and for a text encoder by name or layers."""
-    if not any("self_attn" in path or ".mlp." in path for path in paths):
-        return "unet"
-    deep = any(".layers.12." in path for path in paths)  # the first text encoder has 12 layers
-    return "text_encoder_2" if folder.name == "text_encoder_2" or deep else "text_encoder"
+    return grouped(file, read_safetensors(file)[1])
 
 
 def gralora_alpha(config: dict, factors: Factors, where: str) -> float:

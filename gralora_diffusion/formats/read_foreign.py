@@ -1,0 +1,114 @@
+"""Adapter files of other tools: every kind and every way of naming that is in use for SDXL."""
+
+from pathlib import Path
+
+import torch
+
+from gralora_diffusion.console import note
+from gralora_diffusion.formats.adapter_state import Adapter, Factors, describe
+from gralora_diffusion.formats.key_names import is_embedding, place_of
+from gralora_diffusion.formats.layer_names import canonical
+from gralora_diffusion.formats.layer_parts import parts_of
+from gralora_diffusion.formats.peft_options import check_peft_options
+from gralora_diffusion.formats.safetensors_files import parsed
+from gralora_diffusion.options import ConfigError
+
+LORA_CONFIG = "lora_adapter_metadata"  # diffusers' header with the LoraConfig
+OTHER_MODELS = {  # {how keys begin: what they are of}
+    "transformer.": "a transformer such as Flux or Stable Diffusion 3",
+    "lora_transformer_": "a transformer such as Flux or Stable Diffusion 3",
+    "lora_unet_double_blocks": "Flux",
+    "lora_unet_single_blocks": "Flux",
+    "diffusion_model.double_blocks": "Flux",
+    "diffusion_model.single_blocks": "Flux",
+    "diffusion_model.blocks": "a video model such as Wan",
+    "lora_prior_": "Stable Cascade",
+}
+Found = dict[tuple[str, str], Factors]  # {(component, module path): {our name of the tensor: tensor}}
+
+
+def read_foreign(path: Path, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Adapter:
+    """Any file of another tool.  Raises ConfigError for one that is not wholly understood.
+
+    The header lora_adapter_metadata, where there is one, is PEFT's LoraConfig; else alpha is the tensor's.
+    """
+    number = metadata.get("gralora.layers_per_block", "2")
+    if number not in ("1", "2", "3", "4"):
+        raise ConfigError(f"{path}: its header says gralora.layers_per_block = {number!r}; SDXL has 2")
+    check_model(path, tensors)
+    embeddings = sorted(key for key in tensors if is_embedding(key))
+    if embeddings:
+        some = ", ".join(embeddings[:3])
+        if len(embeddings) == len(tensors):
+            raise ConfigError(f"{path} is a textual inversion ({some}), and not an adapter")
+        note(f"{path}: a textual inversion is left out: {some}")
+    layers = {key: tensor for key, tensor in tensors.items() if key not in embeddings}
+    configs = {}
+    if LORA_CONFIG in metadata:
+        configs = parsed(metadata[LORA_CONFIG], f"{path}: its header {LORA_CONFIG}")
+    found = grouped(path, layers, int(number))
+    facts = parsed(metadata.get("gralora.facts", "{}"), f"{path}: its header gralora.facts")
+    return assembled(found, lambda component: own_config(configs, component), str(path), facts)
+
+
+def assembled(found: Found, config_of, where: str, facts: dict | None = None) -> Adapter:
+    """The adapter of these tensors; config_of(component): PEFT's config of one model, or None."""
+    layers, deltas = {}, {}
+    for (component, module_path), leaves in found.items():
+        layer = f"{where}: {component}.{module_path}"
+        config = config_of(component)
+        check_peft_options(config or {}, f"{where}: {component}")
+        parts = parts_of(leaves, config, component, module_path, layer)
+        if parts.factors is not None:
+            layers.setdefault(component, {})[module_path] = parts.factors
+        for name, delta in (("weight", parts.weight), ("bias", parts.bias)):
+            if delta is not None:
+                deltas.setdefault(component, {})[f"{module_path}.{name}"] = delta
+    return Adapter(describe(layers), layers, facts or {}, deltas)
+
+
+def grouped(path: Path, tensors: dict[str, torch.Tensor], layers_per_block: int = 2) -> Found:
+    """The tensors by layer.  Raises ConfigError for an unknown key, or a second tensor for one place."""
+    places, unknown = {}, {}
+    for key in tensors:
+        try:
+            places[key] = place_of(key, layers_per_block)
+        except ValueError as error:
+            unknown[key] = str(error)
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        reason = next(iter(unknown.values()))
+        key = next(iter(unknown))
+        told = reason if repr(key) in reason else f"unknown tensor {key!r}: {reason}"
+        raise ConfigError(f"{path}: {told}{more}")
+    text = text_encoder_of(path, [place.path for place in places.values() if place.component is None])
+    found = {}
+    for key, place in places.items():
+        component = place.component or text
+        leaves = found.setdefault((component, canonical(component, place.path)), {})
+        if place.leaf in leaves:
+            problem = "is the second tensor for the same layer: the file names layers in two styles"
+            raise ConfigError(f"{path}: {key!r} {problem}")
+        leaves[place.leaf] = tensors[key]
+    return found
+
+
+def text_encoder_of(path: Path, paths: list[str]) -> str:
+    """Which text encoder layers without a prefix are of: the folder's name, or their depth, decides."""
+    deep = any(".layers.12." in f".{layer}" for layer in paths)  # the first has 12 layers, the second 32
+    return "text_encoder_2" if deep or path.parent.name == "text_encoder_2" else "text_encoder"
+
+
+def check_model(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises ConfigError for a file that is an adapter of another kind of model."""
+    for key in tensors:
+        for prefix, model in OTHER_MODELS.items():
+            if key.startswith(prefix):
+                raise ConfigError(f"{path} was made for {model}, and not for SDXL: it holds {key!r}")
+
+
+def own_config(configs: dict, component: str) -> dict | None:
+    """One model's part of diffusers' header."""
+    prefix = f"{component}."
+    own = {name.removeprefix(prefix): v for name, v in configs.items() if name.startswith(prefix)}
+    return own or None
