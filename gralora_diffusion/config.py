@@ -74,7 +74,8 @@ class AdapterConfig:
     )
     rslora: bool = adapter(False, "scale by alpha/sqrt(rank) instead of alpha/rank", label="rsLoRA scale")
     targets: str = adapter(
-        "attention", "attention, attention+ff, all-linear, or a regular expression on layer names"
+        "attention",
+        "attention, attention+ff, attention+ff+conv, all-linear, or a regular expression on layer names",
     )
     rank_pattern: dict = adapter({}, 'other ranks for some layers, as JSON: {"regular expression": rank}')
     k_pattern: dict = adapter({}, 'other k for some layers, as JSON: {"regular expression": k}')

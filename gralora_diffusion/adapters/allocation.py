@@ -47,7 +47,7 @@ def apply(models: dict, loss_of: Callable, config: TrainConfig, accelerator, run
     else:
         rows = {}
         for path, layer in gradients.layers.items():
-            rows[path] = dict(shape=list(layer.weight.shape), rank=layer.adapter.rank, k=layer.adapter.k)
+            rows[path] = dict(shape=list(layer.matrix_shape), rank=layer.adapter.rank, k=layer.adapter.k)
     layers = all_layers(models)
     if config.gora_init != "zero":
         norms = {path: row.get("gradient_norm") for path, row in rows.items()}

@@ -56,7 +56,7 @@ def check_name(model, name: str | None) -> None:
 
 
 def merge(model: nn.Module) -> None:
-    """Add the enabled adapters to the weights of their layers: see AdaptedLinear.merge()."""
+    """Add the enabled adapters to the weights of their layers: see AdaptedLayer.merge()."""
     for layer in adapted_layers(model).values():
         layer.merge()
 
@@ -68,7 +68,7 @@ def bake_in(model: nn.Module) -> None:
     """
     for path, layer in adapted_layers(model).items():
         layer.merge()
-        replace(model, path, layer.to_linear())
+        replace(model, path, layer.to_plain())
         layer.unmerged_weight = None
     forget(model, None)
 
@@ -91,5 +91,5 @@ def remove(model, name: str | None = None) -> None:
             if name in layer.names:
                 layer.remove(name)
             if name is None or not layer.adapters:
-                replace(part, path, layer.to_linear())
+                replace(part, path, layer.to_plain())
         forget(part, name)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from gralora_diffusion.adapters.adapted_layer import AdaptedLayer
 from gralora_diffusion.adapters.gora import (
     GAMMA,
     as_gralora,
@@ -16,14 +17,13 @@ from gralora_diffusion.adapters.gora import (
 from gralora_diffusion.adapters.gradients import HELD_OUT, Gradients
 from gralora_diffusion.adapters.gralora import GraLoRA
 from gralora_diffusion.adapters.layer_adapter import LayerAdapter
-from gralora_diffusion.adapters.linear import AdaptedLinear
 from gralora_diffusion.adapters.lora import LoRA
 from gralora_diffusion.options import ConfigError
 
 SEARCHED = 8  # held-out batches of the line search
 
 
-def check_gradient_start(layers: dict[str, AdaptedLinear]) -> None:
+def check_gradient_start(layers: dict[str, AdaptedLayer]) -> None:
     """Raises ConfigError for a kind of adapter that has no factors to set from a gradient."""
     for layer in layers.values():
         if not isinstance(layer.adapter, LoRA | GraLoRA):
@@ -34,7 +34,7 @@ def check_gradient_start(layers: dict[str, AdaptedLinear]) -> None:
 
 
 def point_down(
-    layers: dict[str, AdaptedLinear], gradients: Gradients, init: str, norms: dict[str, float | None]
+    layers: dict[str, AdaptedLayer], gradients: Gradients, init: str, norms: dict[str, float | None]
 ) -> None:
     """Set every adapter to a delta of GAMMA |G| down the gradient.
 
@@ -75,7 +75,7 @@ def put_factors(adapter: LayerAdapter, A: torch.Tensor, B: torch.Tensor) -> None
 
 @torch.no_grad()
 def line_search(
-    layers: dict[str, AdaptedLinear], loss_of: Callable, gamma: float | None, accelerator
+    layers: dict[str, AdaptedLayer], loss_of: Callable, gamma: float | None, accelerator
 ) -> tuple[float, dict[float, float]]:
     """(gamma, {gamma: loss on held-out noise}); every delta is scaled to gamma.
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from gralora_diffusion.adapters.adapted_layer import AdaptedLayer
 from gralora_diffusion.adapters.gora import project
 from gralora_diffusion.adapters.kernel import quantized
-from gralora_diffusion.adapters.linear import AdaptedLinear
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
 
@@ -51,7 +51,7 @@ class Gradients:
 
     def __init__(
         self,
-        layers: dict[str, AdaptedLinear],
+        layers: dict[str, AdaptedLayer],
         loss_of: Callable,
         accelerator,
         batches: int,
@@ -137,7 +137,7 @@ class Gradients:
         self.run(self.layers, range(self.batches), take, sums)
         return {path: self.total(s) / self.batches for path, s in sums.items()}
 
-    def run(self, layers: dict[str, AdaptedLinear], batches: range, take: Callable, sums: dict) -> None:
+    def run(self, layers: dict[str, AdaptedLayer], batches: range, take: Callable, sums: dict) -> None:
         """take(path, batch, gradient [M, N] in fp32) for each of these layers and of this process's batches.
 
         The gradient is then freed.
@@ -148,7 +148,7 @@ class Gradients:
         self.ran += len(batches)
 
         def hand_over(path, weight):
-            gradient = weight.grad.float().div_(scale)
+            gradient = weight.grad.flatten(1).float().div_(scale)
             copied = 0 if gradient.dtype == weight.dtype else weight.grad.nbytes
             self.peak = max(self.peak, sum(s.nbytes for s in sums.values()) + gradient.nbytes + copied)
             weight.grad = None
@@ -171,10 +171,10 @@ class Gradients:
             for layer in layers.values():
                 layer.weight.requires_grad_(False)
 
-    def empty(self, group: dict[str, AdaptedLinear]) -> dict[str, torch.Tensor]:
+    def empty(self, group: dict[str, AdaptedLayer]) -> dict[str, torch.Tensor]:
         sums = {}
         for path, layer in group.items():
-            sums[path] = torch.zeros(layer.weight.shape, device=layer.weight.device)
+            sums[path] = torch.zeros(layer.matrix_shape, device=layer.weight.device)
         return sums
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -182,7 +182,7 @@ class Gradients:
         return tensor if self.accelerator.num_processes == 1 else self.accelerator.reduce(tensor, "sum")
 
 
-def grouped(layers: dict[str, AdaptedLinear], memory: float) -> list[dict[str, AdaptedLinear]]:
+def grouped(layers: dict[str, AdaptedLayer], memory: float) -> list[dict[str, AdaptedLayer]]:
     """Layers in order, in as few groups as fit in `memory` bytes of fp32 sums each.
 
     A layer that does not fit is a group of its own.

@@ -21,7 +21,8 @@ class GraLoRA(LayerAdapter):
     gralora_A: the r columns of slice n are k groups of r/k, and group j feeds output block j. gralora_B: the
     r rows of slice j are k groups of r/k, and group n comes from input block n. Parameters r(M + N) for every
     k; rank of delta up to k*r.  With hybrid_rank > 0 (Hybrid GraLoRA) a part of the total rank goes to a
-    plain lora_A, lora_B beside the blocks; r above is then rank - hybrid_rank.
+    plain lora_A, lora_B beside the blocks; r above is then rank - hybrid_rank.  Of a convolution N counts the
+    kernel, and k divides the channels.
     """
 
     LEAVES: ClassVar = (BLOCKS, BLOCKS | PLAIN)
@@ -46,9 +47,11 @@ class GraLoRA(LayerAdapter):
             raise ValueError(f"hybrid_rank is {hybrid_rank}; {limit}")
         r = rank - hybrid_rank
         n, m = linear.in_features, linear.out_features
-        k = choose_k(r, n, m) if k is None else k
-        if not isinstance(k, int) or k < 1 or n % k or m % k or r % k:
-            raise ValueError(misfit(r, k, n, m, hybrid_rank))
+        channels = n // math.prod(self.kernel or ())
+        k = choose_k(r, channels, m) if k is None else k
+        if not isinstance(k, int) or k < 1 or channels % k or m % k or r % k:
+            sizes = "layer's sizes" if self.kernel is None else "convolution's channels"
+            raise ValueError(misfit(r, k, channels, m, hybrid_rank, sizes))
         self.k = k
         self.hybrid_rank = hybrid_rank
         like = dict(device=linear.weight.device, dtype=torch.float32)
@@ -101,7 +104,7 @@ class GraLoRA(LayerAdapter):
 
 
 def choose_k(rank: int, in_features: int, out_features: int) -> int:
-    """GraLoRA's rule: rank/k^2 about 8, with k dividing all three sizes.
+    """GraLoRA's rule: rank/k^2 about 8, with k dividing all three sizes; of a convolution, its channels.
 
     That is 2 blocks per side at rank 16 to 32, and 4 at rank 64 to 128.
     """
@@ -110,13 +113,13 @@ def choose_k(rank: int, in_features: int, out_features: int) -> int:
     return min(fits, key=lambda k: (round(abs(math.log2(rank / k**2 / 8)), 6), -k))
 
 
-def misfit(r: int, k: int, n: int, m: int, hybrid_rank: int) -> str:
-    """Why blocks of rank r do not fit a layer n -> m with this k, and what would."""
+def misfit(r: int, k: int, n: int, m: int, hybrid_rank: int, sizes: str = "layer's sizes") -> str:
+    """Why blocks of rank r do not fit a layer n -> m with this k, and what would; sizes: what n and m are."""
     if not isinstance(k, int) or k < 1:
         return f"k is {k}; it must be a whole number of at least 1"
     if n % k or m % k:
         fits = [str(d) for d in range(1, min(n, m, 64) + 1) if n % d == 0 and m % d == 0]
-        return f"k {k} does not divide the layer's sizes {n} -> {m}; these do: {', '.join(fits)}"
+        return f"k {k} does not divide the {sizes} {n} -> {m}; these do: {', '.join(fits)}"
     low = r // k * k
     fits = " and ".join(str(v + hybrid_rank) for v in (low, low + k) if v > 0)
     of = f"rank {r + hybrid_rank} less hybrid_rank {hybrid_rank}, {r}," if hybrid_rank else f"rank {r}"

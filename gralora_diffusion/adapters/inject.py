@@ -1,11 +1,13 @@
-"""Which linear layers of a model are adapted, and putting adapters into them."""
+"""Which linear layers and convolutions of a model are adapted, and putting adapters into them."""
 
 import re
 
 from torch import nn
 
+from gralora_diffusion.adapters.adapted_layer import DEFAULT, AdaptedLayer
+from gralora_diffusion.adapters.conv import AdaptedConv2d
 from gralora_diffusion.adapters.kinds import new_adapter
-from gralora_diffusion.adapters.linear import DEFAULT, AdaptedLinear
+from gralora_diffusion.adapters.linear import AdaptedLinear
 from gralora_diffusion.adapters.quantization import QuantizedLinear
 from gralora_diffusion.adapters.registry import AdapterHandle, adapted_layers, check_free, register
 from gralora_diffusion.adapters.tlora import follow_timesteps
@@ -16,14 +18,20 @@ ATTENTION = (
     r"|\.self_attn\.(q_proj|k_proj|v_proj|out_proj)$"  # CLIP
 )
 FEED_FORWARD = r"\.ff\.net\.(0\.proj|2)$|\.mlp\.fc[12]$"
-TARGETS = {"attention": ATTENTION, "attention+ff": f"{ATTENTION}|{FEED_FORWARD}", "all-linear": ""}
+CONVOLUTIONS = r"\.resnets\.\d+\.conv(1|2|_shortcut)$|\.(down|up)samplers\.\d+\.conv$"  # as LoCon's
+TARGETS = {
+    "attention": ATTENTION,
+    "attention+ff": f"{ATTENTION}|{FEED_FORWARD}",
+    "attention+ff+conv": f"{ATTENTION}|{FEED_FORWARD}|{CONVOLUTIONS}",
+    "all-linear": "",
+}
 
 
-def inject(model: nn.Module, config: AdapterConfig) -> dict[str, AdaptedLinear]:
-    """Freeze `model`, and put an adapter into each linear layer that config.targets matches: {path: layer}.
+def inject(model: nn.Module, config: AdapterConfig) -> dict[str, AdaptedLayer]:
+    """Freeze `model`, and put an adapter into each layer that config.targets matches: {path: layer}.
 
-    targets is "attention", "attention+ff", "all-linear", or a regular expression searched in each module
-    path, so that any torch model can be adapted; rank_pattern and k_pattern give other sizes to the paths
+    targets is a name in TARGETS, or a regular expression searched in each module path, so that any torch
+    model can be adapted: see targeted(); rank_pattern and k_pattern give other sizes to the paths
     they match (the first match counts).  Raises ValueError, before anything is changed, when the model has
     adapters, nothing matches, or a size does not fit.
     """
@@ -31,11 +39,11 @@ def inject(model: nn.Module, config: AdapterConfig) -> dict[str, AdaptedLinear]:
     if adapted_layers(model):
         raise ValueError("the model has adapters already: call remove() first")
     adapters = {}
-    for path, linear in targeted(model, config.targets).items():
+    for path, layer in targeted(model, config.targets).items():
         rank = first_match(config.rank_pattern, path, config.rank)
         k = first_match(config.k_pattern, path, config.k)
         try:
-            adapters[path] = new_adapter(linear, config, rank, k)
+            adapters[path] = new_adapter(layer, config, rank, k)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     hook = follow_timesteps(model, config, list(adapters.values()))
@@ -48,22 +56,34 @@ def attach(model: nn.Module, name: str, handle: AdapterHandle) -> None:
     """Put a handle's adapters into the model's layers, beside the others, and register it under this name."""
     for path, adapter in handle.layers.items():
         layer = model.get_submodule(path)
-        if not isinstance(layer, AdaptedLinear):
-            layer = AdaptedLinear(layer)
+        if not isinstance(layer, AdaptedLayer):
+            layer = AdaptedConv2d(layer) if isinstance(layer, nn.Conv2d) else AdaptedLinear(layer)
             replace(model, path, layer)
         layer.add(name, adapter)
     register(model, name, handle)
 
 
-def targeted(model: nn.Module, targets: str) -> dict[str, nn.Linear]:
-    """{module path: plain linear layer} that targets matches.  Raises ValueError where there is none."""
-    linears = {path: m for path, m in model.named_modules() if type(m) in (nn.Linear, QuantizedLinear)}
+def with_convolutions(targets: str) -> bool:
+    """Whether targets means convolutions too: a regular expression that does names them, as "conv"."""
+    return "conv" in TARGETS.get(targets, targets)
+
+
+def targeted(model: nn.Module, targets: str) -> dict[str, nn.Module]:
+    """{module path: plain layer} that targets matches: linear layers, and nn.Conv2d by with_convolutions().
+
+    Raises ValueError where there is none.
+    """
+    kinds = [nn.Linear, QuantizedLinear]
+    if with_convolutions(targets):
+        kinds.append(nn.Conv2d)
+    layers = {path: m for path, m in model.named_modules() if type(m) in kinds}
     pattern = compiled(TARGETS.get(targets, targets), "targets")
-    chosen = {path: m for path, m in linears.items() if pattern.search(path)}
+    chosen = {path: m for path, m in layers.items() if pattern.search(path)}
     if not chosen:
+        linears = [path for path, layer in layers.items() if isinstance(layer, nn.Linear)]
         found = [re.search(TARGETS["attention+ff"], path) for path in linears]
         useful = dict.fromkeys(match.group().strip(".") for match in found if match)
-        some = ", ".join(list(useful) or list(linears)[:3]) or "none"
+        some = ", ".join(list(useful) or linears[:3]) or "none"
         known = ", ".join(TARGETS)
         problem = f"as a regular expression it matches no linear layer, such as {some}"
         raise ValueError(f"targets {targets!r} is not one of {known}, and {problem}")

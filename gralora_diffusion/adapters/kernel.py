@@ -53,11 +53,8 @@ def adapted_linear(
     Differentiable once: differentiating its gradient raises RuntimeError.  The A_grad and B_grad of a part
     are used where they and its factors have that dtype.
     """
-    device = x.device.type
-    dtype = x.dtype
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if autocast and dtype != torch.float64:  # which autocast leaves alone
-        dtype = torch.get_autocast_dtype(device)
+    dtype = dtype_of_products(x)
+    if autocasts(x):
         x = x.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         weight = weight if quantized(weight) else weight.to(dtype)
@@ -70,6 +67,18 @@ def adapted_linear(
     if not torch.is_grad_enabled():
         return outputs(x, weight, bias, scales, tensors)[0]
     return FusedLinear.apply(x, weight, bias, scales, grads, *tensors)
+
+
+def autocasts(x: torch.Tensor) -> bool:
+    """Whether autocast gives the products with x another dtype; it leaves float64 alone."""
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return autocast and x.dtype != torch.float64
+
+
+def dtype_of_products(x: torch.Tensor) -> torch.dtype:
+    """x's own dtype, or autocast's."""
+    return torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype
 
 
 def outputs(

@@ -5,6 +5,7 @@ A new kind is a subclass of LayerAdapter, and a line in KINDS or a call of regis
 
 from torch import nn
 
+from gralora_diffusion.adapters.conv import matrix_of
 from gralora_diffusion.adapters.gralora import GraLoRA
 from gralora_diffusion.adapters.layer_adapter import LayerAdapter
 from gralora_diffusion.adapters.lora import LoRA
@@ -25,9 +26,9 @@ def register(name: str, kind: type[LayerAdapter]) -> None:
         METHODS.append(name)
 
 
-def new_adapter(linear: nn.Linear, config: AdapterConfig, rank: int, k: int | None) -> LayerAdapter:
-    """An adapter for `linear` by the config; rank and k are this layer's own.
+def new_adapter(layer: nn.Module, config: AdapterConfig, rank: int, k: int | None) -> LayerAdapter:
+    """An adapter for a linear layer or a convolution by the config; rank and k are this layer's own.
 
     Raises ValueError where they do not fit.
     """
-    return KINDS[config.method].from_config(linear, config, rank, k)
+    return KINDS[config.method].from_config(matrix_of(layer), config, rank, k)

@@ -1,6 +1,7 @@
 """The contract of an additive adapter: one class per kind, see kinds.py for the table of them.
 
-A layer with an adapter computes F.linear(x, weight + strength * delta(), bias).  A new kind is a subclass
+A layer with an adapter computes F.linear(x, weight + strength * delta(), bias); a convolution the same with
+its weight as a matrix, see conv.py.  A new kind is a subclass
 that makes its parameters in __init__, names them in LEAVES, and defines low_rank_of() or, where its delta has
 no low rank, delta(). Training, merging, strengths, files and exports then work; `factors` adds the fused
 kernel, and `part_ranks` T-LoRA.
@@ -31,9 +32,10 @@ class WorkingFactors(NamedTuple):
 
 
 class LayerAdapter(nn.Module):
-    """An adapter of one linear layer: fp32 parameters, a scale, a strength (1.0) and a switch (`enabled`).
+    """An adapter of one layer: fp32 parameters, a scale, a strength (1.0) and a switch (`enabled`).
 
-    strength and enabled may be set at any time.
+    strength and enabled may be set at any time.  kernel: (kh, kw) of a convolution, whose in_features are its
+    channels * kh * kw; None for a linear layer.
     """
 
     LEAVES: ClassVar[tuple[set[str], ...]] = ()  # the sets of parameter names that a layer may have
@@ -48,7 +50,7 @@ class LayerAdapter(nn.Module):
         dropout: float = 0.0,
         rslora: bool = False,
     ):
-        """For `linear`, whose sizes and device are read; it is not changed.
+        """For `linear`, or a convolution's matrix_of(), whose sizes and device are read; it is not changed.
 
         scale = alpha / rank, or alpha / sqrt(rank) with rslora; alpha defaults to rank.
         Raises ValueError when the rank does not fit the layer, or alpha is not positive.
@@ -60,6 +62,7 @@ class LayerAdapter(nn.Module):
         alpha = rank if alpha is None else alpha
         if not (math.isfinite(alpha) and alpha > 0):
             raise ValueError(f"alpha is {alpha}; it must be a positive number")
+        self.kernel = getattr(linear, "kernel", None)
         self.in_features = n
         self.out_features = m
         self.rank = rank

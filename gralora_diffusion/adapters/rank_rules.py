@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import torch
 
+from gralora_diffusion.adapters.adapted_layer import AdaptedLayer
+from gralora_diffusion.adapters.conv import AdaptedConv2d
 from gralora_diffusion.adapters.gora import effective_rank, energies, importance, ralora_k, whitened
 from gralora_diffusion.adapters.gradients import Gradients
 from gralora_diffusion.adapters.gralora import choose_k
-from gralora_diffusion.adapters.linear import AdaptedLinear
 from gralora_diffusion.adapters.rank_budget import allocate_ranks, bounds, greedy_ranks
 from gralora_diffusion.config import AdapterConfig, TrainConfig
 from gralora_diffusion.options import ConfigError
@@ -18,9 +19,9 @@ REPLICATES = 32  # of the bootstrap
 Shapes = dict[str, tuple[int, int]]  # {component.path: (M, N)}
 
 
-def check_range(layers: dict[str, AdaptedLinear], config: TrainConfig) -> None:
+def check_range(layers: dict[str, AdaptedLayer], config: TrainConfig) -> None:
     """Raises ConfigError where no allocation to these layers can keep to the range and the grid of ranks."""
-    shapes = [tuple(layer.weight.shape) for layer in layers.values()]
+    shapes = [layer.matrix_shape for layer in layers.values()]
     try:
         bounds(shapes, config.adapter.rank, *rank_range(config), step_of(config.adapter))
     except ValueError as error:
@@ -35,7 +36,7 @@ def allocate(gradients: Gradients, config: TrainConfig) -> tuple[dict[str, dict]
     """
     adapter = config.adapter
     rule = config.allocate
-    shapes = {path: tuple(layer.weight.shape) for path, layer in gradients.layers.items()}
+    shapes = {path: layer.matrix_shape for path, layer in gradients.layers.items()}
     limits = (adapter.rank, *rank_range(config), step_of(adapter))
     moved = []
 
@@ -73,14 +74,19 @@ def rows_and_curves(
     rows = {}
     curves = {}
     for path, G in gradients:
-        weight = gradients.layers[path].weight
-        shape = tuple(weight.shape)
-        row = dict(shape=list(shape), importance=importance(weight, G), gradient_norm=float(G.norm()))
+        layer = gradients.layers[path]
+        row = dict(
+            shape=list(layer.matrix_shape),
+            importance=importance(layer.weight.flatten(1), G),
+            gradient_norm=float(G.norm()),
+        )
+        if isinstance(layer, AdaptedConv2d):
+            row["kernel"] = list(layer.kernel_size)
         rows[path] = row
         curves[path] = {}
         if adapter.method == "gralora" or rule == "energy":
             row["effective_rank"] = effective_rank(G)
-            ks = ks_of(adapter, shape, step_of(adapter))
+            ks = ks_of(adapter, channels_of(row), step_of(adapter))
             for kind, g in (("whitened", whitened(G)), ("raw", G)):
                 curves[path][kind] = {k: energies(g, k) for k in ks}
     return rows, curves
@@ -106,6 +112,12 @@ def step_of(adapter: AdapterConfig) -> int:
     return adapter.k or math.gcd(2 * choose_k(adapter.rank, 2**20, 2**20), adapter.rank)
 
 
+def channels_of(row: dict) -> tuple[int, int]:
+    """(M, N) without the kernel of a convolution: k divides these."""
+    m, n = row["shape"]
+    return m, n // math.prod(row.get("kernel", ()))
+
+
 def ks_of(adapter: AdapterConfig, shape: tuple[int, int], step: int) -> list[int]:
     """The k that a layer may have: --gralora_k, or the powers of two that fit."""
     if adapter.method != "gralora" or adapter.k:
@@ -122,7 +134,7 @@ def k_of(row: dict, rule: str, adapter: AdapterConfig) -> int:
     if adapter.method != "gralora" or adapter.k:
         return adapter.k or 1
     if rule == "uniform":
-        return choose_k(row["rank"], *row["shape"])
+        return choose_k(row["rank"], *channels_of(row))
     held = row["energy_whitened"]
     if rule == "ralora":
         most = ralora_k(row["effective_rank"], row["rank"], max(held))

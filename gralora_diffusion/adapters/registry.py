@@ -12,8 +12,8 @@ from re import escape
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from gralora_diffusion.adapters.adapted_layer import AdaptedLayer
 from gralora_diffusion.adapters.layer_adapter import LayerAdapter
-from gralora_diffusion.adapters.linear import AdaptedLinear
 from gralora_diffusion.config import AdapterConfig
 
 
@@ -68,12 +68,12 @@ def check_free(model: nn.Module) -> None:
         )
 
 
-def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
+def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
     """{module path: adapted layer}, in the model's order."""
-    return {path: m for path, m in model.named_modules() if isinstance(m, AdaptedLinear)}
+    return {path: m for path, m in model.named_modules() if isinstance(m, AdaptedLayer)}
 
 
-def all_layers(models: dict[str, nn.Module]) -> dict[str, AdaptedLinear]:
+def all_layers(models: dict[str, nn.Module]) -> dict[str, AdaptedLayer]:
     """{component.path: adapted layer} of {component: model}."""
     found = {}
     for name, model in models.items():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gralora_diffusion import __version__
-from gralora_diffusion.adapters.linear import AdaptedLinear
+from gralora_diffusion.adapters.adapted_layer import AdaptedLayer
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.layer_names import kohya
 from gralora_diffusion.formats.read import HEADER
@@ -135,7 +135,7 @@ def one_rank(adapter: Adapter) -> Iterator[tuple[str, str, torch.Tensor, torch.T
             yield component, path, nn.functional.pad(down, (0, 0, 0, pad)), nn.functional.pad(up, (0, pad))
 
 
-def file_sizes(layers: dict[str, AdaptedLinear]) -> tuple[int, int | None]:
+def file_sizes(layers: dict[str, AdaptedLayer]) -> tuple[int, int | None]:
     """Bytes in fp32 of the native file and of the exported LoRA, from shapes alone.
 
     layers: {component.path: layer}.

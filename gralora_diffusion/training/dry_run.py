@@ -216,5 +216,5 @@ def gradient_pass(config: TrainConfig, layers: dict, itemsize: int) -> dict[str,
         return None
     sizes = {}
     for path, layer in layers.items():
-        sizes[path] = dict(shape=tuple(layer.weight.shape), rank=layer.adapter.rank)
+        sizes[path] = dict(shape=layer.matrix_shape, rank=layer.adapter.rank)
     return allocation.gradient_bytes(sizes, itemsize)

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from gralora_diffusion.adapters import allocation_file, rank_rules
+from gralora_diffusion.adapters.adapted_layer import DEFAULT
 from gralora_diffusion.adapters.inject import inject, unmatched_patterns
-from gralora_diffusion.adapters.linear import DEFAULT
 from gralora_diffusion.adapters.quantization import check_quantization, quantize
 from gralora_diffusion.adapters.registry import adapter_parameters, all_layers, handles
 from gralora_diffusion.config import TrainConfig

@@ -161,7 +161,7 @@ def test_a_strength_set_after_merging_is_in_the_weight_that_stays():
     base, delta = layer.weight.clone(), layer.adapter.delta().detach()
     layer.merge()
     layer.strength = 0.5
-    torch.testing.assert_close(layer.to_linear().weight, base + 0.5 * delta)
+    torch.testing.assert_close(layer.to_plain().weight, base + 0.5 * delta)
     layer.unmerge()
     assert torch.equal(layer.weight, base)
 
@@ -183,7 +183,7 @@ def test_strength_off_merge_and_unmerge(kind, k, hybrid):
     layer.adapter.enabled = True
     layer.adapter.strength = 1.0
     layer.merge()
-    plain = layer.to_linear()
+    plain = layer.to_plain()
     assert type(plain) is nn.Linear
     torch.testing.assert_close(plain(x), layer(x), rtol=0, atol=0)
 

@@ -31,7 +31,7 @@ def weights_now(pipeline) -> dict[str, torch.Tensor]:
     found = {}
     for component in MODELS:
         for path, layer in adapted_layers(getattr(pipeline, component)).items():
-            plain = layer.to_linear()
+            plain = layer.to_plain()
             identity = torch.eye(layer.in_features)
             found[f"{component}.{canonical(component, path)}"] = (
                 layer(identity) - plain(identity)
