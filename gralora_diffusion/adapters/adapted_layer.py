@@ -35,9 +35,9 @@ class AdaptedLayer(nn.Module):
             self.bias.requires_grad_(False)
         self.adapters = nn.ModuleDict()
         self.merged_strengths = None
-        self.register_buffer(
-            "unmerged_weight", None, persistent=False
-        )  # the base's own, while adapters are merged
+        self.register_buffer("unmerged_weight", None, persistent=False)  # the base's, while merged
+        self.register_buffer("unmerged_bias", None, persistent=False)
+        self.has_merged_bias = False
         self.train(layer.training)
 
     def to_plain(self) -> nn.Module:
@@ -116,8 +116,23 @@ class AdaptedLayer(nn.Module):
         dtype = dtypes[0] if dtypes else torch.float32
         delta = torch.zeros(self.matrix_shape, dtype=dtype, device=self.weight.device)
         for adapter in self.enabled_adapters():
-            adapter.add_delta(delta, adapter.strength)
+            adapter.add_delta(delta, adapter.strength, **self.base_for(adapter))
         return delta
+
+    def base_for(self, adapter: LayerAdapter) -> dict:
+        """The argument base= of an adapter that needs the base's own weight."""
+        weight = self.unmerged_weight if self.merged else self.weight
+        return dict(base=weight.detach()) if adapter.needs_base else {}
+
+    def changed_bias(self) -> torch.Tensor | None:
+        """The base's bias and what the enabled adapters add to it; None where there is neither."""
+        bias = self.unmerged_bias if self.has_merged_bias else self.bias
+        for adapter in self.enabled_adapters():
+            change = adapter.bias_delta()
+            if change is not None:
+                change = (adapter.strength * change).to(self.weight.device)
+                bias = (change if bias is None else bias.float() + change).to(self.weight.dtype)
+        return bias
 
     @torch.no_grad()
     def low_rank(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,19 +170,29 @@ class AdaptedLayer(nn.Module):
         if self.merged and self.strengths == self.merged_strengths:
             return
         self.unmerge()
+        bias = self.changed_bias()
+        if bias is not self.bias:
+            self.has_merged_bias = True
+            self.unmerged_bias = None if self.bias is None else self.bias.data
+            self.bias = nn.Parameter(bias, requires_grad=False)
         self.unmerged_weight = self.weight.data
         self.merged_strengths = self.strengths
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         merged = self.weight.detach().to(wide, copy=True, memory_format=torch.contiguous_format)
         for adapter in self.adapters.values():
             if adapter.enabled:
-                adapter.add_delta(merged.view(self.matrix_shape), adapter.strength)
+                base = self.base_for(adapter)
+                adapter.add_delta(merged.view(self.matrix_shape), adapter.strength, **base)
         self.weight.data = merged.to(self.weight.dtype)
 
     def unmerge(self) -> None:
         if self.merged:
             self.weight.data = self.unmerged_weight  # a buffer: it was moved and cast together with the layer
             self.unmerged_weight = None
+        if self.has_merged_bias:
+            base = self.unmerged_bias
+            self.bias = None if base is None else nn.Parameter(base, requires_grad=False)
+            self.unmerged_bias, self.has_merged_bias = None, False
 
 
 def key_of(name: str) -> str:

@@ -69,7 +69,7 @@ def bake_in(model: nn.Module) -> None:
     for path, layer in adapted_layers(model).items():
         layer.merge()
         replace(model, path, layer.to_plain())
-        layer.unmerged_weight = None
+        layer.unmerged_weight = layer.unmerged_bias = None
     forget(model, None)
 
 

@@ -111,8 +111,10 @@ class AdaptedConv2d(AdaptedLayer, nn.Conv2d):
     def of_delta(self, x: torch.Tensor, adapter: LayerAdapter, dtype: torch.dtype) -> torch.Tensor:
         """What an adapter without parts adds to the output."""
         own = adapter.dropped_out(x)
-        delta = (adapter.strength * adapter.delta()).to(dtype)
-        return self.convolved(x if own is None else own, delta)
+        delta = adapter.delta(**self.base_for(adapter)).reshape(self.matrix_shape)
+        y = self.convolved(x if own is None else own, (adapter.strength * delta).to(dtype))
+        bias = adapter.bias_delta()
+        return y if bias is None else y + (adapter.strength * bias).to(dtype)[:, None, None]
 
     def convolved(self, x: torch.Tensor, matrix: torch.Tensor, groups: int = 1) -> torch.Tensor:
         """x [T, C, H, W] through a matrix [M', C/groups*kh*kw] with this layer's kernel and stride."""

@@ -15,9 +15,9 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Delta:
-    """The change of one parameter at strength 1; a new kind is a subclass and a line in DELTAS of formats/delta_kinds.py.
+    """The change of one parameter at strength 1.
 
-    needs_base: whether delta() needs the base's own weight.
+    A new kind is a subclass, and a line in DELTAS of formats/layer_parts.py. needs_base: whether delta() needs the base's own weight.
     """
 
     NAME: ClassVar[str]
@@ -44,7 +44,7 @@ class Delta:
         return None
 
     def pair(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(down [R, N*kh*kw], up [M, R]) with delta = up @ down exactly; None where there is no small pair."""
+        """(down [R, N*kh*kw], up [M, R]), delta = up @ down exactly; None where there is no small pair."""
         return None
 
     def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
@@ -104,9 +104,9 @@ class Replacement(Delta):
 
 
 class LowRankDelta(Delta):
-    """alpha/r * lora_B @ lora_A, arXiv 2106.09685; lora_A [r, N, ...], lora_B [M, r], lora_mid [r, r, kh, kw].
+    """alpha/r * lora_B @ lora_A, arXiv 2106.09685; lora_A [r, N, ...], lora_B [M, r].
 
-    With lora_mid (LyCORIS's Tucker form) lora_A is [r, N, 1, 1], and the middle is folded into it.
+    With lora_mid [r, r, kh, kw] (LyCORIS's Tucker form) lora_A is [r, N, 1, 1], and the middle is folded into it.
     """
 
     NAME = "LoRA"

@@ -1,4 +1,4 @@
-"""DoRA (arXiv 2402.09353): the norms of the rows, or of the columns, of a weight are learned apart from it."""
+"""DoRA (arXiv 2402.09353): the norms of a weight's rows, or of its columns, are learned on their own."""
 
 import torch
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from gralora_diffusion.adapters.adapted_layer import DEFAULT, AdaptedLayer
 from gralora_diffusion.adapters.conv import AdaptedConv2d
+from gralora_diffusion.adapters.delta_adapter import AdaptedNorm
 from gralora_diffusion.adapters.kinds import new_adapter
 from gralora_diffusion.adapters.linear import AdaptedLinear
 from gralora_diffusion.adapters.quantization import QuantizedLinear
@@ -19,6 +20,7 @@ ATTENTION = (
 )
 FEED_FORWARD = r"\.ff\.net\.(0\.proj|2)$|\.mlp\.fc[12]$"
 CONVOLUTIONS = r"\.resnets\.\d+\.conv(1|2|_shortcut)$|\.(down|up)samplers\.\d+\.conv$"  # as LoCon's
+ADAPTABLE = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm, AdaptedLayer)
 TARGETS = {
     "attention": ATTENTION,
     "attention+ff": f"{ATTENTION}|{FEED_FORWARD}",
@@ -57,10 +59,17 @@ def attach(model: nn.Module, name: str, handle: AdapterHandle) -> None:
     for path, adapter in handle.layers.items():
         layer = model.get_submodule(path)
         if not isinstance(layer, AdaptedLayer):
-            layer = AdaptedConv2d(layer) if isinstance(layer, nn.Conv2d) else AdaptedLinear(layer)
+            layer = adapted(layer)
             replace(model, path, layer)
         layer.add(name, adapter)
     register(model, name, handle)
+
+
+def adapted(layer: nn.Module) -> AdaptedLayer:
+    """The layer in the form that takes adapters, without any yet.  Raises ValueError where there is none."""
+    if isinstance(layer, nn.Conv2d):
+        return AdaptedConv2d(layer)
+    return AdaptedNorm(layer) if isinstance(layer, nn.LayerNorm | nn.GroupNorm) else AdaptedLinear(layer)
 
 
 def with_convolutions(targets: str) -> bool:

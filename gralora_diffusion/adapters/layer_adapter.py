@@ -39,6 +39,7 @@ class LayerAdapter(nn.Module):
     """
 
     LEAVES: ClassVar[tuple[set[str], ...]] = ()  # the sets of parameter names that a layer may have
+    needs_base: ClassVar[bool] = False  # delta(), add_delta() and forward() take base=, the weight
     k = 1
     hybrid_rank = 0
 
@@ -109,6 +110,10 @@ class LayerAdapter(nn.Module):
         shapes = {name: tensor.detach().to("meta") for name, tensor in factors.items()}
         pair = cls.low_rank_of(shapes, 1.0)
         return None if pair is None else pair[0].shape[0]
+
+    def bias_delta(self) -> torch.Tensor | None:
+        """What is added to the layer's bias at strength 1, [M]; None where nothing is."""
+        return None
 
     def low_rank(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(down [R, N], up [M, R]), delta = up @ down at strength 1.

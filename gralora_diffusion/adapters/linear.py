@@ -43,7 +43,7 @@ class AdaptedLinear(AdaptedLayer, nn.Linear):
                 unfused.append(adapter)
         y = adapted_linear(x, weight, self.bias, parts)
         for adapter in unfused:
-            y = y + adapter.strength * adapter(x).to(y.dtype)
+            y = y + adapter.strength * adapter(x, **self.base_for(adapter)).to(y.dtype)
         return y
 
     def empty_layer(self) -> nn.Linear:

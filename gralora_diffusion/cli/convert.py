@@ -1,76 +1,176 @@
-"""Convert an adapter to a format that another tool loads.
+"""Convert adapters to a format that another tool loads, change their strength, or make one of several.
 
-IN: a run folder or one of its files, a PEFT folder, or a LoRA file of kohya's scripts or diffusers.
+IN: a run folder or one of its files, a PEFT folder, or an adapter file of another tool, of any kind that is
+in use for SDXL: LoRA, LoCon, LoHa, LoKr, DoRA, GLoRA, OFT, BOFT, IA3, full differences, norms and biases.
 
-gralora convert runs/my_dog --to comfyui my_dog.safetensors             ComfyUI, A1111, Forge, kohya
-gralora convert runs/my_dog --to comfyui small.safetensors --rank 16    the best plain LoRA of rank 16
-gralora convert runs/my_dog --to peft my_dog_peft                       a folder for PeftModel.from_pretrained
-gralora convert lora.safetensors --to native adapter.safetensors        for the custom node in ComfyUI
-gralora convert runs/my_dog --to merged my_dog_sdxl.safetensors         the base and the adapter in one
+gralora convert runs/my_dog my_dog.safetensors --to comfyui             ComfyUI, A1111, Forge, kohya
+gralora convert runs/my_dog small.safetensors --to comfyui --rank 16    the best plain LoRA of rank 16
+gralora convert runs/my_dog my_dog_peft --to peft                       a folder for PeftModel.from_pretrained
+gralora convert lora.safetensors adapter.safetensors --to native        for the custom node in ComfyUI
+gralora convert runs/my_dog my_dog_sdxl.safetensors --to merged         the base and the adapter in one
+gralora convert dog.safetensors style.safetensors both.safetensors --to comfyui --strength 1,0.6
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from gralora_diffusion.command_line import Parser
-from gralora_diffusion.console import fail
+from gralora_diffusion.console import fail, note
 from gralora_diffusion.formats.writers import DTYPES, WRITERS
 from gralora_diffusion.options import ConfigError
+
+NAMED = 5  # parameters without a LoRA that are named
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
 
+    from gralora_diffusion.formats.combine import Weighted, summed
     from gralora_diffusion.formats.load import check_fits
     from gralora_diffusion.formats.read import read_adapter
+    from gralora_diffusion.sdxl.objective import objective_text
 
     base = args.pretrained_model_name_or_path
     try:
-        adapter = read_adapter(args.adapter)
-        if base is not None:
-            check_fits(adapter, base, args.adapter)
-        if args.rank is not None or args.energy is not None:
-            adapter = smaller(adapter, args.rank, 1.0 if args.energy is None else args.energy)
+        inputs = []
+        for path, strength in zip(args.adapters, args.strength, strict=True):
+            adapter = read_adapter(path)
+            if base is not None:
+                check_fits(adapter, base, path)
+            inputs.append(Weighted(adapter, strength, args.layer_strength))
+        adapter = summed(inputs)
+        if args.to != "merged" or args.rank is not None or args.energy is not None:
+            adapter = plain(adapter, args)
         WRITERS[args.to].write(args.output, adapter, args.dtype, base)
     except (ConfigError, ValueError, OSError) as error:
         fail(str(error))
-    count = sum(map(len, adapter.layers.values()))
-    print(f"{args.output}: {count} layers of {', '.join(adapter.layers)} for {args.to}")
+    layers = sum(map(len, adapter.layers.values())) + sum(map(len, adapter.deltas.values()))
+    print(f"{args.output}: {layers} layers of {', '.join(adapter.components)} for {args.to}")
+    print(f"prediction: {objective_text(adapter.facts.get('objective', {}))}")
 
 
-def smaller(adapter, rank: int | None, energy: float):
-    """The adapter as a plain LoRA, see to_lora(); prints the error of each layer."""
-    from gralora_diffusion.formats.adapter_state import to_lora
+def plain(adapter, args: argparse.Namespace):
+    """The adapter in a kind that files hold: as it is, exactly as a LoRA, or the nearest of a given size.
 
-    lora, errors, whole = to_lora(adapter, rank, energy)
-    for layer, (layer_rank, error) in errors.items():
-        print(f"{layer:<90}  rank {layer_rank:>4}  relative error {error:.2e}")
-    print(f"relative error of the whole: {whole:.3e}")
-    return lora
+    Prints the error of each layer, and names what is left out.
+    """
+    from gralora_diffusion.formats.base_weights import BaseWeights
+    from gralora_diffusion.formats.combine import as_lora, nearest
+
+    if args.rank is None and args.energy is None:
+        if not adapter.deltas:
+            return adapter
+        converted = as_lora(adapter)
+        note_left_out(converted)
+        return converted.adapter
+    needs_base = any(delta.needs_base for _, _, delta in adapter.changes())
+    given = args.pretrained_model_name_or_path is not None
+    base = BaseWeights(args.pretrained_model_name_or_path) if needs_base and given else None
+    energy = 1.0 if args.energy is None else args.energy
+    converted = nearest(adapter, args.rank, energy, args.k, base)
+    print_converted(converted)
+    return converted.adapter
+
+
+def print_converted(converted) -> None:
+    """The rank and the error of each layer and of the whole."""
+    for layer, row in converted.rows.items():
+        print(f"{layer:<90}  rank {row.rank:>4}  relative error {row.error:.2e}")
+    print(f"relative error of the whole: {converted.error:.3e}")
+    note_left_out(converted)
+
+
+def note_left_out(converted) -> None:
+    names = converted.left_out
+    if names:
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        some = ", ".join(names[:NAMED])
+        note(f"left out, since a LoRA has no place for norms, biases and embeddings: {some}{more}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     about = "adapter file, run folder, or PEFT folder; the format is detected from its keys"
-    parser.add_argument("adapter", metavar="IN", help=about)
+    parser.add_argument("adapters", metavar="IN", nargs="+", help=about)
     about = "the file to write; for peft a new folder; for merged either"
     parser.add_argument("output", metavar="OUT", type=Path, help=about)
     parser.add_argument("--to", required=True, choices=tuple(WRITERS))
+    about = "strength of each IN, as 1,0.6; one number is for all (default: 1)"
+    parser.add_argument("--strength", metavar="FLOAT[,FLOAT...]", default="1", help=about)
+    about = "another factor for the layers that a regular expression finds, as 'attn2=0.5'; can be repeated"
+    parser.add_argument("--layer_strength", metavar="PATTERN=FLOAT", action="append", default=[], help=about)
     parser.add_argument("--rank", type=int, help="write the best plain LoRA of this rank (an SVD)")
     about = "write a plain LoRA that keeps this share of each layer's energy, such as 0.99; 1 is exact"
     parser.add_argument("--energy", type=float, help=about)
-    about = "by default fp16; fp32 for native and peft"
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help=about)
-    about = "the base, to check that the adapter fits; merged uses the embedded base by default"
+    add_output_options(parser)
+    about = (
+        "the base: to check that the adapter fits, and for kinds that depend on its weights, such as DoRA; "
+    )
+    about += "merged uses the embedded base by default"
     parser.add_argument("--pretrained_model_name_or_path", metavar="BASE", help=about)
     args = parser.parse_args(argv)
     if args.rank is not None and args.energy is not None:
         parser.error("--rank and --energy both set the size: give one of them")
+    args.strength = strengths(parser, args.strength, len(args.adapters))
+    args.layer_strength = layer_strengths(parser, args.layer_strength)
+    check_output(parser, args, args.adapters)
+    if args.method == "gralora" and args.rank is None:
+        parser.error("--method gralora needs --rank: the rank of the GraLoRA")
+    return args
+
+
+def add_output_options(parser: Parser) -> None:
+    """The options that gralora convert and gralora extract share."""
+    about = "kind to write with --rank: a plain lora (default), or a gralora with --k blocks per side"
+    parser.add_argument("--method", choices=("lora", "gralora"), help=about)
+    parser.add_argument("--k", type=int, help="blocks per side of a GraLoRA (default: 4)")
+    about = "by default fp16; fp32 for native and peft"
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help=about)
+
+
+def check_output(parser: Parser, args: argparse.Namespace, inputs: list[str]) -> None:
+    """Check OUT's ending, that it is none of the inputs, and the kind; sets k for a GraLoRA."""
     suffixes = WRITERS[args.to].suffixes
     ending = args.output.suffix if args.output.suffix == ".safetensors" else ""
     if ending not in suffixes:
-        need = (
-            "it must end in .safetensors" if suffixes == (".safetensors",) else f"{args.to} writes a folder"
-        )
+        must = "it must end in .safetensors"
+        need = must if suffixes == (".safetensors",) else f"{args.to} writes a folder"
         parser.error(f"OUT is {args.output}; {need}")
-    return args
+    for path in map(Path, inputs):
+        if args.output.exists() and path.exists() and args.output.samefile(path):
+            parser.error(f"OUT is {args.output}, which is an input: choose another name")
+    if args.k is not None and args.method is None:
+        args.method = "gralora"
+    if args.method == "lora" and args.k is not None:
+        parser.error("--k belongs to --method gralora")
+    if args.method == "gralora" and args.k is None:
+        args.k = 4
+
+
+def strengths(parser: Parser, text: str, count: int) -> list[float]:
+    """One strength for each input."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        parser.error(f"--strength is {text!r}; it must be numbers separated by commas, as 1,0.6")
+    if len(values) == 1:
+        values *= count
+    if len(values) != count or not all(abs(value) <= 100 for value in values):
+        parser.error(f"--strength is {text!r}; it must be one number, or one for each of {count} inputs")
+    return values
+
+
+def layer_strengths(parser: Parser, texts: list[str]) -> dict[str, float]:
+    """{regular expression: factor}"""
+    found = {}
+    for text in texts:
+        pattern, _, number = text.rpartition("=")
+        try:
+            re.compile(pattern)
+            found[pattern] = float(number)
+        except (ValueError, re.error):
+            found[pattern] = float("nan")
+        if not pattern or not abs(found[pattern]) <= 100:
+            parser.error(f"--layer_strength is {text!r}; it must be PATTERN=NUMBER, as attn2=0.5")
+    return found

@@ -80,6 +80,7 @@ def generate(args: argparse.Namespace, prompts: list[str]) -> dict[str, list]:
     from gralora_diffusion import load_adapter, load_sdxl
     from gralora_diffusion.adapters.control import bake_in
     from gralora_diffusion.devices import best_device, drawing_dtype
+    from gralora_diffusion.sdxl.objective import objective_of_scheduler, objective_text
     from gralora_diffusion.sdxl.placement import bring
     from gralora_diffusion.sdxl.sampling import as_trained, sample
 
@@ -105,6 +106,7 @@ def generate(args: argparse.Namespace, prompts: list[str]) -> dict[str, list]:
         if not facts["config"]["tlora"]:  # T-LoRA's active ranks depend on the timestep
             bake_in(pipeline.unet)
         scheduler = as_trained(pipeline.scheduler, **facts.get("objective", {}))
+        print(f"prediction: {objective_text(objective_of_scheduler(scheduler.config))}")
         rows[f"strength {args.strength:g}"] = sample(pipeline, prompts, **settings, scheduler=scheduler)
     return rows
 

@@ -1,6 +1,5 @@
 """An adapter without a model: the form in which all file formats meet, and the checks of it."""
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,15 +9,17 @@ import torch
 from torch import nn
 
 from gralora_diffusion import __version__
+from gralora_diffusion.adapters.delta_adapter import DeltaAdapter
 from gralora_diffusion.adapters.deltas import Delta
 from gralora_diffusion.adapters.inject import TARGETS, first_match
 from gralora_diffusion.adapters.kinds import KINDS
-from gralora_diffusion.adapters.low_rank import scale_of, truncate
+from gralora_diffusion.adapters.low_rank import scale_of
 from gralora_diffusion.adapters.registry import common_and_others, handles
 from gralora_diffusion.config import AdapterConfig
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.fingerprint import fingerprint
+from gralora_diffusion.sdxl.load import COMPONENTS
 
 Factors = dict[str, torch.Tensor]  # of one layer, by the adapter's parameter names
 Layers = dict[str, dict[str, Factors]]
@@ -57,6 +58,10 @@ class Adapter:
                 configs.append(handle.config)
                 layers[component] = {}
                 for path, adapter in handle.layers.items():
+                    if isinstance(adapter, DeltaAdapter):
+                        raise ValueError(
+                            "an adapter of another tool's kind cannot be saved: convert its file"
+                        )
                     factors = {leaf: p.detach() for leaf, p in adapter.named_parameters()}
                     layers[component][canonical(component, path)] = factors
         if not layers:
@@ -70,11 +75,24 @@ class Adapter:
             facts["resolution"] = unet.config.sample_size * 8
         return cls(configs[0], layers, facts)
 
+    @property
+    def components(self) -> list[str]:
+        """The models that it is for."""
+        return [name for name in COMPONENTS if name in self.layers or name in self.deltas]
+
     def items(self) -> Iterator[tuple[str, str, Factors]]:
         """(component, module path, factors) of every layer."""
         for component, found in self.layers.items():
             for path, factors in found.items():
                 yield component, path, factors
+
+    def changes(self) -> Iterator[tuple[str, str, Delta]]:
+        """(component, parameter's name, change) of everything that the adapter adds to a base."""
+        for component, path, _ in self.items():
+            yield component, f"{path}.weight", OwnDelta(self, component, path)
+        for component, found in self.deltas.items():
+            for name, delta in found.items():
+                yield component, name, delta
 
     def rank(self, path: str, factors: Factors) -> int:
         """The rank of a layer: by its tensors, or by the config for a kind whose tensors have no rank."""
@@ -119,6 +137,26 @@ class Adapter:
         )
 
 
+class OwnDelta(Delta):
+    """The change of one layer of an Adapter of our own kinds."""
+
+    def __init__(self, adapter: Adapter, component: str, path: str):
+        super().__init__(adapter.layers[component][path])
+        self.adapter, self.component, self.path = adapter, component, path
+        self.NAME = "GraLoRA" if "gralora_A" in self.tensors else "LoRA"
+
+    @property
+    def rank(self) -> int:
+        return self.adapter.rank(self.path, self.tensors)
+
+    def pair(self):
+        return self.adapter.low_rank(self.component, self.path)
+
+    def delta(self, base=None):
+        down, up = self.pair()
+        return up @ down
+
+
 class Sizes(NamedTuple):
     rank: int  # in total
     k: int
@@ -157,29 +195,3 @@ def describe(layers: Layers, alpha: float | None = None) -> AdapterConfig:
         options["k"], options["k_pattern"] = common_and_others(ks)
         options["hybrid_rank"] = named[0][1].hybrid_rank
     return AdapterConfig(**options)
-
-
-def to_lora(
-    adapter: Adapter, rank: int | None = None, energy: float = 1.0
-) -> tuple[Adapter, dict[str, tuple[int, float]], float]:
-    """The adapter as a plain LoRA of at most this rank, or of the ranks that keep this much energy.
-
-    energy: the part of each layer's |delta|^2 that is kept.
-    Returns (adapter, {layer: (rank, relative error)}, relative error of the whole); errors are Frobenius
-    norms, exact to 1e-7.  Raises ConfigError for a rank or an energy that is out of range.
-    """
-    if rank is not None and rank < 1:
-        raise ConfigError(f"--rank is {rank}; it must be at least 1")
-    if not 0 < energy <= 1:
-        raise ConfigError(f"--energy is {energy}; it must be above 0 and at most 1, which keeps everything")
-    layers = {}
-    errors = {}
-    lost = total = 0.0
-    for component, path, _ in adapter.items():
-        down, up, error, norm = truncate(*adapter.low_rank(component, path), rank, energy)
-        layers.setdefault(component, {})[path] = dict(lora_A=down.float(), lora_B=up.float())
-        errors[f"{component}.{path}"] = (down.shape[0], error / norm if norm else 0.0)
-        lost += error**2
-        total += norm**2
-    whole = math.sqrt(lost / total) if total else 0.0
-    return Adapter(describe(layers), layers, adapter.facts), errors, whole

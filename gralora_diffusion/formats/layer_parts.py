@@ -1,9 +1,7 @@
-"""What the tensors of one layer mean: a plain LoRA, or another kind's change of the weight and of the bias."""
+"""What the tensors of one layer mean: a plain LoRA, or another kind's change of weight and bias."""
 
 import math
 from typing import NamedTuple
-
-import torch
 
 from gralora_diffusion.adapters.deltas import Delta, FullDelta, LowRankDelta, Replacement
 from gralora_diffusion.adapters.dora import DoRA
@@ -91,7 +89,7 @@ def delta_of(own: Factors, alpha: float | None, kernel: tuple[int, int] | None, 
 def effective_alpha(
     leaves: Factors, own: Factors, config: dict | None, path: str, where: str
 ) -> float | None:
-    """alpha, where the scale is alpha/rank; by PEFT's config where there is one, else the file's, else None."""
+    """alpha of the scale alpha/rank: by PEFT's config where there is one, else the file's, else None."""
     alpha = None
     if "alpha" in leaves:
         if leaves["alpha"].numel() != 1:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from gralora_diffusion.adapters.deltas import Delta
 from gralora_diffusion.files import complete_or_absent
 from gralora_diffusion.formats.safetensors_files import opened
 from gralora_diffusion.options import ConfigError
@@ -67,14 +68,13 @@ def stacked(tensors: list[LazyTensor]) -> LazyTensor:
     return LazyTensor(shape, tensors[0].dtype, lambda: torch.cat([tensor.read() for tensor in tensors]))
 
 
-def plus_low_rank(
-    tensor: LazyTensor, low_rank: Callable[[], tuple[torch.Tensor, torch.Tensor]]
-) -> LazyTensor:
-    """weight + up @ down, in fp32, or in fp64 where the pair is."""
+def plus_delta(tensor: LazyTensor, delta: Delta) -> LazyTensor:
+    """weight + delta, in fp32, or in fp64 where the delta is."""
 
     def read() -> torch.Tensor:
-        down, up = low_rank()
-        return torch.addmm(tensor.read().to(up.dtype), up, down)
+        base = tensor.read()
+        change = delta.applied(base)
+        return base.to(change.dtype) + change
 
     return LazyTensor(tensor.shape, torch.float32, read)
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gralora_diffusion.adapters.inject import attach, first_match
+from gralora_diffusion.adapters.delta_adapter import DeltaAdapter
+from gralora_diffusion.adapters.deltas import Delta
+from gralora_diffusion.adapters.inject import ADAPTABLE, attach, first_match
 from gralora_diffusion.adapters.kinds import new_adapter
 from gralora_diffusion.adapters.layer_adapter import LayerAdapter
 from gralora_diffusion.adapters.registry import AdapterHandle, adapted_layers, check_free, handles
@@ -51,7 +53,7 @@ def load_adapter(pipeline, path: str | Path, strength: float = 1.0, name: str | 
     path = Path(path)
     name = name or (path.resolve().name if path.is_dir() else path.stem)
     adapter = read_adapter(path)
-    for component in adapter.layers:
+    for component in adapter.components:
         model = getattr(pipeline, component, None)
         if model is not None:
             check_room(model, f"{path}: this pipeline's {component}", name)
@@ -89,15 +91,49 @@ def fitted(adapter: Adapter, models: dict[str, nn.Module], where) -> dict[str, d
     """
     found = {}
     for component, module_path, factors in adapter.items():
-        model = models.get(component)
-        if model is None:
-            problem = f"it holds an adapter for {component}, which this pipeline does not have"
-            raise ConfigError(f"{where}: {problem}")
-        own_path = module_path if hasattr(model, "text_model") else module_path.removeprefix("text_model.")
+        model = model_for(models, component, where)
+        own_path = path_in(model, module_path)
         what = f"{where}: {component}.{module_path}"
         layer_adapter = adapter_for(model, own_path, factors, adapter.config, what)
         found.setdefault(component, {})[own_path] = layer_adapter
+    for component, changes in adapter.deltas.items():
+        model = model_for(models, component, where)
+        for module_path in dict.fromkeys(name.rpartition(".")[0] for name in changes):
+            path = path_in(model, module_path)
+            what = f"{where}: {component}.{module_path}"
+            own = [changes.get(f"{module_path}.{name}") for name in ("weight", "bias")]
+            found.setdefault(component, {})[path] = delta_adapter(model, path, *own, what)
     return found
+
+
+def model_for(models: dict[str, nn.Module], component: str, where) -> nn.Module:
+    """The model of an adapter's component.  Raises ConfigError where the pipeline does not have it."""
+    model = models.get(component)
+    if model is None:
+        problem = f"it holds an adapter for {component}, which this pipeline does not have"
+        raise ConfigError(f"{where}: {problem}")
+    return model
+
+
+def path_in(model: nn.Module, path: str) -> str:
+    """The path of a layer in a model, whichever version of transformers made it."""
+    return path if hasattr(model, "text_model") else path.removeprefix("text_model.")
+
+
+def delta_adapter(
+    model: nn.Module, path: str, weight: Delta | None, bias: Delta | None, where: str
+) -> DeltaAdapter:
+    """A new adapter for model.path of changes of another tool's kind; the model is not changed."""
+    try:
+        layer = model.get_submodule(path)
+        if not isinstance(layer, ADAPTABLE):
+            raise ValueError(f"the base's layer is a {type(layer).__name__}, which no adapter can change")
+        return DeltaAdapter(layer, weight, bias)
+    except AttributeError:
+        problem = "the base has no such layer; the adapter was made for another kind of model"
+        raise ConfigError(f"{where}: {problem}") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def check_fits(adapter: Adapter, base: str, where) -> None:

@@ -4,7 +4,6 @@ The base is never in memory as a whole: each tensor is read, changed, converted 
 one.
 """
 
-import functools
 from pathlib import Path
 
 import torch
@@ -20,10 +19,19 @@ from gralora_diffusion.formats.base_files import (
     structure,
     to_checkpoint,
 )
-from gralora_diffusion.formats.lazy_tensors import plus_low_rank, write_streamed
+from gralora_diffusion.formats.lazy_tensors import LazyTensor, plus_delta, write_streamed
 from gralora_diffusion.formats.load import fitted
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.load import load_sdxl
+from gralora_diffusion.sdxl.objective import (
+    V_PREDICTION,
+    ZERO_SNR,
+    header_of,
+    marks_of,
+    objective_of_checkpoint,
+    objective_of_folder,
+)
+from gralora_diffusion.sdxl.sampling import as_trained
 
 ARCHITECTURE = {"modelspec.architecture": "stable-diffusion-xl-v1-base"}
 
@@ -47,21 +55,36 @@ def write_merged(out: str | Path, adapter: Adapter, base: str | None, dtype: tor
     metadata = {"format": "pt"}
     if base_path.is_file():
         tensors, others, metadata = from_checkpoint(base_path, names, layout)
+        of_base = objective_of_checkpoint(set(others), metadata)
     else:
         tensors = from_folder(base_path, names)
-    for component, path, _ in adapter.items():
-        name = f"{path}.weight"
-        low_rank = functools.partial(adapter.low_rank, component, path)
-        tensors[component][name] = plus_low_rank(tensors[component][name], low_rank)
+        of_base = objective_of_folder(base_path)
+    objective = adapter.facts.get("objective") or of_base
+    for component, name, delta in adapter.changes():
+        if name not in tensors[component]:
+            problem = f"{base_path} has no {component}.{name}, and a new one cannot be merged into it"
+            raise ConfigError(problem)
+        tensors[component][name] = plus_delta(tensors[component][name], delta)
     if out.suffix == ".safetensors":
-        write_streamed(out, to_checkpoint(tensors, layout) | others, dtype, ARCHITECTURE | metadata)
+        whole = to_checkpoint(tensors, layout) | with_marks(others, objective)
+        write_streamed(out, whole, dtype, ARCHITECTURE | metadata | header_of(objective))
     else:
-        write_pipeline(out, base_path, models, tensors, dtype)
+        write_pipeline(out, base_path, models, tensors, dtype, objective)
 
 
-def write_pipeline(out: Path, base: Path, models: dict, tensors: Tensors, dtype: torch.dtype) -> None:
+def with_marks(others: dict[str, LazyTensor], objective: dict) -> dict[str, LazyTensor]:
+    """The other tensors of a checkpoint, of which empty ones mark what it predicts."""
+    kept = {name: tensor for name, tensor in others.items() if name not in (V_PREDICTION, ZERO_SNR)}
+    empty = LazyTensor([0], torch.float32, lambda: torch.empty(0))
+    return kept | dict.fromkeys(marks_of(objective), empty)
+
+
+def write_pipeline(
+    out: Path, base: Path, models: dict, tensors: Tensors, dtype: torch.dtype, objective: dict
+) -> None:
     """A folder in diffusers layout; models: {component: model without weights}; tensors: their weights."""
     pipeline = load_sdxl(str(base), **models)  # for its tokenizers, scheduler and configs
+    pipeline.register_modules(scheduler=as_trained(pipeline.scheduler, **objective))
     with new_folder(out) as unfinished:
         for component, module in pipeline.components.items():
             folder = unfinished / component

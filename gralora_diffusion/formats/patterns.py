@@ -24,12 +24,12 @@ def pattern_value(patterns, path: str, default):
 
 
 def check_bounded(pattern: str) -> None:
-    """Raises ConfigError for a regular expression that could take forever: with repeated groups, or many *."""
+    """Raises ConfigError for a regular expression that could take forever, such as one of repeated groups."""
     plain = pattern.replace("(?:", "(")
     simple = len(plain) <= LONGEST and re.fullmatch(rf"(?:{PIECE})*", plain) is not None
     repeats = plain.count("*") + plain.count("+")
     if not simple or repeats > MOST_REPEATS or re.search(r"\)[*+]", plain):
-        reason = f"only names, alternatives in brackets and up to {MOST_REPEATS} of * and + are read from files"
+        reason = f"only names, alternatives in brackets and up to {MOST_REPEATS} of * and + are read"
         raise ConfigError(f"rank_pattern or alpha_pattern {pattern[:80]!r} is not simple enough: {reason}")
     try:
         re.compile(pattern)

@@ -12,6 +12,7 @@ from gralora_diffusion.formats.layer_parts import parts_of
 from gralora_diffusion.formats.peft_options import check_peft_options
 from gralora_diffusion.formats.safetensors_files import parsed
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.objective import objective_of_header
 
 LORA_CONFIG = "lora_adapter_metadata"  # diffusers' header with the LoraConfig
 OTHER_MODELS = {  # {how keys begin: what they are of}
@@ -48,6 +49,8 @@ def read_foreign(path: Path, metadata: dict[str, str], tensors: dict[str, torch.
         configs = parsed(metadata[LORA_CONFIG], f"{path}: its header {LORA_CONFIG}")
     found = grouped(path, layers, int(number))
     facts = parsed(metadata.get("gralora.facts", "{}"), f"{path}: its header gralora.facts")
+    if "objective" not in facts and (objective := objective_of_header(metadata)):
+        facts["objective"] = objective
     return assembled(found, lambda component: own_config(configs, component), str(path), facts)
 
 

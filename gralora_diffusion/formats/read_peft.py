@@ -27,7 +27,8 @@ def read_peft(folders: list[Path]) -> Adapter:
         kind = config.get("peft_type")
         if kind not in KINDS:
             way = "merge it in PEFT, and make an adapter of the merged model with `gralora extract`"
-            raise ConfigError(f"{folder} holds a PEFT adapter of type {kind}; read are {', '.join(KINDS)}: {way}")
+            problem = f"{folder} holds a PEFT adapter of type {kind}; read are {', '.join(KINDS)}"
+            raise ConfigError(f"{problem}: {way}")
         own = leaves_in(folder)
         component = next(iter(own))[0]
         configs[component] = config

@@ -8,7 +8,6 @@ import torch
 from gralora_diffusion.files import complete_or_absent
 from gralora_diffusion.options import ConfigError
 
-
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # of torch.save, new and old
 
 
@@ -22,7 +21,7 @@ def opened(path: Path):
     with open(path, "rb") as file:
         if file.read(4).startswith(PICKLES):
             way = "convert it to .safetensors where you trust its source"
-            raise ConfigError(f"{path} is a pickle, which can run code when it is read, and is not opened: {way}")
+            raise ConfigError(f"{path} is a pickle, which can run code when it is read: {way}")
     try:
         return safetensors.safe_open(path, "pt")
     except (safetensors.SafetensorError, OSError) as error:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.objective import objective_of_checkpoint
 
 NOT_SDXL = (
     "is not an SDXL base: it lacks one of the two text encoders or the size conditioning "
@@ -98,12 +99,13 @@ def layout_of(file: Path) -> Iterator[Path]:
     """A folder in diffusers layout with what a single-file checkpoint does not hold.
 
     These are configs, scheduler and tokenizers.
-    A file marked `v_pred` (and `ztsnr`, zero terminal SNR), as ComfyUI reads it, gets a scheduler that knows.
+    A file that says it predicts v (with zero terminal SNR or not) gets a scheduler that knows: see
+    objective.py.
     Raises ConfigError, before any weight is read, when the file is damaged or not a text-to-image SDXL.
     """
-    names = names_in(file)
-    scheduler = SDXL_SCHEDULER | dict(prediction_type="v_prediction" if "v_pred" in names else "epsilon")
-    if "v_pred" in names and "ztsnr" in names:
+    objective = objective_of_checkpoint(*names_in(file))
+    scheduler = SDXL_SCHEDULER | dict(prediction_type=objective.get("prediction_type", "epsilon"))
+    if objective.get("rescale_betas_zero_snr"):
         # from the very last timestep on (arXiv 2305.08891)
         scheduler |= dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     with tempfile.TemporaryDirectory() as folder:
@@ -124,8 +126,8 @@ def layout_of(file: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def names_in(file: Path) -> set[str]:
-    """The names of a checkpoint's tensors.
+def names_in(file: Path) -> tuple[set[str], dict[str, str]]:
+    """The names of a checkpoint's tensors, and its header.
 
     Raises ConfigError if it is not an SDXL whose noise levels are SDXL's.
     """
@@ -134,6 +136,7 @@ def names_in(file: Path) -> set[str]:
     try:
         with safe_open(file, "pt") as opened:
             names = set(opened.keys())
+            metadata = opened.metadata() or {}
             shape = opened.get_slice(PARTS["UNet"]).get_shape() if PARTS["UNet"] in names else None
     except FileNotFoundError:
         raise ConfigError(f"{file} is not there") from None
@@ -148,7 +151,7 @@ def names_in(file: Path) -> set[str]:
     if names & {"edm_mean", "edm_vpred.sigma_max"}:
         problem = "was trained with EDM's noise levels (Playground 2.5?), which are not SDXL's"
         raise ConfigError(f"{file} {problem}: use another base")
-    return names
+    return names, metadata
 
 
 def clip_tokenizer(padding: str):

@@ -25,6 +25,7 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.base import resolution_of
 from gralora_diffusion.sdxl.fingerprint import fingerprint
 from gralora_diffusion.sdxl.load import COMPONENTS, load_sdxl, shapes
+from gralora_diffusion.sdxl.objective import objective_of_scheduler
 from gralora_diffusion.training.accelerator import make_accelerator, precision
 from gralora_diffusion.training.hub import check_hub
 from gralora_diffusion.training.memory import memory_for
@@ -71,9 +72,14 @@ class TrainingSetup:
         prompts = dict(instance_prompt=config.instance_prompt, validation_prompt=config.validation_prompt)
         base = config.pretrained_model_name_or_path or "embedded tiny base"
         adapter = Adapter.from_models(self.models, base, prompts)
-        names = ("prediction_type", "rescale_betas_zero_snr")
-        adapter.facts["objective"] = {name: getattr(config, name) for name in names}
+        adapter.facts["objective"] = self.objective()
         return adapter
+
+    def objective(self) -> dict:
+        """What the run trains the adapter to predict, see sdxl/objective.py."""
+        of_base = objective_of_scheduler(self.pipeline.scheduler.config)["rescale_betas_zero_snr"]
+        zero_snr = self.config.rescale_betas_zero_snr or of_base
+        return dict(prediction_type=self.config.prediction_type, rescale_betas_zero_snr=zero_snr)
 
 
 def set_up(config: TrainConfig) -> TrainingSetup:

@@ -22,6 +22,7 @@ from gralora_diffusion.devices import forget_peak, name_of, peak_memory, release
 from gralora_diffusion.options import ConfigError, TrainingError, to_dict
 from gralora_diffusion.sdxl.base import encode_prompts
 from gralora_diffusion.sdxl.load import COMPONENTS
+from gralora_diffusion.sdxl.objective import objective_text
 from gralora_diffusion.sdxl.placement import ENCODING, TOKENS, bring, set_tiles
 from gralora_diffusion.training.export import export, export_again
 from gralora_diffusion.training.forecast import forecast_run, measured_cost
@@ -123,7 +124,8 @@ def start_run(setup: TrainingSetup, run: Run | None) -> None:
         size = f"{len(setup.layers())} layers, {parameters:,} parameters; {device}"
         resumed = f", from step {setup.start}" if setup.start else ""
         base = setup.config.pretrained_model_name_or_path or EMBEDDED_BASE
-        print(f"base: {base}", flush=True)
+        prediction = objective_text(setup.objective())
+        print(f"base: {base}; prediction: {prediction}", flush=True)
         if setup.has_earlier_run and not setup.start:
             note("the run was stopped before its first checkpoint: it starts again at step 0")
         print(f"{size} -> {setup.path}{resumed}", flush=True)

@@ -47,13 +47,13 @@ def write(
     workspace: Workspace, name: str, source: Path, path: Path, kind: str, rank: int | None, dtype: str
 ) -> None:
     """Write the adapter file `source` in another format to `path`."""
-    from gralora_diffusion.formats.adapter_state import to_lora
+    from gralora_diffusion.formats.combine import nearest
     from gralora_diffusion.formats.read import read_adapter
 
     writer = WRITERS[kind]
     adapter = read_adapter(source)
     if rank is not None:
-        adapter = to_lora(adapter, rank)[0]
+        adapter = nearest(adapter, rank).adapter
     if writer.suffixes == FOLDER:
         with tempfile.TemporaryDirectory(dir=workspace.scratch) as folder:
             writer.write(Path(folder) / path.stem.removesuffix(f"-{kind}"), adapter, dtype)

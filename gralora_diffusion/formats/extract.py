@@ -1,0 +1,82 @@
+"""An adapter from two checkpoints: the nearest LoRA or GraLoRA of what a finetune changed in its base.
+
+The checkpoints are read tensor by tensor; only the adapter is in memory.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from gralora_diffusion.adapters.best_factors import best_of_matrix
+from gralora_diffusion.formats.adapter_state import Adapter, describe
+from gralora_diffusion.formats.base_files import Tensors
+from gralora_diffusion.formats.base_weights import base_tensors
+from gralora_diffusion.formats.combine import Converted, Row, check_blocks, gralora_factors, lora_factors
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.load import COMPONENTS
+
+SAME = 1e-7  # a relative change up to this is rounding
+
+
+class Change(NamedTuple):
+    """What one weight changed by: delta in its shape, fp32."""
+
+    component: str
+    path: str
+    delta: torch.Tensor
+
+
+def extract(
+    tuned: str, base: str, rank: int, k: int | None = None, components: tuple[str, ...] = COMPONENTS
+) -> Converted:
+    """The nearest adapter of tuned - base: a LoRA of this rank, or with k a GraLoRA.
+
+    Layers that did not change are left out; norms, biases and embeddings that did are named in left_out.
+    Raises ConfigError where the two are not SDXL bases of one size, or nothing changed.
+    """
+    tuned_path, tuned_tensors = base_tensors(tuned)
+    base_path, tensors_of_base = base_tensors(base)
+    layers, rows, left_out = {}, {}, []
+    lost = total = 0.0
+    for component, path, delta in changes(tuned_tensors, tensors_of_base, components, left_out):
+        where = f"{component}.{path}"
+        matrix = delta.flatten(1)
+        check_blocks(where, *matrix.shape, component, path, k or 1)
+        best = best_of_matrix(matrix, min(rank, *matrix.shape) if k is None else rank, k or 1)
+        make = lora_factors if k is None else gralora_factors
+        factors = make(*best.pair(), component, path) if k is None else make(best, component, path)
+        layers.setdefault(component, {})[path] = factors
+        rows[where] = Row(best.A.shape[2] * (k or 1), best.error / best.norm)
+        lost += best.error**2
+        total += best.norm**2
+    if not layers:
+        raise ConfigError(f"{tuned_path} and {base_path} have the same weights: there is nothing to extract")
+    adapter = Adapter(describe(layers), layers, {})
+    return Converted(adapter, rows, math.sqrt(lost / total), left_out)
+
+
+def changes(
+    tuned: Tensors, base: Tensors, components: tuple[str, ...], left_out: list[str]
+) -> Iterator[Change]:
+    """The weights of layers that differ; the names of other parameters that do go to left_out."""
+    for component in components:
+        for name, tensor in base[component].items():
+            other = tuned[component].get(name)
+            if other is None or other.shape != tensor.shape:
+                found = "is missing" if other is None else f"has the shape {other.shape}"
+                raise ConfigError(
+                    f"{component}.{name} {found} in the tuned model, and {tensor.shape} in the base"
+                )
+            before = tensor.read().float()
+            delta = other.read().float() - before
+            if not delta.isfinite().all():
+                raise ConfigError(f"{component}.{name} holds numbers that are not finite")
+            if float(delta.norm()) <= SAME * float(before.norm()):
+                continue
+            path, _, parameter = name.rpartition(".")
+            if parameter != "weight" or delta.ndim < 2 or ".embeddings." in name:
+                left_out.append(f"{component}.{name}")
+            else:
+                yield Change(component, path, delta)

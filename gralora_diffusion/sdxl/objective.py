@@ -1,0 +1,76 @@
+"""What a base or an adapter was trained to predict, and how the files of each tool say so.
+
+An objective is dict(prediction_type=..., rescale_betas_zero_snr=...) in diffusers' words; {} is not known.
+"""
+
+import json
+from pathlib import Path
+
+V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors in checkpoints, which ComfyUI, Forge and A1111 read
+TYPES = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
+YES = ("true", "1")
+
+
+def objective_of_checkpoint(names: set[str], metadata: dict[str, str]) -> dict:
+    """Of a single file, by the names of its tensors, or else by its header; {} where neither says it."""
+    if V_PREDICTION in names:
+        return dict(prediction_type="v_prediction", rescale_betas_zero_snr=ZERO_SNR in names)
+    return objective_of_header(metadata)
+
+
+def objective_of_header(metadata: dict[str, str]) -> dict:
+    """Of modelspec.prediction_type, or of kohya's ss_v_parameterization and ss_zero_terminal_snr."""
+    named = metadata.get("modelspec.prediction_type", "").strip().lower()
+    kind = TYPES.get(named)
+    if kind is None and "ss_v_parameterization" in metadata:
+        kind = "v_prediction" if is_yes(metadata["ss_v_parameterization"]) else "epsilon"
+    if kind is None:
+        return {}
+    zero_snr = is_yes(metadata.get("ss_zero_terminal_snr", "")) or is_yes(metadata.get("ztsnr", ""))
+    return dict(prediction_type=kind, rescale_betas_zero_snr=zero_snr)
+
+
+def objective_of_folder(folder: Path) -> dict:
+    """Of the scheduler of a folder in diffusers layout."""
+    try:
+        config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return objective_of_scheduler(config)
+
+
+def objective_of_scheduler(config) -> dict:
+    """Of a scheduler's config, a mapping."""
+    kind = config.get("prediction_type", "epsilon")
+    return dict(prediction_type=kind, rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr")))
+
+
+def header_of(objective: dict) -> dict[str, str]:
+    """The lines of a header that say it: modelspec's and kohya's."""
+    if not objective:
+        return {}
+    is_v = objective["prediction_type"] == "v_prediction"
+    return {
+        "modelspec.prediction_type": "v" if is_v else objective["prediction_type"],
+        "ss_v_parameterization": str(is_v),
+        "ss_zero_terminal_snr": str(objective["rescale_betas_zero_snr"]),
+    }
+
+
+def marks_of(objective: dict) -> list[str]:
+    """The names of the empty tensors that mark a checkpoint."""
+    if objective.get("prediction_type") != "v_prediction":
+        return []
+    return [V_PREDICTION, ZERO_SNR] if objective["rescale_betas_zero_snr"] else [V_PREDICTION]
+
+
+def objective_text(objective: dict) -> str:
+    """For people."""
+    if not objective:
+        return "not named"
+    zero_snr = " with zero terminal SNR" if objective["rescale_betas_zero_snr"] else ""
+    return f"{objective['prediction_type']}{zero_snr}"
+
+
+def is_yes(text: str) -> bool:
+    return text.strip().lower() in YES
