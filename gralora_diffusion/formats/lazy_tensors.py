@@ -70,11 +70,11 @@ def stacked(tensors: list[LazyTensor]) -> LazyTensor:
 def plus_low_rank(
     tensor: LazyTensor, low_rank: Callable[[], tuple[torch.Tensor, torch.Tensor]]
 ) -> LazyTensor:
-    """weight + up @ down, in fp32, or in fp64 where the pair is."""
+    """weight + up @ down in its shape, in fp32, or in fp64 where the pair is."""
 
     def read() -> torch.Tensor:
         down, up = low_rank()
-        return torch.addmm(tensor.read().to(up.dtype), up, down)
+        return torch.addmm(tensor.read().to(up.dtype).flatten(1), up, down).view(tensor.shape)
 
     return LazyTensor(tensor.shape, torch.float32, read)
 

@@ -105,6 +105,9 @@ def lora_factors(leaves: Factors, config: dict | None, module_path: str, where: 
     The scale was alpha/rank: by PEFT's LoraConfig where there is one, else by the tensor alpha, else 1.
     """
     factors = {leaf: tensor for leaf, tensor in leaves.items() if leaf != "alpha"}
+    shapes = [factors[leaf].shape for leaf in ("lora_A", "lora_B") if leaf in factors]
+    if len(shapes) == 2 and len(shapes[0]) == 4 and shapes[1][2:] == (1, 1):  # a LoCon's two convolutions
+        factors["lora_B"] = factors["lora_B"].flatten(1)
     check_factors(factors, "lora", where)
     rank = sizes_of(factors).rank
     alpha = rank
@@ -134,7 +137,7 @@ def without_scale(factors: Factors, scale: float) -> Factors:
     wide = {leaf: t if t.dtype == torch.float64 else t.float() for leaf, t in factors.items()}
     down = wide["lora_A"]
     up = wide["lora_B"] * scale
-    used = ((down != 0).any(1) | (up != 0).any(0)).nonzero()
+    used = ((down != 0).flatten(1).any(1) | (up != 0).any(0)).nonzero()
     rank = int(used.max()) + 1 if len(used) else 1
     return dict(lora_A=down[:rank].contiguous(), lora_B=up[:, :rank].contiguous())
 
