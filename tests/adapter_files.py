@@ -17,6 +17,14 @@ CONFIGS = {
     "mixed": AdapterConfig(rank=16, k=2, rank_pattern={"attn2": 32}, k_pattern={"attn2": 4, "to_q": 1}),
 }
 
+CONVOLUTIONS = {
+    "locon": AdapterConfig(method="lora", rank=8, alpha=16.0, targets="attention+ff+conv"),
+    "conv": AdapterConfig(rank=16, k=4, hybrid_rank=8, alpha=8.0, targets="attention+ff+conv"),
+    "conv mixed": AdapterConfig(
+        rank=8, targets=r"conv[12]$|to_q|(q|out)_proj", k_pattern={"conv": 4}, rank_pattern={"conv2": 16}
+    ),
+}
+
 
 def weight_ids(model) -> dict[str, int]:
     """{name: identity of the parameter}"""

@@ -16,6 +16,7 @@ from gralora_diffusion.adapters.kinds import KINDS
 from gralora_diffusion.adapters.low_rank import scale_of
 from gralora_diffusion.adapters.registry import common_and_others, handles
 from gralora_diffusion.config import AdapterConfig
+from gralora_diffusion.formats.conv_factors import Kernel, as_matrices, kernel_of, with_kernel
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.fingerprint import fingerprint
@@ -30,7 +31,8 @@ class Adapter:
     """What an adapter file holds, whatever its format, without a model.
 
     layers: {component: {module path: factors}} with diffusers' paths; factors: gralora_A [k, N/k, r],
-    gralora_B [k, r, M/k], lora_A [r, N], lora_B [M, r], or what another kind of adapter has for parameters.
+    gralora_B [k, r, M/k], lora_A [r, N], lora_B [M, r], or what another kind of adapter has for parameters;
+    of a convolution lora_A [r, C, kh, kw], gralora_A [k, C/k, kh, kw, r], see conv_factors.py.
     facts: base, prompts, objective, layers_per_block and resolution, as far as they are known.
     deltas: {component: {parameter's name: Delta}}, what other tools' kinds change in weights and biases.
     """
@@ -63,7 +65,7 @@ class Adapter:
                             "an adapter of another tool's kind cannot be saved: convert its file"
                         )
                     factors = {leaf: p.detach() for leaf, p in adapter.named_parameters()}
-                    layers[component][canonical(component, path)] = factors
+                    layers[component][canonical(component, path)] = with_kernel(factors, adapter.kernel)
         if not layers:
             raise ValueError(f"nothing to save: none of {', '.join(models)} has adapters")
         facts = dict(version=__version__, prompts=prompts or {})
@@ -102,12 +104,16 @@ class Adapter:
     def scale(self, path: str, factors: Factors) -> float:
         return scale_of(self.rank(path, factors), self.config.alpha, self.config.rslora)
 
+    def kernel(self, component: str, path: str) -> Kernel | None:
+        """(kh, kw) of a convolution, None of a linear layer."""
+        return kernel_of(self.layers[component][path])
+
     def low_rank(self, component: str, path: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(down [R, N], up [M, R]) of one layer, the scale folded into `up`; fp32, or fp64 for fp64 factors.
 
-        Raises ConfigError for a kind of adapter without such a pair.
+        N = C*kh*kw of a convolution.  Raises ConfigError for a kind of adapter without such a pair.
         """
-        factors = self.layers[component][path]
+        factors = as_matrices(self.layers[component][path])
         wide = {leaf: t if t.dtype == torch.float64 else t.float() for leaf, t in factors.items()}
         pair = KINDS[self.config.method].low_rank_of(wide, self.scale(path, wide))
         if pair is None:
@@ -120,7 +126,7 @@ class Adapter:
         Raises ConfigError as low_rank() does.
         """
         kind = KINDS[self.config.method]
-        ranks = [kind.pair_rank_of(factors) for factors in self.layers[component].values()]
+        ranks = [kind.pair_rank_of(as_matrices(factors)) for factors in self.layers[component].values()]
         if None in ranks:
             raise self.no_low_rank()
         return max(ranks)
@@ -167,7 +173,7 @@ def sizes_of(factors: Factors) -> Sizes | None:
     """The sizes of a LoRA or a GraLoRA by its tensors; None for any other kind."""
     plain = factors["lora_A"].shape[0] if "lora_A" in factors else 0
     if "gralora_A" in factors:
-        k, _, r = factors["gralora_A"].shape
+        k, *_, r = factors["gralora_A"].shape
         return Sizes(r + plain, k, plain)
     return Sizes(plain, 1, 0) if "lora_A" in factors else None
 
@@ -179,15 +185,19 @@ def describe(layers: Layers, alpha: float | None = None) -> AdapterConfig:
     """
     named = []
     gralora = False
+    convolutions = False
     for found in layers.values():
         named += [(path, sizes_of(factors)) for path, factors in found.items()]
         gralora |= any("gralora_A" in factors for factors in found.values())
+        convolutions |= any(kernel_of(factors) for factors in found.values())
     if not named:
         return AdapterConfig(method="lora")
     options = dict(method="gralora" if gralora else "lora", alpha=alpha)
     for targets, pattern in reversed(TARGETS.items()):  # the narrowest that holds all layers counts
         if all(re.search(pattern, f".{path}") for path, _ in named):
             options["targets"] = targets
+    if convolutions and options["targets"] == "all-linear":
+        options["targets"] = ".|conv"  # all layers
     ranks = [(path, sizes.rank) for path, sizes in named]
     options["rank"], options["rank_pattern"] = common_and_others(ranks)
     if gralora:

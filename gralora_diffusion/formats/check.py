@@ -7,6 +7,7 @@ import torch
 from gralora_diffusion.adapters.kinds import KINDS
 from gralora_diffusion.config import PREDICTIONS
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, sizes_of
+from gralora_diffusion.formats.conv_factors import as_matrices
 from gralora_diffusion.formats.layer_names import known
 from gralora_diffusion.options import ConfigError
 
@@ -100,10 +101,12 @@ def check_shapes(factors: Factors, where: str) -> None:
     """
     if any(0 in tensor.shape for tensor in factors.values()):
         raise ConfigError(f"{where}: a tensor has the wrong number of dimensions")
+    kernels = {tuple(t.shape[2:4]) for t in factors.values() if t.ndim > 3}
+    given, factors = factors, as_matrices(factors)
     dimensions = dict(lora_A=2, lora_B=2, gralora_A=3, gralora_B=3)
     if any(tensor.ndim != dimensions.get(name, tensor.ndim) for name, tensor in factors.items()):
         raise ConfigError(f"{where}: a tensor has the wrong number of dimensions")
-    fit = True
+    fit = len(kernels) < 2
     if "lora_A" in factors:
         fit &= factors["lora_A"].shape[0] == factors["lora_B"].shape[1]
     if "gralora_A" in factors:
@@ -114,5 +117,5 @@ def check_shapes(factors: Factors, where: str) -> None:
             fit &= factors["lora_A"].shape[1] == k * n and factors["lora_B"].shape[0] == k * m
     sizes = sizes_of(factors)
     if not fit or (sizes is not None and sizes.rank > LARGEST_RANK):
-        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in factors.items())
+        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in given.items())
         raise ConfigError(f"{where}: its tensors do not fit each other: {shapes}")

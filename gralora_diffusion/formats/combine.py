@@ -11,7 +11,7 @@ from gralora_diffusion.adapters.best_factors import Best, best_of_energy, best_o
 from gralora_diffusion.adapters.deltas import Delta
 from gralora_diffusion.adapters.low_rank import joined
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, describe
-from gralora_diffusion.formats.layer_names import kernel_of
+from gralora_diffusion.formats.layer_names import kernel_by_name
 from gralora_diffusion.options import ConfigError
 
 BaseWeight = Callable[[str, str], torch.Tensor]  # (component, parameter's name) -> the base's own
@@ -235,7 +235,7 @@ def check_fits(delta: Delta, weight: torch.Tensor, where: str) -> None:
 
 def check_blocks(where: str, m: int, n: int, component: str, path: str, k: int) -> None:
     """Raises ConfigError where k does not divide the channels."""
-    kernel = kernel_of(component, path)
+    kernel = kernel_by_name(component, path)
     channels = n // (kernel[0] * kernel[1]) if kernel else n
     if m % k or channels % k:
         raise ConfigError(f"{where}: --k {k} does not divide its sizes {channels} -> {m}")
@@ -253,7 +253,7 @@ def weights(adapter: Adapter, left_out: list[str]) -> Iterator[tuple[str, str, D
 
 def lora_factors(down: torch.Tensor, up: torch.Tensor, component: str, path: str) -> Factors:
     """lora_A [r, N] or [r, N, kh, kw], lora_B [M, r] in fp32."""
-    kernel = kernel_of(component, path)
+    kernel = kernel_by_name(component, path)
     down = down.float().contiguous()
     return dict(
         lora_A=down.reshape(len(down), -1, *kernel) if kernel else down, lora_B=up.float().contiguous()
@@ -262,7 +262,7 @@ def lora_factors(down: torch.Tensor, up: torch.Tensor, component: str, path: str
 
 def gralora_factors(best: Best, component: str, path: str) -> Factors:
     """gralora_A [k, N/k, r] or [k, N/k, kh, kw, r], gralora_B [k, r, M/k] in fp32."""
-    kernel = kernel_of(component, path)
+    kernel = kernel_by_name(component, path)
     A, B = best.gralora()
     if kernel:
         A = A.unflatten(1, (-1, *kernel))

@@ -113,7 +113,7 @@ def known(component: str, path: str) -> bool:
         return False
 
 
-def kernel_of(component: str, path: str) -> tuple[int, int] | None:
+def kernel_by_name(component: str, path: str) -> tuple[int, int] | None:
     """The kernel of a convolution of SDXL's UNet by its name, None for any other layer."""
     if component != "unet":
         return None

@@ -10,7 +10,7 @@ from gralora_diffusion.adapters.lycoris import IA3, GLoRA, LoHa, LoKr
 from gralora_diffusion.adapters.orthogonal import BOFT, OFT
 from gralora_diffusion.formats.adapter_state import Factors
 from gralora_diffusion.formats.check import check_tensors
-from gralora_diffusion.formats.layer_names import kernel_of
+from gralora_diffusion.formats.layer_names import kernel_by_name
 from gralora_diffusion.formats.patterns import pattern_value
 from gralora_diffusion.options import ConfigError
 
@@ -49,7 +49,7 @@ def parts_of(leaves: Factors, config: dict | None, component: str, path: str, wh
     bias = bias_of(leaves, own, alpha)
     if not own and bias is not None:
         return LayerParts(bias=bias)
-    weight = delta_of(own, alpha, kernel_of(component, path), where)
+    weight = delta_of(own, alpha, kernel_by_name(component, path), where)
     if config is not None and config.get("use_dora") and "magnitude" not in leaves:
         raise ConfigError(f"{where}: the header says use_dora, and the layer has no magnitude")
     if "scalar" in leaves:
@@ -57,7 +57,7 @@ def parts_of(leaves: Factors, config: dict | None, component: str, path: str, wh
     if "magnitude" in leaves or "dora_scale" in leaves:
         weight = decomposed(weight, leaves, where)
     elif isinstance(weight, LowRankDelta):
-        return LayerParts(factors=plain_lora(weight, kernel_of(component, path)), bias=bias)
+        return LayerParts(factors=plain_lora(weight, kernel_by_name(component, path)), bias=bias)
     return LayerParts(weight=weight, bias=bias)
 
 

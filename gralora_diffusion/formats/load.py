@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from gralora_diffusion.adapters.conv import matrix_of
 from gralora_diffusion.adapters.delta_adapter import DeltaAdapter
 from gralora_diffusion.adapters.deltas import Delta
 from gralora_diffusion.adapters.inject import ADAPTABLE, attach, first_match
@@ -15,6 +16,7 @@ from gralora_diffusion.adapters.registry import AdapterHandle, adapted_layers, c
 from gralora_diffusion.adapters.tlora import follow_timesteps
 from gralora_diffusion.config import AdapterConfig
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, sizes_of
+from gralora_diffusion.formats.conv_factors import as_matrices, kernel_of
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.write import write_diffusers, write_native
 from gralora_diffusion.options import ConfigError, to_dict
@@ -146,15 +148,22 @@ def adapter_for(
 ) -> LayerAdapter:
     """A new adapter for model.path that holds these tensors; the model is not changed."""
     try:
-        linear = model.get_submodule(path)
+        layer = matrix_of(model.get_submodule(path))
     except AttributeError:
         problem = "the base has no such layer; the adapter was made for another kind of model"
         raise ConfigError(f"{where}: {problem}") from None
-    n = getattr(linear, "in_features", None)
-    m = getattr(linear, "out_features", None)
+    n = getattr(layer, "in_features", None)
+    m = getattr(layer, "out_features", None)
+    kernel = getattr(layer, "kernel", None)
     sizes = sizes_of(factors)
-    if n is None or (sizes and sum(t.numel() for t in factors.values()) != sizes.rank * (n + m)):
+    fit = n is not None
+    if fit and sizes:
+        numbers = sum(tensor.numel() for tensor in factors.values())
+        fit = kernel == kernel_of(factors) and numbers == sizes.rank * (n + m)
+    if not fit:
         shape = f"{'?' if n is None else n} -> {'?' if m is None else m}"
+        if kernel:
+            shape += f", of a kernel of {kernel[0]} x {kernel[1]}"
         problem = f"its tensors do not fit the base's layer {shape}; the adapter was made for another base"
         raise ConfigError(f"{where}: {problem}")
     if sizes is None:
@@ -163,9 +172,10 @@ def adapter_for(
     else:
         rank, k, _ = sizes
     try:
-        adapter = new_adapter(linear, config, rank, k)
+        adapter = new_adapter(layer, config, rank, k)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
+    factors = as_matrices(factors)
     for name, parameter in adapter.named_parameters():
         if parameter.shape != factors[name].shape:
             own = list(factors[name].shape)

@@ -10,6 +10,7 @@ from torch import nn
 from gralora_diffusion import __version__
 from gralora_diffusion.adapters.adapted_layer import AdaptedLayer
 from gralora_diffusion.formats.adapter_state import Adapter
+from gralora_diffusion.formats.conv_factors import with_kernels
 from gralora_diffusion.formats.layer_names import kohya
 from gralora_diffusion.formats.read import HEADER
 from gralora_diffusion.formats.safetensors_files import write_safetensors
@@ -24,7 +25,8 @@ def write_native(path: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
     """Tensors COMPONENT.MODULE_PATH.LEAF, header: JSON with the AdapterConfig and the facts.
 
     Leaves: gralora_A [k, N/k, r], gralora_B [k, r, M/k], lora_A [r, N], lora_B [M, r], or those of another
-    kind; and where the scale is not 1 an alpha = scale * rank, for readers that do not read headers.
+    kind, with a kernel's dimensions as in Adapter; and where the scale is not 1 an alpha = scale * rank, for
+    readers that do not read headers.
     """
     tensors = {}
     for component, module_path, factors in adapter.items():
@@ -39,7 +41,7 @@ def write_native(path: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
 
 
 def write_diffusers(path: str | Path, adapter: Adapter, dtype=torch.float32) -> None:
-    """unet.PATH.lora_A.weight [R, N], .lora_B.weight [M, R].
+    """unet.PATH.lora_A.weight [R, N], .lora_B.weight [M, R]; of a convolution [R, C, kh, kw], [M, R, 1, 1].
 
     No alpha is written, so diffusers takes alpha = rank.
     """
@@ -92,12 +94,16 @@ def kohya_header(title: str, adapter: Adapter, rank: int) -> dict[str, str]:
     prompt = (facts.get("prompts") or {}).get("instance_prompt")
     side = facts.get("resolution", 1024)
     tags = {"instance": {prompt: 1}} if prompt else {}
+    arguments = {}
+    if any(adapter.kernel(component, path) for component, path, _ in adapter.items()):
+        arguments = dict(conv_dim=str(rank), conv_alpha=str(rank))  # as sd-scripts' --network_args
     return {
         "ss_base_model_version": "sdxl_base_v1-0",
         "ss_v2": "False",
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(rank),
+        **({"ss_network_args": json.dumps(arguments)} if arguments else {}),
         "ss_output_name": title,
         "ss_tag_frequency": json.dumps(tags, ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.1",
@@ -124,6 +130,7 @@ def facts_text(adapter: Adapter) -> str:
 def one_rank(adapter: Adapter) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor]]:
     """(component, path, down, up) of every layer as a plain LoRA, padded to the largest rank of its model.
 
+    down [R, N], up [M, R], or [R, C, kh, kw] and [M, R, 1, 1] of a convolution.
     Tools that read files take one rank, or one alpha, for a whole model: diffusers gives other layers a wrong
     scale.
     """
@@ -132,7 +139,8 @@ def one_rank(adapter: Adapter) -> Iterator[tuple[str, str, torch.Tensor, torch.T
         for path in found:
             down, up = adapter.low_rank(component, path)
             pad = rank - down.shape[0]
-            yield component, path, nn.functional.pad(down, (0, 0, 0, pad)), nn.functional.pad(up, (0, pad))
+            down, up = nn.functional.pad(down, (0, 0, 0, pad)), nn.functional.pad(up, (0, pad))
+            yield component, path, *with_kernels(down, up, adapter.kernel(component, path))
 
 
 def file_sizes(layers: dict[str, AdaptedLayer]) -> tuple[int, int | None]:

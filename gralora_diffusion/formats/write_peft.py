@@ -8,6 +8,7 @@ import torch
 
 from gralora_diffusion.files import new_folder
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, sizes_of
+from gralora_diffusion.formats.conv_factors import with_kernels
 from gralora_diffusion.formats.read_peft import PEFT_CONFIG, PEFT_TENSORS
 from gralora_diffusion.formats.safetensors_files import write_safetensors
 from gralora_diffusion.options import ConfigError
@@ -61,6 +62,9 @@ def peft_gralora(adapter: Adapter, component: str) -> tuple[dict, dict[str, Fact
     PEFT's r is the rank of the blocks with hybrid_r beside it, and r, k, alpha are of a whole model.
     """
     found = adapter.layers[component]
+    if convolution := next((path for path in found if adapter.kernel(component, path)), None):
+        problem = f"PEFT's GraLoRA is of linear layers only, and {component}.{convolution} is a convolution"
+        raise ConfigError(f"{problem}: take --energy 1, which writes the same as a plain LoRA, or --rank N")
     several = sorted({sizes_of(factors) for factors in found.values()})
     if len(several) > 1:
         some = " and ".join(f"rank {rank}, k {k}" for rank, k, _ in several[:2])
@@ -88,8 +92,9 @@ def peft_lora(adapter: Adapter, component: str) -> tuple[dict, dict[str, Factors
     ranks = {}
     for path in adapter.layers[component]:
         down, up = adapter.low_rank(component, path)
-        layers[path] = {"lora_A.weight": down, "lora_B.weight": up}
         ranks[installed_path(component, path)] = down.shape[0]
+        down, up = with_kernels(down, up, adapter.kernel(component, path))
+        layers[path] = {"lora_A.weight": down, "lora_B.weight": up}
     most = max(ranks.values())
     others = {path: rank for path, rank in ranks.items() if rank != most}
     config = dict(peft_type="LORA", r=most, lora_alpha=most, rank_pattern=others, alpha_pattern=others)

@@ -11,6 +11,7 @@ from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.cache import weights_hash
 from gralora_diffusion.data.image_folder import TrainingImage
+from gralora_diffusion.formats.conv_factors import as_matrix
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.fingerprint import fingerprint
@@ -47,10 +48,11 @@ def resume(path: Path, config: TrainConfig, models: dict, facts: dict) -> tuple[
     if config.allocate:
         allocation_file.inject_from(path / allocation_file.FILE, models, config)
     for name, parameter in named_parameters(models).items():
-        if name not in tensors or tensors[name].shape != parameter.shape:
+        found = as_matrix(name.rpartition(".")[2], tensors[name]) if name in tensors else None
+        if found is None or found.shape != parameter.shape:
             problem = f"{name} is missing or has another shape"
             raise ConfigError(f"{checkpoint} does not fit this run's adapter: {problem}")
-        parameter.data.copy_(tensors[name])
+        parameter.data.copy_(found)
     return checkpoints.step_of(checkpoint), state
 
 

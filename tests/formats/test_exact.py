@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 import torch
 import torch.nn.functional as F
-from adapter_files import CONFIGS
+from adapter_files import CONFIGS, CONVOLUTIONS
 from helpers import MODELS, adapted_pipeline
 from safetensors.torch import load_file
 
@@ -25,7 +25,14 @@ EXACT = dict(rtol=0, atol=1e-10)
 
 
 def product_of(factors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[M, N] without the scale: block (j, i) is sum_s outer(B_js, A_is) (GraLoRA, eq. 5), plus B A."""
+    """[M, N] without the scale: block (j, i) is sum_s outer(B_js, A_is) (GraLoRA, eq. 5), plus B A.
+
+    N counts a convolution's channels and, within each, its kernel.
+    """
+    factors = dict(factors)
+    for leaf in ("lora_A", "gralora_A"):
+        if leaf in factors and factors[leaf].ndim > 3:
+            factors[leaf] = factors[leaf].flatten(1, 3)
     total = 0
     if "gralora_A" in factors:
         k, n, r = factors["gralora_A"].shape
@@ -39,7 +46,7 @@ def product_of(factors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def rank_of(factors: dict[str, torch.Tensor]) -> int:
-    blocks = factors["gralora_A"].shape[2] if "gralora_A" in factors else 0
+    blocks = factors["gralora_A"].shape[-1] if "gralora_A" in factors else 0
     return blocks + (factors["lora_A"].shape[0] if "lora_A" in factors else 0)
 
 
@@ -57,7 +64,7 @@ def reference(adapter: Adapter) -> dict[tuple[str, str], torch.Tensor]:
     return found
 
 
-@pytest.fixture(scope="module", params=CONFIGS.values(), ids=CONFIGS)
+@pytest.fixture(scope="module", params=(CONFIGS | CONVOLUTIONS).values(), ids=CONFIGS | CONVOLUTIONS)
 def random_adapter(request):
     """(pipeline, Adapter) in float64, all factors random and none zero."""
     pipeline, models = adapted_pipeline(request.param)
@@ -68,6 +75,14 @@ def random_adapter(request):
     return pipeline, Adapter.from_models(models)
 
 
+def product(down, up) -> torch.Tensor:
+    """[M, N]; of two convolutions, with a kernel and of 1 x 1, that of their weights as a matrix."""
+    if down.ndim == 4:
+        assert up.shape == (up.shape[0], down.shape[0], 1, 1)
+        up = up.flatten(1)
+    return up @ down.flatten(1)
+
+
 def by_comfyui(path, adapter) -> dict:
     tensors = load_file(path)
     number = adapter.facts["layers_per_block"]
@@ -75,7 +90,7 @@ def by_comfyui(path, adapter) -> dict:
     for component, layer, _ in adapter.items():
         name = kohya(component, layer, number)
         down, up = tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"]
-        found[component, layer] = up @ down * tensors[f"{name}.alpha"].double() / down.shape[0]
+        found[component, layer] = product(down, up) * tensors[f"{name}.alpha"].double() / down.shape[0]
     return found
 
 
@@ -85,7 +100,7 @@ def by_diffusers(path, adapter) -> dict:
     found = {}
     for component, layer, _ in adapter.items():
         name = f"{component}.{layer}"
-        found[component, layer] = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
+        found[component, layer] = product(tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"])
     return found
 
 
@@ -99,7 +114,7 @@ def by_peft(path, adapter) -> dict:
         if config["peft_type"] == "LORA":
             down, up = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
             scale = config["alpha_pattern"].get(own, config["lora_alpha"]) / down.shape[0]
-            found[component, layer] = up @ down * scale
+            found[component, layer] = product(down, up) * scale
             continue
         factors = dict(gralora_A=tensors[f"{name}.gralora_A"], gralora_B=tensors[f"{name}.gralora_B"])
         if config["hybrid_r"]:
@@ -131,7 +146,7 @@ def by_merged(path, adapter) -> dict:
         for other, layer, _ in adapter.items():
             if other == component:
                 before = own[f"{layer}.weight"].double()
-                found[component, layer] = tensors[f"{layer}.weight"] - before
+                found[component, layer] = (tensors[f"{layer}.weight"] - before).flatten(1)
     return found
 
 
@@ -147,6 +162,8 @@ def test_a_file_is_the_adapters_delta(name, random_adapter, tmp_path):
     _, adapter = random_adapter
     if name == "peft" and adapter.config.k_pattern:
         pytest.skip("PEFT's GraLoRA has one k for a whole model")
+    if name == "peft" and adapter.config.method == "gralora" and "conv" in adapter.config.targets:
+        pytest.skip("PEFT's GraLoRA is of linear layers only")
     writer = WRITERS[name]
     path = tmp_path / f"out{writer.suffixes[-1]}"
     module, function = writer.function.split(".")
@@ -159,6 +176,17 @@ def test_a_file_is_the_adapters_delta(name, random_adapter, tmp_path):
     for layer, delta in wanted.items():
         assert delta.abs().max() > 0.1
         torch.testing.assert_close(found[layer], delta, rtol=rounding, atol=1e-10)
+
+
+def added_output(layer, delta) -> tuple[torch.Tensor, torch.Tensor]:
+    """(what the adapter adds to the layer's output for a random input, what delta gives for it)."""
+    if layer.weight.ndim == 2:
+        x = torch.randn(3, layer.in_features, dtype=torch.float64)
+        return layer(x) - F.linear(x, layer.weight, layer.bias), x @ delta.T
+    x = torch.randn(2, layer.in_channels, 6, 5, dtype=torch.float64)
+    how = dict(stride=layer.stride, padding=layer.padding)
+    plain = F.conv2d(x, layer.weight, layer.bias, **how)
+    return layer(x) - plain, F.conv2d(x, delta.view_as(layer.weight), **how)
 
 
 def test_layers_merges_and_pairs_are_the_adapters_delta(random_adapter):
@@ -175,12 +203,12 @@ def test_layers_merges_and_pairs_are_the_adapters_delta(random_adapter):
             down, up = layer.low_rank()
             torch.testing.assert_close(up @ down, delta, **EXACT)
             torch.testing.assert_close(layer.delta(), delta, **EXACT)
-            x = torch.randn(3, layer.in_features, dtype=torch.float64)
             with torch.no_grad():
-                added = layer(x) - F.linear(x, layer.weight, layer.bias)
-            torch.testing.assert_close(added, x @ delta.T, **EXACT)
+                added, wanted_output = added_output(layer, delta)
+            torch.testing.assert_close(added, wanted_output, **EXACT)
         merge(model)
         for path, layer in layers.items():
             delta = wanted[component, canonical(component, path)]
-            torch.testing.assert_close(layer.weight - layer.unmerged_weight, delta, **EXACT)
+            change = layer.weight - layer.unmerged_weight
+            torch.testing.assert_close(change, delta.view_as(change), **EXACT)
             layer.unmerge()

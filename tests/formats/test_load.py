@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from adapter_files import CONFIGS
+from adapter_files import CONFIGS, CONVOLUTIONS
 from diffusers import StableDiffusionXLPipeline
 from helpers import MODELS, adapted_pipeline
 from safetensors import safe_open
@@ -41,7 +41,7 @@ def base_images():
     return draw(load_sdxl())
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", (CONFIGS | CONVOLUTIONS).values(), ids=CONFIGS | CONVOLUTIONS)
 def test_native_and_diffusers_files_give_the_same_images(config, tmp_path, base_images):
     pipeline, models = adapted_pipeline(config)
     here = draw(pipeline)
@@ -108,8 +108,9 @@ def _umask():
     return mask
 
 
-def test_sizes_are_forecast(tmp_path):
-    _, models = adapted_pipeline(CONFIGS["mixed"], ["unet"])
+@pytest.mark.parametrize("config", [CONFIGS["mixed"], CONVOLUTIONS["conv"]], ids=["mixed", "conv"])
+def test_sizes_are_forecast(config, tmp_path):
+    _, models = adapted_pipeline(config, ["unet"])
     save_adapter(tmp_path / "adapter.safetensors", models)
     save_diffusers(tmp_path / "pytorch_lora_weights.safetensors", models)
     sizes = file_sizes({f"unet.{path}": layer for path, layer in adapted_layers(models["unet"]).items()})

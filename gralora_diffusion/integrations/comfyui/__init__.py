@@ -14,7 +14,8 @@ LEAVES = ("gralora_A", "gralora_B", "lora_A", "lora_B", "alpha")
 class GraLoRAAdapter(comfy.weight_adapter.WeightAdapterBase):
     """The factors of one layer: gralora_A [k, N/k, r], gralora_B [k, r, M/k].
 
-    A plain lora_A [h, N], lora_B [M, h] may stand beside them.
+    A plain lora_A [h, N], lora_B [M, h] may stand beside them, or alone.  Of a convolution gralora_A is
+    [k, C/k, kh, kw, r] and lora_A [h, C, kh, kw].
     """
 
     name = "gralora"
@@ -38,21 +39,24 @@ class GraLoRAAdapter(comfy.weight_adapter.WeightAdapterBase):
         return cls(loaded_keys, factors)
 
     def delta(self, device, dtype):
-        """[M, N]: block (j, n) is B_jn A_jn^T, with r/k columns each.
+        """[M, N], or [M, C, kh, kw]: block (j, n) is B_jn A_jn^T, with r/k columns each.
 
         alpha is in the file where it is not the rank.
         """
         f = {leaf: tensor.to(device, dtype) for leaf, tensor in self.weights.items()}
-        parts, rank = [], 0
+        parts, rank, kernel = [], 0, ()
         if "gralora_A" in f:
-            (k, n, r), m = f["gralora_A"].shape, f["gralora_B"].shape[2]
-            a, b = f["gralora_A"].view(k, n, k, r // k), f["gralora_B"].view(k, k, r // k, m)
-            parts.append(torch.einsum("inja,jiam->jmin", a, b).reshape(k * m, k * n))
+            kernel = f["gralora_A"].shape[2:-1]
+            k, _, r = f["gralora_A"].flatten(1, -2).shape
+            a, b = f["gralora_A"].reshape(k, -1, k, r // k), f["gralora_B"].reshape(k, k, r // k, -1)
+            parts.append(torch.einsum("inja,jiam->jmin", a, b).flatten(2).flatten(0, 1))
             rank += r
         if "lora_A" in f:
-            parts.append(f["lora_B"] @ f["lora_A"])
+            kernel = f["lora_A"].shape[2:]
+            parts.append(f["lora_B"] @ f["lora_A"].flatten(1))
             rank += f["lora_A"].shape[0]
-        return sum(parts) * (float(f["alpha"]) / rank if "alpha" in f else 1.0)
+        delta = sum(parts) * (float(f["alpha"]) / rank if "alpha" in f else 1.0)
+        return delta.unflatten(1, (-1, *kernel)) if kernel else delta
 
     def calculate_weight(
         self,
@@ -73,11 +77,15 @@ class GraLoRAAdapter(comfy.weight_adapter.WeightAdapterBase):
         return weight
 
     def h(self, x, base_out):
-        """What the layer adds to its output for x [..., N]: [..., M].
+        """What the layer adds to its output for x [..., N]: [..., M], or of a convolution.
 
-        For the nodes that leave weights alone (they set the multiplier).
+        For the nodes that leave weights alone (they set the multiplier, and kw_dict, a convolution's stride
+        and the like).
         """
-        return torch.nn.functional.linear(x, self.delta(x.device, x.dtype)) * self.multiplier
+        delta = self.delta(x.device, x.dtype)
+        if delta.ndim == 4:
+            return torch.nn.functional.conv2d(x, delta, **getattr(self, "kw_dict", {})) * self.multiplier
+        return torch.nn.functional.linear(x, delta) * self.multiplier
 
 
 if not any(
