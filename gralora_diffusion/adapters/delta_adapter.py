@@ -91,7 +91,7 @@ class AdaptedNorm(AdaptedLayer):
         return torch.func.functional_call(self.plain[0], changed, (x,))
 
     def changed(self, base: torch.Tensor) -> torch.Tensor:
-        wide = base.detach().float()
+        wide = base.detach().to(torch.promote_types(base.dtype, torch.float32), copy=True)
         for adapter in self.enabled_adapters():
             adapter.add_delta(wide, adapter.strength, base=base)
         return wide.to(base.dtype)

@@ -17,7 +17,8 @@ Tensors = dict[str, torch.Tensor]
 class Delta:
     """The change of one parameter at strength 1.
 
-    A new kind is a subclass, and a line in DELTAS of formats/layer_parts.py. needs_base: whether delta() needs the base's own weight.
+    A new kind is a subclass, and a line in DELTAS of formats/layer_parts.py. needs_base: whether delta()
+    needs the base's own weight.
     """
 
     NAME: ClassVar[str]
@@ -106,7 +107,8 @@ class Replacement(Delta):
 class LowRankDelta(Delta):
     """alpha/r * lora_B @ lora_A, arXiv 2106.09685; lora_A [r, N, ...], lora_B [M, r].
 
-    With lora_mid [r, r, kh, kw] (LyCORIS's Tucker form) lora_A is [r, N, 1, 1], and the middle is folded into it.
+    With lora_mid [r, r, kh, kw] (LyCORIS's Tucker form) lora_A is [r, N, 1, 1], and the middle is folded
+    into it.
     """
 
     NAME = "LoRA"

@@ -157,7 +157,7 @@ class IA3(Delta):
 
 
 def core_product(a: torch.Tensor, b: torch.Tensor, core: torch.Tensor | None) -> torch.Tensor:
-    """a [M, r] @ b [r, N...]; with core [r, r, ...] the sum of a [r, M], core and b [r, N] over both ranks."""
+    """a [M, r] @ b [r, N...]; with core [r, r, ...]: a [r, M], core and b [r, N] summed over both ranks."""
     if core is None:
         return a.flatten(1) @ b.flatten(1)
     return torch.einsum("ij...,jn,im->mn...", core, b, a)

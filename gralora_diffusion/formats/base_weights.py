@@ -9,7 +9,7 @@ from gralora_diffusion.options import ConfigError
 
 
 def base_tensors(base: str | None) -> tuple[Path, Tensors]:
-    """(path, {component: {parameter's name: tensor that is not in memory}}) of a base, as load_sdxl() takes it.
+    """(path, {component: {parameter's name: tensor that is not in memory}}); base: as load_sdxl() takes it.
 
     Raises ConfigError where it is not a whole SDXL.
     """

@@ -11,6 +11,7 @@ from gralora_diffusion.adapters.best_factors import Best, best_of_energy, best_o
 from gralora_diffusion.adapters.deltas import Delta
 from gralora_diffusion.adapters.low_rank import joined
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, describe
+from gralora_diffusion.formats.conv_factors import with_kernel
 from gralora_diffusion.formats.layer_names import kernel_by_name
 from gralora_diffusion.options import ConfigError
 
@@ -18,7 +19,7 @@ BaseWeight = Callable[[str, str], torch.Tensor]  # (component, parameter's name)
 
 
 class Weighted(NamedTuple):
-    """An adapter with its strength; by_layer: {regular expression: another factor for the layers it finds}."""
+    """An adapter with its strength; by_layer: {regular expression: a further factor for layers it finds}."""
 
     adapter: Adapter
     strength: float = 1.0
@@ -252,18 +253,13 @@ def weights(adapter: Adapter, left_out: list[str]) -> Iterator[tuple[str, str, D
 
 
 def lora_factors(down: torch.Tensor, up: torch.Tensor, component: str, path: str) -> Factors:
-    """lora_A [r, N] or [r, N, kh, kw], lora_B [M, r] in fp32."""
-    kernel = kernel_by_name(component, path)
-    down = down.float().contiguous()
-    return dict(
-        lora_A=down.reshape(len(down), -1, *kernel) if kernel else down, lora_B=up.float().contiguous()
-    )
+    """lora_A [r, N] or [r, C, kh, kw], lora_B [M, r] in fp32."""
+    factors = dict(lora_A=down.float().contiguous(), lora_B=up.float().contiguous())
+    return with_kernel(factors, kernel_by_name(component, path))
 
 
 def gralora_factors(best: Best, component: str, path: str) -> Factors:
-    """gralora_A [k, N/k, r] or [k, N/k, kh, kw, r], gralora_B [k, r, M/k] in fp32."""
-    kernel = kernel_by_name(component, path)
+    """gralora_A [k, N/k, r] or [k, C/k, kh, kw, r], gralora_B [k, r, M/k] in fp32."""
     A, B = best.gralora()
-    if kernel:
-        A = A.unflatten(1, (-1, *kernel))
-    return dict(gralora_A=A.float().contiguous(), gralora_B=B.float().contiguous())
+    factors = dict(gralora_A=A.float().contiguous(), gralora_B=B.float().contiguous())
+    return with_kernel(factors, kernel_by_name(component, path))

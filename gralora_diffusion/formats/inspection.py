@@ -115,7 +115,7 @@ def file_of(path: Path) -> Path | None:
 
 
 def squared_norm(delta: Delta) -> float | None:
-    """|delta|^2; of a pair without forming it: trace((up^T up)(down down^T)).  None where a base is needed."""
+    """|delta|^2; of a pair without forming it: trace((up^T up)(down down^T)). None where it needs a base."""
     if delta.needs_base:
         return None
     pair = delta.pair()

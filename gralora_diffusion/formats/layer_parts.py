@@ -10,6 +10,7 @@ from gralora_diffusion.adapters.lycoris import IA3, GLoRA, LoHa, LoKr
 from gralora_diffusion.adapters.orthogonal import BOFT, OFT
 from gralora_diffusion.formats.adapter_state import Factors
 from gralora_diffusion.formats.check import check_tensors
+from gralora_diffusion.formats.conv_factors import with_kernel
 from gralora_diffusion.formats.layer_names import kernel_by_name
 from gralora_diffusion.formats.patterns import pattern_value
 from gralora_diffusion.options import ConfigError
@@ -56,8 +57,8 @@ def parts_of(leaves: Factors, config: dict | None, component: str, path: str, wh
         raise ConfigError(f"{where}: has a `scalar`, which only a trainer's own checkpoint holds; export it")
     if "magnitude" in leaves or "dora_scale" in leaves:
         weight = decomposed(weight, leaves, where)
-    elif isinstance(weight, LowRankDelta):
-        return LayerParts(factors=plain_lora(weight, kernel_by_name(component, path)), bias=bias)
+    elif isinstance(weight, LowRankDelta) and bias is None:
+        return LayerParts(factors=plain_lora(weight, kernel_by_name(component, path)))
     return LayerParts(weight=weight, bias=bias)
 
 
@@ -66,9 +67,13 @@ def delta_of(own: Factors, alpha: float | None, kernel: tuple[int, int] | None, 
     kind = next((kind for kind in DELTAS if kind.matches(own)), None)
     if kind is None:
         held = ", ".join(sorted(own)) or "no tensor of a weight"
-        known = ", ".join(kind.NAME for kind in DELTAS)
-        needed = "lora_A and lora_B are one pair" if {"lora_A", "lora_B"} & set(own) else f"known are {known}"
-        raise ConfigError(f"{where}: holds {held}, which is no whole layer of a known kind; {needed}")
+        likely = [kind for kind in DELTAS if set(own) & (kind.NEEDED | kind.OPTIONAL)]
+        needs = [
+            f"a {kind.NAME} layer needs {', '.join(sorted(kind.NEEDED))}" for kind in likely if kind.NEEDED
+        ]
+        raise ConfigError(
+            f"{where}: holds {held}; {' or '.join(needs) or 'that is no layer of a known kind'}"
+        )
     try:
         delta = kind(own, alpha)
         if not kind.needs_base:
@@ -140,6 +145,4 @@ def plain_lora(delta: LowRankDelta, kernel: tuple[int, int] | None) -> Factors:
     used = ((down != 0).any(1) | (up != 0).any(0)).nonzero()
     rank = int(used.max()) + 1 if len(used) else 1
     down = down[:rank].contiguous()
-    if kernel is not None:
-        down = down.reshape(rank, -1, *kernel)
-    return dict(lora_A=down, lora_B=up[:, :rank].contiguous())
+    return with_kernel(dict(lora_A=down, lora_B=up[:, :rank].contiguous()), kernel)

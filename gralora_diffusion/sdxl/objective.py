@@ -6,7 +6,7 @@ An objective is dict(prediction_type=..., rescale_betas_zero_snr=...) in diffuse
 import json
 from pathlib import Path
 
-V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors in checkpoints, which ComfyUI, Forge and A1111 read
+V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors in checkpoints, as ComfyUI and Forge read
 TYPES = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
 YES = ("true", "1")
 

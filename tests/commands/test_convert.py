@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from gralora_diffusion import AdapterConfig, load_adapter, load_sdxl
 from gralora_diffusion.adapters.low_rank import truncate
 from gralora_diffusion.formats import writers
-from gralora_diffusion.formats.adapter_state import Adapter, sizes_of, to_lora
+from gralora_diffusion.formats.adapter_state import Adapter, sizes_of
+from gralora_diffusion.formats.combine import nearest
 from gralora_diffusion.formats.layer_names import canonical, kohya
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.write import KOHYA, write_comfyui, write_diffusers, write_native
@@ -188,7 +189,7 @@ def test_the_scale_of_a_call_to_diffusers(mixed, tmp_path):
 def test_peft_loads_its_folders(dtype, tolerance, adapter, tmp_path):
     """Each layer's answer to the identity at every strength, then the merged weights."""
     whole = len({sizes_of(factors) for _, _, factors in adapter.items()}) == 1
-    write_peft(tmp_path / "x", adapter if whole else to_lora(adapter)[0], dtype)
+    write_peft(tmp_path / "x", adapter if whole else nearest(adapter).adapter, dtype)
     wanted, base = deltas(adapter), load_sdxl()
     for component in MODELS:
         mine = {path: wanted[f"{component}.{path}"] for path in adapter.layers[component]}
@@ -216,11 +217,12 @@ def test_peft_loads_its_folders(dtype, tolerance, adapter, tmp_path):
 @pytest.mark.parametrize("how", [dict(rank=6), dict(energy=0.9), dict(energy=1.0)], ids=str)
 def test_the_best_lora_of_a_size(how, mixed):
     """Against a full SVD of the dense delta, which the code itself never forms."""
-    lora, errors, whole = to_lora(mixed, **how)
-    wanted, got = deltas(mixed), deltas(lora)
+    converted = nearest(mixed, **how)
+    whole = converted.error
+    wanted, got = deltas(mixed), deltas(converted.adapter)
     lost = total = 0.0
     for layer, delta in wanted.items():
-        rank, error = errors[layer]
+        rank, error = converted.rows[layer]
         s = torch.linalg.svdvals(delta)
         kept = s.square().cumsum(0) / s.square().sum()
         assert rank == (how["rank"] if "rank" in how else int((kept < how["energy"] * (1 - 1e-13)).sum()) + 1)
@@ -304,10 +306,10 @@ def test_the_command_round_trips_and_says_what_is_lost(mixed, tmp_path):
     done = convert(tmp_path, "small.safetensors", "--to", "comfyui", "--rank", 8, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == sum(map(len, mixed.layers.values())) + 2
+    assert len(lines) == sum(map(len, mixed.layers.values())) + 3
     assert "unet.mid_block" in done.stdout
-    assert lines[-2].startswith("relative error of the whole: ")
-    assert 0 < float(lines[-2].split()[-1]) < 1
+    assert lines[-3].startswith("relative error of the whole: ")
+    assert 0 < float(lines[-3].split()[-1]) < 1
     done = convert("small.safetensors", "back.safetensors", "--to", "native", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_adapter(tmp_path / "back.safetensors").config.rank == 8

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from gralora_diffusion import AdapterConfig, load_sdxl
 from gralora_diffusion.adapters.inject import inject
 from gralora_diffusion.adapters.registry import adapted_layers
-from gralora_diffusion.formats.adapter_state import Adapter, describe, to_lora
+from gralora_diffusion.formats.adapter_state import Adapter, describe
+from gralora_diffusion.formats.combine import nearest
 from gralora_diffusion.formats.conv_factors import as_matrices, kernel_of, with_kernel
 from gralora_diffusion.formats.load import fitted
 from gralora_diffusion.formats.read import read_adapter
@@ -62,7 +63,7 @@ def test_our_exports_are_read_again(made, name, tmp_path):
     path = tmp_path / "out.safetensors"
     if name == "peft":
         path = tmp_path / "out"
-        write_peft(path, adapter if adapter.config.method == "lora" else to_lora(adapter)[0])
+        write_peft(path, adapter if adapter.config.method == "lora" else nearest(adapter).adapter)
     elif name == "diffusers":
         write_diffusers(path, adapter)
     else:
@@ -121,13 +122,13 @@ def test_headers_give_sd_scripts_its_arguments(tmp_path):
 
 def test_truncation_keeps_kernels(made):
     _, adapter = made
-    lora, errors, whole = to_lora(adapter, 4)
+    lora, errors, whole, _ = nearest(adapter, 4)
     assert 0 < whole < 1
     for component, path, factors in lora.items():
         assert factors["lora_A"].shape[0] == factors["lora_B"].shape[1] == 4
         assert kernel_of(factors) == adapter.kernel(component, path)
         assert errors[f"{component}.{path}"][0] == 4
-    close(deltas(to_lora(adapter)[0]), deltas(adapter), 1e-6)
+    close(deltas(nearest(adapter).adapter), deltas(adapter), 1e-6)
 
 
 @pytest.mark.parametrize("targets", ["attention", "attention+ff+conv", "all-linear", ".|conv"])

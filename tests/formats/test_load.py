@@ -190,8 +190,8 @@ def test_what_is_not_an_adapter(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     (tmp_path / "liar.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
     for name, words in [
-        ("pickle", "not a complete"),
-        ("other", "not an adapter"),
+        ("pickle", "is a pickle"),
+        ("other", "unknown tensor"),
         ("liar", "not a complete"),
         ("absent", "is not there"),
     ]:
