@@ -34,6 +34,9 @@ def training_problems(config) -> Iterator[Problem]:
         yield f"--resolution is {config.resolution}; it must be divisible by 8", "resolution"
     if config.offload_unet and config.base_model_precision:
         yield "--offload_unet needs a base that is not quantized: drop --base_model_precision", "offload_unet"
+    if config.start_from and (config.allocate or config.allocation):
+        problem = "begins with the ranks and factors of another adapter, and --allocate makes new ones"
+        yield f"--start_from {problem}: drop one of the two", "start_from"
     yield from data_problems(config)
     yield from optimizer_problems(config)
     yield from rank_problems(config)

@@ -27,6 +27,7 @@ GROUPS = (  # in the order of --help and of the page
     "Optimizer", "Loss", "Prior preservation", "Ranks from gradients", "Hub and trackers",
 )  # fmt: skip
 base = in_group("Base model")
+start = in_group("Base model", resumable=True)
 data = in_group("Images and captions")
 training = in_group("Training")
 adapter = in_group("Adapter")
@@ -108,6 +109,9 @@ class TrainConfig:
     revision: str | None = base(None, "revision of the base on the hub")
     variant: str | None = base(None, "variant of the base's files, for instance fp16")
     cache_dir: str | None = base(None, "folder for downloads from the hub", kind="folder", resumable=True)
+    start_from: str | None = start(
+        None, "run or adapter file of any tool to go on from, converted where it differs", kind="adapter"
+    )
     instance_data_dir: str | None = data(
         None,
         "folder of training images, with captions in NAME.txt, NAME.json (caption, text or tags) or "

@@ -9,7 +9,17 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-FIELD_KINDS = ("value", "text", "images", "base_model", "dataset", "allocation", "secret", "folder")
+FIELD_KINDS = (
+    "value",
+    "text",
+    "images",
+    "base_model",
+    "dataset",
+    "allocation",
+    "adapter",
+    "secret",
+    "folder",
+)
 
 
 class ConfigError(ValueError):

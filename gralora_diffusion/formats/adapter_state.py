@@ -151,6 +151,11 @@ class OwnDelta(Delta):
         self.adapter, self.component, self.path = adapter, component, path
         self.NAME = "GraLoRA" if "gralora_A" in self.tensors else "LoRA"
 
+    def to(self, device) -> "OwnDelta":
+        moved = {leaf: tensor.to(device) for leaf, tensor in self.tensors.items()}
+        one = Adapter(self.adapter.config, {self.component: {self.path: moved}})
+        return OwnDelta(one, self.component, self.path)
+
     @property
     def rank(self) -> int:
         return self.adapter.rank(self.path, self.tensors)

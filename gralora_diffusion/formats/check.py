@@ -9,6 +9,7 @@ from gralora_diffusion.config import PREDICTIONS
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, sizes_of
 from gralora_diffusion.formats.conv_factors import as_matrices
 from gralora_diffusion.formats.layer_names import known
+from gralora_diffusion.formats.safetensors_files import all_finite
 from gralora_diffusion.options import ConfigError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -89,8 +90,7 @@ def check_tensors(tensors: Factors, where: str) -> None:
             raise ConfigError(f"{where}.{name}: is {dtype}; adapters are fp8, fp16, bf16, fp32 or fp64")
         if 0 in tensor.shape:
             raise ConfigError(f"{where}.{name}: is empty, {list(tensor.shape)}; the file is damaged")
-        wide = tensor.float() if tensor.itemsize == 1 else tensor
-        if not wide.isfinite().all():
+        if not all_finite(tensor):
             raise ConfigError(f"{where}.{name}: holds numbers that are not finite; the file is damaged")
 
 

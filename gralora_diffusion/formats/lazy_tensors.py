@@ -10,7 +10,7 @@ import torch
 
 from gralora_diffusion.adapters.deltas import Delta
 from gralora_diffusion.files import complete_or_absent
-from gralora_diffusion.formats.safetensors_files import opened
+from gralora_diffusion.formats.safetensors_files import all_finite, opened
 from gralora_diffusion.options import ConfigError
 
 DTYPES = {
@@ -137,7 +137,7 @@ def write_streamed(
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors.items():
             values = tensor.read().to(dtypes[name]).contiguous()
-            if not values.isfinite().all():
+            if not all_finite(values):
                 limit = f"a number is too large for {str(dtype).removeprefix('torch.')}"
                 raise ConfigError(f"{name}: {limit}; use --dtype bf16 or fp32")
             file.write(values.flatten().view(torch.uint8).numpy().data)

@@ -38,6 +38,11 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor
     return metadata, tensors
 
 
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number of a tensor is infinite or NaN, in fp8 too."""
+    return bool((tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all())
+
+
 def parsed(text: str, where: str) -> dict:
     """A JSON object.  Raises ConfigError for anything else."""
     try:
@@ -54,7 +59,7 @@ def write_safetensors(path: str | Path, tensors: dict[str, torch.Tensor], metada
     from safetensors.torch import save_file
 
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if not all_finite(tensor):
             dtype = str(tensor.dtype).removeprefix("torch.")
             raise ValueError(f"{name} holds numbers that are not finite as {dtype}; nothing was written")
     with complete_or_absent(path) as part:

@@ -1,6 +1,7 @@
 """An Adapter into files: the native one, diffusers' own, and one for ComfyUI, A1111, Forge and kohya."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,9 +68,16 @@ def write_comfyui(path: str | Path, adapter: Adapter, dtype=torch.float16, sgm: 
         except ValueError as error:
             raise ConfigError(f"{path}: {error}, and other tools have no name for it") from None
         balance = balance_of(down, up)
-        tensors[f"{name}.lora_down.weight"] = (down * balance).to("cpu", dtype).contiguous()
-        tensors[f"{name}.lora_up.weight"] = (up / balance).to("cpu", dtype).contiguous()
-        tensors[f"{name}.alpha"] = torch.tensor(float(ranks[component]))
+        down, up = down * balance, up / balance
+        alpha = float(ranks[component])
+        if (
+            dtype.itemsize == 1
+        ):  # fp8 holds few sizes: both factors are brought to its middle, alpha undoes it
+            lift = lift_of(down, up)
+            down, up, alpha = down * lift, up * lift, alpha / lift**2
+        tensors[f"{name}.lora_down.weight"] = down.to("cpu", dtype).contiguous()
+        tensors[f"{name}.lora_up.weight"] = up.to("cpu", dtype).contiguous()
+        tensors[f"{name}.alpha"] = torch.tensor(alpha)
     path = Path(path).resolve()
     in_run = path.name in (COMFYUI, KOHYA)  # whose folder has a better name than the file
     title = path.parent.name if in_run else path.stem
@@ -83,6 +91,12 @@ def balance_of(down: torch.Tensor, up: torch.Tensor) -> float:
     if min(largest_down, largest_up) == 0:
         return 1.0
     return 2.0 ** round(0.5 * float((largest_up / largest_down).log2()))
+
+
+def lift_of(down: torch.Tensor, up: torch.Tensor) -> float:
+    """The power of two that brings the largest number of both to between 64 and 256; fp8 ends at 448."""
+    largest = float(max(down.abs().max(), up.abs().max()))
+    return 2.0 ** math.floor(math.log2(256 / largest)) if largest else 1.0
 
 
 def kohya_header(title: str, adapter: Adapter, rank: int) -> dict[str, str]:

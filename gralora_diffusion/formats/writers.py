@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from gralora_diffusion.console import note
 
-DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp8": "float8_e4m3fn"}
 
 
 class Writer(NamedTuple):

@@ -13,7 +13,8 @@ from gralora_diffusion.adapters.registry import all_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance, instance_images
 from gralora_diffusion.devices import best_device, is_out_of_memory, memory_in_use, name_of, total_memory
-from gralora_diffusion.formats.read import NATIVE
+from gralora_diffusion.formats.load import check_fits
+from gralora_diffusion.formats.read import NATIVE, read_adapter
 from gralora_diffusion.options import to_dict
 from gralora_diffusion.sdxl.load import COMPONENTS, shapes, vae_shapes
 from gralora_diffusion.training.accelerator import precision
@@ -87,6 +88,7 @@ class Plan:
         facts = {
             "base": self.config.pretrained_model_name_or_path or "the embedded one",
             "adapter": f"{kind}, {len(self.layers)} layers, {self.parameters:,} parameters",
+            **self.parent(),
             "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
             "steps": f"{self.steps} of {self.images_per_step} image(s) per process, {self.epochs:.1f} epochs",
             "device": f"{name_of(best_device())}, {str(precision(self.config)[1]).removeprefix('torch.')}",
@@ -108,6 +110,10 @@ class Plan:
             facts["time"] = f"{step}, {total} for {self.steps}, {extra}"
         facts["disk"] = f"about {disk / 1e6:,.0f} MB: {checkpoints}, {files}"
         return facts
+
+    def parent(self) -> dict[str, str]:
+        """What the run starts from, if it is another adapter."""
+        return {"starts from": self.config.start_from} if self.config.start_from else {}
 
     def peaks(self) -> str:
         """The phases with their memory."""
@@ -146,6 +152,8 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     tokens = components["text_encoder"].config.max_position_embeddings
     text_encoders = sum(numbers(components[name]) for name in COMPONENTS[1:])
     layers = all_layers(inject_all(components, config))
+    if config.start_from:
+        check_fits(read_adapter(config.start_from), config.pretrained_model_name_or_path, config.start_from)
     resolution = config.resolution or unet_config.sample_size * 8
     dtype = precision(config)[1]
     files = export_sizes(layers, config)

@@ -25,6 +25,7 @@ MUST_MATCH = {  # facts of a run that must be the same when it is resumed, as a 
     "steps": "another number of steps, which --lr_scheduler depends on",
     "others": "another VAE or other text encoders",
     "noise": "another noise schedule",
+    "start": "another adapter to start from",
 }
 
 

@@ -32,6 +32,7 @@ from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.optim import check_optimizer, depends_on_length, learning_rates
 from gralora_diffusion.training.resume import facts_of, resume
 from gralora_diffusion.training.run_folder import locate
+from gralora_diffusion.training.start_from import Started, start_from
 
 SCENES = ("", " on a blue background", " in the snow", " on the beach")  # of the default validation prompts
 
@@ -53,6 +54,7 @@ class TrainingSetup:
     has_earlier_run: bool  # whether the folder held a run when this command started
     steps: int
     state: dict  # what the checkpoint holds beside the adapter
+    started: Started | None  # of --start_from
 
     def layers(self) -> dict:
         """{component.path: adapted layer}."""
@@ -73,13 +75,19 @@ class TrainingSetup:
         base = config.pretrained_model_name_or_path or "embedded tiny base"
         adapter = Adapter.from_models(self.models, base, prompts)
         adapter.facts["objective"] = self.objective()
+        if self.started:
+            adapter.facts["parent"] = self.started.parent()
         return adapter
 
     def objective(self) -> dict:
-        """What the run trains the adapter to predict, see sdxl/objective.py."""
-        of_base = objective_of_scheduler(self.pipeline.scheduler.config)["rescale_betas_zero_snr"]
-        zero_snr = self.config.rescale_betas_zero_snr or of_base
-        return dict(prediction_type=self.config.prediction_type, rescale_betas_zero_snr=zero_snr)
+        return objective_of(self.config, self.pipeline)
+
+
+def objective_of(config: TrainConfig, pipeline) -> dict:
+    """What a run trains its adapter to predict, see sdxl/objective.py; config: with the base's defaults."""
+    of_base = objective_of_scheduler(pipeline.scheduler.config)["rescale_betas_zero_snr"]
+    zero_snr = config.rescale_betas_zero_snr or of_base
+    return dict(prediction_type=config.prediction_type, rescale_betas_zero_snr=zero_snr)
 
 
 def set_up(config: TrainConfig) -> TrainingSetup:
@@ -122,6 +130,10 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     config = with_base_defaults(config, pipeline, images, mixed_precision, processes)
     length = steps if depends_on_length(config) else None
     facts = facts_of(pipeline, images + of_class, length, accelerator)
+    started = None
+    if config.start_from:
+        started = start_from(config.start_from, models, objective_of(config, pipeline))
+        facts["must_match"]["start"] = started.digest
     start, state = resume(path, config, models, facts)
     if start > steps:
         problem = f"{path} is at step {start} already, beyond the {steps} steps of this command"
@@ -140,6 +152,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
         has_earlier_run=(path / "config.json").exists(),
         steps=steps,
         state=state,
+        started=started,
     )
 
 

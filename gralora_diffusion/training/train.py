@@ -37,6 +37,7 @@ from gralora_diffusion.training.run_folder import Run, read_status
 from gralora_diffusion.training.setup import TrainingSetup, make_trainable, set_up
 from gralora_diffusion.training.sharding import shard
 from gralora_diffusion.training.signals import Interrupts, Stopped
+from gralora_diffusion.training.start_from import NAMED, Started
 from gralora_diffusion.training.validation_images import Previews, save_comparison, thumbnails
 
 EMBEDDED_BASE = "the embedded one (64 x 64 pixels), since no --pretrained_model_name_or_path is given"
@@ -126,6 +127,9 @@ def start_run(setup: TrainingSetup, run: Run | None) -> None:
         base = setup.config.pretrained_model_name_or_path or EMBEDDED_BASE
         prediction = objective_text(setup.objective())
         print(f"base: {base}; prediction: {prediction}", flush=True)
+        if setup.started and not setup.start:
+            print(setup.started.text(), flush=True)
+            note_lost(setup.started)
         if setup.has_earlier_run and not setup.start:
             note("the run was stopped before its first checkpoint: it starts again at step 0")
         print(f"{size} -> {setup.path}{resumed}", flush=True)
@@ -133,6 +137,14 @@ def start_run(setup: TrainingSetup, run: Run | None) -> None:
         values = to_dict(dataclasses.replace(setup.config, hub_token=None))
         scalars = {name: value for name, value in values.items() if isinstance(value, str | int | float)}
         setup.accelerator.init_trackers("gralora_diffusion", scalars)
+
+
+def note_lost(started: Started) -> None:
+    """Note which layers of the adapter to start from the run does not train."""
+    if started.lost:
+        some = ", ".join(started.lost[:NAMED])
+        more = f" and {len(started.lost) - NAMED} more" if len(started.lost) > NAMED else ""
+        note(f"this run does not train {some}{more}, which {started.name} changes: they are left out")
 
 
 def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) -> None:

@@ -142,6 +142,9 @@ def parse_name(option: Option, text: str, workspace: Workspace) -> str | None:
         return workspace.base(text)
     if option.kind in ("base_model", "dataset"):
         return workspace.hub_id(text)
+    if option.kind == "adapter":
+        file = workspace.adapter(text)
+        return str((file if text.endswith(".safetensors") else file.parent).relative_to(workspace.root))
     if option.kind == "allocation":
         if not real_file(workspace.run(text) / "allocation.json"):
             raise ConfigError(f"the run {quoted(text)} has no allocation.json")
@@ -167,6 +170,8 @@ def form_value(option: Option, value, workspace: Workspace):
         return EMBEDDED if value is None else value.removeprefix("models/")
     if value in (None, {}) or option.kind == "secret":
         return ""
+    if option.kind == "adapter":
+        return value.removeprefix("runs/").removeprefix("adapters/")
     if option.kind == "allocation":
         return value.removeprefix("runs/").removesuffix("/allocation.json")
     if option.type is dict:

@@ -91,6 +91,8 @@ def build_field(option: Option, workspace: Workspace):
         return gr.Dropdown(workspace.set_names(), value=BUNDLED, allow_custom_value=True, **common)
     if option.kind == "images":
         return gr.Dropdown(["", *workspace.set_names()], value="", allow_custom_value=True, **common)
+    if option.kind == "adapter":
+        return gr.Dropdown(["", *workspace.adapter_names()], value="", allow_custom_value=True, **common)
     if option.name == BASE:
         return gr.Dropdown(workspace.base_names(), value=EMBEDDED, allow_custom_value=True, **common)
     if option.type is bool:
