@@ -66,6 +66,7 @@ def test_a_run_is_resumed_bit_by_bit(adapter, how, tmp_path):
     made = plan(dataclasses.replace(config, output_dir=str(tmp_path / "plan")))
     assert made.parameters == sum(t.numel() for name, t in first.items() if not name.endswith(".alpha"))
     assert f"{len(made.layers)} layers, {made.parameters:,} parameters" in made.text()
+    assert any("conv1" in line and " x 3 x 3 -> " in line for line in made.table())
     for name, size in made.files.items():
         assert (whole / name).stat().st_size == pytest.approx(size, rel=0.1)
 
