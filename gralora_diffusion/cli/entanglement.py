@@ -66,10 +66,14 @@ def report_entanglement(
 ) -> None:
     """Measure, write the report and print its tables."""
     from gralora_diffusion.adapters.control import enable
+    from gralora_diffusion.adapters.inject import with_convolutions
     from gralora_diffusion.experiments.entanglement import mean_over_layers, measure_layers
     from gralora_diffusion.experiments.entanglement_report import write_entanglement
     from gralora_diffusion.training.setup import make_trainable, set_up
 
+    if with_convolutions(config.adapter.targets):
+        problem = f"--targets {config.adapter.targets} has convolutions, and the report is of linear layers"
+        raise ConfigError(f"{problem}: use attention+ff or all-linear", option="targets")
     setup = set_up(config.resolved())
     config = setup.config
     deltas = deltas_of(trained) if trained else {}

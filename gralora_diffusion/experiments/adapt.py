@@ -11,7 +11,7 @@ from torch import nn
 
 from gralora_diffusion.adapters.allocation_file import inject_sized
 from gralora_diffusion.adapters.control import bake_in
-from gralora_diffusion.adapters.inject import TARGETS, compiled, inject
+from gralora_diffusion.adapters.inject import TARGETS, compiled, inject, with_convolutions
 from gralora_diffusion.adapters.registry import adapted_layers, adapter_parameters
 from gralora_diffusion.config import AdapterConfig
 from gralora_diffusion.experiments.adapted import HEADER, Adapted, Spec
@@ -35,7 +35,13 @@ def adapt(model: nn.Module, spec: Spec, batches: Callable[[int], object] | None 
 
 
 def layers_of(model: nn.Module, targets: str) -> dict[str, nn.Linear]:
-    """{path: layer} of the plain linear layers that targets names; raises ConfigError when there are none."""
+    """{path: layer} of the plain linear layers that targets names.
+
+    Raises ConfigError when there are none, and for targets with convolutions, which other methods lack.
+    """
+    if with_convolutions(targets):
+        problem = f"--targets {targets} has convolutions, and methods are compared on linear layers only"
+        raise ConfigError(f"{problem}: use attention+ff or all-linear", option="targets")
     pattern = compiled(TARGETS.get(targets, targets), "targets")
     layers = {path: m for path, m in model.named_modules() if type(m) is nn.Linear and pattern.search(path)}
     if not layers:

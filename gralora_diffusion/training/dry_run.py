@@ -28,7 +28,7 @@ from gralora_diffusion.training.step_cost import step_memory, step_time
 
 
 class PlannedLayer(NamedTuple):
-    """One adapted layer."""
+    """One adapted layer; of a convolution in_features are its channels * kh * kw, and kernel is (kh, kw)."""
 
     path: str
     in_features: int
@@ -37,6 +37,14 @@ class PlannedLayer(NamedTuple):
     k: int
     hybrid_rank: int
     parameters: int  # of its adapter
+    kernel: tuple[int, int] | None = None
+
+    def shape(self) -> str:
+        """in -> out, or of a convolution channels x kh x kw -> out."""
+        if self.kernel is None:
+            return f"{self.in_features} -> {self.out_features}"
+        kh, kw = self.kernel
+        return f"{self.in_features // (kh * kw)} x {kh} x {kw} -> {self.out_features}"
 
 
 @dataclass(frozen=True)
@@ -123,12 +131,11 @@ class Plan:
     def table(self) -> list[str]:
         """The lines of the table of layers."""
         width = max(len(layer.path) for layer in self.layers)
-        header = f"{'in -> out':>13}  {'rank':>4}  {'k':>2}  {'hybrid':>6}  {'parameters':>11}"
+        header = f"{'in -> out':>20}  {'rank':>4}  {'k':>2}  {'hybrid':>6}  {'parameters':>11}"
         lines = [f"{'layer':<{width}}  {header}"]
         for layer in self.layers:
-            shape = f"{layer.in_features} -> {layer.out_features}"
             ranks = f"{layer.rank:>4}  {layer.k:>2}  {layer.hybrid_rank:>6}"
-            lines.append(f"{layer.path:<{width}}  {shape:>13}  {ranks}  {layer.parameters:>11,}")
+            lines.append(f"{layer.path:<{width}}  {layer.shape():>20}  {ranks}  {layer.parameters:>11,}")
         return lines
 
 
@@ -196,7 +203,8 @@ def planned(path: str, layer) -> PlannedLayer:
     adapter = layer.adapter
     parameters = sum(p.numel() for p in adapter.parameters())
     shape = layer.in_features, layer.out_features
-    return PlannedLayer(path, *shape, adapter.rank, adapter.k, adapter.hybrid_rank, parameters)
+    sizes = adapter.rank, adapter.k, adapter.hybrid_rank
+    return PlannedLayer(path, *shape, *sizes, parameters, adapter.kernel)
 
 
 def measure(

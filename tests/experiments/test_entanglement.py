@@ -155,6 +155,15 @@ def test_columns_without_gradient_are_left_out():
     assert found["inside"] == found["mean"] > 0
 
 
+def test_convolutions_are_refused(tmp_path, capsys):
+    from gralora_diffusion.cli.entanglement import main
+
+    with pytest.raises(SystemExit):
+        main(["--targets", "attention+ff+conv", "--output", str(tmp_path / "out")])
+    assert "has convolutions, and the report is of linear layers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_the_command_writes_its_report(tmp_path, finished_run):
     command = [*GRALORA, "entanglement", "--ranks", 8, "--ks", 1, 2, "--bins", 2, "--batches", 1]

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gralora_diffusion import AdapterConfig, load_sdxl
+from gralora_diffusion.adapters.control import merge
 from gralora_diffusion.adapters.inject import inject
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.formats.adapter_state import Adapter, describe
@@ -22,6 +23,7 @@ from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.write import write_comfyui, write_diffusers, write_native
 from gralora_diffusion.formats.write_peft import write_peft
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.fingerprint import fingerprint
 from gralora_diffusion.sdxl.load import EMBEDDED
 
 CONV1 = "down_blocks.0.resnets.0.conv1"
@@ -135,6 +137,18 @@ def test_truncation_keeps_kernels(made):
 def test_targets_are_found_from_the_layers(targets):
     models = adapted_pipeline(AdapterConfig(method="lora", rank=4, targets=targets), ["unet"])[1]
     assert describe(Adapter.from_models(models).layers).targets == targets
+
+
+def test_adapters_of_convolutions_change_no_fingerprint():
+    unet = load_sdxl().unet
+    before = fingerprint(unet)
+    for layer in inject(unet, CONVOLUTIONS["conv"]).values():
+        layer.adapter.gralora_B.data.normal_()
+    assert fingerprint(unet) == before
+    merge(unet)
+    conv = unet.mid_block.resnets[0].conv1
+    assert not torch.equal(conv.weight, conv.unmerged_weight)
+    assert fingerprint(unet) == before
 
 
 def test_targets_by_name_leave_the_outer_convolutions():
