@@ -107,7 +107,7 @@ def parse_value(option: Option, value, workspace: Workspace):
         try:
             return json_object(text)
         except argparse.ArgumentTypeError as error:
-            raise ConfigError(str(error)) from None
+            raise ConfigError(f"{option.flag} {error}") from None
     offered = choices(option)
     if offered and text not in offered:
         raise ConfigError(f"{option.flag} is {quoted(text)}; it must be one of {', '.join(offered)}")

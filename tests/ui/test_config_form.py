@@ -133,7 +133,7 @@ def test_a_text_is_one_argument_verbatim(text, workspace):
         (dict(max_train_steps="inf"), "max_train_steps", "finite"),
         (dict(resolution="100"), "resolution", "divisible by 8"),
         (dict(lr_warmup_steps=5), "lr_warmup_steps", "no effect"),
-        (dict(method="lora", k="4"), "k", "belong to GraLoRA"),
+        (dict(method="lora", k="4"), "k", "--gralora_k is an option of GraLoRA"),
         (dict(method="dora"), "method", "one of"),
         (dict(rank_pattern="[1]"), "rank_pattern", "JSON object"),
         (dict(instance_prompt="a\nb"), "instance_prompt", "one line"),
