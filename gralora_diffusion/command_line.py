@@ -81,8 +81,9 @@ def sentence(error: argparse.ArgumentError) -> str:
     flag = error.argument_name.partition("/")[0]
     if error.message.startswith("expected"):
         return f"{flag} needs {'at least one value' if 'at least' in error.message else 'a value'}"
-    if error.message.startswith("ignored explicit argument "):
-        return f"{flag} takes no value, but {error.message.removeprefix('ignored explicit argument ')} is given"
+    unwanted = "ignored explicit argument "
+    if error.message.startswith(unwanted):
+        return f"{flag} takes no value, but {error.message.removeprefix(unwanted)} is given"
     return f"{flag} {error.message}"
 
 

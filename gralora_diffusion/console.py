@@ -58,6 +58,11 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def counted(number: int, noun: str) -> str:
+    """1 run, or 2 runs."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def note(sentence: str) -> None:
     """Print one sentence about something that does not stop the run; from the first process only."""
     if is_first_process():

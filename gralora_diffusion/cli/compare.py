@@ -55,7 +55,7 @@ def arguments(argv: list[str] | None) -> Namespace:
 def add_runs(group) -> None:
     about = "folder of the sweep: runs.jsonl, and a folder for each run"
     group.add_argument("--output", type=Path, required=True, metavar="FOLDER", help=about)
-    about = "methods, listed below (default: lora gralora)"
+    about = "methods, listed below (default: lora gralora; lora is PEFT's, our-lora this package's)"
     group.add_argument("--methods", nargs="+", metavar="METHOD", help=about)
     about = "budgets: every method gets the parameter count of a LoRA of this rank (default: 8)"
     group.add_argument("--ranks", nargs="+", type=int, metavar="RANK", help=about)
@@ -121,7 +121,10 @@ def add_scores(group) -> None:
 def add_report(group) -> None:
     about = "start no runs; report the finished ones, filtered by --methods, --ranks, --k and --lrs"
     group.add_argument("--report", action="store_true", help=about)
-    about = 'baseline methods of the report, with k if they have one, such as "gralora k1" (default: lora)'
+    about = (
+        "methods that the report compares the others with, with k if they have one, such as 'gralora k1' "
+        "(default: lora, which is PEFT's LoRA; our-lora is this package's)"
+    )
     group.add_argument("--baseline", nargs="+", metavar="METHOD", help=about)
     about = "unit of analysis, by which differences are paired (default: seed)"
     group.add_argument("--unit", choices=("seed", "subject"), default="seed", help=about)

@@ -116,9 +116,9 @@ def has_caption(path: Path, beside: dict[str, Path], metadata: dict[Path, str]) 
 
 
 def note_left_out(folder: Path, folders: list[str], files: list[Path]) -> None:
-    """Note which sub-folders and documents are not read."""
+    """Note which subfolders and documents are not read."""
     if folders:
-        note(f"{folder} has sub-folders, which are left out: {', '.join(map(printable, folders))}")
+        note(f"{folder} has subfolders, which are left out: {', '.join(map(printable, folders))}")
     documents = [printable(path.name) for path in files if path.suffix.lower() in DOCUMENTS]
     if documents:
         names = ", ".join(documents)
@@ -126,7 +126,7 @@ def note_left_out(folder: Path, folders: list[str], files: list[Path]) -> None:
 
 
 def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path, str]]:
-    """(files in order of name, names of sub-folders, {entry that is neither: reason})."""
+    """(files in order of name, names of subfolders, {entry that is neither: reason})."""
     files, folders, bad = [], [], {}
     try:
         if not folder.is_dir():

@@ -89,7 +89,9 @@ def test_a_mistake_in_the_syntax_has_the_words_of_the_other_mistakes(command, se
 
 
 def test_several_flags_of_gralora_are_all_named():
-    with pytest.raises(ConfigError, match="^--hybrid_rank and --gralora_k are options of GraLoRA: drop them"):
+    with pytest.raises(
+        ConfigError, match=r"^--hybrid_rank and --gralora_k are options of GraLoRA: drop them"
+    ):
         AdapterConfig(method="lora", k=4, hybrid_rank=2)
 
 

@@ -59,7 +59,7 @@ def test_what_is_no_file_does_not_hang(tmp_path, kind):
     else:
         path.symlink_to(path if "loop" in kind else tmp_path / "nowhere")
     if "folder" in kind:
-        assert len(find_images(tmp_path, "x")) == 1  # a sub-folder, which is said
+        assert len(find_images(tmp_path, "x")) == 1  # a subfolder, which is said
         return
     with pytest.raises(ConfigError) as caught:
         find_images(tmp_path, "x")

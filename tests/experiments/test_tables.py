@@ -39,6 +39,13 @@ def test_the_table_has_everything():
     assert f"the best rate is at the end of those tried: {ends}" in text
 
 
+def test_one_value_has_no_interval_and_the_table_says_so():
+    text = sweep_report([entry for entry in DONE if entry["run"]["seed"] == 0], PAIRED, ["lora"])
+    rows = [line for line in text.splitlines() if line.startswith("| test")]
+    assert rows
+    assert all("n = 1: no interval" in row for row in rows if "gralora" in row)
+
+
 def test_a_report_of_copy_names_the_method_that_copies_less(tmp_path):
     done = []
     for method, value in (("lora", 0.5), ("loha", 0.4), ("oft", 0.6)):

@@ -406,8 +406,8 @@ def test_ctrl_c_while_the_libraries_load_is_one_sentence(monkeypatch, capsys):
         main(["train"])
     assert stop.value.code == 130
     assert (
-        capsys.readouterr().err == "gralora train: stopped before the first step; nothing is lost, "
-        "and the same command starts again\n"
+        capsys.readouterr().err == "gralora train: stopped before the first step; nothing is lost: "
+        "run the same command to start again\n"
     )
 
 
