@@ -135,7 +135,7 @@ def test_subjects_are_a_column_of_the_table(tmp_path):
 
 def test_a_forecast_of_few_operations_is_not_zero():
     forecast = SweepForecast(1, 6, 1, training=6.2e7, sampling=3.4e15)
-    counts = "1 run: 62 MFLOP of training, 3,400 TFLOP of sampling; 8 seconds on a GPU"
+    counts = "1 run: 62 MFLOP of training, 3,400 TFLOP of sampling; 9 seconds on a GPU"
     assert counts in forecast.text()
     assert [operations(n) for n in (12.0, 2.5e9, 1e14)] == ["12 FLOP", "2.5 GFLOP", "100 TFLOP"]
     assert "less than a second on" in SweepForecast(1, 6, 1, 6e7, 6e7).text()
