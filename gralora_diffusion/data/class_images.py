@@ -119,7 +119,7 @@ def generate_missing(
         made = generate(pipeline, wanted, steps, guidance, len(batch), shape, device=device)
         for i, image in zip(batch, made, strict=True):
             if all(low == high for low, high in image.getextrema()):
-                problem = f"class image {i} has a single colour, as after an overflow"
+                problem = f"class image {i} has a single color, as after an overflow"
                 raise TrainingError(f"{problem}: use --prior_generation_precision fp32")
             try:
                 with complete_or_absent(folder / f"class-{fingerprint}-{i:05d}.png") as file:

@@ -153,7 +153,7 @@ def preprocessing_of(open_clip, name: str, file: Path) -> dict:
         choices.append({key: settings[key] for key in PREPROCESSING if key in settings})
     if any(choice != choices[0] for choice in choices):
         raise ConfigError(
-            f"{file} does not record how its images were scaled and normalised, and the weights of {name} "
+            f"{file} does not record how its images were scaled and normalized, and the weights of {name} "
             f"differ in that: put the {CONFIG} that came with it, with its preprocess_cfg, beside it"
         )
     return choices[0]

@@ -196,10 +196,10 @@ def test_peft_loads_its_folders(dtype, tolerance, adapter, tmp_path):
         model = PeftModel.from_pretrained(blank(getattr(base, component)), tmp_path / "x" / component)
         model.base_model.float()  # the folder's own dtype would round the answers too
         layers = {path: model.get_submodule(f"base_model.model.{own[path]}") for path in mine}
-        learnt = {path: dict(layer.scaling) for path, layer in layers.items()}
+        learned = {path: dict(layer.scaling) for path, layer in layers.items()}
         for strength in STRENGTHS:
             for path, layer in layers.items():
-                layer.scaling["default"] = strength * learnt[path]["default"]
+                layer.scaling["default"] = strength * learned[path]["default"]
             got = {
                 path: layer(torch.eye(layer.in_features)).T.detach().double()
                 for path, layer in layers.items()

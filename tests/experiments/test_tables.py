@@ -16,7 +16,7 @@ from gralora_diffusion.options import ConfigError
 
 
 def test_ranks_and_rates_are_paired_seed_by_seed():
-    """Neighbours, the later less the earlier, by hand; rates of tests alone."""
+    """Neighbors, the later less the earlier, by hand; rates of tests alone."""
     done = [finished("lora", 1e-3, seed, v, "test") for seed, v in enumerate((0.5, 0.6, 0.4))]
     done += [finished("lora", 3e-3, seed, v, "test") for seed, v in enumerate((0.52, 0.61, 0.45))]
     done += [finished("lora", 1e-3, seed, v) for seed, v in enumerate((0.6, 0.5))]

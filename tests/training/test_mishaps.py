@@ -92,11 +92,11 @@ def test_out_of_memory_while_weights_are_averaged_is_one_sentence(tmp_path, monk
         quick(tmp_path, skip_final_inference=False, validation_steps=1, num_inference_steps=1)
 
 
-def test_a_sample_of_a_single_colour_is_said(tmp_path, monkeypatch):
+def test_a_sample_of_a_single_color_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(
         validation_images, "generate", lambda _, wanted, *__: [Image.new("RGB", (64, 64)) for _ in wanted]
     )
-    with pytest.warns(UserWarning, match="has a single colour") as caught:
+    with pytest.warns(UserWarning, match="has a single color") as caught:
         quick(tmp_path, skip_final_inference=False)
     assert any("image 0 of step 3 has" in str(warning.message) for warning in caught)
 
@@ -119,11 +119,11 @@ def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path, monkeypatch):
 def test_an_adapter_with_nan_is_not_exported(tmp_path, monkeypatch):
     real = loop.use_average
 
-    def spoilt(optimizer, ema):
+    def spoiled(optimizer, ema):
         real(optimizer, ema)
         optimizer.param_groups[0]["params"][0].data[0] = float("nan")
 
-    monkeypatch.setattr(loop, "use_average", spoilt)
+    monkeypatch.setattr(loop, "use_average", spoiled)
     with pytest.raises(TrainingError, match=r"the adapter cannot be exported: .* not finite"):
         quick(tmp_path)
     assert not list((tmp_path / "run").glob("*.safetensors"))
