@@ -9,7 +9,7 @@ from pathlib import Path
 from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.console import fail, program
 from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, options_of
-from gralora_diffusion.presets import BY_CARD, PRESETS, preset_options
+from gralora_diffusion.presets import BY_CARD, PRESETS, check_preset, preset_options
 
 HERE = Path(__file__).parent
 FOREIGN = json.loads(
@@ -251,8 +251,7 @@ def to_config(parser: Parser, given: dict) -> TrainConfig:
         sys.argv = [word.replace(given["hub_token"], "***") for word in sys.argv]
     try:
         if "preset" in given:
-            if not given.get("pretrained_model_name_or_path"):
-                parser.error("--preset is for SDXL: add --pretrained_model_name_or_path")
+            check_preset(given["preset"], given.get("pretrained_model_name_or_path"))
             given = preset_options(given.pop("preset")) | given
         return from_flat(TrainConfig, expand(given))
     except ConfigError as error:

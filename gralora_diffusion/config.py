@@ -160,7 +160,11 @@ class TrainConfig:
     output_dir: str | None = output(
         None, "the run folder; by default runs/NAME, with a number if that exists", kind="folder"
     )
-    checkpointing_steps: int = output(500, "save a checkpoint every N steps, and at the end", at_least=1)
+    checkpointing_steps: int | None = output(
+        None,
+        "save a checkpoint every N steps, and at the end; by default a quarter of the run, from 50 to 500",
+        at_least=1,
+    )
     checkpoints_total_limit: int | None = output(
         None, "keep at most this many checkpoints; older ones are deleted", at_least=1
     )

@@ -22,7 +22,7 @@ from gralora_diffusion.training.forecast import duration
 from gralora_diffusion.training.optim import bytes_per_parameter
 from gralora_diffusion.training.phase_memory import numbers, phase_memory
 from gralora_diffusion.training.run_folder import locate
-from gralora_diffusion.training.setup import inject_all, steps_of
+from gralora_diffusion.training.setup import checkpoint_interval, inject_all, steps_of
 from gralora_diffusion.training.step_cost import step_memory, step_time
 
 
@@ -158,7 +158,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     total = total_memory(best_device())
     phases = phase_memory(memory, text_encoders, vae, config, resolution, dtype, total)
     steps = steps_of(config, epoch_length(config, images), 1)
-    checkpoints = math.ceil(steps / config.checkpointing_steps)
+    checkpoints = math.ceil(steps / checkpoint_interval(config, steps))
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps
     seconds, no_time = None, None
     if timed:

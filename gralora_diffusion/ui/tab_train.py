@@ -109,7 +109,8 @@ class TrainTab:
         changes = [component.change for component in self.inputs]
         preview = gr.on(changes, trigger_mode="always_last", **self.preview_event)
         preview.then(None, self.marks, None, js=MARK)
-        self.preset.input(guarded(self.apply_preset), [self.preset, *fields], fields, **PRIVATE)
+        applied = self.preset.input(guarded(self.apply_preset), [self.preset, *fields], fields, **PRIVATE)
+        applied.failure(None, None, self.preset, js="() => 'default'", **PRIVATE)
         images = self.fields[IMAGES]
         images.input(guarded(self.suggest_name), images, self.name, show_progress="hidden", **PRIVATE)
         self.checking = self.check.click(

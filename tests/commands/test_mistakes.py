@@ -88,6 +88,16 @@ def test_a_mistake_in_the_syntax_has_the_words_of_the_other_mistakes(command, se
     assert capsys.readouterr().err.startswith(f"gralora {name}: {sentence}")
 
 
+def test_a_hub_id_without_a_network_is_one_line(tmp_path):
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    for more in ([], ["--dry_run"]):
+        base = ["--pretrained_model_name_or_path", "nowhere/model", *more]
+        done = run(*TRAIN, *base, "--output_dir", "run", cwd=tmp_path, env=offline)
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert "nowhere/model: it is neither a local folder nor in the download cache" in line
+
+
 def test_several_flags_of_gralora_are_all_named():
     with pytest.raises(
         ConfigError, match=r"^--hybrid_rank and --gralora_k are options of GraLoRA: drop them"

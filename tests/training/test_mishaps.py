@@ -332,8 +332,8 @@ def test_a_run_that_is_done_is_exported_and_uploaded_again_without_training(tmp_
     monkeypatch.setattr("gralora_diffusion.training.setup.check_hub", lambda *_: None)
     quick(tmp_path, ema_decay=0.5, output_kohya_format=True, push_to_hub=True, num_inference_steps=7)
     told = capsys.readouterr()
-    assert "its files are written again, and nothing is trained" in told.out
-    assert "--num_inference_steps cannot change its images any more" in told.err
+    assert "nothing was trained; its files for other tools were written again" in told.out
+    assert "--num_inference_steps can no longer change its images" in told.err
     assert "uploaded: https://example.org/x" in told.out
     assert uploads == [run]
     assert load_file(run / "pytorch_lora_weights_kohya.safetensors")

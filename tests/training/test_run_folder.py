@@ -22,6 +22,7 @@ from gralora_diffusion import AdapterConfig, TrainConfig
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.run_folder import read_metrics, read_status
+from gralora_diffusion.training.setup import checkpoint_interval
 from gralora_diffusion.training.signals import Stopped
 from gralora_diffusion.training.train import train
 
@@ -77,6 +78,44 @@ def test_trap_3_resumed_at_every_step_it_is_bit_equal(unbroken, tmp_path):
         again(tmp_path / "run", max_train_steps=steps)
     assert equal(learned(tmp_path / "run"), learned(unbroken))
     assert exact_metrics(tmp_path / "run") == exact_metrics(unbroken)
+
+
+def test_the_report_of_a_resumed_run_covers_the_whole_run(tmp_path):
+    run = tmp_path / "run"
+    again(run, max_train_steps=3)
+    lines = read_metrics(run)
+    slow = [line | dict(seconds=1000.0, memory=2**50) for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in slow))
+    again(run)
+    status = json.loads((run / "status.json").read_text())
+    for cost in (status["forecast"], status["actual"]):
+        assert 3000 < cost["seconds"] < 4000
+        assert cost["memory_mb"] == 2**50 / 1e6
+    report = (run / "report.html").read_text()
+    assert "5 steps in 50." in report
+    assert f"{status['actual']['seconds']:,.1f}" in report
+
+
+def test_a_finished_run_is_reported_done_once_and_as_finished(tmp_path, capsys):
+    again(tmp_path / "run")
+    assert capsys.readouterr().out.count("done: ") == 1
+    again(tmp_path / "run")
+    (line,) = capsys.readouterr().out.strip().splitlines()
+    assert line.startswith(f"done: {tmp_path / 'run'} was finished already, and nothing was trained")
+
+
+def test_checkpoints_are_a_quarter_of_the_run_apart_unless_the_interval_is_given():
+    steps = (5, 100, 300, 600, 2000, 9000)
+    assert [checkpoint_interval(QUICK, n) for n in steps] == [50, 50, 75, 150, 500, 500]
+    assert checkpoint_interval(dataclasses.replace(QUICK, checkpointing_steps=7), 300) == 7
+
+
+def test_a_run_whose_config_names_the_old_default_resumes(tmp_path, unbroken):
+    """Older versions wrote checkpointing_steps 500 into config.json."""
+    run = again(tmp_path / "run", max_train_steps=3)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | dict(checkpointing_steps=500)))
+    assert equal(learned(again(run)), learned(unbroken))
 
 
 def exact_metrics(run: Path) -> list[tuple]:
