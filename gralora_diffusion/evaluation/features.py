@@ -94,7 +94,7 @@ def open_to_score(path: Path, size: tuple[int, int] | None) -> Image.Image:
     if all(low == high for low, high in image.getextrema()):
         color = image.getpixel((0, 0))
         raise ConfigError(
-            f"{path} is all of one color {color}, as an image is when the model's numbers are not finite"
+            f"{path} is a single color {color}, which happens when the model's numbers are not finite"
         )
     return image if size is None else ImageOps.fit(image, size)
 

@@ -47,7 +47,7 @@ class FlatFactors:
         for members in self.side_by_side:
             places = [self.places[member] for member in members]
             if places != [places[0] + number * members[0].numel() for number in range(len(members))]:
-                raise ValueError("parameters that are to lie side by side are in several groups")
+                raise ValueError("parameters that must be contiguous are in several groups")
         self.values = torch.zeros(size, device=device)
         self.gradients = torch.zeros(size, device=device)
         self.copies = torch.zeros(size, dtype=dtype, device=device) if half else None

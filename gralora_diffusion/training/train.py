@@ -140,7 +140,7 @@ def start_run(setup: TrainingSetup, run: Run | None) -> None:
         base = setup.config.pretrained_model_name_or_path or EMBEDDED_BASE
         print(f"base: {base}", flush=True)
         if setup.has_earlier_run and not setup.start:
-            note("the run was stopped before its first checkpoint: it starts again at step 0")
+            note("the run was stopped before its first checkpoint: it restarts at step 0")
         print(f"{size} -> {setup.path}{resumed}", flush=True)
     if setup.accelerator.log_with:
         values = to_dict(dataclasses.replace(setup.config, hub_token=None))

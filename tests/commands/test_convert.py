@@ -317,7 +317,7 @@ def test_the_commands_mistakes_are_one_sentence_and_write_nothing(mixed, tmp_pat
     write_native(tmp_path / "adapter.safetensors", mixed)
     before = sorted(tmp_path.rglob("*"))
     for arguments, words in [
-        (["nowhere", "x.safetensors", "--to", "comfyui"], "nowhere is not there"),
+        (["nowhere", "x.safetensors", "--to", "comfyui"], "nowhere does not exist"),
         ([tmp_path, "x.pt", "--to", "comfyui"], "must end in .safetensors"),
         ([tmp_path, "x", "--to", "peft"], "--energy 1"),
         ([tmp_path, "x.safetensors", "--to", "comfyui", "--rank", 8, "--energy", 0.9], "give one of them"),

@@ -153,7 +153,7 @@ def test_names_that_are_none():
     refused("clip:ViT-B-23:openai", "no model 'ViT-B-23'", "did you mean 'ViT-B-32'")
     refused("clip:ViT-B-32:laion", "no weights 'laion'", "laion2b_s34b_b79k")
     refused("clip:ViT-B-32", "no weights ''")
-    refused("clip:/nowhere/folder", "/nowhere/folder is not there", "clip:FOLDER must name a folder")
+    refused("clip:/nowhere/folder", "/nowhere/folder does not exist", "clip:FOLDER must name a folder")
 
 
 def test_a_sentence_is_cut_between_words():
@@ -292,7 +292,7 @@ def test_images_that_cannot_be_scored_are_named(tmp_path):
     encoder = load_encoder("embedded")
     Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
     (tmp_path / "text.png").write_text("nonsense")
-    with pytest.raises(ConfigError, match=r"black\.png is all of one color"):
+    with pytest.raises(ConfigError, match=r"black\.png is a single color"):
         image_features(encoder, [tmp_path / "black.png"])
     with pytest.raises(ConfigError, match=r"text\.png cannot be used"):
         image_features(encoder, [tmp_path / "text.png"])

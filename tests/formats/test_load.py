@@ -192,7 +192,7 @@ def test_what_is_not_an_adapter(tmp_path):
         ("pickle", "not a complete"),
         ("other", "not an adapter"),
         ("liar", "not a complete"),
-        ("absent", "is not there"),
+        ("absent", "does not exist"),
     ]:
         with pytest.raises(ConfigError, match=words):
             load_adapter(pipeline, tmp_path / f"{name}.safetensors")
