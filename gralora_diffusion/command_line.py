@@ -37,18 +37,35 @@ MOST_USED = (  # the options that `gralora train --help` shows
     ),
     *("mixed_precision", "gradient_checkpointing", "snr_gamma"),
 )
+METAVARS = {  # by kind, else by type
+    "folder": "FOLDER",
+    "images": "FOLDER",
+    "base_model": "BASE",
+    "dataset": "DATASET",
+    "allocation": "FILE",
+    str: "TEXT",
+    int: "INT",
+    float: "FLOAT",
+    dict: "JSON",
+}
 ALIASES = {  # values of --adapter that stand for several options; what is given beside them counts more
     "gora": dict(method="lora", rslora=True, alpha=16.0, allocate="gora", gora_init="random"),
 }
+
+
+class Layout(argparse.RawDescriptionHelpFormatter):
+    """--help with METAVARS for options that have no metavar of their own."""
+
+    def _get_default_metavar_for_optional(self, action):
+        return METAVARS.get(action.type) or super()._get_default_metavar_for_optional(action)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse that answers a mistake with one sentence and exit code 2."""
 
     def __init__(self, **kwargs):
-        layout = argparse.RawDescriptionHelpFormatter
         kwargs = dict(usage="%(prog)s [options]", exit_on_error=False) | kwargs
-        super().__init__(prog=program(), allow_abbrev=False, formatter_class=layout, **kwargs)
+        super().__init__(prog=program(), allow_abbrev=False, formatter_class=Layout, **kwargs)
         self.register("type", int, whole_number)
         self.register("type", float, number)
 
@@ -157,7 +174,7 @@ def add_option(group, about: Option, visible: bool = True) -> None:
     if about.name == "method":
         choices = (*choices, *ALIASES)
     convert = json_object if about.type is dict else about.type
-    metavar = about.type.__name__.upper()
+    metavar = METAVARS.get(about.kind) or METAVARS[about.type]
     if choices:
         convert, metavar = Choice(choices), "{" + ",".join(choices) + "}"
     group.add_argument(*about.flags, type=convert, choices=choices, metavar=metavar, help=text, **common)

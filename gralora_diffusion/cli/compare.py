@@ -63,7 +63,9 @@ def add_runs(group) -> None:
     group.add_argument("--k", nargs="+", type=int, metavar="K", help=about)
     about = "learning rates (default: 1e-3)"
     group.add_argument("--lrs", nargs="+", type=float, metavar="RATE", help=about)
-    group.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="(default: 0)")
+    group.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="random seeds (default: 0)"
+    )
     about = "training steps of each run (default: 300); with --report, only runs of this length"
     group.add_argument("--steps", type=int, help=about)
     about = "which held-out images are scored (default: validation)"
@@ -107,7 +109,7 @@ def add_scores(group) -> None:
     group.add_argument("--encoder", nargs="+", metavar="NAME", help=about)
     about = (
         f"score that --tuned and the report use: {', '.join(METRICS)}, by the first encoder, or "
-        "'METRIC, ENCODER' as in the report; by default the first metric"
+        "'METRIC, ENCODER' as in the report; by default the first metric of the runs"
     )
     group.add_argument("--score", help=about)
     about = "measure the loss on held-out noise every N steps"

@@ -55,11 +55,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("adapter", metavar="IN", help=about)
     about = "the file to write; for peft a new folder; for merged either"
     parser.add_argument("output", metavar="OUT", type=Path, help=about)
-    parser.add_argument("--to", required=True, choices=tuple(WRITERS))
+    parser.add_argument("--to", required=True, choices=tuple(WRITERS), help="format to write")
     parser.add_argument("--rank", type=int, help="write the best plain LoRA of this rank (an SVD)")
     about = "write a plain LoRA that keeps this share of each layer's energy, such as 0.99; 1 is exact"
     parser.add_argument("--energy", type=float, help=about)
-    about = "by default fp16; fp32 for native and peft"
+    about = "precision (default: fp16; native and peft fp32)"
     parser.add_argument("--dtype", choices=tuple(DTYPES), help=about)
     about = "the base, to check that the adapter fits; merged uses the embedded base by default"
     parser.add_argument("--pretrained_model_name_or_path", metavar="BASE", help=about)

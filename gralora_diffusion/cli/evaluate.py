@@ -63,7 +63,10 @@ def add_images(group) -> None:
     group.add_argument("--paired", type=Path, metavar="FOLDER", help=about)
     about = "folder with the base's images for the same prompts and seeds, to measure drift"
     group.add_argument("--base", type=Path, metavar="FOLDER", help=about)
-    about = "text file, one prompt per line, each for equally many images in order; else NAME.txt"
+    about = (
+        "text file with one prompt per line, each for the same number of images, in order; by default "
+        "NAME.txt beside each image"
+    )
     group.add_argument("--prompts", type=Path, metavar="FILE", help=about)
     about = "folder with one subfolder per subject: how well the encoders distinguish the subjects"
     group.add_argument("--subjects", type=Path, metavar="FOLDER", help=about)

@@ -56,7 +56,7 @@ def match_partners(run: ImageSet, others: list[Path]) -> tuple[list[Path], str]:
             return [partners[key] for key in keys], "by name"
     if shared := partners.keys() & set(keys):
         raise ConfigError(
-            f"{run.name} and {folder} share some names, such as {min(shared)}, but not each of them exactly once: "
+            f"{run.name} and {folder} share some names, such as {min(shared)}, but not each exactly once: "
             "give all images the names of their partners, or names of their own to compare them in order"
         )
     return others, "by order"
