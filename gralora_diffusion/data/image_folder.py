@@ -14,7 +14,7 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from gralora_diffusion.console import note
+from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, key_of
 from gralora_diffusion.data.captions import METADATA, PLACES, caption_of, read_metadata
 from gralora_diffusion.data.images import EXTENSIONS, MAX_BYTES, VECTOR_GRAPHICS, decode, open_image
@@ -212,10 +212,10 @@ def refuse_files(where, bad: dict[str, str], skip: bool, option: str) -> None:
         by_reason[reason].append(name)
     names = "; ".join(f"{', '.join(members)} ({reason})" for reason, members in by_reason.items())
     if not skip:
-        problem = f"{where} holds {len(bad)} file(s) that cannot be used"
+        problem = f"{where} holds {counted(len(bad), 'file')} that cannot be used"
         ways = "repair or remove them, or use --on_bad_image skip"
         raise ConfigError(f"{problem}, {ways}: {names}", option=option)
-    note(f"{len(bad)} file(s) of {where} are skipped: {names}")
+    note(f"skipped {counted(len(bad), 'file')} of {where}: {names}")
 
 
 def note_peculiarities(where, images: list[TrainingImage]) -> None:

@@ -66,5 +66,5 @@ def remarks_on(entry: dict) -> list[str]:
             f"those are to each other ({limit}): {encoder}"
         )
     if cut := entry.get("prompts_longer_than_the_encoder_reads"):
-        found.append(f"{run}: {cut} prompt(s) are longer than {encoder} reads, and were cut")
+        found.append(f"{run}: prompts longer than {encoder} reads were cut: {cut}")
     return found

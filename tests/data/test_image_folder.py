@@ -152,7 +152,7 @@ def test_bad_files_can_be_skipped_and_are_counted(tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"nonsense")
     (tmp_path / "notes.txt").write_text("milk")
     assert captions(tmp_path, "x", skip=True) == {"good.png": "x"}
-    assert "2 file(s)" in (said := capsys.readouterr().err)
+    assert "2 files" in (said := capsys.readouterr().err)
     assert "bad.png (not an image" in said
     (tmp_path / "good.png").unlink()
     with pytest.raises(ConfigError, match="no images that can be used"):

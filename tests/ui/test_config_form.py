@@ -1,4 +1,4 @@
-"""The form of the Train tab, without a browser: values, groups, the equal command, mistakes."""
+"""The form of the Train tab, without a browser: values, groups, the equivalent command, mistakes."""
 
 import re
 import shlex
