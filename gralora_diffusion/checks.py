@@ -17,9 +17,16 @@ def refuse(problems: Iterator[Problem]) -> None:
 
 def adapter_problems(config) -> Iterator[Problem]:
     """Of an AdapterConfig: sizes and patterns that do not fit its method."""
-    if config.method != "gralora" and (config.hybrid_rank or config.k not in (None, 1) or config.k_pattern):
-        wrong = "hybrid_rank" if config.hybrid_rank else "k"
-        yield "k and hybrid_rank belong to GraLoRA: drop them, or use --adapter gralora", wrong
+    blocks = {
+        "hybrid_rank": ("--hybrid_rank", config.hybrid_rank),
+        "k": ("--gralora_k", config.k not in (None, 1)),
+        "k_pattern": ("--k_pattern", config.k_pattern),
+    }
+    given = {name: flag for name, (flag, is_given) in blocks.items() if is_given}
+    if config.method != "gralora" and given:
+        flags = " and ".join(given.values())
+        of_it = "is an option of GraLoRA: drop it" if len(given) == 1 else "are options of GraLoRA: drop them"
+        yield f"{flags} {of_it}, or use --adapter gralora", next(iter(given))
     least = config.tlora_min_rank
     if least is not None and least > config.rank:
         yield f"--tlora_min_rank is {least}; it must be at most the rank {config.rank}", "tlora_min_rank"

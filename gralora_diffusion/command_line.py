@@ -9,7 +9,7 @@ from pathlib import Path
 from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.console import fail, program
 from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, options_of
-from gralora_diffusion.presets import BY_CARD, PRESETS, preset_options
+from gralora_diffusion.presets import BY_CARD, PRESETS, check_preset, preset_options
 
 HERE = Path(__file__).parent
 FOREIGN = json.loads(
@@ -37,33 +37,112 @@ MOST_USED = (  # the options that `gralora train --help` shows
     ),
     *("mixed_precision", "gradient_checkpointing", "snr_gamma"),
 )
+METAVARS = {  # by kind, else by type
+    "folder": "FOLDER",
+    "images": "FOLDER",
+    "base_model": "BASE",
+    "dataset": "DATASET",
+    "allocation": "FILE",
+    str: "TEXT",
+    int: "INT",
+    float: "FLOAT",
+    dict: "JSON",
+}
 ALIASES = {  # values of --adapter that stand for several options; what is given beside them counts more
     "gora": dict(method="lora", rslora=True, alpha=16.0, allocate="gora", gora_init="random"),
 }
+
+
+class Layout(argparse.RawDescriptionHelpFormatter):
+    """--help with METAVARS for options that have no metavar of their own."""
+
+    def _get_default_metavar_for_optional(self, action):
+        return METAVARS.get(action.type) or super()._get_default_metavar_for_optional(action)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse that answers a mistake with one sentence and exit code 2."""
 
     def __init__(self, **kwargs):
-        layout = argparse.RawDescriptionHelpFormatter
-        kwargs = dict(usage="%(prog)s [options]") | kwargs
-        super().__init__(prog=program(), allow_abbrev=False, formatter_class=layout, **kwargs)
+        kwargs = dict(usage="%(prog)s [options]", exit_on_error=False) | kwargs
+        super().__init__(prog=program(), allow_abbrev=False, formatter_class=Layout, **kwargs)
+        self.register("type", int, whole_number)
+        self.register("type", float, number)
+
+    def parse_args(self, args=None, namespace=None):
+        try:
+            namespace, unused = self.parse_known_args(args, namespace)
+        except argparse.ArgumentError as error:
+            self.error(sentence(error))
+        if unused:
+            self.error(unknown(unused, self._option_string_actions))
+        return namespace
+
+    def _check_value(self, action, value):
+        if action.choices is not None and value not in action.choices:
+            allowed = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"is {value!r}; it must be one of {allowed}")
 
     def error(self, message):
-        prefix = "unrecognized arguments: "
+        prefix = "the following arguments are required: "
         if message.startswith(prefix):
-            message = unknown(message.removeprefix(prefix).split()[0], self._option_string_actions)
+            names = [name.partition("/")[0] for name in message.removeprefix(prefix).split(", ")]
+            message = f"{listed(names)} {'is' if len(names) == 1 else 'are'} required"
         fail(message)
 
 
-def unknown(flag: str, known) -> str:
-    """The sentence for an option that does not exist; other trainers' options get ours."""
-    name = flag.partition("=")[0]
-    if name in FOREIGN and "--help_all" in known:  # of `gralora train`
-        return f"unknown option {name}: {FOREIGN[name]}"
+def sentence(error: argparse.ArgumentError) -> str:
+    """What argparse found wrong with an option, in the words of check_rules()."""
+    if error.argument_name is None:
+        return error.message
+    flag = error.argument_name.partition("/")[0]
+    if error.message.startswith("expected"):
+        return f"{flag} needs {'at least one value' if 'at least' in error.message else 'a value'}"
+    unwanted = "ignored explicit argument "
+    if error.message.startswith(unwanted):
+        return f"{flag} takes no value, but {error.message.removeprefix(unwanted)} is given"
+    return f"{flag} {error.message}"
+
+
+def listed(words: list[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def unknown(words: list[str], known) -> str:
+    """The sentence for options that do not exist; other trainers' options get ours.
+
+    words: what argparse could not read, values included.
+    """
+    flags = list(dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-")))
+    if not flags:
+        return f"{words[0]!r} belongs to no option; options start with --"
+    foreign = FOREIGN if "--help_all" in known else {}  # of `gralora train`
     everything = "--help_all" if "--help_all" in known else "--help"
-    return f"unknown option {flag}{did_you_mean(flag, known) or ';'} {everything} lists all options"
+    if len(flags) == 1:
+        (flag,) = flags
+        if flag in foreign:
+            return f"unknown option {flag}: {foreign[flag]}"
+        return f"unknown option {flag}{did_you_mean(flag, known) or ';'} {everything} lists all options"
+    found = []
+    for flag in flags:
+        meant = foreign.get(flag) or did_you_mean(flag, known).removeprefix("; ")
+        found.append(f"{flag} ({meant})" if meant else flag)
+    return f"unknown options {', '.join(found)}; {everything} lists all options"
+
+
+def whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"is {text!r}; it must be a whole number") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"is {text!r}; it must be a number") from None
 
 
 def add_options(parser: argparse.ArgumentParser, cls, visible: tuple[str, ...] | None = None) -> None:
@@ -95,7 +174,7 @@ def add_option(group, about: Option, visible: bool = True) -> None:
     if about.name == "method":
         choices = (*choices, *ALIASES)
     convert = json_object if about.type is dict else about.type
-    metavar = about.type.__name__.upper()
+    metavar = METAVARS.get(about.kind) or METAVARS[about.type]
     if choices:
         convert, metavar = Choice(choices), "{" + ",".join(choices) + "}"
     group.add_argument(*about.flags, type=convert, choices=choices, metavar=metavar, help=text, **common)
@@ -105,8 +184,8 @@ def preset(text: str) -> str:
     """The name of a preset, in capitals or not."""
     names = [*BY_CARD, *PRESETS]
     if text.lower() not in names:
-        meant = did_you_mean(text.lower(), names) or f"; choose one of {', '.join(names)}"
-        raise argparse.ArgumentTypeError(f"there is no preset {text!r}{meant}")
+        meant = did_you_mean(text.lower(), names) or f"; it must be one of {', '.join(names)}"
+        raise argparse.ArgumentTypeError(f"is {text!r}, which is not a preset{meant}")
     return text.lower()
 
 
@@ -123,7 +202,7 @@ class Choice:
 def switch(text: str) -> bool:
     """--flag True and --flag=False, as command lines for diffusers' scripts have them."""
     if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+        raise argparse.ArgumentTypeError(f"is {text!r}; it must be True or False")
     return text.lower() == "true"
 
 
@@ -133,7 +212,7 @@ def json_object(text: str) -> dict:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object such as {{"attn2": 32}}')
+        raise argparse.ArgumentTypeError(f'is {text!r}; it must be a JSON object such as {{"attn2": 32}}')
     return value
 
 
@@ -189,8 +268,7 @@ def to_config(parser: Parser, given: dict) -> TrainConfig:
         sys.argv = [word.replace(given["hub_token"], "***") for word in sys.argv]
     try:
         if "preset" in given:
-            if not given.get("pretrained_model_name_or_path"):
-                parser.error("--preset is for SDXL: add --pretrained_model_name_or_path")
+            check_preset(given["preset"], given.get("pretrained_model_name_or_path"))
             given = preset_options(given.pop("preset")) | given
         return from_flat(TrainConfig, expand(given))
     except ConfigError as error:

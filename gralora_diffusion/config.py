@@ -56,13 +56,21 @@ WARMUP = {
     "optimizer": ("AdamWScheduleFree",),
 }
 
+EMBEDDED_DEFAULTS = dict(learning_rate=1e-3, train_batch_size=8, max_train_steps=600, guidance_scale=3.0)
+SDXL_DEFAULTS = dict(learning_rate=1e-4, train_batch_size=1, max_train_steps=500, guidance_scale=5.0)
+
+
+def by_base(name: str) -> str:
+    """What help says of a default that the base determines."""
+    return f"by default {SDXL_DEFAULTS[name]:g}, or {EMBEDDED_DEFAULTS[name]:g} on the embedded base"
+
 
 @dataclass(frozen=True)
 class AdapterConfig:
     """What is trained: the kind of adapter, its size, and which layers get one."""
 
     method: str = adapter("gralora", "kind of adapter", flags=("--adapter",), choices=METHODS)
-    rank: int = adapter(64, "total rank, hybrid_rank included", flags=RANK, at_least=1)
+    rank: int = adapter(64, "total rank, --hybrid_rank included", flags=RANK, at_least=1)
     k: int | None = adapter(
         None, "GraLoRA's blocks per side; by default rank/k^2 is about 8", flags=("--gralora_k",), at_least=1
     )
@@ -120,7 +128,10 @@ class TrainConfig:
         label="Images",
     )
     instance_prompt: str | None = data(
-        None, "caption of images without one, as 'a photo of sks dog'", kind="text", label="Trigger prompt"
+        None,
+        "caption of images without one, such as 'a photo of sks dog'",
+        kind="text",
+        label="Trigger prompt",
     )
     resolution: int | None = data(None, "side in pixels; by default the base's", at_least=64, at_most=8192)
     use_aspect_ratio_buckets: bool = data(False, "crop to the nearest of SDXL's shapes instead of a square")
@@ -144,35 +155,59 @@ class TrainConfig:
         False, "read the dataset row by row into the cache instead of downloading it first", resumable=True
     )
     max_train_samples: int | None = dataset(None, "use only the first rows of the dataset", at_least=1)
-    max_train_steps: int | None = training(None, "optimizer steps", label="Steps", at_least=1, resumable=True)
+    max_train_steps: int | None = training(
+        None,
+        f"optimizer steps; {by_base('max_train_steps')}",
+        label="Steps",
+        at_least=1,
+        resumable=True,
+    )
     num_train_epochs: int | None = training(None, "epochs, instead of steps", at_least=1, resumable=True)
-    train_batch_size: int | None = training(None, "images per step and process", at_least=1)
+    train_batch_size: int | None = training(
+        None, f"images per step and process; {by_base('train_batch_size')}", at_least=1
+    )
     gradient_accumulation_steps: int = training(1, "batches per optimizer step", at_least=1)
-    learning_rate: float | None = training(None, "rate of the UNet's adapters; a factor for Prodigy", above=0)
+    learning_rate: float | None = training(
+        None,
+        f"rate of the UNet's adapters; {by_base('learning_rate')}; for Prodigy a factor, by default 1",
+        above=0,
+    )
     train_text_encoder: bool = training(False, "adapt both text encoders too")
-    text_encoder_lr: float | None = text_rate(None, "of the text encoders; by default the UNet's", at_least=0)
-    text_encoder_2_lr: float | None = text_rate(None, "of the second; by default that of both", at_least=0)
+    text_encoder_lr: float | None = text_rate(
+        None, "learning rate of the text encoders' adapters; by default the UNet's", at_least=0
+    )
+    text_encoder_2_lr: float | None = text_rate(
+        None, "learning rate of the second text encoder's; by default --text_encoder_lr", at_least=0
+    )
     seed: int = training(0, "random seed", at_least=0, at_most=2**40)
     validation_prompt: str | None = samples(
         None, "prompts, separated by |; by default the trigger prompt in four scenes", kind="text"
     )
     num_validation_images: int = samples(1, "sample images per prompt", at_least=1)
     num_inference_steps: int = samples(25, "denoising steps of a sample image", at_least=1)
-    guidance_scale: float | None = samples(None, "guidance scale of the sample images", at_least=0)
+    guidance_scale: float | None = samples(
+        None, f"guidance scale of the sample images; {by_base('guidance_scale')}", at_least=0
+    )
     validation_steps: int | None = samples(None, "also generate sample images every N steps", at_least=1)
     validation_epochs: int | None = samples(None, "also generate sample images every N epochs", at_least=1)
     skip_final_inference: bool = samples(False, "generate no sample images")
     output_dir: str | None = output(
         None, "the run folder; by default runs/NAME, with a number if that exists", kind="folder"
     )
-    checkpointing_steps: int = output(500, "save a checkpoint every N steps, and at the end", at_least=1)
+    checkpointing_steps: int | None = output(
+        None,
+        "save a checkpoint every N steps, and at the end; by default a quarter of the run, from 50 to 500",
+        at_least=1,
+    )
     checkpoints_total_limit: int | None = output(
         None, "keep at most this many checkpoints; older ones are deleted", at_least=1
     )
     resume_from_checkpoint: str | None = output(
         None, "latest, or a checkpoint-N folder of this run; by default the latest is resumed"
     )
-    output_kohya_format: bool = output(False, "also a file with kohya's prefix and diffusers' layer names")
+    output_kohya_format: bool = output(
+        False, "also write a file with kohya's prefix and diffusers' layer names"
+    )
     upcast_before_saving: bool = output(
         False, "write pytorch_lora_weights.safetensors in fp32 with mixed precision too"
     )
@@ -207,11 +242,13 @@ class TrainConfig:
     )
     scale_lr: bool = optim(False, "multiply --learning_rate by batch size x accumulation x processes")
     loraplus_lr_ratio: float = optim(1.0, "LoRA+: ratio of B's learning rate to A's (16 is usual)", above=0)
-    adam_beta1: float = betas(0.9, "beta1", at_least=0, at_most=0.999999)
-    adam_beta2: float = betas(0.999, "beta2", at_least=0, at_most=0.999999)
-    adam_epsilon: float = betas(1e-8, "epsilon", above=0)
+    adam_beta1: float = betas(0.9, "the optimizer's beta1", at_least=0, at_most=0.999999)
+    adam_beta2: float = betas(0.999, "the optimizer's beta2", at_least=0, at_most=0.999999)
+    adam_epsilon: float = betas(1e-8, "the optimizer's epsilon", above=0)
     adam_weight_decay: float = optim(1e-4, "weight decay, with every optimizer", at_least=0)
-    adam_weight_decay_text_encoder: float | None = text_decay(None, "by default the UNet's", at_least=0)
+    adam_weight_decay_text_encoder: float | None = text_decay(
+        None, "weight decay of the text encoders' adapters; by default the UNet's", at_least=0
+    )
     prodigy_beta3: float | None = prodigy(
         None, "beta3 of Prodigy; by default the square root of beta2", at_least=0, at_most=0.999999
     )
@@ -220,7 +257,11 @@ class TrainConfig:
     prodigy_safeguard_warmup: bool = prodigy(True, "keep warm-up rates out of Prodigy's step size")
     max_grad_norm: float = optim(1.0, "gradients are clipped to this norm", above=0)
     ema_decay: float | None = optim(
-        None, "average the adapter with this decay (0.999)", above=0, at_most=0.999999, needs=NO_AVERAGE
+        None,
+        "moving average of the adapter with this decay (0.999 is usual)",
+        above=0,
+        at_most=0.999999,
+        needs=NO_AVERAGE,
     )
     prediction_type: str | None = loss(
         None, "what the UNet predicts; by default what the base does", choices=PREDICTIONS
@@ -231,13 +272,17 @@ class TrainConfig:
         0.0, "strength of a noise offset per channel, for darker and brighter images", at_least=0, at_most=1
     )
     rescale_betas_zero_snr: bool = loss(False, "a noise schedule that ends in pure noise (for v_prediction)")
-    loss_type: str = loss("l2", "squared error, pseudo-Huber, or pseudo-Huber over its c", choices=LOSSES)
-    huber_c: float = huber(0.1, "where it changes from squared to absolute error", above=0, at_most=1)
+    loss_type: str = loss("l2", "squared error, pseudo-Huber, or pseudo-Huber divided by c", choices=LOSSES)
+    huber_c: float = huber(
+        0.1, "c: where the loss changes from squared to absolute error", above=0, at_most=1
+    )
     huber_schedule: str = huber(
         "snr", "c by timestep: from near 1 with little noise to huber_c; or constant", choices=HUBER_SCHEDULES
     )
     with_prior_preservation: bool = prior(False, "train on class images too, to preserve the class")
-    class_data_dir: str | None = prior(None, "class images; the base generates missing ones", kind="images")
+    class_data_dir: str | None = prior(
+        None, "folder of class images; the base generates missing ones", kind="images"
+    )
     class_prompt: str | None = prior(None, "prompt and caption of class images", kind="text")
     prior_loss_weight: float = prior(1.0, "weight of the class images' loss", at_least=0)
     num_class_images: int = prior(100, "class images to train on", at_least=1)
@@ -271,9 +316,9 @@ class TrainConfig:
     logging_dir: str = tracking("logs", "folder in the run folder for tensorboard's files", kind="folder")
     push_to_hub: bool = tracking(False, "upload adapter, samples and a model card to the hub at the end")
     hub_token: str | None = tracking(
-        None, "token; by default that of `hf auth login`; never written to a file", kind="secret"
+        None, "hub token; by default that of `hf auth login`; never written to a file", kind="secret"
     )
-    hub_model_id: str | None = tracking(None, "repository; by default the run folder's name")
+    hub_model_id: str | None = tracking(None, "repository on the hub; by default the run folder's name")
 
     def __post_init__(self):
         check_rules(self)
@@ -296,7 +341,3 @@ class TrainConfig:
             del filled["max_train_steps"]
         open_options = {name: value for name, value in filled.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **open_options)
-
-
-EMBEDDED_DEFAULTS = dict(learning_rate=1e-3, train_batch_size=8, max_train_steps=600, guidance_scale=3.0)
-SDXL_DEFAULTS = dict(learning_rate=1e-4, train_batch_size=1, max_train_steps=500, guidance_scale=5.0)

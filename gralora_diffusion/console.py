@@ -9,6 +9,8 @@ from pathlib import Path
 NOISY = (
     "torch.utils._pytree",  # torchao's enums
     "torch.multiprocessing.spawn",  # processes that it ends
+    "diffusers.pipelines.pipeline_utils",  # a hub that cannot be reached
+    "huggingface_hub.utils._http",  # its retries
     "diffusers.quantizers.torchao.torchao_quantizer",  # a torchao that it does not know
     "transformers.tokenization_utils_base",
 )
@@ -49,6 +51,7 @@ def is_first_process() -> bool:
 def plain_warnings() -> None:
     """Show warnings as one line, without the place in the code; not those of libraries about themselves."""
     warnings.filterwarnings("ignore", "nvmlDeviceGetGpuFabricInfoV")  # of torch's allocator
+    warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")  # of diffusers' own call
     warnings.formatwarning = lambda message, *_, **__: f"{program()}: {message}\n"
 
 
@@ -56,6 +59,11 @@ def quiet_libraries() -> None:
     """Keep notes of libraries about themselves off the terminal; their errors stay."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def counted(number: int, noun: str) -> str:
+    """1 run, or 2 runs."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def note(sentence: str) -> None:

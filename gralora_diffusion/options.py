@@ -203,10 +203,9 @@ def from_dict(cls, values: dict):
     """
     values = getattr(cls, "upgraded", dict)(values)
     known = {f.name: f for f in fields(cls)}
+    check_names(values, known)
     nested = {}
     for name, value in values.items():
-        if name not in known:
-            raise ConfigError(f"unknown option {name!r}{did_you_mean(name, known)}")
         kind = known[name].type
         allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
         if dataclasses.is_dataclass(kind):
@@ -221,14 +220,26 @@ def from_dict(cls, values: dict):
 
 def from_flat(cls, values: dict):
     """Build a config from {option: value} in which the options of configs inside it stand beside its own."""
-    for name in values.keys() - options_of(cls).keys():
-        raise ConfigError(f"unknown option {name!r}{did_you_mean(name, options_of(cls))}")
+    check_names(values, options_of(cls))
     own = {f.name: f.type for f in fields(cls)}
     inner = {name: kind for name, kind in own.items() if dataclasses.is_dataclass(kind)}
     parts = {}
     for name, kind in inner.items():
         parts[name] = kind(**{n: v for n, v in values.items() if n in options_of(kind)})
     return cls(**parts, **{n: v for n, v in values.items() if n in own})
+
+
+def check_names(names, known) -> None:
+    """Raises ConfigError for names that are no options; it lists all of them."""
+    wrong = [name for name in names if name not in known]
+    if len(wrong) == 1:
+        raise ConfigError(f"unknown option {wrong[0]!r}{did_you_mean(wrong[0], known)}")
+    if wrong:
+        found = []
+        for name in wrong:
+            meant = did_you_mean(name, known).removeprefix("; ")
+            found.append(f"{name!r} ({meant})" if meant else repr(name))
+        raise ConfigError(f"unknown options {', '.join(found)}")
 
 
 def to_flat(config) -> dict:

@@ -19,6 +19,16 @@ def preset_options(name: str) -> dict:
     return PRESETS[preset_of_card(name) if name in BY_CARD else name]["options"]
 
 
+def check_preset(name: str, base: str | None) -> None:
+    """Raises ConfigError for a preset on the embedded base (None)."""
+    if base is None:
+        problem = f"--preset {name} is for SDXL, not for the embedded base"
+        raise ConfigError(
+            f"{problem}: give a base with --pretrained_model_name_or_path",
+            option="pretrained_model_name_or_path",
+        )
+
+
 def preset_of_card(target: str) -> str:
     """The largest preset of a target that the free memory of the GPU has room for."""
     from gralora_diffusion.devices import best_device, free_memory, name_of  # torch takes seconds

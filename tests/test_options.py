@@ -1,5 +1,7 @@
 """Options: unknown names, what older versions wrote, defaults in the help, and who prints an error."""
 
+import re
+
 import pytest
 
 from gralora_diffusion import AdapterConfig, TrainConfig, console
@@ -17,6 +19,9 @@ def test_an_unknown_option_is_refused_with_a_suggestion():
     for build, wrong, meant in ((from_flat, "rnk", "rank"), (from_dict, "sed", "seed")):
         with pytest.raises(ConfigError, match=f"unknown option '{wrong}'; did you mean '{meant}'"):
             build(TrainConfig, {wrong: 4})
+        several = re.escape(f"unknown options '{wrong}' (did you mean '{meant}'?), 'zzz'")
+        with pytest.raises(ConfigError, match=several):
+            build(TrainConfig, {wrong: 4, "zzz": 1})
 
 
 def test_a_config_that_an_older_version_wrote_for_gora_is_read():

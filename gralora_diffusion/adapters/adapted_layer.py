@@ -161,7 +161,7 @@ class AdaptedLayer(nn.Module):
     def merge(self) -> None:
         """Add the enabled adapters to the weight: no cost at inference.  unmerge() restores the weight.
 
-        T-LoRA's ranks all act then, at every timestep.  Raises ValueError where the weight is quantised.
+        T-LoRA's ranks all act then, at every timestep.  Raises ValueError where the weight is quantized.
         """
         if quantized(self.weight):
             raise ValueError(

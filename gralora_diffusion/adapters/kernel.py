@@ -19,7 +19,7 @@ A plain LoRA (A [r, N], B [M, r]) has one slice and no swap:
 
     h = x A^T, y += s h B^T; dB = s g^T h, e = s g B, dA = e^T x, dx += e A
 
-Kept for backward: x, and h, which is k*r numbers per token (r for LoRA); a quantised weight as it is.
+Kept for backward: x, and h, which is k*r numbers per token (r for LoRA); a quantized weight as it is.
 T-LoRA's mask multiplies the groups of h, and so of e.
 Where B is zero, s h B is zero, and y is the frozen layer's own, bit for bit.
 A trainer can have dA and dB added to buffers of its own: nothing is allocated, copied or cast then.
@@ -144,7 +144,7 @@ def quantized(weight: torch.Tensor) -> bool:
 
 
 def numbers(weight: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """The weight [M, N] as it is computed with; a quantised one is dequantised for this product only."""
+    """The weight [M, N] as it is computed with; a quantized one is dequantized for this product only."""
     if not quantized(weight):
         return weight
     plain = weight.get_original_weight() if hasattr(weight, "get_original_weight") else weight.dequantize()

@@ -1,4 +1,4 @@
-"""A frozen base in 8 or 4 bits (torchao); a weight is dequantised for as long as one product takes."""
+"""A frozen base in 8 or 4 bits (torchao); a weight is dequantized for as long as one product takes."""
 
 import importlib.util
 import math
@@ -15,7 +15,7 @@ BYTES = dict(zip(QUANTIZED, (1.0, 0.5 + 1 / 64), strict=True))
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer with a quantised weight: forward(x) == F.linear(x, numbers(weight), bias)."""
+    """A frozen linear layer with a quantized weight: forward(x) == F.linear(x, numbers(weight), bias)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return adapted_linear(x, self.weight, self.bias, [])
@@ -31,7 +31,7 @@ def check_quantization(kind: str | None) -> None:
 def quantize(model: nn.Module, kind: str) -> None:
     """Quantise the weight of every linear layer of a frozen model in place.
 
-    Adapters may be injected afterwards.
+    Adapters may be injected afterward.
     """
     from torchao.quantization import Int8WeightOnlyConfig, quantize_, to_nf4
 

@@ -22,7 +22,7 @@ class AdapterHandle:
     """One adapter of a model.
 
     layers: {module path: the adapter of that layer}; hook: T-LoRA's, which sets the active ranks.
-    fingerprint: the base's, taken before its weights were quantised or sharded; None: the weights can be
+    fingerprint: the base's, taken before its weights were quantized or sharded; None: the weights can be
     read.
     """
 

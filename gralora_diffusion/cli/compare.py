@@ -55,7 +55,7 @@ def arguments(argv: list[str] | None) -> Namespace:
 def add_runs(group) -> None:
     about = "folder of the sweep: runs.jsonl, and a folder for each run"
     group.add_argument("--output", type=Path, required=True, metavar="FOLDER", help=about)
-    about = "methods, listed below (default: lora gralora)"
+    about = "methods, listed below (default: lora gralora; lora is PEFT's, our-lora this package's)"
     group.add_argument("--methods", nargs="+", metavar="METHOD", help=about)
     about = "budgets: every method gets the parameter count of a LoRA of this rank (default: 8)"
     group.add_argument("--ranks", nargs="+", type=int, metavar="RANK", help=about)
@@ -63,7 +63,9 @@ def add_runs(group) -> None:
     group.add_argument("--k", nargs="+", type=int, metavar="K", help=about)
     about = "learning rates (default: 1e-3)"
     group.add_argument("--lrs", nargs="+", type=float, metavar="RATE", help=about)
-    group.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="(default: 0)")
+    group.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="random seeds (default: 0)"
+    )
     about = "training steps of each run (default: 300); with --report, only runs of this length"
     group.add_argument("--steps", type=int, help=about)
     about = "which held-out images are scored (default: validation)"
@@ -107,7 +109,7 @@ def add_scores(group) -> None:
     group.add_argument("--encoder", nargs="+", metavar="NAME", help=about)
     about = (
         f"score that --tuned and the report use: {', '.join(METRICS)}, by the first encoder, or "
-        "'METRIC, ENCODER' as in the report; by default the first metric"
+        "'METRIC, ENCODER' as in the report; by default the first metric of the runs"
     )
     group.add_argument("--score", help=about)
     about = "measure the loss on held-out noise every N steps"
@@ -121,7 +123,10 @@ def add_scores(group) -> None:
 def add_report(group) -> None:
     about = "start no runs; report the finished ones, filtered by --methods, --ranks, --k and --lrs"
     group.add_argument("--report", action="store_true", help=about)
-    about = 'baseline methods of the report, with k if they have one, such as "gralora k1" (default: lora)'
+    about = (
+        "methods that the report compares the others with, with k if they have one, such as 'gralora k1' "
+        "(default: lora, which is PEFT's LoRA; our-lora is this package's)"
+    )
     group.add_argument("--baseline", nargs="+", metavar="METHOD", help=about)
     about = "unit of analysis, by which differences are paired (default: seed)"
     group.add_argument("--unit", choices=("seed", "subject"), default="seed", help=about)

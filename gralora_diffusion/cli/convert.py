@@ -95,7 +95,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("adapters", metavar="IN", nargs="+", help=about)
     about = "the file to write; for peft a new folder; for merged either"
     parser.add_argument("output", metavar="OUT", type=Path, help=about)
-    parser.add_argument("--to", required=True, choices=tuple(WRITERS))
+    parser.add_argument("--to", required=True, choices=tuple(WRITERS), help="format to write")
     about = "strength of each IN, as 1,0.6; one number is for all (default: 1)"
     parser.add_argument("--strength", metavar="FLOAT[,FLOAT...]", default="1", help=about)
     about = "another factor for the layers that a regular expression finds, as 'attn2=0.5'; can be repeated"
@@ -104,10 +104,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     about = "write a plain LoRA that keeps this share of each layer's energy, such as 0.99; 1 is exact"
     parser.add_argument("--energy", type=float, help=about)
     add_output_options(parser)
-    about = (
-        "the base: to check that the adapter fits, and for kinds that depend on its weights, such as DoRA; "
-    )
-    about += "merged uses the embedded base by default"
+    about = "the base: to check that the adapter fits, and for kinds that depend on its weights, as DoRA"
+    about += "; merged uses the embedded base by default"
     parser.add_argument("--pretrained_model_name_or_path", metavar="BASE", help=about)
     args = parser.parse_args(argv)
     if args.rank is not None and args.energy is not None:
@@ -125,7 +123,7 @@ def add_output_options(parser: Parser) -> None:
     about = "kind to write with --rank: a plain lora (default), or a gralora with --k blocks per side"
     parser.add_argument("--method", choices=("lora", "gralora"), help=about)
     parser.add_argument("--k", type=int, help="blocks per side of a GraLoRA (default: 4)")
-    about = "by default fp16; fp32 for native and peft"
+    about = "precision (default: fp16; native and peft fp32)"
     parser.add_argument("--dtype", choices=tuple(DTYPES), help=about)
 
 

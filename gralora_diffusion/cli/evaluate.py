@@ -9,7 +9,7 @@ gralora evaluate --paired held_out --generated out
 gralora evaluate --base out_base --generated out
     drift: on prompts without the subject, with and without the adapter
 gralora evaluate --subjects dreambooth --encoder imagenet
-    whether an encoder distinguishes subjects; one sub-folder per subject
+    how well an encoder distinguishes subjects; one subfolder per subject
 
 Reference images are first cropped and resized to the size of the generated ones, if these have one size.
 """
@@ -63,9 +63,12 @@ def add_images(group) -> None:
     group.add_argument("--paired", type=Path, metavar="FOLDER", help=about)
     about = "folder with the base's images for the same prompts and seeds, to measure drift"
     group.add_argument("--base", type=Path, metavar="FOLDER", help=about)
-    about = "text file, one prompt per line, each for equally many images in order; else NAME.txt"
+    about = (
+        "text file with one prompt per line, each for the same number of images, in order; by default "
+        "NAME.txt beside each image"
+    )
     group.add_argument("--prompts", type=Path, metavar="FILE", help=about)
-    about = "folder with one sub-folder per subject: print how well the encoders distinguish them"
+    about = "folder with one subfolder per subject: how well the encoders distinguish the subjects"
     group.add_argument("--subjects", type=Path, metavar="FOLDER", help=about)
 
 
@@ -79,7 +82,10 @@ def add_scores(group) -> None:
 
 
 def add_files(group) -> None:
-    about = "for scores.json, CSV files and index.html; by default RUN/evaluation, or evaluation"
+    about = (
+        "for scores.json, CSV files and index.html; by default RUN/evaluation, or evaluation; --subjects "
+        "writes subjects.json, only if this option is given"
+    )
     group.add_argument("--output", type=Path, metavar="FOLDER", help=about)
     about = f"cache of image features (default: {CACHE})"
     group.add_argument("--cache", type=Path, default=CACHE, metavar="FOLDER", help=about)
@@ -102,11 +108,11 @@ def problem_with(args: Namespace) -> str | None:
             f"{' and '.join(unused)} can only be given with --generated: --run and --subjects have their "
             "own images and prompts"
         )
-    unused = [f"--{name}" for name in ("output", "drop", "unpaired") if getattr(args, name)]
+    unused = [f"--{name}" for name in ("drop", "unpaired") if getattr(args, name)]
     if unused and args.subjects:
         return (
-            f"{' and '.join(unused)} cannot be given with --subjects, which prints one line for each encoder "
-            "and writes nothing"
+            f"{' and '.join(unused)} cannot be given with --subjects, which scores no prompts and compares "
+            "no folders"
         )
     if len({Path(name).resolve() for name in args.generated}) < len(args.generated):
         return f"--generated names a folder twice: {' '.join(args.generated)}"
@@ -158,25 +164,31 @@ def features_of(args: Namespace):
 
 
 def score_retrieval(args: Namespace) -> None:
-    """Print a line of JSON for each encoder."""
+    """Print a table with a row for each encoder, and write it as JSON if --output is given."""
     from gralora_diffusion.evaluation.image_sets import images_in
+    from gralora_diffusion.evaluation.report import retrieval_table
     from gralora_diffusion.evaluation.retrieval import subject_retrieval
+    from gralora_diffusion.files import write_text
 
     encoders = encoders_of(args, ("imagenet",))
     folder = args.subjects
     subjects = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if len(subjects) < 2:
         raise ConfigError(
-            f"--subjects {folder} must be a folder that holds a folder of images for each of two subjects or "
-            "more",
+            f"--subjects {folder} must be a folder that holds a folder of images for each of at least two "
+            "subjects",
             option="subjects",
         )
     images = [image for subject in subjects for image in images_in(subject)]
     names = [image.parent.name for image in images]
     features = features_of(args)
+    rows = []
     for encoder in encoders:
-        found = subject_retrieval(features(encoder, images), names)
-        print(json.dumps(dict(encoder=encoder.name) | found))
+        rows.append(dict(encoder=encoder.name) | subject_retrieval(features(encoder, images), names))
+    print(retrieval_table(rows))
+    if args.output:
+        write_text(args.output / "subjects.json", json.dumps(rows, indent=1) + "\n")
+        print(f"\n{args.output}/subjects.json holds the numbers")
 
 
 def score_sets(args: Namespace) -> None:

@@ -1,4 +1,4 @@
-"""gralora COMMAND ...: one command a file, loaded when it is asked for, so that --help is quick."""
+"""gralora COMMAND ...: one file per command, imported only when it is called, so that --help is fast."""
 
 import importlib
 import os
@@ -20,7 +20,8 @@ COMMANDS = {
     "demo": "train on the embedded base model and score the result, in one to two minutes",
 }
 STOPPED = {  # while libraries load; later a training run handles signals itself
-    "train": "stopped before the first step; nothing is lost, and the same command starts again",
+    "train": "stopped before the first step; nothing is lost: run the same command to start again",
+    "compare": "stopped; finished runs are kept: run the same command to resume",
 }
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # a user's own choice
 NO_MEMORY = (
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         importlib.import_module(f"gralora_diffusion.cli.{name}").main(options)
     except KeyboardInterrupt:
-        console.fail(STOPPED.get(name, "stopped; the same command starts again"), code=130)
+        console.fail(STOPPED.get(name, "stopped; run the same command to start again"), code=130)
     except (RuntimeError, MemoryError) as error:
         from gralora_diffusion.devices import is_out_of_memory
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gralora_diffusion.command_line import Parser
 from gralora_diffusion.config import EMBEDDED_DEFAULTS, SDXL_DEFAULTS
-from gralora_diffusion.console import fail
+from gralora_diffusion.console import counted, fail
 from gralora_diffusion.options import ConfigError
 
 EXAMPLE = """example:
@@ -119,7 +119,7 @@ def save(rows: dict[str, list], columns: list[str], output: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     counts = []
     for label, images in rows.items():
-        counts.append(f"{len(images)} image(s) of {label}")
+        counts.append(f"{counted(len(images), 'image')} of {label}")
         for i, image in enumerate(images):
             image.save(folder / f"{label.replace(' ', '-')}-{i:03d}.png")
     sheet(rows, columns).save(output)

@@ -46,23 +46,13 @@ def main(argv: list[str]) -> None:
         if config.dry_run:
             print(plan(config, timed=True).text(given["verbose"]))
             return
-        run = train(config)
+        train(config)
     except ConfigError as error:
         fail(str(error))
     except TrainingError as error:
         fail(str(error), code=1)
     except Stopped as stop:
         print(stop, flush=True)
-        return
-    from accelerate import PartialState
-
-    if not PartialState().is_main_process:
-        return
-    files = "adapter.safetensors; for other tools, comfyui.safetensors and pytorch_lora_weights.safetensors"
-    if config.pretrained_model_name_or_path is None:
-        print("note: this adapter does not fit SDXL; to train on it, give --pretrained_model_name_or_path")
-    images = "" if config.skip_final_inference else f" and {run}/before_after.png"
-    print(f"done: {run} holds the adapter ({files}); look at {run}/report.html{images}")
 
 
 def without(flag: str, argv: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.console import note
+from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, key_of
 from gralora_diffusion.data.image_folder import TrainingImage, find_images
 from gralora_diffusion.data.images import bucket_of
@@ -48,8 +48,8 @@ def class_images(
         raise ConfigError(problem, option="prior_generation_precision")
     given, generated, others = existing(config, cache, fingerprint_of(config, dtype))
     if others:
-        what = f"{others} image(s) generated for another prompt, base or seed"
-        note(f"{folder} holds {what}, which are left out")
+        what = f"{counted(others, 'image')} generated for another prompt, base or seed"
+        note(f"{folder} holds {what}: left out")
     accelerator.wait_for_everyone()  # all have seen the same folder
     missing = [i for i in range(config.num_class_images - len(given)) if i not in generated]
     if missing:
@@ -119,7 +119,7 @@ def generate_missing(
         made = generate(pipeline, wanted, steps, guidance, len(batch), shape, device=device)
         for i, image in zip(batch, made, strict=True):
             if all(low == high for low, high in image.getextrema()):
-                problem = f"class image {i} has a single colour, as after an overflow"
+                problem = f"class image {i} has a single color, as after an overflow"
                 raise TrainingError(f"{problem}: use --prior_generation_precision fp32")
             try:
                 with complete_or_absent(folder / f"class-{fingerprint}-{i:05d}.png") as file:

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.console import note
+from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, key_of, weights_hash
 from gralora_diffusion.data.captions import tokens_cut
 from gralora_diffusion.data.image_folder import TrainingImage, in_threads, printable
@@ -187,4 +187,4 @@ def note_long_captions(images: list[TrainingImage], pipeline) -> None:
         limit = pipeline.tokenizer.model_max_length
         more = f" and {len(long) - 10} more" if len(long) > 10 else ""
         names = ", ".join(long[:10])
-        note(f"{len(long)} caption(s) are cut to the {limit} tokens that the base reads: {names}{more}")
+        note(f"{counted(len(long), 'caption')} cut to the {limit} tokens that the base reads: {names}{more}")

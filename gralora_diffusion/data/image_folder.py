@@ -14,7 +14,7 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from gralora_diffusion.console import note
+from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, key_of
 from gralora_diffusion.data.captions import METADATA, PLACES, caption_of, read_metadata
 from gralora_diffusion.data.images import EXTENSIONS, MAX_BYTES, VECTOR_GRAPHICS, decode, open_image
@@ -116,9 +116,9 @@ def has_caption(path: Path, beside: dict[str, Path], metadata: dict[Path, str]) 
 
 
 def note_left_out(folder: Path, folders: list[str], files: list[Path]) -> None:
-    """Note which sub-folders and documents are not read."""
+    """Note which subfolders and documents are not read."""
     if folders:
-        note(f"{folder} has sub-folders, which are left out: {', '.join(map(printable, folders))}")
+        note(f"{folder} has subfolders, which are left out: {', '.join(map(printable, folders))}")
     documents = [printable(path.name) for path in files if path.suffix.lower() in DOCUMENTS]
     if documents:
         names = ", ".join(documents)
@@ -126,7 +126,7 @@ def note_left_out(folder: Path, folders: list[str], files: list[Path]) -> None:
 
 
 def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path, str]]:
-    """(files in order of name, names of sub-folders, {entry that is neither: reason})."""
+    """(files in order of name, names of subfolders, {entry that is neither: reason})."""
     files, folders, bad = [], [], {}
     try:
         if not folder.is_dir():
@@ -212,10 +212,10 @@ def refuse_files(where, bad: dict[str, str], skip: bool, option: str) -> None:
         by_reason[reason].append(name)
     names = "; ".join(f"{', '.join(members)} ({reason})" for reason, members in by_reason.items())
     if not skip:
-        problem = f"{where} holds {len(bad)} file(s) that cannot be used"
+        problem = f"{where} holds {counted(len(bad), 'file')} that cannot be used"
         ways = "repair or remove them, or use --on_bad_image skip"
         raise ConfigError(f"{problem}, {ways}: {names}", option=option)
-    note(f"{len(bad)} file(s) of {where} are skipped: {names}")
+    note(f"skipped {counted(len(bad), 'file')} of {where}: {names}")
 
 
 def note_peculiarities(where, images: list[TrainingImage]) -> None:

@@ -88,14 +88,14 @@ def check_clip_name(open_clip, name: str, weights: str, file: Path | None) -> No
     """Raises ConfigError for an unknown model or weights, and where GELU and quick GELU might be mixed up."""
     known = open_clip.list_models()
     if "/" in name and not weights:
-        raise ConfigError(f"{name} is not there: --encoder clip:FOLDER must name a folder with {FILES}")
+        raise ConfigError(f"{name} does not exist: --encoder clip:FOLDER must name a folder with {FILES}")
     if name.removesuffix("-gelu") not in known:
         hint = did_you_mean(name, known)
         raise ConfigError(f"open_clip knows no model {name!r}{hint}; --encoder must be {GRAMMAR}")
     if file is None:
         check_tag(open_clip, name, weights)
     elif not file.is_file():
-        raise ConfigError(f"{file} is not there: --encoder clip:{name}:FILE must name a .safetensors file")
+        raise ConfigError(f"{file} does not exist: --encoder clip:{name}:FILE must name a .safetensors file")
     else:
         check_activation(open_clip, name, file)
 
@@ -153,7 +153,7 @@ def preprocessing_of(open_clip, name: str, file: Path) -> dict:
         choices.append({key: settings[key] for key in PREPROCESSING if key in settings})
     if any(choice != choices[0] for choice in choices):
         raise ConfigError(
-            f"{file} does not record how its images were scaled and normalised, and the weights of {name} "
+            f"{file} does not record how its images were scaled and normalized, and the weights of {name} "
             f"differ in that: put the {CONFIG} that came with it, with its preprocess_cfg, beside it"
         )
     return choices[0]

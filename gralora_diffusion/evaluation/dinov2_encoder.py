@@ -34,7 +34,7 @@ def dinov2_model(where: str) -> tuple[nn.Module, dict]:
         raise ConfigError(unavailable(f"DINOv2 {where}", where, FILES, "dinov2", error)) from None
     if not type(processor).__name__.endswith("Pil"):
         raise ConfigError(
-            f"{where}: its preprocessing is a {type(processor).__name__}, which does not run on Pillow, as "
+            f"{where}: its preprocessing is a {type(processor).__name__}, which does not use Pillow as "
             "its authors did"
         )
 

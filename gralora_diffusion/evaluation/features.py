@@ -28,7 +28,7 @@ def image_features(
 
     size: (width, height) that each is cut to first.  cache: a folder of features by content (file bytes,
     size, encoder's facts).  Raises ConfigError, which names the file, for one that is no image, is all of one
-    colour, or gives numbers that are not finite.
+    color, or gives numbers that are not finite.
     """
     facts = dataclasses.asdict(encoder)["facts"]
     identity = json.dumps([facts, size], sort_keys=True, default=str).encode()
@@ -92,9 +92,9 @@ def open_to_score(path: Path, size: tuple[int, int] | None) -> Image.Image:
     except Exception as error:  # decoders raise all kinds of errors on a damaged file
         raise ConfigError(f"{path} cannot be used: {error}") from None
     if all(low == high for low, high in image.getextrema()):
-        colour = image.getpixel((0, 0))
+        color = image.getpixel((0, 0))
         raise ConfigError(
-            f"{path} is all of one colour {colour}, as an image is when the model's numbers are not finite"
+            f"{path} is a single color {color}, which happens when the model's numbers are not finite"
         )
     return image if size is None else ImageOps.fit(image, size)
 

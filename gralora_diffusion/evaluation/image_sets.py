@@ -46,7 +46,7 @@ def match_partners(run: ImageSet, others: list[Path]) -> tuple[list[Path], str]:
     if len(others) != len(run.paths):
         raise ConfigError(
             f"{run.name} has {len(run.paths)} images and {folder} has {len(others)}: "
-            "one by one they cannot be compared"
+            "they cannot be compared in pairs"
         )
     for key_of in (whole_name, name_without_suffix, name_without_zeros):
         partners = {key_of(path): path for path in others}
@@ -56,7 +56,7 @@ def match_partners(run: ImageSet, others: list[Path]) -> tuple[list[Path], str]:
             return [partners[key] for key in keys], "by name"
     if shared := partners.keys() & set(keys):
         raise ConfigError(
-            f"{run.name} and {folder} share some names, as {min(shared)}, but not all, each once: "
+            f"{run.name} and {folder} share some names, such as {min(shared)}, but not each exactly once: "
             "give all images the names of their partners, or names of their own to compare them in order"
         )
     return others, "by order"
@@ -148,6 +148,6 @@ def repeated(prompts: list[str], paths: list[Path], where) -> list[str]:
     if rest or not each:
         raise ConfigError(
             f"{where} has {len(prompts)} prompts for the {len(paths)} images of {paths[0].parent}: "
-            "it must be as many for each prompt"
+            "each prompt must have the same number of images"
         )
     return [prompt for prompt in prompts for _ in range(each)]

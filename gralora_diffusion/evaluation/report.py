@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gralora_diffusion.evaluation.image_sets import ImageSet, References
 from gralora_diffusion.evaluation.page import evaluation_page
-from gralora_diffusion.evaluation.score_rows import HEAD, remarks, rows_of
+from gralora_diffusion.evaluation.score_rows import HEAD, remarks, rows_of, score_cell
 from gralora_diffusion.files import write_text
 
 NUMBERS = range(2, 5)  # columns of HEAD
@@ -25,13 +25,34 @@ def score_tables(result: dict) -> str:
     return "\n\n".join(blocks).rstrip()
 
 
-def aligned_columns(rows: list[list[str]]) -> str:
+def retrieval_table(rows: list[dict]) -> str:
+    """What subject_retrieval() found with each encoder, in columns; then what they mean."""
+    counts = rows[0]
+    cells = [["encoder", "nearest image", "95 % interval", "triples", "within", "between"]]
+    for row in rows:
+        low, high = row["nearest_is_the_same_subject_interval"]
+        numbers = [row["triples_in_order"], row["within"], row["between"]]
+        nearest = score_cell(row["nearest_is_the_same_subject"])
+        interval = f"{score_cell(low)} .. {score_cell(high)}"
+        cells.append([row["encoder"], nearest, interval, *map(score_cell, numbers)])
+    return "\n\n".join(
+        [
+            f"{counts['images']} images of {counts['subjects']} subjects",
+            aligned_columns(cells, numbers=range(1, len(cells[0]))),
+            "nearest image: share of images whose nearest other image shows the same subject\n"
+            "triples: share of triples (image, same subject, other subject) in the right order\n"
+            "within, between: mean cosine similarity of images of the same subject, of different subjects",
+        ]
+    )
+
+
+def aligned_columns(rows: list[list[str]], numbers: range = NUMBERS) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = []
         for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            cells.append(cell.rjust(width) if place in NUMBERS else cell.ljust(width))
+            cells.append(cell.rjust(width) if place in numbers else cell.ljust(width))
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 

@@ -28,9 +28,7 @@ def subject_retrieval(features: torch.Tensor, subjects: list[str]) -> dict:
             in_order = row[same_subject][:, None] > row[other_subject]
             rates.append(in_order.double().mean())
     if not rates:
-        raise ConfigError(
-            "subjects can only be told apart where there are two at least, and two images of one of them"
-        )
+        raise ConfigError("this needs at least two subjects, and at least two images of one of them")
     return dict(
         images=len(subjects),
         subjects=len(set(subjects)),

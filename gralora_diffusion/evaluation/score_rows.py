@@ -1,6 +1,7 @@
 """Scores as rows of text, and the remarks that qualify them."""
 
 HEAD = ["images", "score", "n", "mean", "sd", "95 % interval", "encoder"]
+NO_INTERVAL = "n = 1: no interval"
 FEW = 10  # values, below which the bootstrap's intervals are too narrow
 
 
@@ -11,13 +12,13 @@ def score_cell(value: float | None, signed: bool = False) -> str:
 
 
 def rows_of(entries: list[dict], signed: bool = False) -> list[list[str]]:
-    """A row of HEAD for each score or difference; the interval's cell is empty where one value has none."""
+    """A row of HEAD for each score or difference."""
     rows = []
     for entry in entries:
         images = entry["run"]
         if "against" in entry:
             images = f"{images} - {entry['against']}"
-        interval = ""
+        interval = NO_INTERVAL
         if entry["low"] is not None:
             interval = f"{score_cell(entry['low'], signed)} .. {score_cell(entry['high'], signed)}"
         mean, sd = score_cell(entry["mean"], signed), score_cell(entry["sd"])
@@ -65,5 +66,5 @@ def remarks_on(entry: dict) -> list[str]:
             f"those are to each other ({limit}): {encoder}"
         )
     if cut := entry.get("prompts_longer_than_the_encoder_reads"):
-        found.append(f"{run}: {cut} prompt(s) are longer than {encoder} reads, and were cut")
+        found.append(f"{run}: prompts longer than {encoder} reads were cut: {cut}")
     return found

@@ -3,7 +3,8 @@
 import statistics
 
 from gralora_diffusion.evaluation.metric import Score
-from gralora_diffusion.evaluation.statistics import holm, p_value, t_interval
+from gralora_diffusion.evaluation.score_rows import NO_INTERVAL
+from gralora_diffusion.evaluation.statistics import holm, p_value
 from gralora_diffusion.experiments.analysis import differences_from
 from gralora_diffusion.experiments.fronts import (
     drift_at_equal_score,
@@ -15,6 +16,7 @@ from gralora_diffusion.experiments.fronts import (
 from gralora_diffusion.experiments.markdown import (
     PAIRED_HEAD,
     interval_cell,
+    interval_of,
     markdown,
     number_cell,
     paired_cells,
@@ -36,7 +38,11 @@ def differences_table(done: list[dict], score: Score, baseline: str, unit: str) 
         setting = d.setting
         compared = sum(other.setting.part == setting.part and other.holm is not None for other in found)
         row = [setting.part, setting.label, setting.rank, f"{setting.lr:g}", f"{d.base_lr:g}", d.n]
-        row += [f"{d.mean:+.4f}", interval_cell(d.interval, "+.4f"), number_cell(d.p, ".3f")]
+        row += [
+            f"{d.mean:+.4f}",
+            NO_INTERVAL if d.n == 1 else interval_cell(d.interval, "+.4f"),
+            number_cell(d.p, ".3f"),
+        ]
         row.append("" if d.holm is None else f"{d.holm:.3f} of {compared}")
         row.append(number_cell(d.second, "+.4f"))
         row.append(d.verdict if setting.part == "test" else "")
@@ -71,11 +77,10 @@ def curves_table(done: list[dict], score: Score, baseline: str, unit: str) -> st
         values = paired_differences(ends, base_ends, unit)
         steps = [step_at_loss(curve, base_ends[key]) for key, curve in curves.items()]
         there = [step for step in steps if step is not None]
-        interval = None if setting.label == baseline else t_interval(values)
         passes = [e["gradients"] for e in runs if "gradients" in e and pairing_key(e) in curves]
         row = [setting.part, setting.label, setting.rank, len(values)]
         row += [f"{statistics.mean(ends.values()):.5f}", f"{statistics.mean(values):+.5f}"]
-        row.append(interval_cell(interval, "+.5f"))
+        row.append("" if setting.label == baseline else interval_of(values, "+.5f"))
         row.append(f"{statistics.median(there):.0f}" if there else "never")
         row.append(f"{len(there)} of {len(steps)}")
         row.append(cost_of_gradients(passes))

@@ -130,8 +130,8 @@ def plot_timesteps(axes, means: dict, bins: int) -> None:
 
 
 def plot_outliers(axes, rows: Rows) -> None:
-    colours = ["tab:red" if row["outlier"]["stable"] else "tab:gray" for row in rows.values()]
-    axes.bar(range(len(rows)), [row["outlier"]["ratio"] for row in rows.values()], color=colours)
+    colors = ["tab:red" if row["outlier"]["stable"] else "tab:gray" for row in rows.values()]
+    axes.bar(range(len(rows)), [row["outlier"]["ratio"] for row in rows.values()], color=colors)
 
 
 def plot_effective_ranks(axes, rows: Rows) -> None:

@@ -64,7 +64,7 @@ def drift_over_score(scores: dict[Score, list[float]], score: Score) -> list[Poi
 
 
 def first_crossing(curve: list[Point], x: float) -> list[Point]:
-    """The first two neighbours that x is between."""
+    """The first two neighbors that x is between."""
     return next(list(pair) for pair in itertools.pairwise(curve) if pair[0][0] <= x <= pair[1][0])
 
 

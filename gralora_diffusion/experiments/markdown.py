@@ -2,6 +2,7 @@
 
 import statistics
 
+from gralora_diffusion.evaluation.score_rows import NO_INTERVAL
 from gralora_diffusion.evaluation.statistics import p_value, t_interval
 
 PAIRED_HEAD = ["mean", "95 % interval", "p"]
@@ -29,11 +30,16 @@ def markdown(head: list[str], rows: list[list]) -> str:
 
 
 def has_words(cells: tuple[str, ...]) -> bool:
-    return any(cell[:1].isalpha() for cell in cells)
+    return any(cell[:1].isalpha() and cell != NO_INTERVAL for cell in cells)
 
 
 def interval_cell(interval: tuple[float, float] | None, form: str = ".4f") -> str:
     return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
+
+
+def interval_of(values: list[float], form: str = ".4f") -> str:
+    """Student's interval of their mean as a cell; empty without values."""
+    return NO_INTERVAL if len(values) == 1 else interval_cell(t_interval(values), form)
 
 
 def number_cell(value: float | None, form: str) -> str:
@@ -44,6 +50,6 @@ def paired_cells(values: list[float]) -> list[str]:
     """PAIRED_HEAD of differences."""
     return [
         f"{statistics.mean(values):+.4f}",
-        interval_cell(t_interval(values), "+.4f"),
+        interval_of(values, "+.4f"),
         number_cell(p_value(values), ".3f"),
     ]

@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gralora_diffusion.config import AdapterConfig, TrainConfig
+from gralora_diffusion.console import counted
 from gralora_diffusion.data.dataset import instance_images
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.evaluation.encoder_names import FOR_EMBEDDED, FOR_SDXL
@@ -203,12 +204,24 @@ class SweepForecast:
 
     def text(self) -> str:
         seconds = (self.training + self.sampling) / GPU
-        time = f"{seconds / 3600:,.2f} hours" if seconds >= 360 else f"{seconds:.3g} seconds"
+        time = f"{seconds / 3600:,.2f} hours" if seconds >= 360 else f"{seconds:.0f} seconds"
+        if seconds < 1:
+            time = "less than a second"
+        images = counted(self.training_images, "training image")
+        runs = counted(self.runs, "run")
+        costs = f"{operations(self.training)} of training, {operations(self.sampling)} of sampling"
         return (
-            f"{self.training_images} training images, {self.generated_images} generated in each run\n"
-            f"{self.runs} runs: {self.training / 1e12:,.0f} TFLOP of training, "
-            f"{self.sampling / 1e12:,.0f} of sampling: {time} of a GPU at {GPU / 1e12:.0f} TFLOP/s"
+            f"{images}, {self.generated_images} generated in each run\n"
+            f"{runs}: {costs}; {time} on a GPU at {GPU / 1e12:.0f} TFLOP/s"
         )
+
+
+def operations(count: float) -> str:
+    """3,400 TFLOP, or 62 MFLOP: in the largest unit of which it is at least one."""
+    for unit, size in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):
+        if count >= size:
+            return f"{count / size:,.0f} {unit}" if count >= 10 * size else f"{count / size:.1f} {unit}"
+    return f"{count:,.0f} FLOP"
 
 
 def forecast_sweep(plan: SweepPlan, args: argparse.Namespace) -> SweepForecast:

@@ -88,7 +88,7 @@ def save_figure(path: Path, fill: Callable, columns: int) -> None:
 
 
 def line_style(number: int) -> dict:
-    """Ten colours, solid, then the same ones dashed."""
+    """Ten colors, solid, then the same ones dashed."""
     return dict(
         color=f"C{number % 10}",
         marker=MARKERS[number % len(MARKERS)],

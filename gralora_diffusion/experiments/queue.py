@@ -89,10 +89,15 @@ def do_runs(
         for run in left:
             name = run_name(run)
             if stop_requested():
-                raise Stopped(f"stopped before {name}; the same command resumes there")
+                raise Stopped(f"{stopped(folder, runs)}; run the same command to resume with {name}")
             with claimed(folder, run) as mine:
                 if mine:
-                    append_result(folder, dict(run=run, name=name) | do(run))
+                    try:
+                        result = do(run)
+                    except Stopped:
+                        ways = f"run the same command to resume with the first step of {name}"
+                        raise Stopped(f"{stopped(folder, runs)}; {ways}") from None
+                    append_result(folder, dict(run=run, name=name) | result)
             if mine:
                 did_one = True
                 log(f"{numbers[name]} of {len(runs)}: {name}")
@@ -102,7 +107,11 @@ def do_runs(
             has_announced_wait = True
             time.sleep(WAIT)
     if stop_requested():
-        raise Stopped("stopped when all runs were done")
+        raise Stopped(f"stopped; all {len(runs)} runs are done")
+
+
+def stopped(folder: Path, runs: list[dict]) -> str:
+    return f"stopped after {len(runs) - len(not_done(folder, runs))} of {len(runs)} runs"
 
 
 def not_done(folder: Path, runs: list[dict]) -> list[dict]:

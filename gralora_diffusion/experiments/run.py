@@ -151,7 +151,7 @@ def train_adapter(
         lines.append(line)
         measure_held_out(line["step"])
         if stopping:
-            raise Stopped(f"stopped in {run_name(run)}, which the same command starts again")
+            raise Stopped(f"stopped in {run_name(run)}")
     found = dict(
         seconds_per_step=statistics.median(line["seconds"] for line in lines),
         peak_memory=peak_memory(accelerator.device),

@@ -4,7 +4,6 @@ import itertools
 import statistics
 
 from gralora_diffusion.evaluation.metric import Score
-from gralora_diffusion.evaluation.statistics import t_interval
 from gralora_diffusion.experiments.baseline_tables import (
     curves_table,
     differences_table,
@@ -13,7 +12,7 @@ from gralora_diffusion.experiments.baseline_tables import (
 )
 from gralora_diffusion.experiments.markdown import (
     PAIRED_HEAD,
-    interval_cell,
+    interval_of,
     markdown,
     number_cell,
     paired_cells,
@@ -85,7 +84,7 @@ def settings_table(done: list[dict], score: Score, unit: str) -> str:
         values = per_unit(per_run(scored, score), unit)
         mean = f"{statistics.mean(values):.4f}" if values else "failed"
         row = [setting.part, setting.label, setting.rank, f"{setting.lr:g}", len(values), mean]
-        row.append(interval_cell(t_interval(values)))
+        row.append(interval_of(values))
         if second:
             row.append(mean_cell(scored, second, ".4f"))
         if with_losses:

@@ -149,7 +149,7 @@ def sgm(path: str, layers_per_block: int) -> str:
 
 
 def from_sgm(path: str, layers_per_block: int) -> str:
-    """sgm() backwards."""
+    """the inverse of sgm()."""
     if path in (outer := {new: old for old, new in OUTER.items()}):
         return outer[path]
     resnet = {new: old for old, new in RESNET.items()}

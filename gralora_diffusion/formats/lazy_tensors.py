@@ -38,7 +38,7 @@ class LazyTensor:
 def shaped(tensor: LazyTensor | None, shape: list[int], what: str) -> LazyTensor:
     """The tensor, if it is there and has this shape; a linear layer may be stored as a 1 x 1 convolution."""
     if tensor is None:
-        raise ConfigError(f"{what} is missing: it is not a whole SDXL base")
+        raise ConfigError(f"{what} is missing: it is not a complete SDXL base")
     if tensor.shape == [*shape, 1, 1]:
         return reshaped(tensor, shape)
     if tensor.shape != shape:

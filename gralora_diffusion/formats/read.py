@@ -48,9 +48,9 @@ def missing(path: Path) -> ConfigError:
     stopped = sorted(path.parent.glob(f"checkpoint-*/{NATIVE}"), key=lambda p: p.stat().st_mtime)
     if stopped:
         way = f"give its checkpoint, {stopped[-1].parent}, or run its command again"
-        return ConfigError(f"{path.parent} was stopped before its end: {way}")
+        return ConfigError(f"{path.parent} was stopped before it finished: {way}")
     kinds = f"an adapter file, a run folder with {NATIVE}, or a PEFT folder with {PEFT_CONFIG}"
-    return ConfigError(f"{path} is not there: give {kinds}")
+    return ConfigError(f"{path} does not exist: give {kinds}")
 
 
 def read_native(path: Path, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Adapter:

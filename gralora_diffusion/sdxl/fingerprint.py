@@ -14,7 +14,7 @@ def fingerprint(unet) -> dict:
     Adapters, merged or not, change nothing.  Compare with same_base(): the weights differ a little by dtype.
     """
     for handle in handles(unet).values():
-        if handle.fingerprint is not None:  # the weights were quantised or sharded since
+        if handle.fingerprint is not None:  # the weights were quantized or sharded since
             return handle.fingerprint
     tensors = base_tensors(unet)
     shapes = [(name, list(t.shape)) for name, t in tensors.items()]

@@ -70,14 +70,28 @@ def load_sdxl(
                 path, dtype=dtypes, add_watermarker=False, **where, **components
             )
     except (*LOADING_ERRORS, SafetensorError, SingleFileComponentError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         what = f"{path} with the VAE {vae}" if isinstance(vae, str) else path
-        raise ConfigError(f"no SDXL base can be loaded from {what}: {first}") from error
+        raise ConfigError(f"no SDXL base can be loaded from {what}: {reason_of(error)}") from error
     check_sdxl(pipeline, path)
     pipeline.set_progress_bar_config(disable=True)
     for name in {*COMPONENTS, "vae"} - given:
         getattr(pipeline, name).eval().requires_grad_(False)
     return pipeline
+
+
+def reason_of(error: Exception) -> str:
+    """In one line, why a model could not be loaded."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    cause = error
+    while cause is not None:
+        offline = isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError)
+        if offline or type(cause).__name__ in ("ConnectError", "ConnectTimeout"):  # of the hub's HTTP library
+            why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+            return f"it is neither a local folder nor in the download cache, and {why}"
+        cause = cause.__cause__ or cause.__context__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def check_sdxl(pipeline, path: str) -> None:
@@ -106,7 +120,7 @@ def shapes(path: str | None = None, revision=None, cache_dir=None) -> dict:
     path = str(path or EMBEDDED)
     if path.endswith(".safetensors"):
         if not Path(path).is_file():
-            raise ConfigError(f"{path} is not there")
+            raise ConfigError(f"no SDXL base can be read from {path}: there is no such file")
         configs = SDXL_UNET, CLIPTextConfig(**SDXL_TEXT_ENCODER), CLIPTextConfig(**SDXL_TEXT_ENCODER_2)
     else:
         where = dict(revision=revision, cache_dir=cache_dir)
@@ -116,9 +130,7 @@ def shapes(path: str | None = None, revision=None, cache_dir=None) -> dict:
                 CLIPTextConfig.get_config_dict(path, subfolder=name, **where)[0] for name in COMPONENTS[1:]
             ]
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"no SDXL base can be read from {path}: {str(error).strip().splitlines()[0][:300]}"
-            ) from None
+            raise ConfigError(f"no SDXL base can be read from {path}: {reason_of(error)}") from None
         if not all(texts) or unet.get("addition_embed_type") != "text_time":
             raise ConfigError(f"{path} {NOT_SDXL}")
         configs = unet, *map(CLIPTextConfig.from_dict, texts)
@@ -141,8 +153,6 @@ def vae_shapes(path: str | None = None):
             SDXL_VAE if path.endswith(".safetensors") else AutoencoderKL.load_config(path, subfolder="vae")
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"no VAE can be read from {path}: {str(error).strip().splitlines()[0][:300]}"
-        ) from None
+        raise ConfigError(f"no VAE can be read from {path}: {reason_of(error)}") from None
     with torch.device("meta"):
         return AutoencoderKL.from_config(config)

@@ -24,7 +24,7 @@ TILE = 512  # pixels: side of the parts in which the VAE works where an image do
 def bring(pipeline, names: tuple[str, ...], device: torch.device, work: int) -> bool:
     """Move these models of a pipeline to the device, others away if less than `work` bytes would be free.
 
-    Models that are None are left out. Tensors that train stay where they are, and so does a quantised model.
+    Models that are None are left out. Tensors that train stay where they are, and so does a quantized model.
     Returns whether there is room for the work.
     """
     device = torch.device(device)
@@ -96,7 +96,7 @@ def fetch(model: nn.Module, device: torch.device) -> None:
     """Move to the device what is not there."""
     tensors = [*model.parameters(), *model.buffers()]
     away = [tensor for tensor in tensors if tensor.device.type != device.type and not tensor.is_pinned()]
-    if len(away) == len(tensors):  # also of a kind, such as quantised, whose data cannot be replaced
+    if len(away) == len(tensors):  # also of a kind, such as quantized, whose data cannot be replaced
         model.to(device)
         return
     for tensor in away:

@@ -172,7 +172,7 @@ def sheet(
     size: int = 192,
     above: dict[str, list[Image.Image]] | None = None,
 ) -> Image.Image:
-    """One image of all: a labelled row for each entry, and a caption above each column.
+    """One image of all: a labeled row for each entry, and a caption above each column.
 
     above: rows that are placed over the captions.
     """

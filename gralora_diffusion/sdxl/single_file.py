@@ -139,14 +139,14 @@ def names_in(file: Path) -> tuple[set[str], dict[str, str]]:
             metadata = opened.metadata() or {}
             shape = opened.get_slice(PARTS["UNet"]).get_shape() if PARTS["UNet"] in names else None
     except FileNotFoundError:
-        raise ConfigError(f"{file} is not there") from None
+        raise ConfigError(f"{file} does not exist") from None
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{file} is not a complete .safetensors file: {error}") from None
     if lacking := [part for part, name in PARTS.items() if name not in names]:
         none = "is not an SDXL checkpoint: it holds none of its three models"
         raise ConfigError(f"{file} {NOT_SDXL if len(lacking) < len(PARTS) else none}")
     if shape != [4 * SDXL_UNET["block_out_channels"][0], SDXL_UNET["projection_class_embeddings_input_dim"]]:
-        way = "one that small is read from a folder alone (--to merged FOLDER)"
+        way = "other sizes are read from folders only (--to merged FOLDER)"
         raise ConfigError(f"{file} is a checkpoint of another size than SDXL's; {way}")
     if names & {"edm_mean", "edm_vpred.sigma_max"}:
         problem = "was trained with EDM's noise levels (Playground 2.5?), which are not SDXL's"

@@ -11,6 +11,7 @@ import torch
 from gralora_diffusion.adapters import allocation
 from gralora_diffusion.adapters.registry import all_layers
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.console import counted
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance, instance_images
 from gralora_diffusion.devices import best_device, is_out_of_memory, memory_in_use, name_of, total_memory
 from gralora_diffusion.formats.load import check_fits
@@ -23,7 +24,7 @@ from gralora_diffusion.training.forecast import duration
 from gralora_diffusion.training.optim import bytes_per_parameter
 from gralora_diffusion.training.phase_memory import numbers, phase_memory
 from gralora_diffusion.training.run_folder import locate
-from gralora_diffusion.training.setup import inject_all, steps_of
+from gralora_diffusion.training.setup import checkpoint_interval, inject_all, steps_of
 from gralora_diffusion.training.step_cost import step_memory, step_time
 
 
@@ -88,17 +89,18 @@ class Plan:
         """{what: how much} in words."""
         parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.memory.items())
         files = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in self.files.items())
-        checkpoints = f"{self.checkpoints} checkpoint(s) of {self.checkpoint_size / 1e6:.1f} MB"
+        checkpoints = f"{counted(self.checkpoints, 'checkpoint')} of {self.checkpoint_size / 1e6:.1f} MB"
         ks = ", ".join(map(str, sorted({layer.k for layer in self.layers})))
         kind = f"{self.config.adapter_name} of rank {self.config.adapter.rank}, k {ks}"
         disk = sum(self.files.values()) + self.checkpoints * self.checkpoint_size
         peak = f"about {max(self.phases.values()) / 2**30:.2f} GiB at the peak of {self.peaks()}{beside()}"
+        images = counted(self.images_per_step, "image")
         facts = {
             "base": self.config.pretrained_model_name_or_path or "the embedded one",
             "adapter": f"{kind}, {len(self.layers)} layers, {self.parameters:,} parameters",
             **self.parent(),
             "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
-            "steps": f"{self.steps} of {self.images_per_step} image(s) per process, {self.epochs:.1f} epochs",
+            "steps": f"{self.steps} of {images} per process, {self.epochs:.1f} epochs",
             "device": f"{name_of(best_device())}, {str(precision(self.config)[1]).removeprefix('torch.')}",
             "memory": peak,
             "memory of a training step": f"{sum(self.memory.values()) / 2**30:.2f} GiB: {parts}",
@@ -173,7 +175,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     total = total_memory(best_device())
     phases = phase_memory(memory, text_encoders, vae, config, resolution, dtype, total)
     steps = steps_of(config, epoch_length(config, images), 1)
-    checkpoints = math.ceil(steps / config.checkpointing_steps)
+    checkpoints = math.ceil(steps / checkpoint_interval(config, steps))
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps
     seconds, no_time = None, None
     if timed:

@@ -72,15 +72,17 @@ def write_other_formats(run: Path, adapter: Adapter, config: TrainConfig) -> Non
 def export_again(run: Path, config: TrainConfig) -> None:
     """Of a finished run, write the files that this config asks for and the run lacks, from the native file.
 
-    Notes which changed options no longer have an effect.
+    Prints that the run is finished, and notes which changed options no longer have an effect.
     """
     saved = from_dict(TrainConfig, json.loads((run / "config.json").read_text()))
     ignored = [f"--{name}" for name in SAMPLE_OPTIONS if getattr(saved, name) != getattr(config, name)]
     if ignored:
-        problem = f"{run} is finished, and {' and '.join(ignored)} cannot change its images any more"
+        problem = f"{run} is finished, and {' and '.join(ignored)} can no longer change its images"
         note(f"{problem}: use `gralora sample` to generate others")
     changed = {name: getattr(config, name) for name in EXPORT_OPTIONS}
+    done = f"done: {run} was finished already, and nothing was trained"
     if all(getattr(saved, name) == value for name, value in changed.items()):
+        print(f"{done}: raise --max_train_steps to train it further", flush=True)
         return
     try:
         with Run(run):
@@ -89,4 +91,4 @@ def export_again(run: Path, config: TrainConfig) -> None:
             write_text(run / "config.json", json.dumps(to_dict(saved), indent=2) + "\n")
     except (ValueError, OSError) as error:
         raise TrainingError(f"{run} is finished, and its files could not be written again: {error}") from None
-    print(f"{run} is finished already: its files are written again, and nothing is trained", flush=True)
+    print(f"{done}; its files for other tools were written again", flush=True)

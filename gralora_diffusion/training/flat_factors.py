@@ -20,10 +20,10 @@ ALIGNED = 64  # numbers: where equally shaped parameters begin in the buffers
 class FlatFactors:
     """The parameters of these groups as views of `values`, their .grad as views of `gradients`, fp32 [P].
 
-    Within a group, parameters of one shape are neighbours: they are one tensor [n, *shape] too.
+    Within a group, parameters of one shape are neighbors: they are one tensor [n, *shape] too.
     Where the layers compute in half precision they use a copy of the values, made by refresh() after each
     change of them; the gradients of the copy are added to `gradients` by collect() after each backward pass.
-    The models must not be moved or cast afterwards.
+    The models must not be moved or cast afterward.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class FlatFactors:
         for members in self.side_by_side:
             places = [self.places[member] for member in members]
             if places != [places[0] + number * members[0].numel() for number in range(len(members))]:
-                raise ValueError("parameters that are to lie side by side are in several groups")
+                raise ValueError("parameters that must be contiguous are in several groups")
         self.values = torch.zeros(size, device=device)
         self.gradients = torch.zeros(size, device=device)
         self.copies = torch.zeros(size, dtype=dtype, device=device) if half else None

@@ -1,7 +1,7 @@
 """What a run takes in time, memory and disk space: forecast from its first batches, measured at its end."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from gralora_diffusion.training.checkpoint import candidates
 from gralora_diffusion.training.export import export_sizes
 from gralora_diffusion.training.memory import disk_used
 from gralora_diffusion.training.optim import bytes_per_parameter, spec_of
-from gralora_diffusion.training.setup import TrainingSetup, validation_due
+from gralora_diffusion.training.setup import TrainingSetup, checkpoint_interval, validation_due
 from gralora_diffusion.training.step_cost import batch_time
 
 SAVED_PER_SECOND = 2e8  # bytes of a checkpoint that are written, synced and hashed
@@ -25,6 +25,12 @@ class RunCost:
     memory: int  # bytes at the peak
     disk: int  # bytes of the run folder
     reserved: int | None = None  # bytes that the allocator took from a GPU, measured only
+
+    def after(self, lines: list[dict]) -> "RunCost":
+        """This and what the steps before a resume took, from their lines of metrics.jsonl."""
+        seconds = self.seconds + sum(line["seconds"] for line in lines)
+        memory = max([self.memory, *(line.get("memory") or 0 for line in lines)])
+        return replace(self, seconds=seconds, memory=memory)
 
     def to_json(self) -> dict[str, float]:
         """As it stands in status.json."""
@@ -72,7 +78,7 @@ def forecast_run(
 
 def checkpoints_left(setup: TrainingSetup) -> int:
     """How many checkpoints the rest of the run writes."""
-    every, left = setup.config.checkpointing_steps, setup.steps - setup.start
+    every, left = checkpoint_interval(setup.config, setup.steps), setup.steps - setup.start
     if not left:
         return 0
     at_the_end = setup.steps % every > 0

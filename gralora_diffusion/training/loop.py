@@ -19,7 +19,12 @@ from gralora_diffusion.training.memory import memory_for, out_of_memory
 from gralora_diffusion.training.optim import current_rate, make_optimizer, make_schedule, parameter_groups
 from gralora_diffusion.training.optimizer_state import load_optimizer_state, optimizer_state
 from gralora_diffusion.training.run_folder import Run
-from gralora_diffusion.training.setup import TrainingSetup, images_per_step, validation_due
+from gralora_diffusion.training.setup import (
+    TrainingSetup,
+    checkpoint_interval,
+    images_per_step,
+    validation_due,
+)
 from gralora_diffusion.training.signals import Interrupts, Stopped
 from gralora_diffusion.training.validation_images import Previews
 
@@ -108,7 +113,7 @@ def training_loop(
     finite or memory runs out; the last good state is saved before.
     """
     config, accelerator, steps = setup.config, setup.accelerator, setup.steps
-    saved = setup.start
+    saved, save_every = setup.start, checkpoint_interval(config, steps)
 
     def save(step: int) -> None:
         nonlocal saved
@@ -133,7 +138,7 @@ def training_loop(
                 with room, averaged(optimization.optimizer, optimization.ema):
                     previews.generate(step)
             # checkpoint
-            if step == steps or stopping or step % config.checkpointing_steps == 0:
+            if step == steps or stopping or step % save_every == 0:
                 save(step)
             if stopping and step < steps:
                 where = setup.path / f"checkpoint-{step}"

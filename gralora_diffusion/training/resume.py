@@ -103,5 +103,5 @@ def check_facts(checkpoint: Path, before: dict, now: dict) -> None:
     if changed:
         problem = f"{checkpoint} was made with {', '.join(changed)}"
         warnings.warn(
-            f"{problem}: the run is resumed, but not bit by bit as it would have been", stacklevel=2
+            f"{problem}: the run resumes, but its numbers may differ in the last bits", stacklevel=2
         )

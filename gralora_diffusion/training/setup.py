@@ -234,6 +234,11 @@ def steps_of(config: TrainConfig, images: int, processes: int) -> int:
     return math.ceil(config.num_train_epochs * images / images_per_step(config, processes))
 
 
+def checkpoint_interval(config: TrainConfig, steps: int) -> int:
+    """Steps between two checkpoints; by default four in a short run, and at least one every 500 steps."""
+    return config.checkpointing_steps or min(500, max(50, steps // 4))
+
+
 def validation_due(setup: TrainingSetup, step: int) -> bool:
     """Whether sample images are generated after this step; those of the last step are not counted."""
     config = setup.config

@@ -44,4 +44,6 @@ class Interrupts:
             os._exit(128 + number)
         self.asked, self.first = True, time.monotonic()
         if not self.patient:
-            raise Stopped("stopped before the first step; nothing is lost, and the same command starts again")
+            raise Stopped(
+                "stopped before the first step; nothing is lost: run the same command to start again"
+            )

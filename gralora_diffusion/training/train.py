@@ -85,15 +85,30 @@ def train(config: TrainConfig) -> Path:
 
 
 def finish(setup: TrainingSetup, done_before: bool) -> None:
-    """What follows the training: exports that a finished run lacks, and the upload."""
+    """What follows the training: exports that a finished run lacks, the upload, a line on the console."""
     try:
         if done_before:
             export_again(setup.path, setup.config)
+        else:
+            print(done_message(setup), flush=True)
         if setup.config.push_to_hub:
             print(f"uploaded: {push(setup.path, setup.config)}", flush=True)
     except KeyboardInterrupt:
         where = f"stopped after the training, whose adapter is in {setup.path}"
         raise Stopped(f"{where}; the same command with --output_dir {setup.path} does the rest") from None
+
+
+def done_message(setup: TrainingSetup) -> str:
+    """Where the adapter is and what to look at."""
+    run, config = setup.path, setup.config
+    files = "adapter.safetensors; for other tools, comfyui.safetensors and pytorch_lora_weights.safetensors"
+    images = "" if config.skip_final_inference else f" and {run}/before_after.png"
+    fits = ""
+    if config.pretrained_model_name_or_path is None:
+        fits = (
+            "note: this adapter does not fit SDXL; to train for SDXL, give --pretrained_model_name_or_path\n"
+        )
+    return f"{fits}done: {run} holds the adapter ({files}); look at {run}/report.html{images}"
 
 
 def open_run(setup: TrainingSetup) -> Run | None:
@@ -131,7 +146,7 @@ def start_run(setup: TrainingSetup, run: Run | None) -> None:
             print(setup.started.text(), flush=True)
             note_lost(setup.started)
         if setup.has_earlier_run and not setup.start:
-            note("the run was stopped before its first checkpoint: it starts again at step 0")
+            note("the run was stopped before its first checkpoint: it restarts at step 0")
         print(f"{size} -> {setup.path}{resumed}", flush=True)
     if setup.accelerator.log_with:
         values = to_dict(dataclasses.replace(setup.config, hub_token=None))
@@ -189,7 +204,8 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
         forecast = forecast_run(setup, optimization, loss_of, previews, earlier)
     if run:
         print(f"forecast: {forecast.text()}", flush=True)
-        run.status("running", forecast=forecast.to_json())
+        steps_before = [line for line in run.metrics() if line["step"] <= setup.start]
+        run.status("running", forecast=forecast.after(steps_before).to_json())
     start_time = time.monotonic()
     training_loop(setup, optimization, run, loss_of, batch_plan, previews, interrupts)
 
@@ -204,7 +220,7 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
             save_comparison(setup.path, training_images, setup.steps, config)
         seconds = time.monotonic() - start_time
         cost = measured_cost(seconds, device, setup.path, earlier)
-        run.status("running", actual=cost.to_json())
+        run.status("running", actual=cost.after(steps_before).to_json())
         shutil.rmtree(setup.path / CACHE, ignore_errors=True)
         write_report(setup.path)
     accelerator.end_training()

@@ -64,8 +64,8 @@ class Previews:
         device = pipeline.unet.device
         try:
             for (index, _, _), image in zip(self.mine, self.images(step), strict=True):
-                if is_single_colour(image):
-                    problem = f"image {index} of step {step} has a single colour"
+                if is_single_color(image):
+                    problem = f"image {index} of step {step} has a single color"
                     warnings.warn(f"{problem}: the model or the VAE may have overflowed", stacklevel=2)
                 save_image(image, folder / f"{index:02d}.png")
         except (RuntimeError, MemoryError) as error:
@@ -100,7 +100,7 @@ class Previews:
         )
 
 
-def is_single_colour(image: Image.Image) -> bool:
+def is_single_color(image: Image.Image) -> bool:
     return all(low == high for low, high in image.getextrema())
 
 

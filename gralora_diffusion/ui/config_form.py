@@ -13,7 +13,7 @@ from dataclasses import replace
 from gralora_diffusion.command_line import ALIASES, expand, json_object
 from gralora_diffusion.config import EMBEDDED_DEFAULTS, GROUPS, TrainConfig
 from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, options_of, to_flat
-from gralora_diffusion.presets import BY_CARD, PRESETS, preset_options
+from gralora_diffusion.presets import BY_CARD, PRESETS, check_preset, preset_options
 from gralora_diffusion.ui.workspace import BUNDLED, EMBEDDED, Workspace, quoted, real_file
 
 IMAGES = "instance_data_dir"
@@ -107,7 +107,7 @@ def parse_value(option: Option, value, workspace: Workspace):
         try:
             return json_object(text)
         except argparse.ArgumentTypeError as error:
-            raise ConfigError(str(error)) from None
+            raise ConfigError(f"{option.flag} {error}") from None
     offered = choices(option)
     if offered and text not in offered:
         raise ConfigError(f"{option.flag} is {quoted(text)}; it must be one of {', '.join(offered)}")
@@ -230,9 +230,14 @@ def placeholder(option: Option) -> str:
 
 
 def with_preset(values: dict, preset: str, workspace: Workspace) -> dict:
-    """The form's values with the preset's options, and the defaults of those that other presets change."""
+    """The form's values with the preset's options, and the defaults of those that other presets change.
+
+    Raises ConfigError where the command would: for an unknown preset, or one for SDXL on the embedded base.
+    """
     if preset not in PRESET_NAMES:
         raise ConfigError(f"there is no preset named {quoted(preset)}{did_you_mean(preset, PRESET_NAMES)}")
+    if preset in PRESETS or preset in BY_CARD:
+        check_preset(preset, parse_value(FIELDS[BASE], values.get(BASE), workspace))
     changed = {name for options in FORM_PRESETS.values() for name in options}
     options = preset_options(preset) if preset in BY_CARD else FORM_PRESETS[preset]
     filled = from_config(from_flat(TrainConfig, options), workspace)

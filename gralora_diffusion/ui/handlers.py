@@ -77,5 +77,5 @@ def connect_generation(button: gr.Button, stop: gr.Button, handler, inputs: list
     event |= dict(trigger_mode="multiple")  # "once" skips a click that follows the end at once
     generated = disabled.then(guarded(handler), inputs, outputs, **event)
     on_end(generated, None, None, button, js=enable, **PRIVATE)
-    stop.click(None, cancels=[generated], queue=False, **PRIVATE)  # a cancelled event counts as failed
+    stop.click(None, cancels=[generated], queue=False, **PRIVATE)  # a canceled event counts as failed
     return generated

@@ -22,7 +22,9 @@ STRIP = ("Run", "State", "Step", "Speed", "Left", "Memory")
 
 def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
     """The whole page, with all events connected."""
-    with gr.Blocks(title="GraLoRA: personalise SDXL", analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(
+        title="GraLoRA: train adapters for SDXL", analytics_enabled=False, fill_width=True
+    ) as page:
         gr.HTML(HEADER, elem_id="header", padding=False)
         strip = StatusStrip(queue)
         with gr.Tabs(elem_id="tabs") as tabs:

@@ -75,7 +75,7 @@ class CompareTab:
                 1,
                 step=1,
                 label="Seeds",
-                info="From 2 on the scores have a spread",
+                info="With 2 or more, scores have a spread and an interval",
                 elem_id="seeds",
                 min_width=120,
             )

@@ -57,7 +57,7 @@ class DatasetTab:
         )
         self.new_name = gr.Textbox(label="New set", placeholder="my-dog", max_length=64, elem_id="new-set")
         with gr.Row(elem_classes="pair"):
-            self.create = gr.Button("Create it empty", elem_id="create-set", min_width=120)
+            self.create = gr.Button("Create empty set", elem_id="create-set", min_width=120)
             self.copy = gr.Button("Copy this set", elem_id="copy-set", min_width=120)
         self.notes = gr.Textbox(
             label="What happened to each file", lines=3, interactive=False, visible=False, elem_id="notes"
@@ -108,7 +108,7 @@ class DatasetTab:
             )
             self.apply = gr.Button("Put before", elem_id="put-before", scale=1, min_width=80)
             self.removed = gr.Dropdown(
-                [], allow_custom_value=True, label="Take an image out", elem_id="gone", scale=3
+                [], allow_custom_value=True, label="Remove an image", elem_id="gone", scale=3
             )
             self.remove = gr.Button("Remove", elem_id="remove-image", scale=1, min_width=80, variant="stop")
 

@@ -60,7 +60,7 @@ class ExportTab:
                 elem_id="export-rank",
                 min_width=140,
             )
-        self.write = gr.Button("Make the files", variant="primary", elem_id="export")
+        self.write = gr.Button("Export", variant="primary", elem_id="export")
 
     def build_files(self) -> None:
         self.table = gr.Dataframe(

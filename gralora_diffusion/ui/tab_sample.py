@@ -104,7 +104,7 @@ class SampleTab:
             visible=False,
         )
         self.slider = gr.ImageSlider(
-            label="Base | personalised: drag the line",
+            label="Base | adapter: drag the line",
             elem_id="slider",
             format="png",
             type="filepath",

@@ -1,4 +1,4 @@
-"""Train: six options in front, all others below, the equal command beside, a forecast, and Start."""
+"""Train: six options in front, all others below, the equivalent command beside, a forecast, and Start."""
 
 import json
 
@@ -85,7 +85,7 @@ class TrainTab:
             elem_id="forecast",
         )
         self.equal_command = gr.Code(
-            label="The equal command",
+            label="Equivalent command",
             language="shell",
             interactive=False,
             elem_id="equal-command",
@@ -96,7 +96,7 @@ class TrainTab:
             self.check = gr.Button("Check", elem_id="check", min_width=100)
             self.start = gr.Button("Start", variant="primary", elem_id="start", min_width=140, scale=2)
         self.problem = gr.Textbox(
-            label="To fix first", visible=False, interactive=False, elem_id="problem", lines=2
+            label="Fix this first", visible=False, interactive=False, elem_id="problem", lines=2
         )
         self.marks = gr.Textbox("[]", visible="hidden", label="Mistakes", elem_id="marks")
         gr.Markdown(
@@ -109,7 +109,8 @@ class TrainTab:
         changes = [component.change for component in self.inputs]
         preview = gr.on(changes, trigger_mode="always_last", **self.preview_event)
         preview.then(None, self.marks, None, js=MARK)
-        self.preset.input(guarded(self.apply_preset), [self.preset, *fields], fields, **PRIVATE)
+        applied = self.preset.input(guarded(self.apply_preset), [self.preset, *fields], fields, **PRIVATE)
+        applied.failure(None, None, self.preset, js="() => 'default'", **PRIVATE)
         images = self.fields[IMAGES]
         images.input(guarded(self.suggest_name), images, self.name, show_progress="hidden", **PRIVATE)
         self.checking = self.check.click(
@@ -151,7 +152,7 @@ class TrainTab:
         return None
 
     def preview(self, name: str, *fields):
-        """The equal command, or what is wrong; after each change."""
+        """The equivalent command, or what is wrong; after each change."""
         problem = self.problem_of(name, *fields)
         if problem:
             return gr.skip(), *mistake_updates(problem)

@@ -1,4 +1,4 @@
-"""How the page looks: fonts that every machine has, one accent colour, light and dark, from 390 px up."""
+"""How the page looks: fonts that every machine has, one accent color, light and dark, from 390 px up."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ TITLE = "<div><h1>GraLoRA</h1><p>Train SDXL on a subject from a few images</p></
 HEADER = f"<header>{LOGO}{TITLE}</header>"
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "DejaVu Sans", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
-COLOURS = {  # name: (light, dark)
+COLORS = {  # name: (light, dark)
     "body_background_fill": ("#f4f6f8", "#0b1115"),
     "block_background_fill": ("#ffffff", "#131b21"),
     "border_color_primary": ("#dfe5ea", "#25313a"),
@@ -78,7 +78,7 @@ def theme() -> gr.themes.Base:
         spacing_size="md",
         text_size="md",
     )
-    light = {name: value for name, (value, _) in COLOURS.items()}
-    dark = {f"{name}_dark": value for name, (_, value) in COLOURS.items()}
+    light = {name: value for name, (value, _) in COLORS.items()}
+    dark = {f"{name}_dark": value for name, (_, value) in COLORS.items()}
     dark |= {f"{name}_dark": value for name, value in DARK.items()}
     return base.set(**light, **dark, **SHAPES)

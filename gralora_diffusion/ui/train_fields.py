@@ -56,7 +56,7 @@ def build_front(fields: dict, workspace: Workspace) -> gr.Dropdown:
             list(PRESET_NAMES),
             value="default",
             label="Preset",
-            info="subject and style: what fits this GPU",
+            info="subject and style: what fits this GPU; presets are for SDXL",
             elem_id="preset",
             min_width=220,
         )

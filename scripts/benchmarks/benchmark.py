@@ -72,7 +72,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             way = f"pip install {package}, or leave it out with --only"
             parser.error(f"the section {section} needs the package {package}: {way}")
     if args.diffusers_script and not os.path.isfile(args.diffusers_script):
-        parser.error(f"--diffusers_script {args.diffusers_script} is not there")
+        parser.error(f"--diffusers_script {args.diffusers_script} does not exist")
     if args.device == "cuda":
         import torch
 

@@ -100,13 +100,13 @@ def unet_inputs(pipeline, images: int) -> tuple:
 
 
 def write_images(folder: Path, count: int, side: int) -> Path:
-    """Square PNG files of noise, gradients and colours; all differ."""
+    """Square PNG files of noise, gradients and colors; all differ."""
     from PIL import Image
 
     folder.mkdir(parents=True)
     for i in range(count):
         noise = Image.effect_noise((side, side), 60)
         gradient = Image.linear_gradient("L").resize((side, side)).rotate(30 * i)
-        colour = Image.new("L", (side, side), 40 * i)
-        Image.merge("RGB", (noise, gradient, colour)).save(folder / f"{i}.png")
+        color = Image.new("L", (side, side), 40 * i)
+        Image.merge("RGB", (noise, gradient, color)).save(folder / f"{i}.png")
     return folder

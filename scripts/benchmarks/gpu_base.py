@@ -1,4 +1,4 @@
-"""Bases with random weights for gpu.sh: made on the GPU, by the models' own initialisation."""
+"""Bases with random weights for gpu.sh: made on the GPU, by the models' own initialization."""
 
 import copy
 import functools

@@ -62,7 +62,7 @@ def measure(pipeline, sizes: Sizes, finite: list, clock: Clock) -> dict:
         "peak GiB": gib(torch.cuda.max_memory_allocated()),
         "reserved GiB": gib(torch.cuda.max_memory_reserved()),
         "finite": all(map(bool, finite)),
-        "of a single colour": single,
+        "of a single color": single,
     }
 
 

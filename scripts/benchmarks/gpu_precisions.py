@@ -20,7 +20,7 @@ from gralora_diffusion.training.accelerator import make_accelerator
 
 RATE = 1e-3
 AMPLE = 20 * GIB  # a card of so much holds a step without gradient checkpointing
-PRECISIONS = {  # {name: (mixed precision or the card's own, how the base is quantised)}
+PRECISIONS = {  # {name: (mixed precision or the card's own, how the base is quantized)}
     "bf16": ("bf16", None),
     "fp16, loss scaler": ("fp16", None),
     **{name: (None, name) for name in QUANTIZED},

@@ -1,7 +1,7 @@
 """Run sections of gpu.sh in this process: gpu_sections.py FOLDER UNTIL LATER QUICK SECTION=SHARE ...
 
 UNTIL: the time, in seconds since 1970, at which all sections of all processes are to end.  LATER: the shares
-of the sections that other processes run afterwards.  Exit code 3: the device no longer answers, and the
+of the sections that other processes run afterward.  Exit code 3: the device no longer answers, and the
 sections that are left need another process; 4: there is no device.
 """
 

@@ -55,9 +55,9 @@ def write_images(folder: Path, count: int) -> None:
         caption = folder / f"{i:05d}.txt"
         if caption.exists():
             continue
-        grey = Image.new("L", size, i % 256)
+        gray = Image.new("L", size, i % 256)
         gradient = Image.linear_gradient("L").resize(size).rotate(i % 360)
-        Image.merge("RGB", (noise, grey, gradient)).save(folder / f"{i:05d}.jpg", quality=85)
+        Image.merge("RGB", (noise, gray, gradient)).save(folder / f"{i:05d}.jpg", quality=85)
         caption.write_text(f"image number {i}")
 
 

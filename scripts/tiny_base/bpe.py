@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from captions import COLOURS, PLAIN_PREFIXES, RARE, SCENES, TINTS
+from captions import COLORS, PLAIN_PREFIXES, RARE, SCENES, TINTS
 from composer import Composer
 from models import POSITIONS
 from objects import HELD_OUT
@@ -31,7 +31,7 @@ def corpus(composer: Composer) -> list[str]:
     """20,000 captions, and the words that should be one token each."""
     rng = np.random.default_rng(0)
     texts = [composer.describe(composer.plan(rng), rng) for _ in range(20000)]
-    words = [RARE, *HELD_OUT, *COLOURS, *SCENES, *PLAIN_PREFIXES, *TINTS]
+    words = [RARE, *HELD_OUT, *COLORS, *SCENES, *PLAIN_PREFIXES, *TINTS]
     words.append("sticker toy wearing with of in the style")
     return texts + [" ".join(words)] * 50
 

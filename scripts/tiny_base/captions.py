@@ -5,7 +5,7 @@ import re
 
 STYLES = ("3d render", "drawing", "sticker")
 TRAIN_STYLES = STYLES[:2]
-COLOURS = {  # names of backgrounds and tints: RGB from 0 to 255
+COLORS = {  # names of backgrounds and tints: RGB from 0 to 255
     "white": (250, 250, 250),
     "black": (16, 16, 18),
     "grey": (130, 130, 132),
@@ -71,7 +71,7 @@ def caption(
 
 
 def noun(tint: str | None, label: str, rare: bool) -> str:
-    """The object with its tint and article; a tinted "red apple" loses its own colour."""
+    """The object with its tint and article; a tinted "red apple" loses its own color."""
     if tint:
         label = re.sub(r"^(red|green) (?=apple|heart)", "", label)
     words = [RARE if rare else None, tint, label]

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from captions import COLOURS, PLAIN_PREFIXES, SCENES, STYLES, TINTS, TRAIN_STYLES, caption, pair_held_out
+from captions import COLORS, PLAIN_PREFIXES, SCENES, STYLES, TINTS, TRAIN_STYLES, caption, pair_held_out
 from objects import HELD_OUT, OBJECTS, RENAMED, UNET_OBJECTS
 from sprites import fetch_sprites
 
 SIZE = 64  # pixels a side
 LOOSE = 0.15  # share of the objects that are smaller, off the middle, or mirrored
-SCENE_COLOURS = {  # top of the sky, bottom of the sky, ground: RGB from 0 to 255
+SCENE_COLORS = {  # top of the sky, bottom of the sky, ground: RGB from 0 to 255
     "on the grass": ((120, 190, 250), (200, 230, 255), (80, 170, 60)),
     "on the beach": ((90, 180, 250), (40, 130, 210), (240, 215, 150)),
     "in the snow": ((160, 190, 220), (215, 228, 240), (248, 250, 255)),
@@ -51,7 +51,7 @@ class Composer:
             style = TRAIN_STYLES[rng.integers(2)]
             first, second = rng.choice(objects or self.objects, 2, replace=False)
             label = self.labels[first]
-            backgrounds = SCENES if rng.random() < 0.25 else list(COLOURS)
+            backgrounds = SCENES if rng.random() < 0.25 else list(COLORS)
             background = backgrounds[rng.integers(len(backgrounds))]
             tint = TINTS[rng.integers(len(TINTS))] if rng.random() < 0.15 else None
             other = (None, self.labels[second]) if rng.random() < 0.1 and not held_out else None
@@ -90,7 +90,7 @@ class Composer:
         sprites = self.small_sprites if plan["other"] else self.sprites
         sprite = sprites[STYLES.index(plan["style"]), plan[slot]]
         if slot == "object" and plan["tint"]:
-            return tinted(sprite, COLOURS[plan["tint"]])
+            return tinted(sprite, COLORS[plan["tint"]])
         return sprite
 
     def describe(self, plan: dict, rng: np.random.Generator) -> str:
@@ -126,13 +126,13 @@ def placement(pair: torch.Tensor, x_of_pair: float, rng: np.random.Generator) ->
 
 
 def scene(background: str, rng: np.random.Generator) -> torch.Tensor:
-    """[3, SIZE, SIZE] in [0, 1]: one colour, or a sky above a ground with a soft horizon."""
+    """[3, SIZE, SIZE] in [0, 1]: one color, or a sky above a ground with a soft horizon."""
     jitter = torch.from_numpy(rng.uniform(-0.03, 0.03, (2, 3, 1, 1))).float()
-    if background in COLOURS:
+    if background in COLORS:
         share = 0.25 if background in ("white", "black") else 1
-        colour = rgb(COLOURS[background]) + share * jitter[0]
-        return colour.clamp(0, 1).expand(3, SIZE, SIZE).clone()
-    top, bottom, ground = (rgb(colour) for colour in SCENE_COLOURS[background])
+        color = rgb(COLORS[background]) + share * jitter[0]
+        return color.clamp(0, 1).expand(3, SIZE, SIZE).clone()
+    top, bottom, ground = (rgb(color) for color in SCENE_COLORS[background])
     y = torch.linspace(0, 1, SIZE).view(1, SIZE, 1)
     horizon = float(rng.uniform(0.55, 0.72))
     sky = top + (bottom - top) * (y / horizon).clamp(0, 1) + jitter[0]
@@ -146,22 +146,22 @@ def scene(background: str, rng: np.random.Generator) -> torch.Tensor:
     return image
 
 
-def tinted(sprite: torch.Tensor, colour: tuple[int, int, int]) -> torch.Tensor:
-    """Recolour a sprite [4, h, w] with premultiplied alpha; its light and dark parts stay so."""
+def tinted(sprite: torch.Tensor, color: tuple[int, int, int]) -> torch.Tensor:
+    """Recolor a sprite [4, h, w] with premultiplied alpha; its light and dark parts stay so."""
     alpha = sprite[3:]
     luma = torch.tensor([0.3, 0.59, 0.11]).view(3, 1, 1)
-    grey = (sprite[:3] * luma).sum(0, keepdim=True)
-    colour = rgb(colour)
-    dark = colour * 0.25
-    light = colour + (1 - colour) * 0.55
-    g = (grey / alpha.clamp_min(1e-4)).clamp(0.02, 0.98)
+    gray = (sprite[:3] * luma).sum(0, keepdim=True)
+    color = rgb(color)
+    dark = color * 0.25
+    light = color + (1 - color) * 0.55
+    g = (gray / alpha.clamp_min(1e-4)).clamp(0.02, 0.98)
     mean = float((g * alpha).sum() / alpha.sum().clamp_min(1e-4))
     g = g ** (np.log(0.5) / np.log(mean))  # near 0.5 on average, whatever it was
-    shadows = dark + (colour - dark) * 2 * g
-    lights = colour + (light - colour) * (2 * g - 1)
+    shadows = dark + (color - dark) * 2 * g
+    lights = color + (light - color) * (2 * g - 1)
     return torch.cat([torch.where(g < 0.5, shadows, lights) * alpha, alpha])
 
 
-def rgb(colour: tuple[int, int, int]) -> torch.Tensor:
+def rgb(color: tuple[int, int, int]) -> torch.Tensor:
     """[3, 1, 1] in [0, 1]"""
-    return torch.tensor(colour).view(3, 1, 1) / 255
+    return torch.tensor(color).view(3, 1, 1) / 255

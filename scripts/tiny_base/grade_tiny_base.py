@@ -1,11 +1,11 @@
-"""Grade the embedded base: how often a classifier recognises what held-out captions ask for.
+"""Grade the embedded base: how often a classifier recognizes what held-out captions ask for.
 
     python scripts/tiny_base/grade_tiny_base.py --state build/tiny_base --grid docs/tiny_base.png
 
 --grid also writes images of 32 fixed prompts.  Held-out captions pair an object with a background or a tint
 that training never paired it with.  The classifier is the base's own image-text encoder (tiny/vision_encoder
 with text_encoder_2), which was trained on composed images only.  Its rates on composed images of the same
-captions, before and after a round trip through the VAE, are the ceiling.  The background's colour is also
+captions, before and after a round trip through the VAE, are the ceiling.  The background's color is also
 measured on the pixels.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from captions import COLOURS, SCENES, TINTS, TRAIN_STYLES, caption
+from captions import COLORS, SCENES, TINTS, TRAIN_STYLES, caption
 from composer import Composer
 from PIL import Image
 from transformers import CLIPVisionModelWithProjection
@@ -30,7 +30,7 @@ from gralora_diffusion.sdxl.sampling import sample, sheet
 GUIDANCE = EMBEDDED_DEFAULTS["guidance_scale"]
 GRID = """
 objects: a dog | a cat | a rocket | a cactus | a red heart | a teapot | a robot | a bus
-colours, styles: a purple apple | a green snail | a blue rabbit | a yellow bird | a 3d render of a guitar
+colors, styles: a purple apple | a green snail | a blue rabbit | a yellow bird | a 3d render of a guitar
     | a drawing of a guitar | a dog next to a cat | a red apple next to a banana
 backgrounds: a penguin on the beach | a crab in the snow | a fox at night | a horse on the grass
     | a lion at sunset | a key on a black background | a rose on a white background
@@ -77,13 +77,13 @@ def main() -> None:
     psnr = (10 * torch.log10(4 / (composed - decoded).square().mean((1, 2, 3)))).mean()
     chance = {
         "label": round(1 / len(composer.unet_objects), 4),
-        "background": round(1 / (len(COLOURS) + len(SCENES)), 3),
+        "background": round(1 / (len(COLORS) + len(SCENES)), 3),
     }
     print(json.dumps({"vae_psnr_db": round(float(psnr), 2), "chance": chance}))
 
 
 def grid_of(pipeline) -> Image.Image:
-    """One image with a labelled row of eight images for each line of GRID."""
+    """One image with a labeled row of eight images for each line of GRID."""
     prompts_by_row = grid_prompts()
     prompts = [prompt for columns in prompts_by_row.values() for prompt in columns]
     images = sample(pipeline, prompts, seed=0, guidance_scale=GUIDANCE)
@@ -117,7 +117,7 @@ def grade(images: torch.Tensor, plans: list[dict], composer: Composer, pipeline,
     features = F.normalize(vision(images).image_embeds, dim=-1)
     parts = {
         "label": [composer.labels[i] for i in composer.unet_objects],
-        "background": [*COLOURS, *SCENES],
+        "background": [*COLORS, *SCENES],
         "tint": [None, *TINTS],
         "style": list(TRAIN_STYLES),
     }
@@ -139,11 +139,11 @@ def text_features(pipeline, captions: list[str]) -> torch.Tensor:
 
 
 def background_rate(images: torch.Tensor, plans: list[dict]) -> float:
-    """Share of the plain backgrounds whose colour is the nearest one to the median of the image's corners."""
-    plain = [i for i, plan in enumerate(plans) if plan["background"] in COLOURS]
+    """Share of the plain backgrounds whose color is the nearest one to the median of the image's corners."""
+    plain = [i for i, plan in enumerate(plans) if plan["background"] in COLORS]
     corners = images[plain][:, :, [1, 1, -2, -2], [1, -2, 1, -2]].median(-1).values * 127.5 + 127.5
-    nearest = torch.cdist(corners, torch.tensor(list(COLOURS.values())).float()).argmin(1)
-    names = list(COLOURS)
+    nearest = torch.cdist(corners, torch.tensor(list(COLORS.values())).float()).argmin(1)
+    names = list(COLORS)
     right = [names[n] == plans[i]["background"] for n, i in zip(nearest, plain, strict=True)]
     return sum(right) / len(right)
 

@@ -1,6 +1,6 @@
-"""Download the emoji from the npm registry and rasterise them.
+"""Download the emoji from the npm registry and rasterize them.
 
-Licences are repeated in gralora_diffusion/tiny/README.md.  unicode-emoji-json (MIT): names.
+Licenses are repeated in gralora_diffusion/tiny/README.md.  unicode-emoji-json (MIT): names.
 @lobehub/fluent-emoji-3d (MIT): the style "3d render".  @iconify-json/noto (Apache-2.0): "drawing".
 @iconify-json/twemoji (CC BY 4.0): "sticker", held out of training.
 """

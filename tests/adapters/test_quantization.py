@@ -29,7 +29,7 @@ def torchao():
 
 
 def adapted(kind, method):
-    """(a layer over a quantised weight, its adapter not zero; the weight before)"""
+    """(a layer over a quantized weight, its adapter not zero; the weight before)"""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128))
     weight = model[0].weight.detach().clone()
@@ -42,7 +42,7 @@ def adapted(kind, method):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["lora", "gralora"])
-def test_the_layer_is_the_dequantised_weight_plus_the_delta(torchao, kind, method):
+def test_the_layer_is_the_dequantized_weight_plus_the_delta(torchao, kind, method):
     model, layer, weight = adapted(kind, method)
     held = numbers(layer.weight)
     assert (

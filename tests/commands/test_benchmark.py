@@ -130,4 +130,4 @@ def test_the_command_prints_tables_plots_and_one_line_of_json_last(tmp_path):
     options = ["--diffusers_script", tmp_path / "none.py"]
     wrong = subprocess.run([*command, *options], capture_output=True, text=True)
     assert wrong.returncode == 2
-    assert "none.py is not there" in wrong.stderr
+    assert "none.py does not exist" in wrong.stderr

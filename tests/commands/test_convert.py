@@ -197,10 +197,10 @@ def test_peft_loads_its_folders(dtype, tolerance, adapter, tmp_path):
         model = PeftModel.from_pretrained(blank(getattr(base, component)), tmp_path / "x" / component)
         model.base_model.float()  # the folder's own dtype would round the answers too
         layers = {path: model.get_submodule(f"base_model.model.{own[path]}") for path in mine}
-        learnt = {path: dict(layer.scaling) for path, layer in layers.items()}
+        learned = {path: dict(layer.scaling) for path, layer in layers.items()}
         for strength in STRENGTHS:
             for path, layer in layers.items():
-                layer.scaling["default"] = strength * learnt[path]["default"]
+                layer.scaling["default"] = strength * learned[path]["default"]
             got = {
                 path: layer(torch.eye(layer.in_features)).T.detach().double()
                 for path, layer in layers.items()
@@ -319,7 +319,7 @@ def test_the_commands_mistakes_are_one_sentence_and_write_nothing(mixed, tmp_pat
     write_native(tmp_path / "adapter.safetensors", mixed)
     before = sorted(tmp_path.rglob("*"))
     for arguments, words in [
-        (["nowhere", "x.safetensors", "--to", "comfyui"], "nowhere is not there"),
+        (["nowhere", "x.safetensors", "--to", "comfyui"], "nowhere does not exist"),
         ([tmp_path, "x.pt", "--to", "comfyui"], "must end in .safetensors"),
         ([tmp_path, "x", "--to", "peft"], "--energy 1"),
         ([tmp_path, "x.safetensors", "--to", "comfyui", "--rank", 8, "--energy", 0.9], "give one of them"),

@@ -7,12 +7,16 @@ from helpers import ACCELERATE, SCRIPTS, TRAIN
 from PIL import Image
 from run_command import assert_one_sentence, run
 
+from gralora_diffusion import AdapterConfig
+from gralora_diffusion.cli.main import main
+from gralora_diffusion.options import ConfigError
+
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--gralora_ranck", "64"], ["unknown option --gralora_ranck", "did you mean '--gralora_rank'"]),
-        (["--rank", "many"], ["--gralora_rank", "many"]),
+        (["--rank", "many"], ["--gralora_rank is 'many'; it must be a whole number"]),
         (["--learning_rat", "1"], ["unknown option --learning_rat"]),
         (["--adapter", "dora"], ["dora", "gralora"]),
         (["--instance_data_dir", "nowhere", "--instance_prompt", "x"], ["nowhere is not a folder"]),
@@ -29,11 +33,11 @@ from run_command import assert_one_sentence, run
         (["--gralora_rank", "65536"], ["down_blocks", "rank is 65536", "from 1 to 128"]),
         (["--gralora_rank", "63", "--gralora_k", "4"], ["rank 63", "k 4", "60 and 64", "down_blocks"]),
         (["--targets", "to_nowhere"], ["'to_nowhere'", "matches no linear layer"]),
-        (["--adapter", "lora", "--gralora_k", "4"], ["belong to GraLoRA"]),
+        (["--adapter", "lora", "--gralora_k", "4"], ["--gralora_k is an option of GraLoRA: drop it"]),
         (["--resolution", "100"], ["divisible by 8"]),
         (["--pretrained_model_name_or_path", "nowhere/model"], ["nowhere/model"]),
         (["--pretrained_model_name_or_path", "model.ckpt"], ["pickle"]),
-        (["--rank_pattern", "[1]"], ["not a JSON object"]),
+        (["--rank_pattern", "[1]"], ["--rank_pattern is '[1]'; it must be a JSON object"]),
     ],
 )
 def test_a_mistake_is_one_sentence_and_writes_nothing(arguments, words, tmp_path):
@@ -48,6 +52,57 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(arguments, words, tmp_path
     done = run(*TRAIN, *arguments, "--output_dir", tmp_path / "out" / "run", cwd=tmp_path, env=offline)
     assert_one_sentence(done, *words)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("train --learning_rate fast", "--learning_rate is 'fast'; it must be a number"),
+        ("train --rank 8.5", "--gralora_rank is '8.5'; it must be a whole number"),
+        ("train --seed", "--seed needs a value"),
+        ("train --verbose=yes", "--verbose takes no value, but 'yes' is given"),
+        ("train --lr_scheduler flat", "--lr_scheduler is 'flat'; it must be one of linear, cosine, "),
+        ("train --dry_run maybe", "--dry_run is 'maybe'; it must be True or False"),
+        ("train --preset subject-13gb", "--preset is 'subject-13gb', which is not a preset; did you mean"),
+        ("train --preset x", "--preset is 'x', which is not a preset; it must be one of subject, style, "),
+        ("train photos", "'photos' belongs to no option; options start with --"),
+        (
+            "train --network_dim 32 --train_batch 2 --zzz --network_dim=8",
+            "unknown options --network_dim (--rank is the rank), --train_batch (did you mean "
+            "'--train_batch_size'?), --zzz; --help_all lists all options",
+        ),
+        ("sample", "--prompt is required"),
+        ("convert", "IN, OUT and --to are required"),
+        ("convert a b --to zip", "--to is 'zip'; it must be one of "),
+        ("compare --output x --ranks", "--ranks needs at least one value"),
+        ("evaluate --batch_size x", "--batch_size is 'x'; it must be a whole number"),
+        ("ui --port x", "--port is 'x'; it must be a whole number"),
+        ("entanglement --adapter lora --hybrid_rank 2", "--hybrid_rank is an option of GraLoRA: drop it"),
+    ],
+)
+def test_a_mistake_in_the_syntax_has_the_words_of_the_other_mistakes(command, sentence, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(command.split())
+    assert exit.value.code == 2
+    name = command.split()[0]
+    assert capsys.readouterr().err.startswith(f"gralora {name}: {sentence}")
+
+
+def test_a_hub_id_without_a_network_is_one_line(tmp_path):
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    for more in ([], ["--dry_run"]):
+        base = ["--pretrained_model_name_or_path", "nowhere/model", *more]
+        done = run(*TRAIN, *base, "--output_dir", "run", cwd=tmp_path, env=offline)
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert "nowhere/model: it is neither a local folder nor in the download cache" in line
+
+
+def test_several_flags_of_gralora_are_all_named():
+    with pytest.raises(
+        ConfigError, match=r"^--hybrid_rank and --gralora_k are options of GraLoRA: drop them"
+    ):
+        AdapterConfig(method="lora", k=4, hybrid_rank=2)
 
 
 def test_through_accelerate_a_mistake_is_printed_and_writes_nothing(tmp_path):

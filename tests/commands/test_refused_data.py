@@ -44,7 +44,7 @@ ROWS = {
     **{name: (train_on((file_name, content)), words) for name, (file_name, content, words) in BAD.items()},
     "empty folder": (train_on(lambda path: (path / "good.png").unlink()), "holds no images"),
     "no folder": (train_with(instance_data_dir="{tmp}/nowhere"), "is not a folder: --instance_data_dir"),
-    "only a sub-folder": (
+    "only a subfolder": (
         train_on(lambda path: (path / "good.png").unlink(), lambda path: (path / "10_dog").mkdir()),
         "holds no images",
     ),

@@ -49,7 +49,7 @@ ROWS = {
         train_with(allocate="uniform", gora_max_rank=9),
         "--gora_max_rank has no effect",
     ),
-    "gradients of a quantised base": (
+    "gradients of a quantized base": (
         train_with(base_model_precision="int8-torchao", allocate="gora"),
         "no weights to take gradients of",
     ),

@@ -114,7 +114,7 @@ ROWS = {
         train_on_base(edited("vae/config.json", scaling_factor=float("inf"))),
         "/base|not finite",
     ),
-    "adapter that is not there": (lambda tmp, _: read_adapter(tmp / "x.safetensors"), "is not there"),
+    "adapter that is not there": (lambda tmp, _: read_adapter(tmp / "x.safetensors"), "does not exist"),
     "adapter that is a pickle": (
         read_file("x.safetensors", b"\x80\x04\x95."),
         "not a complete .safetensors file",

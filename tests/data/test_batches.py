@@ -306,7 +306,7 @@ def test_long_captions_are_said(pipeline, tmp_path, capsys):
     note_long_captions([short], pipeline)
     assert not capsys.readouterr().err
     note_long_captions([short, long], pipeline)
-    assert "1 caption(s) are cut to the 32 tokens that the base reads: 00.png loses " in (
+    assert "1 caption cut to the 32 tokens that the base reads: 00.png loses " in (
         said := capsys.readouterr().err
     )
     assert int(said.split()[-1]) == len(pipeline.tokenizer(long.caption, truncation=False).input_ids) - 32
@@ -422,7 +422,7 @@ def test_class_images_are_drawn_where_they_are_missing_and_go_on_where_they_were
     other = draw(dataclasses.replace(config, class_prompt="a photo of a cat", num_class_images=3))
     assert len(other) == 3
     assert not {p.path.name for p in other} & content.keys()
-    assert "5 image(s) generated for another prompt" in capsys.readouterr().err
+    assert "5 images generated for another prompt" in capsys.readouterr().err
     [image] = sample(pipeline, ["a photo of a robot"], 7, num_inference_steps=2, guidance_scale=3.0)
     assert image.size == (64, 64)
 

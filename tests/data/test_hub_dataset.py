@@ -19,13 +19,12 @@ pytestmark = pytest.mark.filterwarnings(
 def folder_of(path, kind):
     """Three images as a folder of images with metadata.jsonl, or as a parquet file that holds them."""
     path.mkdir(exist_ok=True)
-    colours = ["red", "green", "blue"]
-    for i, colour in enumerate(colours):
-        Image.new("RGB", (64 + 8 * i, 64), colour).save(path / f"{i}.png")
+    colors = ["red", "green", "blue"]
+    for i, color in enumerate(colors):
+        Image.new("RGB", (64 + 8 * i, 64), color).save(path / f"{i}.png")
     if kind == "folder":
         lines = [
-            json.dumps(dict(file_name=f"{i}.png", words=f"a {colour} dog"))
-            for i, colour in enumerate(colours)
+            json.dumps(dict(file_name=f"{i}.png", words=f"a {color} dog")) for i, color in enumerate(colors)
         ]
         (path / "metadata.jsonl").write_text("\n".join(lines))
         return path

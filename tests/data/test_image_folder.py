@@ -15,8 +15,8 @@ from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.options import ConfigError
 
 
-def image(path, size=(80, 64), colour=(200, 30, 30), mode="RGB", **options):
-    Image.new(mode, size, colour).save(path, **options)
+def image(path, size=(80, 64), color=(200, 30, 30), mode="RGB", **options):
+    Image.new(mode, size, color).save(path, **options)
     return path
 
 
@@ -62,7 +62,7 @@ def test_metadata_names_images_in_sub_folders_and_its_column(tmp_path, capsys):
         '{"file_name": "train/a.png", "words": "one"}\n{"file_name": "b.png", "words": "two"}\n'
     )
     assert captions(tmp_path, column="words") == {"a.png": "one", "b.png": "two"}
-    assert "sub-folders, which are left out: train" in capsys.readouterr().err
+    assert "subfolders, which are left out: train" in capsys.readouterr().err
     found = instance_images(TrainConfig(instance_data_dir=str(tmp_path), caption_column="words"))
     assert [p.caption for p in found] == ["two", "one"]
     with pytest.raises(ConfigError, match="line 1 has no 'text' or 'caption'"):
@@ -130,7 +130,7 @@ def test_captions_are_found_and_missed(tmp_path):
     ids=["newline", "emoji", "255 bytes", "blanks", "dash", "shell", "not UTF-8"],
 )
 def test_odd_names_are_good_names(tmp_path, name):
-    image(tmp_path / "z.png", colour="blue").rename(tmp_path / name)
+    image(tmp_path / "z.png", color="blue").rename(tmp_path / name)
     if len(name) < 255:
         (tmp_path / name).with_suffix(".txt").write_text("a dog")
     assert captions(tmp_path, "a dog") == {name: "a dog"}
@@ -152,7 +152,7 @@ def test_bad_files_can_be_skipped_and_are_counted(tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"nonsense")
     (tmp_path / "notes.txt").write_text("milk")
     assert captions(tmp_path, "x", skip=True) == {"good.png": "x"}
-    assert "2 file(s)" in (said := capsys.readouterr().err)
+    assert "2 files" in (said := capsys.readouterr().err)
     assert "bad.png (not an image" in said
     (tmp_path / "good.png").unlink()
     with pytest.raises(ConfigError, match="no images that can be used"):
@@ -182,7 +182,7 @@ def test_the_cache_knows_images_by_their_bytes(tmp_path, monkeypatch):
     [entry] = (tmp_path / "cache").rglob("*.json")
     entry.write_text(entry.read_text().replace("96", "97"))  # damaged: not believed
     assert find_images(folder, "x", cache=cache)[0].size == (64, 96)
-    image(folder / "b.png", size=(96, 64), colour="blue")
+    image(folder / "b.png", size=(96, 64), color="blue")
     find_images(folder, "x", cache=cache)
     assert len(decoded) == 3
 

@@ -36,7 +36,7 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path, name, content, words)
     }
     assert words in told["good.png" if "good" in name else name]
     assert "worse.gif" in said
-    assert "2 file(s)" in said
+    assert "2 files" in said
     assert said.isprintable()
     assert peak < 50e6
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -59,7 +59,7 @@ def test_what_is_no_file_does_not_hang(tmp_path, kind):
     else:
         path.symlink_to(path if "loop" in kind else tmp_path / "nowhere")
     if "folder" in kind:
-        assert len(find_images(tmp_path, "x")) == 1  # a sub-folder, which is said
+        assert len(find_images(tmp_path, "x")) == 1  # a subfolder, which is said
         return
     with pytest.raises(ConfigError) as caught:
         find_images(tmp_path, "x")
@@ -130,7 +130,7 @@ def test_damaged_exif_does_not_spoil_the_image(tmp_path, exif):
 
 
 def test_the_first_frame_is_used_and_said(tmp_path, capsys):
-    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
     for name in ("a.gif", "b.webp", "c.png", "d.tif"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "e.gif")
@@ -145,7 +145,7 @@ def test_the_first_frame_is_used_and_said(tmp_path, capsys):
     assert "e.gif" not in said
 
 
-def test_text_and_colour_profiles_of_honest_size_are_read():
+def test_text_and_color_profiles_of_honest_size_are_read():
     info = PngImagePlugin.PngInfo()
     info.add_text("prompt", "x" * 10_000, zip=True)
     assert opened(encoded("PNG", pnginfo=info)).size == (90, 90)

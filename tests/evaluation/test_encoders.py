@@ -44,7 +44,7 @@ def test_clip_equals_open_clips_own(tiny_clip, photos):
 
 
 def test_clip_preprocessing_is_its_authors(tiny_clip, photos):
-    """Resize the shorter side, bicubic with antialias, cut the middle, scale, normalise: as OpenAI does."""
+    """Resize the shorter side, bicubic with antialias, cut the middle, scale, normalize: as OpenAI does."""
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     steps = [
         transforms.Resize(48, transforms.InterpolationMode.BICUBIC),
@@ -68,7 +68,7 @@ def test_dinov2_equals_transformers_own(tiny_dinov2, photos):
 
 
 def test_dinov2_preprocessing_is_its_authors(tiny_dinov2, photos):
-    """Resize to 256 with Pillow's bicubic, cut 224, scale, normalise: as DINOv2 does, but for rounding.
+    """Resize to 256 with Pillow's bicubic, cut 224, scale, normalize: as DINOv2 does, but for rounding.
 
     Where the spare part is odd, transformers cuts one pixel before torchvision.
     """
@@ -153,7 +153,7 @@ def test_names_that_are_none():
     refused("clip:ViT-B-23:openai", "no model 'ViT-B-23'", "did you mean 'ViT-B-32'")
     refused("clip:ViT-B-32:laion", "no weights 'laion'", "laion2b_s34b_b79k")
     refused("clip:ViT-B-32", "no weights ''")
-    refused("clip:/nowhere/folder", "/nowhere/folder is not there", "clip:FOLDER must name a folder")
+    refused("clip:/nowhere/folder", "/nowhere/folder does not exist", "clip:FOLDER must name a folder")
 
 
 def test_a_sentence_is_cut_between_words():
@@ -292,7 +292,7 @@ def test_images_that_cannot_be_scored_are_named(tmp_path):
     encoder = load_encoder("embedded")
     Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
     (tmp_path / "text.png").write_text("nonsense")
-    with pytest.raises(ConfigError, match=r"black\.png is all of one colour"):
+    with pytest.raises(ConfigError, match=r"black\.png is a single color"):
         image_features(encoder, [tmp_path / "black.png"])
     with pytest.raises(ConfigError, match=r"text\.png cannot be used"):
         image_features(encoder, [tmp_path / "text.png"])

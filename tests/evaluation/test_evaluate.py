@@ -84,7 +84,7 @@ def test_the_command_scores_a_run(finished_run, tmp_path, capsys):
         ("--generated PHOTOS --device hpu", "--device hpu cannot be used here"),
         ("--generated PHOTOS --device cuda:99", "--device cuda:99 cannot be used here"),
         ("--subjects nowhere", "--subjects nowhere must be a folder that holds"),
-        ("--subjects PHOTOS", "must be a folder that holds a folder of images for each of two subjects"),
+        ("--subjects PHOTOS", "must be a folder that holds a folder of images for each of at least two"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_writes_nothing(
@@ -102,6 +102,24 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert all(part in line for part in words.split("|")), line
     assert not [p for p in tmp_path.iterdir() if p.name != "cache"]
+
+
+def test_subjects_are_a_table_and_with_output_a_file(tmp_path, capsys):
+    for number, name in enumerate(("cat", "toy")):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        for i in range(2):
+            image = Image.linear_gradient("L").resize((64, 64 + 8 * i)).rotate(90 * number)
+            image.convert("RGB").save(tmp_path / "all" / name / f"{i}.png")
+    command = ["evaluate", "--subjects", tmp_path / "all", "--encoder", "embedded", "--cache", tmp_path / "f"]
+    main([*map(str, command), "--output", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    head, row = printed.split("\n\n")[1].splitlines()
+    assert printed.startswith("4 images of 2 subjects\n")
+    assert head.startswith("encoder  ")
+    assert head.endswith("between")
+    assert "{" not in printed
+    (found,) = json.loads((tmp_path / "out" / "subjects.json").read_text())
+    assert row.split()[-1] == f"{found['between']:.4f}"
 
 
 def test_import_does_not_load_the_evaluators_models():

@@ -11,6 +11,7 @@ from gralora_diffusion.evaluation.features import image_features
 from gralora_diffusion.evaluation.image_sets import ImageSet, References, images_in
 from gralora_diffusion.evaluation.metrics import evaluate
 from gralora_diffusion.evaluation.report import score_tables, write_evaluation
+from gralora_diffusion.evaluation.score_rows import rows_of
 
 TAGS = [
     "html",
@@ -94,6 +95,11 @@ def test_the_report_holds_everything_and_needs_no_network(photos, tiny_clip, tin
     assert {row["label"] for row in rows} == labels | {"nearest training image"}
     lines = 2 * (6 + 5) * 4 - 2 * 2 * 3  # diversity is of a prompt
     assert len(read_csv(out / "images.csv")) == len(result["values"]) == lines
+
+
+def test_one_value_has_no_interval_and_its_row_says_so():
+    entry = dict(run="a", label="subject", n=1, mean=0.5, sd=None, low=None, high=None, encoder="X")
+    assert rows_of([entry]) == [["a", "subject", "1", "0.5000", "", "n = 1: no interval", "X"]]
 
 
 def test_a_page_of_many_images_names_how_many_it_shows(photos, tiny_dinov2, monkeypatch):

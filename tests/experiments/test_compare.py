@@ -17,7 +17,7 @@ from gralora_diffusion.cli.main import main
 from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.experiments.methods import METHODS
-from gralora_diffusion.experiments.plan import plan_sweep, split
+from gralora_diffusion.experiments.plan import SweepForecast, operations, plan_sweep, split
 from gralora_diffusion.experiments.results import RESULTS
 from gralora_diffusion.options import ConfigError
 
@@ -131,6 +131,21 @@ def test_subjects_are_a_column_of_the_table(tmp_path):
     assert len({run["setting"] for run in plan.runs}) == 2
     with pytest.raises(ConfigError, match="--strengths goes with"):
         plan_sweep(compare.arguments([*given, "--strengths", "0.5"]))
+
+
+def test_a_forecast_of_few_operations_is_not_zero():
+    forecast = SweepForecast(1, 6, 1, training=6.2e7, sampling=3.4e15)
+    counts = "1 run: 62 MFLOP of training, 3,400 TFLOP of sampling; 9 seconds on a GPU"
+    assert counts in forecast.text()
+    assert [operations(n) for n in (12.0, 2.5e9, 1e14)] == ["12 FLOP", "2.5 GFLOP", "100 TFLOP"]
+    assert "less than a second on" in SweepForecast(1, 6, 1, 6e7, 6e7).text()
+
+
+def test_the_help_names_whose_lora_is_the_baseline(capsys):
+    with pytest.raises(SystemExit):
+        compare.arguments(["--help"])
+    text = " ".join(capsys.readouterr().out.partition("--baseline")[2].split())
+    assert "(default: lora, which is PEFT's LoRA" in text
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_a_sweep_waits_for_the_runs_of_others_and_does_what_they_leave(tmp_path,
     def waiting() -> bool:
         return "waiting" in " ".join(lines)
 
-    with pytest.raises(Stopped, match=r"stopped before lora-r4-lr0\.001-seed0"):
+    with pytest.raises(Stopped, match=r"stopped after 1 of 2 runs; .* to resume with lora-r4-lr0\.001-seed0"):
         do_runs(tmp_path, RUNS[:2], do, lines.append, waiting)
     assert do.seeds == [1]  # what is free is done first
     assert [line for line in lines if "waiting for other processes' runs: lora-r4" in line] == lines[1:2]
@@ -157,6 +157,17 @@ def test_a_stop_counts_between_two_runs_and_after_the_last(tmp_path):
         with pytest.raises(Stopped):
             do_runs(tmp_path, RUNS[:wanted], do, quiet, lambda: bool(do.seeds))
     assert do.seeds == [0]
+
+
+def test_a_stop_within_a_run_counts_the_finished_ones(tmp_path):
+    def do(run: dict) -> dict:
+        if run == RUNS[1]:
+            raise Stopped("stopped in a step")
+        return {}
+
+    sentence = r"^stopped after 1 of 2 runs; run the same command to resume with the first step of lora-r4-"
+    with pytest.raises(Stopped, match=sentence):
+        do_runs(tmp_path, RUNS[:2], do, quiet)
 
 
 def slowly(run: dict) -> dict:

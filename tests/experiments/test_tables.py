@@ -16,7 +16,7 @@ from gralora_diffusion.options import ConfigError
 
 
 def test_ranks_and_rates_are_paired_seed_by_seed():
-    """Neighbours, the later less the earlier, by hand; rates of tests alone."""
+    """Neighbors, the later less the earlier, by hand; rates of tests alone."""
     done = [finished("lora", 1e-3, seed, v, "test") for seed, v in enumerate((0.5, 0.6, 0.4))]
     done += [finished("lora", 3e-3, seed, v, "test") for seed, v in enumerate((0.52, 0.61, 0.45))]
     done += [finished("lora", 1e-3, seed, v) for seed, v in enumerate((0.6, 0.5))]
@@ -37,6 +37,13 @@ def test_the_table_has_everything():
     assert "gralora k2" in line
     ends = "gralora k2 at rank 4 (0.001), lora at rank 4 (0.01)"
     assert f"the best rate is at the end of those tried: {ends}" in text
+
+
+def test_one_value_has_no_interval_and_the_table_says_so():
+    text = sweep_report([entry for entry in DONE if entry["run"]["seed"] == 0], PAIRED, ["lora"])
+    rows = [line for line in text.splitlines() if line.startswith("| test")]
+    assert rows
+    assert all("n = 1: no interval" in row for row in rows if "gralora" in row)
 
 
 def test_a_report_of_copy_names_the_method_that_copies_less(tmp_path):

@@ -117,7 +117,7 @@ def test_mixed_sizes(comfyui, sdxl, sgm_names, tmp_path, caplog):
 
 
 def test_diffusers_files_lose_the_unet_there(comfyui, sdxl, tmp_path, caplog):
-    """Why comfyui.safetensors exists.  When this fails, ComfyUI has learnt diffusers' names."""
+    """Why comfyui.safetensors exists.  When this fails, ComfyUI has learned diffusers' names."""
     write_diffusers(tmp_path / "x.safetensors", sdxl_sized(MIXED, tmp_path / "sdxl.safetensors"))
     comfyui.folder_paths.add_model_folder_path("loras", str(tmp_path), is_default=True)
     model, clip = comfyui.nodes.LoraLoader().load_lora(*sdxl, "x.safetensors", 1.0, 1.0)

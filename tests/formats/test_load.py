@@ -193,7 +193,7 @@ def test_what_is_not_an_adapter(tmp_path):
         ("pickle", "is a pickle"),
         ("other", "unknown tensor"),
         ("liar", "not a complete"),
-        ("absent", "is not there"),
+        ("absent", "does not exist"),
     ]:
         with pytest.raises(ConfigError, match=words):
             load_adapter(pipeline, tmp_path / f"{name}.safetensors")

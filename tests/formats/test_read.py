@@ -255,7 +255,7 @@ def bad_files(folder, adapter) -> dict[str, tuple]:
     (folder / "cut.safetensors").write_bytes(exported.read_bytes()[:-100])
     found["cut"] = folder / "cut.safetensors", "not a complete .safetensors file"
     (folder / "nothing").mkdir()
-    found["empty folder"] = folder / "nothing", "is not there"
+    found["empty folder"] = folder / "nothing", "does not exist"
     return found
 
 
@@ -409,7 +409,7 @@ def test_the_embedded_bases_adapter_does_not_fit_sdxl(tmp_path):
     fits = {"unet": {name: dict(lora_A=torch.ones(4, 640), lora_B=torch.ones(640, 4))}}
     with pytest.raises(
         ConfigError,
-        match=r"'model.diffusion_model.input_blocks.0.0.weight' is missing: it is not a whole SDXL base",
+        match=r"'model.diffusion_model.input_blocks.0.0.weight' is missing: it is not a complete SDXL base",
     ):
         write_merged(
             tmp_path / "x.safetensors",
@@ -510,5 +510,7 @@ def test_a_pickle_with_another_name_is_not_run(pickled, tmp_path):
 def test_of_a_stopped_run_the_checkpoint_is_named(tmp_path):
     (tmp_path / "checkpoint-7").mkdir()
     (tmp_path / "checkpoint-7" / "adapter.safetensors").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"was stopped before its end: give its checkpoint, .*checkpoint-7"):
+    with pytest.raises(
+        ConfigError, match=r"was stopped before it finished: give its checkpoint, .*checkpoint-7"
+    ):
         read_adapter(tmp_path)

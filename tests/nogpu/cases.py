@@ -41,7 +41,7 @@ def main() -> None:
     cases = json.loads(Path(sys.argv[1]).read_text())
     recorder = phases.Recorder(printing=False)
     recorder.install()
-    stand_ins.colour_images()
+    stand_ins.color_images()
     warnings.simplefilter("always", UserWarning)  # in every case, not in the first that meets it
     counters.set_limit(GIB)
     found = {}

@@ -1,4 +1,4 @@
-"""What the stub has counted: launches, copies, synchronisations, memory.
+"""What the stub has counted: launches, copies, synchronizations, memory.
 
 Only in a process that runs on it.
 """
@@ -39,7 +39,7 @@ class Report:
     @property
     def syncs(self) -> int:
         kinds = ("stream", "device", "event")
-        return sum(self.counters[f"{kind} synchronisations"] for kind in kinds)
+        return sum(self.counters[f"{kind} synchronizations"] for kind in kinds)
 
     @property
     def copies(self) -> int:

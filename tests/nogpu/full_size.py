@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--where", action="store_true")
     own, flags = parser.parse_known_args()
     base = hollow.install()
-    stand_ins.colour_images()
+    stand_ins.color_images()
     recorder = phases.Recorder(where=own.where)
     recorder.install(files=own.files)
     found = run(flags, base, recorder)

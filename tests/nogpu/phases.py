@@ -1,4 +1,4 @@
-"""What each phase and each step of a run takes on the stub: launches, synchronisations, copies and memory."""
+"""What each phase and each step of a run takes on the stub: launches, synchronizations, copies and memory."""
 
 import collections
 import functools
@@ -64,7 +64,7 @@ class Recorder:
         self.peaks = Peaks()
         self.lines = []
         self.kernels = collections.Counter()  # of the last step
-        self.sites = collections.Counter()  # of the last step: {file:line: synchronisations}
+        self.sites = collections.Counter()  # of the last step: {file:line: synchronizations}
 
     def begin(self) -> tuple[float, float]:
         counters.reset()
@@ -132,7 +132,7 @@ class Recorder:
         return recorded
 
     def next_step(self, steps: Iterator):
-        """The next item, or None; `where` counts the lines of the package that synchronise."""
+        """The next item, or None; `where` counts the lines of the package that synchronize."""
         if not self.where:
             return next(steps, None)
         sites = collections.Counter()

@@ -36,7 +36,7 @@ def main() -> None:
     import step_counts
 
     base = hollow.install()
-    stand_ins.colour_images()
+    stand_ins.color_images()
     recorder = phases.Recorder()
     recorder.install(files=False)
     found = {}

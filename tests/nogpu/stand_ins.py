@@ -132,15 +132,15 @@ def embedding_backward(gradient, indices, rows, *options):
 
 
 def item(tensor):
-    """aten::_local_scalar_dense, with the copy and the synchronisation that the real one makes."""
+    """aten::_local_scalar_dense, with the copy and the synchronization that the real one makes."""
     number = tensor.cpu().item()
     return reads if tensor.is_floating_point() else number
 
 
-def colour_images() -> None:
+def color_images() -> None:
     """Let decoded images be small ramps.
 
-    The package refuses images of a single colour, as after an overflow, and large files take long.
+    The package refuses images of a single color, as after an overflow, and large files take long.
     """
     from diffusers.image_processor import VaeImageProcessor
 

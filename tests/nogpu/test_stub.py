@@ -93,7 +93,7 @@ def test_memory_is_limited(found):
     assert found["peak"] == 2**30
 
 
-def test_launches_synchronisations_and_copies_are_counted(found):
+def test_launches_synchronizations_and_copies_are_counted(found):
     assert found["sum"] == [1, 0, 0, 0]
     assert found["product"] == [0, 1, 0, 0]
     assert found["item"] == [0, 0, 1, 1]

@@ -67,7 +67,7 @@ def test_plain_diffusers_loads_it_like_any_other(dtype):
         assert plain("a dog", num_inference_steps=2).images[0].size == (64, 64)
 
 
-def corner_colour(image):
+def corner_color(image):
     pixels = np.asarray(image, dtype=float)
     return np.median([pixels[y, x] for y in (1, -2) for x in (1, -2)], axis=0)
 
@@ -86,8 +86,8 @@ def test_prompts_control_background_and_object(pipeline):
         [f"a drawing of a penguin on a {name} background" for name in wanted],
         num_inference_steps=20,
     )
-    for image, colour in zip(images, wanted.values(), strict=True):
-        assert np.abs(corner_colour(image) - colour).max() < 60, (corner_colour(image), colour)
+    for image, color in zip(images, wanted.values(), strict=True):
+        assert np.abs(corner_color(image) - color).max() < 60, (corner_color(image), color)
     heart, tree = (
         np.asarray(i, dtype=float)[24:40, 24:40].mean((0, 1))
         for i in sample(

@@ -51,8 +51,8 @@ def test_sheet_shows_every_image(size):
         {"base": [red, red], "with the adapter": [blue, blue]},
         ["a prompt that is much too long for the column it stands above, really", "b"],
     )
-    colours = {c: n for n, c in page.getcolors(1 << 20)}
-    assert colours[(255, 0, 0)] == colours[(0, 0, 255)] == 2 * 192 * 192
+    colors = {c: n for n, c in page.getcolors(1 << 20)}
+    assert colors[(255, 0, 0)] == colors[(0, 0, 255)] == 2 * 192 * 192
 
 
 def test_a_sheets_captions_stand_below_the_rows_that_they_do_not_describe():
@@ -60,7 +60,7 @@ def test_a_sheets_captions_stand_below_the_rows_that_they_do_not_describe():
     page = np.asarray(sheet({"drawn": [blue]}, ["a caption"], above={"training images": [red]}))
     ink = (page[:, 110:] < 128).all(-1).any(1).nonzero()[0]
     rows = {
-        name: (page[:, 110:] == colour).all(-1).any(1).nonzero()[0]
-        for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255)))
+        name: (page[:, 110:] == color).all(-1).any(1).nonzero()[0]
+        for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255)))
     }
     assert rows["red"].max() < ink.min() <= ink.max() < rows["blue"].min()

@@ -92,11 +92,11 @@ def test_out_of_memory_while_weights_are_averaged_is_one_sentence(tmp_path, monk
         quick(tmp_path, skip_final_inference=False, validation_steps=1, num_inference_steps=1)
 
 
-def test_a_sample_of_a_single_colour_is_said(tmp_path, monkeypatch):
+def test_a_sample_of_a_single_color_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(
         validation_images, "generate", lambda _, wanted, *__: [Image.new("RGB", (64, 64)) for _ in wanted]
     )
-    with pytest.warns(UserWarning, match="has a single colour") as caught:
+    with pytest.warns(UserWarning, match="has a single color") as caught:
         quick(tmp_path, skip_final_inference=False)
     assert any("image 0 of step 3 has" in str(warning.message) for warning in caught)
 
@@ -119,11 +119,11 @@ def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path, monkeypatch):
 def test_an_adapter_with_nan_is_not_exported(tmp_path, monkeypatch):
     real = loop.use_average
 
-    def spoilt(optimizer, ema):
+    def spoiled(optimizer, ema):
         real(optimizer, ema)
         optimizer.param_groups[0]["params"][0].data[0] = float("nan")
 
-    monkeypatch.setattr(loop, "use_average", spoilt)
+    monkeypatch.setattr(loop, "use_average", spoiled)
     with pytest.raises(TrainingError, match=r"the adapter cannot be exported: .* not finite"):
         quick(tmp_path)
     assert not list((tmp_path / "run").glob("*.safetensors"))
@@ -332,8 +332,8 @@ def test_a_run_that_is_done_is_exported_and_uploaded_again_without_training(tmp_
     monkeypatch.setattr("gralora_diffusion.training.setup.check_hub", lambda *_: None)
     quick(tmp_path, ema_decay=0.5, output_kohya_format=True, push_to_hub=True, num_inference_steps=7)
     told = capsys.readouterr()
-    assert "its files are written again, and nothing is trained" in told.out
-    assert "--num_inference_steps cannot change its images any more" in told.err
+    assert "nothing was trained; its files for other tools were written again" in told.out
+    assert "--num_inference_steps can no longer change its images" in told.err
     assert "uploaded: https://example.org/x" in told.out
     assert uploads == [run]
     assert load_file(run / "pytorch_lora_weights_kohya.safetensors")
@@ -406,8 +406,8 @@ def test_ctrl_c_while_the_libraries_load_is_one_sentence(monkeypatch, capsys):
         main(["train"])
     assert stop.value.code == 130
     assert (
-        capsys.readouterr().err == "gralora train: stopped before the first step; nothing is lost, "
-        "and the same command starts again\n"
+        capsys.readouterr().err == "gralora train: stopped before the first step; nothing is lost: "
+        "run the same command to start again\n"
     )
 
 

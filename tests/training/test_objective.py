@@ -73,15 +73,15 @@ def plain(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_option_trains_and_changes_what_is_learnt(name, plain, tmp_path):
+def test_every_option_trains_and_changes_what_is_learned(name, plain, tmp_path):
     if "8-bit" in name:
         pytest.importorskip("bitsandbytes")
     tensors, lines = quick(tmp_path / "run", **OPTIONS[name])
     assert len(lines) == 3
     assert all(line["loss"] > 0 and line["grad_norm"] > 0 for line in lines)
     assert all(t.isfinite().all() for t in tensors.values())
-    learnt = [t for name, t in tensors.items() if name.startswith("unet.") and name.endswith("_B")]
-    assert all(t.abs().sum() > 0 for t in learnt)
+    learned = [t for name, t in tensors.items() if name.startswith("unet.") and name.endswith("_B")]
+    assert all(t.abs().sum() > 0 for t in learned)
     same = [
         torch.equal(t, tensors[name])
         for name, t in plain[0].items()

@@ -22,6 +22,7 @@ from gralora_diffusion import AdapterConfig, TrainConfig
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.run_folder import read_metrics, read_status
+from gralora_diffusion.training.setup import checkpoint_interval
 from gralora_diffusion.training.signals import Stopped
 from gralora_diffusion.training.train import train
 
@@ -35,7 +36,7 @@ QUICK = TrainConfig(
 )
 
 
-def learnt(run: Path) -> dict:
+def learned(run: Path) -> dict:
     return load_file(run / "adapter.safetensors")
 
 
@@ -75,8 +76,46 @@ def test_trap_3_resumed_at_every_step_it_is_bit_equal(unbroken, tmp_path):
     """With accumulation, dropout, and six images that four per step do not divide."""
     for steps in range(1, 6):
         again(tmp_path / "run", max_train_steps=steps)
-    assert equal(learnt(tmp_path / "run"), learnt(unbroken))
+    assert equal(learned(tmp_path / "run"), learned(unbroken))
     assert exact_metrics(tmp_path / "run") == exact_metrics(unbroken)
+
+
+def test_the_report_of_a_resumed_run_covers_the_whole_run(tmp_path):
+    run = tmp_path / "run"
+    again(run, max_train_steps=3)
+    lines = read_metrics(run)
+    slow = [line | dict(seconds=1000.0, memory=2**50) for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in slow))
+    again(run)
+    status = json.loads((run / "status.json").read_text())
+    for cost in (status["forecast"], status["actual"]):
+        assert 3000 < cost["seconds"] < 4000
+        assert cost["memory_mb"] == 2**50 / 1e6
+    report = (run / "report.html").read_text()
+    assert "5 steps in 50." in report
+    assert f"{status['actual']['seconds']:,.1f}" in report
+
+
+def test_a_finished_run_is_reported_done_once_and_as_finished(tmp_path, capsys):
+    again(tmp_path / "run")
+    assert capsys.readouterr().out.count("done: ") == 1
+    again(tmp_path / "run")
+    (line,) = capsys.readouterr().out.strip().splitlines()
+    assert line.startswith(f"done: {tmp_path / 'run'} was finished already, and nothing was trained")
+
+
+def test_checkpoints_are_a_quarter_of_the_run_apart_unless_the_interval_is_given():
+    steps = (5, 100, 300, 600, 2000, 9000)
+    assert [checkpoint_interval(QUICK, n) for n in steps] == [50, 50, 75, 150, 500, 500]
+    assert checkpoint_interval(dataclasses.replace(QUICK, checkpointing_steps=7), 300) == 7
+
+
+def test_a_run_whose_config_names_the_old_default_resumes(tmp_path, unbroken):
+    """Older versions wrote checkpointing_steps 500 into config.json."""
+    run = again(tmp_path / "run", max_train_steps=3)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | dict(checkpointing_steps=500)))
+    assert equal(learned(again(run)), learned(unbroken))
 
 
 def exact_metrics(run: Path) -> list[tuple]:
@@ -90,7 +129,7 @@ def test_a_killed_run_goes_on_and_its_leftovers_go(broken, unbroken):
     shutil.copytree(broken / "checkpoint-3", broken / ".checkpoint-2.del")
     (broken / ".adapter.safetensors.99.part").write_bytes(b"half")
     again(broken)
-    assert equal(learnt(broken), learnt(unbroken))
+    assert equal(learned(broken), learned(unbroken))
     assert not [p for p in broken.rglob(".*") if p.name != ".lock"]
     assert [line["step"] for line in read_metrics(broken)] == [1, 2, 3, 4, 5]
     assert read_status(broken)["state"] == "done"
@@ -121,7 +160,7 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(broken, unbroken):
     (broken / "checkpoint-3" / "state.safetensors").write_bytes(b"")
     with pytest.warns(UserWarning, match=r"the content of state\.safetensors has changed"):
         again(broken)
-    assert equal(learnt(broken), learnt(unbroken))
+    assert equal(learned(broken), learned(unbroken))
 
 
 def test_foreign_folders_that_are_named_like_checkpoints_do_not_count(broken, unbroken):
@@ -129,7 +168,7 @@ def test_foreign_folders_that_are_named_like_checkpoints_do_not_count(broken, un
         (broken / name).mkdir()
     (broken / "checkpoint-7" / "pytorch_lora_weights.safetensors").write_bytes(b"x")
     again(broken)
-    assert equal(learnt(broken), learnt(unbroken))
+    assert equal(learned(broken), learned(unbroken))
     assert (broken / "checkpoint-999").exists()
 
 
@@ -177,7 +216,7 @@ def test_an_older_checkpoint_is_taken_when_the_later_ones_are_moved_away(broken,
     for step in (2, 3):
         (broken / f"checkpoint-{step}").rename(tmp_path / f"kept-{step}")
     again(broken, resume_from_checkpoint="checkpoint-1")
-    assert equal(learnt(broken), learnt(unbroken))
+    assert equal(learned(broken), learned(unbroken))
 
 
 def test_resuming_what_is_done_changes_nothing(unbroken):
@@ -195,7 +234,7 @@ def test_the_limit_never_keeps_a_damaged_checkpoint_for_a_good_one(broken, unbro
     assert checkpoints.newest(broken).name == "checkpoint-4"
     assert [p.name for p in broken.glob("checkpoint-*")] == ["checkpoint-4"]
     again(broken)
-    assert equal(learnt(broken), learnt(unbroken))
+    assert equal(learned(broken), learned(unbroken))
 
 
 def test_other_steps_are_refused_where_the_schedule_depends_on_them(tmp_path):
@@ -326,7 +365,7 @@ def test_trap_9_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path,
     steps = len(read_metrics(tmp_path / "run"))
     assert (tmp_path / "run" / f"checkpoint-{steps}" / "manifest.json").exists()
     again(tmp_path / "run")
-    assert equal(learnt(tmp_path / "run"), learnt(unbroken))
+    assert equal(learned(tmp_path / "run"), learned(unbroken))
 
 
 def real_command(run: Path, launcher: list[str], *flags: str):
@@ -419,7 +458,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_good_checkpoint_stays(broken, 
         signal.signal(signal.SIGXFSZ, before)
     assert not list(broken.glob(".checkpoint*"))
     again(broken)
-    assert equal(learnt(broken), learnt(unbroken))
+    assert equal(learned(broken), learned(unbroken))
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small file system")
@@ -495,7 +534,7 @@ def test_killed_at_random_moments_it_ends_bit_equal(tmp_path):
         killed += 1
     last = subprocess.run([*command, str(run)], **quiet)
     assert last.returncode == 0, last.stderr
-    assert equal(learnt(tmp_path / "whole"), learnt(run))
+    assert equal(learned(tmp_path / "whole"), learned(run))
     assert not [p for p in run.rglob(".*") if p.name != ".lock"]
     assert [line["step"] for line in read_metrics(run)] == list(range(1, steps + 1))
     print(

@@ -1,4 +1,4 @@
-"""The form of the Train tab, without a browser: values, groups, the equal command, mistakes."""
+"""The form of the Train tab, without a browser: values, groups, the equivalent command, mistakes."""
 
 import re
 import shlex
@@ -8,6 +8,7 @@ import pytest
 from gralora_diffusion.command_line import parse, parser_of
 from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.options import ConfigError, options_of
+from gralora_diffusion.presets import PRESETS
 from gralora_diffusion.ui import config_form
 from gralora_diffusion.ui.workspace import BUNDLED
 
@@ -99,8 +100,10 @@ def test_an_untouched_form_is_the_default_config(workspace):
 
 @pytest.mark.parametrize("preset", config_form.FORM_PRESETS)
 def test_form_command_and_config_agree(preset, workspace):
+    base = "some/sdxl" if preset in PRESETS else config_form.EMBEDDED
+    given = dict(pretrained_model_name_or_path=base, instance_prompt="a photo of sks dog")
     values = config_form.with_preset(
-        form_values(instance_prompt="a photo of sks dog", rank_pattern='{"attn2": 8}', prodigy_decouple=True),
+        form_values(**given, rank_pattern='{"attn2": 8}', prodigy_decouple=True),
         preset,
         workspace,
     )
@@ -110,6 +113,16 @@ def test_form_command_and_config_agree(preset, workspace):
     assert words[:2] == ["gralora", "train"]
     assert parse("", words[2:]) == config
     assert config_form.to_config(config_form.from_config(config, workspace), workspace, "dog-1") == config
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "subject", "style"])
+def test_page_and_command_refuse_a_preset_on_the_embedded_base_alike(preset, workspace, capsys):
+    with pytest.raises(ConfigError) as error:
+        config_form.with_preset(form_values(), preset, workspace)
+    assert error.value.option == config_form.BASE
+    with pytest.raises(SystemExit):
+        parse("", ["--preset", preset])
+    assert str(error.value) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -133,7 +146,7 @@ def test_a_text_is_one_argument_verbatim(text, workspace):
         (dict(max_train_steps="inf"), "max_train_steps", "finite"),
         (dict(resolution="100"), "resolution", "divisible by 8"),
         (dict(lr_warmup_steps=5), "lr_warmup_steps", "no effect"),
-        (dict(method="lora", k="4"), "k", "belong to GraLoRA"),
+        (dict(method="lora", k="4"), "k", "--gralora_k is an option of GraLoRA"),
         (dict(method="dora"), "method", "one of"),
         (dict(rank_pattern="[1]"), "rank_pattern", "JSON object"),
         (dict(instance_prompt="a\nb"), "instance_prompt", "one line"),
