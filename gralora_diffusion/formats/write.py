@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from gralora_diffusion import __version__
 from gralora_diffusion.adapters.adapted_layer import AdaptedLayer
@@ -47,7 +46,7 @@ def write_diffusers(path: str | Path, adapter: Adapter, dtype=torch.float32) -> 
     No alpha is written, so diffusers takes alpha = rank.
     """
     tensors = {}
-    for component, module_path, down, up in one_rank(adapter):
+    for component, module_path, down, up in as_pairs(adapter):
         tensors[f"{component}.{module_path}.lora_A.weight"] = down.to("cpu", dtype).contiguous()
         tensors[f"{component}.{module_path}.lora_B.weight"] = up.to("cpu", dtype).contiguous()
     write_safetensors(path, tensors, {"format": "pt", "gralora.facts": facts_text(adapter)})
@@ -56,23 +55,22 @@ def write_diffusers(path: str | Path, adapter: Adapter, dtype=torch.float32) -> 
 def write_comfyui(path: str | Path, adapter: Adapter, dtype=torch.float16, sgm: bool = True) -> None:
     """One file for ComfyUI, A1111, Forge, kohya's scripts and diffusers, in kohya's names.
 
-    The UNet's names are in SGM style, or diffusers' without `sgm`.  One rank for each model with alpha =
-    rank, and a power of two moved from down to up, so that both keep their digits in fp16.
+    The UNet's names are in SGM style, or diffusers' without `sgm`.  Each layer has its own rank, and each
+    model one alpha, its largest rank, since diffusers gives layers a wrong scale where alphas differ; a power
+    of two is moved from down to up, so that both keep their digits in fp16.
     """
     layers_per_block = adapter.facts.get("layers_per_block", 2) if sgm else None
     ranks = {component: adapter.exported_rank(component) for component in adapter.layers}
     tensors = {}
-    for component, module_path, down, up in one_rank(adapter):
+    for component, module_path, down, up in as_pairs(adapter):
         try:
             name = kohya(component, module_path, layers_per_block)
         except ValueError as error:
             raise ConfigError(f"{path}: {error}, and other tools have no name for it") from None
         balance = balance_of(down, up)
-        down, up = down * balance, up / balance
         alpha = float(ranks[component])
-        if (
-            dtype.itemsize == 1
-        ):  # fp8 holds few sizes: both factors are brought to its middle, alpha undoes it
+        down, up = down * balance, up * (len(down) / alpha / balance)
+        if dtype.itemsize == 1:  # fp8's range is narrow: both factors are lifted into it, and alpha undoes it
             lift = lift_of(down, up)
             down, up, alpha = down * lift, up * lift, alpha / lift**2
         tensors[f"{name}.lora_down.weight"] = down.to("cpu", dtype).contiguous()
@@ -141,20 +139,14 @@ def facts_text(adapter: Adapter) -> str:
     return json.dumps(foreign_facts(adapter), ensure_ascii=False)
 
 
-def one_rank(adapter: Adapter) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor]]:
-    """(component, path, down, up) of every layer as a plain LoRA, padded to the largest rank of its model.
+def as_pairs(adapter: Adapter) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor]]:
+    """(component, path, down, up) of every layer as a plain LoRA of its own rank.
 
     down [R, N], up [M, R], or [R, C, kh, kw] and [M, R, 1, 1] of a convolution.
-    Tools that read files take one rank, or one alpha, for a whole model: diffusers gives other layers a wrong
-    scale.
     """
-    for component, found in adapter.layers.items():
-        rank = adapter.exported_rank(component)
-        for path in found:
-            down, up = adapter.low_rank(component, path)
-            pad = rank - down.shape[0]
-            down, up = nn.functional.pad(down, (0, 0, 0, pad)), nn.functional.pad(up, (0, pad))
-            yield component, path, *with_kernels(down, up, adapter.kernel(component, path))
+    for component, path, _ in adapter.items():
+        pair = adapter.low_rank(component, path)
+        yield component, path, *with_kernels(*pair, adapter.kernel(component, path))
 
 
 def file_sizes(layers: dict[str, AdaptedLayer]) -> tuple[int, int | None]:
@@ -171,6 +163,6 @@ def file_sizes(layers: dict[str, AdaptedLayer]) -> tuple[int, int | None]:
         ranks = [adapter.pair_rank_of(dict(adapter.named_parameters())) for adapter in adapters]
         if None in ranks:
             return 4 * native, None
-        rank = max(ranks, default=0)
-        exported += sum(rank * (adapter.in_features + adapter.out_features) for adapter in adapters)
+        sizes = [adapter.in_features + adapter.out_features for adapter in adapters]
+        exported += sum(rank * size for rank, size in zip(ranks, sizes, strict=True))
     return 4 * native, 4 * exported
