@@ -89,7 +89,7 @@ def test_there_and_back(kind, dtype, tolerance, adapter, tmp_path):
 
 
 def test_a_lora_is_the_same_tensors_after_every_format(tmp_path):
-    """Also with a rank of its own in some layers: the padding is taken off again."""
+    """Also with a rank of its own in some layers, where kohya's names take one alpha for all, and round."""
     config = AdapterConfig(method="lora", rank=8, rank_pattern={"attn2": 12, "q_proj": 4})
     adapter = Adapter.from_models(adapted_pipeline(config)[1])
     for kind, write in WRITERS.items():
@@ -101,7 +101,10 @@ def test_a_lora_is_the_same_tensors_after_every_format(tmp_path):
                 power = float(mine["lora_A"].flatten()[0] / factors["lora_A"].flatten()[0])
                 assert math.log2(power).is_integer()
             assert torch.equal(mine["lora_A"], factors["lora_A"] * power), (kind, path)
-            assert torch.equal(mine["lora_B"], factors["lora_B"] / power), (kind, path)
+            if kind in ("comfyui", "kohya"):
+                torch.testing.assert_close(mine["lora_B"], factors["lora_B"] / power, rtol=3e-7, atol=0)
+            else:
+                assert torch.equal(mine["lora_B"], factors["lora_B"]), (kind, path)
         assert {again.config.rank, *again.config.rank_pattern.values()} == {4, 8, 12}
 
 
@@ -118,7 +121,7 @@ def by_kohyas_arithmetic(path, strength) -> dict[str, torch.Tensor]:
             tensors[f"{name}.{leaf}"] for leaf in ("lora_down.weight", "lora_up.weight", "alpha")
         )
         assert alpha.dtype == torch.float32
-        assert alpha.item() == down.shape[0] == up.shape[1]
+        assert down.shape[0] == up.shape[1] <= alpha.item()
         found[name] = strength * (up.double() @ down.double()) * alpha.item() / down.shape[0]
     return found
 
@@ -135,11 +138,11 @@ def test_kohyas_arithmetic(style, dtype, tolerance, adapter, tmp_path):
     }
     for strength in STRENGTHS:
         close(by_kohyas_arithmetic(tmp_path / "x.safetensors", strength), scaled(wanted, strength), tolerance)
-    ranks = {}
+    alphas = {}
     for name, tensor in load_file(tmp_path / "x.safetensors").items():
-        if name.endswith("lora_down.weight"):
-            ranks.setdefault(name.split("_")[1], set()).add(tensor.shape[0])
-    assert all(len(found) == 1 for found in ranks.values()), ranks
+        if name.endswith("alpha"):
+            alphas.setdefault(name.split("_")[1], set()).add(tensor.item())
+    assert all(len(found) == 1 for found in alphas.values()), alphas
 
 
 LOADED = [(torch.float32, 1e-6, strength) for strength in STRENGTHS] + [(torch.float16, 1e-3, 1.0)]
@@ -264,12 +267,11 @@ def test_kohyas_file_is_the_one_that_diffusers_trainers_write(mixed, tmp_path):
         name: tensor.shape for name, tensor in theirs.items()
     }
     for name in {name.split(".")[0] for name in ours}:
-        assert ours[f"{name}.alpha"].item() == theirs[f"{name}.alpha"].item()
-        mine, other = (
-            t[f"{name}.lora_up.weight"].double() @ t[f"{name}.lora_down.weight"].double()
-            for t in (ours, theirs)
-        )
-        close({name: mine}, {name: other}, 1e-6)
+        products = []
+        for tensors in (ours, theirs):
+            down, up = tensors[f"{name}.lora_down.weight"].double(), tensors[f"{name}.lora_up.weight"].double()
+            products.append(up @ down * (tensors[f"{name}.alpha"].item() / len(down)))
+        close({name: products[0]}, {name: products[1]}, 1e-6)
 
 
 def test_the_header_files_it_under_sdxl(mixed, tmp_path):
