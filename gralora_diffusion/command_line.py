@@ -273,3 +273,16 @@ def to_config(parser: Parser, given: dict) -> TrainConfig:
         return from_flat(TrainConfig, expand(given))
     except ConfigError as error:
         parser.error(str(error))
+
+
+def strengths(parser: Parser, text: str, count: int) -> list[float]:
+    """One strength for each of `count` adapters, of a text such as 1,0.6."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        parser.error(f"--strength is {text!r}; it must be numbers separated by commas, as 1,0.6")
+    if len(values) == 1:
+        values *= count
+    if len(values) != count or not all(abs(value) <= 100 for value in values):
+        parser.error(f"--strength is {text!r}; it must be one number, or one for each of {count} adapters")
+    return values

@@ -15,7 +15,7 @@ import argparse
 import re
 from pathlib import Path
 
-from gralora_diffusion.command_line import Parser
+from gralora_diffusion.command_line import Parser, strengths
 from gralora_diffusion.console import fail, note
 from gralora_diffusion.formats.writers import DTYPES, WRITERS
 from gralora_diffusion.options import ConfigError
@@ -144,19 +144,6 @@ def check_output(parser: Parser, args: argparse.Namespace, inputs: list[str]) ->
         parser.error("--k belongs to --method gralora")
     if args.method == "gralora" and args.k is None:
         args.k = 4
-
-
-def strengths(parser: Parser, text: str, count: int) -> list[float]:
-    """One strength for each input."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        parser.error(f"--strength is {text!r}; it must be numbers separated by commas, as 1,0.6")
-    if len(values) == 1:
-        values *= count
-    if len(values) != count or not all(abs(value) <= 100 for value in values):
-        parser.error(f"--strength is {text!r}; it must be one number, or one for each of {count} inputs")
-    return values
 
 
 def layer_strengths(parser: Parser, texts: list[str]) -> dict[str, float]:

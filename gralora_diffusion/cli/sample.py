@@ -6,7 +6,7 @@ Writes one sheet with all images, and each image as a file of its own in the fol
 import argparse
 from pathlib import Path
 
-from gralora_diffusion.command_line import Parser
+from gralora_diffusion.command_line import Parser, strengths
 from gralora_diffusion.config import EMBEDDED_DEFAULTS, SDXL_DEFAULTS
 from gralora_diffusion.console import counted, fail
 from gralora_diffusion.options import ConfigError
@@ -21,8 +21,9 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     prompts = [prompt.strip() for prompt in args.prompt.split("|")]
     try:
-        if args.adapter and not Path(args.adapter).exists():
-            fail(f"--adapter {args.adapter} does not exist: give a run folder or an adapter file")
+        for path in args.adapter:
+            if not Path(path).exists():
+                fail(f"--adapter {path} does not exist: give a run folder or an adapter file")
         args.output.with_suffix("").mkdir(parents=True, exist_ok=True)
         rows = generate(args, prompts)
         columns = [prompt for prompt in prompts for _ in range(args.num_images)]
@@ -36,12 +37,12 @@ def main(argv: list[str]) -> None:
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__, epilog=EXAMPLE)
     group = parser.add_argument_group("Adapter and prompts")
-    about = "run folder or adapter file; without it the base model alone generates"
-    group.add_argument("--adapter", metavar="PATH", help=about)
+    about = "run folder or adapter file of any tool, repeated for several; without it the base generates"
+    group.add_argument("--adapter", metavar="PATH", action="append", default=[], help=about)
     about = "what to generate; | separates several prompts"
     group.add_argument("--prompt", metavar="TEXT", required=True, help=about)
-    about = "0 is the base model, 1 the adapter as trained (default: 1.0)"
-    group.add_argument("--strength", metavar="FLOAT", type=float, default=1.0, help=about)
+    about = "0 is the base model, 1 the adapter as trained; of several adapters, as 1,0.6 (default: 1)"
+    group.add_argument("--strength", metavar="FLOAT[,FLOAT...]", default="1", help=about)
     about = "generate the base model's images too, in a row above the adapter's"
     group.add_argument("--compare", action="store_true", help=about)
     about = "the base model: a folder, a .safetensors file or a name on the hub (default: the embedded one)"
@@ -72,12 +73,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--output is {args.output}; it must end in .png")
     if args.compare and not args.adapter:
         parser.error("--compare needs an adapter to compare with the base model: add --adapter")
+    args.strength = strengths(parser, args.strength, max(1, len(args.adapter)))
     return args
 
 
 def generate(args: argparse.Namespace, prompts: list[str]) -> dict[str, list]:
     """{label of a row: its images}"""
-    from gralora_diffusion import load_adapter, load_sdxl
+    from gralora_diffusion import load_sdxl
     from gralora_diffusion.adapters.control import bake_in
     from gralora_diffusion.devices import best_device, drawing_dtype
     from gralora_diffusion.sdxl.objective import objective_of_scheduler, objective_text
@@ -102,13 +104,36 @@ def generate(args: argparse.Namespace, prompts: list[str]) -> dict[str, list]:
         rows["base"] = sample(pipeline, prompts, **settings)
     if args.adapter:
         bring(pipeline, ("unet",), best_device(), 0)
-        facts = load_adapter(pipeline, args.adapter, args.strength)
-        if not facts["config"]["tlora"]:  # T-LoRA's active ranks depend on the timestep
+        facts = load_all(pipeline, args.adapter, args.strength)
+        if not any(own["config"]["tlora"] for own in facts):  # T-LoRA's active ranks depend on the timestep
             bake_in(pipeline.unet)
-        scheduler = as_trained(pipeline.scheduler, **facts.get("objective", {}))
+        scheduler = as_trained(pipeline.scheduler, **common_objective(facts))
         print(f"prediction: {objective_text(objective_of_scheduler(scheduler.config))}")
-        rows[f"strength {args.strength:g}"] = sample(pipeline, prompts, **settings, scheduler=scheduler)
+        label = "strength " + ", ".join(f"{strength:g}" for strength in args.strength)
+        rows[label] = sample(pipeline, prompts, **settings, scheduler=scheduler)
     return rows
+
+
+def load_all(pipeline, paths: list[str], strengths: list[float]) -> list[dict]:
+    """The facts of the adapters, which are now in the pipeline, each under a name of its own."""
+    from gralora_diffusion import load_adapter
+
+    facts = []
+    for number, (path, strength) in enumerate(zip(paths, strengths, strict=True)):
+        facts.append(load_adapter(pipeline, path, strength, name=f"adapter {number + 1}"))
+    return facts
+
+
+def common_objective(facts: list[dict]) -> dict:
+    """What the adapters were trained to predict.  Raises ConfigError where they differ."""
+    from gralora_diffusion.sdxl.objective import objective_text
+
+    known = [own["objective"] for own in facts if own.get("objective")]
+    for objective in known:
+        if objective != known[0]:
+            problem = f"one is for {objective_text(known[0])}, another for {objective_text(objective)}"
+            raise ConfigError(f"the adapters cannot be used together: {problem}")
+    return known[0] if known else {}
 
 
 def save(rows: dict[str, list], columns: list[str], output: Path) -> None:

@@ -3,10 +3,12 @@
 import json
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 from adapter_files import close
 from helpers import GRALORA, adapted_pipeline
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -194,3 +196,30 @@ def test_a_kind_that_needs_the_base_asks_for_it(tmp_path):
     got = read_adapter(tmp_path / "x.safetensors")
     wanted = {f"unet.{path}.weight": delta.delta(weight.detach()).double()}
     close(dense(got), wanted, 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*trained on another base")
+def test_sample_adds_several_adapters(folder, tmp_path):
+    """Two adapters at their strengths draw what their sum, converted exactly, draws."""
+    files = [folder / f"{name}.safetensors" for name in KINDS]
+    how = ["--to", "native", "--strength", "0.5,-1", "--dtype", "fp32"]
+    done = gralora("convert", *files, "sum.safetensors", *how, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    common = ["--prompt", "a robot", "--num_images", 1, "--num_inference_steps", 3]
+    both = ["--adapter", files[0], "--adapter", files[1], "--strength", "0.5,-1", "--output", "both.png"]
+    for options in (both, ["--adapter", "sum.safetensors", "--output", "sum.png"]):
+        done = gralora("sample", *common, *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "prediction: epsilon" in done.stdout
+    images = []
+    for name in ("both", "sum"):
+        (image,) = (tmp_path / name).glob("*.png")
+        images.append(np.asarray(Image.open(image), dtype=int))
+    assert np.abs(images[0] - images[1]).max() <= 2
+
+
+def test_sample_refuses_strengths_that_do_not_match(folder, tmp_path):
+    file = folder / "lora.safetensors"
+    done = gralora("sample", "--adapter", file, "--strength", "1,2", "--prompt", "x", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "one for each of 1 adapters" in done.stderr

@@ -269,7 +269,8 @@ def test_kohyas_file_is_the_one_that_diffusers_trainers_write(mixed, tmp_path):
     for name in {name.split(".")[0] for name in ours}:
         products = []
         for tensors in (ours, theirs):
-            down, up = tensors[f"{name}.lora_down.weight"].double(), tensors[f"{name}.lora_up.weight"].double()
+            down = tensors[f"{name}.lora_down.weight"].double()
+            up = tensors[f"{name}.lora_up.weight"].double()
             products.append(up @ down * (tensors[f"{name}.alpha"].item() / len(down)))
         close({name: products[0]}, {name: products[1]}, 1e-6)
 
