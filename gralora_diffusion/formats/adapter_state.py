@@ -96,6 +96,11 @@ class Adapter:
             for name, delta in found.items():
                 yield component, name, delta
 
+    def foreign_kinds(self) -> list[str]:
+        """The names of other tools' kinds that it holds."""
+        names = [delta.NAME for found in self.deltas.values() for delta in found.values()]
+        return list(dict.fromkeys(names))
+
     def rank(self, path: str, factors: Factors) -> int:
         """The rank of a layer: by its tensors, or by the config for a kind whose tensors have no rank."""
         sizes = sizes_of(factors)

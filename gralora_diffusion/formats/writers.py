@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gralora_diffusion.console import note
+from gralora_diffusion.options import ConfigError
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp8": "float8_e4m3fn"}
 
@@ -34,6 +35,10 @@ class Writer(NamedTuple):
         """
         import torch
 
+        if adapter.deltas and not self.needs_base:
+            kinds = ", ".join(adapter.foreign_kinds())
+            problem = f"{path}: the adapter holds layers of the kind {kinds}, which this format cannot hold"
+            raise ConfigError(f"{problem}: give a rank, for the nearest LoRA of that rank")
         if adapter.config.tlora and not self.masked:
             note(f"{path}: T-LoRA's mask is not part of this file, so that all ranks act at every timestep")
         module, _, name = self.function.rpartition(".")

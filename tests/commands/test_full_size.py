@@ -5,6 +5,7 @@
 Needs 16 GB of memory, 8 GB of disk and some minutes.
 """
 
+import functools
 import json
 import multiprocessing
 import os
@@ -12,14 +13,18 @@ import re
 import shutil
 import subprocess
 import time
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import TRAIN
+from adapter_files import merged_sdxl, sdxl_sized
+from helpers import GRALORA, TRAIN
 
 from gralora_diffusion.command_line import parse
 from gralora_diffusion.config import AdapterConfig, TrainConfig
+from gralora_diffusion.formats.lazy_tensors import LazyTensor, write_streamed
+from gralora_diffusion.formats.write import write_comfyui
 from gralora_diffusion.options import from_dict
 from gralora_diffusion.presets import PRESETS
 from gralora_diffusion.sdxl.load import EMBEDDED
@@ -156,3 +161,78 @@ def test_a_presets_forecast_is_that_of_the_planner(name, tmp_path):
     card = int(PRESETS[name]["usable_gib"] * 2**30)
     phases = phase_memory(step, *sizes, config, config.resolution, torch.bfloat16, card)
     assert max(phases.values()) / 2**30 == pytest.approx(PRESETS[name]["forecast_gib"], abs=0.05)
+
+
+# ----- adapters: convert, merge of three, extract, inspect
+
+
+def random_tensor(name: str, shape: list[int], tuned: bool) -> torch.Tensor:
+    """Normal numbers that depend on the name; tuned: plus a change of rank 32 of each matrix."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    tensor = torch.randn(shape, generator=generator) * 0.02
+    if tuned and len(shape) > 1:
+        rows, columns = shape[0], tensor[0].numel()
+        up, down = torch.randn(rows, 32, generator=generator), torch.randn(32, columns, generator=generator)
+        tensor += (up @ down).reshape(shape) * 1e-4
+    return tensor
+
+
+def write_random_checkpoint(file: Path, tuned: bool) -> None:
+    """A whole SDXL checkpoint in the original layout, fp16, one tensor at a time."""
+    file.with_suffix("").mkdir(exist_ok=True)
+    _, meta = merged_sdxl(file.with_suffix("") / "shapes.safetensors")
+    tensors = {}
+    for name, tensor in meta.items():
+        shape = list(tensor.shape)
+        tensors[name] = LazyTensor(shape, tensor.dtype, functools.partial(random_tensor, name, shape, tuned))
+    write_streamed(file, tensors, torch.float16, {})
+
+
+def measured(*arguments, cwd: Path) -> tuple[float, float, str]:
+    """(seconds, GiB at the peak, output) of a gralora command in a process of its own."""
+    started = time.monotonic()
+    command = [str(argument) for argument in (*GRALORA, *arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=cwd) as process:
+        output = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, output
+    seconds, peak = time.monotonic() - started, used.ru_maxrss / 2**20
+    print(f"{arguments[0]:<8} {seconds:6.1f} s, {peak:.2f} GiB: {output.strip().splitlines()[-1][:100]}")
+    return seconds, peak, output
+
+
+@full_size
+def test_adapters_of_full_size(tmp_path):
+    """Each command within 4 GiB; times are printed, since they depend on the machine."""
+    for number in (1, 2, 3):
+        adapter = sdxl_sized(
+            AdapterConfig(method="lora", rank=64, targets="attention+ff"), tmp_path / "shapes.safetensors"
+        )
+        write_comfyui(tmp_path / f"{number}.safetensors", adapter)
+        del adapter
+    for name in ("base", "tuned"):
+        write_random_checkpoint(tmp_path / f"{name}.safetensors", name == "tuned")
+    files = [f"{number}.safetensors" for number in (1, 2, 3)]
+    base = ["--pretrained_model_name_or_path", "base.safetensors"]
+    gralora = ["--method", "gralora", "--k", 4]
+    peaks = []
+    for arguments in (
+        ["inspect", files[0]],
+        ["convert", files[0], "a.safetensors", "--to", "comfyui", "--rank", 32],
+        ["convert", files[0], "b.safetensors", "--to", "native", "--rank", 64, *gralora],
+        ["convert", *files, "c.safetensors", "--to", "comfyui", "--strength", "1,0.5,0.2"],
+        ["convert", *files, "d.safetensors", "--to", "merged", "--strength", "1,0.5,0.2", *base],
+        ["extract", "tuned.safetensors", "base.safetensors", "e.safetensors", "--rank", 64],
+        ["extract", "tuned.safetensors", "base.safetensors", "f.safetensors", "--rank", 64, *gralora],
+    ):
+        _, peak, output = measured(*arguments, cwd=tmp_path)
+        peaks.append(peak)
+        if arguments[0] == "extract" and "--k" not in arguments:
+            error = next(
+                line for line in output.splitlines() if line.startswith("relative error of the whole")
+            )
+            assert float(error.split()[-1]) < 0.1  # fp16's rounding of the two checkpoints
+        for file in tmp_path.glob("[a-f].safetensors"):
+            file.unlink()
+    assert max(peaks) < 4
