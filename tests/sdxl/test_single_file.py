@@ -67,6 +67,11 @@ def test_a_marked_v_prediction_checkpoint_is_known_for_one(marks, checkpoint, sm
     assert (scheduler.timesteps[0] == 999) == ("ztsnr" in marks)
 
 
+def test_a_v_prediction_checkpoint_that_only_its_header_marks(checkpoint, small, tmp_path):
+    save_file(load_file(checkpoint[0]), tmp_path / "v.safetensors", {"modelspec.prediction_type": "v"})
+    assert load_sdxl(str(tmp_path / "v.safetensors")).scheduler.config.prediction_type == "v_prediction"
+
+
 TEXTS = [
     "a photo of sks dog, on the moon",
     "café 12345 don't — we'll",
