@@ -1,7 +1,7 @@
 """Layers that read the same input, such as q, k and v: one product takes it down for all of them.
 
-For L layers whose factors A have one shape, A_all holds them side by side: [k, N/k, L r], or [L r, N] for
-plain LoRAs. With the names of kernel.py, and slices x_n, g_j of columns:
+For L layers whose factors A have one shape, A_all holds them side by side: [k, N/k, L r], on a GPU in the
+order of unswapped.py; [L r, N] for plain LoRAs. With the names of kernel.py, and slices x_n, g_j of columns:
 
     p_n = x_n A_all_n                  [T, L r]: of each layer, k groups of r/k columns
     h_lj = (group lj of p_0, ..., group lj of p_k-1);  y_lj += s h_lj B_lj
@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from gralora_diffusion.adapters.kernel import (
     add_to_input,
     add_up,
+    down_unswapped,
     gradient_of_A,
     gradient_of_B,
     masked,
@@ -32,6 +33,7 @@ from gralora_diffusion.adapters.kernel import (
     slices,
 )
 from gralora_diffusion.adapters.linear import AdaptedLinear
+from gralora_diffusion.adapters.unswapped import by_input, by_output, room
 
 PROJECTIONS = (("to_q", "to_k", "to_v"), ("q_proj", "k_proj", "v_proj"))  # of diffusers, and of CLIP
 
@@ -44,6 +46,7 @@ class SharedPart(NamedTuple):
     Bs: list[torch.Tensor]
     B_grads: list[torch.Tensor]
     ranks: int  # that T-LoRA masks together
+    unswapped: bool = False  # the columns of A have the order of unswapped.py
 
 
 class SharedInput:
@@ -111,7 +114,7 @@ class FusedLinears(torch.autograd.Function):
         ys = [F.linear(x, numbers(w, x.dtype), b) for w, b in zip(weights, biases, strict=True)]
         hs = []
         for part, mask in zip(parts, masks, strict=True):
-            h = down_all(flat, part.A, count)
+            h = down_all(flat, part, count)
             hs.append(masked(h, mask))
             for y, own, B, scale in zip(ys, of_layers(h, count), part.Bs, scales, strict=True):
                 add_up(rows(y), own, B, scale)
@@ -133,7 +136,7 @@ class FusedLinears(torch.autograd.Function):
             for g, weight in zip(gs[1:], weights[1:], strict=True):
                 dx.addmm_(g, numbers(weight, g.dtype))
         for part, h, has_mask in zip(ctx.parts, hs, ctx.has_mask, strict=True):
-            q = masked(down_again_all(gs, part.Bs, ctx.scales), next(masks) if has_mask else None)
+            q = down_again_all(gs, part, ctx.scales, next(masks) if has_mask else None)
             if dx is not None:
                 add_to_input(dx, q, part.A)
             gradient_of_A(rows(x), q, part.A, part.A_grad)
@@ -144,10 +147,13 @@ class FusedLinears(torch.autograd.Function):
         return None if dx is None else dx.view_as(x), *others
 
 
-def down_all(x: torch.Tensor, A: torch.Tensor, count: int) -> torch.Tensor:
+def down_all(x: torch.Tensor, part: SharedPart, count: int) -> torch.Tensor:
     """x [T, N] -> h of all layers: [T, L r], or [L, k(j), T, r]"""
+    A = part.A
     if A.ndim == 2:
         return x @ A.T
+    if part.unswapped:
+        return down_unswapped(x, A, count)
     k, _, width = A.shape
     t, r = x.shape[0], width // count
     p = x.new_empty(t, k, width)
@@ -160,17 +166,28 @@ def of_layers(h: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
     return h.unbind(0) if h.ndim == 4 else h.chunk(count, 1)
 
 
-def down_again_all(gs: list[torch.Tensor], Bs: list[torch.Tensor], scales: list[float]) -> torch.Tensor:
-    """g [T, M] of each layer -> q of all: [T, L r], or [k(n), T, L r]"""
+def down_again_all(
+    gs: list[torch.Tensor], part: SharedPart, scales: list[float], mask: torch.Tensor | None
+) -> torch.Tensor:
+    """g [T, M] of each layer -> q of all, masked: [T, L r], or [k(n), T, L r]"""
+    A, Bs = part.A, part.Bs
     count, t = len(gs), len(gs[0])
-    if Bs[0].ndim == 2:
+    if A.ndim == 2:
         r = Bs[0].shape[1]
         q = gs[0].new_empty(t, count * r)
         for own, g, B, scale in zip(q.chunk(count, 1), gs, Bs, scales, strict=True):
             own.addmm_(g, B, beta=0, alpha=scale)
-        return q
+        return masked(q, mask)
     k, r, _ = Bs[0].shape
+    if part.unswapped:
+        P = room(gs[0], A)
+        es = by_output(P, t, A, count)
+        for e, g, B, scale in zip(es.unbind(0), gs, Bs, scales, strict=True):
+            products(e, slices(g, k), B.mT, scale)
+        masked(es, mask)
+        return by_input(P, t, A)
     e = gs[0].new_empty(t, count, k, r)
     for number, (g, B, scale) in enumerate(zip(gs, Bs, scales, strict=True)):
-        products(e[:, number].transpose(0, 1), slices(g, k), B.transpose(1, 2), scale)
-    return e.view(t, count, k, k, r // k).permute(3, 0, 1, 2, 4).reshape(k, t, count * r)
+        products(e[:, number].transpose(0, 1), slices(g, k), B.mT, scale)
+    q = e.view(t, count, k, k, r // k).permute(3, 0, 1, 2, 4).reshape(k, t, count * r)
+    return masked(q, mask)
