@@ -26,7 +26,7 @@ from gralora_diffusion.sdxl.placement import ENCODING, TOKENS, bring, set_tiles
 from gralora_diffusion.training.export import export, export_again
 from gralora_diffusion.training.forecast import forecast_run, measured_cost
 from gralora_diffusion.training.hub import push
-from gralora_diffusion.training.loop import Optimization, training_loop
+from gralora_diffusion.training.loop import training_loop
 from gralora_diffusion.training.loss import draw_noise
 from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.objective import objective
@@ -36,6 +36,7 @@ from gralora_diffusion.training.run_folder import Run, read_status
 from gralora_diffusion.training.setup import TrainingSetup, make_trainable, set_up
 from gralora_diffusion.training.sharding import shard
 from gralora_diffusion.training.signals import Interrupts, Stopped
+from gralora_diffusion.training.steps import Optimization
 from gralora_diffusion.training.validation_images import Previews, save_comparison, thumbnails
 
 EMBEDDED_BASE = "the embedded one (64 x 64 pixels), since no --pretrained_model_name_or_path is given"

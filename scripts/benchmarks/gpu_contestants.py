@@ -19,11 +19,11 @@ from gralora_diffusion.options import from_flat
 from gralora_diffusion.sdxl.base import Prompts, predict
 from gralora_diffusion.training.accelerator import make_accelerator
 from gralora_diffusion.training.flat_factors import FlatFactors
-from gralora_diffusion.training.loop import Optimization, run_steps
 from gralora_diffusion.training.objective import objective
 from gralora_diffusion.training.optim import parameter_groups
 from gralora_diffusion.training.setup import make_trainable
 from gralora_diffusion.training.signals import Interrupts
+from gralora_diffusion.training.steps import Optimization, run_steps
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 ENDLESS = 10**9  # steps
