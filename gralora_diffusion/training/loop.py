@@ -10,7 +10,7 @@ from gralora_diffusion.training.memory import memory_for, out_of_memory
 from gralora_diffusion.training.run_folder import Run
 from gralora_diffusion.training.setup import TrainingSetup, images_per_step, validation_due
 from gralora_diffusion.training.signals import Interrupts, Stopped
-from gralora_diffusion.training.steps import NoMemory, NotFinite, Optimization, run_steps
+from gralora_diffusion.training.steps import NoMemory, NotFinite, Optimization, OtherFailed, run_steps
 from gralora_diffusion.training.validation_images import Previews
 
 
@@ -78,6 +78,9 @@ def training_loop(
     except NoMemory as error:
         save(error.step - 1)
         raise out_of_memory(f"at step {error.step}", config) from None
+    except OtherFailed as error:
+        save(error.step - 1)
+        raise TrainingError(f"{error}: its own message says why, and all processes stop") from None
     use_average(optimization.optimizer, optimization.ema)
 
 

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.devices import is_out_of_memory, memory_in_use
+from gralora_diffusion.devices import is_out_of_memory, memory_in_use, peak_memory, reserved_memory
 from gralora_diffusion.training.average import EMA
 from gralora_diffusion.training.flat_factors import FlatFactors
 from gralora_diffusion.training.memory import memory_for
@@ -45,6 +45,14 @@ class NoMemory(MemoryError):
 
     def __init__(self, step: int):
         super().__init__(f"out of memory at step {step}")
+        self.step = step
+
+
+class OtherFailed(RuntimeError):
+    """Another process failed in a step, which was not applied in any."""
+
+    def __init__(self, step: int):
+        super().__init__(f"another process failed at step {step}")
         self.step = step
 
 
@@ -151,7 +159,7 @@ class Metrics:
     def end_step(self, update: Update) -> dict:
         """The line, once schedule and average have followed the update."""
         self.check(update)
-        optimization, loss = self.optimization, update.loss
+        optimization, loss, device = self.optimization, update.loss, self.accelerator.device
         if not self.accelerator.optimizer_step_was_skipped:  # fp16's scaler skips a step now and then
             optimization.schedule.step()
             if optimization.ema:
@@ -164,7 +172,9 @@ class Metrics:
             lr=update.lr,
             grad_norm=update.norm if math.isfinite(update.norm) else None,
             seconds=round(time.monotonic() - self.before, 4),
-            memory=memory_in_use(self.accelerator.device),
+            memory=memory_in_use(device),
+            peak=peak_memory(device),
+            reserved=reserved_memory(device),
         )
 
 
@@ -211,6 +221,8 @@ def run_steps(
             loss, stopping = gradients_of(step, optimization, loss_of, config, accelerator, interrupts)
             norm = accelerator.clip_grad_norm_(optimization.parameters(), config.max_grad_norm)
             numbers = torch.stack([loss, norm])
+        except (NoMemory, OtherFailed) as error:
+            problem = error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -219,7 +231,7 @@ def run_steps(
             yield metrics.end_step(waiting), waiting.stopping
             metrics.before = time.monotonic()
         if problem:
-            raise problem
+            raise problem from None
         waiting = Update(step, current_rate(optimizer), Numbers(numbers), stopping)
         if late:
             unwrapped(optimizer).found_inf = numbers.isfinite().all().logical_not().float()
@@ -237,7 +249,32 @@ def run_steps(
 def gradients_of(
     step: int, optimization: Optimization, loss_of: Callable, config: TrainConfig, accelerator, interrupts
 ) -> tuple[torch.Tensor, bool]:
-    """Fill the gradients with those of a step: (its loss, whether a signal asked to stop)."""
+    """Fill the gradients with those of a step: (its loss, whether a signal asked to stop).
+
+    Where a process fails, the others would wait for it: they are told, and raise OtherFailed.
+    """
+    factors, failure = optimization.factors, None
+    try:
+        loss = backward(step, factors, loss_of, config, accelerator)
+    except Exception as error:
+        if accelerator.num_processes == 1:
+            raise
+        failure = NoMemory(step) if is_out_of_memory(error) else error
+        loss = factors.gradients.new_zeros(())
+    total, stopping, failed = average(
+        factors.gradients, loss, interrupts.asked, failure is not None, accelerator
+    )
+    if failure:
+        raise failure
+    if failed:
+        raise OtherFailed(step)
+    return total, stopping
+
+
+def backward(
+    step: int, factors: FlatFactors, loss_of: Callable, config: TrainConfig, accelerator
+) -> torch.Tensor:
+    """Add this process's gradients of a step; returns its loss."""
     micro_batches = config.gradient_accumulation_steps
     rank, processes = accelerator.process_index, accelerator.num_processes
     torch.manual_seed(config.seed * 1_000_003 + step * 1009 + rank)  # of dropout
@@ -245,23 +282,23 @@ def gradients_of(
     for micro in range((step - 1) * micro_batches, step * micro_batches):
         loss = loss_of(micro * processes + rank) / micro_batches
         accelerator.backward(loss)
-        optimization.factors.collect()
+        factors.collect()
         losses.append(loss.detach())
-    loss = torch.stack(losses).sum()
-    return average(optimization.factors.gradients, loss, interrupts.asked, accelerator)
+    return torch.stack(losses).sum()
 
 
 def average(
-    gradients: torch.Tensor, loss: torch.Tensor, stopping: bool, accelerator
-) -> tuple[torch.Tensor, bool]:
+    gradients: torch.Tensor, loss: torch.Tensor, stopping: bool, failed: bool, accelerator
+) -> tuple[torch.Tensor, bool, bool]:
     """Average the gradients, in place, and the loss over all processes, in one message.
 
-    Adapters are small and the base is frozen, so that no wrapper such as DDP is needed. `stopping` becomes
-    true for all where it is true for one, so that all stop after the same step.
+    Adapters are small and the base is frozen, so that no wrapper such as DDP is needed. `stopping` and
+    `failed` become true for all where they are true for one, so that all stop after the same step.
     """
     if accelerator.num_processes == 1:
-        return loss, stopping
-    others = gradients.new_tensor([loss, float(stopping)])
+        return loss, stopping, failed
+    others = gradients.new_tensor([loss, float(stopping), float(failed)])
     means = accelerator.reduce(torch.cat([gradients, others]), "mean")
-    gradients.copy_(means[:-2])
-    return means[-2], means[-1].item() > 0
+    gradients.copy_(means[:-3])
+    any_stopping, any_failed = means[-2:].tolist()
+    return means[-3], any_stopping > 0, any_failed > 0

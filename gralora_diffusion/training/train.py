@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate.utils import broadcast_object_list
 
 from gralora_diffusion.adapters import allocation
@@ -40,6 +41,10 @@ from gralora_diffusion.training.steps import Optimization
 from gralora_diffusion.training.validation_images import Previews, save_comparison, thumbnails
 
 EMBEDDED_BASE = "the embedded one (64 x 64 pixels), since no --pretrained_model_name_or_path is given"
+LOST_PROCESS = (
+    "another process of this run has ended: its own message says why; "
+    "run the same command to resume from the newest checkpoint"
+)
 CACHE = "cache"  # of a run with --no-cache_latents: in its folder until it ends
 
 
@@ -71,16 +76,25 @@ def train(config: TrainConfig) -> Path:
                 run_training(setup, run, interrupts)
                 record("done", "")
         except BaseException as error:
+            if has_lost_process(error):
+                error = TrainingError(LOST_PROCESS)
             state = "stopped" if isinstance(error, Stopped) else "failed"
             is_sentence = isinstance(error, ConfigError | TrainingError | Stopped)
             record(state, str(error) if is_sentence else f"{type(error).__name__}: {error}")
-            raise
+            raise error
         finally:
             if run:
                 run.lock.release()
     if setup.accelerator.is_main_process:
         finish(setup, done)
     return setup.path
+
+
+def has_lost_process(error: BaseException) -> bool:
+    """Whether a process that this one was waiting for is gone, as gloo and NCCL report it."""
+    if not torch.distributed.is_available() or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
 
 def finish(setup: TrainingSetup, done_before: bool) -> None:
@@ -118,10 +132,11 @@ def open_run(setup: TrainingSetup) -> Run | None:
 def start_run(setup: TrainingSetup, run: Run | None) -> None:
     """The status, a line on the console, and the trackers."""
     if run:
-        run.status("starting", step=setup.start, steps=setup.steps)
+        device = name_of(setup.accelerator.device)
+        run.status("starting", step=setup.start, steps=setup.steps, device=device)
         parameters = sum(p.numel() for p in setup.parameters().values())
-        device = f"{name_of(setup.accelerator.device)}, {str(setup.dtype).removeprefix('torch.')}"
-        size = f"{len(setup.layers())} layers, {parameters:,} parameters; {device}"
+        dtype = str(setup.dtype).removeprefix("torch.")
+        size = f"{len(setup.layers())} layers, {parameters:,} parameters; {device}, {dtype}"
         resumed = f", from step {setup.start}" if setup.start else ""
         base = setup.config.pretrained_model_name_or_path or EMBEDDED_BASE
         print(f"base: {base}", flush=True)

@@ -94,28 +94,29 @@ class Sampler:
         A merge is kept while they are off: layers compute with the base's weights then.
         """
         from gralora_diffusion import load_adapter
-        from gralora_diffusion.adapters.control import enable, remove, set_strength, unmerge
+        from gralora_diffusion.adapters.control import layers_of, remove, unmerge
 
-        if self.loaded:
-            enable(self.pipeline, bool(adapters))
-        if not adapters:
-            return
-        files = {name: self.workspace.adapter(name) for name in adapters}
-        versions = {name: (str(path), path.stat().st_mtime_ns) for name, path in files.items()}
-        if versions != self.loaded:
-            unmerge(self.pipeline.unet)
-        for name in list(self.loaded):
-            if versions.get(name) != self.loaded[name]:
-                del self.loaded[name]
-                remove(self.pipeline, name)
-        for name, strength in adapters.items():
-            if name in self.loaded:
-                set_strength(self.pipeline, strength, name)
-                continue
-            with warnings.catch_warnings(action="ignore"):  # the base was chosen on the page
-                load_adapter(self.pipeline, files[name], strength, name=name)
-            self.loaded[name] = versions[name]
-        self.merge_where_it_fits()
+        if adapters:
+            files = {name: self.workspace.adapter(name) for name in adapters}
+            versions = {name: (str(path), path.stat().st_mtime_ns) for name, path in files.items()}
+            if versions != self.loaded:
+                unmerge(self.pipeline.unet)
+            for name in list(self.loaded):
+                if versions.get(name) != self.loaded[name]:
+                    del self.loaded[name]
+                    remove(self.pipeline, name)
+            for name in adapters:
+                if name not in self.loaded:
+                    with warnings.catch_warnings(action="ignore"):  # the base was chosen on the page
+                        load_adapter(self.pipeline, files[name], name=name)
+                    self.loaded[name] = versions[name]
+        for layer in layers_of(self.pipeline):
+            for name in layer.names:
+                adapter = layer.get(name)
+                adapter.enabled = name in adapters
+                adapter.strength = adapters.get(name, adapter.strength)
+        if adapters:
+            self.merge_where_it_fits()
 
     def merge_where_it_fits(self) -> None:
         """Merge the adapters, which makes the steps faster, where there is room for both weights of a layer.
