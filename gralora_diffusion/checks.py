@@ -34,6 +34,10 @@ def training_problems(config) -> Iterator[Problem]:
         yield f"--resolution is {config.resolution}; it must be divisible by 8", "resolution"
     if config.offload_unet and config.base_model_precision:
         yield "--offload_unet needs a base that is not quantized: drop --base_model_precision", "offload_unet"
+    if config.compile and (config.offload_unet or config.base_model_precision):
+        other = "--offload_unet" if config.offload_unet else "--base_model_precision"
+        problem = "--compile needs a UNet whose weights stay as they are and where they are"
+        yield f"{problem}: drop it, or {other}", "compile"
     yield from data_problems(config)
     yield from optimizer_problems(config)
     yield from rank_problems(config)

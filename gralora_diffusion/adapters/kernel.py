@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from gralora_diffusion.adapters import whole_operations
 from gralora_diffusion.adapters.unswapped import by_input, by_output, room
 
 SMALL = 2**17  # numbers: up to here batched products are faster with bf16 on a CPU
@@ -106,7 +107,11 @@ class FusedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, plans, *tensors):
-        y, hs = outputs(x, weight, bias, plans, tensors)
+        if is_whole(plans, tensors):
+            whole = [plan.scale for plan in plans], [plan.unswapped for plan in plans]
+            y, *hs = whole_operations.linear(x, weight, bias, list(tensors), *whole)
+        else:
+            y, hs = outputs(x, weight, bias, plans, tensors)
         ctx.save_for_backward(x, weight, *hs, *tensors)
         ctx.plans = plans
         return y
@@ -114,33 +119,54 @@ class FusedLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        if not torch.is_autocast_enabled(grad.device.type):  # whose context takes as long as a small product
-            return FusedLinear.gradients(ctx, grad)
-        with torch.autocast(grad.device.type, enabled=False):  # the dtypes are the forward pass's
-            return FusedLinear.gradients(ctx, grad)
-
-    @staticmethod
-    def gradients(ctx, grad):
         x, weight, *kept = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        hs = kept[: len(ctx.plans)]
-        tensors = kept[len(ctx.plans) :]
-        found = []
-        g = rows(grad).contiguous()
-        dx = g @ numbers(weight, g.dtype) if needs[0] else None
-        for i, (plan, h) in enumerate(zip(ctx.plans, hs, strict=True)):
-            A, B, mask, own = tensors[4 * i : 4 * i + 4]
-            needs_A, needs_B, _, needs_own = needs[4 * i + 4 : 4 * i + 8]
-            q = down_again(g, A, B, plan, mask)
-            d_own = torch.zeros_like(rows(own)) if needs_own else None
-            if (into := dx if own is None else d_own) is not None:
-                add_to_input(into, q, A)
-            dA = gradient_of_A(rows(x if own is None else own), q, A, plan.A_grad) if needs_A else None
-            dB = gradient_of_B(g, h, B, plan.scale, plan.B_grad) if needs_B else None
-            found += [dA, dB, None, None if d_own is None else d_own.view_as(own)]
-        dW = g.T @ rows(x) if needs[1] else None
-        db = g.sum(0) if needs[2] else None
-        return None if dx is None else dx.view_as(x), dW, db, None, *found
+        hs, tensors = kept[: len(ctx.plans)], kept[len(ctx.plans) :]
+        given = grad, x, weight, hs, tensors
+        if is_whole(ctx.plans, tensors):
+            return whole_gradients(*given, ctx.plans, ctx.needs_input_grad)
+        if not torch.is_autocast_enabled(grad.device.type):  # whose context takes as long as a small product
+            return gradients(*given, ctx.plans, ctx.needs_input_grad)
+        with torch.autocast(grad.device.type, enabled=False):  # the dtypes are the forward pass's
+            return gradients(*given, ctx.plans, ctx.needs_input_grad)
+
+
+def is_whole(plans: list[Plan], tensors) -> bool:
+    """Whether torch.compile is to take this as one operation: see whole_operations.py."""
+    if not torch.compiler.is_compiling():
+        return False
+    trained = all(plan.A_grad is not None for plan in plans)
+    return trained and all(own is None for own in tensors[3::4])
+
+
+def whole_gradients(grad, x, weight, hs, tensors, plans: list[Plan], needs) -> tuple:
+    """gradients() of a trainer's layer, as one operation."""
+    grads = []
+    for plan in plans:
+        grads += [plan.A_grad, plan.B_grad]
+    whole = [plan.scale for plan in plans], [plan.unswapped for plan in plans], grads, needs[0]
+    dx = whole_operations.linear_backward(grad, x, weight, list(hs), list(tensors), *whole)
+    others = [None] * (3 + len(tensors))
+    return dx if needs[0] else None, *others
+
+
+def gradients(grad, x, weight, hs, tensors, plans: list[Plan], needs) -> tuple:
+    """Of FusedLinear's arguments; None where `needs` is false, or a part's own A_grad and B_grad have it."""
+    found = []
+    g = rows(grad).contiguous()
+    dx = g @ numbers(weight, g.dtype) if needs[0] else None
+    for i, (plan, h) in enumerate(zip(plans, hs, strict=True)):
+        A, B, mask, own = tensors[4 * i : 4 * i + 4]
+        needs_A, needs_B, _, needs_own = needs[4 * i + 4 : 4 * i + 8]
+        q = down_again(g, A, B, plan, mask)
+        d_own = torch.zeros_like(rows(own)) if needs_own else None
+        if (into := dx if own is None else d_own) is not None:
+            add_to_input(into, q, A)
+        dA = gradient_of_A(rows(x if own is None else own), q, A, plan.A_grad) if needs_A else None
+        dB = gradient_of_B(g, h, B, plan.scale, plan.B_grad) if needs_B else None
+        found += [dA, dB, None, None if d_own is None else d_own.view_as(own)]
+    dW = g.T @ rows(x) if needs[1] else None
+    db = g.sum(0) if needs[2] else None
+    return None if dx is None else dx.view_as(x), dW, db, None, *found
 
 
 def quantized(weight: torch.Tensor) -> bool:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from gralora_diffusion.adapters import whole_operations
 from gralora_diffusion.adapters.kernel import (
     add_to_input,
     add_up,
@@ -110,14 +111,12 @@ class FusedLinears(torch.autograd.Function):
     def forward(ctx, x, parts, scales, masks, *tensors):
         count = len(scales)
         weights, biases = tensors[:count], tensors[count : 2 * count]
-        flat = rows(x)
-        ys = [F.linear(x, numbers(w, x.dtype), b) for w, b in zip(weights, biases, strict=True)]
-        hs = []
-        for part, mask in zip(parts, masks, strict=True):
-            h = down_all(flat, part, count)
-            hs.append(masked(h, mask))
-            for y, own, B, scale in zip(ys, of_layers(h, count), part.Bs, scales, strict=True):
-                add_up(rows(y), own, B, scale)
+        if torch.compiler.is_compiling():
+            whole = list(tensors[2 * count :]), masks, scales, [part.unswapped for part in parts]
+            found = whole_operations.linears(x, list(weights), list(biases), *whole)
+            ys, hs = found[:count], found[count:]
+        else:
+            ys, hs = outputs(x, weights, biases, parts, masks, scales)
         ctx.save_for_backward(x, *weights, *hs, *[mask for mask in masks if mask is not None])
         ctx.parts, ctx.scales, ctx.has_mask = parts, scales, [mask is not None for mask in masks]
         return tuple(ys)
@@ -128,23 +127,68 @@ class FusedLinears(torch.autograd.Function):
         count = len(ctx.scales)
         x, *kept = ctx.saved_tensors
         weights, hs = kept[:count], kept[count : count + len(ctx.parts)]
-        masks = iter(kept[count + len(ctx.parts) :])
-        gs = [rows(grad).contiguous() for grad in grads]
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = gs[0] @ numbers(weights[0], gs[0].dtype)
-            for g, weight in zip(gs[1:], weights[1:], strict=True):
-                dx.addmm_(g, numbers(weight, g.dtype))
-        for part, h, has_mask in zip(ctx.parts, hs, ctx.has_mask, strict=True):
-            q = down_again_all(gs, part, ctx.scales, next(masks) if has_mask else None)
-            if dx is not None:
-                add_to_input(dx, q, part.A)
-            gradient_of_A(rows(x), q, part.A, part.A_grad)
-            of_each = zip(gs, of_layers(h, count), part.Bs, ctx.scales, part.B_grads, strict=True)
-            for g, own, B, scale, total in of_each:
-                gradient_of_B(g, own, B, scale, total)
+        kept_masks = iter(kept[count + len(ctx.parts) :])
+        masks = [next(kept_masks) if has_mask else None for has_mask in ctx.has_mask]
+        needs_x = ctx.needs_input_grad[0]
+        if torch.compiler.is_compiling():
+            factors, own = [], []
+            for part in ctx.parts:
+                factors += [part.A, *part.Bs]
+                own += [part.A_grad, *part.B_grads]
+            whole = masks, ctx.scales, [part.unswapped for part in ctx.parts], own, needs_x
+            dx = whole_operations.linears_backward(list(grads), x, list(weights), list(hs), factors, *whole)
+        else:
+            dx = gradients(grads, x, weights, hs, ctx.parts, masks, ctx.scales, needs_x)
         others = (None,) * (3 + 2 * count + sum(1 + count for _ in ctx.parts))
-        return None if dx is None else dx.view_as(x), *others
+        return dx if needs_x else None, *others
+
+
+def outputs(x, weights, biases, parts: list[SharedPart], masks, scales: list[float]) -> tuple[list, list]:
+    """(y of each layer, h of each part)"""
+    count = len(scales)
+    flat = rows(x)
+    ys = [F.linear(x, numbers(w, x.dtype), b) for w, b in zip(weights, biases, strict=True)]
+    hs = []
+    for part, mask in zip(parts, masks, strict=True):
+        h = down_all(flat, part, count)
+        hs.append(masked(h, mask))
+        for y, own, B, scale in zip(ys, of_layers(h, count), part.Bs, scales, strict=True):
+            add_up(rows(y), own, B, scale)
+    return ys, hs
+
+
+def gradients(
+    grads, x, weights, hs, parts: list[SharedPart], masks, scales: list[float], needs_x: bool
+) -> torch.Tensor | None:
+    """dx; those of A and B are added to the parts' own."""
+    count = len(scales)
+    gs = [rows(grad).contiguous() for grad in grads]
+    dx = None
+    if needs_x:
+        dx = gs[0] @ numbers(weights[0], gs[0].dtype)
+        for g, weight in zip(gs[1:], weights[1:], strict=True):
+            dx.addmm_(g, numbers(weight, g.dtype))
+    for part, h, mask in zip(parts, hs, masks, strict=True):
+        q = down_again_all(gs, part, scales, mask)
+        if needs_x:
+            add_to_input(dx, q, part.A)
+        gradient_of_A(rows(x), q, part.A, part.A_grad)
+        of_each = zip(gs, of_layers(h, count), part.Bs, scales, part.B_grads, strict=True)
+        for g, own, B, scale, total in of_each:
+            gradient_of_B(g, own, B, scale, total)
+    return dx.view_as(x) if needs_x else None
+
+
+def parts_of(factors, grads, unswapped: list[bool]) -> list[SharedPart]:
+    """Parts from lists of A, B_1, ..., B_L of each, and of their gradients or []."""
+    size = len(factors) // len(unswapped)
+    parts = []
+    for number, order in enumerate(unswapped):
+        place = slice(number * size, (number + 1) * size)
+        A, *Bs = factors[place]
+        A_grad, *B_grads = grads[place] or [None]
+        parts.append(SharedPart(A, A_grad, Bs, B_grads, 0, order))
+    return parts
 
 
 def down_all(x: torch.Tensor, part: SharedPart, count: int) -> torch.Tensor:

@@ -24,6 +24,7 @@ from gralora_diffusion.options import ConfigError, TrainingError, to_dict
 from gralora_diffusion.sdxl.base import encode_prompts
 from gralora_diffusion.sdxl.load import COMPONENTS
 from gralora_diffusion.sdxl.placement import ENCODING, TOKENS, bring, set_tiles
+from gralora_diffusion.training.compiled import compile_blocks
 from gralora_diffusion.training.export import export, export_again
 from gralora_diffusion.training.forecast import forecast_run, measured_cost
 from gralora_diffusion.training.hub import push
@@ -183,6 +184,8 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
     loss_of = loss_function(setup, batch_plan, encode)
     if config.gora_init and setup.start == 0:
         allocate(setup, loss_function(setup, batch_plan, encode, stratified(draw_noise)))
+    if config.compile:
+        compile_blocks(pipeline.unet, batch_plan.shapes())
     earlier = peak_memory(device)
     if device.type != "cpu":  # where memory is counted, that of the training is forecast
         forget_peak(device)
