@@ -132,7 +132,7 @@ class FusedLinear(torch.autograd.Function):
 
 def is_whole(plans: list[Plan], tensors) -> bool:
     """Whether torch.compile is to take this as one operation: see whole_operations.py."""
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() or tensors[0].device.type not in whole_operations.DEVICES:
         return False
     trained = all(plan.A_grad is not None for plan in plans)
     return trained and all(own is None for own in tensors[3::4])

@@ -111,7 +111,7 @@ class FusedLinears(torch.autograd.Function):
     def forward(ctx, x, parts, scales, masks, *tensors):
         count = len(scales)
         weights, biases = tensors[:count], tensors[count : 2 * count]
-        if torch.compiler.is_compiling():
+        if is_whole(x):
             whole = list(tensors[2 * count :]), masks, scales, [part.unswapped for part in parts]
             found = whole_operations.linears(x, list(weights), list(biases), *whole)
             ys, hs = found[:count], found[count:]
@@ -130,7 +130,7 @@ class FusedLinears(torch.autograd.Function):
         kept_masks = iter(kept[count + len(ctx.parts) :])
         masks = [next(kept_masks) if has_mask else None for has_mask in ctx.has_mask]
         needs_x = ctx.needs_input_grad[0]
-        if torch.compiler.is_compiling():
+        if is_whole(x):
             factors, own = [], []
             for part in ctx.parts:
                 factors += [part.A, *part.Bs]
@@ -141,6 +141,11 @@ class FusedLinears(torch.autograd.Function):
             dx = gradients(grads, x, weights, hs, ctx.parts, masks, ctx.scales, needs_x)
         others = (None,) * (3 + 2 * count + sum(1 + count for _ in ctx.parts))
         return dx if needs_x else None, *others
+
+
+def is_whole(x: torch.Tensor) -> bool:
+    """Whether torch.compile is to take this as one operation: see whole_operations.py."""
+    return torch.compiler.is_compiling() and x.device.type in whole_operations.DEVICES
 
 
 def outputs(x, weights, biases, parts: list[SharedPart], masks, scales: list[float]) -> tuple[list, list]:

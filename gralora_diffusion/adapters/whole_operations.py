@@ -1,14 +1,17 @@
-"""The kernel's operations as torch.compile sees them in training: each as a whole.
+"""The kernel's operations as torch.compile sees them in training on a GPU: each as a whole.
 
-Compiled piece by piece they would be slower: a compiler knows no product that adds to a part of a tensor, and
-copies in its place. These are for layers whose gradients a trainer takes (see flat_factors.py), and compute
-what the functions of kernel.py and shared_input.py do.
+Compiled piece by piece they would launch more: a compiler knows no product that adds to a part of a tensor,
+and makes k products and copies in its place. On a CPU that is faster, since it saves Python's time. These
+are for layers whose gradients a trainer takes (see flat_factors.py), and compute what the functions of
+kernel.py and shared_input.py do.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+DEVICES = ("cuda", "xpu")  # where they are used
 
 
 def whole_operation(name: str, mutates: tuple[str, ...] = ()) -> Callable:

@@ -41,7 +41,7 @@ class FlatFactors:
         parameters are in several groups.
         """
         half = dtype != torch.float32
-        self.unswapped = unswapped
+        self.unswapped = unswapped and half  # in fp32 the layers compute with the parameters themselves
         self.side_by_side = [tuple(members) for members in side_by_side if half]
         self.groups = [{**group, "params": self.in_order(group["params"])} for group in groups]
         parameters = self.parameters()

@@ -121,6 +121,16 @@ def test_fp64_gradients_equal_autograds(monkeypatch, unswapped):
             torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-10, atol=1e-10)
 
 
+def test_in_fp32_the_parameters_keep_their_order():
+    """As on a GPU without mixed precision."""
+    plain = adapted("GraLoRA").float()
+    own = copy.deepcopy(plain)
+    groups = [dict(params=list(adapter_parameters(own).values()))]
+    FlatFactors.of_models(groups, [own], torch.float32, unswapped=True)
+    x, other = torch.randn(2, 4, N, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(own(x, other), plain(x, other))
+
+
 def as_double(zeros):
     return lambda size, dtype=torch.float64, **options: zeros(size, dtype=torch.float64, **options)
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch._inductor import cpp_builder
 
 from gralora_diffusion import AdapterConfig, TrainConfig
+from gralora_diffusion.adapters import whole_operations
 from gralora_diffusion.adapters.inject import inject
 from gralora_diffusion.adapters.registry import adapter_parameters
 from gralora_diffusion.options import ConfigError
@@ -32,7 +33,7 @@ def run(folder: Path, **options) -> Path:
     return train(dataclasses.replace(QUICK, output_dir=str(folder), **options))
 
 
-def block_of_the_base(shared: bool):
+def block_of_the_base(unswapped: bool):
     """(a transformer block in bf16 with a GraLoRA whose factors are random, its FlatFactors)"""
     block = load_sdxl().unet.mid_block.attentions[0].transformer_blocks[0].bfloat16()
     torch.manual_seed(0)
@@ -40,7 +41,7 @@ def block_of_the_base(shared: bool):
     for parameter in adapter_parameters(block).values():
         parameter.data = torch.randn(parameter.shape) * 0.05
     groups = [dict(params=list(adapter_parameters(block).values()))]
-    return block.train(), FlatFactors.of_models(groups, [block], torch.bfloat16, unswapped=shared)
+    return block.train(), FlatFactors.of_models(groups, [block], torch.bfloat16, unswapped=unswapped)
 
 
 def gradients(block, factors: FlatFactors) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,6 +59,8 @@ def gradients(block, factors: FlatFactors) -> tuple[torch.Tensor, torch.Tensor]:
 )
 def test_a_compiled_block_has_the_same_gradients(backend, unswapped, monkeypatch):
     monkeypatch.setattr(compiled, "BACKEND", backend)
+    if unswapped:
+        monkeypatch.setattr(whole_operations, "DEVICES", ("cpu",))
     eager, (block, factors) = block_of_the_base(unswapped), block_of_the_base(unswapped)
     assert compiled.compile_blocks(torch.nn.ModuleList([block]), 1) == 1
     assert not any("_orig_mod" in name for name, _ in block.named_parameters())
