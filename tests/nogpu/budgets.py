@@ -30,8 +30,8 @@ PRESETS = {  # a step of SDXL; four batches of most style presets
     "subject-24gb": budget(6_842, 1, 2),
     "style-8gb": budget(37_238, 1, 5),
     "style-12gb": budget(37_238, 1, 5),
-    "style-16gb": budget(30_027, 1, 5),
-    "style-24gb": budget(15_073, 1, 3),
+    "style-16gb": budget(27_245, 1, 5),
+    "style-24gb": budget(13_687, 1, 3),
 }
 UNET = {  # forward, backward and AdamW of SDXL's UNet alone, batch 1: step_counts.py
     "frozen": 4_313,
