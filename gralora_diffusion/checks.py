@@ -44,6 +44,10 @@ def training_problems(config) -> Iterator[Problem]:
     if config.start_from and (config.allocate or config.allocation):
         problem = "begins with the ranks and factors of another adapter, and --allocate makes new ones"
         yield f"--start_from {problem}: drop one of the two", "start_from"
+    if config.compile and (config.offload_unet or config.base_model_precision):
+        other = "--offload_unet" if config.offload_unet else "--base_model_precision"
+        problem = "--compile needs a UNet whose weights stay as they are and where they are"
+        yield f"{problem}: drop it, or {other}", "compile"
     yield from data_problems(config)
     yield from optimizer_problems(config)
     yield from rank_problems(config)

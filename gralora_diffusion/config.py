@@ -222,6 +222,9 @@ class TrainConfig:
     offload_unet: bool = machine(
         False, "keep the frozen UNet in RAM and move one block at a time to the GPU: slower", needs=RECOMPUTED
     )
+    compile: bool = machine(
+        False, "compile the UNet's transformer blocks: faster steps after some minutes of compiling"
+    )
     deterministic: bool = machine(False, "deterministic kernels, to resume bit by bit on a GPU: slower")
     allow_tf32: bool = machine(False, "multiply fp32 matrices in TF32 on a GPU: faster, less precise")
     cache_latents: bool = machine(True, "keep latents and prompt embeddings for later runs", resumable=True)

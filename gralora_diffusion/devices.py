@@ -20,6 +20,8 @@ OUT_OF_MEMORY = (  # in messages that torch raises as a plain RuntimeError
     "STATUS_ALLOC_FAILED",  # of cuBLAS and cuDNN
 )
 
+WITHOUT_FLOAT64 = ("mps",)  # devices whose matrices are decomposed on the CPU
+
 
 def best_device() -> torch.device:
     """The accelerator of this machine, or the CPU."""
@@ -74,6 +76,16 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return None
+
+
+def in_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float64, on its device, or on the CPU where the device has no float64."""
+    return decomposable(tensor).double()
+
+
+def decomposable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, on the CPU where its device has neither float64 nor all decompositions of matrices."""
+    return tensor.cpu() if tensor.device.type in WITHOUT_FLOAT64 else tensor
 
 
 def available_ram() -> int:

@@ -10,6 +10,7 @@ import torch
 
 from gralora_diffusion.adapters.low_rank import block_low_rank
 from gralora_diffusion.adapters.rank_budget import clip
+from gralora_diffusion.devices import decomposable, in_float64
 
 GAMMA = 0.05  # |delta| / |G| at the start, as published
 
@@ -41,7 +42,7 @@ def energies(G: torch.Tensor, k: int) -> torch.Tensor:
 
     sum_ij sum_{s <= r/k} sigma_s(G_ij)^2 / |G|^2
     """
-    G = blocks(G.double(), k)
+    G = blocks(in_float64(G), k)
     # the Gram matrix: its eigenvalues are the squares, and cost a quarter of an SVD
     gram = G @ G.mT if G.shape[2] <= G.shape[3] else G.mT @ G
     squares = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0).sum((0, 1)).cumsum(0)
@@ -50,7 +51,7 @@ def energies(G: torch.Tensor, k: int) -> torch.Tensor:
 
 def effective_rank(G: torch.Tensor) -> float:
     """exp of the entropy of the singular values' shares (Roy and Vetterli 2007); 1 for a matrix of zeros."""
-    sigma = torch.linalg.svdvals(G.double())
+    sigma = torch.linalg.svdvals(in_float64(G))
     shares = sigma / sigma.sum().clamp_min(torch.finfo(sigma.dtype).tiny)
     return float(torch.special.entr(shares).sum().exp())
 
@@ -76,8 +77,8 @@ def least_squares(S: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
 
     The minus: delta is a step down the gradient.
     """
-    A = A.double()
-    return -torch.linalg.solve(A @ A.mT, S.double().mT).mT
+    A = in_float64(A)
+    return -torch.linalg.solve(A @ A.mT, in_float64(S).mT).mT
 
 
 def singular_factors(G: torch.Tensor, rank: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,14 +86,14 @@ def singular_factors(G: torch.Tensor, rank: int, k: int) -> tuple[torch.Tensor, 
 
     A: the top right-singular vectors of each block, as long as Kaiming's rows; B by least squares.
     """
-    u, s, v = torch.linalg.svd(blocks(G, k), full_matrices=False)
+    u, s, v = torch.linalg.svd(blocks(decomposable(G), k), full_matrices=False)
     g = rank // k
     return v[..., :g, :] / math.sqrt(3), -(u[..., :g] * s[..., None, :g]) * math.sqrt(3)
 
 
 def matched(A: torch.Tensor, B: torch.Tensor, norm: float) -> torch.Tensor:
     """B scaled so that |B A| over all blocks is `norm`; zeros where B A is zero."""
-    size = float((B @ A.to(B.dtype)).norm())
+    size = float((B @ A.to(B)).norm())
     return B * (norm / size) if size > 0 else torch.zeros_like(B)
 
 
@@ -118,12 +119,13 @@ def gradient_factors(
     elif init == "random":
         bound = math.sqrt(k / n)
         uniform = torch.rand(k, k, rank // k, n // k, generator=random, dtype=torch.float64) * 2 - 1
-        A = uniform.to(G.device) * bound
-        B = least_squares(project(G.double(), A), A)
+        wide = in_float64(G)
+        A = uniform.to(wide.device) * bound
+        B = least_squares(project(wide, A), A)
     else:
         raise ValueError(f"init is {init!r}; it must be svd or random")
     down, up = block_low_rank(*as_gralora(A, matched(A, B, gamma * float(G.norm()))))
-    return down.to(G.dtype), up.to(G.dtype)
+    return down.to(G), up.to(G)
 
 
 def as_gralora(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

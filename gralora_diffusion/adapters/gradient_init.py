@@ -53,7 +53,7 @@ def point_down(
         B = least_squares(S, A)
         norm = norms[path]
         if norm is None:
-            norm = math.sqrt(adapter.in_features / adapter.rank) * float((B @ A.double()).norm())
+            norm = math.sqrt(adapter.in_features / adapter.rank) * float((B @ A.to(B)).norm())
         put_factors(adapter, A, matched(A, B, GAMMA * norm))
 
 

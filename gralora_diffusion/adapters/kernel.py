@@ -19,6 +19,8 @@ A plain LoRA (A [r, N], B [M, r]) has one slice and no swap:
 
     h = x A^T, y += s h B^T; dB = s g^T h, e = s g B, dA = e^T x, dx += e A
 
+On a GPU, where a trainer's A has another order of columns, the swap takes no time: see unswapped.py.
+
 Kept for backward: x, and h, which is k*r numbers per token (r for LoRA); a quantized weight as it is.
 T-LoRA's mask multiplies the groups of h, and so of e.
 Where B is zero, s h B is zero, and y is the frozen layer's own, bit for bit.
@@ -32,6 +34,11 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from gralora_diffusion.adapters import whole_operations
+from gralora_diffusion.adapters.unswapped import by_input, by_output, room
+
+SMALL = 2**17  # numbers: up to here batched products are faster with bf16 on a CPU
+
 
 class Part(NamedTuple):
     """scale * x through A and B: [r, N] and [M, r], or [k, N/k, r] and [k, r, M/k]."""
@@ -43,6 +50,16 @@ class Part(NamedTuple):
     own: torch.Tensor | None = None  # what takes x's place in this part: x after dropout
     A_grad: torch.Tensor | None = None  # dA is added to it, and autograd gets none
     B_grad: torch.Tensor | None = None
+    unswapped: bool = False  # the columns of A have the order of unswapped.py
+
+
+class Plan(NamedTuple):
+    """What a part is beside its tensors."""
+
+    scale: float
+    unswapped: bool
+    A_grad: torch.Tensor | None
+    B_grad: torch.Tensor | None
 
 
 def adapted_linear(
@@ -59,14 +76,14 @@ def adapted_linear(
         bias = None if bias is None else bias.to(dtype)
         weight = weight if quantized(weight) else weight.to(dtype)
     tensors = []
-    grads = []
+    plans = []
     for p in parts:
         tensors += [p.A.to(dtype), p.B.to(dtype), p.mask, None if p.own is None else p.own.to(dtype)]
-        grads.append((p.A_grad, p.B_grad) if p.A.dtype == dtype else (None, None))
-    scales = [p.scale for p in parts]
+        grads = (p.A_grad, p.B_grad) if p.A.dtype == dtype else (None, None)
+        plans.append(Plan(p.scale, p.unswapped, *grads))
     if not torch.is_grad_enabled():
-        return outputs(x, weight, bias, scales, tensors)[0]
-    return FusedLinear.apply(x, weight, bias, scales, grads, *tensors)
+        return outputs(x, weight, bias, plans, tensors)[0]
+    return FusedLinear.apply(x, weight, bias, plans, *tensors)
 
 
 def autocasts(x: torch.Tensor) -> bool:
@@ -82,60 +99,83 @@ def dtype_of_products(x: torch.Tensor) -> torch.dtype:
 
 
 def outputs(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scales: list[float], tensors
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, plans: list[Plan], tensors
 ) -> tuple[torch.Tensor, list]:
     """(y, h of each part);  tensors: A, B, mask and own of each part."""
     y = F.linear(x, numbers(weight, x.dtype), bias)
     hs = []
-    for i, scale in enumerate(scales):
+    for i, plan in enumerate(plans):
         A, B, mask, own = tensors[4 * i : 4 * i + 4]
-        hs.append(masked(down(rows(x if own is None else own), A), mask))
-        add_up(rows(y), hs[-1], B, scale)
+        hs.append(masked(down(rows(x if own is None else own), A, plan.unswapped), mask))
+        add_up(rows(y), hs[-1], B, plan.scale)
     return y, hs
 
 
 class FusedLinear(torch.autograd.Function):
-    """tensors: A, B, mask and own of each part; grads: its (A_grad, B_grad)."""
+    """tensors: A, B, mask and own of each part."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, scales, grads, *tensors):
-        y, hs = outputs(x, weight, bias, scales, tensors)
+    def forward(ctx, x, weight, bias, plans, *tensors):
+        if is_whole(plans, tensors):
+            whole = [plan.scale for plan in plans], [plan.unswapped for plan in plans]
+            y, *hs = whole_operations.linear(x, weight, bias, list(tensors), *whole)
+        else:
+            y, hs = outputs(x, weight, bias, plans, tensors)
         ctx.save_for_backward(x, weight, *hs, *tensors)
-        ctx.scales = scales
-        ctx.grads = grads
+        ctx.plans = plans
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        if not torch.is_autocast_enabled(grad.device.type):  # whose context takes as long as a small product
-            return FusedLinear.gradients(ctx, grad)
-        with torch.autocast(grad.device.type, enabled=False):  # the dtypes are the forward pass's
-            return FusedLinear.gradients(ctx, grad)
-
-    @staticmethod
-    def gradients(ctx, grad):
         x, weight, *kept = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        hs = kept[: len(ctx.scales)]
-        tensors = kept[len(ctx.scales) :]
-        found = []
-        g = rows(grad).contiguous()
-        dx = g @ numbers(weight, g.dtype) if needs[0] else None
-        for i, (scale, h) in enumerate(zip(ctx.scales, hs, strict=True)):
-            A, B, mask, own = tensors[4 * i : 4 * i + 4]
-            needs_A, needs_B, _, needs_own = needs[4 * i + 5 : 4 * i + 9]
-            A_grad, B_grad = ctx.grads[i]
-            q = masked(down_again(g, B, scale), mask)
-            d_own = torch.zeros_like(rows(own)) if needs_own else None
-            if (into := dx if own is None else d_own) is not None:
-                add_to_input(into, q, A)
-            dA = gradient_of_A(rows(x if own is None else own), q, A, A_grad) if needs_A else None
-            dB = gradient_of_B(g, h, B, scale, B_grad) if needs_B else None
-            found += [dA, dB, None, None if d_own is None else d_own.view_as(own)]
-        dW = g.T @ rows(x) if needs[1] else None
-        db = g.sum(0) if needs[2] else None
-        return None if dx is None else dx.view_as(x), dW, db, None, None, *found
+        hs, tensors = kept[: len(ctx.plans)], kept[len(ctx.plans) :]
+        given = grad, x, weight, hs, tensors
+        if is_whole(ctx.plans, tensors):
+            return whole_gradients(*given, ctx.plans, ctx.needs_input_grad)
+        if not torch.is_autocast_enabled(grad.device.type):  # whose context takes as long as a small product
+            return gradients(*given, ctx.plans, ctx.needs_input_grad)
+        with torch.autocast(grad.device.type, enabled=False):  # the dtypes are the forward pass's
+            return gradients(*given, ctx.plans, ctx.needs_input_grad)
+
+
+def is_whole(plans: list[Plan], tensors) -> bool:
+    """Whether torch.compile is to take this as one operation: see whole_operations.py."""
+    if not torch.compiler.is_compiling() or tensors[0].device.type not in whole_operations.DEVICES:
+        return False
+    trained = all(plan.A_grad is not None for plan in plans)
+    return trained and all(own is None for own in tensors[3::4])
+
+
+def whole_gradients(grad, x, weight, hs, tensors, plans: list[Plan], needs) -> tuple:
+    """gradients() of a trainer's layer, as one operation."""
+    grads = []
+    for plan in plans:
+        grads += [plan.A_grad, plan.B_grad]
+    whole = [plan.scale for plan in plans], [plan.unswapped for plan in plans], grads, needs[0]
+    dx = whole_operations.linear_backward(grad, x, weight, list(hs), list(tensors), *whole)
+    others = [None] * (3 + len(tensors))
+    return dx if needs[0] else None, *others
+
+
+def gradients(grad, x, weight, hs, tensors, plans: list[Plan], needs) -> tuple:
+    """Of FusedLinear's arguments; None where `needs` is false, or a part's own A_grad and B_grad have it."""
+    found = []
+    g = rows(grad).contiguous()
+    dx = g @ numbers(weight, g.dtype) if needs[0] else None
+    for i, (plan, h) in enumerate(zip(plans, hs, strict=True)):
+        A, B, mask, own = tensors[4 * i : 4 * i + 4]
+        needs_A, needs_B, _, needs_own = needs[4 * i + 4 : 4 * i + 8]
+        q = down_again(g, A, B, plan, mask)
+        d_own = torch.zeros_like(rows(own)) if needs_own else None
+        if (into := dx if own is None else d_own) is not None:
+            add_to_input(into, q, A)
+        dA = gradient_of_A(rows(x if own is None else own), q, A, plan.A_grad) if needs_A else None
+        dB = gradient_of_B(g, h, B, plan.scale, plan.B_grad) if needs_B else None
+        found += [dA, dB, None, None if d_own is None else d_own.view_as(own)]
+    dW = g.T @ rows(x) if needs[1] else None
+    db = g.sum(0) if needs[2] else None
+    return None if dx is None else dx.view_as(x), dW, db, None, *found
 
 
 def quantized(weight: torch.Tensor) -> bool:
@@ -159,7 +199,8 @@ def rows(x: torch.Tensor) -> torch.Tensor:
 def slices(x: torch.Tensor, k: int) -> torch.Tensor:
     """[T, N] -> [k, T, N/k], the same memory"""
     t, n = x.shape
-    return x.view(t, k, n // k).transpose(0, 1)
+    row, column = x.stride()
+    return x.as_strided((k, t, n // k), (n // k * column, row, column))  # one view takes less time than two
 
 
 def products(
@@ -167,11 +208,13 @@ def products(
 ) -> torch.Tensor:
     """out_j = beta * out_j + scale * a_j b_j for each of k.
 
-    With bf16 on a CPU one by one, since a batched product copies slices of larger rows first.
+    With bf16 on a CPU, large ones are computed one by one, since a batched product copies slices of larger
+    rows first; of small ones each product takes longer to start than to compute.
     """
-    if out.device.type != "cpu" or out.dtype != torch.bfloat16:
+    one_by_one = out.device.type == "cpu" and out.dtype == torch.bfloat16
+    if not one_by_one or max(a.numel(), b.numel()) <= SMALL:
         return out.baddbmm_(a, b, beta=beta, alpha=scale)
-    for out_j, a_j, b_j in zip(out, a, b, strict=True):
+    for out_j, a_j, b_j in zip(out.unbind(0), a.unbind(0), b.unbind(0), strict=True):
         out_j.addmm_(a_j, b_j, beta=beta, alpha=scale)
     return out
 
@@ -206,14 +249,23 @@ def masked(h: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return h
 
 
-def down(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
+def down(x: torch.Tensor, A: torch.Tensor, unswapped: bool) -> torch.Tensor:
     """x [T, N] -> h: [T, r], or [k(j), T, r]"""
     if A.ndim == 2:
         return x @ A.T
+    if unswapped:
+        return down_unswapped(x, A, 1)
     k, _, r = A.shape
     p = x.new_empty(x.shape[0], k, r)
     products(p.transpose(0, 1), slices(x, k), A)
     return swapped(p)
+
+
+def down_unswapped(x: torch.Tensor, A: torch.Tensor, count: int) -> torch.Tensor:
+    """x [T, N] -> h of `count` layers: [L, k(j), T, r], or [k(j), T, r]"""
+    P = room(x, A)
+    products(by_input(P, len(x), A), slices(x, len(A)), A)
+    return by_output(P, len(x), A, count)
 
 
 def add_up(y: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scale: float) -> None:
@@ -224,14 +276,22 @@ def add_up(y: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scale: float) -> N
         add_products(y, h, B, scale)
 
 
-def down_again(g: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
-    """g [T, M] -> q: [T, r], or [k(n), T, r]"""
+def down_again(
+    g: torch.Tensor, A: torch.Tensor, B: torch.Tensor, plan: Plan, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """g [T, M] -> q, masked: [T, r], or [k(n), T, r]"""
     if B.ndim == 2:
-        return g.new_empty(len(g), B.shape[1]).addmm_(g, B, beta=0, alpha=scale)
+        return masked(g.new_empty(len(g), B.shape[1]).addmm_(g, B, beta=0, alpha=plan.scale), mask)
+    if plan.unswapped:
+        P = room(g, A)
+        e = by_output(P, len(g), A, 1)
+        products(e, slices(g, len(B)), B.mT, plan.scale)
+        masked(e, mask)
+        return by_input(P, len(g), A)
     k, r, _ = B.shape
     e = g.new_empty(g.shape[0], k, r)
-    products(e.transpose(0, 1), slices(g, k), B.transpose(1, 2), scale)
-    return swapped(e)
+    products(e.transpose(0, 1), slices(g, k), B.mT, plan.scale)
+    return masked(swapped(e), mask)
 
 
 def add_to_input(dx: torch.Tensor, q: torch.Tensor, A: torch.Tensor) -> None:
@@ -239,19 +299,20 @@ def add_to_input(dx: torch.Tensor, q: torch.Tensor, A: torch.Tensor) -> None:
     if A.ndim == 2:
         dx.addmm_(q, A)
     else:
-        add_products(dx, q, A.transpose(1, 2))
+        add_products(dx, q, A.mT)
 
 
 def gradient_of_A(
     x: torch.Tensor, q: torch.Tensor, A: torch.Tensor, total: torch.Tensor | None
 ) -> torch.Tensor | None:
     """dA; with a total it is added to that, and None returned."""
+    into = torch.empty_like(A) if total is None else total
+    beta = int(total is not None)
     if A.ndim == 2:
-        dA = q.T @ x if total is None else total.addmm_(q.T, x)
+        into.addmm_(q.T, x, beta=beta)
     else:
-        into = torch.empty_like(A) if total is None else total
-        dA = products(into, slices(x, A.shape[0]).transpose(1, 2), q, beta=int(total is not None))
-    return dA if total is None else None
+        products(into, slices(x, A.shape[0]).mT, q, beta=beta)
+    return into if total is None else None
 
 
 def gradient_of_B(

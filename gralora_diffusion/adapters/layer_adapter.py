@@ -29,6 +29,7 @@ class WorkingFactors(NamedTuple):
     B: torch.Tensor
     A_grad: torch.Tensor | None = None
     B_grad: torch.Tensor | None = None
+    unswapped: bool = False  # the columns of A have the order of unswapped.py
 
 
 class LayerAdapter(nn.Module):
@@ -144,9 +145,9 @@ class LayerAdapter(nn.Module):
         parts = []
         trains = self.working and self.training and torch.is_grad_enabled()
         factors = self.working if trains else [WorkingFactors(*pair) for pair in self.factors]
-        for (A, B, *grads), ranks in zip(factors, self.part_ranks, strict=True):
+        for (A, B, *others), ranks in zip(factors, self.part_ranks, strict=True):
             mask = None if self.active_ranks is None else self.active_ranks[ranks]
-            parts.append(Part(self.scale * self.strength, A, B, mask, own, *grads))
+            parts.append(Part(self.scale * self.strength, A, B, mask, own, *others))
         return parts
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

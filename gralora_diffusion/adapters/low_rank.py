@@ -8,6 +8,8 @@ import math
 
 import torch
 
+from gralora_diffusion.devices import in_float64
+
 
 def scale_of(rank: int, alpha: float | None, rslora: bool) -> float:
     """alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv 2312.03732); alpha defaults to rank."""
@@ -47,10 +49,10 @@ def truncate(
 
     energy: the part of |delta|^2 that is kept.
     Norms are Frobenius norms.  Eckart-Young on delta = up @ down, through QR of the thin factors and an SVD
-    of the R x R core, in float64; delta is never formed.
+    of the R x R core, in float64 (see devices.in_float64()); delta is never formed.
     """
-    q_up, r_up = torch.linalg.qr(up.double())
-    q_down, r_down = torch.linalg.qr(down.double().T)
+    q_up, r_up = torch.linalg.qr(in_float64(up))
+    q_down, r_down = torch.linalg.qr(in_float64(down).T)
     u, s, v = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
     kept = s.square().cumsum(0)
     if rank is None:

@@ -1,7 +1,7 @@
 """Layers that read the same input, such as q, k and v: one product takes it down for all of them.
 
-For L layers whose factors A have one shape, A_all holds them side by side: [k, N/k, L r], or [L r, N] for
-plain LoRAs. With the names of kernel.py, and slices x_n, g_j of columns:
+For L layers whose factors A have one shape, A_all holds them side by side: [k, N/k, L r], on a GPU in the
+order of unswapped.py; [L r, N] for plain LoRAs. With the names of kernel.py, and slices x_n, g_j of columns:
 
     p_n = x_n A_all_n                  [T, L r]: of each layer, k groups of r/k columns
     h_lj = (group lj of p_0, ..., group lj of p_k-1);  y_lj += s h_lj B_lj
@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from gralora_diffusion.adapters import whole_operations
 from gralora_diffusion.adapters.kernel import (
     add_to_input,
     add_up,
+    down_unswapped,
     gradient_of_A,
     gradient_of_B,
     masked,
@@ -32,6 +34,7 @@ from gralora_diffusion.adapters.kernel import (
     slices,
 )
 from gralora_diffusion.adapters.linear import AdaptedLinear
+from gralora_diffusion.adapters.unswapped import by_input, by_output, room
 
 PROJECTIONS = (("to_q", "to_k", "to_v"), ("q_proj", "k_proj", "v_proj"))  # of diffusers, and of CLIP
 
@@ -44,6 +47,7 @@ class SharedPart(NamedTuple):
     Bs: list[torch.Tensor]
     B_grads: list[torch.Tensor]
     ranks: int  # that T-LoRA masks together
+    unswapped: bool = False  # the columns of A have the order of unswapped.py
 
 
 class SharedInput:
@@ -107,14 +111,12 @@ class FusedLinears(torch.autograd.Function):
     def forward(ctx, x, parts, scales, masks, *tensors):
         count = len(scales)
         weights, biases = tensors[:count], tensors[count : 2 * count]
-        flat = rows(x)
-        ys = [F.linear(x, numbers(w, x.dtype), b) for w, b in zip(weights, biases, strict=True)]
-        hs = []
-        for part, mask in zip(parts, masks, strict=True):
-            h = down_all(flat, part.A, count)
-            hs.append(masked(h, mask))
-            for y, own, B, scale in zip(ys, of_layers(h, count), part.Bs, scales, strict=True):
-                add_up(rows(y), own, B, scale)
+        if is_whole(x):
+            whole = list(tensors[2 * count :]), masks, scales, [part.unswapped for part in parts]
+            found = whole_operations.linears(x, list(weights), list(biases), *whole)
+            ys, hs = found[:count], found[count:]
+        else:
+            ys, hs = outputs(x, weights, biases, parts, masks, scales)
         ctx.save_for_backward(x, *weights, *hs, *[mask for mask in masks if mask is not None])
         ctx.parts, ctx.scales, ctx.has_mask = parts, scales, [mask is not None for mask in masks]
         return tuple(ys)
@@ -125,29 +127,82 @@ class FusedLinears(torch.autograd.Function):
         count = len(ctx.scales)
         x, *kept = ctx.saved_tensors
         weights, hs = kept[:count], kept[count : count + len(ctx.parts)]
-        masks = iter(kept[count + len(ctx.parts) :])
-        gs = [rows(grad).contiguous() for grad in grads]
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = gs[0] @ numbers(weights[0], gs[0].dtype)
-            for g, weight in zip(gs[1:], weights[1:], strict=True):
-                dx.addmm_(g, numbers(weight, g.dtype))
-        for part, h, has_mask in zip(ctx.parts, hs, ctx.has_mask, strict=True):
-            q = masked(down_again_all(gs, part.Bs, ctx.scales), next(masks) if has_mask else None)
-            if dx is not None:
-                add_to_input(dx, q, part.A)
-            gradient_of_A(rows(x), q, part.A, part.A_grad)
-            of_each = zip(gs, of_layers(h, count), part.Bs, ctx.scales, part.B_grads, strict=True)
-            for g, own, B, scale, total in of_each:
-                gradient_of_B(g, own, B, scale, total)
+        kept_masks = iter(kept[count + len(ctx.parts) :])
+        masks = [next(kept_masks) if has_mask else None for has_mask in ctx.has_mask]
+        needs_x = ctx.needs_input_grad[0]
+        if is_whole(x):
+            factors, own = [], []
+            for part in ctx.parts:
+                factors += [part.A, *part.Bs]
+                own += [part.A_grad, *part.B_grads]
+            whole = masks, ctx.scales, [part.unswapped for part in ctx.parts], own, needs_x
+            dx = whole_operations.linears_backward(list(grads), x, list(weights), list(hs), factors, *whole)
+        else:
+            dx = gradients(grads, x, weights, hs, ctx.parts, masks, ctx.scales, needs_x)
         others = (None,) * (3 + 2 * count + sum(1 + count for _ in ctx.parts))
-        return None if dx is None else dx.view_as(x), *others
+        return dx if needs_x else None, *others
 
 
-def down_all(x: torch.Tensor, A: torch.Tensor, count: int) -> torch.Tensor:
+def is_whole(x: torch.Tensor) -> bool:
+    """Whether torch.compile is to take this as one operation: see whole_operations.py."""
+    return torch.compiler.is_compiling() and x.device.type in whole_operations.DEVICES
+
+
+def outputs(x, weights, biases, parts: list[SharedPart], masks, scales: list[float]) -> tuple[list, list]:
+    """(y of each layer, h of each part)"""
+    count = len(scales)
+    flat = rows(x)
+    ys = [F.linear(x, numbers(w, x.dtype), b) for w, b in zip(weights, biases, strict=True)]
+    hs = []
+    for part, mask in zip(parts, masks, strict=True):
+        h = down_all(flat, part, count)
+        hs.append(masked(h, mask))
+        for y, own, B, scale in zip(ys, of_layers(h, count), part.Bs, scales, strict=True):
+            add_up(rows(y), own, B, scale)
+    return ys, hs
+
+
+def gradients(
+    grads, x, weights, hs, parts: list[SharedPart], masks, scales: list[float], needs_x: bool
+) -> torch.Tensor | None:
+    """dx; those of A and B are added to the parts' own."""
+    count = len(scales)
+    gs = [rows(grad).contiguous() for grad in grads]
+    dx = None
+    if needs_x:
+        dx = gs[0] @ numbers(weights[0], gs[0].dtype)
+        for g, weight in zip(gs[1:], weights[1:], strict=True):
+            dx.addmm_(g, numbers(weight, g.dtype))
+    for part, h, mask in zip(parts, hs, masks, strict=True):
+        q = down_again_all(gs, part, scales, mask)
+        if needs_x:
+            add_to_input(dx, q, part.A)
+        gradient_of_A(rows(x), q, part.A, part.A_grad)
+        of_each = zip(gs, of_layers(h, count), part.Bs, scales, part.B_grads, strict=True)
+        for g, own, B, scale, total in of_each:
+            gradient_of_B(g, own, B, scale, total)
+    return dx.view_as(x) if needs_x else None
+
+
+def parts_of(factors, grads, unswapped: list[bool]) -> list[SharedPart]:
+    """Parts from lists of A, B_1, ..., B_L of each, and of their gradients or []."""
+    size = len(factors) // len(unswapped)
+    parts = []
+    for number, order in enumerate(unswapped):
+        place = slice(number * size, (number + 1) * size)
+        A, *Bs = factors[place]
+        A_grad, *B_grads = grads[place] or [None]
+        parts.append(SharedPart(A, A_grad, Bs, B_grads, 0, order))
+    return parts
+
+
+def down_all(x: torch.Tensor, part: SharedPart, count: int) -> torch.Tensor:
     """x [T, N] -> h of all layers: [T, L r], or [L, k(j), T, r]"""
+    A = part.A
     if A.ndim == 2:
         return x @ A.T
+    if part.unswapped:
+        return down_unswapped(x, A, count)
     k, _, width = A.shape
     t, r = x.shape[0], width // count
     p = x.new_empty(t, k, width)
@@ -160,17 +215,28 @@ def of_layers(h: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
     return h.unbind(0) if h.ndim == 4 else h.chunk(count, 1)
 
 
-def down_again_all(gs: list[torch.Tensor], Bs: list[torch.Tensor], scales: list[float]) -> torch.Tensor:
-    """g [T, M] of each layer -> q of all: [T, L r], or [k(n), T, L r]"""
+def down_again_all(
+    gs: list[torch.Tensor], part: SharedPart, scales: list[float], mask: torch.Tensor | None
+) -> torch.Tensor:
+    """g [T, M] of each layer -> q of all, masked: [T, L r], or [k(n), T, L r]"""
+    A, Bs = part.A, part.Bs
     count, t = len(gs), len(gs[0])
-    if Bs[0].ndim == 2:
+    if A.ndim == 2:
         r = Bs[0].shape[1]
         q = gs[0].new_empty(t, count * r)
         for own, g, B, scale in zip(q.chunk(count, 1), gs, Bs, scales, strict=True):
             own.addmm_(g, B, beta=0, alpha=scale)
-        return q
+        return masked(q, mask)
     k, r, _ = Bs[0].shape
+    if part.unswapped:
+        P = room(gs[0], A)
+        es = by_output(P, t, A, count)
+        for e, g, B, scale in zip(es.unbind(0), gs, Bs, scales, strict=True):
+            products(e, slices(g, k), B.mT, scale)
+        masked(es, mask)
+        return by_input(P, t, A)
     e = gs[0].new_empty(t, count, k, r)
     for number, (g, B, scale) in enumerate(zip(gs, Bs, scales, strict=True)):
-        products(e[:, number].transpose(0, 1), slices(g, k), B.transpose(1, 2), scale)
-    return e.view(t, count, k, k, r // k).permute(3, 0, 1, 2, 4).reshape(k, t, count * r)
+        products(e[:, number].transpose(0, 1), slices(g, k), B.mT, scale)
+    q = e.view(t, count, k, k, r // k).permute(3, 0, 1, 2, 4).reshape(k, t, count * r)
+    return masked(q, mask)

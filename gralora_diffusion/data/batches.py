@@ -51,6 +51,10 @@ class BatchPlan:
     instance: tuple[list[CachedImage], ...]  # by bucket
     classes: tuple[list[CachedImage], ...]  # by the same buckets; empty without prior preservation
 
+    def shapes(self) -> int:
+        """How many image shapes the batches have."""
+        return len(self.instance)
+
     def captions(self) -> list[str]:
         """Every caption that examples_at() can give."""
         config = self.config

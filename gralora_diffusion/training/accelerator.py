@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.devices import best_device, best_precision
 from gralora_diffusion.options import ConfigError, one_of
+from gralora_diffusion.training.compiled import check_compile
 from gralora_diffusion.training.prefetch import PINNED
 from gralora_diffusion.training.sharding import check_sharding
 from gralora_diffusion.training.trackers import trackers_of
@@ -56,6 +57,7 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     if config.offload_unet and accelerator.device.type not in PINNED:
         problem = f"--offload_unet needs a GPU with its own memory, and this is {accelerator.device.type}"
         raise ConfigError(f"{problem}: drop it", option="offload_unet")
+    check_compile(config, accelerator.device)
     check_sharding(config, accelerator)
     return accelerator
 

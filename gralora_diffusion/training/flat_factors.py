@@ -31,14 +31,17 @@ class FlatFactors:
         groups: list[dict],
         dtype: torch.dtype = torch.float32,
         side_by_side: Sequence[Sequence[nn.Parameter]] = (),
+        unswapped: bool = False,
     ):
         """groups: as optimizers take them.  dtype: in which the layers compute.
 
         side_by_side: lists of L parameters of one shape whose copies in half precision are to be one tensor
-        for SharedInput, of [k, n, r] each [k, n, L r], of [r, n] each [L r, n].  Raises ValueError for a list
-        whose parameters are in several groups.
+        for the kernel, of [k, n, r] each [k, n, L r], of [r, n] each [L r, n]; with `unswapped` the first is
+        in the order of adapters/unswapped.py, [k, n, r/k L k].  Raises ValueError for a list whose
+        parameters are in several groups.
         """
         half = dtype != torch.float32
+        self.unswapped = unswapped and half  # in fp32 the layers compute with the parameters themselves
         self.side_by_side = [tuple(members) for members in side_by_side if half]
         self.groups = [{**group, "params": self.in_order(group["params"])} for group in groups]
         parameters = self.parameters()
@@ -66,22 +69,33 @@ class FlatFactors:
         for members in self.interleaved():
             wholes = self.whole(self.copies, members), self.whole(self.copies_gradients, members)
             for number, parameter in enumerate(members):
-                width = parameter.shape[2]
-                part = slice(number * width, (number + 1) * width)
-                copy, gradient = (whole[:, :, part] for whole in wholes)
+                copy, gradient = (self.part(whole, number, members) for whole in wholes)
                 self.working[parameter] = (copy.detach().requires_grad_(), gradient)
         self.refresh()
 
     @classmethod
-    def of_models(cls, groups: list[dict], models: Iterable[nn.Module], dtype: torch.dtype) -> "FlatFactors":
-        """Those of adapted models, which compute with them from now on."""
+    def of_models(
+        cls,
+        groups: list[dict],
+        models: Iterable[nn.Module],
+        dtype: torch.dtype,
+        unswapped: bool | None = None,
+    ) -> "FlatFactors":
+        """Those of adapted models, which compute with them from now on.
+
+        unswapped: how GraLoRA's swap is computed; by default as the device does it faster.
+        """
         models = list(models)
+        if unswapped is None:
+            unswapped = groups[0]["params"][0].device.type != "cpu"
         together = [layers for model in models for layers in layers_of_one_input(model)]
         lists = []
         for layers in together:
             for number in range(len(layers[0].adapter.factors)):
                 lists.append([layer.adapter.factors[number][0] for layer in layers])
-        factors = cls(groups, dtype, lists)
+        if unswapped:
+            lists += [[A] for A in blocks_alone(models, lists)]
+        factors = cls(groups, dtype, lists, unswapped)
         for model in models:
             factors.connect(layer.adapter for layer in adapted_layers(model).values())
         factors.share(together)
@@ -156,13 +170,21 @@ class FlatFactors:
             return part.view(k, n, len(members) * r)
         return part.view(-1, first.shape[1])
 
+    def part(self, whole: torch.Tensor, number: int, members: tuple[nn.Parameter, ...]) -> torch.Tensor:
+        """The copy of one of several [k, n, r] that lie side by side: [k, n, r], or [k, n, r/k, k]."""
+        k, n, r = members[0].shape
+        if self.unswapped and len(members) > 1:  # for which there is no view of three dimensions
+            return whole.view(k, n, r // k, len(members), k)[:, :, :, number]
+        return whole[:, :, number * r : (number + 1) * r]
+
     def connect(self, adapters: Iterable[LayerAdapter]) -> None:
         """Let these adapters compute with the working copies while they train."""
         for adapter in adapters:
             adapter.working = []
             for A, B in adapter.factors:
                 (A_copy, A_grad), (B_copy, B_grad) = self.working[A], self.working[B]
-                adapter.working.append(WorkingFactors(A_copy, B_copy, A_grad, B_grad))
+                unswapped = self.unswapped and A.ndim == 3
+                adapter.working.append(WorkingFactors(A_copy, B_copy, A_grad, B_grad, unswapped))
 
     def share(self, layers_of_one_input: Iterable[list[AdaptedLinear]]) -> None:
         """Let these layers compute together while they train; their A are among those side by side."""
@@ -174,7 +196,8 @@ class FlatFactors:
                 whole = self.whole(self.copies, members).detach().requires_grad_()
                 gradient = self.whole(self.copies_gradients, members)
                 copies, gradients = zip(*(self.working[B] for _, B in pairs), strict=True)
-                parts.append(SharedPart(whole, gradient, list(copies), list(gradients), ranks))
+                rest = ranks, self.unswapped and whole.ndim == 3
+                parts.append(SharedPart(whole, gradient, list(copies), list(gradients), *rest))
             shared = SharedInput(layers, parts)
             for layer in layers:
                 layer.shared = shared
@@ -220,7 +243,7 @@ class FlatFactors:
         for start, end, shape in self.regions:
             values, copies = self.values[start:end], self.copies[start:end]
             if shape:
-                copies, values = side_by_side(copies, shape), values.view(shape)
+                copies, values = self.in_order_of_values(copies, values, shape)
             copies.copy_(values)
 
     @torch.no_grad()
@@ -235,16 +258,31 @@ class FlatFactors:
         for start, end, shape in self.regions:
             gradients, copies = self.gradients[start:end], self.copies_gradients[start:end]
             if shape:
-                gradients, copies = gradients.view(shape), side_by_side(copies, shape)
+                copies, gradients = self.in_order_of_values(copies, gradients, shape)
             gradients.add_(copies)
         self.copies_gradients.zero_()
+
+    def in_order_of_values(
+        self, copies: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of a region, and its values or gradients, as views of one shape; see copied_regions()."""
+        lists, length, k, n, r = shape
+        if self.unswapped:
+            order = copies.view(lists, k, n, r // k, length, k).permute(0, 4, 1, 2, 5, 3)
+            return order, values.view(lists, length, k, n, k, r // k)
+        return copies.view(lists, k, n, length, r).permute(0, 3, 1, 2, 4), values.view(shape)
 
     def clear(self) -> None:
         """Set the gradients to zero, in place."""
         self.gradients.zero_()
 
 
-def side_by_side(copies: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Copies that lie as [lists, k, n, L, r] in the order of the values, shape [lists, L, k, n, r]."""
-    lists, length, k, n, r = shape
-    return copies.view(lists, k, n, length, r).permute(0, 3, 1, 2, 4)
+def blocks_alone(models: list[nn.Module], lists: list[list[nn.Parameter]]) -> list[nn.Parameter]:
+    """GraLoRA's factors A that are in none of these lists."""
+    together = {A for members in lists for A in members}
+    found = []
+    for model in models:
+        for layer in adapted_layers(model).values():
+            for adapter in layer.adapters.values():
+                found += [A for A, _ in adapter.factors if A.ndim == 3 and A not in together]
+    return found

@@ -31,6 +31,8 @@ def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
         raise ConfigError(f"{needs} a base that is not quantized", option="base_model_precision")
     if config.offload_unet:
         raise ConfigError(f"{needs} a UNet on the GPUs: drop --offload_unet", option="offload_unet")
+    if config.compile:
+        raise ConfigError(f"{needs} blocks that are not compiled: drop --compile", option="compile")
     if config.gora_init:
         option = "allocation" if config.allocation else "allocate"
         problem = f"{needs} an adapter without --allocate, --allocation and --adapter gora"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate.utils import broadcast_object_list
 
 from gralora_diffusion.adapters import allocation
@@ -24,10 +25,11 @@ from gralora_diffusion.sdxl.base import encode_prompts
 from gralora_diffusion.sdxl.load import COMPONENTS
 from gralora_diffusion.sdxl.objective import objective_text
 from gralora_diffusion.sdxl.placement import ENCODING, TOKENS, bring, set_tiles
+from gralora_diffusion.training.compiled import compile_blocks
 from gralora_diffusion.training.export import export, export_again
 from gralora_diffusion.training.forecast import forecast_run, measured_cost
 from gralora_diffusion.training.hub import push
-from gralora_diffusion.training.loop import Optimization, training_loop
+from gralora_diffusion.training.loop import training_loop
 from gralora_diffusion.training.loss import draw_noise
 from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.objective import objective
@@ -38,9 +40,14 @@ from gralora_diffusion.training.setup import TrainingSetup, make_trainable, set_
 from gralora_diffusion.training.sharding import shard
 from gralora_diffusion.training.signals import Interrupts, Stopped
 from gralora_diffusion.training.start_from import NAMED, Started
+from gralora_diffusion.training.steps import Optimization
 from gralora_diffusion.training.validation_images import Previews, save_comparison, thumbnails
 
 EMBEDDED_BASE = "the embedded one (64 x 64 pixels), since no --pretrained_model_name_or_path is given"
+LOST_PROCESS = (
+    "another process of this run has ended: its own message says why; "
+    "run the same command to resume from the newest checkpoint"
+)
 CACHE = "cache"  # of a run with --no-cache_latents: in its folder until it ends
 
 
@@ -72,16 +79,25 @@ def train(config: TrainConfig) -> Path:
                 run_training(setup, run, interrupts)
                 record("done", "")
         except BaseException as error:
+            if has_lost_process(error):
+                error = TrainingError(LOST_PROCESS)
             state = "stopped" if isinstance(error, Stopped) else "failed"
             is_sentence = isinstance(error, ConfigError | TrainingError | Stopped)
             record(state, str(error) if is_sentence else f"{type(error).__name__}: {error}")
-            raise
+            raise error
         finally:
             if run:
                 run.lock.release()
     if setup.accelerator.is_main_process:
         finish(setup, done)
     return setup.path
+
+
+def has_lost_process(error: BaseException) -> bool:
+    """Whether a process that this one was waiting for is gone, as gloo and NCCL report it."""
+    if not torch.distributed.is_available() or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
 
 def finish(setup: TrainingSetup, done_before: bool) -> None:
@@ -134,10 +150,11 @@ def open_run(setup: TrainingSetup) -> Run | None:
 def start_run(setup: TrainingSetup, run: Run | None) -> None:
     """The status, a line on the console, and the trackers."""
     if run:
-        run.status("starting", step=setup.start, steps=setup.steps)
+        device = name_of(setup.accelerator.device)
+        run.status("starting", step=setup.start, steps=setup.steps, device=device)
         parameters = sum(p.numel() for p in setup.parameters().values())
-        device = f"{name_of(setup.accelerator.device)}, {str(setup.dtype).removeprefix('torch.')}"
-        size = f"{len(setup.layers())} layers, {parameters:,} parameters; {device}"
+        dtype = str(setup.dtype).removeprefix("torch.")
+        size = f"{len(setup.layers())} layers, {parameters:,} parameters; {device}, {dtype}"
         resumed = f", from step {setup.start}" if setup.start else ""
         base = setup.config.pretrained_model_name_or_path or EMBEDDED_BASE
         prediction = objective_text(setup.objective())
@@ -196,6 +213,8 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
     loss_of = loss_function(setup, batch_plan, encode)
     if config.gora_init and setup.start == 0:
         allocate(setup, loss_function(setup, batch_plan, encode, stratified(draw_noise)))
+    if config.compile:
+        compile_blocks(pipeline.unet, batch_plan.shapes())
     earlier = peak_memory(device)
     if device.type != "cpu":  # where memory is counted, that of the training is forecast
         forget_peak(device)

@@ -1,5 +1,6 @@
 """A run's sample images: the same prompts and seeds before training, during it, and at the end."""
 
+import contextlib
 import time
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from gralora_diffusion.devices import is_out_of_memory, release_unused, total_me
 from gralora_diffusion.files import complete_or_absent
 from gralora_diffusion.sdxl.placement import DECODING, bring, bytes_of, can_move, peak_of_vae
 from gralora_diffusion.sdxl.sampling import as_trained, embed_prompts, generate, sheet
+from gralora_diffusion.training.compiled import uncompiled
 
 
 class Previews:
@@ -63,7 +65,9 @@ class Previews:
         pipeline.vae = self.vae
         device = pipeline.unet.device
         try:
-            for (index, _, _), image in zip(self.mine, self.images(step), strict=True):
+            with uncompiled() if self.config.compile else contextlib.nullcontext():
+                images = self.images(step)
+            for (index, _, _), image in zip(self.mine, images, strict=True):
                 if is_single_color(image):
                     problem = f"image {index} of step {step} has a single color"
                     warnings.warn(f"{problem}: the model or the VAE may have overflowed", stacklevel=2)

@@ -17,7 +17,7 @@ from gralora_diffusion.ui.theme import HEADER
 from gralora_diffusion.ui.train_fields import MARK_AND_SHOW
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name
 
-STRIP = ("Run", "State", "Step", "Speed", "Left", "Memory")
+STRIP = ("Run", "State", "Step", "Speed", "Left", "Memory", "Device")
 
 
 def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
@@ -61,7 +61,7 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
 
 
 class StatusStrip:
-    """The current run in six texts, with Stop and a progress bar, above all tabs."""
+    """The current run in seven texts, with Stop and a progress bar, above all tabs."""
 
     def __init__(self, queue: RunQueue):
         self.queue = queue
@@ -113,7 +113,7 @@ def strip_values(queue: RunQueue) -> list:
     """The texts of STRIP, whether the run can be stopped, and the fraction of its steps that are done."""
     name = queue.current()
     if name is None:
-        return ["-", "nothing has run yet", "-", "-", "-", "-", False, 0]
+        return ["-", "nothing has run yet", "-", "-", "-", "-", "-", False, 0]
     now = run_view.progress(queue, queue.workspace.runs / name)
     return [
         name,
@@ -121,7 +121,8 @@ def strip_values(queue: RunQueue) -> list:
         f"{now.step} / {now.steps}" if now.steps else "-",
         run_view.speed(now.seconds),
         run_view.clock_time(now.seconds_left),
-        f"{now.memory / 2**30:.2f} GiB" if now.memory else "-",
+        run_view.memory_text(now),
+        now.device or "-",
         now.state in ("starting", "running"),
         round(now.step / now.steps, 4) if now.steps else 0,
     ]

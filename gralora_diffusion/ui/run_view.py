@@ -29,7 +29,10 @@ class Progress:
     step: int
     steps: int | None
     seconds: float | None  # per step
+    device: str  # the card, with its memory
     memory: int | None  # bytes, of the last step
+    peak: int | None  # the most of any step so far
+    reserved: int | None  # the most that was taken from the card
     loss: float | None  # smoothed
 
     @property
@@ -66,11 +69,16 @@ def is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
+def number_or_none(value) -> int | None:
+    return value if is_number(value) else None
+
+
 def progress(queue: RunQueue, run: Path) -> Progress:
     status = queue.state(run)
     lines = metrics(run)
     step = lines[-1]["step"] if lines else status.get("step")
-    memory = lines[-1].get("memory") if lines else None
+    last = lines[-1] if lines else {}
+    memory, peak, reserved = (number_or_none(last.get(name)) for name in ("memory", "peak", "reserved"))
     recent = [line["seconds"] for line in lines[-SPEED_STEPS:]]
     losses = smoothed([line["loss"] for line in lines], 0.95)
     return Progress(
@@ -79,7 +87,10 @@ def progress(queue: RunQueue, run: Path) -> Progress:
         step=step if is_number(step) else 0,
         steps=status.get("steps") if is_number(status.get("steps")) else None,
         seconds=sum(recent) / len(recent) if recent else None,
-        memory=memory if is_number(memory) else None,
+        device=str(status.get("device") or ""),
+        memory=memory,
+        peak=peak,
+        reserved=reserved,
         loss=losses[-1] if losses else None,
     )
 
@@ -177,3 +188,13 @@ def speed(seconds: float | None) -> str:
     if not seconds:
         return "-"
     return f"{1 / seconds:.2f} it/s" if seconds < 1 else f"{seconds:.2f} s/it"
+
+
+def memory_text(now: Progress) -> str:
+    """5.74 GiB, peak 6.17, reserved 6.43; what is not counted is left out."""
+    if not now.memory:
+        return "-"
+    text = f"{now.memory / 2**30:.2f} GiB"
+    for name, size in (("peak", now.peak), ("reserved", now.reserved)):
+        text += f", {name} {size / 2**30:.2f}" if size else ""
+    return text

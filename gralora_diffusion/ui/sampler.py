@@ -89,29 +89,34 @@ class Sampler:
         self.base = base
 
     def set_adapters(self, adapters: dict[str, float]) -> None:
-        """Use these adapters at these strengths, and no others; {} switches off those that are loaded."""
-        from gralora_diffusion import load_adapter
-        from gralora_diffusion.adapters.control import enable, remove, set_strength, unmerge
+        """Use these adapters at these strengths, and no others; {} switches off those that are loaded.
 
-        unmerge(self.pipeline.unet)
-        if self.loaded:
-            enable(self.pipeline, bool(adapters))
-        if not adapters:
-            return
-        files = {name: self.workspace.adapter(name) for name in adapters}
-        versions = {name: (str(path), path.stat().st_mtime_ns) for name, path in files.items()}
-        for name in list(self.loaded):
-            if versions.get(name) != self.loaded[name]:
-                del self.loaded[name]
-                remove(self.pipeline, name)
-        for name, strength in adapters.items():
-            if name in self.loaded:
-                set_strength(self.pipeline, strength, name)
-                continue
-            with warnings.catch_warnings(action="ignore"):  # the base was chosen on the page
-                load_adapter(self.pipeline, files[name], strength, name=name)
-            self.loaded[name] = versions[name]
-        self.merge_where_it_fits()
+        A merge is kept while they are off: layers compute with the base's weights then.
+        """
+        from gralora_diffusion import load_adapter
+        from gralora_diffusion.adapters.control import layers_of, remove, unmerge
+
+        if adapters:
+            files = {name: self.workspace.adapter(name) for name in adapters}
+            versions = {name: (str(path), path.stat().st_mtime_ns) for name, path in files.items()}
+            if versions != self.loaded:
+                unmerge(self.pipeline.unet)
+            for name in list(self.loaded):
+                if versions.get(name) != self.loaded[name]:
+                    del self.loaded[name]
+                    remove(self.pipeline, name)
+            for name in adapters:
+                if name not in self.loaded:
+                    with warnings.catch_warnings(action="ignore"):  # the base was chosen on the page
+                        load_adapter(self.pipeline, files[name], name=name)
+                    self.loaded[name] = versions[name]
+        for layer in layers_of(self.pipeline):
+            for name in layer.names:
+                adapter = layer.get(name)
+                adapter.enabled = name in adapters
+                adapter.strength = adapters.get(name, adapter.strength)
+        if adapters:
+            self.merge_where_it_fits()
 
     def merge_where_it_fits(self) -> None:
         """Merge the adapters, which makes the steps faster, where there is room for both weights of a layer.
@@ -126,9 +131,13 @@ class Sampler:
         device = best_device()
         bring(self.pipeline, ("unet",), device, 0)
         unet = self.pipeline.unet
+        layers = adapted_layers(unet).values()
+        if all(layer.merged for layer in layers):
+            merge(unet)  # nothing to do, unless a strength has changed
+            return
         if any(handle.config.tlora for handle in handles(unet).values()):
             return
-        weights = sum(layer.weight.nbytes for layer in adapted_layers(unet).values())
+        weights = sum(layer.weight.nbytes for layer in layers)
         if device.type == "cpu" and 2 * weights > available_ram():
             return
         if has_room(device, 2 * weights):  # and for the VAE, whose decoding takes as much

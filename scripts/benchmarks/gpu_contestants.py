@@ -18,17 +18,17 @@ from gralora_diffusion.data.encode import encode_captions
 from gralora_diffusion.options import from_flat
 from gralora_diffusion.sdxl.base import Prompts, predict
 from gralora_diffusion.training.accelerator import make_accelerator
+from gralora_diffusion.training.compiled import compile_blocks
 from gralora_diffusion.training.flat_factors import FlatFactors
-from gralora_diffusion.training.loop import Optimization, run_steps
 from gralora_diffusion.training.objective import objective
 from gralora_diffusion.training.optim import parameter_groups
 from gralora_diffusion.training.setup import make_trainable
 from gralora_diffusion.training.signals import Interrupts
+from gralora_diffusion.training.steps import Optimization, run_steps
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 ENDLESS = 10**9  # steps
 RATE = 1e-4
-BLOCK = "BasicTransformerBlock"
 
 
 @dataclass
@@ -89,7 +89,7 @@ class OurSteps:
         torch.manual_seed(0)
         inject(unet, config.adapter)
         if compiled:
-            compile_blocks(unet)
+            compile_blocks(unet, shapes=1)
         self.steps = trainer_steps(parts, unet, config, parts.accelerator)
 
     def step(self) -> None:
@@ -110,13 +110,6 @@ def trainer_steps(parts: Parts, unet, config: TrainConfig, accelerator, one_batc
     loss_of = objective(unet, scheduler, parts.batch_plan, parts.encode, config, accelerator, dtype)
     chosen = (lambda index: loss_of(0)) if one_batch else loss_of
     return run_steps(optimization, chosen, config, accelerator, Interrupts(lambda: None), ENDLESS)
-
-
-def compile_blocks(unet) -> None:
-    """torch.compile for each transformer block."""
-    for module in unet.modules():
-        if type(module).__name__ == BLOCK:
-            module.compile(dynamic=False)
 
 
 class FrozenSteps:

@@ -53,10 +53,10 @@ def adapted(kind: str) -> Model:
     return model.train()
 
 
-def flat(model: nn.Module, shared: bool) -> FlatFactors:
+def flat(model: nn.Module, shared: bool, unswapped: bool = False) -> FlatFactors:
     groups = [dict(params=list(adapter_parameters(model).values()))]
     if shared:
-        return FlatFactors.of_models(groups, [model], torch.bfloat16)
+        return FlatFactors.of_models(groups, [model], torch.bfloat16, unswapped)
     factors = FlatFactors(groups, torch.bfloat16)
     factors.connect(layer.adapter for layer in adapted_layers(model).values())
     return factors
@@ -67,11 +67,12 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (found - expected).abs().max() <= 0.03 * expected.abs().max() + 1e-6
 
 
+@pytest.mark.parametrize("unswapped", [False, True], ids=["as on CPUs", "as on GPUs"])
 @pytest.mark.parametrize("masked", [False, True], ids=["all ranks", "T-LoRA"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_outputs_and_gradients_are_those_of_each_layer_alone(kind, masked):
+def test_outputs_and_gradients_are_those_of_each_layer_alone(kind, masked, unswapped):
     alone, together = adapted(kind), adapted(kind)
-    factors = flat(alone, False), flat(together, True)
+    factors = flat(alone, False), flat(together, True, unswapped)
     assert [len(layers) for layers in layers_of_one_input(together)] == [3, 2, 3]
     assert all(layer.shared is None for layer in adapted_layers(alone).values())
     if masked:
@@ -98,7 +99,8 @@ def test_outputs_and_gradients_are_those_of_each_layer_alone(kind, masked):
         close(parameter.grad, expected[name].grad)
 
 
-def test_fp64_gradients_equal_autograds(monkeypatch):
+@pytest.mark.parametrize("unswapped", [False, True], ids=["as on CPUs", "as on GPUs"])
+def test_fp64_gradients_equal_autograds(monkeypatch, unswapped):
     """The same function in float64, so that only a wrong formula could differ."""
     for kind in KINDS:
         plain = adapted(kind).double()
@@ -107,7 +109,7 @@ def test_fp64_gradients_equal_autograds(monkeypatch):
             parameter.data = adapter_parameters(plain)[name].detach().clone()
         monkeypatch.setattr(torch, "zeros", as_double(torch.zeros))
         groups = [dict(params=list(adapter_parameters(own).values()))]
-        factors = FlatFactors.of_models(groups, [own], torch.float64)
+        factors = FlatFactors.of_models(groups, [own], torch.float64, unswapped)
         monkeypatch.undo()
         random = torch.Generator().manual_seed(1)
         x, other = (torch.randn(4, N, generator=random, dtype=torch.float64) for _ in range(2))
@@ -119,15 +121,26 @@ def test_fp64_gradients_equal_autograds(monkeypatch):
             torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-10, atol=1e-10)
 
 
+def test_in_fp32_the_parameters_keep_their_order():
+    """As on a GPU without mixed precision."""
+    plain = adapted("GraLoRA").float()
+    own = copy.deepcopy(plain)
+    groups = [dict(params=list(adapter_parameters(own).values()))]
+    FlatFactors.of_models(groups, [own], torch.float32, unswapped=True)
+    x, other = torch.randn(2, 4, N, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(own(x, other), plain(x, other))
+
+
 def as_double(zeros):
     return lambda size, dtype=torch.float64, **options: zeros(size, dtype=torch.float64, **options)
 
 
-def test_checkpointing_recomputes_the_same():
+@pytest.mark.parametrize("unswapped", [False, True], ids=["as on CPUs", "as on GPUs"])
+def test_checkpointing_recomputes_the_same(unswapped):
     from torch.utils.checkpoint import checkpoint
 
     plain, recomputed = adapted("GraLoRA"), adapted("GraLoRA")
-    factors = flat(plain, True), flat(recomputed, True)
+    factors = flat(plain, True, unswapped), flat(recomputed, True, unswapped)
     x = torch.randn(3, N, generator=torch.Generator().manual_seed(2)).bfloat16().requires_grad_()
     plain(x, x).float().sum().backward()
     checkpoint(recomputed, x, x, use_reentrant=False).float().sum().backward()

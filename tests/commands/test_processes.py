@@ -38,6 +38,57 @@ def losses_of(run_folder):
     return [json.loads(line)["loss"] for line in lines]
 
 
+FAILS = """
+import os
+import sys
+
+import torch
+
+from gralora_diffusion.cli.main import main
+from gralora_diffusion.training import objective, train
+
+where, real, count = sys.argv.pop(1), objective.diffusion_loss, []
+
+
+def loss(*values, **options):
+    count.append(1)
+    if len(count) == 3 + 2 and where == "step":  # three batches tell the time
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return real(*values, **options)
+
+
+def fails(*_):
+    raise SystemExit(1)
+
+
+if os.environ["RANK"] == "1":
+    objective.diffusion_loss = loss
+    if where == "before":
+        train.loss_function = fails
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["step", "before"])
+def test_where_one_process_fails_the_others_stop_with_a_sentence(tmp_path, where):
+    (tmp_path / "fails.py").write_text(FAILS)
+    options = ["--max_train_steps", 4, "--skip_final_inference", "--output_dir", tmp_path / "run"]
+    on_cpu = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    done = run(*TORCHRUN, tmp_path / "fails.py", where, "train", *options, cwd=tmp_path, env=on_cpu)
+    assert done.returncode != 0
+    assert "[rank0]" not in done.stderr, "a traceback in place of a sentence"
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    if where == "step":
+        assert status["state"] == "failed"
+        assert done.stderr.count("out of memory at step 2: ") == 1
+        assert status["message"].startswith("another process failed at step 2: its own message says why")
+        assert (tmp_path / "run" / "checkpoint-1" / "manifest.json").is_file()
+    else:
+        asked = "stopped before the first step"  # where torchrun's signal came first
+        assert status["message"].startswith(("another process of this run has ended", asked))
+
+
 SHARE = """
 import copy
 from types import SimpleNamespace

@@ -11,32 +11,32 @@ def budget(launches: int, syncs: int, copies: int) -> dict[str, int]:
 
 
 RUNS = {  # a step of the embedded base: test_commands.py's runs
-    "bf16": budget(1_502, 1, 2),
+    "bf16": budget(1_406, 1, 2),
     "fp32": budget(1_365, 1, 2),
-    "class images, fp16": budget(1_342, 2, 3),
-    "fp16, text encoders": budget(4_625, 7, 9),  # two batches
-    "T-LoRA": budget(1_508, 1, 2),
-    "AdamW": budget(1_328, 1, 2),
-    "AdamW, fp16": budget(1_342, 2, 3),
-    "Prodigy": budget(1_340, 3, 4),
-    "Adafactor": budget(1_371, 1, 2),
-    "AdamWScheduleFree": budget(1_336, 1, 2),
+    "class images, fp16": budget(1_176, 2, 3),
+    "fp16, text encoders": budget(3_927, 7, 9),  # two batches
+    "T-LoRA": budget(1_516, 1, 2),
+    "AdamW": budget(1_170, 1, 2),
+    "AdamW, fp16": budget(1_176, 2, 3),
+    "Prodigy": budget(1_174, 3, 4),
+    "Adafactor": budget(1_205, 1, 2),
+    "AdamWScheduleFree": budget(1_170, 1, 2),
 }
 PRESETS = {  # a step of SDXL; four batches of most style presets
-    "subject-6gb": budget(10_355, 1, 171),
-    "subject-8gb": budget(10_355, 1, 2),
-    "subject-12gb": budget(10_355, 1, 2),
-    "subject-16gb": budget(7_506, 1, 2),
-    "subject-24gb": budget(7_530, 1, 2),
-    "style-8gb": budget(41_420, 1, 5),
-    "style-12gb": budget(41_420, 1, 5),
-    "style-16gb": budget(30_027, 1, 5),
-    "style-24gb": budget(15_073, 1, 3),
+    "subject-6gb": budget(9_317, 1, 171),
+    "subject-8gb": budget(9_317, 1, 2),
+    "subject-12gb": budget(9_317, 1, 2),
+    "subject-16gb": budget(6_818, 1, 2),
+    "subject-24gb": budget(6_842, 1, 2),
+    "style-8gb": budget(37_238, 1, 5),
+    "style-12gb": budget(37_238, 1, 5),
+    "style-16gb": budget(27_245, 1, 5),
+    "style-24gb": budget(13_687, 1, 3),
 }
 UNET = {  # forward, backward and AdamW of SDXL's UNet alone, batch 1: step_counts.py
     "frozen": 4_313,
     "LoRA": 6_787,
-    "GraLoRA": 7_495,
+    "GraLoRA": 6_799,
 }
 MOST_OF_AN_OPTIMIZER = 50  # launches
 

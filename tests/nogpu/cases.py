@@ -2,7 +2,8 @@
 
 CASES.json: {name: {"commands": [[command, options ...], ...],
                     "full": the place of full_card.full_during() in the last command, or none,
-                    "reads": the value of stand_ins.set_reads(), or none}}
+                    "reads": the value of stand_ins.set_reads(), or none,
+                    "late": whether steps are read late, as without this script}}
 Beside those of gralora there is a command page: page HOME ADAPTER draws an image as the page does.
 FOUND.json: {name: what run_case() found}
 """
@@ -54,6 +55,7 @@ def main() -> None:
 def run_case(case: dict, recorder: phases.Recorder) -> dict:
     """What run_command() gives for the last command, its phases, and whether it met a full card."""
     recorder.lines.clear()
+    recorder.at_once = not case.get("late")
     stand_ins.set_reads(case.get("reads", 0.0))
     *before, last = case["commands"]
     for command in before:

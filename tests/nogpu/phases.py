@@ -61,6 +61,7 @@ class Recorder:
 
     def __init__(self, printing: bool = True, where: bool = False):
         self.printing, self.where = printing, where
+        self.at_once = True  # each step is read at once, so that none begins within the line of another
         self.peaks = Peaks()
         self.lines = []
         self.kernels = collections.Counter()  # of the last step
@@ -115,7 +116,8 @@ class Recorder:
 
         @functools.wraps(function)
         def recorded(*values, **options) -> Iterator:
-            steps = function(*values, **options)
+            needed = dict(state_needed=lambda step: True) if self.at_once else {}
+            steps = function(*values, **options | needed)
             for number in itertools.count(1):
                 began = self.begin()
                 try:

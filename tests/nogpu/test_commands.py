@@ -66,6 +66,7 @@ def all_cases(home: Path) -> dict:
         if installed(OF_OPTIMIZER.get(optimizer)):
             options = (*BF16, *NO_IMAGES, "--optimizer", optimizer)
             cases[optimizer] = dict(commands=[training(home, optimizer, options)], reads=1.0)
+    cases["late"] = dict(commands=[training(home, "late", (*BF16, *NO_IMAGES))], late=True)
     adapter = str(home / "runs" / run_name("bf16"))
     images = ("--prompt", "a robot|a robot in the snow", "--num_images", "2", "--num_inference_steps", "2")
     for name in DRAWN:
@@ -162,3 +163,12 @@ def test_an_optimizer_takes_little_more_than_adamw(found, name):
     own, least = last_step(found[name]), last_step(found["AdamW"])
     assert own["launches"] < 1.3 * least["launches"]
     assert own["syncs"] <= least["syncs"] + 2
+
+
+def test_a_step_that_is_read_late_waits_for_an_event_of_the_step_before_and_for_nothing_else(found):
+    case = found["late"]
+    assert case["code"] == 0, case["traceback"] or case["said"]
+    first, second, last = [line for line in case["phases"] if line["phase"].startswith("step ")]
+    for line in (first, second, last):
+        assert (line["syncs"], line["counters"]["event synchronisations"]) == (1, 1)
+    assert first["launches"] > second["launches"] > 2 * last["launches"], "each is read after the next began"

@@ -1,0 +1,304 @@
+"""The steps of a run: loss, gradients, average, clip, update; and the numbers that each leaves.
+
+On a GPU the host does not wait for a step: it reads loss and norm while the device works on the next one. An
+update is skipped on the device where they are not finite, so that the step before remains when that is read.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.devices import is_out_of_memory, memory_in_use, peak_memory, reserved_memory
+from gralora_diffusion.training.average import EMA
+from gralora_diffusion.training.flat_factors import FlatFactors
+from gralora_diffusion.training.memory import memory_for
+from gralora_diffusion.training.optim import (
+    current_rate,
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+    unwrapped,
+)
+from gralora_diffusion.training.optimizer_state import load_optimizer_state, optimizer_state
+from gralora_diffusion.training.prefetch import PINNED
+from gralora_diffusion.training.setup import TrainingSetup
+from gralora_diffusion.training.signals import Interrupts
+
+MAX_SKIPPED = 25  # steps in a row that fp16's gradient scaler may skip
+
+
+class NotFinite(ArithmeticError):
+    """A loss or gradient is not finite; the step was not applied."""
+
+    def __init__(self, what: str, step: int):
+        super().__init__(f"the {what} of step {step} is not finite")
+        self.step = step
+
+
+class NoMemory(MemoryError):
+    """Memory ran out in a step, which was not applied."""
+
+    def __init__(self, step: int):
+        super().__init__(f"out of memory at step {step}")
+        self.step = step
+
+
+class OtherFailed(RuntimeError):
+    """Another process failed in a step, which was not applied in any."""
+
+    def __init__(self, step: int):
+        super().__init__(f"another process failed at step {step}")
+        self.step = step
+
+
+@dataclass
+class Optimization:
+    """What turns gradients into a new adapter, and its state between two steps."""
+
+    factors: FlatFactors
+    optimizer: object
+    schedule: object
+    ema: EMA | None
+    scaler: object
+
+    @classmethod
+    def of(cls, setup: TrainingSetup) -> "Optimization":
+        """That of a run, with the state of the checkpoint it resumes from; its models stay where they are."""
+        config, accelerator = setup.config, setup.accelerator
+        groups = parameter_groups(setup.models, config, accelerator.num_processes)
+        factors = FlatFactors.of_models(groups, setup.models.values(), setup.dtype)
+        made = cls.over(factors, config, setup.steps, accelerator)
+        made.load(setup.state)
+        return made
+
+    @classmethod
+    def over(cls, factors: FlatFactors, config: TrainConfig, steps: int, accelerator) -> "Optimization":
+        """A fresh one."""
+        optimizer = make_optimizer(factors, config)
+        schedule = make_schedule(optimizer, config, steps)
+        ema = EMA(factors.values, config.ema_decay) if config.ema_decay else None
+        return cls(factors, accelerator.prepare_optimizer(optimizer), schedule, ema, accelerator.scaler)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def state(self) -> dict:
+        return dict(
+            optimizer=optimizer_state(self.optimizer),
+            schedule=self.schedule.state_dict(),
+            scaler=self.scaler.state_dict() if self.scaler else None,
+            ema=self.ema.state() if self.ema else None,
+        )
+
+    def load(self, state: dict) -> None:
+        if not state:
+            return
+        load_optimizer_state(self.optimizer, *state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.load(*state["ema"])
+
+
+class Numbers:
+    """Numbers of the device, on their way to the host."""
+
+    def __init__(self, numbers: torch.Tensor):
+        self.event = None
+        self.host = numbers
+        if numbers.device.type in PINNED:
+            self.host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self.host.copy_(numbers, non_blocking=True)
+            self.event = torch.accelerator.current_stream(numbers.device).record_event()
+
+    def read(self) -> list[float]:
+        """Waits for what the device did before it sent them, and for nothing later."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.host.tolist()
+
+
+@dataclass
+class Update:
+    """An update that is queued: what is known of its step, and what the device has yet to tell."""
+
+    step: int
+    lr: float
+    numbers: Numbers  # loss and norm of the gradient
+    stopping: bool
+    loss: float | None = None
+    norm: float | None = None
+
+
+class Metrics:
+    """Turns the numbers of each step into its line of metrics, in order."""
+
+    def __init__(self, optimization: Optimization, accelerator, bar: tqdm):
+        self.optimization, self.accelerator, self.bar = optimization, accelerator, bar
+        self.smoothed = None
+        self.skipped = 0
+        self.before = time.monotonic()
+
+    def check(self, update: Update) -> None:
+        """Read the numbers; raises NotFinite where the update must not be applied."""
+        if update.loss is not None:
+            return
+        update.loss, update.norm = update.numbers.read()
+        self.skipped = 0 if math.isfinite(update.norm) else self.skipped + 1
+        if not math.isfinite(update.loss):
+            raise NotFinite("loss", update.step)
+        if (self.skipped and not self.accelerator.scaler) or self.skipped > MAX_SKIPPED:
+            raise NotFinite("gradient", update.step)
+
+    def end_step(self, update: Update) -> dict:
+        """The line, once schedule and average have followed the update."""
+        self.check(update)
+        optimization, loss, device = self.optimization, update.loss, self.accelerator.device
+        if not self.accelerator.optimizer_step_was_skipped:  # fp16's scaler skips a step now and then
+            optimization.schedule.step()
+            if optimization.ema:
+                optimization.ema.update()
+        self.smoothed = loss if self.smoothed is None else 0.95 * self.smoothed + 0.05 * loss
+        self.bar.set_postfix({"smoothed loss": f"{self.smoothed:.4f}"})
+        return dict(
+            step=update.step,
+            loss=loss,
+            lr=update.lr,
+            grad_norm=update.norm if math.isfinite(update.norm) else None,
+            seconds=round(time.monotonic() - self.before, 4),
+            memory=memory_in_use(device),
+            peak=peak_memory(device),
+            reserved=reserved_memory(device),
+        )
+
+
+def reads_late(optimizer, accelerator) -> bool:
+    """Whether the device itself can skip an update, and the host need not wait for its numbers."""
+    fused = unwrapped(optimizer).defaults.get("fused")
+    alone = accelerator.num_processes == 1 and not accelerator.scaler
+    return bool(fused and alone and accelerator.device.type in PINNED)
+
+
+def run_steps(
+    optimization: Optimization,
+    loss_of: Callable,
+    config: TrainConfig,
+    accelerator,
+    interrupts: Interrupts,
+    steps: int,
+    start: int = 0,
+    state_needed: Callable[[int], bool] = lambda step: True,
+) -> Iterator[tuple[dict, bool]]:
+    """Steps start + 1 to `steps`: loss, backward, clip, step.
+
+    Yields (line of metrics, whether a signal asked to stop) after each; raises NotFinite, and NoMemory
+    when memory runs out. Batch numbers follow from the step alone, so that a resumed run sees the same
+    batches. state_needed(step): whether the models must be those of that step when its line is given;
+    otherwise the next step may be under way, whose update comes later.
+    """
+    optimizer, factors = optimization.optimizer, optimization.factors
+    late = reads_late(optimizer, accelerator)
+    bar = tqdm(
+        range(start + 1, steps + 1),
+        desc="training",
+        unit="step",
+        initial=start,
+        total=steps,
+        disable=not accelerator.is_local_main_process,
+    )
+    metrics = Metrics(optimization, accelerator, bar)
+    waiting = None  # the update whose numbers are not read yet
+    for step in bar:
+        factors.refresh()
+        problem = None
+        try:
+            loss, stopping = gradients_of(step, optimization, loss_of, config, accelerator, interrupts)
+            norm = accelerator.clip_grad_norm_(optimization.parameters(), config.max_grad_norm)
+            numbers = torch.stack([loss, norm])
+        except (NoMemory, OtherFailed) as error:
+            problem = error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = NoMemory(step)
+        if waiting:
+            yield metrics.end_step(waiting), waiting.stopping
+            metrics.before = time.monotonic()
+        if problem:
+            raise problem from None
+        waiting = Update(step, current_rate(optimizer), Numbers(numbers), stopping)
+        if late:
+            unwrapped(optimizer).found_inf = numbers.isfinite().all().logical_not().float()
+        else:
+            metrics.check(waiting)
+        with memory_for(f"in the optimizer at step {step}", config):
+            optimizer.step()
+        factors.clear()
+        if not late or stopping or state_needed(step):
+            yield metrics.end_step(waiting), waiting.stopping
+            metrics.before = time.monotonic()
+            waiting = None
+
+
+def gradients_of(
+    step: int, optimization: Optimization, loss_of: Callable, config: TrainConfig, accelerator, interrupts
+) -> tuple[torch.Tensor, bool]:
+    """Fill the gradients with those of a step: (its loss, whether a signal asked to stop).
+
+    Where a process fails, the others would wait for it: they are told, and raise OtherFailed.
+    """
+    factors, failure = optimization.factors, None
+    try:
+        loss = backward(step, factors, loss_of, config, accelerator)
+    except Exception as error:
+        if accelerator.num_processes == 1:
+            raise
+        failure = NoMemory(step) if is_out_of_memory(error) else error
+        loss = factors.gradients.new_zeros(())
+    total, stopping, failed = average(
+        factors.gradients, loss, interrupts.asked, failure is not None, accelerator
+    )
+    if failure:
+        raise failure
+    if failed:
+        raise OtherFailed(step)
+    return total, stopping
+
+
+def backward(
+    step: int, factors: FlatFactors, loss_of: Callable, config: TrainConfig, accelerator
+) -> torch.Tensor:
+    """Add this process's gradients of a step; returns its loss."""
+    micro_batches = config.gradient_accumulation_steps
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    torch.manual_seed(config.seed * 1_000_003 + step * 1009 + rank)  # of dropout
+    losses = []
+    for micro in range((step - 1) * micro_batches, step * micro_batches):
+        loss = loss_of(micro * processes + rank) / micro_batches
+        accelerator.backward(loss)
+        factors.collect()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
+
+
+def average(
+    gradients: torch.Tensor, loss: torch.Tensor, stopping: bool, failed: bool, accelerator
+) -> tuple[torch.Tensor, bool, bool]:
+    """Average the gradients, in place, and the loss over all processes, in one message.
+
+    Adapters are small and the base is frozen, so that no wrapper such as DDP is needed. `stopping` and
+    `failed` become true for all where they are true for one, so that all stop after the same step.
+    """
+    if accelerator.num_processes == 1:
+        return loss, stopping, failed
+    others = gradients.new_tensor([loss, float(stopping), float(failed)])
+    means = accelerator.reduce(torch.cat([gradients, others]), "mean")
+    gradients.copy_(means[:-3])
+    any_stopping, any_failed = means[-2:].tolist()
+    return means[-3], any_stopping > 0, any_failed > 0

@@ -1,0 +1,28 @@
+"""What the page shows of a run's memory and of the card it is on."""
+
+import json
+
+from gralora_diffusion.ui import run_view
+from gralora_diffusion.ui.page import STRIP, strip_values
+from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.workspace import Workspace
+
+GIB = 2**30
+
+
+def test_the_strip_shows_the_card_and_its_memory_in_use_at_the_peak_and_reserved(tmp_path):
+    workspace = Workspace(tmp_path)
+    run = workspace.runs / "dog"
+    run.mkdir(parents=True)
+    status = dict(state="running", step=0, steps=9, device="RTX 4090, 24.0 GiB", pid=1, time=0)
+    line = dict(step=3, loss=0.1, seconds=1.0, memory=5 * GIB, peak=6 * GIB, reserved=7 * GIB)
+    (run / "status.json").write_text(json.dumps(status))
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    queue = RunQueue(workspace)
+    now = run_view.progress(queue, run)
+    assert run_view.memory_text(now) == "5.00 GiB, peak 6.00, reserved 7.00"
+    assert now.device == "RTX 4090, 24.0 GiB"
+    line |= dict(peak=None, reserved="a word")  # of a run without these numbers
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n\n")
+    assert run_view.memory_text(run_view.progress(queue, run)) == "5.00 GiB"
+    assert len(strip_values(queue)) == len(STRIP) + 2
