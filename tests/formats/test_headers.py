@@ -241,6 +241,14 @@ def test_a_path_in_an_older_file_is_not_written_again(tmp_path):
         assert read_adapter(tmp_path / "x.safetensors").facts["base"]["name"] == "base"
 
 
+def test_a_merged_base_names_no_folder(run, home, tmp_path):
+    base = ["--pretrained_model_name_or_path", str(home / "my_base")]
+    convert.main([str(run), str(tmp_path / "merged"), "--to", "merged", *base])
+    files = [path for path in (tmp_path / "merged").rglob("*") if path.is_file()]
+    assert (tmp_path / "merged" / "model_index.json") in files
+    assert [path for path in files if WORD.encode() in path.read_bytes()] == []
+
+
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
@@ -379,7 +387,7 @@ def test_hostile_facts_are_one_sentence(run, tmp_path, case, capsys):
     wrong = case.split()[0]
     with pytest.raises(ConfigError, match=rf"{wrong} is wrong; the file is damaged$"):
         read_adapter(path)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         convert.main([str(path), str(tmp_path / "out.safetensors"), "--to", "comfyui"])
     assert f"{wrong} is wrong" in capsys.readouterr().err
     assert not (tmp_path / "out.safetensors").exists()
