@@ -44,7 +44,7 @@ def order_of(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
     content = save(stand_ins)
     length = int.from_bytes(content[:8], "little")
     entries = json.loads(content[8 : 8 + length])
-    order = sorted((name for name in entries), key=lambda name: entries[name]["data_offsets"])
+    order = sorted(entries, key=lambda name: entries[name]["data_offsets"])
     return {name: entries[name]["dtype"] for name in order}
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from gralora_diffusion.formats.training_facts import MAX_TAGS, tag_frequency
 from gralora_diffusion.formats.write import write_comfyui, write_native
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.load import EMBEDDED
-from gralora_diffusion.training.hub import public_config, write_card
+from gralora_diffusion.training.hub import public_config, push, write_card
 from gralora_diffusion.training.train import train
 
 WORD = "Unusual-Word-7391"  # in the path of everything that the run reads and writes
@@ -231,6 +232,22 @@ def test_no_file_of_a_run_names_a_folder_of_this_machine(run, home):
     for path in run.rglob("*.safetensors"):
         assert str(home.parent) not in json.dumps(header_of(path))
     assert read_adapter(run).facts["base"]["name"] == "my_base"
+
+
+def test_the_upload_names_no_folder_and_has_the_preview(run, monkeypatch):
+    uploads = []
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: SimpleNamespace(repo_id="me/x"))
+    for name in ("upload_folder", "upload_file"):
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", lambda _, **options: uploads.append(options))
+    push(run, TrainConfig(hub_token="hf_x"))
+    folder, config = uploads
+    assert "my_dog.png" in folder["allow_patterns"]
+    assert "config.json" not in folder["allow_patterns"]
+    assert config["path_in_repo"] == "config.json"
+    values = json.loads(config["path_or_fileobj"])
+    assert values["pretrained_model_name_or_path"] == "my_base"
+    assert WORD not in json.dumps(values)
+    assert "| `my_dog.safetensors` | ComfyUI" in (run / "README.md").read_text()
 
 
 def test_a_path_in_an_older_file_is_not_written_again(tmp_path):
