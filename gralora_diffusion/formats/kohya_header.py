@@ -129,9 +129,9 @@ def facts_text(adapter: Adapter, thumbnail: bool = True) -> str:
     facts = public_facts(adapter)
     if not thumbnail and "training" in facts:
         facts["training"] = {name: part for name, part in facts["training"].items() if name != "thumbnail"}
-    return json.dumps(facts, ensure_ascii=False)
+    return printable(json.dumps(facts, ensure_ascii=False))
 
 
 def printable(text: str) -> str:
-    """The text with ? for what UTF-8 cannot hold, half a pair of surrogates."""
+    """The text with ? for what UTF-8 cannot hold, such as bytes of a file's name in another encoding."""
     return text.encode(errors="replace").decode()

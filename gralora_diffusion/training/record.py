@@ -142,7 +142,7 @@ def epochs_of(config: TrainConfig, length: int, processes: int, steps: int, step
 
 def folder_of(image: TrainingImage) -> str:
     """The name of the folder or of the dataset that an image is in."""
-    return os.path.basename(os.path.abspath(image.path.parent))
+    return os.path.basename(os.path.abspath(image.path.parent)) or "images"
 
 
 def folders_of(images: list[TrainingImage], repeats: int) -> dict[str, dict[str, int]]:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import shutil
 import time
 from types import SimpleNamespace
@@ -149,6 +150,23 @@ def test_the_rarest_tags_of_very_many_are_left_out():
 def test_a_caption_that_is_no_text_for_utf_8_can_be_written():
     (tag,) = tag_frequency([("a", "half \ud800")])["a"]
     assert tag == "half ?"
+
+
+def test_a_folder_whose_name_is_no_utf_8_can_be_trained_on(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    shutil.copy(EXAMPLE / "00.png", folder)
+    config = TrainConfig(
+        instance_data_dir=str(folder),
+        instance_prompt="a dog",
+        output_dir=str(tmp_path / "run"),
+        skip_final_inference=True,
+        **QUICK,
+    )
+    header = header_of(train(config) / "run.safetensors")
+    assert set(json.loads(header["ss_tag_frequency"])) == {"caf\udce9"}
+    assert '"caf?"' in header["gralora.facts"]
+    assert read_adapter(tmp_path / "run").facts["training"]["tag_frequency"] == {"caf?": {"a dog": 1}}
 
 
 def test_the_hashes_are_those_of_sd_scripts(run):
