@@ -1,4 +1,4 @@
-"""Files that are complete or absent, their digests, and HTML from templates."""
+"""Files that are complete or absent, their digests and names, and HTML from templates."""
 
 import contextlib
 import hashlib
@@ -58,6 +58,24 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def without_folders(name: str) -> str:
+    """The last component of a path, which says nothing of this machine; a hub id, owner/name, as it is.
+
+    A snapshot in the hub's cache gets the hub id that it is of.
+    """
+    parts = [part for part in name.replace("\\", "/").split("/") if part]
+    for part in parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/", 1)
+    is_path = len(parts) > 2 or name.startswith(("/", "\\", ".", "~")) or ":" in name
+    is_path = is_path or name.endswith((".safetensors", "/", "\\")) or os.path.exists(name)
+    if not is_path:
+        return name
+    if set(parts[-1:]) <= {"..", "."}:
+        return os.path.basename(os.path.abspath(name))
+    return parts[-1]
 
 
 def render(template: str, **values) -> str:

@@ -28,7 +28,9 @@ def main(argv: list[str] | None = None) -> None:
 
     from gralora_diffusion.formats.combine import Weighted, summed
     from gralora_diffusion.formats.load import check_fits
+    from gralora_diffusion.formats.preview import copy_preview, preview_of
     from gralora_diffusion.formats.read import read_adapter
+    from gralora_diffusion.formats.run_files import name_of
     from gralora_diffusion.sdxl.objective import objective_text
 
     base = args.pretrained_model_name_or_path
@@ -40,9 +42,17 @@ def main(argv: list[str] | None = None) -> None:
                 check_fits(adapter, base, path)
             inputs.append(Weighted(adapter, strength, args.layer_strength))
         adapter = summed(inputs)
+        if len(inputs) > 1:
+            adapter.facts["merged_from"] = [name_of(path) for path in args.adapters]
         if args.to != "merged" or args.rank is not None or args.energy is not None:
             adapter = plain(adapter, args)
         WRITERS[args.to].write(args.output, adapter, args.dtype, base)
+        preview = args.output.with_suffix(".png")
+        if args.to == "comfyui" and len(inputs) == 1 and not preview.exists():
+            image = preview_of(Path(args.adapters[0]))
+            if image is not None:
+                copy_preview(image, preview)
+                print(f"preview: {preview}")
     except (ConfigError, ValueError, OSError) as error:
         fail(str(error))
     layers = sum(map(len, adapter.layers.values())) + sum(map(len, adapter.deltas.values()))

@@ -10,6 +10,7 @@ from gralora_diffusion.formats.adapter_state import Adapter, Factors, sizes_of
 from gralora_diffusion.formats.conv_factors import as_matrices
 from gralora_diffusion.formats.layer_names import known
 from gralora_diffusion.formats.safetensors_files import all_finite
+from gralora_diffusion.formats.training_facts import MAX_TEXT, training_problem
 from gralora_diffusion.options import ConfigError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -68,6 +69,21 @@ def check_facts(facts: dict, path) -> None:
     if not fit:
         problem = "base, prompts, layers_per_block, resolution or objective is wrong; the file is damaged"
         raise ConfigError(f"{path}: its header cannot be read: {problem}")
+    wrong = training_problem(facts.get("training", {})) or wrong_parents(facts)
+    if wrong:
+        raise ConfigError(f"{path}: its header cannot be read: {wrong} is wrong; the file is damaged")
+
+
+def wrong_parents(facts: dict) -> str | None:
+    """Which record of the adapters that this one was made from is none that we write, or None."""
+    if "parent" in facts and not (isinstance(facts["parent"], dict) and is_name(facts["parent"].get("name"))):
+        return "parent"
+    merged = facts.get("merged_from", [])
+    return None if isinstance(merged, list) and all(map(is_name, merged)) else "merged_from"
+
+
+def is_name(value) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT
 
 
 def check_factors(factors: Factors, method: str, where: str) -> None:

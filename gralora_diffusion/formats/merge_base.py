@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gralora_diffusion.files import new_folder
+from gralora_diffusion.files import new_folder, without_folders
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.base_files import (
     Tensors,
@@ -85,6 +85,7 @@ def write_pipeline(
     """A folder in diffusers layout; models: {component: model without weights}; tensors: their weights."""
     pipeline = load_sdxl(str(base), **models)  # for its tokenizers, scheduler and configs
     pipeline.register_modules(scheduler=as_trained(pipeline.scheduler, **objective))
+    pipeline.register_to_config(_name_or_path=without_folders(str(base)))
     with new_folder(out) as unfinished:
         for component, module in pipeline.components.items():
             folder = unfinished / component

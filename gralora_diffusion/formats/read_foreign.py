@@ -51,6 +51,8 @@ def read_foreign(path: Path, metadata: dict[str, str], tensors: dict[str, torch.
     facts = parsed(metadata.get("gralora.facts", "{}"), f"{path}: its header gralora.facts")
     if "objective" not in facts and (objective := objective_of_header(metadata)):
         facts["objective"] = objective
+    if isinstance(facts.get("training"), dict) and "modelspec.thumbnail" in metadata:
+        facts["training"]["thumbnail"] = metadata["modelspec.thumbnail"]
     return assembled(found, lambda component: own_config(configs, component), str(path), facts)
 
 

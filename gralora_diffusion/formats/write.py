@@ -11,13 +11,14 @@ from gralora_diffusion import __version__
 from gralora_diffusion.adapters.adapted_layer import AdaptedLayer
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.conv_factors import with_kernels
+from gralora_diffusion.formats.kohya_header import facts_text, kohya_header, printable, public_facts
 from gralora_diffusion.formats.layer_names import kohya
 from gralora_diffusion.formats.read import HEADER
 from gralora_diffusion.formats.safetensors_files import write_safetensors
 from gralora_diffusion.options import ConfigError, to_dict
 from gralora_diffusion.sdxl.load import COMPONENTS
 
-COMFYUI = "comfyui.safetensors"
+EARLIER = "comfyui.safetensors"  # the name that earlier versions gave the file for other tools
 KOHYA = "pytorch_lora_weights_kohya.safetensors"
 
 
@@ -36,8 +37,8 @@ def write_native(path: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
         if scale != 1:
             alpha = scale * adapter.rank(module_path, factors)
             tensors[f"{component}.{module_path}.alpha"] = torch.tensor(alpha)
-    header = dict(version=__version__, config=to_dict(adapter.config)) | foreign_facts(adapter)
-    write_safetensors(path, tensors, {HEADER: json.dumps(header, ensure_ascii=False)})
+    header = dict(version=__version__, config=to_dict(adapter.config)) | public_facts(adapter)
+    write_safetensors(path, tensors, {HEADER: printable(json.dumps(header, ensure_ascii=False))})
 
 
 def write_diffusers(path: str | Path, adapter: Adapter, dtype=torch.float32) -> None:
@@ -57,7 +58,8 @@ def write_comfyui(path: str | Path, adapter: Adapter, dtype=torch.float16, sgm: 
 
     The UNet's names are in SGM style, or diffusers' without `sgm`.  Each layer has its own rank, and each
     model one alpha, its largest rank, since diffusers gives layers a wrong scale where alphas differ; a power
-    of two is moved from down to up, so that both keep their digits in fp16.
+    of two is moved from down to up, so that both keep their digits in fp16.  The header is that of
+    kohya_header().
     """
     layers_per_block = adapter.facts.get("layers_per_block", 2) if sgm else None
     ranks = {component: adapter.exported_rank(component) for component in adapter.layers}
@@ -77,9 +79,9 @@ def write_comfyui(path: str | Path, adapter: Adapter, dtype=torch.float16, sgm: 
         tensors[f"{name}.lora_up.weight"] = up.to("cpu", dtype).contiguous()
         tensors[f"{name}.alpha"] = torch.tensor(alpha)
     path = Path(path).resolve()
-    in_run = path.name in (COMFYUI, KOHYA)  # whose folder has a better name than the file
+    in_run = path.name in (EARLIER, KOHYA)  # whose folder has a better name than the file
     title = path.parent.name if in_run else path.stem
-    write_safetensors(path, tensors, kohya_header(title, adapter, max(ranks.values())))
+    write_safetensors(path, tensors, kohya_header(title, adapter, max(ranks.values()), tensors))
 
 
 def balance_of(down: torch.Tensor, up: torch.Tensor) -> float:
@@ -95,48 +97,6 @@ def lift_of(down: torch.Tensor, up: torch.Tensor) -> float:
     """The power of two that brings the largest number of both to between 64 and 256; fp8 ends at 448."""
     largest = float(max(down.abs().max(), up.abs().max()))
     return 2.0 ** math.floor(math.log2(256 / largest)) if largest else 1.0
-
-
-def kohya_header(title: str, adapter: Adapter, rank: int) -> dict[str, str]:
-    """The header that kohya's readers and the model spec ask for, and our own facts.
-
-    With it, tools list the file under SDXL.
-    """
-    facts = adapter.facts
-    prompt = (facts.get("prompts") or {}).get("instance_prompt")
-    side = facts.get("resolution", 1024)
-    tags = {"instance": {prompt: 1}} if prompt else {}
-    arguments = {}
-    if any(adapter.kernel(component, path) for component, path, _ in adapter.items()):
-        arguments = dict(conv_dim=str(rank), conv_alpha=str(rank))  # as sd-scripts' --network_args
-    return {
-        "ss_base_model_version": "sdxl_base_v1-0",
-        "ss_v2": "False",
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(rank),
-        **({"ss_network_args": json.dumps(arguments)} if arguments else {}),
-        "ss_output_name": title,
-        "ss_tag_frequency": json.dumps(tags, ensure_ascii=False),
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.title": title,
-        "modelspec.resolution": f"{side}x{side}",
-        "gralora.version": __version__,
-        "gralora.config": json.dumps(to_dict(adapter.config)),
-        "gralora.layers_per_block": str(facts.get("layers_per_block", 2)),
-        "gralora.facts": facts_text(adapter),
-    }
-
-
-def foreign_facts(adapter: Adapter) -> dict:
-    """The facts without those that every writer sets anew."""
-    return {name: value for name, value in adapter.facts.items() if name not in ("version", "config")}
-
-
-def facts_text(adapter: Adapter) -> str:
-    return json.dumps(foreign_facts(adapter), ensure_ascii=False)
 
 
 def as_pairs(adapter: Adapter) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor]]:

@@ -165,7 +165,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         check_fits(read_adapter(config.start_from), config.pretrained_model_name_or_path, config.start_from)
     resolution = config.resolution or unet_config.sample_size * 8
     dtype = precision(config)[1]
-    files = export_sizes(layers, config)
+    files = export_sizes(layers, config, run)
     memory = step_memory(unet_config, config, resolution, dtype, tokens)
     numbers_trained = files[NATIVE] // 4  # the file holds fp32
     memory["adapters"] = bytes_per_parameter(config, dtype != torch.float32) * numbers_trained

@@ -10,8 +10,10 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note
 from gralora_diffusion.files import write_text
 from gralora_diffusion.formats.adapter_state import Adapter
+from gralora_diffusion.formats.preview import copy_preview, last_sample, thumbnail_url
 from gralora_diffusion.formats.read import DIFFUSERS, NATIVE, read_adapter
-from gralora_diffusion.formats.write import COMFYUI, KOHYA, file_sizes, write_comfyui
+from gralora_diffusion.formats.run_files import named_after
+from gralora_diffusion.formats.write import EARLIER, KOHYA, file_sizes, write_comfyui
 from gralora_diffusion.formats.writers import WRITERS
 from gralora_diffusion.options import ConfigError, TrainingError, from_dict, to_dict
 from gralora_diffusion.training.accelerator import precision
@@ -29,23 +31,32 @@ SAMPLE_OPTIONS = (
 
 
 def export(setup: TrainingSetup) -> None:
-    """Write the adapter's files. Raises TrainingError when the adapter holds a number that is not finite."""
+    """Write the adapter's files and its preview, the first sample image after the last step.
+
+    Raises TrainingError when the adapter holds a number that is not finite.
+    """
     try:
-        adapter = setup.adapter()
+        adapter = setup.adapter(setup.steps)
+        if image := last_sample(setup.path, setup.steps):
+            adapter.facts["training"]["thumbnail"] = thumbnail_url(image)
+            copy_preview(image, named_after(setup.path, ".png"))
         WRITERS["native"].write(setup.path / NATIVE, adapter)
         write_other_formats(setup.path, adapter, setup.config)
     except (ValueError, OSError) as error:
         raise TrainingError(f"the adapter cannot be exported: {error}") from None
 
 
-def export_sizes(layers: dict, config: TrainConfig) -> dict[str, int]:
-    """{file: bytes} of what export() will write, from shapes alone. layers: {component.path: layer}."""
+def export_sizes(layers: dict, config: TrainConfig, run: Path) -> dict[str, int]:
+    """{file: bytes} of what export() will write to `run`, from shapes alone.
+
+    layers: {component.path: layer}.
+    """
     native, exported = file_sizes(layers)
     sizes = {NATIVE: native}
     if exported is None:  # other tools cannot hold this kind of adapter
         return sizes
     sizes[DIFFUSERS] = exported if is_fp32(config) else exported // 2
-    sizes[COMFYUI] = exported // 2
+    sizes[named_after(run).name] = exported // 2
     if config.output_kohya_format:
         sizes[KOHYA] = exported // 2
     return sizes
@@ -57,14 +68,19 @@ def is_fp32(config: TrainConfig) -> bool:
 
 
 def write_other_formats(run: Path, adapter: Adapter, config: TrainConfig) -> None:
-    """The files for other tools; a note instead, for a kind of adapter that they cannot hold."""
+    """The files for other tools; a note instead, for a kind of adapter that they cannot hold.
+
+    A file of an earlier version's name is written again too, so that it is not of an earlier step.
+    """
     try:
         adapter.check_low_rank()
     except ConfigError as error:
         note(str(error))
         return
     WRITERS["diffusers"].write(run / DIFFUSERS, adapter, "fp32" if is_fp32(config) else "fp16")
-    WRITERS["comfyui"].write(run / COMFYUI, adapter, "fp16")
+    WRITERS["comfyui"].write(named_after(run), adapter, "fp16")
+    if (run / EARLIER).is_file() and named_after(run).name != EARLIER:
+        WRITERS["comfyui"].write(run / EARLIER, adapter, "fp16")
     if config.output_kohya_format:
         write_comfyui(run / KOHYA, adapter, sgm=False)
 

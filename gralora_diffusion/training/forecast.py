@@ -95,7 +95,7 @@ def added_checkpoints(setup: TrainingSetup, saves: int) -> int:
 
 def files_to_come(setup: TrainingSetup) -> int:
     """Bytes of the exported files that are not in the run folder yet."""
-    sizes = export_sizes(setup.layers(), setup.config)
+    sizes = export_sizes(setup.layers(), setup.config, setup.path)
     return sum(size for name, size in sizes.items() if not (setup.path / name).exists())
 
 

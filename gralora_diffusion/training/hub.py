@@ -1,5 +1,6 @@
 """A finished run on the hub: its adapter files, its samples, and a model card."""
 
+import glob
 import json
 import re
 from pathlib import Path
@@ -7,13 +8,16 @@ from pathlib import Path
 import yaml
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.files import write_text
+from gralora_diffusion.files import without_folders, write_text
 from gralora_diffusion.formats.read import DIFFUSERS
+from gralora_diffusion.formats.run_files import named_after
 from gralora_diffusion.options import ConfigError, TrainingError, from_dict
+from gralora_diffusion.training.run_folder import public_options
 from gralora_diffusion.training.validation_images import prompts_of
 
-UPLOADED = ["README.md", "*.safetensors", "before_after.png", "samples/*", "config.json", "environment.json"]
+UPLOADED = ["README.md", "*.safetensors", "before_after.png", "samples/*", "environment.json"]
 NOT_UPLOADED = ["checkpoint-*/*", ".*", "logs/*"]
+CONFIG = "config.json"  # uploaded without the folders of this machine
 TAGS = (
     "text-to-image",
     "diffusers",
@@ -31,7 +35,7 @@ Its trigger prompt: `{prompt}`.
 
 | file | for |
 |---|---|
-| `comfyui.safetensors` | ComfyUI, A1111, Forge, kohya's scripts |
+| `{lora}` | ComfyUI, A1111, Forge, kohya's scripts |
 | `{diffusers}` | diffusers: `pipeline.load_lora_weights("REPOSITORY", weight_name="{diffusers}")` |
 | `adapter.safetensors` | gralora_diffusion: small, and can be trained further |
 """
@@ -77,20 +81,34 @@ def name_of(config: TrainConfig, run: Path) -> str:
 
 
 def push(run: Path, config: TrainConfig) -> str:
-    """Write the model card and upload; returns the page's address. Raises TrainingError."""
+    """Write the model card and upload; returns the page's address. Raises TrainingError.
+
+    Paths in config.json are uploaded as their last components.
+    """
     from huggingface_hub import HfApi
 
     write_card(run)
     api, name = HfApi(token=config.hub_token), name_of(config, run)
+    preview = glob.escape(named_after(run, ".png").name)
     try:
         repository = api.create_repo(name, exist_ok=True).repo_id
         api.upload_folder(
-            repo_id=repository, folder_path=run, allow_patterns=UPLOADED, ignore_patterns=NOT_UPLOADED
+            repo_id=repository,
+            folder_path=run,
+            allow_patterns=[*UPLOADED, preview],
+            ignore_patterns=NOT_UPLOADED,
         )
+        api.upload_file(path_or_fileobj=public_config(run), path_in_repo=CONFIG, repo_id=repository)
     except Exception as error:  # whatever the network does, the run is safe
         problem = f"{run} is complete, but it could not be uploaded as {name}"
         raise TrainingError(f"{problem}: {first_line(error, config.hub_token)}") from None
     return f"https://huggingface.co/{repository}"
+
+
+def public_config(run: Path) -> bytes:
+    """config.json without the folders of this machine."""
+    values = json.loads((run / CONFIG).read_text())
+    return (json.dumps(public_options(values), indent=2) + "\n").encode()
 
 
 def write_card(run: Path) -> None:
@@ -102,7 +120,7 @@ def write_card(run: Path) -> None:
         tags=[*TAGS, config.adapter_name],
         instance_prompt=config.instance_prompt,
     )
-    if base and not Path(base).exists():
+    if base and without_folders(base) == base:
         facts["base_model"] = base
     if samples := sorted((run / "samples").glob("step-*")):
         prompts = [p for p in prompts_of(config) for _ in range(config.num_validation_images)]
@@ -115,7 +133,8 @@ def write_card(run: Path) -> None:
         facts=yaml.safe_dump(facts, sort_keys=False, allow_unicode=True),
         name=run.resolve().name,
         adapter=f"{config.adapter_name}, rank {adapter.rank}, on {adapter.targets}",
-        base=base or "the embedded tiny base of gralora_diffusion",
+        base=without_folders(base) if base else "the embedded tiny base of gralora_diffusion",
+        lora=named_after(run).name,
         prompt=config.instance_prompt,
         diffusers=DIFFUSERS,
     )

@@ -41,7 +41,7 @@ def training_loop(
         nonlocal saved
         if run and step > saved:
             state = optimization.state() | dict(facts=setup.facts)
-            checkpoints.save(setup.path, step, setup.adapter(), state, config.checkpoints_total_limit)
+            checkpoints.save(setup.path, step, setup.adapter(step), state, config.checkpoints_total_limit)
         saved = step
 
     def saving_due(step: int) -> bool:

@@ -1,18 +1,16 @@
 """report.html: one page for a run, without network: its loss curve, sample images, files and config."""
 
-import base64
-import io
 import json
 from pathlib import Path
 
-from PIL import Image
-
 from gralora_diffusion.files import render, write_text
+from gralora_diffusion.formats.preview import jpeg_of
 from gralora_diffusion.training.memory import disk_used
-from gralora_diffusion.training.run_folder import read_metrics, read_status
+from gralora_diffusion.training.run_folder import public_options, read_metrics, read_status
 
 WIDTH = 1000  # of the loss curve, in the SVG's own units
 HEIGHT = 280
+THUMBNAIL = 320  # pixels of the longer side of a sample image
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 5, 25  # margins of the plot inside it
 POINTS = 1000  # a curve has at most about so many
 COSTS = {  # of a RunCost
@@ -27,7 +25,7 @@ def write_report(run: Path) -> None:
     """Write run/report.html from what the folder holds."""
     config = json.loads((run / "config.json").read_text())
     metrics = read_metrics(run)
-    options = config.pop("adapter") | config
+    options = public_options(config.pop("adapter") | config)
     page = render(
         "training/templates/report.html",
         title=run.resolve().name,
@@ -85,19 +83,9 @@ def sample_images(run: Path) -> dict[int, dict[str, str]]:
         if folder.is_dir():
             paths = sorted(folder.glob("*.png"))
             found[int(folder.name.removeprefix("step-"))] = {
-                f"samples/{folder.name}/{path.name}": thumbnail(path) for path in paths
+                f"samples/{folder.name}/{path.name}": jpeg_of(path, THUMBNAIL) for path in paths
             }
     return found
-
-
-def thumbnail(path: Path) -> str:
-    """A small JPEG of the image, in base64."""
-    with Image.open(path) as image:
-        small = image.convert("RGB")
-    small.thumbnail((320, 320))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def file_sizes(run: Path) -> dict[str, str]:

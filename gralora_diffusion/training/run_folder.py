@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.files import write_text
+from gralora_diffusion.files import without_folders, write_text
 from gralora_diffusion.options import ConfigError, from_dict, options_of, to_dict, to_flat
 from gralora_diffusion.training import checkpoint as checkpoints
 
@@ -62,6 +62,23 @@ class Run:
 
     def metrics(self) -> list[dict]:
         return read_metrics(self.path)
+
+
+def public_options(values: dict) -> dict:
+    """The options of a config as files show them: a path is its last component, and there is no token.
+
+    values: {option: value} as in config.json.
+    """
+    paths = ("images", "base_model", "dataset", "allocation", "adapter", "folder")
+    known = options_of(TrainConfig)
+    shown = {}
+    for name, value in values.items():
+        kind = known[name].kind if name in known else "value"
+        if kind == "secret":
+            continue
+        is_path = kind in paths or name == "resume_from_checkpoint"
+        shown[name] = without_folders(value) if is_path and isinstance(value, str) else value
+    return shown
 
 
 def read_metrics(run: Path) -> list[dict]:

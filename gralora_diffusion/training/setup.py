@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from gralora_diffusion.training.accelerator import make_accelerator, precision
 from gralora_diffusion.training.hub import check_hub
 from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.optim import check_optimizer, depends_on_length, learning_rates
+from gralora_diffusion.training.record import base_name, began_at, training_record
 from gralora_diffusion.training.resume import facts_of, resume
 from gralora_diffusion.training.run_folder import locate
 from gralora_diffusion.training.start_from import Started, start_from
@@ -55,6 +57,7 @@ class TrainingSetup:
     steps: int
     state: dict  # what the checkpoint holds beside the adapter
     started: Started | None  # of --start_from
+    began: float  # when the run was started first, in seconds since 1970
 
     def layers(self) -> dict:
         """{component.path: adapted layer}."""
@@ -68,13 +71,21 @@ class TrainingSetup:
                 found[f"{component}.{path}"] = parameter
         return found
 
-    def adapter(self) -> Adapter:
-        """The adapter as it is now, with what its files record of the run."""
+    def adapter(self, step: int) -> Adapter:
+        """The adapter as it is now, after this step, with what its files record of the run."""
         config = self.config
         prompts = dict(instance_prompt=config.instance_prompt, validation_prompt=config.validation_prompt)
-        base = config.pretrained_model_name_or_path or "embedded tiny base"
-        adapter = Adapter.from_models(self.models, base, prompts)
+        adapter = Adapter.from_models(self.models, base_name(config), prompts)
         adapter.facts["objective"] = self.objective()
+        adapter.facts["training"] = training_record(
+            config,
+            self.images,
+            self.class_images,
+            self.accelerator.num_processes,
+            self.steps,
+            step,
+            self.began,
+        )
         if self.started:
             adapter.facts["parent"] = self.started.parent()
         return adapter
@@ -138,6 +149,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     if start > steps:
         problem = f"{path} is at step {start} already, beyond the {steps} steps of this command"
         raise ConfigError(f"{problem}: nothing is left to do", option="max_train_steps")
+    began = began_at(path / f"checkpoint-{start}") if start else None
     return TrainingSetup(
         config=config,
         path=path,
@@ -153,6 +165,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
         steps=steps,
         state=state,
         started=started,
+        began=began or time.time(),
     )
 
 

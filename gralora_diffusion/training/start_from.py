@@ -22,6 +22,7 @@ from gralora_diffusion.formats.conv_factors import as_matrices
 from gralora_diffusion.formats.inspection import file_of
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.formats.read import read_adapter
+from gralora_diffusion.formats.run_files import name_of
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.fingerprint import fingerprint, same_base
 from gralora_diffusion.sdxl.objective import objective_text
@@ -106,13 +107,6 @@ def start_from(path: str, models: dict[str, nn.Module], objective: dict) -> Star
         total += norm**2
     started.error = math.sqrt(lost / total) if total else 0.0
     return started
-
-
-def name_of(path: str) -> str:
-    """The adapter's name without the folders of this machine."""
-    resolved = Path(path).resolve()
-    generic = ("adapter", "pytorch_lora_weights", "comfyui", "adapter_model")
-    return resolved.parent.name if resolved.stem in generic else resolved.stem
 
 
 def check_parent(path: str, adapter: Adapter, models: dict[str, nn.Module], objective: dict) -> None:

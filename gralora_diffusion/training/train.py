@@ -1,7 +1,6 @@
 """A training run: from a TrainConfig to a run folder with metrics, checkpoints, adapter files and samples."""
 
 import contextlib
-import dataclasses
 import functools
 import shutil
 import time
@@ -20,6 +19,7 @@ from gralora_diffusion.data.cache import Cache, weights_hash
 from gralora_diffusion.data.dataset import image_cache
 from gralora_diffusion.data.encode import LatentKeys, encode_captions, note_long_captions
 from gralora_diffusion.devices import forget_peak, name_of, peak_memory, release_unused
+from gralora_diffusion.formats.run_files import named_after
 from gralora_diffusion.options import ConfigError, TrainingError, to_dict
 from gralora_diffusion.sdxl.base import encode_prompts
 from gralora_diffusion.sdxl.load import COMPONENTS
@@ -35,7 +35,7 @@ from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.objective import objective
 from gralora_diffusion.training.offload import Offload
 from gralora_diffusion.training.report import write_report
-from gralora_diffusion.training.run_folder import Run, read_status
+from gralora_diffusion.training.run_folder import Run, public_options, read_status
 from gralora_diffusion.training.setup import TrainingSetup, make_trainable, set_up
 from gralora_diffusion.training.sharding import shard
 from gralora_diffusion.training.signals import Interrupts, Stopped
@@ -117,7 +117,8 @@ def finish(setup: TrainingSetup, done_before: bool) -> None:
 def done_message(setup: TrainingSetup) -> str:
     """Where the adapter is and what to look at."""
     run, config = setup.path, setup.config
-    files = "adapter.safetensors; for other tools, comfyui.safetensors and pytorch_lora_weights.safetensors"
+    lora = named_after(run).name
+    files = f"adapter.safetensors; for other tools, {lora} and pytorch_lora_weights.safetensors"
     images = "" if config.skip_final_inference else f" and {run}/before_after.png"
     fits = ""
     if config.pretrained_model_name_or_path is None:
@@ -166,7 +167,7 @@ def start_run(setup: TrainingSetup, run: Run | None) -> None:
             note("the run was stopped before its first checkpoint: it restarts at step 0")
         print(f"{size} -> {setup.path}{resumed}", flush=True)
     if setup.accelerator.log_with:
-        values = to_dict(dataclasses.replace(setup.config, hub_token=None))
+        values = public_options(to_dict(setup.config))
         scalars = {name: value for name, value in values.items() if isinstance(value, str | int | float)}
         setup.accelerator.init_trackers("gralora_diffusion", scalars)
 

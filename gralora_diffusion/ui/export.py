@@ -14,6 +14,7 @@ from gralora_diffusion.ui.workspace import Workspace
 
 DOWNLOADS = {name: f"for {writer.reader}" for name, writer in WRITERS.items()}
 DOWNLOADS["samples"] = "the run's sample images, zipped"
+OTHER_TOOLS = "comfyui"  # its file keeps the adapter's name, by which those tools list it
 MAX_RANK = 4096
 
 
@@ -35,7 +36,8 @@ def export(workspace: Workspace, name: str, kind: str, rank: int | None, dtype: 
         path = zip_samples(workspace, name, workspace.new_served_path(f"{stem}-samples.zip"))
         return path, sha256(path)
     suffix = "zip" if WRITERS[kind].suffixes == FOLDER else "safetensors"
-    path = workspace.new_served_path(f"{stem}-{kind}.{suffix}")
+    ending = "" if kind == OTHER_TOOLS else f"-{kind}"
+    path = workspace.new_served_path(f"{stem}{ending}.{suffix}")
     try:
         write(workspace, name, source, path, kind, rank, dtype)
     except ValueError as error:

@@ -80,7 +80,7 @@ def output(pipeline) -> torch.Tensor:
 def test_it_trains_and_its_file_gives_the_same_output(method, tmp_path):
     adapter = AdapterConfig(method=method, rank=4, alpha=8.0, targets="attn1")
     run = train(TrainConfig(adapter=adapter, output_dir=str(tmp_path / "run"), learning_rate=0.01, **QUICK))
-    assert (run / "comfyui.safetensors").exists() == (method == "row")
+    assert (run / f"{run.name}.safetensors").exists() == (method == "row")
     pipeline = load_sdxl()
     base = output(pipeline)
     load_adapter(pipeline, run, name="trained")

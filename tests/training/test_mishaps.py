@@ -323,7 +323,7 @@ def test_a_token_is_in_no_message_and_on_no_command_line(monkeypatch, tmp_path, 
 def test_a_run_that_is_done_is_exported_and_uploaded_again_without_training(tmp_path, monkeypatch, capsys):
     run = quick(tmp_path, ema_decay=0.5)
     kept = {name: (run / name).read_bytes() for name in ("adapter.safetensors", "metrics.jsonl")}
-    exported = load_file(run / "comfyui.safetensors")
+    exported = load_file(run / f"{run.name}.safetensors")
     uploads = []
     monkeypatch.setattr(
         "gralora_diffusion.training.train.push",
@@ -339,7 +339,7 @@ def test_a_run_that_is_done_is_exported_and_uploaded_again_without_training(tmp_
     assert load_file(run / "pytorch_lora_weights_kohya.safetensors")
     assert {name: (run / name).read_bytes() for name in kept} == kept
     written = load_file(
-        run / "comfyui.safetensors"
+        run / f"{run.name}.safetensors"
     )  # the moving average, which is in no checkpoint as an adapter
     assert written.keys() == exported.keys()
     assert all(torch.equal(written[name], exported[name]) for name in exported)

@@ -194,7 +194,7 @@ def test_what_cannot_be_gone_on_from_is_refused_before_anything_is_written(paren
         "base": "another base, another",
         "size": "does not fit",
         "bias": "none of its layers",
-        "absent": "is not there",
+        "absent": "does not exist",
     }.items():
         config = options(tmp_path, "run", start_from=str(tmp_path / f"{name}.safetensors"))
         with pytest.raises(ConfigError, match=words):

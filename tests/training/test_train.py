@@ -38,7 +38,7 @@ def quick(tmp_path, name="run", **options):
 def test_the_run_folder_holds_everything(finished_run):
     names = {str(p.relative_to(finished_run)) for p in finished_run.rglob("*") if p.is_file()}
     samples = {f"samples/step-{step:05d}/{i:02d}.png" for step in (0, 20) for i in range(4)}
-    files = {"adapter.safetensors", "pytorch_lora_weights.safetensors", "comfyui.safetensors"}
+    files = {"adapter.safetensors", "pytorch_lora_weights.safetensors", "robot.safetensors"}
     checkpoint = {
         f"checkpoint-20/{name}"
         for name in ("adapter.safetensors", "state.safetensors", "state.json", "manifest.json")
@@ -49,6 +49,7 @@ def test_the_run_folder_holds_everything(finished_run):
         "status.json",
         "metrics.jsonl",
         "before_after.png",
+        "robot.png",
         "report.html",
         ".lock",
     }
@@ -210,8 +211,8 @@ def test_plan_on_the_embedded_base_writes_nothing(tmp_path, monkeypatch):
     assert f"{len(made.layers)} layers, {parameters:,} parameters" in text
     assert "steps: 600 of 8" in text
     assert "adapter.safetensors 4.4 MB" in text
-    assert "comfyui.safetensors 8.7 MB" in text
-    assert "2 checkpoints of 13.1 MB" in text
+    assert "robot-gralora-r64.safetensors 8.7 MB" in text
+    assert "4 checkpoints of 13.1 MB" in text
     assert "memory: about " in text
     assert "time" not in made.summary()
     assert not list(tmp_path.iterdir())
@@ -279,7 +280,7 @@ def test_kohyas_format_is_written_when_asked_for(tmp_path):
     names = {path.name for path in (tmp_path / "run").glob("*.safetensors")}
     assert names == {
         "adapter.safetensors",
-        "comfyui.safetensors",
+        "run.safetensors",
         "pytorch_lora_weights.safetensors",
         "pytorch_lora_weights_kohya.safetensors",
     }
@@ -292,7 +293,7 @@ def test_kohyas_format_is_written_when_asked_for(tmp_path):
 def test_traps_10_and_11_the_file_for_other_tools_has_alphas_a_header_and_both_encoders_keys(tmp_path):
     """diffusers' files have neither, and ComfyUI does not know its lora_te1_encoder_layers_*."""
     quick(tmp_path, max_train_steps=1, train_text_encoder=True)
-    with safe_open(tmp_path / "run" / "comfyui.safetensors", "pt") as file:
+    with safe_open(tmp_path / "run" / "run.safetensors", "pt") as file:
         names, facts = set(file.keys()), file.metadata()
     layers = {name.partition(".")[0] for name in names}
     assert all(f"{layer}.alpha" in names for layer in layers)
