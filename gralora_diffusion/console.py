@@ -34,7 +34,7 @@ def fail(message: str, code: int = 2):
     While several processes check the same options, the first one prints for all.
     """
     if code != 2 or is_first_process() or _work_is_shared:
-        print(f"{program()}: {message}", file=sys.stderr)
+        print(f"{program()}: {printable(message)}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -69,4 +69,9 @@ def counted(number: int, noun: str) -> str:
 def note(sentence: str) -> None:
     """Print one sentence about something that does not stop the run; from the first process only."""
     if is_first_process():
-        print(f"note: {sentence}", file=sys.stderr, flush=True)
+        print(f"note: {printable(sentence)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Text that may be from a file, without control characters, which would act on the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)

@@ -26,13 +26,16 @@ class Delta:
     OPTIONAL: ClassVar[frozenset[str]] = frozenset()
     needs_base: ClassVar[bool] = False
 
-    def __init__(self, tensors: Tensors, alpha: float | None = None):
+    def __init__(self, tensors: Tensors, alpha: float | None = None, scale: float | None = None):
         """tensors: those named in NEEDED and OPTIONAL; alpha: the file's, None where it has none.
+
+        scale: in the place of alpha/rank, as a config gives it.
 
         Raises ValueError when they do not fit each other.
         """
         self.tensors = tensors
         self.alpha = alpha
+        self.given_scale = scale
 
     @classmethod
     def matches(cls, tensors: Tensors) -> bool:
@@ -59,11 +62,13 @@ class Delta:
 
     def scaled(self, rank: int) -> float:
         """alpha / rank; 1 where the file has no alpha."""
+        if self.given_scale is not None:
+            return self.given_scale
         return 1.0 if self.alpha is None else self.alpha / rank
 
     def to(self, device) -> "Delta":
         moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
-        return type(self)(moved, self.alpha)
+        return type(self)(moved, self.alpha, self.given_scale)
 
     def applied(self, base: torch.Tensor) -> torch.Tensor:
         """delta() in the shape and on the device of this parameter."""

@@ -6,6 +6,8 @@ import torch
 
 from gralora_diffusion.adapters.deltas import Delta
 
+LARGEST_PAIR = 256  # rank of a LoKr as a LoRA; beyond it the nearest LoRA is asked for
+
 
 class LoHa(Delta):
     """alpha/r * (w1_a @ w1_b) * (w2_a @ w2_b), elementwise (FedPara, arXiv 2108.06098).
@@ -18,8 +20,8 @@ class LoHa(Delta):
     NEEDED = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
     OPTIONAL = frozenset({"hada_t1", "hada_t2"})
 
-    def __init__(self, tensors, alpha=None):
-        super().__init__(tensors, alpha)
+    def __init__(self, tensors, alpha=None, scale=None):
+        super().__init__(tensors, alpha, scale)
         if ("hada_t1" in tensors) != ("hada_t2" in tensors):
             raise ValueError("one of hada_t1 and hada_t2 is missing")
 
@@ -40,7 +42,7 @@ class LoKr(Delta):
 
     lokr_w1 [M1, N1] or lokr_w1_a [M1, r] @ lokr_w1_b [r, N1]; lokr_w2 [M2, N2, ...], or lokr_w2_a [M2, r] @
     lokr_w2_b [r, N2*kh*kw], or with lokr_t2 [r, r, kh, kw] between lokr_w2_a [r, M2] and lokr_w2_b [r, N2].
-    M = M1*M2, N = N1*N2. Where both are whole, alpha has no effect.
+    M = M1*M2, N = N1*N2. Where both are whole, alpha has no effect, but for PEFT's scale.
     """
 
     NAME = "LoKr"
@@ -62,17 +64,18 @@ class LoKr(Delta):
         return None
 
     def scale(self) -> float:
-        return 1.0 if self.rank is None else self.scaled(self.rank)
+        whole = self.rank is None and self.given_scale is None
+        return 1.0 if whole else self.scaled(self.rank)
 
     def pair(self):
-        """kron(a @ b, c @ d) = kron(a, c) @ kron(b, d), where its rank is at most half of the weight's."""
+        """kron(a @ b, c @ d) = kron(a, c) @ kron(b, d), where that is far smaller than the weight."""
         first = self.factored("lokr_w1", None)
         second = self.factored("lokr_w2", self.wide("lokr_t2"))
-        up = torch.kron(first[0], second[0])
-        down = torch.kron(first[1], second[1])
-        if 2 * up.shape[1] > min(up.shape[0], down.shape[1]):
+        rank = first[0].shape[1] * second[0].shape[1]
+        smallest = min(len(first[0]) * len(second[0]), first[1].shape[1] * second[1].shape[1])
+        if rank > LARGEST_PAIR or 4 * rank > smallest:
             return None
-        return down, up * self.scale()
+        return torch.kron(first[1], second[1]), torch.kron(first[0], second[0]) * self.scale()
 
     def factored(self, name: str, core: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """(a, b) with a @ b = the factor `name` as a matrix: its own two, or the matrix and an identity."""
@@ -105,8 +108,8 @@ class GLoRA(Delta):
     OPTIONAL = frozenset({"bm"})
     needs_base = True
 
-    def __init__(self, tensors, alpha=None):
-        super().__init__(tensors, alpha)
+    def __init__(self, tensors, alpha=None, scale=None):
+        super().__init__(tensors, alpha, scale)
         shapes = {name: tensors[name].flatten(1).shape for name in sorted(self.NEEDED)}
         ranks = {shapes["a1"][1], shapes["a2"][0], shapes["b1"][1], shapes["b2"][0]}
         older = {shapes["a1"][0], shapes["a2"][1], shapes["b1"][0], shapes["b2"][1]}
@@ -138,13 +141,13 @@ class IA3(Delta):
     NEEDED = frozenset({"weight", "on_input"})
     needs_base = True
 
-    def __init__(self, tensors, alpha=None, on_input: bool | None = None):
-        super().__init__(tensors, alpha)
+    def __init__(self, tensors, alpha=None, scale=None, on_input: bool | None = None):
+        super().__init__(tensors, alpha, scale)
         self.on_input = bool(tensors["on_input"]) if on_input is None else on_input
 
     def to(self, device):
         moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
-        return IA3(moved, self.alpha, self.on_input)
+        return IA3(moved, self.alpha, self.given_scale, self.on_input)
 
     def delta(self, base=None):
         scale = self.wide("weight").flatten()

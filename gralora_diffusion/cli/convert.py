@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             adapter.facts["merged_from"] = [name_of(path) for path in args.adapters]
         if args.to != "merged" or args.rank is not None or args.energy is not None:
             adapter = plain(adapter, args)
-        WRITERS[args.to].write(args.output, adapter, args.dtype, base)
+        objective = WRITERS[args.to].write(args.output, adapter, args.dtype, base)
         preview = args.output.with_suffix(".png")
         if args.to == "comfyui" and len(inputs) == 1 and not preview.exists():
             image = preview_of(Path(args.adapters[0]))
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         fail(str(error))
     layers = sum(map(len, adapter.layers.values())) + sum(map(len, adapter.deltas.values()))
     print(f"{args.output}: {layers} layers of {', '.join(adapter.components)} for {args.to}")
-    print(f"prediction: {objective_text(adapter.facts.get('objective', {}))}")
+    print(f"prediction: {objective_text(objective)}")
 
 
 def plain(adapter, args: argparse.Namespace):
@@ -146,8 +146,10 @@ def check_output(parser: Parser, args: argparse.Namespace, inputs: list[str]) ->
         need = must if suffixes == (".safetensors",) else f"{args.to} writes a folder"
         parser.error(f"OUT is {args.output}; {need}")
     for path in map(Path, inputs):
-        if args.output.exists() and path.exists() and args.output.samefile(path):
-            parser.error(f"OUT is {args.output}, which is an input: choose another name")
+        if args.output.exists() and path.exists():
+            inside = path.is_dir() and args.output.resolve().is_relative_to(path.resolve())
+            if inside or args.output.samefile(path):
+                parser.error(f"OUT is {args.output}, which is an input or a file of one: choose another name")
     if args.k is not None and args.method is None:
         args.method = "gralora"
     if args.method == "lora" and args.k is not None:

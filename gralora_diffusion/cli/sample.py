@@ -4,6 +4,7 @@ Writes one sheet with all images, and each image as a file of its own in the fol
 """
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from gralora_diffusion.command_line import Parser, strengths
@@ -29,6 +30,8 @@ def main(argv: list[str]) -> None:
         columns = [prompt for prompt in prompts for _ in range(args.num_images)]
         save(rows, columns, args.output)
     except ConfigError as error:
+        with contextlib.suppress(OSError):
+            args.output.with_suffix("").rmdir()  # where it is empty
         fail(str(error))
     except OSError as error:
         fail(f"{args.output} cannot be written: {error.strerror or error}; choose another --output")

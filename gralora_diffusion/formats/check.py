@@ -63,7 +63,8 @@ def check_facts(facts: dict, path) -> None:
     prompts = facts.get("prompts") or {}
     fit = isinstance(facts.get("base", {}), dict) and isinstance(prompts, dict)
     fit = fit and all(isinstance(prompt, str | None) for prompt in prompts.values())
-    fit &= facts.get("layers_per_block", 2) in (1, 2, 3, 4)
+    number = facts.get("layers_per_block", 2)
+    fit &= type(number) is int and 1 <= number <= 4
     fit &= type(facts.get("resolution", 1024)) is int
     fit &= facts.get("objective", {}) in objectives
     if not fit:
@@ -99,7 +100,8 @@ def check_factors(factors: Factors, method: str, where: str) -> None:
 def check_tensors(tensors: Factors, where: str) -> None:
     """Raises ConfigError for a tensor that is no floating-point one, is empty, or is not finite."""
     for name, tensor in tensors.items():
-        if name in WHOLE and not tensor.dtype.is_floating_point:
+        whole = not tensor.dtype.is_floating_point and not tensor.dtype.is_complex
+        if name in WHOLE and whole and tensor.numel() == 1:
             continue
         if tensor.dtype not in FLOATS:
             dtype = str(tensor.dtype).removeprefix("torch.")

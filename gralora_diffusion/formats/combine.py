@@ -62,8 +62,13 @@ class SumDelta(Delta):
     def delta(self, base=None):
         total = 0
         for delta, strength in self.terms:
-            total = total + strength * delta.delta(base).flatten()
+            change = delta.delta(base) if base is None else delta.applied(base)
+            total = total + strength * (change.flatten(1) if change.ndim > 1 else change)
         return total
+
+    def check_fits(self, shape):
+        for delta, _ in self.terms:
+            delta.check_fits(shape)
 
 
 def summed(inputs: list[Weighted]) -> Adapter:
@@ -150,6 +155,7 @@ def as_lora(adapter: Adapter) -> Converted:
             raise ConfigError(f"{problem}: give --rank N or --energy E for the best LoRA, with its error")
         layers.setdefault(component, {})[path] = lora_factors(*pair, component, path)
         rows[f"{component}.{path}"] = Row(pair[0].shape[0], 0.0)
+    check_any(layers, left_out)
     return Converted(Adapter(describe(layers), layers, adapter.facts), rows, 0.0, left_out)
 
 
@@ -180,8 +186,16 @@ def nearest(
         rows[where] = Row(new_rank, best.error / best.norm if best.norm else 0.0)
         lost += best.error**2
         total += best.norm**2
+    check_any(layers, left_out)
     whole = math.sqrt(lost / total) if total else 0.0
     return Converted(Adapter(describe(layers), layers, adapter.facts), rows, whole, left_out)
+
+
+def check_any(layers: dict, left_out: list[str]) -> None:
+    """Raises ConfigError where nothing of an adapter has a place in a LoRA."""
+    if not layers:
+        some = ", ".join(left_out[:3])
+        raise ConfigError(f"nothing of it can be a LoRA: it changes norms and biases alone, such as {some}")
 
 
 def check_sizes(rank: int | None, energy: float, k: int | None) -> None:
@@ -200,6 +214,7 @@ def best_for(
     where = f"{component}.{path}"
     if pair is not None:
         down, up = pair
+        check_finite(where, down, up)
         check_blocks(where, up.shape[0], down.shape[1], component, path, k)
         limit = min(down.shape[0], *(down.shape[1], up.shape[0])) if k == 1 else None
         if rank is None:
@@ -211,9 +226,10 @@ def best_for(
             problem = f"{where} is a {delta.NAME}, whose change depends on the base's weights"
             raise ConfigError(f"{problem}: give the base with --pretrained_model_name_or_path")
         weight = base(component, f"{path}.weight").float()
-        check_fits(delta, weight, where)
+        check_fits_weight(delta, weight, where)
     matrix = delta.delta(weight)
     matrix = (matrix if weight is None else matrix.reshape(weight.shape)).flatten(1)
+    check_finite(where, matrix)
     check_blocks(where, *matrix.shape, component, path, k)
     if rank is None:
         return best_of_energy(matrix, energy)
@@ -227,7 +243,13 @@ def energy_of_pair(down: torch.Tensor, up: torch.Tensor, energy: float) -> Best:
     return Best(new_down[None, None], new_up[None, None], error, norm)
 
 
-def check_fits(delta: Delta, weight: torch.Tensor, where: str) -> None:
+def check_finite(where: str, *matrices: torch.Tensor) -> None:
+    """Raises ConfigError where finite factors have a product that is not."""
+    if not all(bool(matrix.isfinite().all()) for matrix in matrices):
+        raise ConfigError(f"{where}: its change holds numbers that are not finite; the file is damaged")
+
+
+def check_fits_weight(delta: Delta, weight: torch.Tensor, where: str) -> None:
     try:
         delta.check_fits(tuple(weight.shape))
     except ValueError as error:

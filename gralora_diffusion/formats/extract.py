@@ -5,6 +5,7 @@ The checkpoints are read tensor by tensor; only the adapter is in memory.
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,11 +14,18 @@ from gralora_diffusion.adapters.best_factors import best_of_matrix
 from gralora_diffusion.formats.adapter_state import Adapter, describe
 from gralora_diffusion.formats.base_files import Tensors
 from gralora_diffusion.formats.base_weights import base_tensors
-from gralora_diffusion.formats.combine import Converted, Row, check_blocks, gralora_factors, lora_factors
+from gralora_diffusion.formats.combine import (
+    Converted,
+    Row,
+    check_blocks,
+    check_sizes,
+    gralora_factors,
+    lora_factors,
+)
+from gralora_diffusion.formats.safetensors_files import opened
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.load import COMPONENTS
-
-SAME = 1e-7  # a relative change up to this is rounding
+from gralora_diffusion.sdxl.load import COMPONENTS, shapes
+from gralora_diffusion.sdxl.objective import objective_of_checkpoint, objective_of_folder
 
 
 class Change(NamedTuple):
@@ -36,6 +44,7 @@ def extract(
     Layers that did not change are left out; norms, biases and embeddings that did are named in left_out.
     Raises ConfigError where the two are not SDXL bases of one size, or nothing changed.
     """
+    check_sizes(rank, 1.0, k)
     tuned_path, tuned_tensors = base_tensors(tuned)
     base_path, tensors_of_base = base_tensors(base)
     layers, rows, left_out = {}, {}, []
@@ -53,8 +62,23 @@ def extract(
         total += best.norm**2
     if not layers:
         raise ConfigError(f"{tuned_path} and {base_path} have the same weights: there is nothing to extract")
-    adapter = Adapter(describe(layers), layers, {})
+    facts = dict(layers_per_block=layers_per_block(tuned_path))
+    if objective := objective_in(tuned_path):
+        facts["objective"] = objective
+    adapter = Adapter(describe(layers), layers, facts)
     return Converted(adapter, rows, math.sqrt(lost / total), left_out)
+
+
+def layers_per_block(path: Path) -> int:
+    return shapes(str(path))["unet"].config.layers_per_block
+
+
+def objective_in(path: Path) -> dict:
+    """What a model predicts, as its checkpoint or its scheduler says."""
+    if path.is_dir():
+        return objective_of_folder(path)
+    with opened(path) as file:
+        return objective_of_checkpoint(set(file.keys()), file.metadata() or {})
 
 
 def changes(
@@ -69,14 +93,19 @@ def changes(
                 raise ConfigError(
                     f"{component}.{name} {found} in the tuned model, and {tensor.shape} in the base"
                 )
-            before = tensor.read().float()
-            delta = other.read().float() - before
+            before, after = tensor.read(), other.read()
+            if same_numbers(before, after):
+                continue
+            delta = after.float() - before.float()
             if not delta.isfinite().all():
                 raise ConfigError(f"{component}.{name} holds numbers that are not finite")
-            if float(delta.norm()) <= SAME * float(before.norm()):
-                continue
             path, _, parameter = name.rpartition(".")
             if parameter != "weight" or delta.ndim < 2 or ".embeddings." in name:
                 left_out.append(f"{component}.{name}")
             else:
                 yield Change(component, path, delta)
+
+
+def same_numbers(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """Whether a weight did not change, but for the dtype that it is stored in."""
+    return torch.equal(before.to(after.dtype), after) or torch.equal(before, after.to(before.dtype))

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from gralora_diffusion.adapters.deltas import Delta
+from gralora_diffusion.console import printable
 from gralora_diffusion.formats.adapter_state import Adapter
+from gralora_diffusion.formats.key_names import is_embedding
 from gralora_diffusion.formats.read import DIFFUSERS, NATIVE, read_adapter
 from gralora_diffusion.formats.safetensors_files import opened
 from gralora_diffusion.sdxl.objective import objective_text
@@ -57,8 +59,8 @@ class Inspection:
         lines += ["", f"{'block':<{width}}  norm of the delta"]
         lines += [f"{block:<{width}}  {norm:.4g}" for block, norm in self.norms.items()]
         if self.unknown_norms:
-            lines.append(f"{self.unknown_norms} changes depend on the base: their norms are not known")
-        return "\n".join(lines)
+            lines.append(f"depending on the base, with unknown norms: {self.unknown_norms}")
+        return "\n".join(map(printable, lines))
 
     def header_text(self) -> str:
         return json.dumps(self.header, indent=2, ensure_ascii=False)
@@ -73,6 +75,8 @@ def inspect_adapter(path: str | Path) -> Inspection:
         with opened(file) as tensors:
             header = dict(tensors.metadata() or {})
             for key in tensors.keys():  # noqa: SIM118 - not a dict
+                if is_embedding(key):
+                    continue
                 if key.endswith("alpha"):
                     alphas[f"{float(tensors.get_tensor(key).float().flatten()[0]):g}"] += 1
                 else:
@@ -92,7 +96,9 @@ def inspect_adapter(path: str | Path) -> Inspection:
         squares[block] = squares.get(block, 0.0) + square
     return Inspection(
         path=str(path),
-        bytes=file.stat().st_size if file else 0,
+        bytes=file.stat().st_size
+        if file
+        else sum(part.stat().st_size for part in Path(path).rglob("*.safetensors")),
         dtypes=dict(dtypes),
         kinds=dict(kinds.most_common()),
         components=adapter.components,
@@ -112,6 +118,11 @@ def file_of(path: Path) -> Path | None:
     if path.is_file():
         return path
     return next((path / name for name in (NATIVE, DIFFUSERS) if (path / name).is_file()), None)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the tensors in PEFT's folders."""
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
 def squared_norm(delta: Delta) -> float | None:
@@ -142,7 +153,7 @@ def triggers_of(adapter: Adapter, header: dict[str, str]) -> list[str]:
     try:
         for tags in json.loads(header.get("ss_tag_frequency", "{}")).values():
             counts.update({str(tag).strip(): int(count) for tag, count in tags.items()})
-    except (ValueError, AttributeError, TypeError, RecursionError):
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         pass  # not what kohya's scripts write: there are no tags to show
     found += [tag for tag, _ in counts.most_common(TRIGGERS)]
     return [tag for tag in dict.fromkeys(found) if tag]

@@ -7,7 +7,7 @@ prefix, with PEFT's, and with the attention processors of 2023, and ComfyUI's or
 import re
 from typing import NamedTuple
 
-from gralora_diffusion.formats.layer_names import canonical, from_kohya, from_sgm
+from gralora_diffusion.formats.layer_names import SGM, canonical, from_kohya, from_sgm
 from gralora_diffusion.sdxl.load import COMPONENTS
 
 
@@ -25,8 +25,6 @@ LEAVES = {  # {how a key ends: our name of the tensor}
     ".lora_mid.weight": "lora_mid",
     ".lora_A.weight": "lora_A",
     ".lora_B.weight": "lora_B",
-    ".lora_A.default.weight": "lora_A",
-    ".lora_B.default.weight": "lora_B",
     ".lora.down.weight": "lora_A",
     ".lora.up.weight": "lora_B",
     "_lora.down.weight": "lora_A",
@@ -61,6 +59,7 @@ for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2"):
 for name in ("a1", "a2", "b1", "b2", "bm"):
     LEAVES[f".{name}.weight"] = name
 ENDINGS = sorted(LEAVES, key=len, reverse=True)
+NAMED = re.compile(r"\.lora_([AB])\.[^.]{1,60}\.(weight|bias)$")  # with the name of the adapter in PEFT
 UNDERSCORES = {  # {prefix of names with underscores: kohya's}
     "lora_unet_": "lora_unet_",
     "lora_te1_": "lora_te1_",
@@ -69,11 +68,13 @@ UNDERSCORES = {  # {prefix of names with underscores: kohya's}
     "oft_unet_": "lora_unet_",
 }
 ORIGINAL = ("model.diffusion_model.", "diffusion_model.")
+WRAPPERS = ("base_model.model.unet.", "base_model.model.")
 CLIP = {
-    "text_encoders.clip_l.transformer.": "text_encoder",
-    "text_encoders.clip_g.transformer.": "text_encoder_2",
-    "clip_l.transformer.": "text_encoder",
-    "clip_g.transformer.": "text_encoder_2",
+    "conditioner.embedders.0.transformer.": "text_encoder",
+    "text_encoders.clip_l.": "text_encoder",
+    "text_encoders.clip_g.": "text_encoder_2",
+    "clip_l.": "text_encoder",
+    "clip_g.": "text_encoder_2",
 }
 UNET = re.compile(r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|conv_norm_out|(time|add)_embedding)\b")
 TEXT = re.compile(r"(text_model\.|encoder\.layers\.|final_layer_norm|text_projection)")
@@ -82,6 +83,7 @@ EMBEDDINGS = re.compile(r"(bundle_emb\..*|clip_[lg]|emb_params|string_to_param.*
 
 def place_of(key: str, layers_per_block: int = 2) -> Place:
     """The tensor that a key names.  Raises ValueError for a name of no known way, or of another model."""
+    key = NAMED.sub(r".lora_\1.\2", key)
     ending = next((ending for ending in ENDINGS if key.endswith(ending)), None)
     if ending is None:
         raise ValueError(f"unknown tensor {key!r}")
@@ -100,18 +102,28 @@ def layer_of(name: str, layers_per_block: int = 2) -> tuple[str | None, str]:
             return from_kohya(own + name.removeprefix(prefix), layers_per_block)
     for prefix in ORIGINAL:
         if name.startswith(prefix):
-            return "unet", from_sgm(name.removeprefix(prefix), layers_per_block)
+            return "unet", unet_path(name.removeprefix(prefix), layers_per_block)
     for prefix, component in CLIP.items():
         if name.startswith(prefix):
-            return component, canonical(component, name.removeprefix(prefix))
+            path = name.removeprefix(prefix).removeprefix("transformer.")
+            return component, canonical(component, path)
     component = next((c for c in COMPONENTS if name.startswith(f"{c}.")), None)
-    path = name.removeprefix(f"{component}.").removeprefix("base_model.model.")
+    path = name.removeprefix(f"{component}.")
+    for wrapper in WRAPPERS:
+        path = path.removeprefix(wrapper)
     path = without_processor(path)
+    if component == "unet" or re.match(SGM, path):
+        return "unet", unet_path(path, layers_per_block)
     if component is None and UNET.match(path):
         component = "unet"
     if component is None and not TEXT.match(path):
         raise ValueError(f"{name!r} is not the name of a layer of SDXL")
     return component, path if component in (None, "unet") else canonical(component, path)
+
+
+def unet_path(path: str, layers_per_block: int) -> str:
+    """diffusers' path of a layer of the UNet, of an original one or of its own."""
+    return from_sgm(path, layers_per_block) if re.match(SGM, path) else path
 
 
 def without_processor(path: str) -> str:

@@ -107,6 +107,10 @@ def known(component: str, path: str) -> bool:
 
     Their depths differ from base to base.
     """
+    if any(len(number) > 2 or (number[0] == "0" and number != "0") for number in re.findall(r"\d+", path)):
+        return False
+    if component == "unet" and re.match(r"(down|up)_blocks\.([4-9]|\d\d)", path):
+        return False
     try:
         return bool(sgm(path, 2) if component == "unet" else re.fullmatch(TEXT, path))
     except ValueError:

@@ -3,13 +3,15 @@
 import math
 from typing import NamedTuple
 
+import torch
+
 from gralora_diffusion.adapters.deltas import Delta, FullDelta, LowRankDelta, Replacement
 from gralora_diffusion.adapters.dora import DoRA
 from gralora_diffusion.adapters.low_rank import scale_of
 from gralora_diffusion.adapters.lycoris import IA3, GLoRA, LoHa, LoKr
 from gralora_diffusion.adapters.orthogonal import BOFT, OFT
 from gralora_diffusion.formats.adapter_state import Factors
-from gralora_diffusion.formats.check import check_tensors
+from gralora_diffusion.formats.check import LARGEST_RANK, check_tensors
 from gralora_diffusion.formats.conv_factors import with_kernel
 from gralora_diffusion.formats.layer_names import kernel_by_name
 from gralora_diffusion.formats.patterns import pattern_value
@@ -27,6 +29,7 @@ DELTAS: tuple[type[Delta], ...] = (
     Replacement,
 )
 LARGEST_WEIGHT = 2**27  # numbers; the largest of SDXL has 2**25
+LARGEST_ALPHA = 1e30
 BESIDE = {"alpha", "scalar", "dora_scale", "magnitude", "lora_bias", "diff_b"}  # the tensors of any kind
 
 
@@ -45,50 +48,81 @@ def parts_of(leaves: Factors, config: dict | None, component: str, path: str, wh
     that are not finite.
     """
     check_tensors(leaves, where)
-    own = {name: tensor for name, tensor in leaves.items() if name not in BESIDE}
-    alpha = effective_alpha(leaves, own, config, path, where)
-    bias = bias_of(leaves, own, alpha)
-    if not own and bias is not None:
-        return LayerParts(bias=bias)
-    weight = delta_of(own, alpha, kernel_by_name(component, path), where)
-    if config is not None and config.get("use_dora") and "magnitude" not in leaves:
-        raise ConfigError(f"{where}: the header says use_dora, and the layer has no magnitude")
     if "scalar" in leaves:
         raise ConfigError(f"{where}: has a `scalar`, which only a trainer's own checkpoint holds; export it")
+    if config is not None and config.get("use_dora") and "magnitude" not in leaves:
+        raise ConfigError(f"{where}: the header says use_dora, and the layer has no magnitude")
+    own = {name: tensor for name, tensor in leaves.items() if name not in BESIDE}
+    alpha = effective_alpha(leaves, own, config, path, where)
+    bias = bias_of(leaves, own, alpha, where)
+    if not own and set(leaves) <= {"diff_b", "alpha"}:
+        return LayerParts(bias=bias)
+    kernel = kernel_by_name(component, path)
+    scale = None
+    if config is not None and "lora_A" not in own:  # PEFT scales LoHa and LoKr by the config's rank
+        scale = alpha / config["r"]
+    weight = delta_of(own, alpha, scale, where)
+    check_sizes(weight, kernel, "norm" in path.rpartition(".")[2], where)
     if "magnitude" in leaves or "dora_scale" in leaves:
         weight = decomposed(weight, leaves, where)
     elif isinstance(weight, LowRankDelta) and bias is None:
-        return LayerParts(factors=plain_lora(weight, kernel_by_name(component, path)))
+        return LayerParts(factors=plain_lora(weight, kernel))
     return LayerParts(weight=weight, bias=bias)
 
 
-def delta_of(own: Factors, alpha: float | None, kernel: tuple[int, int] | None, where: str) -> Delta:
-    """The change that these tensors are."""
+def delta_of(own: Factors, alpha: float | None, scale: float | None, where: str) -> Delta:
+    """The change that these tensors are; scale: in the place of alpha/rank."""
     kind = next((kind for kind in DELTAS if kind.matches(own)), None)
     if kind is None:
         held = ", ".join(sorted(own)) or "no tensor of a weight"
-        likely = [kind for kind in DELTAS if set(own) & (kind.NEEDED | kind.OPTIONAL)]
-        needs = [
-            f"a {kind.NAME} layer needs {', '.join(sorted(kind.NEEDED))}" for kind in likely if kind.NEEDED
-        ]
-        raise ConfigError(
-            f"{where}: holds {held}; {' or '.join(needs) or 'that is no layer of a known kind'}"
-        )
+        likely = [kind for kind in DELTAS if kind.NEEDED and set(own) & (kind.NEEDED | kind.OPTIONAL)]
+        needs = [f"{kind.NAME} needs {' and '.join(sorted(kind.NEEDED))}" for kind in likely]
+        problem = "; ".join(dict.fromkeys(needs)) or "they are no whole layer of a known kind"
+        raise ConfigError(f"{where}: holds {held}; {problem}")
     try:
-        delta = kind(own, alpha)
-        if not kind.needs_base:
-            change = delta.to("meta").delta()
-            if kernel is None and change.ndim > 2:
-                raise ValueError("they are of a convolution")
-            if change.numel() > LARGEST_WEIGHT or 0 in change.shape:
-                raise ValueError(f"they are for a weight of {list(change.shape)}")
-        if delta.rank is not None and delta.rank < 1:
-            raise ValueError("their rank is 0")
+        return kind(own, alpha, scale)
     except (ValueError, IndexError, RuntimeError) as error:
-        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in own.items())
-        reason = f" ({error})" if isinstance(error, ValueError) else ""
-        raise ConfigError(f"{where}: its tensors do not fit each other{reason}: {shapes}") from None
-    return delta
+        raise misfit(own, error, where) from None
+
+
+def check_sizes(delta: Delta, kernel: tuple[int, int] | None, is_norm: bool, where: str) -> None:
+    """Raises ConfigError for tensors that do not fit each other, or the layer; nothing is computed."""
+    try:
+        if delta.rank is not None and not 1 <= delta.rank <= LARGEST_RANK:
+            raise ValueError(f"the rank is {delta.rank}")
+        hollow = delta.to("meta")
+        if isinstance(delta, LowRankDelta):
+            numbers = sum(tensor.numel() for tensor in hollow.pair())
+            if numbers > LARGEST_WEIGHT:
+                raise ValueError("they are too large")
+        if not delta.needs_base:
+            check_shape(delta, hollow.delta(), kernel, is_norm)
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise misfit(delta.tensors, error, where) from None
+
+
+def check_shape(delta: Delta, change: torch.Tensor, kernel: tuple[int, int] | None, is_norm: bool) -> None:
+    """Raises ValueError unless a change can be one of this layer's weight."""
+    shape = list(change.shape)
+    if change.numel() > LARGEST_WEIGHT or 0 in shape:
+        raise ValueError(f"they are for a weight of {shape}")
+    if is_norm != (change.ndim == 1):
+        raise ValueError("a norm has one number for each channel, and another weight has rows and columns")
+    down = delta.tensors.get("lora_A")
+    given = None if down is None or "lora_mid" in delta.tensors else down.shape[2:]
+    given = tuple(given if given is not None else shape[2:])
+    columns = math.prod(shape[1:])
+    if kernel is None and any(side != 1 for side in given):
+        raise ValueError("they are of a convolution")
+    if kernel is not None and (columns % math.prod(kernel) or given not in ((), kernel)):
+        raise ValueError(f"the layer has a kernel of {kernel[0]} x {kernel[1]}")
+
+
+def misfit(tensors: Factors, error: Exception, where: str) -> ConfigError:
+    """That tensors do not fit each other; a ValueError says why."""
+    shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in tensors.items())
+    reason = f" ({error})" if isinstance(error, ValueError) else ""
+    return ConfigError(f"{where}: its tensors do not fit each other{reason}: {shapes}")
 
 
 def effective_alpha(
@@ -104,25 +138,27 @@ def effective_alpha(
         name = "lora_alpha" if "lora_alpha" in config else "alpha"
         header_rank = pattern_value(config.get("rank_pattern"), path, config.get("r"))
         alpha = pattern_value(config.get("alpha_pattern"), path, config.get(name))
-        if type(header_rank) is not int or header_rank < 1:
+        if type(header_rank) is not int or header_rank < 1 or type(config.get("r")) is not int:
             raise ConfigError(f"{where}: the header says rank {header_rank!r}; it must be a positive number")
         if "lora_A" in own and header_rank != own["lora_A"].shape[0]:
             found = own["lora_A"].shape[0]
             raise ConfigError(f"{where}: the header says rank {header_rank}, and the tensors have {found}")
-    if alpha is not None and (not isinstance(alpha, int | float) or not math.isfinite(alpha)):
-        raise ConfigError(f"{where}: its alpha is {alpha!r}; it must be a number")
+    known = isinstance(alpha, int | float) and -LARGEST_ALPHA < alpha < LARGEST_ALPHA
+    if not known and (alpha is not None or config is not None):
+        raise ConfigError(f"{where}: its alpha is {str(alpha)[:40]!r}; it must be a number")
     if config is not None and alpha is not None and config.get("use_rslora"):
         alpha = scale_of(header_rank, alpha, True) * header_rank
     return alpha
 
 
-def bias_of(leaves: Factors, own: Factors, alpha: float | None) -> Delta | None:
+def bias_of(leaves: Factors, own: Factors, alpha: float | None, where: str) -> Delta | None:
     """diff_b as it is; PEFT's bias of lora_B is scaled as the product is."""
-    if "lora_bias" in leaves and "lora_A" in own:
-        rank = own["lora_A"].shape[0]
-        scale = 1.0 if alpha is None else alpha / rank
-        return FullDelta(dict(diff=leaves["lora_bias"].float() * scale))
-    return FullDelta(dict(diff=leaves["diff_b"])) if "diff_b" in leaves else None
+    if "lora_bias" not in leaves:
+        return FullDelta(dict(diff=leaves["diff_b"])) if "diff_b" in leaves else None
+    if "diff_b" in leaves or "lora_A" not in own:
+        raise ConfigError(f"{where}: holds a bias of lora_B, which belongs to a LoRA without another bias")
+    scale = 1.0 if alpha is None else alpha / own["lora_A"].shape[0]
+    return FullDelta(dict(diff=leaves["lora_bias"].float() * scale))
 
 
 def decomposed(inner: Delta, leaves: Factors, where: str) -> DoRA:

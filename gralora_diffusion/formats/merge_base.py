@@ -36,8 +36,8 @@ from gralora_diffusion.sdxl.sampling import as_trained
 ARCHITECTURE = {"modelspec.architecture": "stable-diffusion-xl-v1-base"}
 
 
-def write_merged(out: str | Path, adapter: Adapter, base: str | None, dtype: torch.dtype) -> None:
-    """Write the base with the adapter, at strength 1, in its weights.
+def write_merged(out: str | Path, adapter: Adapter, base: str | None, dtype: torch.dtype) -> dict:
+    """Write the base with the adapter, at strength 1, in its weights; returns what it predicts.
 
     OUT is a new folder in diffusers layout, or OUT.safetensors in SGM layout.
     base: as load_sdxl() takes it.  The sum is made in fp32, then rounded to `dtype`.  Raises ConfigError, and
@@ -70,6 +70,7 @@ def write_merged(out: str | Path, adapter: Adapter, base: str | None, dtype: tor
         write_streamed(out, whole, dtype, ARCHITECTURE | metadata | header_of(objective))
     else:
         write_pipeline(out, base_path, models, tensors, dtype, objective)
+    return objective
 
 
 def with_marks(others: dict[str, LazyTensor], objective: dict) -> dict[str, LazyTensor]:

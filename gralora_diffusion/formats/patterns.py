@@ -1,10 +1,12 @@
 """The patterns of PEFT's rank_pattern and alpha_pattern in files of others, matched in bounded time."""
 
+import functools
 import re
 
 from gralora_diffusion.options import ConfigError
 
 PIECE = r"(?:[\w.^$|()-]|\\[.d_-]|\[[\w-]+\])[*+]?"
+LITERAL = re.compile(r"[\w.-]+")
 MOST_REPEATS = 3  # of * and +: the time is at most the length of a path to this power
 LONGEST = 200_000  # characters; a list of all layers of SDXL has 40,000
 
@@ -17,10 +19,22 @@ def pattern_value(patterns, path: str, default):
     if not isinstance(patterns, dict):
         return default
     for pattern, value in patterns.items():
-        check_bounded(pattern)
-        if re.match(rf"(.*\.)?({pattern})$", path):
+        if matches(pattern, path):
             return value
     return default
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a pattern is this path or the end of it; names are compared as text, which is much faster."""
+    if LITERAL.fullmatch(pattern):
+        return path == pattern or path.endswith(f".{pattern}")
+    return compiled(pattern).match(path) is not None
+
+
+@functools.lru_cache(maxsize=4096)
+def compiled(pattern: str) -> re.Pattern:
+    check_bounded(pattern)
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def check_bounded(pattern: str) -> None:

@@ -9,6 +9,7 @@ NOT_ADDITIVE = {  # {option: why the adapter is not a change of weights}
     "layer_replication": "copies layers of the base",
     "monteclora_config": "samples its factors",
     "use_qalora": "pools the inputs of its layers",
+    "use_bdlora": "has factors in diagonal blocks",
     "arrow_config": "chooses among several adapters",
     "target_parameters": "adapts parameters that are no layer's weight",
 }

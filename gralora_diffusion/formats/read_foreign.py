@@ -6,6 +6,7 @@ import torch
 
 from gralora_diffusion.console import note
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, describe
+from gralora_diffusion.formats.check import check_layer
 from gralora_diffusion.formats.key_names import is_embedding, place_of
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.formats.layer_parts import parts_of
@@ -15,6 +16,7 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.objective import objective_of_header
 
 LORA_CONFIG = "lora_adapter_metadata"  # diffusers' header with the LoraConfig
+LONGEST_KEY = 300
 OTHER_MODELS = {  # {how keys begin: what they are of}
     "transformer.": "a transformer such as Flux or Stable Diffusion 3",
     "lora_transformer_": "a transformer such as Flux or Stable Diffusion 3",
@@ -48,12 +50,20 @@ def read_foreign(path: Path, metadata: dict[str, str], tensors: dict[str, torch.
     if LORA_CONFIG in metadata:
         configs = parsed(metadata[LORA_CONFIG], f"{path}: its header {LORA_CONFIG}")
     found = grouped(path, layers, int(number))
-    facts = parsed(metadata.get("gralora.facts", "{}"), f"{path}: its header gralora.facts")
-    if "objective" not in facts and (objective := objective_of_header(metadata)):
-        facts["objective"] = objective
-    if isinstance(facts.get("training"), dict) and "modelspec.thumbnail" in metadata:
-        facts["training"]["thumbnail"] = metadata["modelspec.thumbnail"]
+    facts = facts_of(path, metadata)
     return assembled(found, lambda component: own_config(configs, component), str(path), facts)
+
+
+def facts_of(path: Path, metadata: dict[str, str]) -> dict:
+    """Our own facts in the header of another tool's file, or what the tool says of the prediction.
+
+    Its epsilon is not taken: it stands in every file, also in those that are used with bases that predict v.
+    """
+    facts = parsed(metadata.get("gralora.facts", "{}"), f"{path}: its header gralora.facts")
+    objective = objective_of_header(metadata)
+    if "objective" not in facts and objective.get("prediction_type") == "v_prediction":
+        facts["objective"] = objective
+    return facts
 
 
 def assembled(found: Found, config_of, where: str, facts: dict | None = None) -> Adapter:
@@ -61,6 +71,7 @@ def assembled(found: Found, config_of, where: str, facts: dict | None = None) ->
     layers, deltas = {}, {}
     for (component, module_path), leaves in found.items():
         layer = f"{where}: {component}.{module_path}"
+        check_layer(component, module_path, layer)
         config = config_of(component)
         check_peft_options(config or {}, f"{where}: {component}")
         parts = parts_of(leaves, config, component, module_path, layer)
@@ -76,6 +87,8 @@ def grouped(path: Path, tensors: dict[str, torch.Tensor], layers_per_block: int 
     """The tensors by layer.  Raises ConfigError for an unknown key, or a second tensor for one place."""
     places, unknown = {}, {}
     for key in tensors:
+        if len(key) > LONGEST_KEY:
+            raise ConfigError(f"{path}: the name of a tensor has {len(key)} characters: {key[:60]!r}...")
         try:
             places[key] = place_of(key, layers_per_block)
         except ValueError as error:

@@ -1,11 +1,11 @@
 """PEFT's folders of adapters: LoRA (also DoRA), LoHa, LoKr and GraLoRA."""
 
-import math
 from pathlib import Path
 
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, describe, sizes_of
 from gralora_diffusion.formats.check import check_factors
-from gralora_diffusion.formats.read_foreign import Found, assembled, grouped
+from gralora_diffusion.formats.layer_parts import LARGEST_ALPHA
+from gralora_diffusion.formats.read_foreign import Found, assembled, facts_of, grouped
 from gralora_diffusion.formats.safetensors_files import parsed, read_safetensors
 from gralora_diffusion.options import ConfigError
 
@@ -20,7 +20,7 @@ def read_peft(folders: list[Path]) -> Adapter:
     PEFT's r is the rank of GraLoRA's blocks, hybrid_r beside it; the paper's code counts hybrid_r in: the
     tensors show which.  Raises ConfigError for other kinds of adapters, and where the folders differ.
     """
-    layers, alphas, configs = {}, {}, {}
+    layers, alphas, configs, facts = {}, {}, {}, {}
     found: Found = {}
     for folder in folders:
         config = parsed((folder / PEFT_CONFIG).read_text(errors="replace"), str(folder / PEFT_CONFIG))
@@ -29,8 +29,11 @@ def read_peft(folders: list[Path]) -> Adapter:
             way = "merge it in PEFT, and make an adapter of the merged model with `gralora extract`"
             problem = f"{folder} holds a PEFT adapter of type {kind}; read are {', '.join(KINDS)}"
             raise ConfigError(f"{problem}: {way}")
-        own = leaves_in(folder)
+        metadata, own = leaves_in(folder)
+        facts |= facts_of(folder / PEFT_TENSORS, metadata)
         component = next(iter(own))[0]
+        if component in configs:
+            raise ConfigError(f"{folder}: is a second folder for {component}; read one of the two")
         configs[component] = config
         if kind != "GRALORA":
             found |= own
@@ -44,17 +47,19 @@ def read_peft(folders: list[Path]) -> Adapter:
         problem = "its models differ in alpha or in the kind of adapter"
         raise ConfigError(f"{folders[0].parent}: {problem}; convert their folders one by one")
     if alphas:
-        return Adapter(describe(layers, next(iter(alphas.values()))), layers)
-    return assembled(found, configs.get, str(folders[0] if len(folders) == 1 else folders[0].parent))
+        return Adapter(describe(layers, next(iter(alphas.values()))), layers, facts)
+    where = str(folders[0] if len(folders) == 1 else folders[0].parent)
+    return assembled(found, configs.get, where, facts)
 
 
-def leaves_in(folder: Path) -> Found:
-    """The tensors of one model's folder by layer."""
+def leaves_in(folder: Path) -> tuple[dict[str, str], Found]:
+    """(header, the tensors by layer) of one model's folder."""
     file = folder / PEFT_TENSORS
     if not file.is_file():
         danger = "a .bin file is a pickle, which can run code when it is read"
         raise ConfigError(f"{folder} holds no {PEFT_TENSORS} ({danger})")
-    return grouped(file, read_safetensors(file)[1])
+    metadata, tensors = read_safetensors(file)
+    return metadata, grouped(file, tensors)
 
 
 def gralora_alpha(config: dict, factors: Factors, where: str) -> float:
@@ -66,6 +71,6 @@ def gralora_alpha(config: dict, factors: Factors, where: str) -> float:
         recorded = f"r {r}, gralora_k {k}, hybrid_r {hybrid}"
         found = f"{blocks_rank}, {sizes.k}, {sizes.hybrid_rank}"
         raise ConfigError(f"{where}: {PEFT_CONFIG} says {recorded}, and the tensors {found}")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
+    if not isinstance(alpha, int | float) or not 0 < alpha < LARGEST_ALPHA:
         raise ConfigError(f"{where}: {PEFT_CONFIG} says alpha {alpha!r}; it must be a positive number")
     return float(alpha)

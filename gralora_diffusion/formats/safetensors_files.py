@@ -14,25 +14,41 @@ PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  #
 def opened(path: Path):
     """safetensors' own file object, which checks the header as it opens.
 
-    Raises ConfigError when the file is damaged.
+    Raises ConfigError when the file is damaged, or is a pickle.
     """
     import safetensors
 
-    with open(path, "rb") as file:
-        if file.read(4).startswith(PICKLES):
-            way = "convert it to .safetensors where you trust its source"
-            raise ConfigError(f"{path} is a pickle, which can run code when it is read: {way}")
     try:
         return safetensors.safe_open(path, "pt")
     except (safetensors.SafetensorError, OSError) as error:
+        if begins_as_pickle(path):
+            way = "convert it to .safetensors where you trust its source"
+            problem = f"{path} is a pickle, which can run code when it is read"
+            raise ConfigError(f"{problem}: {way}") from None
         raise ConfigError(f"{path} is not a complete .safetensors file: {error}") from None
+
+
+def begins_as_pickle(path: Path) -> bool:
+    """Whether a file that is no .safetensors begins as those of torch.save do."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4).startswith(PICKLES)
+    except OSError:
+        return False
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """(metadata, tensors).  Raises ConfigError when the file is damaged or empty."""
+    import safetensors
+
+    tensors = {}
     with opened(path) as file:
         metadata = file.metadata() or {}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        for key in file.keys():  # noqa: SIM118 - not a dict
+            try:
+                tensors[key] = file.get_tensor(key)
+            except (safetensors.SafetensorError, TypeError, ValueError, RuntimeError) as error:
+                raise ConfigError(f"{path}: its tensor {key[:80]!r} cannot be read: {error}") from None
     if not tensors:
         raise ConfigError(f"{path} holds no tensors")
     return metadata, tensors

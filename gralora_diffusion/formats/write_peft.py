@@ -9,6 +9,7 @@ import torch
 from gralora_diffusion.files import new_folder
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, sizes_of
 from gralora_diffusion.formats.conv_factors import with_kernels
+from gralora_diffusion.formats.kohya_header import facts_text
 from gralora_diffusion.formats.read_peft import PEFT_CONFIG, PEFT_TENSORS
 from gralora_diffusion.formats.safetensors_files import write_safetensors
 from gralora_diffusion.options import ConfigError
@@ -34,13 +35,13 @@ def write_peft(folder: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
     made = {component: make(adapter, component) for component in adapter.layers}
     with new_folder(folder) as unfinished:
         for component, (config, layers) in made.items():
-            write_component(unfinished / component, component, config, layers, dtype)
+            write_component(unfinished / component, component, config, layers, dtype, facts_text(adapter))
 
 
 def write_component(
-    folder: Path, component: str, config: dict, layers: dict[str, Factors], dtype: torch.dtype
+    folder: Path, component: str, config: dict, layers: dict[str, Factors], dtype: torch.dtype, facts: str
 ) -> None:
-    """One model's folder; layers: {module path: {PEFT's leaf: tensor}}."""
+    """One model's folder; layers: {module path: {PEFT's leaf: tensor}}; facts: ours, for its header."""
     tensors = {}
     for path, leaves in layers.items():
         for leaf, tensor in leaves.items():
@@ -52,7 +53,7 @@ def write_component(
         fan_in_fan_out=False,
         inference_mode=True,
     )
-    write_safetensors(folder / PEFT_TENSORS, tensors, {"format": "pt"})
+    write_safetensors(folder / PEFT_TENSORS, tensors, {"format": "pt", "gralora.facts": facts})
     (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 

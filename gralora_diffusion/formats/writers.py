@@ -28,8 +28,8 @@ class Writer(NamedTuple):
     needs_base: bool = False
     masked: bool = False
 
-    def write(self, path: str | Path, adapter, dtype: str | None = None, base: str | None = None) -> None:
-        """Write the Adapter.
+    def write(self, path: str | Path, adapter, dtype: str | None = None, base: str | None = None) -> dict:
+        """Write the Adapter; returns what it, or the merged base, predicts.
 
         Raises ConfigError where the format cannot hold it, and ValueError at a non-finite number.
         """
@@ -44,7 +44,8 @@ class Writer(NamedTuple):
         module, _, name = self.function.rpartition(".")
         function = getattr(importlib.import_module(f"gralora_diffusion.formats.{module}"), name)
         options = dict(base=base) if self.needs_base else {}
-        function(path, adapter, dtype=getattr(torch, DTYPES[dtype or self.dtype]), **options)
+        written = function(path, adapter, dtype=getattr(torch, DTYPES[dtype or self.dtype]), **options)
+        return written or adapter.facts.get("objective", {})
 
 
 FILE = (".safetensors",)

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors in checkpoints, as ComfyUI and Forge read
-TYPES = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
+TYPES = dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred", "vpred"), "v_prediction")
+TYPES |= dict.fromkeys(("epsilon", "eps"), "epsilon")
 YES = ("true", "1")
 
 

@@ -152,6 +152,8 @@ def as_trained(scheduler, prediction_type: str | None = None, rescale_betas_zero
         changes["prediction_type"] = prediction_type
     if rescale_betas_zero_snr and not scheduler.config.get("rescale_betas_zero_snr"):
         changes |= dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    elif changes and not rescale_betas_zero_snr and scheduler.config.get("rescale_betas_zero_snr"):
+        changes["rescale_betas_zero_snr"] = False
     kind = type(scheduler) if set(changes) <= set(scheduler.config) else EulerDiscreteScheduler
     return kind.from_config(scheduler.config, **changes) if changes else scheduler
 

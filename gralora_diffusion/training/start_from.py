@@ -17,6 +17,7 @@ from gralora_diffusion.adapters.gralora import GraLoRA
 from gralora_diffusion.adapters.layer_adapter import LayerAdapter
 from gralora_diffusion.adapters.low_rank import joined
 from gralora_diffusion.adapters.registry import adapted_layers, all_layers, handles
+from gralora_diffusion.console import counted
 from gralora_diffusion.formats.adapter_state import Adapter, Factors
 from gralora_diffusion.formats.conv_factors import as_matrices
 from gralora_diffusion.formats.inspection import file_of
@@ -36,7 +37,8 @@ NAMED = 3  # layers that a message names
 class Started:
     """name, digest: of the adapter; errors: {layer: relative error}; error: of the whole, Frobenius norms.
 
-    lost: layers of the adapter that the run does not train, with an error of 1.
+    lost: layers of the adapter that the run does not train, with an error of 1; unknown: how many of them
+    depend on a base that is not there, so that the whole error does not count them.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Started:
     errors: dict[str, float] = field(default_factory=dict)
     error: float = 0.0
     lost: list[str] = field(default_factory=list)
+    unknown: int = 0
 
     def parent(self) -> dict:
         """What the run's files record of it."""
@@ -52,10 +55,12 @@ class Started:
     def text(self) -> str:
         """Lines for the console: the error of each layer that is not exact, and of the whole."""
         lines = [
-            f"{layer}: relative error {error:.2e}" for layer, error in self.errors.items() if error > ZERO
+            f"{layer}: relative error {error:.2e}" for layer, error in self.errors.items() if error > EXACT
         ]
         exact = len(self.errors) - len(lines)
-        lines.append(f"started from {self.name}: {exact} layers exactly, relative error {self.error:.3e}")
+        without = f" without {counted(self.unknown, 'change')} of unknown size" if self.unknown else ""
+        copied = f"{counted(exact, 'layer')} exactly"
+        lines.append(f"started from {self.name}: {copied}, relative error {self.error:.3e}{without}")
         return "\n".join(lines)
 
 
@@ -102,11 +107,26 @@ def start_from(path: str, models: dict[str, nn.Module], objective: dict) -> Star
         raise ConfigError(f"--start_from {path}: {problem}: see --targets and --train_text_encoder")
     for (component, name), delta in waiting.items():
         started.lost.append(f"{component}.{name}")
-        norm = float(delta.delta().norm()) if not delta.needs_base else 0.0
+        norm = norm_in(models.get(component), name, delta)
+        if norm is None:
+            started.unknown += 1
+            continue
         lost += norm**2
         total += norm**2
     started.error = math.sqrt(lost / total) if total else 0.0
     return started
+
+
+def norm_in(model: nn.Module | None, name: str, delta: Delta) -> float | None:
+    """|delta| of a parameter; None where it depends on a base that the run does not have."""
+    if not delta.needs_base:
+        return float(delta.delta().norm())
+    own_name = name if model is None or hasattr(model, "text_model") else name.removeprefix("text_model.")
+    try:
+        base = None if model is None else model.get_parameter(own_name).float()
+    except AttributeError:
+        base = None
+    return None if base is None else float(delta.applied(base).norm())
 
 
 def check_parent(path: str, adapter: Adapter, models: dict[str, nn.Module], objective: dict) -> None:

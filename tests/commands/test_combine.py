@@ -223,3 +223,35 @@ def test_sample_refuses_strengths_that_do_not_match(folder, tmp_path):
     done = gralora("sample", "--adapter", file, "--strength", "1,2", "--prompt", "x", cwd=tmp_path)
     assert done.returncode == 2
     assert "one for each of 1 adapters" in done.stderr
+
+
+def test_a_file_of_an_input_folder_is_never_overwritten(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "adapter.safetensors"
+    file.write_bytes((folder / "lora.safetensors").read_bytes())
+    before = file.read_bytes()
+    done = gralora("convert", "run", "run/adapter.safetensors", "--to", "comfyui", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is an input" in done.stderr
+    assert file.read_bytes() == before
+    done = gralora("convert", "run", "run/new.safetensors", "--to", "comfyui", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "sizes", [["--rank", 0], ["--rank", -3], ["--rank", 66, "--k", 4], ["--k", 0]], ids=str
+)
+def test_extract_checks_its_sizes(sizes, folder, tmp_path):
+    done = gralora("extract", folder / "merged", folder / "merged", "x.safetensors", *sizes, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--rank" in done.stderr
+
+
+def test_rounding_is_no_change(folder, adapters, tmp_path):
+    """The same base in another precision has nothing to extract."""
+    zero = zero_like(adapters[0])
+    write_merged(tmp_path / "fp32", zero, None, torch.float32)
+    write_merged(tmp_path / "bf16", zero, None, torch.bfloat16)
+    done = gralora("extract", "bf16", "fp32", "x.safetensors", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nothing to extract" in done.stderr

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from gralora_diffusion import enable, load_adapter, load_sdxl, remove
 from gralora_diffusion.adapters.control import bake_in, merge, unmerge
+from gralora_diffusion.formats.combine import Weighted, as_lora, nearest, summed
 from gralora_diffusion.formats.merge_base import write_merged
 from gralora_diffusion.formats.patterns import check_bounded, pattern_value
 from gralora_diffusion.formats.read import read_adapter
@@ -62,6 +63,7 @@ PEFT_CONFIGS = {
     "orthogonal": LoraConfig(r=4, lora_alpha=8, init_lora_weights="orthogonal", target_modules=[Q]),
     "LoHa": LoHaConfig(r=4, alpha=8, target_modules=[Q, CONV]),
     "LoKr": LoKrConfig(r=2, alpha=3, target_modules=[Q, CONV]),
+    "LoKr, whole": LoKrConfig(r=64, alpha=128, target_modules=[Q]),
 }
 
 
@@ -108,6 +110,7 @@ def test_an_initialization_that_changes_the_base_is_refused(start, unet, tmp_pat
         dict(alora_invocation_tokens=[1]),
         dict(layer_replication=[[0, 1]]),
         dict(use_qalora=True),
+        dict(use_bdlora={"a": 1}),
         dict(kasa_config={"a": 1}),
         dict(use_dora=True),
     ],
@@ -410,3 +413,90 @@ def test_the_command_refuses_a_pickle_in_one_sentence(tmp_path):
     assert "is a pickle" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "y.safetensors").exists()
+
+
+TALL = {
+    f"{KOHYA_Q}.lora_down.weight": torch.ones(1, 2**20),
+    f"{KOHYA_Q}.lora_mid.weight": torch.ones(2**20, 1),
+    f"{KOHYA_Q}.lora_up.weight": torch.ones(1, 2**20),
+}
+KOHYA_CONV = "lora_unet_" + CONV.replace(".", "_")
+CROOKED = {  # {what is wrong: (tensors, words of the sentence)}
+    "a norm's change on a weight": ({f"{KOHYA_Q}.diff": torch.ones(64)}, "fit"),
+    "one number on a weight": ({f"{KOHYA_Q}.diff": torch.ones(())}, "fit"),
+    "a kernel of another size": (
+        {
+            f"{KOHYA_CONV}.lora_down.weight": torch.ones(2, 36, 1, 1),
+            f"{KOHYA_CONV}.lora_up.weight": torch.ones(8, 2),
+        },
+        "kernel of 3 x 3",
+    ),
+    "no kernel at all": ({f"{KOHYA_CONV}.diff": torch.ones(8, 10)}, "kernel of 3 x 3"),
+    "factors that are too large": (TALL, "too large|fit"),
+    "a magnitude without a weight": (
+        {f"{KOHYA_Q}.dora_scale": torch.ones(8, 1), f"{KOHYA_Q}.diff_b": torch.ones(8)},
+        "holds no tensor of a weight",
+    ),
+    "a scalar": ({f"{KOHYA_Q}.scalar": torch.ones(1), f"{KOHYA_Q}.diff_b": torch.ones(8)}, "scalar"),
+    "a bias of no LoRA": (
+        {f"{KOHYA_Q}.diff": torch.ones(8, 8), f"unet.{Q}.lora_B.bias": torch.ones(8)},
+        "bias of lora_B",
+    ),
+    "a long name": ({f"lora_unet_{'a' * 20_000}.diff": torch.ones(1)}, "characters"),
+    "a layer that SDXL does not have": (
+        {"unet.down_blocks.99.resnets.0.conv1.diff": torch.ones(1)},
+        "no such",
+    ),
+    "complex numbers": ({f"{KOHYA_Q}.alpha": torch.ones((), dtype=torch.complex64)}, "complex64"),
+}
+
+
+@pytest.mark.parametrize("what", CROOKED)
+def test_crooked_files_are_one_sentence(what, tmp_path):
+    tensors, words = CROOKED[what]
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(ConfigError, match=words):
+        read_adapter(tmp_path / "x.safetensors")
+
+
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
+    """640 is 80 02 00 00 in little endian, as files of torch.save begin."""
+    down, up = pair()
+    tensors = {f"{KOHYA_Q}.lora_down.weight": down, f"{KOHYA_Q}.lora_up.weight": up}
+    for length in range(200, 700):
+        save_file(tensors, tmp_path / "x.safetensors", {"a": "x" * length})
+        if (tmp_path / "x.safetensors").read_bytes()[:2] == b"\x80\x02":
+            break
+    assert (tmp_path / "x.safetensors").read_bytes()[:2] == b"\x80\x02"
+    assert read_adapter(tmp_path / "x.safetensors").components == ["unet"]
+
+
+def test_two_folders_of_one_model_are_refused(unet, tmp_path):
+    model = UNet2DConditionModel.from_config(unet.config)
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=[Q]))
+    model.save_pretrained(tmp_path / "x")
+    model.save_pretrained(tmp_path / "x" / "unet")
+    with pytest.raises(ConfigError, match="second folder for unet"):
+        read_adapter(tmp_path / "x")
+
+
+def test_sums_with_kinds_that_need_the_base(files, unet, tmp_path):
+    """At half strength and twice, a file of many kinds is merged as it is once at full strength."""
+    once, twice = read_adapter(files[0]), summed([Weighted(read_adapter(files[0]), 0.5)] * 2)
+    write_merged(tmp_path / "once", once, None, torch.float32)
+    write_merged(tmp_path / "twice", twice, None, torch.float32)
+    first, second = (load_sdxl(str(tmp_path / name)).unet.state_dict() for name in ("once", "twice"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-5, atol=1e-6)
+    weights = unet.state_dict()
+    exact = nearest(twice, 64, base=lambda _, name: weights[name])
+    assert exact.error < 0.2
+    assert {name.rpartition(".")[2] for name in exact.left_out} == {"weight", "bias"}
+
+
+def test_an_adapter_of_norms_alone_is_no_lora(tmp_path):
+    key = "lora_unet_" + NORM.replace(".", "_")
+    save_file({f"{key}.w_norm": torch.ones(8)}, tmp_path / "x.safetensors")
+    for convert in (as_lora, nearest):
+        with pytest.raises(ConfigError, match="nothing of it can be a LoRA"):
+            convert(read_adapter(tmp_path / "x.safetensors"))

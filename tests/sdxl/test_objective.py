@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import adapted_pipeline
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from gralora_diffusion import AdapterConfig, load_sdxl
 from gralora_diffusion.formats.adapter_state import Adapter
@@ -13,12 +14,14 @@ from gralora_diffusion.formats.combine import Weighted, summed
 from gralora_diffusion.formats.merge_base import write_merged
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.write import write_comfyui, write_native
+from gralora_diffusion.formats.write_peft import write_peft
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.objective import (
     header_of,
     objective_of_checkpoint,
     objective_of_folder,
     objective_of_header,
+    objective_of_scheduler,
     objective_text,
 )
 from gralora_diffusion.sdxl.sampling import as_trained
@@ -94,6 +97,31 @@ def test_adapters_for_different_predictions_are_not_added(adapter):
         summed(parts)
     both = summed([parts[0], Weighted(trained_for(adapter, V))])
     assert both.facts["objective"] == V
+
+
+def test_it_travels_through_peft_folders(adapter, tmp_path):
+    write_peft(tmp_path / "x", trained_for(adapter, V_ZERO))
+    assert read_adapter(tmp_path / "x").facts["objective"] == V_ZERO
+
+
+def test_epsilon_of_another_tool_does_not_change_a_base_that_predicts_v(adapter, tmp_path):
+    """Every file of kohya's scripts says it, also those that are used with bases that predict v."""
+    write_comfyui(
+        tmp_path / "x.safetensors", Adapter(adapter.config, adapter.layers, dict(layers_per_block=1))
+    )
+    header = {"ss_v_parameterization": "False", "gralora.layers_per_block": "1"}
+    save_file(load_file(tmp_path / "x.safetensors"), tmp_path / "theirs.safetensors", header)
+    theirs = read_adapter(tmp_path / "theirs.safetensors")
+    write_merged(tmp_path / "v", trained_for(adapter, V_ZERO), None, torch.float32)
+    write_merged(tmp_path / "both", theirs, str(tmp_path / "v"), torch.float32)
+    assert objective_of_folder(tmp_path / "both") == V_ZERO
+
+
+def test_a_scheduler_is_of_one_objective(adapter, tmp_path):
+    """What was trained for epsilon on a base of v with zero terminal SNR has neither."""
+    write_merged(tmp_path / "v", trained_for(adapter, V_ZERO), None, torch.float32)
+    scheduler = as_trained(load_sdxl(str(tmp_path / "v")).scheduler, **EPSILON)
+    assert objective_of_scheduler(scheduler.config) == EPSILON
 
 
 def test_a_folder_without_a_scheduler_says_nothing(tmp_path):
