@@ -85,11 +85,11 @@ def left_out(folder: Path) -> list[str]:
 
 def concepts_in_file(file: Path, config: TrainConfig) -> list[Concept]:
     """The entries of a JSON or TOML file. Raises ConfigError that names the entry."""
-    found, shared = [], dataclasses.replace(config, concepts=None)
+    found = []
     for number, entry in enumerate(entries_of(file), 1):
         where = f"entry {number} of {printable(file)}"
         try:
-            found += from_entry(entry, file.parent, shared)
+            found += from_entry(entry, file.parent, config)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}", option="concepts") from None
     if config.with_prior_preservation and not any(concept.class_key for concept in found):
@@ -147,6 +147,7 @@ def from_entry(entry, base: Path, config: TrainConfig) -> list[Concept]:
         values = {"shuffle_captions": True} | values
     from_dict(TrainConfig, values)  # for the types of the values
     given = {KEYS[key]: value for key, value in entry.items() if key not in (FOLDER, "repeats")}
+    given["concepts"] = None
     if CLASS_FOLDER in entry:
         given["class_data_dir"] = str(path_in(base, entry[CLASS_FOLDER]))
     class_folder = given.get("class_data_dir", config.class_data_dir)

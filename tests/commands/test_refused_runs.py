@@ -99,7 +99,7 @@ ROWS = {
     ),
     "resume with other data": (
         with_another_image,
-        "with other images or captions: use the same to resume it, or choose another --output_dir, where --start",
+        "with other images or captions: use the same to resume it, .* --output_dir, where --start_from",
     ),
     "resume from elsewhere": (
         resume_with(resume_from_checkpoint="x/checkpoint-20"),
