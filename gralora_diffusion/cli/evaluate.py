@@ -240,6 +240,7 @@ def generated_images(args: Namespace) -> tuple:
 def samples_of_run(args: Namespace) -> tuple:
     """(image sets, references, the default encoders) of --run."""
     from gralora_diffusion.data.concepts import concepts_of
+    from gralora_diffusion.data.masks import companions
     from gralora_diffusion.evaluation.image_sets import (
         ImageSet,
         References,
@@ -260,7 +261,9 @@ def samples_of_run(args: Namespace) -> tuple:
     runs = [ImageSet(name, paths, repeated(prompts, paths, "the run's config.json")) for name, paths in found]
     subject = []
     for concept in concepts_of(config):
-        subject += images_in(concept.folder)
+        found = images_in(concept.folder)
+        masks = companions(found)
+        subject += [path for path in found if path not in masks]
     against = References(references=subject, size=common_size(runs), drop=tuple(args.drop))
     return runs, against, FOR_EMBEDDED if config.pretrained_model_name_or_path is None else FOR_SDXL
 

@@ -13,7 +13,7 @@ from gralora_diffusion.data.cache import Cache, key_of
 from gralora_diffusion.data.concepts import concepts_of, folder_concepts
 from gralora_diffusion.data.image_folder import TrainingImage, find_images
 from gralora_diffusion.data.images import EXTENSIONS, bucket_of
-from gralora_diffusion.data.listing import has_images, listing, numbered, printable
+from gralora_diffusion.data.listing import has_images, listing, numbered, printable, resolved
 from gralora_diffusion.devices import release_unused
 from gralora_diffusion.files import complete_or_absent
 from gralora_diffusion.options import ConfigError, TrainingError
@@ -65,10 +65,10 @@ def class_configs(config: TrainConfig) -> list[TrainConfig]:
 
 def check_class_folders(config: TrainConfig) -> None:
     """Raises ConfigError, before anything is loaded, for class folders whose images would not be used."""
-    trained_on = {concept.folder.resolve() for concept in folder_concepts(config)}
+    trained_on = {resolved(concept.folder) for concept in folder_concepts(config)}
     for own in class_configs(config):
         folder = Path(own.class_data_dir)
-        if folder.resolve() in trained_on:
+        if resolved(folder) in trained_on:
             problem = f"{printable(folder)} holds the training images: class images need another folder"
             raise ConfigError(f"--class_data_dir {problem}", option="class_data_dir")
         name, read, direct = printable(folder), numbered(folder), given_in(folder)

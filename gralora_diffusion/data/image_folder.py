@@ -29,7 +29,15 @@ from gralora_diffusion.data.images import (
     decode,
     open_image,
 )
-from gralora_diffusion.data.listing import CAPTIONS, DOCUMENTS, listing, printable, reason_by_name, reason_of
+from gralora_diffusion.data.listing import (
+    CAPTIONS,
+    DOCUMENTS,
+    NUMBERED,
+    listing,
+    printable,
+    reason_by_name,
+    reason_of,
+)
 from gralora_diffusion.data.masks import companions
 from gralora_diffusion.options import ConfigError
 
@@ -111,6 +119,10 @@ def find_images(
     if prompt is None and paths and not any(has_caption(p, beside, metadata) for p in paths):
         problem = f"{folder} has no caption for any of its images"
         ways = f"give --{prompt_option}, or captions ({PLACES})"
+        if (match := NUMBERED.fullmatch(folder.name)) and match[2] and option == "instance_data_dir":
+            ways += (
+                f"; --{option} {printable(folder.parent)} takes repeats and captions from the folder names"
+            )
         raise ConfigError(f"{problem}: {ways}", option=prompt_option)
     captions = {}
 

@@ -72,6 +72,14 @@ def reason_by_name(path: Path, stems: set[str]) -> str | None:
     return "not an image"
 
 
+def resolved(path: Path) -> Path:
+    """The path without links, as far as there is one."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return path.absolute()
+
+
 def numbered(folder: Path) -> list[tuple[Path, int, str]]:
     """[(subfolder, repeats, words)] of the subfolders that kohya's scripts read, such as "10_sks dog".
 

@@ -32,7 +32,7 @@ from gralora_diffusion.training.export import export_sizes
 from gralora_diffusion.training.forecast import duration
 from gralora_diffusion.training.optim import bytes_per_parameter
 from gralora_diffusion.training.phase_memory import numbers, phase_memory
-from gralora_diffusion.training.run_folder import locate
+from gralora_diffusion.training.run_folder import locate, with_recorded_prompts
 from gralora_diffusion.training.setup import checkpoint_interval, inject_all, steps_of
 from gralora_diffusion.training.step_cost import step_memory, step_time
 
@@ -220,7 +220,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         resolution=resolution,
         source=instance(config)[0],
         concepts=concept_lines(config, images),
-        prompts=sample_prompts(config, images),
+        prompts=sample_prompts(with_recorded_prompts(run, config), images),
     )
 
 

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.concepts import image_folders
 from gralora_diffusion.data.image_folder import TrainingImage, content_of
+from gralora_diffusion.data.listing import resolved
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError, from_dict, options_of, to_dict, to_flat
 from gralora_diffusion.training import checkpoint as checkpoints
@@ -145,10 +146,10 @@ def given_folder(config: TrainConfig) -> Path:
 
 def check_beside_images(run: Path, config: TrainConfig) -> None:
     """Raises ConfigError for a new run in a folder of images, whose files would become images of the run."""
-    path = run.resolve()
+    path = resolved(run)
     for folder in image_folders(config):
-        inside = folder.resolve() in path.parents
-        if path == folder.resolve() or (inside and not (run / "config.json").exists()):
+        inside = resolved(folder) in path.parents
+        if path == resolved(folder) or (inside and not (run / "config.json").exists()):
             where = "inside" if inside else "the same as"
             problem = f"the run folder {run} is {where} the folder of images {folder}"
             raise ConfigError(f"{problem}: choose another --output_dir", option="output_dir")
@@ -187,6 +188,20 @@ def same_source(run: Path, saved: TrainConfig, config: TrainConfig, images: list
     names = ("instance_data_dir", "concepts", "instance_prompt", "class_data_dir")
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     return all(getattr(saved, name) == value for name, value in given.items())
+
+
+def with_recorded_prompts(run: Path, config: TrainConfig) -> TrainConfig:
+    """The config with the sample prompts of the run that it resumes, unless it names others.
+
+    Images of one run are compared with each other, and what a run without prompts draws may change.
+    """
+    if config.validation_prompt is not None:
+        return config
+    try:
+        recorded = json.loads((run / "config.json").read_text())["validation_prompt"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return config
+    return dataclasses.replace(config, validation_prompt=recorded)
 
 
 def check_same(run: Path, config: TrainConfig, given_only: bool = False) -> None:

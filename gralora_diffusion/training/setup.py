@@ -32,7 +32,7 @@ from gralora_diffusion.training.hub import check_hub
 from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.optim import check_optimizer, depends_on_length, learning_rates
 from gralora_diffusion.training.resume import facts_of, resume
-from gralora_diffusion.training.run_folder import locate
+from gralora_diffusion.training.run_folder import locate, with_recorded_prompts
 from gralora_diffusion.training.start_from import Started, start_from
 
 
@@ -94,6 +94,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     images = instance_images(config, image_cache(config))
     path = locate(config, images)
     check_class_folders(config)
+    config = with_recorded_prompts(path, config)
     mixed_precision, dtype = precision(config)
     if config.push_to_hub:
         check_hub(config, path)

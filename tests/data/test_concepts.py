@@ -333,3 +333,38 @@ def test_the_default_folder_is_found_by_the_images(tmp_path, monkeypatch):
     (first / "status.json").write_text('{"state": "stopped"}')
     assert plan(config_of(tmp_path / "b" / "dog", **common)).run == first
     assert plan(config_of(tmp_path / "c" / "dog", **common)).run.name == f"{first.name}-2"
+
+
+def test_a_resumed_run_keeps_its_sample_prompts(tmp_path):
+    """Older versions took others, and the images of one run are compared with each other."""
+    draw(tmp_path / "p", 2)
+    for number, caption in enumerate(["sks dog, grass", "sks dog, sofa"]):
+        (tmp_path / "p" / f"{number}.txt").write_text(caption)
+    config = config_of(tmp_path / "p", adapter=AdapterConfig(rank=8, k=2), num_inference_steps=1)
+    config = dataclasses.replace(config, output_dir=str(tmp_path / "run"), max_train_steps=1)
+    saved = json.loads((train(config) / "config.json").read_text())
+    assert saved["validation_prompt"].split("|")[0] == saved["instance_prompt"] == "sks dog"
+    older = saved | dict(validation_prompt="sks dog, grass", instance_prompt="sks dog, grass")
+    for name in ("concepts", "caption_lines", "caption_wildcards"):
+        del older[name]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(older))
+    longer = dataclasses.replace(config, max_train_steps=2)
+    assert plan(longer).prompts == ["sks dog, grass"]
+    train(longer)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["validation_prompt"] == "sks dog, grass"
+    assert len(list((tmp_path / "run" / "samples" / "step-00002").iterdir())) == 1
+
+
+def test_a_folder_of_kohyas_alone_says_where_its_name_counts(tmp_path):
+    draw(tmp_path / "img" / "10_sks dog", 1)
+    with pytest.raises(ConfigError, match=r"; --instance_data_dir \S*/img takes repeats and captions from"):
+        instance_images(config_of(tmp_path / "img" / "10_sks dog"))
+
+
+def test_the_page_has_no_file_of_concepts(tmp_path):
+    from gralora_diffusion.ui.config_form import FIELDS, from_config
+    from gralora_diffusion.ui.workspace import Workspace
+
+    assert "concepts" not in FIELDS
+    with pytest.raises(ConfigError, match="--concepts is an option of the command line"):
+        from_config(TrainConfig(concepts="x.json"), Workspace(tmp_path))
