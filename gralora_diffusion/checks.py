@@ -55,13 +55,14 @@ def training_problems(config) -> Iterator[Problem]:
 
 def data_problems(config) -> Iterator[Problem]:
     """Where options of images and captions contradict each other."""
-    if config.dataset_name is not None and config.instance_data_dir is not None:
-        yield "--dataset_name and --instance_data_dir both name the images: give one of them", "dataset_name"
+    sources = ("dataset_name", "instance_data_dir", "concepts")
+    given = [name for name in sources if getattr(config, name) is not None]
+    if len(given) > 1:
+        yield f"--{given[0]} and --{given[1]} both name the images: give one of them", given[0]
     if config.max_train_steps is not None and config.num_train_epochs is not None:
         yield "--max_train_steps and --num_train_epochs mean the same: give one of them", "num_train_epochs"
-    if config.with_prior_preservation and not (config.class_data_dir and config.class_prompt):
-        missing = "class_prompt" if config.class_data_dir else "class_data_dir"
-        yield "--with_prior_preservation needs --class_data_dir and --class_prompt", missing
+    if config.with_prior_preservation and not (config.class_data_dir or config.concepts):
+        yield "--with_prior_preservation needs --class_data_dir and --class_prompt", "class_data_dir"
 
 
 def optimizer_problems(config) -> Iterator[Problem]:
@@ -116,6 +117,10 @@ def check_paths(config) -> None:
     if folder is not None and folder.isprintable() and not os.path.isdir(folder):
         problem = f"{folder} is not a folder: --instance_data_dir must name a folder of images"
         raise ConfigError(problem, option="instance_data_dir")
+    concepts = config.concepts
+    if concepts is not None and concepts.isprintable() and not os.path.isfile(concepts):
+        problem = f"{concepts} is not a file: --concepts must name a JSON or TOML file"
+        raise ConfigError(problem, option="concepts")
     local = base is not None and base.isprintable() and base.startswith(("/", "./", "../"))
     if local and not os.path.exists(base):
         problem = f"no SDXL base can be loaded from {base}: there is no such folder or file"

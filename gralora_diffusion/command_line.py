@@ -39,6 +39,7 @@ MOST_USED = (  # the options that `gralora train --help` shows
 )
 METAVARS = {  # by kind, else by type
     "folder": "FOLDER",
+    "file": "FILE",
     "images": "FOLDER",
     "base_model": "BASE",
     "dataset": "DATASET",

@@ -14,6 +14,7 @@ SCHEDULES = ("linear", "cosine", RESTARTS, POLYNOMIAL, "constant", "constant_wit
 INTERPOLATIONS = ("nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
 QUANTIZED = ("int8-torchao", "nf4-torchao")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+CAPTION_LINES = ("first", "join", "random")
 PRECISIONS = ("no", "fp16", "bf16")
 LOSSES = ("l2", "huber", "smooth_l1")
 HUBER_SCHEDULES = ("snr", "exponential", "constant")
@@ -29,6 +30,7 @@ GROUPS = (  # in the order of --help and of the page
 base = in_group("Base model")
 start = in_group("Base model", resumable=True)
 data = in_group("Images and captions")
+images = in_group("Images and captions", resumable=True)  # a run knows them by content
 training = in_group("Training")
 adapter = in_group("Adapter")
 dataset = in_group("Images and captions", needs={"dataset_name": True})
@@ -120,14 +122,17 @@ class TrainConfig:
     start_from: str | None = start(
         None, "run or adapter file of any tool to go on from, converted where it differs", kind="adapter"
     )
-    instance_data_dir: str | None = data(
+    instance_data_dir: str | None = images(
         None,
-        "folder of training images, with captions in NAME.txt, NAME.json (caption, text or tags) or "
-        "metadata.jsonl (file_name, and text or caption); by default the bundled robot",
+        "folder of training images, with captions in NAME.txt, NAME.caption, NAME.json or metadata.jsonl; or "
+        "with subfolders such as '10_sks dog', with repeats and caption; by default the bundled robot",
         kind="images",
         label="Images",
     )
-    instance_prompt: str | None = data(
+    concepts: str | None = images(
+        None, "JSON or TOML file of several folders, each with its repeats, prompt and class", kind="file"
+    )
+    instance_prompt: str | None = images(
         None,
         "caption of images without one, such as 'a photo of sks dog'",
         kind="text",
@@ -143,6 +148,8 @@ class TrainConfig:
     )
     shuffle_captions: bool = data(False, "train on eight orders of each caption's comma-separated tags")
     keep_tokens: int = data(0, "tags at the front that are not shuffled", at_least=0, needs=SHUFFLED)
+    caption_lines: str = images("first", "of a caption file: first, join, or random", choices=CAPTION_LINES)
+    caption_wildcards: bool = data(False, "draw one of the words of {red|blue} in a caption at each use")
     image_interpolation_mode: str = data("lanczos", "how images are resized", choices=INTERPOLATIONS)
     on_bad_image: str = data("stop", "stop at unusable files, or skip them", choices=BAD, resumable=True)
     dataset_name: str | None = data(
@@ -284,7 +291,7 @@ class TrainConfig:
     )
     with_prior_preservation: bool = prior(False, "train on class images too, to preserve the class")
     class_data_dir: str | None = prior(
-        None, "folder of class images; the base generates missing ones", kind="images"
+        None, "folder of class images; the base generates missing ones", kind="images", resumable=True
     )
     class_prompt: str | None = prior(None, "prompt and caption of class images", kind="text")
     prior_loss_weight: float = prior(1.0, "weight of the class images' loss", at_least=0)

@@ -19,6 +19,7 @@ FIELD_KINDS = (
     "adapter",
     "secret",
     "folder",
+    "file",
 )
 
 

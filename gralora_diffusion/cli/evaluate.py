@@ -239,7 +239,8 @@ def generated_images(args: Namespace) -> tuple:
 
 def samples_of_run(args: Namespace) -> tuple:
     """(image sets, references, the default encoders) of --run."""
-    from gralora_diffusion.data.dataset import instance
+    from gralora_diffusion.data.concepts import concepts_of
+    from gralora_diffusion.data.masks import companions
     from gralora_diffusion.evaluation.image_sets import (
         ImageSet,
         References,
@@ -258,7 +259,11 @@ def samples_of_run(args: Namespace) -> tuple:
     found = [(folder.name, images_in(folder)) for folder in folders]
     prompts = prompts_of(config)
     runs = [ImageSet(name, paths, repeated(prompts, paths, "the run's config.json")) for name, paths in found]
-    subject = images_in(instance(config)[0])
+    subject = []
+    for concept in concepts_of(config):
+        found = images_in(concept.folder)
+        masks = companions(found)
+        subject += [path for path in found if path not in masks]
     against = References(references=subject, size=common_size(runs), drop=tuple(args.drop))
     return runs, against, FOR_EMBEDDED if config.pretrained_model_name_or_path is None else FOR_SDXL
 

@@ -5,7 +5,7 @@ processes. A batch holds images of one bucket only. In a cycle of as many batche
 bucket comes as often as it has images, in a random order of the cycle. Each bucket's images are an endless
 series of epochs, shuffled for each epoch, which continues where the bucket's last batch ended. So every image
 comes equally often, and two processes see what one sees with twice the batch size. Without buckets all images
-are in one.
+are in one. An image with repeats of its own counts as so many images.
 """
 
 import functools
@@ -18,7 +18,7 @@ import torch
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.cache import Cache
-from gralora_diffusion.data.captions import orders
+from gralora_diffusion.data.captions import Variation, forms_of
 from gralora_diffusion.data.encode import CachedImage, LatentKeys, Shape, cached_images
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.data.images import bucket_of
@@ -26,6 +26,7 @@ from gralora_diffusion.seeding import generator
 
 # What a generator's key says it is for; encode.py has 3, and loss.py has 4.
 EPOCH, DROPPED, ORDER, BUCKETS = 2, 20, 21, 22
+CLASS_SET = 2**21  # times the number of a set of class images, added to the key of their order
 CLASS = 2**41  # added to a position, it is that of the class image beside the instance image
 
 
@@ -48,8 +49,8 @@ class BatchPlan:
     config: TrainConfig
     cache: Cache
     group: int  # images of a batch over all processes
-    instance: tuple[list[CachedImage], ...]  # by bucket
-    classes: tuple[list[CachedImage], ...]  # by the same buckets; empty without prior preservation
+    instance: tuple[list[CachedImage], ...]  # by bucket; an image stands there as often as it repeats
+    classes: dict[int, tuple[list[CachedImage], ...]]  # {class_set: by the same buckets}
 
     def shapes(self) -> int:
         """How many image shapes the batches have."""
@@ -57,30 +58,34 @@ class BatchPlan:
 
     def captions(self) -> list[str]:
         """Every caption that examples_at() can give."""
-        config = self.config
-        found = {""} if config.caption_dropout else set()
-        for bucket in self.classes:
-            found.update(cached.image.caption for cached in bucket)
-        for bucket in self.instance:
-            for cached in bucket:
-                found.update(orders(cached.image.caption, config.shuffle_captions, config.keep_tokens))
+        found = set()
+        for buckets in self.classes.values():
+            for bucket in buckets:
+                found.update(cached.image.caption for cached in bucket)
+        for image in {id(c.image): c.image for bucket in self.instance for c in bucket}.values():
+            variation = variation_of(image, self.config)
+            found.update(forms_of(image.caption, variation))
+            if variation.caption_dropout:
+                found.add("")
         return sorted(found)
 
 
 def examples_at(plan: BatchPlan, positions: Sequence[int]) -> list[Example]:
-    """The examples at these positions, and after them, with prior preservation, a class example for each."""
+    """The examples at these positions, and after them a class example for each that has class images."""
     config, seed = plan.config, plan.config.seed
     places = [place(plan, position) for position in positions]
-    examples = []
+    examples, class_sets = [], []
     for position, (bucket, number) in zip(positions, places, strict=True):
         cached = shuffled(plan.instance[bucket], number, seed, bucket, config.repeats)
-        caption = caption_at(cached.image.caption, position, config)
+        caption = caption_at(cached.image.caption, position, seed, variation_of(cached.image, config))
         moments, time_ids = cached.crop_at(plan.cache, seed, position)
         examples.append(Example(cached.image.path, caption, moments, time_ids, 1.0, position))
-    if not plan.classes:
-        return examples
-    for position, (bucket, number) in zip(positions, places, strict=True):
-        cached = shuffled(plan.classes[bucket], number, seed, bucket + CLASS)
+        class_sets.append(cached.image.class_set)
+    for position, (bucket, number), class_set in zip(positions, places, class_sets, strict=True):
+        if class_set not in plan.classes:
+            continue
+        key = bucket + CLASS + class_set * CLASS_SET
+        cached = shuffled(plan.classes[class_set][bucket], number, seed, key)
         image, weight = cached.image, config.prior_loss_weight
         moments, time_ids = cached.crop_at(plan.cache, seed, position + CLASS)
         examples.append(Example(image.path, image.caption, moments, time_ids, weight, position + CLASS))
@@ -121,14 +126,19 @@ def permutation(n: int, *key: int) -> list[int]:
     return torch.randperm(n, generator=generator(*key)).tolist()
 
 
-def caption_at(caption: str, position: int, config: TrainConfig) -> str:
+def variation_of(image: TrainingImage, config: TrainConfig) -> Variation:
+    """How the caption of an instance image varies."""
+    return image.variation or Variation.of(config)
+
+
+def caption_at(caption: str, position: int, seed: int, variation: Variation) -> str:
     """The form of an image's caption at this position."""
-    if config.caption_dropout:
-        random = torch.rand(1, generator=generator(config.seed, DROPPED, position)).item()
-        if random < config.caption_dropout:
+    if variation.caption_dropout:
+        random = torch.rand(1, generator=generator(seed, DROPPED, position)).item()
+        if random < variation.caption_dropout:
             return ""
-    forms = orders(caption, config.shuffle_captions, config.keep_tokens)
-    return forms[torch.randint(len(forms), (1,), generator=generator(config.seed, ORDER, position)).item()]
+    forms = forms_of(caption, variation)
+    return forms[torch.randint(len(forms), (1,), generator=generator(seed, ORDER, position)).item()]
 
 
 def plan_batches(
@@ -146,21 +156,31 @@ def plan_batches(
     """
     instance = in_buckets(images, config)
     classes = {}
-    if class_images:
-        same_shape = in_buckets(class_images, config)
+    for number in sorted({image.class_set for image in class_images}):
+        members = [image for image in class_images if image.class_set == number]
+        same_shape = in_buckets(members, config)
         # A bucket without class images of its shape takes crops of all of them.
-        classes = {shape: same_shape.get(shape, class_images) for shape in instance}
+        classes[number] = {shape: same_shape.get(shape, members) for shape in instance}
     jobs = []
-    for buckets in (instance, classes):
+    for buckets in (instance, *classes.values()):
         for shape, members in buckets.items():
             jobs += [(image, shape) for image in members]
     cached = iter(cached_images(jobs, vae, config, cache, accelerator, keys))
 
     def take(buckets: dict[Shape, list]) -> tuple[list[CachedImage], ...]:
-        return tuple(list(itertools.islice(cached, len(members))) for members in buckets.values())
+        return tuple(repeated(list(itertools.islice(cached, len(members)))) for members in buckets.values())
 
     group = config.train_batch_size * accelerator.num_processes
-    return BatchPlan(config, cache, group, take(instance), take(classes))
+    by_bucket = take(instance)
+    return BatchPlan(config, cache, group, by_bucket, {n: take(buckets) for n, buckets in classes.items()})
+
+
+def repeated(images: list[CachedImage]) -> list[CachedImage]:
+    """The images, each as often as it repeats: all of them, then those with two repeats or more, ..."""
+    found = []
+    for number in range(max(cached.image.repeats for cached in images)):
+        found += [cached for cached in images if cached.image.repeats > number]
+    return found
 
 
 def in_buckets(images: list[TrainingImage], config: TrainConfig) -> dict[Shape, list[TrainingImage]]:

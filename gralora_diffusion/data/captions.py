@@ -3,58 +3,114 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from gralora_diffusion.data.text_files import Text, read_text
+from gralora_diffusion.data.wildcards import wildcard_forms
 from gralora_diffusion.seeding import generator
 
 MAX_BYTES = 65_536
 METADATA = "metadata.jsonl"
-PLACES = f"NAME.txt or NAME.json beside NAME.png, or lines of {METADATA}"
+PLACES = f"NAME.txt, NAME.caption or NAME.json beside NAME.png, or lines of {METADATA}"
 COLUMNS = ("text", "caption")  # of metadata.jsonl, where --caption_column names none
 ORDERS = 8  # of a caption's tags with --shuffle_captions; bounded, since their embeddings are cached
 
 
+LINES = "\n"  # between the lines of a caption that are drawn at random
+
+
+class Variation(NamedTuple):
+    """How captions vary in training: the options of the same names."""
+
+    caption_dropout: float = 0.0
+    shuffle_captions: bool = False
+    keep_tokens: int = 0
+    caption_wildcards: bool = False
+
+    @classmethod
+    def of(cls, config) -> "Variation":
+        """That of a TrainConfig."""
+        return cls(*(getattr(config, name) for name in cls._fields))
+
+
+class Caption(NamedTuple):
+    """An image's caption, and what is worth a note about it."""
+
+    text: str
+    file: str | None = None  # name of its file
+    lines: int = 1  # of that file
+    guessed: bool = False  # see Text
+    empty: str | None = None  # name of a caption file without words, which counts as none
+
+
 def clean(text, where: str) -> str:
-    """The caption with single spaces; raises ValueError, for a message, where it cannot be used."""
+    """The caption with single spaces, which may be empty; raises ValueError, for a message."""
     if not isinstance(text, str):
         raise ValueError(f"its caption in {where} is {type(text).__name__}, not text")
     if "\0" in text:
-        raise ValueError(f"its caption in {where} holds a NUL character")
+        raise ValueError(f"its caption in {where} holds a NUL character: save it as UTF-8")
     if len(text.encode(errors="replace")) > MAX_BYTES:
         raise ValueError(f"its caption in {where} is longer than {MAX_BYTES:,} bytes")
-    if not (text := " ".join(text.split())):
-        raise ValueError(f"its caption in {where} is empty")
-    return text
+    return " ".join(text.split())
 
 
-def read_text(path: Path, limit: int = MAX_BYTES) -> str:
-    """A caption file's text; raises ValueError, for a message, where it cannot be used."""
-    if not path.is_file():
-        raise ValueError(f"its caption {path.name} is not a file")
-    if path.stat().st_size > limit:
-        raise ValueError(f"its caption {path.name} is longer than {limit:,} bytes")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"its caption {path.name} is not UTF-8 text") from None
+def caption_of(
+    path: Path,
+    beside: dict[str, Path],
+    metadata: dict[Path, str],
+    prompt: str | None,
+    lines: str = "first",
+    prompt_option: str = "instance_prompt",
+) -> Caption:
+    """From NAME.txt, NAME.caption, NAME.json, metadata.jsonl, or the prompt: the first that has words.
 
-
-def caption_of(path: Path, beside: dict[str, Path], metadata: dict[str, str], prompt: str | None) -> str:
-    """From NAME.txt, else NAME.json, else metadata.jsonl, else the prompt.
-
-    beside: {file name: caption file}. Raises ValueError, for a message, where it cannot be used.
+    beside: {file name: caption file}. lines: what becomes of several lines of a text file, as --caption_lines
+    says. Raises ValueError, for a message, where it cannot be used.
     """
-    if text := beside.get(f"{path.stem}.txt"):
-        return clean(read_text(text), text.name)
-    if words := beside.get(f"{path.stem}.json"):
-        return clean(from_json(words), words.name)
+    empty = None
+    for suffix in (".txt", ".caption"):
+        if file := beside.get(f"{path.stem}{suffix}"):
+            caption = from_text(file, lines)
+            if caption.text:
+                return caption
+            empty = empty or file.name
+    if file := beside.get(f"{path.stem}.json"):
+        if text := from_json(file):
+            return Caption(text, file.name)
+        empty = empty or file.name
     if path in metadata:
-        return clean(metadata[path], METADATA)
+        if text := clean(metadata[path], METADATA):
+            return Caption(text)
+        empty = empty or METADATA
+    if prompt is None and empty:
+        raise ValueError(f"its caption in {empty} is empty, and there is no --{prompt_option}")
     if prompt is None:
-        raise ValueError(f"no caption: give --instance_prompt for such images, or captions, {PLACES}")
-    return prompt
+        raise ValueError(f"no caption: give --{prompt_option} for such images, or captions, {PLACES}")
+    return Caption(prompt, empty=empty)
+
+
+def from_text(path: Path, lines: str) -> Caption:
+    """The caption in a text file: its first line with words, all of them joined, or all to draw one."""
+    content = caption_file(path)
+    found = [line for line in re.split(r"\r\n|\r|\n", content.text) if line.strip()]
+    if lines == "first":
+        text = clean(found[0] if found else "", path.name)
+    else:
+        separator = LINES if lines == "random" else " "
+        text = separator.join(clean(line, path.name) for line in found)
+    return Caption(text, path.name, len(found), content.guessed)
+
+
+def caption_file(path: Path) -> Text:
+    """Raises ValueError, for a message, where it cannot be used."""
+    try:
+        return read_text(path, MAX_BYTES)
+    except ValueError as error:
+        raise ValueError(f"its caption {error}") from None
 
 
 def from_json(path: Path) -> str:
@@ -62,10 +118,9 @@ def from_json(path: Path) -> str:
 
     Raises ValueError, for a message, where they cannot be used.
     """
-    text = read_text(path)
     try:
-        entry = json.loads(text)
-    except (ValueError, RecursionError):
+        entry = json.loads(caption_file(path).text)
+    except (json.JSONDecodeError, RecursionError):
         raise ValueError(f"its caption {path.name} is not JSON") from None
     if not isinstance(entry, dict) or not entry.keys() & {"caption", "text", "tags"}:
         raise ValueError(f'its caption {path.name} is not a JSON object with "caption", "text" or "tags"')
@@ -73,7 +128,8 @@ def from_json(path: Path) -> str:
     if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
         tags = ", ".join(tags)
     parts = [part for part in (entry.get("caption", entry.get("text")), tags) if part]
-    return ", ".join(clean(part, path.name) for part in parts)
+    words = [clean(part, path.name) for part in parts]
+    return ", ".join(filter(None, words))
 
 
 def read_metadata(folder: Path, column: str | None) -> dict[Path, str]:
@@ -87,19 +143,15 @@ def read_metadata(folder: Path, column: str | None) -> dict[Path, str]:
     if not path.is_file():
         raise ValueError("it is not a file")
     found, root = {}, folder.resolve()
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                image, caption = read_line(line, column, f"line {number}")
-                if ".." in Path(image).parts or root not in (root / image).resolve().parents:
-                    raise ValueError(f"line {number} names a file outside the folder")
-                if folder / image in found:
-                    raise ValueError(f"line {number} names {image} a second time")
-                found[folder / image] = caption
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8 text") from None
+    for number, line in enumerate(read_text(path).text.split("\n"), 1):
+        if not line.strip():
+            continue
+        image, caption = read_line(line, column, f"line {number}")
+        if ".." in Path(image).parts or root not in (root / image).resolve().parents:
+            raise ValueError(f"line {number} names a file outside the folder")
+        if folder / image in found:
+            raise ValueError(f"line {number} names {image} a second time")
+        found[folder / image] = caption
     return found
 
 
@@ -117,6 +169,15 @@ def read_line(line: str, column: str | None, where: str) -> tuple[str, str]:
         if name in entry:
             return image, entry[name]
     raise ValueError(f"{where} has no {' or '.join(map(repr, columns))}")
+
+
+def forms_of(caption: str, variation: Variation) -> list[str]:
+    """Every form of a caption in training but the dropped one, each as likely as the others."""
+    forms = []
+    for line in caption.split(LINES):
+        for form in wildcard_forms(line) if variation.caption_wildcards else [line]:
+            forms += orders(form, variation.shuffle_captions, variation.keep_tokens)
+    return forms
 
 
 def orders(caption: str, shuffle: bool, keep: int) -> list[str]:

@@ -1,22 +1,33 @@
 """Which images a run trains on."""
 
+import dataclasses
 from pathlib import Path
 
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, default_folder
-from gralora_diffusion.data.captions import METADATA
+from gralora_diffusion.data.captions import METADATA, Variation
+from gralora_diffusion.data.concepts import (
+    EXAMPLE,
+    EXAMPLE_PROMPT,
+    Concept,
+    concepts_of,
+    folder_concepts,
+    left_out,
+)
 from gralora_diffusion.data.hub_dataset import find_rows
-from gralora_diffusion.data.image_folder import TrainingImage, find_images
+from gralora_diffusion.data.image_folder import TrainingImage, find_images, some
+from gralora_diffusion.data.listing import has_images, listing, numbered, printable
+from gralora_diffusion.data.wildcards import has_wildcards
 from gralora_diffusion.options import ConfigError
-
-EXAMPLE = Path(__file__).parent.parent / "example"  # six images of a robot, made for this project
-EXAMPLE_PROMPT = "a photo of sks robot"
 
 
 def instance(config: TrainConfig) -> tuple[Path, str | None]:
-    """(folder or dataset, prompt) of the instance images."""
+    """(folder, file of concepts or dataset, prompt) of the instance images."""
     if config.dataset_name is not None:
         return Path(config.dataset_name), config.instance_prompt
+    if config.concepts is not None:
+        return Path(config.concepts), config.instance_prompt
     if config.instance_data_dir is None:
         return EXAMPLE, config.instance_prompt or EXAMPLE_PROMPT
     return Path(config.instance_data_dir), config.instance_prompt
@@ -26,18 +37,94 @@ def instance_images(config: TrainConfig, cache: Cache | None = None) -> list[Tra
     """The instance images. Raises ConfigError that names all files that cannot be used."""
     common = dict(skip=config.on_bad_image == "skip", cache=cache, workers=config.dataloader_num_workers)
     if config.dataset_name is not None:
-        return find_rows(config, **common)
-    folder, prompt = instance(config)
-    if config.caption_column is not None and not (folder / METADATA).is_file():
-        problem = f"--caption_column names a column of --dataset_name or of {METADATA}, and there is neither"
-        raise ConfigError(problem, option="caption_column")
-    return find_images(folder, prompt, column=config.caption_column, **common)
+        images = find_rows(config, **common)
+        note_wildcards(images, config)
+        return images
+    concepts = concepts_of(config)
+    check_columns(concepts)
+    keys = list(dict.fromkeys(concept.class_key for concept in concepts if concept.class_key))
+    found = []
+    for number, concept in enumerate(concepts):
+        own = concept.config
+        check_holds_images(concept)
+        images = find_images(
+            concept.folder, own.instance_prompt, column=own.caption_column, lines=own.caption_lines, **common
+        )
+        note_wildcards(images, own)
+        about = dict(repeats=concept.repeats, concept=number)
+        if config.concepts is not None:
+            about["variation"] = Variation.of(own)
+            about["class_set"] = keys.index(concept.class_key) if concept.class_key else -1
+        found += [dataclasses.replace(image, **about) for image in images]
+    note_subfolders(config)
+    return found
+
+
+def check_columns(concepts: list[Concept]) -> None:
+    """Raises ConfigError where --caption_column names a column of nothing."""
+    for concept in concepts:
+        column = concept.config.caption_column
+        if column is not None and not (concept.folder / METADATA).is_file():
+            problem = f"--caption_column names a column of --dataset_name or of {METADATA}"
+            raise ConfigError(f"{problem}, and there is neither", option="caption_column")
+
+
+def check_holds_images(concept: Concept) -> None:
+    """Raises ConfigError for a folder that holds subfolders instead of images."""
+    if concept.numbered or has_images(concept.folder):
+        return
+    subfolders = listing(concept.folder, "instance_data_dir")[1]
+    with_images = [name for name in subfolders if has_images(concept.folder / name)]
+    if with_images:
+        problem = f"{printable(concept.folder)} holds no images itself, only subfolders ({some(with_images)})"
+        ways = (
+            f"name one of them, or put repeats before their names, such as '10_{printable(with_images[0])}'"
+        )
+        raise ConfigError(f"{problem}: {ways}", option="instance_data_dir")
+
+
+def note_subfolders(config: TrainConfig) -> None:
+    """Note which subfolders are not read beside "10_sks dog", and which of that kind beside images."""
+    if config.concepts is not None or config.instance_data_dir is None:
+        return
+    folder = Path(config.instance_data_dir)
+    if names := left_out(folder):
+        note(f"{folder} has subfolders without repeats in their names, which are left out: {some(names)}")
+    if has_images(folder) and numbered(folder):
+        names = some([path.name for path, _, _ in numbered(folder)])
+        note(f"{folder} holds images itself; {names} would be read as concepts if it held none")
+
+
+def note_wildcards(images: list[TrainingImage], config: TrainConfig) -> None:
+    """Note captions with wildcards where these are not an option of the run."""
+    names = [image.path.name for image in images if has_wildcards(image.caption)]
+    if names and not config.caption_wildcards:
+        what = f"{{a|b}} is left as it is in {counted(len(names), 'caption')}"
+        note(f"{what}: {some(names)} (--caption_wildcards draws one of the words)")
+
+
+def concept_lines(config: TrainConfig, images: list[TrainingImage]) -> list[str]:
+    """A line on each concept of a run with several, or with repeats of its own."""
+    concepts = folder_concepts(config)
+    if len(concepts) == 1 and concepts[0].repeats == 1:
+        return []
+    lines = []
+    for number, concept in enumerate(concepts):
+        count = sum(image.concept == number for image in images)
+        name = printable(concept.folder.name or concept.folder)
+        prompt = concept.config.instance_prompt
+        caption = f", {printable(prompt)!r} where there is no caption" if prompt else ""
+        lines.append(f"{name}: {counted(count, 'image')} x {concept.repeats}{caption}")
+    return lines
 
 
 def epoch_length(config: TrainConfig, images: list[TrainingImage]) -> int:
-    """Images of one epoch: each `repeats` times, or the class images where those are more."""
-    length = len(images) * config.repeats
-    return max(length, config.num_class_images) if config.with_prior_preservation else length
+    """Images of one epoch: each `repeats` times, or the class images of one folder where those are more."""
+    length = sum(image.repeats for image in images) * config.repeats
+    generated = config.with_prior_preservation and config.concepts is None
+    if generated and not numbered(Path(config.class_data_dir)):
+        return max(length, config.num_class_images)
+    return length
 
 
 def image_cache(config: TrainConfig) -> Cache | None:

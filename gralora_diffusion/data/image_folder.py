@@ -4,7 +4,6 @@ import collections
 import hashlib
 import io
 import os
-import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,15 +15,33 @@ from PIL import Image
 
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, key_of
-from gralora_diffusion.data.captions import METADATA, PLACES, caption_of, read_metadata
-from gralora_diffusion.data.images import EXTENSIONS, MAX_BYTES, VECTOR_GRAPHICS, decode, open_image
+from gralora_diffusion.data.captions import (
+    METADATA,
+    PLACES,
+    Caption,
+    Variation,
+    caption_of,
+    read_metadata,
+)
+from gralora_diffusion.data.images import (
+    EXTENSIONS,
+    MAX_BYTES,
+    decode,
+    open_image,
+)
+from gralora_diffusion.data.listing import (
+    CAPTIONS,
+    DOCUMENTS,
+    NUMBERED,
+    listing,
+    printable,
+    reason_by_name,
+    reason_of,
+)
+from gralora_diffusion.data.masks import companions
 from gralora_diffusion.options import ConfigError
 
-IGNORED = {"thumbs.db", "desktop.ini", "readme.md", METADATA}
-CAPTIONS = (".txt", ".json")
-# Documents are neither images nor captions; they are left out with a note.
-DOCUMENTS = {".md", ".rst", ".log", ".csv", ".toml", ".yaml", ".yml", ".ini", ".npz"}
-HEIF = {".heic", ".heif", ".hif"}
+NAMED = 10  # files that a note names
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,10 @@ class TrainingImage:
     size: tuple[int, int]  # height and width in pixels, upright
     note: str | None = None  # what is left out, such as further frames
     read: Callable[[], bytes] | None = None  # the file's bytes, where it is not a file in a folder
+    repeats: int = 1  # how often an epoch has it, beside --repeats
+    concept: int = 0  # number of its concept in the run
+    class_set: int = 0  # number of the class images that are trained beside it, or that it belongs to
+    variation: Variation | None = None  # how its caption varies; None: as the run's options say
 
     def open(self) -> Image.Image:
         """Raises ConfigError where it is missing or has changed since it was checked."""
@@ -51,6 +72,17 @@ class TrainingImage:
             raise ConfigError(f"{problem}: {reason_of(error)}") from None
 
 
+def content_of(images: list[TrainingImage]) -> str:
+    """A hash of all that training takes from these images: bytes, names, captions and repeats, no folders."""
+    content = hashlib.sha256()
+    for image in images:
+        content.update(f"{image.path.name}\0{image.caption}\0{image.digest}\0".encode())
+        own = image.repeats, image.class_set, image.variation
+        if own != (1, 0, None):
+            content.update(f"{own}\0".encode())
+    return content.hexdigest()
+
+
 def find_images(
     folder: str | Path,
     prompt: str | None,
@@ -60,12 +92,13 @@ def find_images(
     cache: Cache | None = None,
     workers: int = 0,
     at_least: int = 1,
+    lines: str = "first",
 ) -> list[TrainingImage]:
     """The folder's images in order of name, each with its caption, or `prompt` where it has none.
 
-    option: the one that names the folder. skip: leave out files that cannot be used. Files that the cache
-    does not know are opened and decoded here, in `workers` threads. Raises ConfigError that names all files
-    that cannot be used.
+    option: the one that names the folder. skip: leave out files that cannot be used. lines: the value of
+    --caption_lines. Files that the cache does not know are opened and decoded here, in `workers` threads.
+    Raises ConfigError that names all files that cannot be used.
     """
     folder = Path(folder)
     files, folders, bad = listing(folder, option)
@@ -74,23 +107,32 @@ def find_images(
     except (ValueError, OSError) as error:
         problem = f"{folder / METADATA} cannot be used: {reason_of(error)}"
         raise ConfigError(problem, option=option) from None
-    paths = sorted({p for p in files if p.suffix.lower() in EXTENSIONS} | metadata.keys())
+    images = {p for p in files if p.suffix.lower() in EXTENSIONS}
+    masks = [p for p in companions(sorted(images)) if p not in metadata]
+    paths = sorted(images.difference(masks) | metadata.keys())
     beside = {f"{p.stem}{p.suffix.lower()}": p for p in files if p.suffix.lower() in CAPTIONS}
-    stems = {p.stem for p in paths}
+    stems = {p.stem for p in images | metadata.keys()}
     for path in files:
         if path not in metadata and (reason := reason_by_name(path, stems)):
             bad[path] = reason
+    prompt_option = "class_prompt" if option == "class_data_dir" else "instance_prompt"
     if prompt is None and paths and not any(has_caption(p, beside, metadata) for p in paths):
         problem = f"{folder} has no caption for any of its images"
-        ways = f"give --instance_prompt, or captions ({PLACES})"
-        raise ConfigError(f"{problem}: {ways}", option="instance_prompt")
+        ways = f"give --{prompt_option}, or captions ({PLACES})"
+        if (match := NUMBERED.fullmatch(folder.name)) and match[2] and option == "instance_data_dir":
+            ways += (
+                f"; --{option} {printable(folder.parent)} takes repeats and captions from the folder names"
+            )
+        raise ConfigError(f"{problem}: {ways}", option=prompt_option)
+    captions = {}
 
     def inspect(path: Path) -> TrainingImage | str:
         """The image, or why it cannot be used."""
         try:
             digest, size, left_out = facts_of_file(path, cache)
-            caption = caption_of(path, beside, metadata, prompt)
-            return TrainingImage(path, caption, digest, size, left_out)
+            caption = caption_of(path, beside, metadata, prompt, lines, prompt_option)
+            captions[path] = caption
+            return TrainingImage(path, caption.text, digest, size, left_out)
         except ConfigError:
             raise
         except Exception as error:  # a decoder may raise anything at all on a damaged file
@@ -103,10 +145,11 @@ def find_images(
         else:
             bad[path] = result
     refuse_files(folder, {printable(p.relative_to(folder)): bad[p] for p in sorted(bad)}, skip, option)
-    note_left_out(folder, folders, [p for p in files if p not in metadata])
+    note_left_out(folder, folders, [p for p in files if p not in metadata], masks)
     if len(found) < at_least:
         problem = f"{folder} holds no images that can be used ({', '.join(sorted(EXTENSIONS))})"
         raise ConfigError(problem, option=option)
+    note_captions(folder, [captions[image.path] for image in found], lines, prompt_option)
     note_peculiarities(folder, found)
     return found
 
@@ -115,59 +158,41 @@ def has_caption(path: Path, beside: dict[str, Path], metadata: dict[Path, str]) 
     return path in metadata or any(f"{path.stem}{suffix}" in beside for suffix in CAPTIONS)
 
 
-def note_left_out(folder: Path, folders: list[str], files: list[Path]) -> None:
-    """Note which subfolders and documents are not read."""
+def note_left_out(folder: Path, folders: list[str], files: list[Path], masks: list[Path]) -> None:
+    """Note which subfolders, documents and masks are not read."""
     if folders:
         note(f"{folder} has subfolders, which are left out: {', '.join(map(printable, folders))}")
     documents = [printable(path.name) for path in files if path.suffix.lower() in DOCUMENTS]
     if documents:
         names = ", ".join(documents)
         note(f"{folder} holds files that are neither images nor captions, which are left out: {names}")
+    if masks:
+        what = f"{counted(len(masks), 'mask')} beside the images, not trained on as {plural(masks, 'image')}"
+        note(f"{folder} holds {what}: {printable(masks[0].name)}{' and others' if len(masks) > 1 else ''}")
 
 
-def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path, str]]:
-    """(files in order of name, names of subfolders, {entry that is neither: reason})."""
-    files, folders, bad = [], [], {}
-    try:
-        if not folder.is_dir():
-            problem = f"{printable(folder)} is not a folder: --{option} must name a folder of images"
-            raise ConfigError(problem, option=option)
-        entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except ConfigError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the folder of --{option} cannot be read: {error}", option=option) from None
-    for path in entries:
-        if path.name.lower() in IGNORED:
-            continue
-        try:
-            mode = path.stat().st_mode
-        except OSError as error:
-            bad[path] = reason_of(error)
-            continue
-        if stat.S_ISDIR(mode):
-            folders.append(path.name)
-        elif stat.S_ISREG(mode):
-            files.append(path)
-        else:
-            bad[path] = "a pipe, a socket or a device, not a file"
-    return files, folders, bad
+def plural(items: list, noun: str) -> str:
+    return noun if len(items) == 1 else f"{noun}s"
 
 
-def reason_by_name(path: Path, stems: set[str]) -> str | None:
-    """Why a file cannot be used, judged by its name alone. stems: those of the images."""
-    suffix = path.suffix.lower()
-    if suffix in EXTENSIONS | DOCUMENTS or (suffix in CAPTIONS and path.stem in stems):
-        return None
-    if suffix in CAPTIONS:
-        return f"a caption without an image: there is no image named {printable(path.stem)}"
-    if suffix in VECTOR_GRAPHICS:
-        return "vector graphics, not pixels: export it as PNG"
-    if suffix in HEIF:
-        return "HEIC is not supported: convert it to JPEG or PNG"
-    if suffix == ".caption":
-        return f"a caption format that is not supported: rename it to {printable(path.stem)}.txt"
-    return "not an image"
+def note_captions(folder: Path, captions: list[Caption], lines: str, prompt_option: str) -> None:
+    """Note which captions were read in a way that their writer may not expect."""
+    guessed = [caption.file for caption in captions if caption.guessed]
+    several = [caption.file for caption in captions if caption.lines > 1]
+    empty = [caption.empty for caption in captions if caption.empty]
+    if guessed:
+        note(f"captions in {folder} that are not UTF-8 are read as cp1252: {some(guessed)}")
+    if several and lines == "first":
+        what = f"the first line is used of {plural(several, 'caption')} with several in {folder}"
+        note(f"{what}: {some(several)} (--caption_lines join or random uses all lines)")
+    if empty:
+        note(f"--{prompt_option} replaces empty captions in {folder}: {some(empty)}")
+
+
+def some(names: list[str]) -> str:
+    """Up to NAMED of the names, in one line."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(printable, names[:NAMED])) + more
 
 
 def facts_of_file(source: Path | bytes, cache: Cache | None) -> tuple[str, tuple[int, int], str | None]:
@@ -247,17 +272,3 @@ def in_threads(function: Callable, items: Iterable, workers: int) -> Iterator:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def printable(name) -> str:
-    """A name as one line of text, whatever characters it has."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name)
-    )
-
-
-def reason_of(error: Exception) -> str:
-    """An error's message in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return printable(" ".join(str(error).split())[:300] or type(error).__name__)

@@ -1,5 +1,6 @@
 """Image files, good and bad: decoded to RGB, and cropped to the shapes that a run trains on."""
 
+import functools
 import math
 from pathlib import Path
 from typing import BinaryIO
@@ -10,10 +11,22 @@ from PIL import Image
 from gralora_diffusion.sdxl.base import time_ids
 from gralora_diffusion.seeding import generator
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".mpo", ".avif"}
-# A phone's MPO is a JPEG. Never EPS, for which Pillow would start Ghostscript.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+HEIF = {".heic", ".heif", ".hif"}
+JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".mpo"}  # a phone's MPO is a JPEG
+EXTENSIONS = {".png", ".apng", *JPEG, ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif", *HEIF}
+# Never EPS, for which Pillow would start Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "HEIF")
+RAW = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
 VECTOR_GRAPHICS = {".svg", ".svgz", ".eps", ".ps", ".pdf", ".ai"}
+NO_HEIF = "HEIC, which needs a package: pip install 'gralora-diffusion[heic]', or convert it to JPEG or PNG"
+NO_JXL = "JPEG XL, which is not supported: convert it to PNG or JPEG, for instance with djxl"
+NO_AVIF = "AVIF, which this Pillow does not read: pip install --upgrade pillow, or convert it to PNG"
+BY_HEADER = {  # the beginning of a file, behind its first `n` bytes: why it cannot be used
+    (0, b"\xff\x0a"): NO_JXL,
+    (4, b"JXL "): NO_JXL,
+    **{(4, b"ftyp" + kind): NO_HEIF for kind in (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1")},
+    **{(4, b"ftyp" + kind): NO_AVIF for kind in (b"avif", b"avis")},
+}
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
 MAX_BYTES = 2**30  # of an image file
 MIN_SIDE = 16
@@ -42,19 +55,45 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
 def decode(source: Path | BinaryIO) -> tuple[Image.Image, str | None]:
     """(image as open_image() gives it, what is left out or None)."""
     Image.init()  # all plugins; AVIF is not in every Pillow
+    add_heif()
     try:
         with Image.open(source, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
             check_header(image)
-            animated = image.format != "MPO" and getattr(image, "is_animated", False)
+            animated = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
             image.load()
             left_out = "has several frames or pages, and the first is used" if animated else None
             return to_rgb(upright(image)), left_out
     except Image.UnidentifiedImageError:
-        raise ValueError("not an image, in spite of its name") from None
+        raise ValueError(unidentified(source)) from None
     except Image.DecompressionBombError:
         raise ValueError(f"its pixels are more than the limit of {MAX_PIXELS:,}") from None
     except MemoryError:
         raise ValueError("it does not fit into memory") from None
+
+
+@functools.cache
+def add_heif() -> bool:
+    """Let Pillow read HEIC, if the package pillow-heif is installed; returns whether it is."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def unidentified(source: Path | BinaryIO) -> str:
+    """Why Pillow does not know a file, judged by how it begins."""
+    if isinstance(source, Path):
+        with open(source, "rb") as file:
+            begin = file.read(16)
+    else:
+        source.seek(0)
+        begin = source.read(16)
+    for (skipped, mark), reason in BY_HEADER.items():
+        if begin[skipped:].startswith(mark) and not (reason is NO_HEIF and add_heif()):
+            return reason
+    return "not an image, in spite of its name"
 
 
 def check_header(image: Image.Image) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from gralora_diffusion.data.captions import from_text
 from gralora_diffusion.data.images import EXTENSIONS
 from gralora_diffusion.options import ConfigError
 
@@ -130,7 +131,7 @@ def prompts_for(paths: list[Path], file: Path | None = None) -> list[str] | None
         if file is None:
             return prompts_beside(paths)
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"prompts cannot be read: {error}") from None
     return repeated([line for line in lines if line], paths, file)
 
@@ -139,7 +140,7 @@ def prompts_beside(paths: list[Path]) -> list[str] | None:
     texts = [path.with_suffix(".txt") for path in paths]
     if not all(text.is_file() for text in texts):
         return None
-    return [" ".join(text.read_text(encoding="utf-8-sig").split()) for text in texts]
+    return [from_text(text, "first").text for text in texts]
 
 
 def repeated(prompts: list[str], paths: list[Path], where) -> list[str]:

@@ -12,7 +12,16 @@ from gralora_diffusion.adapters import allocation
 from gralora_diffusion.adapters.registry import all_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import counted
-from gralora_diffusion.data.dataset import epoch_length, image_cache, instance, instance_images
+from gralora_diffusion.data.class_images import check_class_folders
+from gralora_diffusion.data.dataset import (
+    concept_lines,
+    epoch_length,
+    image_cache,
+    instance,
+    instance_images,
+)
+from gralora_diffusion.data.listing import printable
+from gralora_diffusion.data.sample_prompts import sample_prompts
 from gralora_diffusion.devices import best_device, is_out_of_memory, memory_in_use, name_of, total_memory
 from gralora_diffusion.formats.load import check_fits
 from gralora_diffusion.formats.read import NATIVE, read_adapter
@@ -23,7 +32,7 @@ from gralora_diffusion.training.export import export_sizes
 from gralora_diffusion.training.forecast import duration
 from gralora_diffusion.training.optim import bytes_per_parameter
 from gralora_diffusion.training.phase_memory import numbers, phase_memory
-from gralora_diffusion.training.run_folder import locate
+from gralora_diffusion.training.run_folder import locate, with_recorded_prompts
 from gralora_diffusion.training.setup import checkpoint_interval, inject_all, steps_of
 from gralora_diffusion.training.step_cost import step_memory, step_time
 
@@ -69,6 +78,8 @@ class Plan:
     images: int
     resolution: int
     source: Path  # folder or dataset of the images
+    concepts: list[str]  # a line on each, where there are several
+    prompts: list[str]  # of the sample images
 
     @property
     def parameters(self) -> int:
@@ -100,6 +111,7 @@ class Plan:
             "adapter": f"{kind}, {len(self.layers)} layers, {self.parameters:,} parameters",
             **self.parent(),
             "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
+            **self.described(),
             "steps": f"{self.steps} of {images} per process, {self.epochs:.1f} epochs",
             "device": f"{name_of(best_device())}, {str(precision(self.config)[1]).removeprefix('torch.')}",
             "memory": peak,
@@ -124,6 +136,13 @@ class Plan:
     def parent(self) -> dict[str, str]:
         """What the run starts from, if it is another adapter."""
         return {"starts from": self.config.start_from} if self.config.start_from else {}
+
+    def described(self) -> dict[str, str]:
+        """The concepts, if there are several, and the prompts of the sample images, if there are any."""
+        facts = {"concepts": "; ".join(self.concepts)} if self.concepts else {}
+        if not self.config.skip_final_inference:
+            facts["sample prompts"] = " | ".join(map(printable, self.prompts))
+        return facts
 
     def peaks(self) -> str:
         """The phases with their memory."""
@@ -155,7 +174,9 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     Writes nothing but what the cache keeps about the images. Raises ConfigError as train() would.
     """
     config = config.resolved()
-    images, run = instance_images(config, image_cache(config)), locate(config)
+    images = instance_images(config, image_cache(config))
+    run = locate(config, images)
+    check_class_folders(config)
     components = shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir)
     unet_config = components["unet"].config
     tokens = components["text_encoder"].config.max_position_embeddings
@@ -198,6 +219,8 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         images=len(images),
         resolution=resolution,
         source=instance(config)[0],
+        concepts=concept_lines(config, images),
+        prompts=sample_prompts(with_recorded_prompts(run, config), images),
     )
 
 

@@ -10,7 +10,7 @@ from gralora_diffusion.adapters import allocation_file
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.cache import weights_hash
-from gralora_diffusion.data.image_folder import TrainingImage
+from gralora_diffusion.data.image_folder import TrainingImage, content_of
 from gralora_diffusion.formats.conv_factors import as_matrix
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.options import ConfigError
@@ -67,14 +67,18 @@ def named_parameters(models: dict) -> dict[str, torch.nn.Parameter]:
     return found
 
 
-def facts_of(pipeline, images: list[TrainingImage], steps: int | None, accelerator) -> dict:
+def facts_of(
+    pipeline,
+    images: list[TrainingImage],
+    class_images: list[TrainingImage],
+    steps: int | None,
+    accelerator,
+) -> dict:
     """What a run depends on beside its config. steps: their number, where the learning rate depends on it."""
-    content = hashlib.sha256()
-    for image in images:
-        content.update(f"{image.path.name}\0{image.caption}\0{image.digest}\0".encode())
     alphas = pipeline.scheduler.alphas_cumprod.float().numpy()
     must_match = dict(
-        images=content.hexdigest(),
+        images=content_of(images + class_images),
+        instance=content_of(images),  # not compared: run_folder.py finds the run by it
         base=fingerprint(pipeline.unet),
         processes=accelerator.num_processes,
         steps=steps,
@@ -95,7 +99,10 @@ def check_facts(checkpoint: Path, before: dict, now: dict) -> None:
     changed = [what for name, what in MUST_MATCH.items() if name in old and new[name] != old[name]]
     if changed:
         problem = f"{checkpoint} was made with {' and '.join(changed)}"
-        raise ConfigError(f"{problem}: use the same to resume it, or choose another --output_dir")
+        ways = "use the same to resume it, or choose another --output_dir"
+        if changed == [MUST_MATCH["images"]]:
+            ways += f", where --start_from {checkpoint.parent} goes on from this run with the new ones"
+        raise ConfigError(f"{problem}: {ways}")
     old, new = before["should_match"], now["should_match"]
     changed = [
         f"{name} {value}, now {new.get(name)}" for name, value in old.items() if new.get(name) != value

@@ -16,6 +16,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.data.concepts import image_folders
+from gralora_diffusion.data.image_folder import TrainingImage, content_of
+from gralora_diffusion.data.listing import resolved
 from gralora_diffusion.files import without_folders, write_text
 from gralora_diffusion.options import ConfigError, from_dict, options_of, to_dict, to_flat
 from gralora_diffusion.training import checkpoint as checkpoints
@@ -126,14 +129,14 @@ def who_writes(run: Path) -> str:
     return f"{run} is being written by another run{who}: wait for it, stop it, or choose another --output_dir"
 
 
-def locate(config: TrainConfig) -> Path:
+def locate(config: TrainConfig, images: list[TrainingImage]) -> Path:
     """The folder that this command writes to; raises ConfigError where it cannot, and writes nothing.
 
-    It is --output_dir, new or with a run of the same config; by default the first of runs/NAME, runs/NAME-2,
-    ... that does not exist or holds an unfinished run of the same config.
+    images: the instance images. It is --output_dir, new or with a run of the same config; by default the
+    first of runs/NAME, runs/NAME-2, ... that does not exist or holds an unfinished run of the same config.
     """
     try:
-        run = default_folder(config) if config.output_dir is None else given_folder(config)
+        run = default_folder(config, images) if config.output_dir is None else given_folder(config)
         nearest = next(p for p in (run, *run.absolute().parents) if p.exists())
     except ConfigError:
         raise
@@ -143,6 +146,7 @@ def locate(config: TrainConfig) -> Path:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK, effective_ids=effective):
         problem = f"{run} cannot be written: {nearest} is a file, or there is no permission"
         raise ConfigError(problem, option="output_dir")
+    check_beside_images(run, config)
     if busy(run):
         raise ConfigError(who_writes(run), option="output_dir")
     return run
@@ -157,23 +161,64 @@ def given_folder(config: TrainConfig) -> Path:
     return run
 
 
-def default_folder(config: TrainConfig) -> Path:
+def check_beside_images(run: Path, config: TrainConfig) -> None:
+    """Raises ConfigError for a new run in a folder of images, whose files would become images of the run."""
+    path = resolved(run)
+    for folder in image_folders(config):
+        inside = resolved(folder) in path.parents
+        if path == resolved(folder) or (inside and not (run / "config.json").exists()):
+            where = "inside" if inside else "the same as"
+            problem = f"the run folder {run} is {where} the folder of images {folder}"
+            raise ConfigError(f"{problem}: choose another --output_dir", option="output_dir")
+
+
+def default_folder(config: TrainConfig, images: list[TrainingImage]) -> Path:
     given = config.instance_data_dir or config.dataset_name
     subject = "robot" if given is None else Path(given).resolve().name
+    if config.concepts is not None:
+        subject = Path(config.concepts).stem
     name = f"{subject}-{config.adapter_name}-r{config.adapter.rank}"
     for number in itertools.count(1):
         run = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        if not run.exists() or resumable(run, config):
+        if not run.exists() or resumable(run, config, images):
             return run
 
 
-def resumable(run: Path, config: TrainConfig) -> bool:
-    """Whether the folder holds an unfinished run of this config."""
+def resumable(run: Path, config: TrainConfig, images: list[TrainingImage]) -> bool:
+    """Whether the folder holds an unfinished run of this config and these images."""
     try:
         check_same(run, config, given_only=True)
-    except ConfigError:
+        saved = from_dict(TrainConfig, json.loads((run / "config.json").read_text()))
+    except (ConfigError, OSError, ValueError):
         return False
-    return read_status(run)["state"] != "done"
+    return read_status(run)["state"] != "done" and same_source(run, saved, config, images)
+
+
+def same_source(run: Path, saved: TrainConfig, config: TrainConfig, images: list[TrainingImage]) -> bool:
+    """Whether a run trains on the same images, wherever they are, or on a folder of the same name."""
+    try:
+        facts = json.loads((run / "environment.json").read_text())
+        if facts["must_match"].get("instance") == content_of(images):
+            return True
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    names = ("instance_data_dir", "concepts", "instance_prompt", "class_data_dir")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return all(getattr(saved, name) == value for name, value in given.items())
+
+
+def with_recorded_prompts(run: Path, config: TrainConfig) -> TrainConfig:
+    """The config with the sample prompts of the run that it resumes, unless it names others.
+
+    Images of one run are compared with each other, and what a run without prompts draws may change.
+    """
+    if config.validation_prompt is not None:
+        return config
+    try:
+        recorded = json.loads((run / "config.json").read_text())["validation_prompt"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return config
+    return dataclasses.replace(config, validation_prompt=recorded)
 
 
 def check_same(run: Path, config: TrainConfig, given_only: bool = False) -> None:

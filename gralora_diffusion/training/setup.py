@@ -18,9 +18,10 @@ from gralora_diffusion.adapters.quantization import check_quantization, quantize
 from gralora_diffusion.adapters.registry import adapter_parameters, all_layers, handles
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note, share_work
-from gralora_diffusion.data.class_images import class_images
-from gralora_diffusion.data.dataset import epoch_length, image_cache, instance, instance_images
+from gralora_diffusion.data.class_images import check_class_folders, class_images
+from gralora_diffusion.data.dataset import epoch_length, image_cache, instance_images
 from gralora_diffusion.data.image_folder import TrainingImage
+from gralora_diffusion.data.sample_prompts import sample_prompts, trigger_of
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.base import resolution_of
@@ -33,10 +34,8 @@ from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.optim import check_optimizer, depends_on_length, learning_rates
 from gralora_diffusion.training.record import base_name, began_at, training_record
 from gralora_diffusion.training.resume import facts_of, resume
-from gralora_diffusion.training.run_folder import locate
+from gralora_diffusion.training.run_folder import locate, with_recorded_prompts
 from gralora_diffusion.training.start_from import Started, start_from
-
-SCENES = ("", " on a blue background", " in the snow", " on the beach")  # of the default validation prompts
 
 
 @dataclass
@@ -103,7 +102,10 @@ def objective_of(config: TrainConfig, pipeline) -> dict:
 
 def set_up(config: TrainConfig) -> TrainingSetup:
     """Check options, load and adapt the base, read the checkpoint; writes only the cache and class images."""
-    images, path = instance_images(config, image_cache(config)), locate(config)
+    images = instance_images(config, image_cache(config))
+    path = locate(config, images)
+    check_class_folders(config)
+    config = with_recorded_prompts(path, config)
     mixed_precision, dtype = precision(config)
     if config.push_to_hub:
         check_hub(config, path)
@@ -140,7 +142,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     note_single_blocks(config, models)
     config = with_base_defaults(config, pipeline, images, mixed_precision, processes)
     length = steps if depends_on_length(config) else None
-    facts = facts_of(pipeline, images + of_class, length, accelerator)
+    facts = facts_of(pipeline, images, of_class, length, accelerator)
     started = None
     if config.start_from:
         started = start_from(config.start_from, models, objective_of(config, pipeline))
@@ -173,14 +175,13 @@ def with_base_defaults(
     config: TrainConfig, pipeline, images: list[TrainingImage], mixed_precision: str, processes: int
 ) -> TrainConfig:
     """The config with every value that a run takes from the base or the images, as config.json records it."""
-    prompt = instance(config)[1] or images[0].caption
     rates = learning_rates(config, processes)
     return dataclasses.replace(
         config,
         mixed_precision=mixed_precision,
         resolution=config.resolution or resolution_of(pipeline),
-        instance_prompt=prompt,
-        validation_prompt=config.validation_prompt or "|".join(prompt + scene for scene in SCENES),
+        instance_prompt=trigger_of(config, images),
+        validation_prompt="|".join(sample_prompts(config, images)),
         text_encoder_lr=rates["text_encoder"] if config.train_text_encoder else None,
         text_encoder_2_lr=rates["text_encoder_2"] if config.train_text_encoder else None,
         prediction_type=config.prediction_type or pipeline.scheduler.config.prediction_type,

@@ -16,8 +16,9 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note, share_work
 from gralora_diffusion.data.batches import BatchPlan, plan_batches
 from gralora_diffusion.data.cache import Cache, weights_hash
-from gralora_diffusion.data.dataset import image_cache
+from gralora_diffusion.data.dataset import concept_lines, image_cache
 from gralora_diffusion.data.encode import LatentKeys, encode_captions, note_long_captions
+from gralora_diffusion.data.listing import printable
 from gralora_diffusion.devices import forget_peak, name_of, peak_memory, release_unused
 from gralora_diffusion.formats.run_files import named_after
 from gralora_diffusion.options import ConfigError, TrainingError, to_dict
@@ -41,7 +42,7 @@ from gralora_diffusion.training.sharding import shard
 from gralora_diffusion.training.signals import Interrupts, Stopped
 from gralora_diffusion.training.start_from import NAMED, Started
 from gralora_diffusion.training.steps import Optimization
-from gralora_diffusion.training.validation_images import Previews, save_comparison, thumbnails
+from gralora_diffusion.training.validation_images import Previews, prompts_of, save_comparison, thumbnails
 
 EMBEDDED_BASE = "the embedded one (64 x 64 pixels), since no --pretrained_model_name_or_path is given"
 LOST_PROCESS = (
@@ -163,6 +164,11 @@ def start_run(setup: TrainingSetup, run: Run | None) -> None:
         if setup.started and not setup.start:
             print(setup.started.text(), flush=True)
             note_lost(setup.started)
+        for line in concept_lines(setup.config, setup.images):
+            print(f"concept {line}", flush=True)
+        if not setup.config.skip_final_inference:
+            prompts = " | ".join(map(printable, prompts_of(setup.config)))
+            print(f"sample prompts: {prompts}", flush=True)
         if setup.has_earlier_run and not setup.start:
             note("the run was stopped before its first checkpoint: it restarts at step 0")
         print(f"{size} -> {setup.path}{resumed}", flush=True)

@@ -19,7 +19,8 @@ from gralora_diffusion.ui.workspace import BUNDLED, EMBEDDED, Workspace, quoted,
 IMAGES = "instance_data_dir"
 BASE = "pretrained_model_name_or_path"
 FRONT = (BASE, "instance_prompt", "max_train_steps", "rank", "seed")  # above the groups, with IMAGES
-NO_FIELD = ("output_dir", "dry_run", "resume_from_checkpoint")  # the run's name, Check and Resume
+# The run's name, Check, Resume, and a file that names any folders, which a page must not read.
+NO_FIELD = ("output_dir", "dry_run", "resume_from_checkpoint", "concepts")
 HINTS = {  # of the fields in front, for beginners; the others have the text of --help
     IMAGES: "A set of Dataset; robot comes with the page",
     BASE: "The embedded one, a hub id, or a checkpoint in the folder models",
@@ -157,6 +158,9 @@ def parse_name(option: Option, text: str, workspace: Workspace) -> str | None:
 def from_config(config: TrainConfig, workspace: Workspace) -> dict:
     """The form's values for a config: the inverse of to_config().  Raises ConfigError for foreign paths."""
     flat = to_flat(config)
+    if config.concepts is not None:
+        problem = "--concepts is an option of the command line: a run of the page has one image set"
+        raise ConfigError(problem, option="concepts")
     values = {option.name: form_value(option, flat[option.name], workspace) for option in FIELDS.values()}
     to_config(values, workspace)
     return values

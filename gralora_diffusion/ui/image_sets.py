@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from gralora_diffusion.data.captions import from_text
 from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
@@ -94,13 +95,13 @@ def copy(workspace: Workspace, name: str, new: str) -> str:
 
 
 def caption_of(image: Path) -> str:
-    """An image's caption as one line; "" where it has none."""
+    """An image's caption, of several lines the first, as in training; "" where it has none."""
     text = image.with_suffix(".txt")
     if not real_file(text):
         return ""
     try:
-        return one_line(text.read_text(encoding="utf-8-sig", errors="replace"))
-    except OSError:
+        return from_text(text, "first").text
+    except (OSError, ValueError):
         return ""
 
 

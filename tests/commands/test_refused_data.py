@@ -61,13 +61,20 @@ ROWS = {
     ),
     "all bad files at once": (
         train_on(("a.png", b""), ("b.png", b""), ("c.jpg", b"x")),
-        r"3 file\(s\).*a\.png, b\.png \(empty file\); c\.jpg",
+        r"3 files.*a\.png, b\.png \(empty file\); c\.jpg",
     ),
     "unknown file": (train_on(("a.doc", b"x")), r"a\.doc \(not an image\)"),
-    "HEIC": (train_on(("a.heic", b"x")), r"a\.heic \(HEIC is not supported: convert it to JPEG or PNG\)"),
-    "kohya's captions": (
+    "caption of nothing": (
         train_on(("a.caption", b"x")),
-        r"a\.caption \(a caption format that is not supported: rename",
+        r"a\.caption \(a caption without an image: there is no image named a\)",
+    ),
+    "no caption but empty ones": (
+        train_on(("good.txt", b" \n"), prompt=None),
+        r"good\.png \(its caption in good\.txt is empty, and there is no --instance_prompt\)",
+    ),
+    "no class prompt": (
+        train_with(with_prior_preservation=True, class_data_dir="{tmp}/class"),
+        "needs --class_data_dir and --class_prompt",
     ),
     "metadata outside": (
         train_on(("metadata.jsonl", b'{"file_name": "../x.png", "text": "x"}')),
@@ -90,4 +97,5 @@ def test_what_is_neither_image_nor_caption_is_left_out_with_a_note(tmp_path, cap
         (tmp_path / name).write_bytes(b"x")
     assert [p.path.name for p in find_images(tmp_path, "a dog")] == ["a.png"]
     note = capsys.readouterr().err
-    assert "neither images nor captions, which are left out: latents.npz, list.csv, notes.md\n" in note
+    assert "neither images nor captions, which are left out: list.csv, notes.md\n" in note
+    assert "npz" not in note

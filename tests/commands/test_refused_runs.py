@@ -51,7 +51,32 @@ def unwritable(tmp, _):
         start(tmp, None)
 
 
+def with_another_image(tmp, finished_run):
+    shutil.copytree(EXAMPLE, tmp / "images")
+    Image.new("RGB", (64, 64), "red").save(tmp / "images" / "more.png")
+    (tmp / "images" / "more.txt").write_text("a red square")
+    resume_with(instance_data_dir=str(tmp / "images"), max_train_steps=21)(tmp, finished_run)
+
+
+def into_the_images(folder: str):
+    """A function that trains on images/ into this folder."""
+
+    def start(tmp, _):
+        shutil.copytree(EXAMPLE, tmp / "images")
+        train_with(instance_data_dir="{tmp}/images", output_dir=folder)(tmp, None)
+
+    return start
+
+
 ROWS = {
+    "output among the images": (
+        into_the_images("{tmp}/images"),
+        "the run folder .*/images is the same as the folder of images .*/images: choose another",
+    ),
+    "output inside the images": (
+        into_the_images("{tmp}/images/runs/dog"),
+        "the run folder .*/images/runs/dog is inside the folder of images .*/images: choose another",
+    ),
     "output is a file": (
         train_with(output_dir=str(EXAMPLE / "00.png")),
         "is a file: choose another --output_dir",
@@ -73,8 +98,8 @@ ROWS = {
         "--pretrained_model_name_or_path None, not",
     ),
     "resume with other data": (
-        resume_with(instance_data_dir=str(EXAMPLE), instance_prompt="a photo of sks robot"),
-        "--instance_data_dir None, not",
+        with_another_image,
+        "with other images or captions: use the same to resume it, .* --output_dir, where --start_from",
     ),
     "resume from elsewhere": (
         resume_with(resume_from_checkpoint="x/checkpoint-20"),

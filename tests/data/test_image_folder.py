@@ -36,7 +36,7 @@ def test_captions_stand_beside_the_images(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "e.png", "text": "a dog in a file"}\n\n')
     found = captions(tmp_path, "a photo of sks dog")
     assert found == {
-        "a.png": "a sks dog on a lawn",
+        "a.png": "a sks dog",  # the first line, as in sd-scripts
         "b.jpg": "a photo of sks dog",
         "c.png": "a sks dog, grass, sun",
         "d.png": "dog, lawn",
@@ -226,7 +226,11 @@ def test_an_unreadable_file_is_named(name):
         (dict(max_train_samples=5), "--max_train_samples has no effect here: it needs --dataset_name"),
         (dict(keep_tokens=1), "--keep_tokens has no effect here: it needs --shuffle_captions"),
         (dict(with_prior_preservation=True), "needs --class_data_dir and --class_prompt"),
-        (dict(with_prior_preservation=True, class_data_dir="x"), "needs --class_data_dir and --class_prompt"),
+        (
+            dict(concepts="x", instance_data_dir="y"),
+            "--instance_data_dir and --concepts both name the images",
+        ),
+        (dict(caption_lines="last"), "first, join, random"),
         (dict(latent_cache_dir="x", cache_latents=False), "it needs --cache_latents"),
         (dict(image_interpolation_mode="magic"), "lanczos"),
         (dict(caption_dropout=1.5), "at most 1"),

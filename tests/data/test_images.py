@@ -10,8 +10,9 @@ import torch
 from bad_images import BAD, NOISE, encoded
 from PIL import Image, ImageOps, PngImagePlugin
 
+from gralora_diffusion.data import images
 from gralora_diffusion.data.image_folder import find_images
-from gralora_diffusion.data.images import bucket_of, buckets, crops_of, open_image, to_pixels
+from gralora_diffusion.data.images import ORIENTATION, bucket_of, buckets, crops_of, open_image, to_pixels
 from gralora_diffusion.options import ConfigError
 
 
@@ -227,3 +228,42 @@ def test_interpolations_are_pillows(mode):
     assert torch.equal(
         pixels, to_pixels(image.resize((48, 48), Image.Resampling[mode.split("_")[0].upper()]))
     )
+
+
+def test_formats_by_other_names_are_read(tmp_path):
+    for name, kind in {
+        "a.jfif": "JPEG",
+        "b.jpe": "JPEG",
+        "c.dib": "DIB",
+        "d.apng": "PNG",
+        "e.avif": "AVIF",
+    }.items():
+        Image.fromarray(NOISE).save(tmp_path / name, kind)
+    assert len(find_images(tmp_path, "x")) == 5
+
+
+def test_heic_is_read_upright_where_its_package_is_installed(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    image = Image.new("RGB", (96, 64), "blue")
+    image.paste("red", (0, 0, 48, 64))
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # the camera was held upright: turned clockwise, the left side is on top
+    image.info["exif"] = exif.tobytes()  # the encoder stores it as a rotation, as phones do
+    image.save(tmp_path / "a.HEIC", "HEIF", quality=90)
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.HEIC").read_bytes())
+    for found in find_images(tmp_path, "x"):
+        opened = found.open()
+        assert found.size == (96, 64) == (opened.height, opened.width)
+        assert opened.getpixel((32, 20))[0] > 200 > 50 > opened.getpixel((32, 80))[0]
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.HIF", "a.jpg"])
+def test_heic_without_its_package_says_what_to_install(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(images, "add_heif", lambda: False)
+    monkeypatch.setattr(images, "FORMATS", ("PNG", "JPEG"))
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(
+        ConfigError, match=r"HEIC, which needs a package: pip install 'gralora-diffusion\[heic\]'"
+    ):
+        find_images(tmp_path, "x")

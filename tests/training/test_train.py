@@ -14,13 +14,13 @@ from gralora_diffusion import AdapterConfig, TrainConfig, load_adapter, load_sdx
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.data.images import open_image
+from gralora_diffusion.data.sample_prompts import SCENES
 from gralora_diffusion.options import ConfigError, TrainingError, from_dict
 from gralora_diffusion.sdxl.single_file import SDXL_UNET
 from gralora_diffusion.training import objective
 from gralora_diffusion.training import train as train_module
 from gralora_diffusion.training.dry_run import plan
 from gralora_diffusion.training.memory import disk_used
-from gralora_diffusion.training.setup import SCENES
 from gralora_diffusion.training.step_cost import step_memory
 from gralora_diffusion.training.train import train
 

@@ -1,0 +1,173 @@
+"""The concepts of a run: folders of images, each with repeats, captions and class images of its own.
+
+They are the images of --instance_data_dir, its subfolders where these are named as kohya's ("10_sks dog"), or
+the entries of the file of --concepts.
+"""
+
+import dataclasses
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.data.listing import has_images, listing, numbered, printable, reason_of
+from gralora_diffusion.data.text_files import read_text
+from gralora_diffusion.options import ConfigError, did_you_mean, from_dict
+
+EXAMPLE = Path(__file__).parent.parent / "example"  # six images of a robot, made for this project
+EXAMPLE_PROMPT = "a photo of sks robot"
+FOLDER, CLASS_FOLDER = "folder", "class_folder"
+CLASS_KEYS = (CLASS_FOLDER, "class_prompt", "num_class_images")
+KEYS = {  # of an entry: the option that it stands for
+    FOLDER: "instance_data_dir",
+    "prompt": "instance_prompt",
+    CLASS_FOLDER: "class_data_dir",
+    **{name: name for name in ("repeats", "class_prompt", "num_class_images", "caption_column")},
+    **{name: name for name in ("caption_dropout", "shuffle_captions", "keep_tokens")},
+    **{name: name for name in ("caption_lines", "caption_wildcards")},
+}
+MAX_BYTES = 2**20  # of the file
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One folder of images. config: the run's, with the options of this concept."""
+
+    folder: Path
+    config: TrainConfig
+    repeats: int = 1  # beside --repeats
+    numbered: bool = False  # whether repeats and caption are from the folder's name
+
+    @property
+    def class_key(self) -> tuple | None:
+        """Concepts of one key share their class images; None without class images."""
+        config = self.config
+        if not config.with_prior_preservation:
+            return None
+        return config.class_data_dir, config.class_prompt, config.num_class_images
+
+
+def concepts_of(config: TrainConfig) -> list[Concept]:
+    """The concepts of a run that reads folders. Raises ConfigError for a file that cannot be used."""
+    if config.concepts is not None:
+        return concepts_in_file(Path(config.concepts), config)
+    if config.instance_data_dir is None:
+        prompt = config.instance_prompt or EXAMPLE_PROMPT
+        return [Concept(EXAMPLE, dataclasses.replace(config, instance_prompt=prompt))]
+    return in_folder(Path(config.instance_data_dir), config)
+
+
+def folder_concepts(config: TrainConfig) -> list[Concept]:
+    """concepts_of(), and none for a dataset."""
+    return [] if config.dataset_name is not None else concepts_of(config)
+
+
+def in_folder(folder: Path, config: TrainConfig, repeats: int = 1) -> list[Concept]:
+    """The folder, or its subfolders "10_sks dog" where it holds no images itself."""
+    subfolders = [] if has_images(folder) else numbered(folder)
+    if not subfolders:
+        return [Concept(folder, config, repeats)]
+    found = []
+    for path, times, words in subfolders:
+        own = dataclasses.replace(config, instance_prompt=words or config.instance_prompt)
+        found.append(Concept(path, own, repeats * times, True))
+    return found
+
+
+def left_out(folder: Path) -> list[str]:
+    """Names of the subfolders that in_folder() does not read, where it reads the others."""
+    if has_images(folder) or not (read := numbered(folder)):
+        return []
+    names = {path.name for path, _, _ in read}
+    return [name for name in listing(folder, "instance_data_dir")[1] if name not in names]
+
+
+def concepts_in_file(file: Path, config: TrainConfig) -> list[Concept]:
+    """The entries of a JSON or TOML file. Raises ConfigError that names the entry."""
+    found = []
+    for number, entry in enumerate(entries_of(file), 1):
+        where = f"entry {number} of {printable(file)}"
+        try:
+            found += from_entry(entry, file.parent, config)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}", option="concepts") from None
+    if config.with_prior_preservation and not any(concept.class_key for concept in found):
+        problem = f"--with_prior_preservation needs class images, and {printable(file)} names none"
+        ways = (
+            "give class_folder and class_prompt in an entry, or --class_data_dir and --class_prompt for all"
+        )
+        raise ConfigError(f"{problem}: {ways}", option="with_prior_preservation")
+    return found
+
+
+def entries_of(file: Path) -> list:
+    """What the file lists."""
+    name = printable(file)
+    try:
+        text = read_text(file, MAX_BYTES).text
+        content = tomllib.loads(text) if file.suffix.lower() == ".toml" else json.loads(text)
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        kind = "TOML" if file.suffix.lower() == ".toml" else "JSON"
+        problem = f"the file of --concepts is not {kind} ({reason_of(error)}): {name}"
+        raise ConfigError(problem, option="concepts") from None
+    except (OSError, ValueError) as error:
+        problem = f"the file of --concepts cannot be read ({reason_of(error)}): {name}"
+        raise ConfigError(problem, option="concepts") from None
+    entries = content.get("concepts") if isinstance(content, dict) else content
+    if not isinstance(entries, list) or not entries:
+        shape = '[{"folder": "dog", "prompt": "a photo of sks dog"}, ...], in TOML of [[concepts]] tables'
+        raise ConfigError(f"{name} must be a list of entries, as {shape}", option="concepts")
+    return entries
+
+
+def from_entry(entry, base: Path, config: TrainConfig) -> list[Concept]:
+    """The concepts of one entry; its paths are relative to `base`. Raises ConfigError without the place."""
+    if not isinstance(entry, dict):
+        raise ConfigError(f"it is {type(entry).__name__}, not an object with a folder")
+    for key in entry:
+        if key not in KEYS:
+            meant = did_you_mean(key, KEYS) or f"; the keys are {', '.join(KEYS)}"
+            raise ConfigError(f"unknown key {key!r}{meant}")
+    for key in (FOLDER, CLASS_FOLDER, "prompt", "class_prompt"):
+        if key in entry and not (isinstance(entry[key], str) and entry[key].strip()):
+            raise ConfigError(f"{key} is {entry[key]!r}; it must be a text")
+    if FOLDER not in entry:
+        raise ConfigError("it has no folder")
+    folder = path_in(base, entry[FOLDER])
+    if not folder.is_dir():
+        raise ConfigError(f"its folder {printable(folder)} is not a folder")
+    of_class = [key for key in CLASS_KEYS if key in entry]
+    if of_class and not config.with_prior_preservation:
+        raise ConfigError(f"it has {of_class[0]}, which needs --with_prior_preservation")
+    if "class_prompt" in entry and not (CLASS_FOLDER in entry or config.class_data_dir):
+        raise ConfigError("it has class_prompt without class_folder")
+    values = {KEYS[key]: value for key, value in entry.items()}
+    if "keep_tokens" in entry:
+        values = {"shuffle_captions": True} | values
+    from_dict(TrainConfig, values)  # for the types of the values
+    given = {KEYS[key]: value for key, value in entry.items() if key not in (FOLDER, "repeats")}
+    given["concepts"] = None
+    if CLASS_FOLDER in entry:
+        given["class_data_dir"] = str(path_in(base, entry[CLASS_FOLDER]))
+    class_folder = given.get("class_data_dir", config.class_data_dir)
+    given["with_prior_preservation"] = config.with_prior_preservation and class_folder is not None
+    own = dataclasses.replace(config, **given)
+    return in_folder(folder, own, entry.get("repeats", 1))
+
+
+def path_in(base: Path, text: str) -> Path:
+    """A path of the file, relative to its folder. Raises ConfigError where it cannot be one."""
+    if "\0" in text:
+        raise ConfigError("a path has a NUL character")
+    return base / Path(text).expanduser()
+
+
+def image_folders(config: TrainConfig) -> list[Path]:
+    """The folders that images are read from, those of class images included."""
+    found = []
+    for concept in folder_concepts(config):
+        found.append(concept.folder.parent if concept.numbered else concept.folder)
+        if concept.config.with_prior_preservation and concept.config.class_data_dir:
+            found.append(Path(concept.config.class_data_dir))
+    return list(dict.fromkeys(found))

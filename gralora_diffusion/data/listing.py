@@ -1,0 +1,120 @@
+"""What a folder of images holds, judged by names alone."""
+
+import re
+import stat
+from pathlib import Path
+
+from gralora_diffusion.data.captions import METADATA
+from gralora_diffusion.data.images import EXTENSIONS, NO_JXL, RAW, VECTOR_GRAPHICS
+from gralora_diffusion.options import ConfigError
+
+IGNORED = {"thumbs.db", "desktop.ini", "readme.md", METADATA}
+IGNORED_FOLDERS = {"__macosx", "@eadir", "_latent_cache", "_t_e_cache"}
+CACHES = {".npz", ".aae"}  # of other trainers, and edits of a phone: ignored
+CAPTIONS = (".txt", ".caption", ".json")
+# Documents are neither images nor captions; they are left out with a note.
+DOCUMENTS = {
+    ".md", ".rst", ".log", ".csv", ".toml", ".yaml", ".yml", ".ini", ".xmp", ".mov", ".mp4",
+}  # fmt: skip
+NUMBERED = re.compile(r"(\d+)(?:_(.*))?", re.S)
+
+
+def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path, str]]:
+    """(files in order of name, names of subfolders, {entry that is neither: reason})."""
+    files, folders, bad = [], [], {}
+    try:
+        if not folder.is_dir():
+            problem = f"{printable(folder)} is not a folder: --{option} must name a folder of images"
+            raise ConfigError(problem, option=option)
+        entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the folder of --{option} cannot be read: {error}", option=option) from None
+    for path in entries:
+        if path.name.lower() in IGNORED or path.suffix.lower() in CACHES:
+            continue
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            bad[path] = reason_of(error)
+            continue
+        if stat.S_ISDIR(mode):
+            if path.name.lower() not in IGNORED_FOLDERS and not leads_up(path):
+                folders.append(path.name)
+        elif stat.S_ISREG(mode):
+            files.append(path)
+        else:
+            bad[path] = "a pipe, a socket or a device, not a file"
+    return files, folders, bad
+
+
+def leads_up(folder: Path) -> bool:
+    """Whether it is a link to a folder that it is in."""
+    target = folder.resolve()
+    parent = folder.parent.resolve()
+    return folder.is_symlink() and (target == parent or target in parent.parents)
+
+
+def reason_by_name(path: Path, stems: set[str]) -> str | None:
+    """Why a file cannot be used, judged by its name alone. stems: those of the images."""
+    suffix = path.suffix.lower()
+    if suffix in EXTENSIONS | DOCUMENTS or (suffix in CAPTIONS and path.stem in stems):
+        return None
+    if suffix in CAPTIONS:
+        return f"a caption without an image: there is no image named {printable(path.stem)}"
+    if suffix in VECTOR_GRAPHICS:
+        return "vector graphics, not pixels: export it as PNG"
+    if suffix == ".jxl":
+        return NO_JXL
+    if suffix in RAW:
+        return "a raw photo: export it as JPEG or PNG"
+    return "not an image"
+
+
+def resolved(path: Path) -> Path:
+    """The path without links, as far as there is one."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return path.absolute()
+
+
+def numbered(folder: Path) -> list[tuple[Path, int, str]]:
+    """[(subfolder, repeats, words)] of the subfolders that kohya's scripts read, such as "10_sks dog".
+
+    In order of name; none where the folder cannot be read.
+    """
+    found = []
+    try:
+        paths = sorted(folder.iterdir())
+        for path in paths:
+            match = NUMBERED.fullmatch(path.name)
+            if match and int(match[1]) and path.is_dir() and not leads_up(path):
+                found.append((path, int(match[1]), " ".join((match[2] or "").split())))
+    except (OSError, ValueError):
+        return []
+    return found
+
+
+def has_images(folder: Path) -> bool:
+    """Whether the folder itself holds or names images."""
+    try:
+        names = [path.name.lower() for path in folder.iterdir() if not path.name.startswith(".")]
+    except (OSError, ValueError):
+        return False
+    return METADATA in names or any(name.endswith(tuple(EXTENSIONS)) for name in names)
+
+
+def printable(name) -> str:
+    """A name as one line of text, whatever characters it has."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name)
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """An error's message in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return printable(" ".join(str(error).split())[:300] or type(error).__name__)

@@ -1,0 +1,44 @@
+"""Text files as editors and other trainers write them: UTF-8, UTF-16 or UTF-32 with a BOM, or cp1252."""
+
+import codecs
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+BOMS = (  # of UTF-32 first, since it begins with that of UTF-16
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+FALLBACK = "cp1252"  # Windows' in Western Europe and America
+CONTROL = re.compile(r"[\x01-\x08\x0e-\x1f]")  # in no text; NUL has a message of its own
+
+
+class Text(NamedTuple):
+    """A file's text and how it was read."""
+
+    text: str
+    guessed: bool  # whether the encoding is FALLBACK, which nothing in the file confirms
+
+
+def read_text(path: Path, limit: int | None = None) -> Text:
+    """A file of at most `limit` bytes. Raises ValueError, for a message that begins with the file's name."""
+    if not path.is_file():
+        raise ValueError(f"{path.name} is not a file")
+    if limit is not None and path.stat().st_size > limit:
+        raise ValueError(f"{path.name} is longer than {limit:,} bytes")
+    content = path.read_bytes()
+    encoding = next((name for bom, name in BOMS if content.startswith(bom)), "utf-8")
+    try:
+        return Text(content.decode(encoding), False)
+    except UnicodeDecodeError:
+        pass
+    try:
+        text = content.decode(FALLBACK) if encoding == "utf-8" else None
+    except UnicodeDecodeError:
+        text = None
+    if text is None or CONTROL.search(text):
+        raise ValueError(f"{path.name} is not UTF-8 text, nor UTF-16 with a byte order mark, nor {FALLBACK}")
+    return Text(text, True)

@@ -1,0 +1,126 @@
+"""Captions as people have them: files of other trainers, encodings, lines, wildcards."""
+
+import codecs
+import collections
+
+import pytest
+from PIL import Image
+
+from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.data.batches import caption_at
+from gralora_diffusion.data.captions import Variation, forms_of
+from gralora_diffusion.data.dataset import instance_images
+from gralora_diffusion.data.image_folder import find_images
+from gralora_diffusion.data.wildcards import FORMS, has_wildcards, wildcard_forms
+from gralora_diffusion.options import ConfigError
+
+TEXT = "a caf\u00e9, \u201csks\u201d dog"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, name in enumerate(("a.png", "b.png")):
+        Image.new("RGB", (64, 64), (100 * number, 50, 50)).save(tmp_path / name)
+    (tmp_path / "b.txt").write_text("the other one")
+    return tmp_path
+
+
+def first_caption(folder, prompt="the prompt", **options) -> str:
+    return find_images(folder, prompt, **options)[0].caption
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode(),
+        TEXT.encode("utf-8-sig"),
+        codecs.BOM_UTF16_LE + TEXT.encode("utf-16-le"),
+        codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
+        codecs.BOM_UTF32_LE + TEXT.encode("utf-32-le"),
+        TEXT.encode("cp1252"),
+    ],
+    ids=["utf-8", "BOM", "UTF-16 LE", "UTF-16 BE", "UTF-32", "cp1252"],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".caption", ".CAPTION"])
+def test_encodings_are_recognized(folder, capsys, content, suffix):
+    (folder / f"a{suffix}").write_bytes(content)
+    assert first_caption(folder) == TEXT
+    guessed = "not UTF-8 are read as cp1252: a" in capsys.readouterr().err
+    assert guessed == (content == TEXT.encode("cp1252"))
+
+
+def test_json_and_metadata_have_the_same_encodings(folder):
+    (folder / "a.json").write_bytes('{"caption": "un café"}'.encode("utf-16"))
+    assert first_caption(folder) == "un café"
+    (folder / "a.json").unlink()
+    (folder / "metadata.jsonl").write_bytes('{"file_name": "a.png", "text": "deux cafés"}'.encode("utf-16"))
+    assert first_caption(folder) == "deux cafés"
+
+
+@pytest.mark.parametrize("content", [b"", b" \r\n\t\n", codecs.BOM_UTF8])
+@pytest.mark.parametrize("name", ["a.txt", "a.caption"])
+def test_an_empty_file_is_no_caption(folder, capsys, content, name):
+    (folder / name).write_bytes(content)
+    assert first_caption(folder) == "the prompt"
+    assert f"--instance_prompt replaces empty captions in {folder}: {name}" in capsys.readouterr().err
+    (folder / "a.json").write_text('{"tags": ["from", "tags"]}')
+    assert first_caption(folder) == "from, tags"
+    (folder / "a.json").write_text('{"caption": ""}')
+    with pytest.raises(ConfigError, match=rf"a.png \(its caption in {name} is empty, and there is no --inst"):
+        first_caption(folder, None)
+
+
+def test_of_several_lines_the_first_is_used_and_the_others_are_an_option(folder, capsys):
+    (folder / "a.txt").write_text("\n one, red\r\n\n two\n")
+    assert first_caption(folder) == "one, red"
+    assert "(--caption_lines join or random uses all lines)" in capsys.readouterr().err
+    assert first_caption(folder, lines="join") == "one, red two"
+    drawn = first_caption(folder, lines="random")
+    assert forms_of(drawn, Variation()) == ["one, red", "two"]
+    assert set(forms_of(drawn, Variation(shuffle_captions=True))) == {"one, red", "red, one", "two"}
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("caption", "forms"),
+    [
+        ("a {red|blue} dog", ["a red dog", "a blue dog"]),
+        ("{a|b} {c|d}", ["a c", "a d", "b c", "b d"]),
+        ("a {big |}dog", ["a big dog", "a dog"]),
+        ("{a|{b|c}}", ["a", "b", "a", "c"]),
+        ("{{a|b}} {only}", ["{a|b} only"]),
+        ("{} dog", ["{} dog"]),
+    ],
+)
+def test_wildcards_have_forms(caption, forms):
+    assert wildcard_forms(caption) == forms
+    assert has_wildcards(caption) == (len(forms) > 1)
+
+
+def test_many_forms_are_drawn_by_the_caption_alone():
+    caption = "{a|b|c|d} {a|b|c|d} {a|b|c|d}"
+    forms = wildcard_forms(caption)
+    assert len(forms) == FORMS
+    assert forms == wildcard_forms(caption)
+    assert len(set(forms)) > FORMS / 2
+    assert "{" not in "".join(forms)
+
+
+def test_a_wildcard_is_drawn_by_seed_and_position():
+    variation = Variation(caption_wildcards=True)
+    drawn = [caption_at("a {red|blue} dog", position, 3, variation) for position in range(400)]
+    assert drawn == [caption_at("a {red|blue} dog", position, 3, variation) for position in range(400)]
+    counts = collections.Counter(drawn)
+    assert counts.keys() == {"a red dog", "a blue dog"}
+    assert abs(counts["a red dog"] - 200) < 50
+    other = [caption_at("a {red|blue} dog", position, 4, variation) for position in range(400)]
+    assert other != drawn
+
+
+def test_wildcards_are_off_by_default_and_noted(folder, capsys):
+    (folder / "a.txt").write_text("a {red|blue} dog")
+    config = TrainConfig(instance_data_dir=str(folder))
+    assert instance_images(config)[0].caption == "a {red|blue} dog"
+    assert "{a|b} is left as it is in 1 caption: a.png (--caption_wildcards" in capsys.readouterr().err
+    instance_images(TrainConfig(instance_data_dir=str(folder), caption_wildcards=True))
+    assert not capsys.readouterr().err
