@@ -211,7 +211,7 @@ def test_plan_on_the_embedded_base_writes_nothing(tmp_path, monkeypatch):
     assert "steps: 600 of 8" in text
     assert "adapter.safetensors 4.4 MB" in text
     assert "comfyui.safetensors 8.7 MB" in text
-    assert "2 checkpoints of 13.1 MB" in text
+    assert "4 checkpoints of 13.1 MB" in text
     assert "memory: about " in text
     assert "time" not in made.summary()
     assert not list(tmp_path.iterdir())
