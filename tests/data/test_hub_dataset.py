@@ -120,7 +120,7 @@ def test_bad_rows_are_named_or_skipped(tmp_path, streaming, capsys):
     folder = folder_of(tmp_path / "set", "folder")
     (folder / "1.png").write_bytes(b"nonsense")
     config = config_of(folder, tmp_path, streaming=streaming)
-    with pytest.raises(ConfigError, match=r"1 file\(s\).*row 1 \(not an image"):
+    with pytest.raises(ConfigError, match=r"1 file .*row 1 \(not an image"):
         instance_images(config, Cache(tmp_path / "cache"))
     found = instance_images(
         config_of(folder, tmp_path, streaming=streaming, on_bad_image="skip"), Cache(tmp_path / "cache")

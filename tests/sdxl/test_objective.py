@@ -34,21 +34,21 @@ V_ZERO = dict(prediction_type="v_prediction", rescale_betas_zero_snr=True)
 @pytest.mark.parametrize(
     ("names", "header", "wanted"),
     [
-        (set(), {}, {}),
-        ({"v_pred"}, {}, V),
-        ({"v_pred", "ztsnr"}, {}, V_ZERO),
-        ({"v_pred"}, {"modelspec.prediction_type": "epsilon"}, V),
-        (set(), {"modelspec.prediction_type": "v"}, V),
-        (set(), {"modelspec.prediction_type": "V"}, V),
-        (set(), {"modelspec.prediction_type": "epsilon"}, EPSILON),
-        (set(), {"modelspec.prediction_type": "none of ours"}, {}),
-        (set(), {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, V_ZERO),
-        (set(), {"ss_v_parameterization": "False"}, EPSILON),
+        ((), {}, {}),
+        (("v_pred",), {}, V),
+        (("v_pred", "ztsnr"), {}, V_ZERO),
+        (("v_pred",), {"modelspec.prediction_type": "epsilon"}, V),
+        ((), {"modelspec.prediction_type": "v"}, V),
+        ((), {"modelspec.prediction_type": "V"}, V),
+        ((), {"modelspec.prediction_type": "epsilon"}, EPSILON),
+        ((), {"modelspec.prediction_type": "none of ours"}, {}),
+        ((), {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, V_ZERO),
+        ((), {"ss_v_parameterization": "False"}, EPSILON),
     ],
     ids=str,
 )
 def test_marks_of_checkpoints(names, header, wanted):
-    assert objective_of_checkpoint(names, header) == wanted
+    assert objective_of_checkpoint(set(names), header) == wanted
 
 
 @pytest.mark.parametrize("objective", [EPSILON, V, V_ZERO], ids=objective_text)
