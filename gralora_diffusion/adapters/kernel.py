@@ -326,3 +326,21 @@ def gradient_of_B(
     else:
         dB = products(into, h.transpose(1, 2), slices(g, B.shape[0]), scale, beta)
     return dB if total is None else None
+
+
+@whole_operations.computes("linear")
+def parts_outputs(x, weight, bias, tensors, scales, unswapped) -> list[torch.Tensor]:
+    """outputs() with its plans apart."""
+    plans = [Plan(*known, None, None) for known in zip(scales, unswapped, strict=True)]
+    y, hs = outputs(x, weight, bias, plans, tensors)
+    return [y, *hs]
+
+
+@whole_operations.computes("linear_backward")
+def parts_gradients(
+    grad, x, weight, hs, tensors, scales, unswapped, grads, needs_x: bool
+) -> torch.Tensor | None:
+    """dx of gradients() with its plans apart."""
+    plans = [Plan(*known) for known in zip(scales, unswapped, grads[::2], grads[1::2], strict=True)]
+    needs = [needs_x, False, False, False] + [True, True, False, False] * len(plans)
+    return gradients(grad, x, weight, hs, tensors, plans, needs)[0]

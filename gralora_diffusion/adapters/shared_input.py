@@ -240,3 +240,18 @@ def down_again_all(
         products(e[:, number].transpose(0, 1), slices(g, k), B.mT, scale)
     q = e.view(t, count, k, k, r // k).permute(3, 0, 1, 2, 4).reshape(k, t, count * r)
     return masked(q, mask)
+
+
+@whole_operations.computes("linears")
+def parts_outputs(x, weights, biases, factors, masks, scales, unswapped) -> list[torch.Tensor]:
+    """outputs() with its parts as a list of factors."""
+    ys, hs = outputs(x, weights, biases, parts_of(factors, [], unswapped), masks, scales)
+    return [*ys, *hs]
+
+
+@whole_operations.computes("linears_backward")
+def parts_gradients(
+    gs, x, weights, hs, factors, masks, scales, unswapped, grads, needs_x: bool
+) -> torch.Tensor | None:
+    """dx of gradients() with its parts as lists of factors and of what their gradients are added to."""
+    return gradients(gs, x, weights, hs, parts_of(factors, grads, unswapped), masks, scales, needs_x)

@@ -12,6 +12,19 @@ import torch
 from torch import Tensor
 
 DEVICES = ("cuda", "xpu")  # where they are used
+COMPUTE: dict[
+    str, Callable
+] = {}  # {operation: the function that computes it}, of the two files that use them
+
+
+def computes(name: str) -> Callable:
+    """A function of kernel.py or shared_input.py as what the operation of this name computes."""
+
+    def register(function: Callable) -> Callable:
+        COMPUTE[name] = function
+        return function
+
+    return register
 
 
 def whole_operation(name: str, mutates: tuple[str, ...] = ()) -> Callable:
@@ -35,11 +48,7 @@ def linear(
     unswapped: Sequence[bool],
 ) -> list[Tensor]:
     """kernel.outputs(): y, and h of each part."""
-    from gralora_diffusion.adapters.kernel import Plan, outputs
-
-    plans = [Plan(*known, None, None) for known in zip(scales, unswapped, strict=True)]
-    y, hs = outputs(x, weight, bias, plans, tensors)
-    return [y, *hs]
+    return COMPUTE["linear"](x, weight, bias, tensors, scales, unswapped)
 
 
 @whole_operation("linear_backward", ("grads",))
@@ -55,11 +64,7 @@ def linear_backward(
     needs_x: bool,
 ) -> Tensor:
     """dx, empty where it is not needed; grads: A_grad and B_grad of each part, which are added to."""
-    from gralora_diffusion.adapters.kernel import Plan, gradients
-
-    plans = [Plan(*known) for known in zip(scales, unswapped, grads[::2], grads[1::2], strict=True)]
-    needs = [needs_x, False, False, False] + [True, True, False, False] * len(plans)
-    dx = gradients(grad, x, weight, hs, tensors, plans, needs)[0]
+    dx = COMPUTE["linear_backward"](grad, x, weight, hs, tensors, scales, unswapped, grads, needs_x)
     return x.new_empty(0) if dx is None else dx
 
 
@@ -74,11 +79,7 @@ def linears(
     unswapped: Sequence[bool],
 ) -> list[Tensor]:
     """shared_input.outputs(): y of each layer, and h of each part."""
-    from gralora_diffusion.adapters.shared_input import outputs, parts_of
-
-    parts = parts_of(factors, [], unswapped)
-    ys, hs = outputs(x, weights, biases, parts, masks, scales)
-    return [*ys, *hs]
+    return COMPUTE["linears"](x, weights, biases, factors, masks, scales, unswapped)
 
 
 @whole_operation("linears_backward", ("grads",))
@@ -95,8 +96,5 @@ def linears_backward(
     needs_x: bool,
 ) -> Tensor:
     """dx, empty where it is not needed; grads: those of `factors`, which are added to."""
-    from gralora_diffusion.adapters.shared_input import gradients, parts_of
-
-    parts = parts_of(factors, grads, unswapped)
-    dx = gradients(gs, x, weights, hs, parts, masks, scales, needs_x)
+    dx = COMPUTE["linears_backward"](gs, x, weights, hs, factors, masks, scales, unswapped, grads, needs_x)
     return x.new_empty(0) if dx is None else dx

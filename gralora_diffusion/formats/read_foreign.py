@@ -63,6 +63,8 @@ def facts_of(path: Path, metadata: dict[str, str]) -> dict:
     objective = objective_of_header(metadata)
     if "objective" not in facts and objective.get("prediction_type") == "v_prediction":
         facts["objective"] = objective
+    if isinstance(facts.get("training"), dict) and "modelspec.thumbnail" in metadata:
+        facts["training"]["thumbnail"] = metadata["modelspec.thumbnail"]
     return facts
 
 
