@@ -1,8 +1,9 @@
 """Several adapters as one, other strengths, and other kinds: what `gralora convert` does before it writes."""
 
+import functools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -107,11 +108,16 @@ def scaled(weighted: Weighted) -> Adapter:
             continue
         new = {}
         for leaf, tensor in factors.items():
-            new[leaf] = tensor * strength if leaf.endswith("_B") and strength != 1 else tensor
+            new[leaf] = wide(tensor) * strength if leaf.endswith("_B") and strength != 1 else tensor
         layers.setdefault(component, {})[path] = new
     if not layers:
         raise ConfigError("all strengths are 0: nothing is left to write")
     return Adapter(adapter.config, layers, adapter.facts)
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """In fp32, or in fp64 where it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def common_facts(inputs: list[Weighted]) -> dict:
@@ -147,15 +153,16 @@ def as_lora(adapter: Adapter) -> Converted:
 
     Raises ConfigError where a change has no low-rank pair, and names it.
     """
-    layers, rows, left_out = {}, {}, []
+    makers, rows, left_out = {}, {}, []
     for component, path, delta in weights(adapter, left_out):
         pair = delta.pair()
         if pair is None:
             problem = f"{component}.{path} is a {delta.NAME}, which is no LoRA of a low rank"
             raise ConfigError(f"{problem}: give --rank N or --energy E for the best LoRA, with its error")
-        layers.setdefault(component, {})[path] = lora_factors(*pair, component, path)
+        makers.setdefault(component, {})[path] = functools.partial(factors_of, delta, component, path)
         rows[f"{component}.{path}"] = Row(pair[0].shape[0], 0.0)
-    check_any(layers, left_out)
+    check_any(makers, left_out)
+    layers = {component: Computed(found) for component, found in makers.items()}
     return Converted(Adapter(describe(layers), layers, adapter.facts), rows, 0.0, left_out)
 
 
@@ -272,6 +279,31 @@ def weights(adapter: Adapter, left_out: list[str]) -> Iterator[tuple[str, str, D
             yield component, path, delta
         else:
             left_out.append(f"{component}.{name}")
+
+
+class Computed(Mapping):
+    """{module path: factors}, made when they are asked for: those of a whole sum are never in memory."""
+
+    def __init__(self, makers: dict[str, Callable[[], Factors]]):
+        self.makers = makers
+        self.last: tuple[str, Factors] | None = None  # one layer is asked for several times in a row
+
+    def __getitem__(self, path: str) -> Factors:
+        if self.last is None or self.last[0] != path:
+            self.last = None
+            self.last = path, self.makers[path]()
+        return self.last[1]
+
+    def __iter__(self):
+        return iter(self.makers)
+
+    def __len__(self) -> int:
+        return len(self.makers)
+
+
+def factors_of(delta: Delta, component: str, path: str) -> Factors:
+    """lora_factors() of a change that has a pair."""
+    return lora_factors(*delta.pair(), component, path)
 
 
 def lora_factors(down: torch.Tensor, up: torch.Tensor, component: str, path: str) -> Factors:

@@ -173,11 +173,16 @@ def decomposed(inner: Delta, leaves: Factors, where: str) -> DoRA:
 
 
 def plain_lora(delta: LowRankDelta, kernel: tuple[int, int] | None) -> Factors:
-    """lora_A [r, N] or [r, N, kh, kw], lora_B [M, r] of scale 1 in fp32 (fp64 stays), without padding.
+    """lora_A [r, N] or [r, N, kh, kw], lora_B [M, r] of scale 1, without padding.
 
-    Padding: the rows of zeros that other tools need to make all ranks equal.
+    What need not be changed stays in the file's dtype, and so in the file until it is used; the rest is fp32,
+    or fp64. Padding: the rows of zeros that other tools need to make all ranks equal.
     """
-    down, up = delta.pair()
+    down, up = delta.tensors["lora_A"].flatten(1), delta.tensors["lora_B"].flatten(1)
+    if "lora_mid" in delta.tensors or down.itemsize == 1:
+        down, up = delta.pair()
+    elif delta.scaled(up.shape[1]) != 1:
+        up = delta.pair()[1]
     used = ((down != 0).any(1) | (up != 0).any(0)).nonzero()
     rank = int(used.max()) + 1 if len(used) else 1
     down = down[:rank].contiguous()
