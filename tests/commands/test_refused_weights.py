@@ -117,7 +117,7 @@ ROWS = {
     "adapter that is not there": (lambda tmp, _: read_adapter(tmp / "x.safetensors"), "does not exist"),
     "adapter that is a pickle": (
         read_file("x.safetensors", b"\x80\x04\x95."),
-        "not a complete .safetensors file",
+        "is a pickle",
     ),
     "adapter .bin": (read_file("x.bin", b"\x80\x04\x95."), "x.bin"),
     "header of 4 EiB": (

@@ -31,9 +31,9 @@ def test_partners_are_found_by_name_then_by_order(mine, others, partners, how):
 @pytest.mark.parametrize(
     ("mine", "others", "words"),
     [
-        ("a.png b.png", "a.png c.png", "r and true share some names, as a, but not all"),
-        ("00.jpg 00.png", "00.webp 01.png", "share some names, as 0, but not all"),
-        ("00.jpg 00.png", "00.webp 00.bmp", "share some names, as 0, but not all, each once"),
+        ("a.png b.png", "a.png c.png", "r and true share some names, such as a, but not each"),
+        ("00.jpg 00.png", "00.webp 01.png", "share some names, such as 0, but not each"),
+        ("00.jpg 00.png", "00.webp 00.bmp", "share some names, such as 0, but not each exactly once"),
         ("a.png b.png c.png", "a.png b.png", "r has 3 images and true has 2"),
     ],
 )
@@ -62,5 +62,5 @@ def test_images_and_prompts_are_found_in_order(tmp_path):
     with pytest.raises(ConfigError, match="holds no images"):
         images_in(tmp_path / "nowhere")
     for name in ("10", "9", "base-2"):
-        (tmp_path / f"{name}.txt").write_text(f"caption  of\n{name}")
+        (tmp_path / f"{name}.txt").write_text(f"caption  of {name}\nand another line")
     assert prompts_for(images) == ["caption of 9", "caption of 10", "caption of base-2"]

@@ -166,5 +166,5 @@ def test_subjects_that_are_apart_are_told_apart():
     assert found["nearest_is_the_same_subject_interval"] == pytest.approx((0.068, 0.932), abs=5e-4)
     assert found["triples_in_order"] == pytest.approx((2 / 2 + 1 / 2 + 2 / 2 + 0 / 2) / 4)
     for subjects in ("aaaa", "abcd"):
-        with pytest.raises(ConfigError, match="two at least, and two images of one"):
+        with pytest.raises(ConfigError, match="at least two subjects, and at least two images"):
             subject_retrieval(features, list(subjects))

@@ -170,5 +170,5 @@ def test_a_step_that_is_read_late_waits_for_an_event_of_the_step_before_and_for_
     assert case["code"] == 0, case["traceback"] or case["said"]
     first, second, last = [line for line in case["phases"] if line["phase"].startswith("step ")]
     for line in (first, second, last):
-        assert (line["syncs"], line["counters"]["event synchronisations"]) == (1, 1)
+        assert (line["syncs"], line["counters"]["event synchronizations"]) == (1, 1)
     assert first["launches"] > second["launches"] > 2 * last["launches"], "each is read after the next began"

@@ -63,7 +63,7 @@ def test_a_run_is_resumed_bit_by_bit(adapter, how, tmp_path):
     assert any("conv1" in name for name in learnt)
     assert len(learnt) == sum(name.endswith("_B") for name in first)
 
-    made = plan(dataclasses.replace(config, output_dir=str(tmp_path / "plan")))
+    made = plan(dataclasses.replace(config, output_dir=str(tmp_path / "plan" / "whole")))
     assert made.parameters == sum(t.numel() for name, t in first.items() if not name.endswith(".alpha"))
     assert f"{len(made.layers)} layers, {made.parameters:,} parameters" in made.text()
     assert any("conv1" in line and " x 3 x 3 -> " in line for line in made.table())
