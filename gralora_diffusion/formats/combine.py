@@ -57,7 +57,7 @@ class SumDelta(Delta):
             if pair is None:
                 return None
             pairs.append((pair[0], pair[1] * strength))
-        dtype = torch.promote_types(pairs[0][0].dtype, pairs[-1][0].dtype)
+        dtype = functools.reduce(torch.promote_types, [down.dtype for down, _ in pairs])
         return joined([(down.to(dtype), up.to(dtype)) for down, up in pairs])
 
     def delta(self, base=None):

@@ -60,7 +60,7 @@ def parts_of(leaves: Factors, config: dict | None, component: str, path: str, wh
     kernel = kernel_by_name(component, path)
     scale = None
     if config is not None and "lora_A" not in own:  # PEFT scales LoHa and LoKr by the config's rank
-        scale = alpha / config["r"]
+        scale = alpha / pattern_value(config.get("rank_pattern"), path, config["r"])
     weight = delta_of(own, alpha, scale, where)
     check_sizes(weight, kernel, "norm" in path.rpartition(".")[2], where)
     if "magnitude" in leaves or "dora_scale" in leaves:
@@ -179,7 +179,7 @@ def plain_lora(delta: LowRankDelta, kernel: tuple[int, int] | None) -> Factors:
     or fp64. Padding: the rows of zeros that other tools need to make all ranks equal.
     """
     down, up = delta.tensors["lora_A"].flatten(1), delta.tensors["lora_B"].flatten(1)
-    if "lora_mid" in delta.tensors or down.itemsize == 1:
+    if "lora_mid" in delta.tensors or 1 in (down.itemsize, up.itemsize):
         down, up = delta.pair()
     elif delta.scaled(up.shape[1]) != 1:
         up = delta.pair()[1]

@@ -62,6 +62,9 @@ PEFT_CONFIGS = {
     ),
     "orthogonal": LoraConfig(r=4, lora_alpha=8, init_lora_weights="orthogonal", target_modules=[Q]),
     "LoHa": LoHaConfig(r=4, alpha=8, target_modules=[Q, CONV]),
+    "LoHa, patterns": LoHaConfig(
+        r=4, alpha=8, target_modules=[Q, K], rank_pattern={K: 2}, alpha_pattern={K: 3}
+    ),
     "LoKr": LoKrConfig(r=2, alpha=3, target_modules=[Q, CONV]),
     "LoKr, whole": LoKrConfig(r=64, alpha=128, target_modules=[Q]),
 }
@@ -469,6 +472,15 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
             break
     assert (tmp_path / "x.safetensors").read_bytes()[:2] == b"\x80\x02"
     assert read_adapter(tmp_path / "x.safetensors").components == ["unet"]
+
+
+@pytest.mark.parametrize("narrow", [0, 1], ids=["down", "up"])
+def test_factors_of_different_precisions_are_read(narrow, tmp_path):
+    factors = list(pair())
+    factors[narrow] = factors[narrow].to(torch.float8_e4m3fn)
+    save_file(dict(zip(NAMES["kohya"], factors, strict=True)), tmp_path / "x.safetensors")
+    down, up = read_adapter(tmp_path / "x.safetensors").low_rank("unet", Q)
+    torch.testing.assert_close(up @ down, factors[1].float() @ factors[0].float())
 
 
 def test_two_folders_of_one_model_are_refused(unet, tmp_path):

@@ -59,9 +59,9 @@ def test_a_run_is_resumed_bit_by_bit(adapter, how, tmp_path):
     first, second = tensors_of(whole), tensors_of(run)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    learnt = [name for name, tensor in first.items() if name.endswith("_B") and tensor.abs().sum() > 0]
-    assert any("conv1" in name for name in learnt)
-    assert len(learnt) == sum(name.endswith("_B") for name in first)
+    learned = [name for name, tensor in first.items() if name.endswith("_B") and tensor.abs().sum() > 0]
+    assert any("conv1" in name for name in learned)
+    assert len(learned) == sum(name.endswith("_B") for name in first)
 
     made = plan(dataclasses.replace(config, output_dir=str(tmp_path / "plan" / "whole")))
     assert made.parameters == sum(t.numel() for name, t in first.items() if not name.endswith(".alpha"))
