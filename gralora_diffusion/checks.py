@@ -49,6 +49,7 @@ def training_problems(config) -> Iterator[Problem]:
         problem = "--compile needs a UNet whose weights stay as they are and where they are"
         yield f"{problem}: drop it, or {other}", "compile"
     yield from data_problems(config)
+    yield from stopping_problems(config)
     yield from optimizer_problems(config)
     yield from rank_problems(config)
 
@@ -63,6 +64,20 @@ def data_problems(config) -> Iterator[Problem]:
         yield "--max_train_steps and --num_train_epochs mean the same: give one of them", "num_train_epochs"
     if config.with_prior_preservation and not (config.class_data_dir or config.concepts):
         yield "--with_prior_preservation needs --class_data_dir and --class_prompt", "class_data_dir"
+
+
+def stopping_problems(config) -> Iterator[Problem]:
+    """Where evaluations lack what they are made from."""
+    held_out = config.validation_split or config.validation_dir
+    if config.validation_split and config.validation_dir:
+        problem = "--validation_split and --validation_dir both name the held-out images"
+        yield f"{problem}: give one of them", "validation_split"
+    if config.keep_best == "loss" and not held_out:
+        problem = "--keep_best loss needs held-out images"
+        yield f"{problem}: give --validation_split 0.1 or --validation_dir", "keep_best"
+    if config.skip_final_inference and (config.score_encoders or config.keep_best == "score"):
+        name = "score_encoders" if config.score_encoders else "keep_best"
+        yield f"--{name} scores the sample images: drop --skip_final_inference", name
 
 
 def optimizer_problems(config) -> Iterator[Problem]:

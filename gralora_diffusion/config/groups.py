@@ -4,8 +4,8 @@ from gralora_diffusion.config.choices import SCHEDULES, STEP_RULES
 from gralora_diffusion.options import in_group
 
 GROUPS = (  # in the order of --help and of the page
-    "Base model", "Images and captions", "Training", "Adapter", "Sample images", "Files", "Memory and speed",
-    "Optimizer", "Loss", "Prior preservation", "Ranks from gradients", "Hub and trackers",
+    "Base model", "Images and captions", "Training", "Adapter", "Sample images", "When to stop", "Files",
+    "Memory and speed", "Optimizer", "Loss", "Prior preservation", "Ranks from gradients", "Hub and trackers",
 )  # fmt: skip
 base = in_group("Base model")
 start = in_group("Base model", resumable=True)
@@ -16,6 +16,7 @@ adapter = in_group("Adapter")
 dataset = in_group("Images and captions", needs={"dataset_name": True})
 text_rate = in_group("Training", needs={"train_text_encoder": True})
 samples = in_group("Sample images", resumable=True)
+stopping = in_group("When to stop")
 output = in_group("Files", resumable=True)
 machine = in_group("Memory and speed")
 optim = in_group("Optimizer")
@@ -30,6 +31,7 @@ gora = in_group("Ranks from gradients", needs={"allocate": True, "allocation": T
 tracking = in_group("Hub and trackers", resumable=True)
 
 SHUFFLED, RECOMPUTED = {"shuffle_captions": True}, {"gradient_checkpointing": True}
+EVALUATED = {"validation_steps": True, "validation_epochs": True}
 STEPPED = {"lr_scheduler": (STEP_RULES,)}
 ADAMW, NO_AVERAGE = {"optimizer": ("AdamW",)}, {"optimizer": ("AdamW", "Prodigy", "Adafactor")}
 CACHE = dict(kind="folder", resumable=True, needs={"cache_latents": True})

@@ -52,8 +52,10 @@ class RunOptions:
     guidance_scale: float | None = samples(
         None, f"guidance scale of the sample images; {by_base('guidance_scale')}", at_least=0
     )
-    validation_steps: int | None = samples(None, "also generate sample images every N steps", at_least=1)
-    validation_epochs: int | None = samples(None, "also generate sample images every N epochs", at_least=1)
+    validation_steps: int | None = samples(
+        None, "also generate sample images, and evaluate, every N steps", at_least=1
+    )
+    validation_epochs: int | None = samples(None, "the same every N epochs", at_least=1)
     skip_final_inference: bool = samples(False, "generate no sample images")
     output_dir: str | None = output(
         None, "the run folder; by default runs/NAME, with a number if that exists", kind="folder"

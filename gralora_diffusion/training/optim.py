@@ -108,6 +108,11 @@ def bytes_per_parameter(config: TrainConfig, half: bool = False) -> int:
     return 8 + spec_of(config).state_bytes + average + (4 if half else 0)
 
 
+def checkpoint_bytes(config: TrainConfig) -> int:
+    """One trainable number in a checkpoint: without its gradient, and with that of the best step."""
+    return bytes_per_parameter(config) - 4 + (4 if config.keep_best else 0)
+
+
 def check_optimizer(config: TrainConfig, device: torch.device, steps: int) -> None:
     """Raises ConfigError where the optimizer does not run here, or the schedule does not fit the steps."""
     make_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate), config, steps)

@@ -26,6 +26,8 @@ MUST_MATCH = {  # facts of a run that must be the same when it is resumed, as a 
     "others": "another VAE or other text encoders",
     "noise": "another noise schedule",
     "start": "another adapter to start from",
+    "held_out": "other held-out images",
+    "scored": "other prompts or settings of the sample images, whose scores are compared",
 }
 
 

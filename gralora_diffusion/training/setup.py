@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,7 +20,8 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note, share_work
 from gralora_diffusion.data.class_images import check_class_folders, class_images
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance_images
-from gralora_diffusion.data.image_folder import TrainingImage
+from gralora_diffusion.data.held_out import hold_out
+from gralora_diffusion.data.image_folder import TrainingImage, content_of
 from gralora_diffusion.data.sample_prompts import sample_prompts, trigger_of
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.options import ConfigError
@@ -32,10 +33,15 @@ from gralora_diffusion.training.accelerator import make_accelerator, precision
 from gralora_diffusion.training.hub import check_hub
 from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.optim import check_optimizer, depends_on_length, learning_rates
+from gralora_diffusion.training.preview_scores import encoder_names, load_encoders
 from gralora_diffusion.training.record import base_name, began_at, training_record
 from gralora_diffusion.training.resume import facts_of, resume
 from gralora_diffusion.training.run_folder import locate, with_recorded_prompts
 from gralora_diffusion.training.start_from import Started, start_from
+
+COMPARED = (  # options of the sample images that must stay where these are scored
+    "validation_prompt", "num_validation_images", "num_inference_steps", "guidance_scale",
+)  # fmt: skip
 
 
 @dataclass
@@ -57,6 +63,8 @@ class TrainingSetup:
     state: dict  # what the checkpoint holds beside the adapter
     started: Started | None  # of --start_from
     began: float  # when the run was started first, in seconds since 1970
+    held_out: list[TrainingImage] = field(default_factory=list)
+    encoders: list = field(default_factory=list)  # that score the sample images
 
     def layers(self) -> dict:
         """{component.path: adapted layer}."""
@@ -103,6 +111,8 @@ def objective_of(config: TrainConfig, pipeline) -> dict:
 def set_up(config: TrainConfig) -> TrainingSetup:
     """Check options, load and adapt the base, read the checkpoint; writes only the cache and class images."""
     images = instance_images(config, image_cache(config))
+    images, held_out = hold_out(config, images, image_cache(config))
+    encoder_names(config)  # refuses wrong ones
     path = locate(config, images)
     check_class_folders(config)
     config = with_recorded_prompts(path, config)
@@ -143,6 +153,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     config = with_base_defaults(config, pipeline, images, mixed_precision, processes)
     length = steps if depends_on_length(config) else None
     facts = facts_of(pipeline, images, of_class, length, accelerator)
+    facts["must_match"] |= evaluation_facts(config, held_out)
     started = None
     if config.start_from:
         started = start_from(config.start_from, models, objective_of(config, pipeline))
@@ -168,7 +179,17 @@ def set_up(config: TrainConfig) -> TrainingSetup:
         state=state,
         started=started,
         began=began or time.time(),
+        held_out=held_out,
+        encoders=load_encoders(config),
     )
+
+
+def evaluation_facts(config: TrainConfig, held_out: list[TrainingImage]) -> dict:
+    """What must be the same when a run is resumed, so that its evaluations can be compared."""
+    how = None
+    if encoder_names(config):
+        how = [getattr(config, name) for name in COMPARED]
+    return dict(held_out=content_of(held_out), scored=how)
 
 
 def with_base_defaults(
@@ -255,8 +276,18 @@ def checkpoint_interval(config: TrainConfig, steps: int) -> int:
 
 def validation_due(setup: TrainingSetup, step: int) -> bool:
     """Whether sample images are generated after this step; those of the last step are not counted."""
-    config = setup.config
-    per_step = images_per_step(config, setup.accelerator.num_processes)
-    steps_per_epoch = math.ceil(epoch_length(config, setup.images) / per_step)
+    intervals = validation_intervals(setup.config, setup.images, setup.accelerator.num_processes)
+    return step < setup.steps and any(step % n == 0 for n in intervals)
+
+
+def validation_intervals(config: TrainConfig, images: list[TrainingImage], processes: int) -> list[int]:
+    """Steps between two series of sample images, by --validation_steps and --validation_epochs."""
+    steps_per_epoch = math.ceil(epoch_length(config, images) / images_per_step(config, processes))
     intervals = [config.validation_steps, (config.validation_epochs or 0) * steps_per_epoch]
-    return step < setup.steps and any(n and step % n == 0 for n in intervals)
+    return [n for n in intervals if n]
+
+
+def evaluations_due(config: TrainConfig, images: list[TrainingImage], steps: int, processes: int) -> int:
+    """How many evaluations a run of so many steps makes, those of step 0 and of the last one included."""
+    intervals = validation_intervals(config, images, processes)
+    return 2 + sum(any(step % n == 0 for n in intervals) for step in range(1, steps))
