@@ -49,6 +49,7 @@ def training_problems(config) -> Iterator[Problem]:
         problem = "--compile needs a UNet whose weights stay as they are and where they are"
         yield f"{problem}: drop it, or {other}", "compile"
     yield from data_problems(config)
+    yield from prior_problems(config)
     yield from stopping_problems(config)
     yield from optimizer_problems(config)
     yield from rank_problems(config)
@@ -78,6 +79,23 @@ def stopping_problems(config) -> Iterator[Problem]:
     if config.skip_final_inference and (config.score_encoders or config.keep_best == "score"):
         name = "score_encoders" if config.score_encoders else "keep_best"
         yield f"--{name} scores the sample images: drop --skip_final_inference", name
+
+
+def prior_problems(config) -> Iterator[Problem]:
+    """Where --prior_by_prediction lacks a prompt, or something it works without is given."""
+    if not config.prior_by_prediction:
+        return
+    name = "prior_by_prediction"
+    if config.with_prior_preservation:
+        problem = "--with_prior_preservation trains on class images, and --prior_by_prediction works without"
+        yield f"{problem}: drop one of the two", name
+    if not (config.class_prompt or "").strip():
+        yield "--prior_by_prediction needs --class_prompt, such as 'a photo of a dog'", "class_prompt"
+    if config.class_data_dir:
+        yield "--prior_by_prediction uses no class images: drop --class_data_dir", "class_data_dir"
+    if config.compile:
+        problem = "--prior_by_prediction runs the UNet with and without adapters, which --compile does not"
+        yield f"{problem}: drop one of the two", "compile"
 
 
 def optimizer_problems(config) -> Iterator[Problem]:

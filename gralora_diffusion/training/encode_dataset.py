@@ -46,6 +46,8 @@ def encode_dataset(
             captions = set(batch_plan.captions())
             if held_out:
                 captions.update(held_out.captions())
+            if config.prior_by_prediction:
+                captions.add(config.class_prompt)
             encode = encode_captions(sorted(captions), pipeline, cache, accelerator, workers, text_encoders)
             pipeline.text_encoder = None
             pipeline.text_encoder_2 = None

@@ -10,6 +10,7 @@ from gralora_diffusion.data.batches import BatchPlan, examples_at
 from gralora_diffusion.sdxl.base import Prompts, predict
 from gralora_diffusion.training.loss import add_noise, diffusion_loss, draw_noise, noise_schedule
 from gralora_diffusion.training.prefetch import PINNED, Packed, Prefetcher
+from gralora_diffusion.training.prior_prediction import PriorPrediction
 
 LOSS_OPTIONS = (
     "prediction_type", "snr_gamma", "debiased_estimation", "loss_type", "huber_c", "huber_schedule",
@@ -39,13 +40,15 @@ def objective(
     dtype: torch.dtype,
     draw: Callable = draw_noise,
     autocast: bool = False,
+    models: dict | None = None,
 ) -> Callable[[int], torch.Tensor]:
     """loss_of(index): the loss of batch number `index` of the plan, counted over all processes.
 
     encode(captions) gives their Prompts; draw is loss.draw_noise() or a variant of it. The UNet computes in
     `dtype`, the statistics of its norms and softmax in fp32; noise schedule, latents, time ids and the loss
     are fp32. autocast: for layers with fp32 parameters of their own, which would compute in fp32 without it.
-    On a GPU a thread prepares the inputs of the next batch meanwhile.
+    models: {component: adapted model}, where text encoders are adapted too. On a GPU a thread prepares the
+    inputs of the next batch meanwhile.
     """
     schedule = noise_schedule(scheduler, config.rescale_betas_zero_snr)
     device = accelerator.device
@@ -84,13 +87,23 @@ def objective(
         tensors, captions = inputs_of(index)
         return Inputs(*(tensor.to(device) for tensor in tensors)), captions
 
+    prior = None
+    if config.prior_by_prediction:
+        prior = PriorPrediction(models or dict(unet=unet), encode, config, device, dtype)
+
     def loss_of(index: int) -> torch.Tensor:
         inputs, captions = on_device(index)
+        given = inputs.noisy, inputs.timesteps, inputs.sizes
         embeds, pooled = encode(captions) if config.train_text_encoder else (inputs.embeds, inputs.pooled)
         prompts = Prompts(embeds.to(device, dtype), pooled.to(device, dtype))
         with torch.autocast(device.type, dtype, enabled=autocast and dtype != torch.float32):
-            predicted = predict(unet, inputs.noisy, inputs.timesteps, prompts, inputs.sizes)
+            if prior:
+                of_base = prior.of_base(*given)
+                predicted, of_class = prior.with_class(*given, prompts)
+            else:
+                predicted = predict(unet, inputs.noisy, inputs.timesteps, prompts, inputs.sizes)
         of_batch = inputs.latents, inputs.noise, inputs.timesteps
-        return diffusion_loss(predicted, *of_batch, alphas, **options, weights=inputs.weights)
+        loss = diffusion_loss(predicted, *of_batch, alphas, **options, weights=inputs.weights)
+        return loss + prior.loss(of_class, of_base) if prior else loss
 
     return loss_of

@@ -281,6 +281,7 @@ def loss_function(setup: TrainingSetup, batch_plan: BatchPlan, encode, draw=draw
         setup.accelerator,
         setup.dtype,
         draw,
+        models=setup.models,
     )
 
 
