@@ -24,6 +24,8 @@ betas = in_group("Optimizer", needs={"optimizer": ("AdamW", "Prodigy", "AdamWSch
 text_decay = in_group("Optimizer", needs={"train_text_encoder": True})
 prodigy = in_group("Optimizer", needs={"optimizer": ("Prodigy",)})
 loss = in_group("Loss")
+logit = in_group("Loss", needs={"timestep_density": ("logit_normal",)})
+pyramid = in_group("Loss", needs={"multires_noise_iterations": True})
 huber = in_group("Loss", needs={"loss_type": ("huber", "smooth_l1")})
 prior = in_group("Prior preservation")
 ranks = in_group("Ranks from gradients")

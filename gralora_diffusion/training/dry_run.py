@@ -37,6 +37,7 @@ from gralora_diffusion.training.preview_scores import encoder_names
 from gralora_diffusion.training.run_folder import locate, with_recorded_prompts
 from gralora_diffusion.training.setup import checkpoint_interval, evaluations_due, inject_all, steps_of
 from gralora_diffusion.training.step_cost import step_memory, step_time
+from gralora_diffusion.training.timesteps import shapes_timesteps, shares_of_tenths
 from gralora_diffusion.training.validation_loss import TIMES
 
 
@@ -116,6 +117,7 @@ class Plan:
             "adapter": f"{kind}, {len(self.layers)} layers, {self.parameters:,} parameters",
             **self.parent(),
             "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
+            **self.timesteps(),
             **self.evaluated(),
             **self.described(),
             "steps": f"{self.steps} of {images} per process, {self.epochs:.1f} epochs",
@@ -142,6 +144,13 @@ class Plan:
     def parent(self) -> dict[str, str]:
         """What the run starts from, if it is another adapter."""
         return {"starts from": self.config.start_from} if self.config.start_from else {}
+
+    def timesteps(self) -> dict[str, str]:
+        """How often each tenth of the timesteps is drawn, where that is not the same."""
+        if not shapes_timesteps(self.config):
+            return {}
+        shares = " ".join(f"{100 * share:.0f}" for share in shares_of_tenths(self.config))
+        return {"timesteps": f"{shares} % of the steps in each tenth, from little noise to much"}
 
     def evaluated(self) -> dict[str, str]:
         """The held-out images and the evaluations, if there are any; their time, as far as it is known."""

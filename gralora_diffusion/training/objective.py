@@ -8,9 +8,11 @@ import torch
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.batches import BatchPlan, examples_at
 from gralora_diffusion.sdxl.base import Prompts, predict
+from gralora_diffusion.sdxl.flow import FLOW_STEPS
 from gralora_diffusion.training.loss import add_noise, diffusion_loss, draw_noise, noise_schedule
 from gralora_diffusion.training.prefetch import PINNED, Packed, Prefetcher
 from gralora_diffusion.training.prior_prediction import PriorPrediction
+from gralora_diffusion.training.timesteps import shaped
 
 LOSS_OPTIONS = (
     "prediction_type", "snr_gamma", "debiased_estimation", "loss_type", "huber_c", "huber_schedule",
@@ -50,9 +52,11 @@ def objective(
     models: {component: adapted model}, where text encoders are adapted too. On a GPU a thread prepares the
     inputs of the next batch meanwhile.
     """
-    schedule = noise_schedule(scheduler, config.rescale_betas_zero_snr)
+    schedule = noise_schedule(scheduler, config.rescale_betas_zero_snr, config.prediction_type)
+    draw = shaped(draw, config)
     device = accelerator.device
-    alphas = schedule.to(device)
+    alphas = None if schedule is None else schedule.to(device)
+    length = FLOW_STEPS if schedule is None else len(schedule)
     options = {name: getattr(config, name) for name in LOSS_OPTIONS}
 
     def inputs_of(index: int) -> tuple[list[torch.Tensor], list[str]]:
@@ -61,7 +65,7 @@ def objective(
         batch = examples_at(batch_plan, positions)  # with prior preservation, twice as many as positions
         shape = batch[0].moments.shape[1:]
         keys = [example.position for example in batch]
-        posterior, noise, timesteps = draw(shape, len(schedule), config.seed, keys, config.noise_offset)
+        posterior, noise, timesteps = draw(shape, length, config.seed, keys, config.noise_offset)
         mean, std = torch.stack([example.moments for example in batch]).unbind(1)
         latents = mean + std * posterior
         noisy = add_noise(latents, noise, timesteps, schedule).to(dtype)

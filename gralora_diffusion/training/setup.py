@@ -1,6 +1,5 @@
 """What a run works with: options checked, base loaded and adapted, checkpoint read, and nothing written."""
 
-import dataclasses
 import math
 import os
 import time
@@ -14,6 +13,7 @@ from torch import nn
 from gralora_diffusion.adapters import allocation_file, rank_rules
 from gralora_diffusion.adapters.adapted_layer import DEFAULT
 from gralora_diffusion.adapters.inject import inject, unmatched_patterns
+from gralora_diffusion.adapters.orthogonal_start import start_orthogonal
 from gralora_diffusion.adapters.quantization import check_quantization, quantize
 from gralora_diffusion.adapters.registry import adapter_parameters, all_layers, handles
 from gralora_diffusion.config import TrainConfig
@@ -22,17 +22,19 @@ from gralora_diffusion.data.class_images import check_class_folders, class_image
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance_images
 from gralora_diffusion.data.held_out import hold_out
 from gralora_diffusion.data.image_folder import TrainingImage, content_of
-from gralora_diffusion.data.sample_prompts import sample_prompts, trigger_of
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.base import resolution_of
 from gralora_diffusion.sdxl.fingerprint import fingerprint
 from gralora_diffusion.sdxl.load import COMPONENTS, load_sdxl, shapes
-from gralora_diffusion.sdxl.objective import objective_of_scheduler
 from gralora_diffusion.training.accelerator import make_accelerator, precision
+from gralora_diffusion.training.base_defaults import objective_of, with_base_defaults
 from gralora_diffusion.training.hub import check_hub
 from gralora_diffusion.training.memory import memory_for
-from gralora_diffusion.training.optim import check_optimizer, depends_on_length, learning_rates
+from gralora_diffusion.training.optim import (
+    check_lr_pattern,
+    check_optimizer,
+    depends_on_length,
+)
 from gralora_diffusion.training.preview_scores import encoder_names, load_encoders
 from gralora_diffusion.training.record import base_name, began_at, training_record
 from gralora_diffusion.training.resume import facts_of, resume
@@ -101,13 +103,6 @@ class TrainingSetup:
         return objective_of(self.config, self.pipeline)
 
 
-def objective_of(config: TrainConfig, pipeline) -> dict:
-    """What a run trains its adapter to predict, see sdxl/objective.py; config: with the base's defaults."""
-    of_base = objective_of_scheduler(pipeline.scheduler.config)["rescale_betas_zero_snr"]
-    zero_snr = config.rescale_betas_zero_snr or of_base
-    return dict(prediction_type=config.prediction_type, rescale_betas_zero_snr=zero_snr)
-
-
 def set_up(config: TrainConfig) -> TrainingSetup:
     """Check options, load and adapt the base, read the checkpoint; writes only the cache and class images."""
     images = instance_images(config, image_cache(config))
@@ -147,6 +142,8 @@ def set_up(config: TrainConfig) -> TrainingSetup:
         known = fingerprint(pipeline.unet)  # quantized weights cannot be compared
         quantize(pipeline.unet, config.base_model_precision)
     models = inject_all(pipeline.components, config)
+    if config.adapter.orthogonal_start:
+        start_orthogonal(all_layers(models), config.adapter.orthogonal_start, config.seed)
     if config.base_model_precision:
         handles(pipeline.unet)[DEFAULT].fingerprint = known
     note_single_blocks(config, models)
@@ -192,23 +189,6 @@ def evaluation_facts(config: TrainConfig, held_out: list[TrainingImage]) -> dict
     return dict(held_out=content_of(held_out), scored=how)
 
 
-def with_base_defaults(
-    config: TrainConfig, pipeline, images: list[TrainingImage], mixed_precision: str, processes: int
-) -> TrainConfig:
-    """The config with every value that a run takes from the base or the images, as config.json records it."""
-    rates = learning_rates(config, processes)
-    return dataclasses.replace(
-        config,
-        mixed_precision=mixed_precision,
-        resolution=config.resolution or resolution_of(pipeline),
-        instance_prompt=trigger_of(config, images),
-        validation_prompt="|".join(sample_prompts(config, images)),
-        text_encoder_lr=rates["text_encoder"] if config.train_text_encoder else None,
-        text_encoder_2_lr=rates["text_encoder_2"] if config.train_text_encoder else None,
-        prediction_type=config.prediction_type or pipeline.scheduler.config.prediction_type,
-    )
-
-
 def inject_all(components: dict, config: TrainConfig) -> dict:
     """Adapt the UNet, and both text encoders if they train: {component: model}.
 
@@ -229,6 +209,7 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
         option = "rank_pattern" if unmatched[0] in config.adapter.rank_pattern else "k_pattern"
         problem = f"--{option} {unmatched[0]!r} matches none of the adapted layers"
         raise ConfigError(problem, option=option)
+    check_lr_pattern(all_layers(models), config)
     if config.allocate:
         rank_rules.check_range(all_layers(models), config)
     return models

@@ -9,6 +9,7 @@ from gralora_diffusion.data.batches import BatchPlan, variation_of
 from gralora_diffusion.data.captions import forms_of
 from gralora_diffusion.data.encode import CachedImage
 from gralora_diffusion.sdxl.base import Prompts, predict
+from gralora_diffusion.sdxl.flow import FLOW_STEPS
 from gralora_diffusion.seeding import generator
 from gralora_diffusion.training.compiled import uncompiled
 from gralora_diffusion.training.loss import add_noise, noise_schedule, target
@@ -17,15 +18,18 @@ TIMES = 8  # noised copies of each image, at one timestep of each eighth of the 
 VALIDATION = 26  # in a generator's key: it draws their noise and timesteps
 
 
-def draw_stratified(shape, schedule_length: int, seed: int, key: int) -> tuple[torch.Tensor, ...]:
+def draw_stratified(shape, schedule_length: int | None, seed: int, key: int) -> tuple[torch.Tensor, ...]:
     """(noise of the VAE's posterior [1, *shape], noise to add, timesteps [TIMES]) of one image.
 
-    Timestep i is uniform within the i-th of TIMES equal parts of the schedule. noise is [TIMES, *shape].
+    Timestep i is uniform within the i-th of TIMES equal parts of the schedule, whose length is None for a
+    flow. noise is [TIMES, *shape].
     """
     random = generator(seed, VALIDATION, key)
     posterior = torch.randn(1, *shape, generator=random)
     noise = torch.randn(TIMES, *shape, generator=random)
     places = (torch.arange(TIMES) + torch.rand(TIMES, generator=random)) / TIMES
+    if schedule_length is None:
+        return posterior, noise, places * FLOW_STEPS
     timesteps = (places * schedule_length).long().clamp(max=schedule_length - 1)
     return posterior, noise, timesteps
 
@@ -43,7 +47,7 @@ class ValidationLoss:
     ):
         self.models, self.plan, self.encode = models, plan, encode
         self.config, self.accelerator, self.dtype = config, accelerator, dtype
-        self.schedule = noise_schedule(scheduler, config.rescale_betas_zero_snr)
+        self.schedule = noise_schedule(scheduler, config.rescale_betas_zero_snr, config.prediction_type)
         self.batches: list[
             list[tuple[CachedImage, int]]
         ] = []  # (image, number of its noised copy), one shape
@@ -82,11 +86,12 @@ class ValidationLoss:
     def errors_of(self, batch: list[tuple[CachedImage, int]]) -> torch.Tensor:
         """The mean squared error of each row, [n]."""
         config, device, schedule = self.config, self.accelerator.device, self.schedule
+        length = None if schedule is None else len(schedule)
         latents, noises, times, sizes, captions = [], [], [], [], []
         for cached, number in batch:
             key = int(cached.image.digest[:12], 16)
             (mean, std), time_ids = cached.crop_at(self.plan.cache, config.seed, key)
-            posterior, noise, timesteps = draw_stratified(mean.shape, len(schedule), config.seed, key)
+            posterior, noise, timesteps = draw_stratified(mean.shape, length, config.seed, key)
             latents.append(mean + std * posterior[0])
             noises.append(noise[number])
             times.append(timesteps[number])

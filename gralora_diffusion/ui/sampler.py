@@ -60,6 +60,7 @@ class Sampler:
         self.pipeline = None
         self.base = None
         self.loaded = {}  # {adapter: (path, mtime)}
+        self.objectives = {}  # {adapter: what it was trained to predict}
 
     def generate(self, request: ImageRequest, base: str | None) -> Image.Image:
         """An image; `base` as --pretrained_model_name_or_path takes it."""
@@ -74,7 +75,22 @@ class Sampler:
             self.load_base(base)
             self.set_adapters(dict(request.adapters))
             wanted = [(request.prompt, request.seed)]
-            return generate(self.pipeline, wanted, request.steps, guidance, device=best_device())[0]
+            how = dict(scheduler=self.scheduler_of(dict(request.adapters)), device=best_device())
+            return generate(self.pipeline, wanted, request.steps, guidance, **how)[0]
+
+    def scheduler_of(self, adapters: dict[str, float]):
+        """The base's scheduler, or that of what the adapters were trained to predict.
+
+        Raises ConfigError where two of them differ.
+        """
+        from gralora_diffusion.sdxl.objective import objective_text
+        from gralora_diffusion.sdxl.sampling import as_trained
+
+        known = [self.objectives[name] for name in adapters if self.objectives.get(name)]
+        if any(objective != known[0] for objective in known):
+            problem = f"one is for {objective_text(known[0])}, the other for {objective_text(known[1])}"
+            raise ConfigError(f"the adapters cannot be used together: {problem}")
+        return as_trained(self.pipeline.scheduler, **known[0]) if known else self.pipeline.scheduler
 
     def load_base(self, base: str | None) -> None:
         from gralora_diffusion import load_sdxl
@@ -108,7 +124,8 @@ class Sampler:
             for name in adapters:
                 if name not in self.loaded:
                     with warnings.catch_warnings(action="ignore"):  # the base was chosen on the page
-                        load_adapter(self.pipeline, files[name], name=name)
+                        facts = load_adapter(self.pipeline, files[name], name=name)
+                    self.objectives[name] = facts.get("objective", {})
                     self.loaded[name] = versions[name]
         for layer in layers_of(self.pipeline):
             for name in layer.names:
@@ -150,6 +167,7 @@ class Sampler:
         self.pipeline = None
         self.base = None
         self.loaded = {}
+        self.objectives = {}
         release_unused(best_device())
 
     def unload_if_idle(self) -> None:
