@@ -115,7 +115,8 @@ class GLoRA(Delta):
         older = {shapes["a1"][0], shapes["a2"][1], shapes["b1"][0], shapes["b2"][1]}
         if len(ranks) > 1 and len(older) > 1:
             raise ValueError("the ranks of a1, a2, b1 and b2 differ")
-        self.older = len(ranks) > 1
+        # The matrices of a square layer can be read both ways; the rank is the smaller number.
+        self.older = len(ranks) > 1 or (len(older) == 1 and min(older) < min(ranks))
 
     @property
     def rank(self) -> int:
