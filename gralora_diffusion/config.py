@@ -92,7 +92,10 @@ class AdapterConfig:
     k_pattern: dict = adapter({}, 'other k for some layers, as JSON: {"regular expression": k}')
     tlora: bool = adapter(False, "T-LoRA: fewer active ranks in the UNet at noisier timesteps")
     tlora_min_rank: int | None = adapter(
-        None, "T-LoRA's rank with most noise; by default half the rank", at_least=1, needs={"tlora": True}
+        None,
+        "T-LoRA's rank at the noisiest timestep; by default half the rank",
+        at_least=1,
+        needs={"tlora": True},
     )
 
     def __post_init__(self):
@@ -120,7 +123,9 @@ class TrainConfig:
     variant: str | None = base(None, "variant of the base's files, for instance fp16")
     cache_dir: str | None = base(None, "folder for downloads from the hub", kind="folder", resumable=True)
     start_from: str | None = start(
-        None, "run or adapter file of any tool to go on from, converted where it differs", kind="adapter"
+        None,
+        "run or adapter file of any tool to start from; converted if its kind or sizes differ",
+        kind="adapter",
     )
     instance_data_dir: str | None = images(
         None,
@@ -146,9 +151,13 @@ class TrainConfig:
     caption_dropout: float = data(
         0.0, "share of the training images used without a caption (0.1 is usual)", at_least=0, at_most=1
     )
-    shuffle_captions: bool = data(False, "train on eight orders of each caption's comma-separated tags")
+    shuffle_captions: bool = data(False, "train on up to eight orders of each caption's comma-separated tags")
     keep_tokens: int = data(0, "tags at the front that are not shuffled", at_least=0, needs=SHUFFLED)
-    caption_lines: str = images("first", "of a caption file: first, join, or random", choices=CAPTION_LINES)
+    caption_lines: str = images(
+        "first",
+        "lines to use of a caption file: the first, all joined, or a random one",
+        choices=CAPTION_LINES,
+    )
     caption_wildcards: bool = data(False, "draw one of the words of {red|blue} in a caption at each use")
     image_interpolation_mode: str = data("lanczos", "how images are resized", choices=INTERPOLATIONS)
     on_bad_image: str = data("stop", "stop at unusable files, or skip them", choices=BAD, resumable=True)
@@ -176,7 +185,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = training(1, "batches per optimizer step", at_least=1)
     learning_rate: float | None = training(
         None,
-        f"rate of the UNet's adapters; {by_base('learning_rate')}; for Prodigy a factor, by default 1",
+        f"learning rate of the UNet's adapters; {by_base('learning_rate')}; for Prodigy a factor (1)",
         above=0,
     )
     train_text_encoder: bool = training(False, "adapt both text encoders too")
@@ -184,7 +193,7 @@ class TrainConfig:
         None, "learning rate of the text encoders' adapters; by default the UNet's", at_least=0
     )
     text_encoder_2_lr: float | None = text_rate(
-        None, "learning rate of the second text encoder's; by default --text_encoder_lr", at_least=0
+        None, "learning rate of the second text encoder's adapters; by default --text_encoder_lr", at_least=0
     )
     seed: int = training(0, "random seed", at_least=0, at_most=2**40)
     validation_prompt: str | None = samples(
@@ -232,7 +241,7 @@ class TrainConfig:
     compile: bool = machine(
         False, "compile the UNet's transformer blocks: faster steps after some minutes of compiling"
     )
-    deterministic: bool = machine(False, "deterministic kernels, to resume bit by bit on a GPU: slower")
+    deterministic: bool = machine(False, "deterministic kernels, to resume bit for bit on a GPU: slower")
     allow_tf32: bool = machine(False, "multiply fp32 matrices in TF32 on a GPU: faster, less precise")
     cache_latents: bool = machine(True, "keep latents and prompt embeddings for later runs", resumable=True)
     latent_cache_dir: str | None = machine(
@@ -274,7 +283,7 @@ class TrainConfig:
         needs=NO_AVERAGE,
     )
     prediction_type: str | None = loss(
-        None, "what the UNet predicts; by default what the base does", choices=PREDICTIONS
+        None, "what the UNet predicts; by default what the base predicts", choices=PREDICTIONS
     )
     snr_gamma: float | None = loss(None, "min-SNR loss weights with this gamma (5 is usual)", above=0)
     debiased_estimation: bool = loss(False, "loss weights 1/sqrt(SNR), which balance the noise levels")
@@ -305,10 +314,15 @@ class TrainConfig:
     )
     allocation: str | None = ranks(None, "another run's allocation.json, for its ranks", kind="allocation")
     gora_init: str | None = gora(
-        None, "initialization from gradients: random A (GoRA) or svd (default); or zero", choices=STARTS
+        None,
+        "initialization from gradients: svd (default), random (GoRA as published), or zero",
+        choices=STARTS,
     )
     gora_gamma: float | None = gora(
-        None, "norm of the first delta over the gradient's; by default searched", at_least=0, at_most=1e6
+        None,
+        "norm of the initial delta relative to the gradient's; by default searched",
+        at_least=0,
+        at_most=1e6,
     )
     gora_batches: int = gora(64, "maximum number of batches in the gradient pass", at_least=1, at_most=2**20)
     gora_tolerance: float = gora(

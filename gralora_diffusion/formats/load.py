@@ -163,7 +163,7 @@ def adapter_for(
     if not fit:
         shape = f"{'?' if n is None else n} -> {'?' if m is None else m}"
         if kernel:
-            shape += f", of a kernel of {kernel[0]} x {kernel[1]}"
+            shape += f", with a kernel of {kernel[0]} x {kernel[1]}"
         problem = f"its tensors do not fit the base's layer {shape}; the adapter was made for another base"
         raise ConfigError(f"{where}: {problem}")
     if sizes is None:

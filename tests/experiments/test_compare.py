@@ -129,7 +129,7 @@ def test_subjects_are_a_column_of_the_table(tmp_path):
         "toy": ("a photo of sks car", ["a car at night"]),
     }
     assert len({run["setting"] for run in plan.runs}) == 2
-    with pytest.raises(ConfigError, match="--strengths goes with"):
+    with pytest.raises(ConfigError, match="--strengths works only with"):
         plan_sweep(compare.arguments([*given, "--strengths", "0.5"]))
 
 

@@ -201,7 +201,7 @@ def test_mistakes(plain, tmp_path):
         Spec("lora", 8, k=2)
     with pytest.raises(ConfigError, match="gralora of rank 7"):
         adapt(copy.deepcopy(plain), Spec("gralora", 7, k=2))
-    with pytest.raises(ConfigError, match="has convolutions, and methods are compared on linear layers"):
+    with pytest.raises(ConfigError, match="includes convolutions, but methods are compared on linear layers"):
         adapt(copy.deepcopy(plain), Spec("gralora", 8, targets="attention+ff+conv"))
     (tmp_path / "x").write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match="damaged"):

@@ -106,7 +106,7 @@ def test_peft_loads_a_plain_lora(tmp_path):
 
 def test_peft_cannot_hold_gralora_of_convolutions(tmp_path):
     adapter = Adapter.from_models(adapted_pipeline(CONVOLUTIONS["conv"], ["unet"])[1])
-    with pytest.raises(ConfigError, match=r"PEFT's GraLoRA is of linear layers only.*--energy 1"):
+    with pytest.raises(ConfigError, match=r"PEFT's GraLoRA supports linear layers only.*--energy 1"):
         write_peft(tmp_path / "out", adapter)
     assert not (tmp_path / "out").exists()
 

@@ -365,8 +365,8 @@ NO_IMAGES = TrainConfig(skip_final_inference=True)
 @pytest.mark.parametrize(
     ("kind", "version", "config", "words"),
     [
-        ("DEEPSPEED", None, NO_IMAGES, "by FSDP of version 2 only"),
-        ("FSDP", 1, NO_IMAGES, "by FSDP of version 2 only"),
+        ("DEEPSPEED", None, NO_IMAGES, "but only FSDP 2 can shard a base"),
+        ("FSDP", 1, NO_IMAGES, "but only FSDP 2 can shard a base"),
         ("FSDP", 2, TrainConfig(), "needs --skip_final_inference"),
         (
             "FSDP",

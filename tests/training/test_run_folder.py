@@ -280,7 +280,7 @@ def test_images_on_the_way_and_the_report(tmp_path):
     assert page.count("data:image/jpeg") == 6
     assert "<polyline" in page
     assert "://" not in page
-    assert "Forecast and what happened" in page
+    assert "Forecast and actual use" in page
 
 
 def test_tensorboard_gets_every_step(tmp_path):
