@@ -107,7 +107,7 @@ def reports_of_three_runs(tmp_path, command) -> None:
     line["run"]["steps"] = 2
     with open(tmp_path / "out" / RESULTS, "a") as file:
         file.write(json.dumps(line) + "\n")
-    assert "these runs have 1 and 2 steps: choose with --steps" in command("--report", fails=True)[1]
+    assert "these runs have 1 and 2 steps: choose one with --steps" in command("--report", fails=True)[1]
     assert command("--report", "--steps", 1).startswith(printed)
 
 
