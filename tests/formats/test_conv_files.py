@@ -172,11 +172,15 @@ def changed(path, out, name, change):
 @pytest.mark.parametrize(
     ("leaf", "change", "words"),
     [
-        (f"{CONV1}.lora_A", lambda t: t.flatten(1), "do not fit the base's layer .* of a kernel of 3 x 3"),
+        (f"{CONV1}.lora_A", lambda t: t.flatten(1), "do not fit the base's layer .* with a kernel of 3 x 3"),
         (f"{CONV1}.lora_A", lambda t: t[..., :2], "do not fit the base's layer"),
         (f"{CONV1}.lora_A", lambda t: t.flatten(2), "dimensions"),
         (f"{CONV1}.lora_B", lambda t: t[..., None, None], "dimensions"),
-        (f"{SHORTCUT}.lora_A", lambda t: t.flatten(1), "do not fit the base's layer .* of a kernel of 1 x 1"),
+        (
+            f"{SHORTCUT}.lora_A",
+            lambda t: t.flatten(1),
+            "do not fit the base's layer .* with a kernel of 1 x 1",
+        ),
         (f"{LINEAR}.lora_A", lambda t: t[..., None, None], "do not fit the base's layer"),
     ],
     ids=["flat", "another kernel", "three dimensions", "up of 1 x 1", "flat 1 x 1", "linear"],
