@@ -156,7 +156,8 @@ def bias_of(leaves: Factors, own: Factors, alpha: float | None, where: str) -> D
     if "lora_bias" not in leaves:
         return FullDelta(dict(diff=leaves["diff_b"])) if "diff_b" in leaves else None
     if "diff_b" in leaves or "lora_A" not in own:
-        raise ConfigError(f"{where}: holds a bias of lora_B, and only a LoRA without another bias can have one")
+        problem = "holds a bias of lora_B, which only a LoRA without another bias can have"
+        raise ConfigError(f"{where}: {problem}")
     scale = 1.0 if alpha is None else alpha / own["lora_A"].shape[0]
     return FullDelta(dict(diff=leaves["lora_bias"].float() * scale))
 

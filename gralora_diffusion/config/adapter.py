@@ -1,0 +1,49 @@
+"""Options of the adapter."""
+
+from dataclasses import dataclass
+
+from gralora_diffusion.checks import adapter_problems, refuse
+from gralora_diffusion.config.choices import ALPHA, METHODS, RANK
+from gralora_diffusion.config.groups import adapter
+from gralora_diffusion.options import check_needs, check_rules
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What is trained: the kind of adapter, its size, and which layers get one."""
+
+    method: str = adapter("gralora", "kind of adapter", flags=("--adapter",), choices=METHODS)
+    rank: int = adapter(64, "total rank, --hybrid_rank included", flags=RANK, at_least=1)
+    k: int | None = adapter(
+        None, "GraLoRA's blocks per side; by default rank/k^2 is about 8", flags=("--gralora_k",), at_least=1
+    )
+    alpha: float | None = adapter(
+        None, "scale is alpha/rank; by default alpha = rank, a scale of 1", flags=ALPHA, above=0, at_most=1e6
+    )
+    hybrid_rank: int = adapter(0, "part of the rank for a plain LoRA beside GraLoRA's blocks", at_least=0)
+    dropout: float = adapter(
+        0.0, "dropout on the adapter's input", flags=("--lora_dropout",), at_least=0, at_most=0.99
+    )
+    rslora: bool = adapter(False, "scale by alpha/sqrt(rank) instead of alpha/rank", label="rsLoRA scale")
+    targets: str = adapter(
+        "attention",
+        "attention, attention+ff, attention+ff+conv, all-linear, or a regular expression on layer names",
+    )
+    rank_pattern: dict = adapter({}, 'other ranks for some layers, as JSON: {"regular expression": rank}')
+    k_pattern: dict = adapter({}, 'other k for some layers, as JSON: {"regular expression": k}')
+    tlora: bool = adapter(False, "T-LoRA: fewer active ranks in the UNet at noisier timesteps")
+    tlora_min_rank: int | None = adapter(
+        None,
+        "T-LoRA's rank at the noisiest timestep; by default half the rank",
+        at_least=1,
+        needs={"tlora": True},
+    )
+
+    def __post_init__(self):
+        check_rules(self)
+        check_needs(self)
+        refuse(adapter_problems(self))
+
+    @staticmethod
+    def upgraded(values: dict) -> dict:
+        return values | {"method": "lora"} if values.get("method") == "gora" else values  # an alias since

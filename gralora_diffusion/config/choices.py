@@ -1,0 +1,26 @@
+"""The values that options can take, and defaults that the base determines."""
+
+METHODS = ["gralora", "lora"]  # adapters.kinds.register() adds to it
+ALLOCATE = ("gora", "energy", "uniform", "random", "inverse", "ralora")
+OPTIMIZERS = ("AdamW", "Prodigy", "Adafactor", "AdamWScheduleFree")
+RESTARTS, POLYNOMIAL, STEP_RULES = "cosine_with_restarts", "polynomial", "piecewise_constant"
+SCHEDULES = ("linear", "cosine", RESTARTS, POLYNOMIAL, "constant", "constant_with_warmup", STEP_RULES)
+INTERPOLATIONS = ("nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
+QUANTIZED = ("int8-torchao", "nf4-torchao")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+CAPTION_LINES = ("first", "join", "random")
+PRECISIONS = ("no", "fp16", "bf16")
+LOSSES = ("l2", "huber", "smooth_l1")
+HUBER_SCHEDULES = ("snr", "exponential", "constant")
+STARTS = ("random", "svd", "zero")
+RANK, ALPHA = ("--gralora_rank", "--rank"), ("--gralora_alpha", "--lora_alpha")
+MODEL, BAD = "base_model", ("stop", "skip")
+TRACKERS = ("none", "tensorboard", "wandb", "all")
+
+EMBEDDED_DEFAULTS = dict(learning_rate=1e-3, train_batch_size=8, max_train_steps=600, guidance_scale=3.0)
+SDXL_DEFAULTS = dict(learning_rate=1e-4, train_batch_size=1, max_train_steps=500, guidance_scale=5.0)
+
+
+def by_base(name: str) -> str:
+    """What help says of a default that the base determines."""
+    return f"by default {SDXL_DEFAULTS[name]:g}, or {EMBEDDED_DEFAULTS[name]:g} on the embedded base"

@@ -1,0 +1,110 @@
+"""Options: the optimizer, the loss, and ranks from gradients."""
+
+from dataclasses import dataclass
+
+from gralora_diffusion.config.choices import (
+    ALLOCATE,
+    HUBER_SCHEDULES,
+    LOSSES,
+    OPTIMIZERS,
+    POLYNOMIAL,
+    PREDICTIONS,
+    RESTARTS,
+    SCHEDULES,
+    STARTS,
+)
+from gralora_diffusion.config.groups import (
+    ADAMW,
+    NO_AVERAGE,
+    STEPPED,
+    WARMUP,
+    betas,
+    gora,
+    huber,
+    loss,
+    optim,
+    prodigy,
+    ranks,
+    text_decay,
+)
+
+
+@dataclass(frozen=True)
+class LearningOptions:
+    """The optimizer, the loss, and ranks from gradients."""
+
+    optimizer: str = optim("AdamW", "optimizer", choices=OPTIMIZERS)
+    use_8bit_adam: bool = optim(False, "AdamW with 8-bit state (needs bitsandbytes)", needs=ADAMW)
+    lr_scheduler: str = optim("constant", "learning-rate schedule", choices=SCHEDULES)
+    lr_warmup_steps: int = optim(0, "steps over which the learning rate rises", at_least=0, needs=WARMUP)
+    lr_num_cycles: int = optim(1, f"restarts of {RESTARTS}", at_least=1, needs={"lr_scheduler": (RESTARTS,)})
+    lr_power: float = optim(1.0, f"power of {POLYNOMIAL}", above=0, needs={"lr_scheduler": (POLYNOMIAL,)})
+    lr_step_rules: str | None = optim(
+        None, "factors: '1:100,0.5:300,0.1' is 1 to step 100, 0.5 to step 300, then 0.1", needs=STEPPED
+    )
+    scale_lr: bool = optim(False, "multiply --learning_rate by batch size x accumulation x processes")
+    loraplus_lr_ratio: float = optim(1.0, "LoRA+: ratio of B's learning rate to A's (16 is usual)", above=0)
+    adam_beta1: float = betas(0.9, "the optimizer's beta1", at_least=0, at_most=0.999999)
+    adam_beta2: float = betas(0.999, "the optimizer's beta2", at_least=0, at_most=0.999999)
+    adam_epsilon: float = betas(1e-8, "the optimizer's epsilon", above=0)
+    adam_weight_decay: float = optim(1e-4, "weight decay, with every optimizer", at_least=0)
+    adam_weight_decay_text_encoder: float | None = text_decay(
+        None, "weight decay of the text encoders' adapters; by default the UNet's", at_least=0
+    )
+    prodigy_beta3: float | None = prodigy(
+        None, "beta3 of Prodigy; by default the square root of beta2", at_least=0, at_most=0.999999
+    )
+    prodigy_decouple: bool = prodigy(True, "decoupled weight decay in Prodigy, as in AdamW")
+    prodigy_use_bias_correction: bool = prodigy(True, "Adam's bias correction in Prodigy")
+    prodigy_safeguard_warmup: bool = prodigy(True, "keep warm-up rates out of Prodigy's step size")
+    max_grad_norm: float = optim(1.0, "gradients are clipped to this norm", above=0)
+    ema_decay: float | None = optim(
+        None,
+        "moving average of the adapter with this decay (0.999 is usual)",
+        above=0,
+        at_most=0.999999,
+        needs=NO_AVERAGE,
+    )
+    prediction_type: str | None = loss(
+        None, "what the UNet predicts; by default what the base predicts", choices=PREDICTIONS
+    )
+    snr_gamma: float | None = loss(None, "min-SNR loss weights with this gamma (5 is usual)", above=0)
+    debiased_estimation: bool = loss(False, "loss weights 1/sqrt(SNR), which balance the noise levels")
+    noise_offset: float = loss(
+        0.0, "strength of a noise offset per channel, for darker and brighter images", at_least=0, at_most=1
+    )
+    rescale_betas_zero_snr: bool = loss(False, "a noise schedule that ends in pure noise (for v_prediction)")
+    loss_type: str = loss("l2", "squared error, pseudo-Huber, or pseudo-Huber divided by c", choices=LOSSES)
+    huber_c: float = huber(
+        0.1, "c: where the loss changes from squared to absolute error", above=0, at_most=1
+    )
+    huber_schedule: str = huber(
+        "snr", "c by timestep: from near 1 with little noise to huber_c; or constant", choices=HUBER_SCHEDULES
+    )
+    allocate: str | None = ranks(
+        None, "rule that gives each layer its rank, at the parameter count of --rank", choices=ALLOCATE
+    )
+    allocation: str | None = ranks(None, "another run's allocation.json, for its ranks", kind="allocation")
+    gora_init: str | None = gora(
+        None,
+        "initialization from gradients: svd (default), random (GoRA as published), or zero",
+        choices=STARTS,
+    )
+    gora_gamma: float | None = gora(
+        None,
+        "norm of the initial delta relative to the gradient's; by default searched",
+        at_least=0,
+        at_most=1e6,
+    )
+    gora_batches: int = gora(64, "maximum number of batches in the gradient pass", at_least=1, at_most=2**20)
+    gora_tolerance: float = gora(
+        0.05, "end the pass when less than this share of the parameters would move", at_least=0, at_most=1
+    )
+    gora_min_rank: int | None = gora(None, "lowest rank; by default half of --rank", at_least=1)
+    gora_max_rank: int | None = gora(None, "highest rank; by default four times --rank", at_least=1)
+    gora_rounding: str = gora(
+        "exact", "the exact parameter count of --rank, or the paper's rounding", choices=("exact", "paper")
+    )
+    gora_memory: float | None = gora(
+        None, "GiB of gradient sums kept at once; further passes compute the rest", above=0
+    )
