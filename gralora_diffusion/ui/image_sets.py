@@ -164,7 +164,7 @@ def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]
     findings = []
     if len(images) < FEW:
         count = f"{len(images) or 'no'} image{'' if len(images) == 1 else 's'}"
-        findings.append((name, count, f"add some: {FEW} are few, 5 to 20 are usual"))
+        findings.append((name, count, f"add some: {FEW} to 20 are usual"))
     seen = {}
     for path in images:
         findings += check_image(path, resolution, seen)
