@@ -154,7 +154,7 @@ class IA3(Delta):
         scale = self.wide("weight").flatten()
         axis = 1 if self.on_input else 0
         if scale.numel() != base.shape[axis]:
-            raise IndexError("IA3 scales another number of channels")
+            raise IndexError("IA3 scales a different number of channels")
         shape = [1] * base.ndim
         shape[axis] = -1
         return base.to(scale.dtype) * scale.reshape(shape)

@@ -82,7 +82,7 @@ def summed(inputs: list[Weighted]) -> Adapter:
     objectives = [w.adapter.facts["objective"] for w in inputs if w.adapter.facts.get("objective")]
     if any(objective != objectives[0] for objective in objectives):
         problem = "the adapters were trained for different predictions or noise schedules"
-        raise ConfigError(f"{problem}, and cannot become one: {objectives[0]} and {objectives[-1]}")
+        raise ConfigError(f"{problem}, and cannot be combined: {objectives[0]} and {objectives[-1]}")
     terms: dict[tuple[str, str], list] = {}
     for weighted in inputs:
         for component, name, delta in weighted.adapter.changes():
@@ -157,7 +157,7 @@ def as_lora(adapter: Adapter) -> Converted:
     for component, path, delta in weights(adapter, left_out):
         pair = delta.pair()
         if pair is None:
-            problem = f"{component}.{path} is a {delta.NAME}, which is no LoRA of a low rank"
+            problem = f"{component}.{path} is a {delta.NAME}, which is not a low-rank LoRA"
             raise ConfigError(f"{problem}: give --rank N or --energy E for the best LoRA, with its error")
         makers.setdefault(component, {})[path] = functools.partial(factors_of, delta, component, path)
         rows[f"{component}.{path}"] = Row(pair[0].shape[0], 0.0)

@@ -1,4 +1,4 @@
-"""The device that runs will use, found in a process of its own: a CUDA context would take memory from a run."""
+"""The device that runs will use, found in its own process: a CUDA context would take memory from a run."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +16,7 @@ def find_device() -> None:
         try:
             _found[0] = pool.submit(best_device_name).result()
         except (BrokenProcessPool, RuntimeError) as error:
-            print(f"the GPU cannot be asked for its name: {error}", flush=True)
+            print(f"the name of the GPU cannot be read: {error}", flush=True)
 
 
 def device_name() -> str:

@@ -303,7 +303,7 @@ def files(tmp_path_factory):
     return folder / "mixed.safetensors", folder / "gralora.safetensors"
 
 
-@pytest.mark.filterwarnings("ignore:.*trained on another base")
+@pytest.mark.filterwarnings("ignore:.*trained on a different base")
 def test_kinds_stack_in_either_order_and_leave_no_trace(files):
     """Two adapters beside each other, at their strengths, equal the merged weights; removed, the base."""
     plain = load_sdxl()
@@ -332,7 +332,7 @@ def test_kinds_stack_in_either_order_and_leave_no_trace(files):
     assert float((outputs[0] - base).norm() / base.norm()) > 0.05
 
 
-@pytest.mark.filterwarnings("ignore:.*trained on another base")
+@pytest.mark.filterwarnings("ignore:.*trained on a different base")
 def test_a_merged_base_holds_what_the_pipeline_computes(files, tmp_path):
     pipeline = load_sdxl()
     load_adapter(pipeline, files[0])

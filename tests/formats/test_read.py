@@ -26,7 +26,7 @@ from gralora_diffusion.formats.write import write_comfyui, write_diffusers, writ
 from gralora_diffusion.formats.write_peft import write_peft
 from gralora_diffusion.options import ConfigError
 
-WIDTH = r"do not fit the base's layer \d+ -> \d+; the adapter was made for another base"
+WIDTH = r"do not fit the base's layer \d+ -> \d+; the adapter was made for a different base"
 
 
 def test_both_conventions_of_hybrid_rank(tmp_path):
@@ -361,7 +361,7 @@ WRONG_BASES = [
     (
         "SD 1.5",
         "unet",
-        r"the base has no such layer; the adapter was made for another kind of model",
+        r"the base has no such layer; the adapter was made for a different kind of model",
         r"SD 1\.5 is not an SDXL base",
     ),
     ("SD 1.5", "all", r"do not fit the base's layer 48 -> 48", r"SD 1\.5 is not an SDXL base"),
@@ -473,7 +473,7 @@ def refusal(pipeline, path) -> str:
 
 
 @pytest.mark.filterwarnings(
-    "ignore:.*was trained on another base"
+    "ignore:.*was trained on a different base"
 )  # a changed byte in the base's fingerprint
 def test_any_damage_to_a_header_is_one_sentence(tmp_path):
     """A changed byte may leave a valid file; then it is read as before, and never as another adapter."""
