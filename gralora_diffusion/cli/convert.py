@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
 
     from gralora_diffusion.formats.combine import Weighted, summed
-    from gralora_diffusion.formats.load import check_fits
+    from gralora_diffusion.formats.load import check_fits_base
     from gralora_diffusion.formats.preview import copy_preview, preview_of
     from gralora_diffusion.formats.read import read_adapter
     from gralora_diffusion.formats.run_files import name_of
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
         for path, strength in zip(args.adapters, args.strength, strict=True):
             adapter = read_adapter(path)
             if base is not None:
-                check_fits(adapter, base, path)
+                check_fits_base(adapter, base, path)
             inputs.append(Weighted(adapter, strength, args.layer_strength))
         adapter = summed(inputs)
         if len(inputs) > 1:
@@ -66,7 +66,7 @@ def plain(adapter, args: argparse.Namespace):
     Prints the error of each layer, and names what is left out.
     """
     from gralora_diffusion.formats.base_weights import BaseWeights
-    from gralora_diffusion.formats.combine import as_lora, nearest
+    from gralora_diffusion.formats.nearest import as_lora, nearest
 
     if args.rank is None and args.energy is None:
         if not adapter.deltas:

@@ -16,9 +16,9 @@ from gralora_diffusion.adapters.control import merge
 from gralora_diffusion.adapters.inject import inject
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.formats.adapter_state import Adapter, describe
-from gralora_diffusion.formats.combine import nearest
 from gralora_diffusion.formats.conv_factors import as_matrices, kernel_of, with_kernel
 from gralora_diffusion.formats.load import fitted
+from gralora_diffusion.formats.nearest import nearest
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.write import write_comfyui, write_diffusers, write_native
 from gralora_diffusion.formats.write_peft import write_peft

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from gralora_diffusion import enable, load_adapter, load_sdxl, remove
 from gralora_diffusion.adapters.control import bake_in, merge, unmerge
 from gralora_diffusion.adapters.lycoris import GLoRA
-from gralora_diffusion.formats.combine import Weighted, as_lora, nearest, summed
+from gralora_diffusion.formats.combine import Weighted, summed
 from gralora_diffusion.formats.merge_base import write_merged
+from gralora_diffusion.formats.nearest import as_lora, nearest
 from gralora_diffusion.formats.patterns import check_bounded, pattern_value
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.read_peft import PEFT_CONFIG
