@@ -32,6 +32,7 @@ class Workspace:
         self.adapters = self.root / "adapters"
         self.scratch = self.root / ".page"
         self.served = self.scratch / "served"
+        self.removed = self.scratch / "removed"  # images that can be put back, until the page is restarted
         for folder in (self.runs, self.images, self.models, self.adapters, self.scratch):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -109,7 +110,9 @@ class Workspace:
         return folder / name
 
     def delete_served(self) -> None:
+        """Delete what the last page left: served files, and removed images."""
         shutil.rmtree(self.served, ignore_errors=True)
+        shutil.rmtree(self.removed, ignore_errors=True)
         self.served.mkdir(parents=True)
 
 
