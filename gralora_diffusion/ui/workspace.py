@@ -32,6 +32,7 @@ class Workspace:
         self.adapters = self.root / "adapters"
         self.scratch = self.root / ".page"
         self.served = self.scratch / "served"
+        self.removed = self.scratch / "removed"  # images that can be put back, until the page is restarted
         for folder in (self.runs, self.images, self.models, self.adapters, self.scratch):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -109,7 +110,9 @@ class Workspace:
         return folder / name
 
     def delete_served(self) -> None:
+        """Delete what the last page left: served files, and removed images."""
         shutil.rmtree(self.served, ignore_errors=True)
+        shutil.rmtree(self.removed, ignore_errors=True)
         self.served.mkdir(parents=True)
 
 
@@ -117,7 +120,7 @@ def new_name(name: str, what: str, taken: list[str] = ()) -> str:
     """A name that may become a folder's; raises ConfigError."""
     name = (name or "").strip(" ")
     if not NAME.fullmatch(name) or ".." in name or name.endswith(".") or RESERVED.fullmatch(name):
-        rule = "take up to 64 letters, digits, dots, - and _, and begin with a letter or digit"
+        rule = "use up to 64 letters, digits, dots, - and _, and begin with a letter or digit"
         raise ConfigError(f"{what} cannot be named {quoted(name)}: {rule}")
     if name.lower() in (other.lower() for other in taken):
         raise ConfigError(f"{what} named {name} already exists: choose another name")

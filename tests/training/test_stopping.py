@@ -284,7 +284,7 @@ def test_a_real_run_with_scores_resumes_to_the_same(tmp_path):
     assert read_evaluations(again) == history
     assert same(weights(again), exported)
     assert [line["loss"] for line in read_metrics(again)] == [line["loss"] for line in lines]
-    with pytest.raises(ConfigError, match="other prompts or settings of the sample images"):
+    with pytest.raises(ConfigError, match="different prompts or settings of the sample images"):
         quick(tmp_path / "run", **options | dict(num_inference_steps=3, max_train_steps=5))
 
 
@@ -298,7 +298,7 @@ def test_other_held_out_images_are_refused_at_a_resume(tmp_path):
     options = dict(validation_dir=str(held), validation_steps=2)
     quick(tmp_path / "run", **options)
     (held / files[0].name).unlink()
-    with pytest.raises(ConfigError, match="was made with other held-out images"):
+    with pytest.raises(ConfigError, match="was made with different held-out images"):
         quick(tmp_path / "run", **options | dict(max_train_steps=5))
 
 

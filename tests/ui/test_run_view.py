@@ -3,8 +3,10 @@
 import json
 
 from gralora_diffusion import TrainConfig
+from gralora_diffusion.devices import best_device, name_of
 from gralora_diffusion.options import to_dict
 from gralora_diffusion.ui import run_view
+from gralora_diffusion.ui.card import device_name, find_device
 from gralora_diffusion.ui.page import STRIP, strip_values
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.workspace import Workspace
@@ -51,3 +53,10 @@ def test_the_plot_has_the_held_out_loss_and_the_best_step_and_scores_are_apart(t
     assert held_out[["step", "loss"]].values.tolist() == [[0, 0.5], [10, 0.3]]
     assert points[points["line"] == "best step"]["step"].tolist() == [10, 10]
     assert run_view.score_curve(run).values.tolist() == [[0, 0.4, "subject"]]
+
+
+def test_the_device_is_shown_before_the_first_run(tmp_path):
+    find_device()
+    assert device_name() == name_of(best_device())
+    queue = RunQueue(Workspace(tmp_path))
+    assert strip_values(queue)[STRIP.index("Device")] == device_name()
