@@ -12,12 +12,14 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.stats import bootstrap
 
 from gralora_diffusion import load_adapter, load_sdxl, sample
+from gralora_diffusion.adapters.control import disabled
 from gralora_diffusion.command_line import parse
 from gralora_diffusion.config import EMBEDDED_DEFAULTS
-from gralora_diffusion.data.dataset import instance
+from gralora_diffusion.data.dataset import instance, instance_images
 from gralora_diffusion.evaluation.encoder_names import FOR_EMBEDDED
 from gralora_diffusion.evaluation.encoders import load_encoder
 from gralora_diffusion.evaluation.features import image_features
@@ -25,6 +27,8 @@ from gralora_diffusion.evaluation.image_sets import images_in
 from gralora_diffusion.evaluation.metrics import rowwise, similarities
 from gralora_diffusion.evaluation.statistics import t_interval
 from gralora_diffusion.experiments.results import append_result, read_results
+from gralora_diffusion.sdxl.base import encode_images, encode_prompts, predict, time_ids
+from gralora_diffusion.training.loss import add_noise, draw_noise, noise_schedule
 from gralora_diffusion.training.train import train
 
 KEPT = Path(__file__).parents[1] / "docs" / "experiments" / "results" / "prior"
@@ -37,6 +41,7 @@ WAYS = {
 PLACES = ("", " on the grass", " at night", " on a blue background")
 SUBJECT = [f"a photo of sks robot{place}" for place in PLACES]
 CLASS = [f"{what}{place}" for what in ("a photo of a robot", "a drawing of a robot") for place in PLACES]
+PREDICTED = ("a photo of a robot", "a drawing of a robot at night", "a photo of sks robot")
 SCORES = ("subject", "class drift", "class leak")
 
 
@@ -51,6 +56,7 @@ def main() -> None:
         for seed in SEEDS:
             for way in WAYS:
                 make(args.state, seed, way)
+                compare_predictions(args.state, seed, way)
     table = "\n".join(lines())
     (KEPT / "table.md").write_text(f"{table}\n")
     print(table)
@@ -73,6 +79,32 @@ def make(state: Path, seed: int, way: str) -> None:
         if not folder.is_dir():
             draw(folder, seed, run / f"checkpoint-{step}" if step else None)
         append_result(KEPT, {"run": about, "means": scored(folder, base)})
+
+
+def compare_predictions(state: Path, seed: int, way: str) -> None:
+    """Keep how far the last step's predictions are from the base's, with prompts of the class and without."""
+    about = dict(seed=seed, way=way, step=STEPS[-1], what="predictions")
+    if any(entry["run"] == about for entry in read_results(KEPT)):
+        return
+    pipeline = load_sdxl()
+    load_adapter(pipeline, state / f"seed-{seed}-{way.strip('-')}" / f"checkpoint-{STEPS[-1]}", name="robot")
+    schedule = noise_schedule(pipeline.scheduler)
+    means = {}
+    with torch.no_grad():
+        pixels = [image.open().resize((64, 64)) for image in instance_images(parse("", []))]
+        pixels = torch.cat([pipeline.image_processor.preprocess(image) for image in pixels])
+        latents = encode_images(pipeline.vae, pixels)[:, 0].repeat(8, 1, 1, 1)
+        _, noise, _ = draw_noise(latents.shape[1:], len(schedule), seed, range(len(latents)))
+        timesteps = torch.arange(len(latents)) * len(schedule) // len(latents)
+        noisy = add_noise(latents, noise, timesteps, schedule)
+        sizes = time_ids((64, 64), (0, 0), (64, 64)).expand(len(latents), 6)
+        for prompt in PREDICTED:
+            inputs = noisy, timesteps, encode_prompts(pipeline, [prompt] * len(latents)), sizes
+            adapted = predict(pipeline.unet, *inputs)
+            with disabled([pipeline.unet]):
+                of_base = predict(pipeline.unet, *inputs)
+            means[prompt] = round((adapted - of_base).square().mean().item(), 6)
+    append_result(KEPT, {"run": about, "means": means})
 
 
 def draw(folder: Path, seed: int, adapter: Path | None) -> None:
@@ -106,6 +138,12 @@ def value(seed: int, way: str, step: int, score: str) -> float:
     return entry["means"][score]
 
 
+def prediction(seed: int, way: str, prompt: str) -> float:
+    about = dict(seed=seed, way=way, step=STEPS[-1], what="predictions")
+    (entry,) = (e for e in read_results(KEPT) if e["run"] == about)
+    return entry["means"][prompt]
+
+
 def at_equal_subject(seed: int, score: str) -> float:
     """The score with the option at the last step, less that without it at the same subject similarity."""
     ours, plain = "--prior_by_prediction", "without"
@@ -126,6 +164,12 @@ def lines() -> list[str]:
                 mean = statistics.mean(value(seed, way, step, score) for seed in SEEDS)
                 cells.append(f"{mean:.3f}".replace("0.", "."))
             table.append(f"| {way if step else 'the base'} | {step} | {' | '.join(cells)} |")
+    for way in WAYS:
+        cells = []
+        for prompt in PREDICTED:
+            found = [prediction(seed, way, prompt) for seed in SEEDS]
+            cells.append(f"{prompt}: {1000 * statistics.mean(found):.0f}")
+        table.append(f"| {way}: 1000 x squared change of predictions | {STEPS[-1]} | {' | '.join(cells)} |")
     for score in SCORES[1:]:
         gains = [at_equal_subject(seed, score) for seed in SEEDS]
         found = bootstrap((gains,), np.mean, method="BCa", n_resamples=10_000, rng=np.random.default_rng(0))

@@ -81,7 +81,8 @@ def check_facts(facts: dict, path) -> None:
 def is_flow_objective(objective) -> bool:
     """Whether it is one that flow_objective() gives."""
     shift = objective.get("flow_shift") if isinstance(objective, dict) else None
-    return type(shift) is float and 0 < shift <= MOST_SHIFT and objective == flow_objective(shift)
+    is_shift = shift is None or (type(shift) is float and 0 < shift <= MOST_SHIFT)
+    return is_shift and objective == flow_objective(shift)
 
 
 def wrong_parents(facts: dict) -> str | None:

@@ -15,18 +15,22 @@ def is_flow(config) -> bool:
     return named.startswith("FlowMatch") or ("shift" in config and "beta_start" not in config)
 
 
-def flow_objective(shift: float) -> dict:
-    """The objective of a flow whose sampling is shifted by so much: see objective.py."""
-    return dict(prediction_type=FLOW, rescale_betas_zero_snr=False, flow_shift=float(shift))
+def flow_objective(shift: float | None = None) -> dict:
+    """The objective of a flow whose sampling is shifted by so much, if it is known: see objective.py."""
+    objective = dict(prediction_type=FLOW, rescale_betas_zero_snr=False)
+    return objective if shift is None else objective | dict(flow_shift=float(shift))
 
 
-def flow_scheduler(scheduler, shift: float):
-    """A flow's scheduler with this shift: the one given where it is that, or a changed copy."""
+def flow_scheduler(scheduler, shift: float | None):
+    """A flow's scheduler with this shift: the one given where it is that, or a changed copy.
+
+    None: with the shift that the scheduler has, and without one where it is not a flow's.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     if not is_flow(scheduler.config):
-        return FlowMatchEulerDiscreteScheduler(shift=shift)
-    if scheduler.config.shift == shift:
+        return FlowMatchEulerDiscreteScheduler(shift=shift or 1.0)
+    if shift in (None, scheduler.config.shift):
         return scheduler
     return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, shift=shift)
 

@@ -1,7 +1,7 @@
 """What a base or an adapter was trained to predict, and how the files of each tool say so.
 
 An objective is dict(prediction_type=..., rescale_betas_zero_snr=...) in diffusers' words; {} is not known.
-That of a rectified flow has flow_shift too, the shift of its sampling.
+That of a rectified flow may have flow_shift too, the shift of its sampling.
 """
 
 import json
@@ -81,18 +81,18 @@ def objective_text(objective: dict) -> str:
     if not objective:
         return "not named"
     if "flow_shift" in objective:
-        return f"{objective['prediction_type']} with shift {objective['flow_shift']:g}"
+        return f"flow with shift {objective['flow_shift']:g}"
     zero_snr = " with zero terminal SNR" if objective["rescale_betas_zero_snr"] else ""
     return f"{objective['prediction_type']}{zero_snr}"
 
 
-def shift_in(text: str) -> float:
-    """The shift that a header names; 1, which is none, where it is no number of a shift."""
+def shift_in(text: str) -> float | None:
+    """The shift that a header names; None where it is no number of a shift."""
     try:
         shift = float(text)
     except ValueError:
-        return 1.0
-    return shift if 0 < shift <= MOST_SHIFT else 1.0
+        return None
+    return shift if 0 < shift <= MOST_SHIFT else None
 
 
 def is_yes(text: str) -> bool:

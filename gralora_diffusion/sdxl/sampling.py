@@ -146,7 +146,7 @@ def as_trained(
     scheduler,
     prediction_type: str | None = None,
     rescale_betas_zero_snr: bool = False,
-    flow_shift: float = 1.0,
+    flow_shift: float | None = None,
 ):
     """The scheduler for what was trained with this objective: the base's own, or a changed copy.
 

@@ -109,7 +109,7 @@ def layout_of(file: Path) -> Iterator[Path]:
     index = SDXL_INDEX
     if objective.get("prediction_type") == FLOW:
         kind = "FlowMatchEulerDiscreteScheduler"
-        scheduler = dict(_class_name=kind, num_train_timesteps=1000, shift=objective["flow_shift"])
+        scheduler = dict(_class_name=kind, num_train_timesteps=1000, shift=objective.get("flow_shift", 1.0))
         index = SDXL_INDEX | dict(scheduler=["diffusers", kind])
     if objective.get("rescale_betas_zero_snr"):
         # from the very last timestep on (arXiv 2305.08891)

@@ -90,7 +90,7 @@ class Previews:
         """This process's share; step 0 is the base, with its own scheduler."""
         config, scheduler = self.config, None
         if step:
-            trained_with = config.prediction_type, config.rescale_betas_zero_snr, config.flow_shift or 1.0
+            trained_with = config.prediction_type, config.rescale_betas_zero_snr, config.flow_shift
             scheduler = as_trained(self.pipeline.scheduler, *trained_with)
         return generate(
             self.pipeline,

@@ -48,9 +48,7 @@ class ValidationLoss:
         self.models, self.plan, self.encode = models, plan, encode
         self.config, self.accelerator, self.dtype = config, accelerator, dtype
         self.schedule = noise_schedule(scheduler, config.rescale_betas_zero_snr, config.prediction_type)
-        self.batches: list[
-            list[tuple[CachedImage, int]]
-        ] = []  # (image, number of its noised copy), one shape
+        self.batches: list[list[tuple[CachedImage, int]]] = []  # of (image, number of its noised copy)
         for bucket in plan.instance:
             images = {cached.image.path: cached for cached in bucket}.values()
             rows = [(cached, number) for cached in images for number in range(TIMES)]

@@ -177,13 +177,15 @@ def test_a_scheduler_changes_to_a_flow_and_back():
     flow = as_trained(scheduler, **flow_objective(3.0))
     assert objective_of_scheduler(flow.config) == flow_objective(3.0)
     assert objective_of_scheduler(as_trained(flow, **EPSILON).config) == EPSILON
+    assert as_trained(flow, **flow_objective()) is flow  # whose shift an adapter does not say
     assert torch.equal(noise_schedule(flow), noise_schedule(scheduler))
     assert noise_schedule(flow, prediction_type="flow") is None
 
 
 @pytest.mark.parametrize("name", ["flow", "Rectified_Flow", "flow-matching", "rf"])
 def test_headers_of_other_tools_name_it(name):
-    assert objective_of_header({"modelspec.prediction_type": name}) == flow_objective(1.0)
+    assert objective_of_header({"modelspec.prediction_type": name}) == flow_objective()
+    assert objective_text(flow_objective()) == "flow"
     assert objective_text(flow_objective(1.0)) == "flow with shift 1"
     assert objective_of_header(header_of(flow_objective(2.5))) == flow_objective(2.5)
 
@@ -191,7 +193,7 @@ def test_headers_of_other_tools_name_it(name):
 @pytest.mark.parametrize("shift", ["nan", "-1", "1e9", "x", "inf"])
 def test_a_shift_that_is_none_is_not_taken(shift):
     header = {"modelspec.prediction_type": "flow", "ss_discrete_flow_shift": shift}
-    assert objective_of_header(header) == flow_objective(1.0)
+    assert objective_of_header(header) == flow_objective()
 
 
 def test_files_that_contradict_themselves_or_shift_by_size_are_refused(tuned, tmp_path):
