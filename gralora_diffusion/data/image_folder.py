@@ -109,9 +109,8 @@ def find_images(
     """The folder's images in order of name, each with its caption, or `prompt` where it has none.
 
     option: the one that names the folder. skip: leave out files that cannot be used. lines: the value of
-    --caption_lines. mask_folder: with masks, perhaps a subfolder. Files that the cache does not know are opened
-    and decoded here, in `workers` threads.
-    Raises ConfigError that names all files that cannot be used.
+    --caption_lines. mask_folder: with masks, perhaps a subfolder. Files that the cache does not know are
+    opened and decoded here, in `workers` threads. Raises ConfigError that names all that cannot be used.
     """
     folder = Path(folder)
     files, folders, bad = listing(folder, option)

@@ -120,8 +120,8 @@ def mask_crops_of(
 ) -> torch.Tensor:
     """The crops of a mask, on the grid of the latents: [n, h, w] in [0, 1].
 
-    size: (height, width) of its image. They are at the places of crops_of(). Sizes change by area averaging only; scale: pixels on a side of each
-    cell of the grid.
+    size: (height, width) of its image. The crops are at the places of crops_of(), and sizes change by area
+    averaging only. scale: pixels on a side of each cell of the grid.
     """
     resized, places = crop_places(size, shape, center_crop, key)
     height, width = shape

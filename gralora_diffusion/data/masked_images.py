@@ -63,6 +63,8 @@ def files_of_masks(images: list[TrainingImage], folder: Path, mask_folder: Path 
             pairs = masks_of([*own, *others])
             beside |= {path: mask for path, mask in pairs.items() if path in own and mask not in own}
         return beside | in_folder(paths, folder, mask_folder)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(printable(error), option=OPTION) from None
 
