@@ -31,7 +31,7 @@ def with_masks(
 
     Raises ConfigError that names all masks that cannot be used.
     """
-    files = files_of_masks(images, folder, mask_folder)
+    files = files_of_masks([image.path for image in images], folder, mask_folder)
 
     def inspect(image: TrainingImage) -> Mask | str | None:
         """The mask, or why it cannot be used."""
@@ -52,9 +52,8 @@ def with_masks(
     return found
 
 
-def files_of_masks(images: list[TrainingImage], folder: Path, mask_folder: Path | None) -> dict[Path, Path]:
-    """{path of an image: file of its mask}, of the folder of masks first."""
-    paths = [image.path for image in images]
+def files_of_masks(paths: list[Path], folder: Path, mask_folder: Path | None) -> dict[Path, Path]:
+    """{image of the folder: file of its mask}, of the folder of masks first."""
     try:
         beside = {}
         for parent in sorted({path.parent for path in paths}):

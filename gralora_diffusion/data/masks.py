@@ -66,5 +66,12 @@ def companions(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
+def without_masks(paths: Iterable[Path]) -> list[Path]:
+    """The images of a folder, without their companions()."""
+    paths = list(paths)
+    masks = set(companions(paths))
+    return [path for path in paths if path not in masks]
+
+
 def stem_of(path: Path) -> str:
     return str(path.with_suffix("")).lower()
