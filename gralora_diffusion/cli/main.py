@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train an adapter on your images",
     "sample": "generate images with a trained adapter",
     "mask": "make masks of the subject for --masked_loss",
+    "caption": "write captions beside images, by a captioning model or a tagger",
     "ui": "train, sample, compare and export in a browser",
     "convert": "convert adapters for another tool, make one of several, or merge them into a base model",
     "extract": "make an adapter of what a finetuned model changed in its base",

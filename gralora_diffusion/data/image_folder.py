@@ -89,9 +89,8 @@ def content_of(images: list[TrainingImage], masks: bool = True) -> str:
 
 
 def content_of_masks(images: list[TrainingImage]) -> str:
-    """A hash of the masks, in the order of the images."""
-    identities = [image.mask.identity if image.mask else None for image in images]
-    return key_of("masks", identities)
+    """A hash of the masks and of what they belong to; the same for all images without masks."""
+    return key_of("masks", [(image.digest, image.mask.identity) for image in images if image.mask])
 
 
 def find_images(

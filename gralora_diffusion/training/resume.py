@@ -102,7 +102,7 @@ def check_facts(checkpoint: Path, before: dict, now: dict) -> None:
     if changed:
         problem = f"{checkpoint} was made with {' and '.join(changed)}"
         ways = "use the same to resume it, or choose another --output_dir"
-        if changed in ([MUST_MATCH["images"]], [MUST_MATCH["masks"]]):
+        if set(changed) <= {MUST_MATCH["images"], MUST_MATCH["masks"]}:
             ways += f", where --start_from {checkpoint.parent} goes on from this run with the new ones"
         raise ConfigError(f"{problem}: {ways}")
     old, new = before["should_match"], now["should_match"]
