@@ -94,7 +94,7 @@ def add_files(group) -> None:
 
 
 def add_machine(group) -> None:
-    group.add_argument("--batch_size", type=int, default=16, help="images at once (default: 16)")
+    group.add_argument("--batch_size", type=int, default=16, help="images encoded at once (default: 16)")
     group.add_argument("--device", help="by default the GPU, if there is one")
     about = "precision of the encoders (default: float32)"
     group.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help=about)

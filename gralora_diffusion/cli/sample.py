@@ -1,6 +1,6 @@
 """Generate images from prompts, with a trained adapter or with the base model alone.
 
-Writes one sheet with all images, and each image as a file of its own in the folder OUTPUT without .png.
+Writes one grid of all images, and each image as its own file in a folder named as OUTPUT without .png.
 """
 
 import argparse
@@ -38,17 +38,18 @@ def main(argv: list[str]) -> None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(description=__doc__, epilog=EXAMPLE)
+    usage = "%(prog)s [options] --prompt TEXT"
+    parser = Parser(usage=usage, description=__doc__, epilog=EXAMPLE)
     group = parser.add_argument_group("Adapter and prompts")
-    about = "run folder or adapter file of any tool, repeated for several; without it the base generates"
+    about = "run folder or adapter file of any tool; can be repeated; without it, only the base model is used"
     group.add_argument("--adapter", metavar="PATH", action="append", default=[], help=about)
     about = "what to generate; | separates several prompts"
     group.add_argument("--prompt", metavar="TEXT", required=True, help=about)
-    about = "0 is the base model, 1 the adapter as trained; of several adapters, as 1,0.6 (default: 1)"
+    about = "0 is the base model, 1 the adapter as trained; for several adapters, such as 1,0.6 (default: 1)"
     group.add_argument("--strength", metavar="FLOAT[,FLOAT...]", default="1", help=about)
     about = "generate the base model's images too, in a row above the adapter's"
     group.add_argument("--compare", action="store_true", help=about)
-    about = "the base model: a folder, a .safetensors file or a name on the hub (default: the embedded one)"
+    about = "the base model: a folder, a .safetensors file or a hub id (default: the embedded one)"
     group.add_argument("--pretrained_model_name_or_path", metavar="PATH", help=about)
 
     group = parser.add_argument_group("Images")
@@ -63,7 +64,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     group.add_argument("--guidance_scale", metavar="FLOAT", type=float, help=about)
 
     group = parser.add_argument_group("Files, memory and speed")
-    about = "the sheet, a .png file (default: sample.png)"
+    about = "the grid, a .png file (default: sample.png)"
     group.add_argument("--output", metavar="FILE", type=Path, default=Path("sample.png"), help=about)
     about = "images generated at once; it changes speed and memory, not the images (default: 4)"
     group.add_argument("--batch_size", metavar="INT", type=int, default=4, help=about)

@@ -20,7 +20,9 @@ class DataOptions:
     variant: str | None = base(None, "variant of the base's files, for instance fp16")
     cache_dir: str | None = base(None, "folder for downloads from the hub", kind="folder", resumable=True)
     start_from: str | None = start(
-        None, "run or adapter file of any tool to go on from, converted where it differs", kind="adapter"
+        None,
+        "run or adapter file of any tool to start from; converted if its kind or sizes differ",
+        kind="adapter",
     )
     instance_data_dir: str | None = images(
         None,
@@ -46,9 +48,13 @@ class DataOptions:
     caption_dropout: float = data(
         0.0, "share of the training images used without a caption (0.1 is usual)", at_least=0, at_most=1
     )
-    shuffle_captions: bool = data(False, "train on eight orders of each caption's comma-separated tags")
+    shuffle_captions: bool = data(False, "train on up to eight orders of each caption's comma-separated tags")
     keep_tokens: int = data(0, "tags at the front that are not shuffled", at_least=0, needs=SHUFFLED)
-    caption_lines: str = images("first", "of a caption file: first, join, or random", choices=CAPTION_LINES)
+    caption_lines: str = images(
+        "first",
+        "lines to use of a caption file: the first, all joined, or a random one",
+        choices=CAPTION_LINES,
+    )
     caption_wildcards: bool = data(False, "draw one of the words of {red|blue} in a caption at each use")
     mask_dir: str | None = images(
         None,

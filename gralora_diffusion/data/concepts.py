@@ -132,7 +132,7 @@ def from_entry(entry, base: Path, config: TrainConfig) -> list[Concept]:
             raise ConfigError(f"unknown key {key!r}{meant}")
     for key in (FOLDER, CLASS_FOLDER, MASK_FOLDER, "prompt", "class_prompt"):
         if key in entry and not (isinstance(entry[key], str) and entry[key].strip()):
-            raise ConfigError(f"{key} is {entry[key]!r}; it must be a text")
+            raise ConfigError(f"{key} is {entry[key]!r}; it must be text")
     if FOLDER not in entry:
         raise ConfigError("it has no folder")
     folder = path_in(base, entry[FOLDER])

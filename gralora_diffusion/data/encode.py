@@ -200,4 +200,7 @@ def note_long_captions(images: list[TrainingImage], pipeline) -> None:
         limit = pipeline.tokenizer.model_max_length
         more = f" and {len(long) - 10} more" if len(long) > 10 else ""
         names = ", ".join(long[:10])
-        note(f"{counted(len(long), 'caption')} cut to the {limit} tokens that the base reads: {names}{more}")
+        note(
+            f"{counted(len(long), 'caption')} truncated to the {limit} tokens that the base reads: "
+            f"{names}{more}"
+        )

@@ -108,7 +108,7 @@ def check_header(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{size} is more than the limit of {MAX_PIXELS:,}")
     if max(image.size) > MAX_ASPECT * min(image.size):
-        raise ValueError(f"{size} is too thin: crop it to an aspect ratio below {MAX_ASPECT}")
+        raise ValueError(f"{size} is too narrow: crop it to an aspect ratio below {MAX_ASPECT}")
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"{size} is too small: each side must be at least {MIN_SIDE}")
     if image.mode == "F":

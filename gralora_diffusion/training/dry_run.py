@@ -24,7 +24,7 @@ from gralora_diffusion.data.listing import printable
 from gralora_diffusion.data.masked_images import count_of_masks
 from gralora_diffusion.data.sample_prompts import sample_prompts
 from gralora_diffusion.devices import best_device, is_out_of_memory, memory_in_use, name_of, total_memory
-from gralora_diffusion.formats.load import check_fits
+from gralora_diffusion.formats.load import check_fits_base
 from gralora_diffusion.formats.read import NATIVE, read_adapter
 from gralora_diffusion.options import to_dict
 from gralora_diffusion.sdxl.load import COMPONENTS, shapes, vae_shapes
@@ -186,7 +186,9 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     text_encoders = sum(numbers(components[name]) for name in COMPONENTS[1:])
     layers = all_layers(inject_all(components, config))
     if config.start_from:
-        check_fits(read_adapter(config.start_from), config.pretrained_model_name_or_path, config.start_from)
+        check_fits_base(
+            read_adapter(config.start_from), config.pretrained_model_name_or_path, config.start_from
+        )
     resolution = config.resolution or unet_config.sample_size * 8
     dtype = precision(config)[1]
     files = export_sizes(layers, config, run)

@@ -19,14 +19,14 @@ from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.run_folder import check_same, checkpoint_to_resume, environment
 
 MUST_MATCH = {  # facts of a run that must be the same when it is resumed, as a message names them
-    "images": "other images or captions",
-    "masks": "other masks",
-    "base": "another base",
-    "processes": "another number of processes",
-    "steps": "another number of steps, which --lr_scheduler depends on",
-    "others": "another VAE or other text encoders",
-    "noise": "another noise schedule",
-    "start": "another adapter to start from",
+    "images": "different images or captions",
+    "masks": "different masks",
+    "base": "a different base",
+    "processes": "a different number of processes",
+    "steps": "a different number of steps, which --lr_scheduler depends on",
+    "others": "a different VAE or different text encoders",
+    "noise": "a different noise schedule",
+    "start": "a different adapter to start from",
 }
 
 
@@ -103,7 +103,7 @@ def check_facts(checkpoint: Path, before: dict, now: dict) -> None:
         problem = f"{checkpoint} was made with {' and '.join(changed)}"
         ways = "use the same to resume it, or choose another --output_dir"
         if set(changed) <= {MUST_MATCH["images"], MUST_MATCH["masks"]}:
-            ways += f", where --start_from {checkpoint.parent} goes on from this run with the new ones"
+            ways += f", with --start_from {checkpoint.parent} to continue from this adapter with the new ones"
         raise ConfigError(f"{problem}: {ways}")
     old, new = before["should_match"], now["should_match"]
     changed = [

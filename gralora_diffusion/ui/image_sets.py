@@ -115,7 +115,7 @@ def write_caption(image: Path, caption: str) -> None:
     text = image.with_suffix(".txt")
     if len(caption) > MAX_CAPTION:
         raise ConfigError(
-            f"the caption of {image.name} has {len(caption)} characters; it may have {MAX_CAPTION}"
+            f"the caption of {image.name} has {len(caption)} characters; the limit is {MAX_CAPTION}"
         )
     if caption:
         write_text(text, caption + "\n")
@@ -131,7 +131,7 @@ def save_captions(workspace: Workspace, name: str, captions: dict[str, str]) -> 
         if file not in images:
             raise ConfigError(f"the set {name} has no image named {quoted(file)}: reload the page")
         if not isinstance(caption, str):
-            raise ConfigError(f"the caption of {file} is not a text")
+            raise ConfigError(f"the caption of {file} is not text")
         if one_line(caption) != caption_of(images[file]):
             write_caption(images[file], caption)
             saved.append(file)
@@ -164,7 +164,7 @@ def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]
     findings = []
     if len(images) < FEW:
         count = f"{len(images) or 'no'} image{'' if len(images) == 1 else 's'}"
-        findings.append((name, count, f"add some: {FEW} are few, 5 to 20 are usual"))
+        findings.append((name, count, f"add some: {FEW} to 20 are usual"))
     seen = {}
     for path in images:
         findings += check_image(path, resolution, seen)
@@ -182,7 +182,7 @@ def check_image(path: Path, resolution: int, seen: dict[str, str]) -> list[Findi
     findings = []
     size = f"{image.width} x {image.height} pixels"
     if min(image.size) < resolution:
-        advice = "take a larger one, or a lower resolution"
+        advice = "use a larger one, or a lower resolution"
         findings.append((path.name, f"{size}, less than {resolution}", advice))
     if max(image.size) > 2 * min(image.size):
         findings.append((path.name, f"{size}: it will be cropped to squares", "crop it to the subject"))

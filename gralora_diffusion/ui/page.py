@@ -3,6 +3,7 @@
 import gradio as gr
 
 from gralora_diffusion.ui import run_view
+from gralora_diffusion.ui.card import device_name
 from gralora_diffusion.ui.config_form import BASE, FIELDS, IMAGES
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify, on_end
 from gralora_diffusion.ui.run_queue import RunQueue
@@ -113,7 +114,7 @@ def strip_values(queue: RunQueue) -> list:
     """The texts of STRIP, whether the run can be stopped, and the fraction of its steps that are done."""
     name = queue.current()
     if name is None:
-        return ["-", "nothing has run yet", "-", "-", "-", "-", "-", False, 0]
+        return ["-", "nothing has run yet", "-", "-", "-", "-", device_name(), False, 0]
     now = run_view.progress(queue, queue.workspace.runs / name)
     return [
         name,
@@ -122,7 +123,7 @@ def strip_values(queue: RunQueue) -> list:
         run_view.speed(now.seconds),
         run_view.clock_time(now.seconds_left),
         run_view.memory_text(now),
-        now.device or "-",
+        now.device or device_name(),
         now.state in ("starting", "running"),
         round(now.step / now.steps, 4) if now.steps else 0,
     ]

@@ -104,7 +104,7 @@ class RunQueue:
             status = self.state(run)
             if status["state"] == "queued":
                 write_job(run, job | dict(state="withdrawn"))
-                return f"{name} is out of the queue"
+                return f"{name} was removed from the queue"
             if status["state"] == "stopping":
                 return f"{name} is stopping already: it finishes its step and saves"
             if status["state"] not in ACTIVE:

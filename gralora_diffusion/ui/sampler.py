@@ -34,7 +34,7 @@ class ImageRequest:
         if not self.prompt.strip():
             raise ConfigError("the prompt is empty: describe the image")
         if len(self.prompt) > MAX_PROMPT:
-            raise ConfigError(f"the prompt has {len(self.prompt)} characters; it may have {MAX_PROMPT}")
+            raise ConfigError(f"the prompt has {len(self.prompt)} characters; the limit is {MAX_PROMPT}")
         if not 0 <= self.seed <= 2**40:
             raise ConfigError(f"the seed is {quoted(self.seed)}; it must be from 0 to {2**40}")
         if not 1 <= self.steps <= MAX_STEPS:

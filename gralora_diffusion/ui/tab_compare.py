@@ -35,7 +35,7 @@ class CompareTab:
             headers=HEAD, datatype="str", interactive=False, wrap=True, label="Scores", elem_id="scores"
         )
         self.files = gr.File(
-            label="Downloads: the grid on one sheet, the scores as CSV and JSON",
+            label="Downloads: the grid as one image, the scores as CSV and JSON",
             file_count="multiple",
             interactive=False,
             visible=False,
@@ -75,7 +75,7 @@ class CompareTab:
                 1,
                 step=1,
                 label="Seeds",
-                info="With 2 or more, scores have a spread and an interval",
+                info="With 2 or more, scores have a standard deviation and an interval",
                 elem_id="seeds",
                 min_width=120,
             )
@@ -113,7 +113,7 @@ class CompareTab:
             elem_id="nothing-to-compare",
         )
         self.gallery = gr.Gallery(
-            label="Adapters down, strengths across: choose an image to see it beside the base",
+            label="One row per adapter, one column per strength: choose an image to see it beside the base",
             columns=3,
             height="auto",
             format="png",

@@ -19,7 +19,7 @@ class DatasetTab:
         self.workspace = workspace
         gr.Markdown(
             "**Start here.** Drop a few images of one subject, caption them, then go to **Train** and press "
-            "**Start**. Nothing at hand? The robot's images are ready: go to **Train** right away.",
+            "**Start**. No images yet? Use the bundled robot: go straight to **Train**.",
             elem_id="start-here",
         )
         with gr.Row(equal_height=False):

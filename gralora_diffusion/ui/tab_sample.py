@@ -86,7 +86,7 @@ class SampleTab:
             self.guidance = gr.Number(
                 None,
                 label="Guidance",
-                placeholder="3 or 5, as suits the base",
+                placeholder="blank: 5, or 3 for the embedded base",
                 elem_id="guidance",
                 min_width=140,
             )
@@ -207,5 +207,5 @@ class SampleTab:
 
     def add_file(self, path: str, second, base, prompt) -> tuple:
         name = add_adapter(self.workspace, path)
-        notify(f"{name} is among the adapters")
+        notify(f"{name} was added to the adapters")
         return self.lists(name, second, base, prompt)

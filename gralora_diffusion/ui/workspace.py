@@ -117,7 +117,7 @@ def new_name(name: str, what: str, taken: list[str] = ()) -> str:
     """A name that may become a folder's; raises ConfigError."""
     name = (name or "").strip(" ")
     if not NAME.fullmatch(name) or ".." in name or name.endswith(".") or RESERVED.fullmatch(name):
-        rule = "take up to 64 letters, digits, dots, - and _, and begin with a letter or digit"
+        rule = "use up to 64 letters, digits, dots, - and _, and begin with a letter or digit"
         raise ConfigError(f"{what} cannot be named {quoted(name)}: {rule}")
     if name.lower() in (other.lower() for other in taken):
         raise ConfigError(f"{what} named {name} already exists: choose another name")

@@ -306,7 +306,7 @@ def test_long_captions_are_said(pipeline, tmp_path, capsys):
     note_long_captions([short], pipeline)
     assert not capsys.readouterr().err
     note_long_captions([short, long], pipeline)
-    assert "1 caption cut to the 32 tokens that the base reads: 00.png loses " in (
+    assert "1 caption truncated to the 32 tokens that the base reads: 00.png loses " in (
         said := capsys.readouterr().err
     )
     assert int(said.split()[-1]) == len(pipeline.tokenizer(long.caption, truncation=False).input_ids) - 32

@@ -237,7 +237,7 @@ def test_another_mask_is_another_run(robots, tmp_path):
     mask.paste(255, (0, 0, 32, 32))
     mask.save(images / "00-masklabel.png")
     longer = dict(max_train_steps=4)
-    with pytest.raises(ConfigError, match=r"was made with other masks: .* --start_from"):
+    with pytest.raises(ConfigError, match=r"was made with different masks: .* --start_from"):
         run_of(QUICK, tmp_path / "run", images, **longer)
     with pytest.raises(ConfigError, match="was started with --masked_loss True, not False"):
         run_of(QUICK, tmp_path / "run", images, masked_loss=False, **longer)

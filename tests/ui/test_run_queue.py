@@ -88,7 +88,7 @@ def test_a_run_is_added_once(workspace):
     assert "hf_secret" not in (workspace.runs / "one" / "job.json").read_text()
     with pytest.raises(ConfigError, match="already exists"):
         queue.add("one", TrainConfig())
-    assert queue.stop("one") == "one is out of the queue"
+    assert queue.stop("one") == "one was removed from the queue"
     assert queue.state(workspace.runs / "one")["state"] == "withdrawn"
 
 
