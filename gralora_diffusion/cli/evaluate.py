@@ -245,7 +245,7 @@ def generated_images(args: Namespace) -> tuple:
     for name, folder in dict(references=args.reference, originals=args.paired, base=args.base).items():
         given[name] = without_masks(images_in(folder)) if folder else []
     if args.masked:
-        given["masks"] = own_masks(given["references"], given["references"][0].parent)
+        given["masks"] = own_masks(given["references"])
     found = [(name, images_in(name)) for name in args.generated]
     runs = []
     for name, paths in found:

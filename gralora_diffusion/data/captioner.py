@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from gralora_diffusion.console import note
 from gralora_diffusion.data.listing import printable, reason_of
 from gralora_diffusion.devices import best_device
 from gralora_diffusion.options import ConfigError
@@ -88,6 +89,8 @@ def load(where: str) -> tuple[str, torch.nn.Module, object]:
     if kind not in KINDS:
         problem = f"--model {printable(where)} is of the kind {printable(kind)!r}"
         raise ConfigError(f"{problem}; captions are made with {' and '.join(KINDS)}", option="model")
+    if not local:
+        note(f"loading {where}, which the first use downloads from the Hugging Face hub")
     model_class, processor_class, _ = KINDS[kind]
     with quiet():
         processor = getattr(transformers, processor_class).from_pretrained(where)

@@ -39,7 +39,7 @@ class Made:
     tiles: list[Image.Image] = field(default_factory=list)  # of the sheet
 
 
-def image_folders(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
     """The folder, or its subfolders such as "10_sks dog" where it holds no images itself."""
     subfolders = [] if has_images(folder) else [path for path, _, _ in numbered(folder)]
     return subfolders or [folder]
@@ -60,7 +60,7 @@ def jobs_of(folder: Path, output: Path | None, overwrite: bool) -> list[Job]:
     Raises ConfigError for a mask that is to be replaced by one of another name.
     """
     jobs = []
-    for images in image_folders(folder):
+    for images in folders_in(folder):
         where = images if output is None else output / images.relative_to(folder)
         present = listing(where, "output_dir")[0] if where.is_dir() else []
         masks = stems_of(path for path in present if path.suffix.lower() in EXTENSIONS)
@@ -112,8 +112,8 @@ def tile(image: Image.Image, mask: Image.Image, name: str) -> Image.Image:
 def check_sheet(sheet: Path, folder: Path) -> None:
     """Raises ConfigError for a sheet that would become an image to train on."""
     where = resolved(sheet.parent)
-    folders = [resolved(path) for path in image_folders(folder)]
-    if where in folders or (where == resolved(folder)):
+    folders = [resolved(path) for path in folders_in(folder)]
+    if where in (resolved(folder), *folders):
         problem = f"the sheet {printable(sheet)} would be one of the images to train on"
         raise ConfigError(f"{problem}: name another file with --sheet", option="sheet")
     if sheet.suffix.lower() not in (".jpg", ".jpeg", ".png"):

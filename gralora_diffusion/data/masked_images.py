@@ -57,9 +57,8 @@ def files_of_masks(paths: list[Path], folder: Path, mask_folder: Path | None) ->
     try:
         beside = {}
         for parent in sorted({path.parent for path in paths}):
-            own = [path for path in paths if path.parent == parent]
-            others = [path for path in image_files(parent) if path not in own]
-            pairs = masks_of([*own, *others])
+            own = {path for path in paths if path.parent == parent}
+            pairs = masks_of(sorted(own.union(image_files(parent))))
             beside |= {path: mask for path, mask in pairs.items() if path in own and mask not in own}
         return beside | in_folder(paths, folder, mask_folder)
     except ConfigError:
@@ -86,7 +85,8 @@ def in_folder(paths: list[Path], folder: Path, mask_folder: Path | None) -> dict
         problem = f"{printable(mask_folder)} holds no mask for any image of {printable(folder)}"
         ways = f"masks there have the images' names, or {NAMES}"
         raise ConfigError(f"--mask_dir {problem}: {ways}", option="mask_dir")
-    unused = [file.name for file in files if file not in found.values()]
+    used = set(found.values())
+    unused = [file.name for file in files if file not in used]
     if unused:
         note(f"{mask_folder} holds {counted(len(unused), 'mask')} without an image: {some(unused)}")
     return found

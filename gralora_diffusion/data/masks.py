@@ -21,7 +21,8 @@ def masks_of(paths: Iterable[Path]) -> dict[Path, Path]:
     paths = list(paths)
     by_stem = stems_of(paths)
     found = {path: mask for path in paths if (mask := first_of(by_stem, stem_of(path), MASKS))}
-    return {image: mask for image, mask in found.items() if image not in found.values()}
+    masks = set(found.values())
+    return {image: mask for image, mask in found.items() if image not in masks}
 
 
 def masks_in(masks: Iterable[Path], stems: dict[Path, str]) -> dict[Path, Path]:

@@ -8,7 +8,7 @@ from gralora_diffusion.data.captioner import Captioner
 from gralora_diffusion.data.captions import METADATA, read_metadata
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.data.listing import CAPTIONS, listing, reason_of
-from gralora_diffusion.data.make_masks import image_folders, images_of
+from gralora_diffusion.data.make_masks import folders_in, images_of
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
 
@@ -40,7 +40,7 @@ def jobs_of(folder: Path) -> list[Job]:
     Raises ConfigError for two images whose captions would be in one file, and a damaged metadata.jsonl.
     """
     jobs, images = [], {}
-    for where in image_folders(folder):
+    for where in folders_in(folder):
         files = listing(where, "folder")[0]
         beside = {f"{path.stem}{path.suffix.lower()}": path for path in files}
         try:

@@ -35,12 +35,16 @@ class SubjectOnly:
         return Image.composite(image, Image.new("RGB", image.size, GRAY), selected)
 
 
-def own_masks(paths: list[Path], folder: Path, mask_folder: Path | None = None) -> dict[Path, Mask]:
-    """{image of a folder: its mask} of those that have one, as training finds them.
+def own_masks(
+    paths: list[Path], folder: Path | None = None, mask_folder: Path | None = None
+) -> dict[Path, Mask]:
+    """{image: its mask} of those that have one, as training finds them.
 
-    Raises ConfigError for a mask that cannot be used.
+    folder: that of the images, by default the first one's. Raises ConfigError for a mask that cannot be used.
     """
-    files = files_of_masks(paths, folder, mask_folder)
+    if not paths:
+        return {}
+    files = files_of_masks(paths, folder or paths[0].parent, mask_folder)
     found = {}
     for path in paths:
         try:
