@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     console.set_program(f"gralora {name}")
     console.quiet_libraries()
+    console.no_telemetry()
     console.plain_warnings()
     if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # no holes between tensors

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gralora_diffusion.console import no_telemetry
 from gralora_diffusion.data.listing import printable, reason_of
 from gralora_diffusion.options import ConfigError
 
@@ -11,6 +12,7 @@ def onnx_session(path: Path, extra: str):
 
     Raises ConfigError where onnxruntime is missing or the file is no model.
     """
+    no_telemetry()
     try:
         import onnxruntime
     except ImportError:

@@ -1,9 +1,12 @@
 """gralora caption: BLIP, Florence-2 and taggers, as tiny models made here; what is kept and refused."""
 
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
+from helpers import GRALORA, ROOT
 from PIL import Image
 
 from gralora_diffusion.cli.main import main
@@ -150,6 +153,17 @@ def test_a_tagger_sees_bgr_and_writes_tags_over_their_thresholds(photos, tagger,
     main(["caption", "photos", "--model", str(tagger), "--threshold", "0.9", "--overwrite"])
     assert captions(photos)["a.txt"] == "long hair\n"
     assert [image.caption for image in find_images(photos, None)][:2] == ["long hair", "hatsune miku"]
+
+
+def test_onnxruntime_records_nothing_of_this_machine(photos, tagger, tmp_path):
+    """Its telemetry writes a device id and events to the cache folder, which it sends to its makers."""
+    env = os.environ | dict(XDG_CACHE_HOME=str(tmp_path / "home"), HOME=str(tmp_path), PYTHONPATH=str(ROOT))
+    env.pop("ORT_DISABLE_TELEMETRY", None)
+    command = [*GRALORA, "caption", "photos", "--model", str(tagger)]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert captions(photos)
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
 
 
 def test_tags_are_in_order_of_their_probability_and_faces_keep_their_underscores():
