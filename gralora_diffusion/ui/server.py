@@ -32,7 +32,7 @@ def launch(workspace: Workspace, port: int, listen: str | None, share: bool, aut
     """Build the page and serve it; Gradio is imported here, when its environment is set."""
     from gralora_diffusion.ui.card import find_device
     from gralora_diffusion.ui.forecasts import warm_up
-    from gralora_diffusion.ui.image_sets import MAX_BYTES
+    from gralora_diffusion.ui.image_uploads import MAX_BYTES
     from gralora_diffusion.ui.page import build
     from gralora_diffusion.ui.run_queue import RunQueue
     from gralora_diffusion.ui.sampler import Sampler
