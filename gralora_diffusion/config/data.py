@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gralora_diffusion.config.choices import BAD, CAPTION_LINES, INTERPOLATIONS, MODEL
-from gralora_diffusion.config.groups import SHUFFLED, base, data, dataset, images, prior, start
+from gralora_diffusion.config.groups import MASKED, SHUFFLED, base, data, dataset, images, prior, start
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ class DataOptions:
         choices=CAPTION_LINES,
     )
     caption_wildcards: bool = data(False, "draw one of the words of {red|blue} in a caption at each use")
+    mask_dir: str | None = images(
+        None,
+        "folder of masks with the images' names; by default NAME-masklabel.png beside NAME.png, or its alpha",
+        kind="images",
+        needs=MASKED,
+    )
     image_interpolation_mode: str = data("lanczos", "how images are resized", choices=INTERPOLATIONS)
     on_bad_image: str = data("stop", "stop at unusable files, or skip them", choices=BAD, resumable=True)
     dataset_name: str | None = data(
