@@ -61,7 +61,7 @@ def captioner_of(args: argparse.Namespace):
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
+    parser = Parser(usage="%(prog)s [options] FOLDER --model MODEL", description=__doc__)
     about = "folder of images, or of subfolders such as '10_sks dog'"
     parser.add_argument("folder", metavar="FOLDER", type=Path, help=about)
     about = "hub id or folder of a BLIP or Florence-2 model, or folder of a tagger"

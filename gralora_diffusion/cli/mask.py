@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
+    parser = Parser(usage="%(prog)s [options] FOLDER", description=__doc__)
     about = "folder of images, or of subfolders such as '10_sks dog'"
     parser.add_argument("folder", metavar="FOLDER", type=Path, help=about)
     about = "folder for the masks (default: beside the images)"

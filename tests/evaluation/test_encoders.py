@@ -255,7 +255,7 @@ def test_weights_of_another_model_are_refused(tiny_clip, tiny_dinov2, tmp_path):
         weights | {"visual.positional_embedding": torch.zeros(17, 32)},
         tmp_path / "open_clip_model.safetensors",
     )
-    refused(f"clip:{tmp_path}", "another image size")
+    refused(f"clip:{tmp_path}", "an image size or text length that differs")
     save_file(
         {k: v for k, v in weights.items() if k != "visual.proj"}, tmp_path / "open_clip_model.safetensors"
     )
