@@ -13,9 +13,9 @@ from gralora_diffusion.formats.read import HEADER, NATIVE
 from gralora_diffusion.formats.safetensors_files import opened, parsed
 from gralora_diffusion.formats.training_facts import is_number, tag_frequency
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.sampling_settings import EMBEDDED
 from gralora_diffusion.training.optim import learning_rates
 
-EMBEDDED = "embedded tiny base"
 OPTIMIZER_CLASSES = {
     "AdamW": "torch.optim.adamw.AdamW",
     "Prodigy": "prodigyopt.prodigy.Prodigy",
