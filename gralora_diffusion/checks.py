@@ -92,6 +92,9 @@ def data_problems(config) -> Iterator[Problem]:
     given = [name for name in sources if getattr(config, name) is not None]
     if len(given) > 1:
         yield f"--{given[0]} and --{given[1]} both name the images: give one of them", given[0]
+    if config.max_token_length % 75:
+        problem = f"--max_token_length is {config.max_token_length}; it must be 75, 150 or 225"
+        yield problem, "max_token_length"
     if config.max_train_steps is not None and config.num_train_epochs is not None:
         yield "--max_train_steps and --num_train_epochs mean the same: give one of them", "num_train_epochs"
     if config.with_prior_preservation and not (config.class_data_dir or config.concepts):

@@ -86,6 +86,10 @@ def add_adapter_options(group) -> None:
     group.add_argument("--prompt_file", metavar="FILE", type=Path, help=about)
     about = "what the images should not show; needs a guidance scale above 1"
     group.add_argument("--negative_prompt", metavar="TEXT", default="", help=about)
+    about = "brackets in prompts are plain text; by default (words:1.2), (words) and [words] set weights"
+    group.add_argument("--plain_prompts", action="store_true", help=about)
+    about = "layer of the text encoders, 2: last but one (default: as the adapters were trained, or 2)"
+    group.add_argument("--clip_skip", metavar="INT", type=int, help=about)
     about = "0 is the base model, 1 the adapter as trained; of several adapters, as 1,0.6 (default: 1)"
     group.add_argument("--strength", metavar="FLOAT[,FLOAT...]", default="1", help=about)
     about = "generate the base model's images too, in a row above the adapter's"

@@ -18,11 +18,13 @@ from gralora_diffusion.cli.prompt_file import Line, read_prompts
 from gralora_diffusion.config import EMBEDDED_DEFAULTS, SDXL_DEFAULTS
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.devices import best_device, drawing_dtype
-from gralora_diffusion.formats.used_adapter import used_adapter
+from gralora_diffusion.formats.used_adapter import common_clip_skip, used_adapter
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.base import check_clip_skip
 from gralora_diffusion.sdxl.image_text import save_image
 from gralora_diffusion.sdxl.objective import common_objective, objective_of_scheduler, objective_text
 from gralora_diffusion.sdxl.placement import bring
+from gralora_diffusion.sdxl.prompt_chunks import read_prompt
 from gralora_diffusion.sdxl.sampling import as_trained, generate
 from gralora_diffusion.sdxl.sampling_settings import Origin, SamplingSettings
 from gralora_diffusion.sdxl.schedulers import scheduler_named
@@ -31,6 +33,7 @@ from gralora_diffusion.sdxl.sheet import sheet
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BATCHES = 8  # after so many, images are written
 MOST_COLUMNS = 100  # of a sheet
+BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}]"
 SMALL = 192  # pixels of an image of the sheet
 
 
@@ -54,6 +57,7 @@ def generate_all(args: argparse.Namespace) -> None:
     base, vae = args.pretrained_model_name_or_path, args.pretrained_vae_model_name_or_path
     where = dict(revision=args.revision, variant=args.variant, cache_dir=args.cache_dir)
     pipeline = load_sdxl(base, vae, dtype, **where)
+    check_prompts(pipeline, wanted)
     origin = Origin.of(base, vae, args.revision, args.variant)
     rows = {}
     runs = 2 if args.compare and args.adapter else 1
@@ -65,9 +69,7 @@ def generate_all(args: argparse.Namespace) -> None:
         if args.adapter:
             bring(pipeline, ("unet",), device, 0)
             facts = load_all(pipeline, args.adapter, args.strength)
-            if not any(
-                own["config"]["tlora"] for own in facts
-            ):  # T-LoRA's active ranks depend on the timestep
+            if not any(own["config"]["tlora"] for own in facts):  # active ranks depend on the timestep
                 bake_in(pipeline.unet)
             objective = common_objective([own.get("objective") for own in facts])
             scheduler = as_trained(pipeline.scheduler, **objective)
@@ -80,17 +82,21 @@ def generate_all(args: argparse.Namespace) -> None:
     write_sheet(rows, [image.prompt for image in wanted], args)
 
 
-BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}]"
-
-
 def all_wanted(args: argparse.Namespace) -> list[Wanted]:
     """Every image, prompt by prompt.  Raises ConfigError for a file of prompts."""
     guidance = args.guidance_scale
     if guidance is None:
         embedded = args.pretrained_model_name_or_path is None
         guidance = (EMBEDDED_DEFAULTS if embedded else SDXL_DEFAULTS)["guidance_scale"]
-    negative = args.negative_prompt.strip()
-    common = SamplingSettings(args.num_inference_steps, guidance, args.size, negative, args.scheduler)
+    common = SamplingSettings(
+        args.num_inference_steps,
+        guidance,
+        args.size,
+        args.negative_prompt.strip(),
+        args.scheduler,
+        common_clip_skip(args.adapter) if args.clip_skip is None else args.clip_skip,
+        not args.plain_prompts,
+    )
     if args.prompt_file is not None:
         lines = read_prompts(args.prompt_file)
     else:
@@ -103,6 +109,14 @@ def all_wanted(args: argparse.Namespace) -> list[Wanted]:
         seeds = args.seeds if line.seed is None else [line.seed + n for n in range(len(args.seeds))]
         found += [Wanted(line.prompt, seed, settings) for seed in seeds]
     return found
+
+
+def check_prompts(pipeline, wanted: list[Wanted]) -> None:
+    """Raises ConfigError, before anything is computed, for prompts that cannot be used."""
+    for prompt, settings in dict.fromkeys((image.prompt, image.settings) for image in wanted):
+        check_clip_skip(pipeline, settings.clip_skip)
+        for text in (prompt, settings.negative_prompt):
+            read_prompt(pipeline, text, settings.rules())
 
 
 def check_scheduler(name: str | None, of_base) -> None:

@@ -19,6 +19,7 @@ from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.sdxl.base import resolution_of
 from gralora_diffusion.sdxl.image_text import save_image
 from gralora_diffusion.sdxl.load import load_sdxl
+from gralora_diffusion.sdxl.prompt_chunks import PENULTIMATE
 from gralora_diffusion.sdxl.sampling import generate
 from gralora_diffusion.sdxl.sampling_settings import SamplingSettings
 from gralora_diffusion.seeding import generator
@@ -185,6 +186,8 @@ def fingerprint_of(config: TrainConfig, dtype: torch.dtype) -> str:
         config.variant,
     )
     how = config.seed, config.resolution, str(dtype), config.num_inference_steps, config.guidance_scale
+    if config.clip_skip != PENULTIMATE or config.weighted_captions:
+        how += config.clip_skip, config.weighted_captions
     return key_of("class", *base, config.class_prompt, *how)[:12]
 
 
@@ -220,7 +223,9 @@ def generate_missing(
     for shape, batch in batches(numbers, images, resolution, config):
         seeds = [generator(config.seed, SEEDS, i).initial_seed() for i in batch]
         wanted = [(config.class_prompt, seed) for seed in seeds]
-        settings = SamplingSettings(config.num_inference_steps, config.guidance_scale, shape)
+        steps, guidance = config.num_inference_steps, config.guidance_scale
+        reading = dict(clip_skip=config.clip_skip, weighted_prompts=config.weighted_captions)
+        settings = SamplingSettings(steps, guidance, shape, **reading)
         # without texts, which name this version: a run knows its class images by the bytes of their files
         made = generate(pipeline, wanted, settings, len(batch), device=device)
         for i, image in zip(batch, made, strict=True):

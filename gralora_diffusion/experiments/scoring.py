@@ -45,7 +45,9 @@ def save_images(
     adapters: tuple[UsedAdapter, ...] = (),
 ) -> list[Path]:
     """Generate an image for each (prompt, seed); adapters: those that the files name."""
-    settings = SamplingSettings(config.num_inference_steps, config.guidance_scale)
+    steps, guidance = config.num_inference_steps, config.guidance_scale
+    # brackets are plain text, as in the prompts that the images are scored against
+    settings = SamplingSettings(steps, guidance, clip_skip=config.clip_skip, weighted_prompts=False)
     base = config.pretrained_model_name_or_path, config.pretrained_vae_model_name_or_path
     origin = Origin.of(*base, config.revision, config.variant, adapters)
     images = generate(pipeline, requests, settings, origin=origin)

@@ -3,13 +3,14 @@
 Image i has a seed of its own, so that it does not depend on how many are made at once.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
 from PIL import Image
 
 from gralora_diffusion.options import TrainingError
-from gralora_diffusion.sdxl.base import resolution_of
+from gralora_diffusion.sdxl.base import embed_readings, resolution_of
 from gralora_diffusion.sdxl.image_text import texts_of
 from gralora_diffusion.sdxl.placement import (
     DECODING,
@@ -20,6 +21,7 @@ from gralora_diffusion.sdxl.placement import (
     pixels,
     set_tiles,
 )
+from gralora_diffusion.sdxl.prompt_chunks import PENULTIMATE, common_chunks, read_prompt
 from gralora_diffusion.sdxl.sampling_settings import Origin, SamplingSettings
 from gralora_diffusion.sdxl.schedulers import scheduler_named
 
@@ -43,6 +45,8 @@ def sample(
     scheduler=None,
     device=None,
     negative_prompt: str = "",
+    clip_skip: int = PENULTIMATE,
+    weighted_prompts: bool = True,
 ) -> list[Image.Image]:
     """num_images images for each prompt; image n of a prompt starts from the noise of seed + n.
 
@@ -52,7 +56,8 @@ def sample(
     wanted = [(prompt, seed + n) for prompt in prompts for n in range(num_images)]
     named = scheduler if isinstance(scheduler, str) else None
     size = None if resolution is None else sides(resolution)
-    settings = SamplingSettings(num_inference_steps, guidance_scale, size, negative_prompt, named)
+    how = num_inference_steps, guidance_scale, size, negative_prompt, named, clip_skip, weighted_prompts
+    settings = SamplingSettings(*how)
     given = None if named else scheduler
     return generate(pipeline, wanted, settings, batch_size, scheduler=given, device=device)
 
@@ -84,7 +89,7 @@ def generate(
     scheduler = scheduler or pipeline.scheduler
     if settings.scheduler is not None:
         scheduler = scheduler_named(settings.scheduler, scheduler)
-    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
+    batches = batches_of(pipeline, wanted, settings, embeds, batch_size)
     embedded = embed_batches(pipeline, batches, settings, embeds, device)
     per_image = pixels(size) * DENOISING * (2 if settings.guidance_scale > 1 else 1)
     bring(pipeline, ("unet",), device, min(batch_size, len(wanted)) * per_image)
@@ -176,6 +181,25 @@ def sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
     return tuple(resolution) if isinstance(resolution, tuple | list) else (resolution, resolution)
 
 
+def batches_of(
+    pipeline, wanted: list[tuple[str, int]], settings: SamplingSettings, embeds: dict | None, batch_size: int
+) -> list[list[tuple[str, int]]]:
+    """The images in batches, in which all prompts have the same number of tokens."""
+    rules, negative = settings.rules(), negatives(settings)
+
+    def length(prompt: str) -> int:
+        if embeds is not None:
+            return embeds[prompt]["prompt_embeds"].shape[1]
+        return common_chunks(read_prompt(pipeline, text, rules).chunks for text in (prompt, *negative))
+
+    lengths = {prompt: length(prompt) for prompt in dict.fromkeys(prompt for prompt, _ in wanted)}
+    batches = []
+    for _, group in itertools.groupby(wanted, key=lambda image: lengths[image[0]]):
+        members = list(group)
+        batches += [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
+    return batches
+
+
 def embed_batches(
     pipeline, batches: list, settings: SamplingSettings, embeds: dict | None, device: torch.device
 ) -> list[dict[str, torch.Tensor]]:
@@ -195,14 +219,34 @@ def embed_batches(
 
 def embedded(pipeline, prompts: list[str], device, settings: SamplingSettings) -> dict[str, torch.Tensor]:
     """{argument of the pipeline: its value} for these prompts, with guidance's negative where it is used."""
-    negative = [settings.negative_prompt] * len(prompts) if settings.negative_prompt else None
-    parts = pipeline.encode_prompt(
-        prompt=prompts,
-        device=device,
-        do_classifier_free_guidance=settings.guidance_scale > 1,
-        negative_prompt=negative,
-    )
-    return {name: part for name, part in zip(EMBEDS, parts, strict=True) if part is not None}
+    rules, negative = settings.rules(), negatives(settings)
+    readings = [read_prompt(pipeline, prompt, rules) for prompt in prompts]
+    of_negative = [read_prompt(pipeline, prompt, rules) for prompt in negative]
+    plain = all(reading.plain for reading in (*readings, *of_negative))
+    if plain and settings.clip_skip == PENULTIMATE:
+        parts = pipeline.encode_prompt(
+            prompt=prompts,
+            device=device,
+            do_classifier_free_guidance=settings.guidance_scale > 1,
+            negative_prompt=negative * len(prompts) or None,
+        )
+        return {name: part for name, part in zip(EMBEDS, parts, strict=True) if part is not None}
+    chunks = common_chunks(reading.chunks for reading in (*readings, *of_negative))
+    own = embed_readings(pipeline, prompts, readings, settings.clip_skip, chunks)
+    found = dict(prompt_embeds=own.embeds, pooled_prompt_embeds=own.pooled)
+    if settings.guidance_scale > 1:
+        away = negative or [""]
+        of_away = of_negative or [read_prompt(pipeline, "", rules)]
+        other = embed_readings(pipeline, away, of_away, settings.clip_skip, chunks)
+        n = len(prompts)
+        found["negative_prompt_embeds"] = other.embeds.expand(n, -1, -1)
+        found["negative_pooled_prompt_embeds"] = other.pooled.expand(n, -1)
+    return {name: tensor.to(device) for name, tensor in found.items()}
+
+
+def negatives(settings: SamplingSettings) -> list[str]:
+    """The negative prompt, if it is there and guidance uses it."""
+    return [settings.negative_prompt] if settings.negative_prompt and settings.guidance_scale > 1 else []
 
 
 def without_other_models(pipeline, scheduler):

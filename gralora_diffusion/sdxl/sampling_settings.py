@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from gralora_diffusion.files import without_folders
+from gralora_diffusion.sdxl.prompt_chunks import MOST_CHUNKS, PENULTIMATE, PromptRules
 
 EMBEDDED = "embedded tiny base"  # the name of the embedded base in files
 
@@ -12,7 +13,7 @@ class SamplingSettings:
     """What images of several prompts and seeds have in common.
 
     size: (height, width) in pixels; None for the base's own. scheduler: a name of SCHEDULERS; None for the
-    base's own.
+    base's own. clip_skip: as in PromptRules. weighted_prompts: whether brackets in prompts set weights.
     """
 
     num_inference_steps: int = 25
@@ -20,6 +21,12 @@ class SamplingSettings:
     size: tuple[int, int] | None = None
     negative_prompt: str = ""
     scheduler: str | None = None
+    clip_skip: int = PENULTIMATE
+    weighted_prompts: bool = True
+
+    def rules(self) -> PromptRules:
+        """How its prompts are read."""
+        return PromptRules(self.weighted_prompts, self.clip_skip, MOST_CHUNKS, cut=False)
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ def options_of(config: TrainConfig, processes: int) -> dict:
         shuffle_caption=config.shuffle_captions,
         keep_tokens=config.keep_tokens,
         cache_latents=config.cache_latents,
-        clip_skip=None,
-        max_token_length=None,
+        clip_skip=config.clip_skip,
+        max_token_length=config.max_token_length,
     )
 
 

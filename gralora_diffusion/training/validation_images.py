@@ -13,8 +13,10 @@ from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.devices import is_out_of_memory, release_unused, total_memory
 from gralora_diffusion.formats.run_files import stem_of
+from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.image_text import save_image
 from gralora_diffusion.sdxl.placement import DECODING, bring, bytes_of, can_move, peak_of_vae, pixels
+from gralora_diffusion.sdxl.prompt_chunks import read_prompt
 from gralora_diffusion.sdxl.sampling import as_trained, embed_prompts, generate
 from gralora_diffusion.sdxl.sampling_settings import Origin, SamplingSettings, UsedAdapter
 from gralora_diffusion.sdxl.sheet import sheet
@@ -141,7 +143,21 @@ def settings_of(config: TrainConfig) -> SamplingSettings:
         size,
         config.validation_negative_prompt or "",
         config.validation_scheduler,
+        config.clip_skip,
     )
+
+
+def check_prompts(pipeline, config: TrainConfig) -> None:
+    """Raises ConfigError for sample prompts that are too long, or have weights out of bounds."""
+    rules = settings_of(config).rules()
+    given = dict(validation_prompt=prompts_of(config))
+    given["validation_negative_prompt"] = [config.validation_negative_prompt or ""]
+    for option, prompts in given.items():
+        for prompt in prompts:
+            try:
+                read_prompt(pipeline, prompt, rules)
+            except ConfigError as error:
+                raise ConfigError(f"--{option}: {error}", option=option) from None
 
 
 def is_single_color(image: Image.Image) -> bool:

@@ -85,6 +85,7 @@ class Sampler:
     def generate(self, request: ImageRequest, base: str | None) -> Image.Image:
         """An image; `base` as --pretrained_model_name_or_path takes it."""
         from gralora_diffusion.devices import best_device
+        from gralora_diffusion.formats.used_adapter import common_clip_skip
         from gralora_diffusion.sdxl.objective import common_objective
         from gralora_diffusion.sdxl.sampling import as_trained, generate
 
@@ -92,13 +93,10 @@ class Sampler:
         guidance = request.guidance
         if guidance is None:
             guidance = (SDXL_DEFAULTS if base else EMBEDDED_DEFAULTS)["guidance_scale"]
-        settings = SamplingSettings(
-            request.steps,
-            guidance,
-            parse_size(request.size) if request.size else None,
-            request.negative_prompt,
-            request.scheduler or None,
-        )
+        size = parse_size(request.size) if request.size else None
+        clip_skip = common_clip_skip([self.workspace.adapter(name) for name, _ in request.adapters])
+        of_prompts = request.negative_prompt, request.scheduler or None, clip_skip
+        settings = SamplingSettings(request.steps, guidance, size, *of_prompts)
         with self.lock:
             self.load_base(base)
             self.set_adapters(dict(request.adapters))

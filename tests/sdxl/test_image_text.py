@@ -37,6 +37,7 @@ def test_a1111_reads_every_value():
         "CFG scale": "6.5",
         "Seed": "42",
         "Size": "832x1216",
+        "Clip skip": "2",
         "Model": 'odd, "name": x',
         "Lora hashes": "my_dog: abc123def456",
         "Version": "gralora 0.1.0",
@@ -65,7 +66,7 @@ def test_half_characters_and_nul_are_written(tmp_path):
 
 def test_the_own_text_makes_the_image_again(tmp_path):
     pipeline = load_sdxl()
-    settings = SamplingSettings(3, 2.5, (64, 96), "green", "euler_a")
+    settings = SamplingSettings(3, 2.5, (64, 96), "(green:1.3)", "euler_a", 1, False)
     (image,) = generate(pipeline, [("a dog", 7)], settings, origin=Origin.of(None))
     save_image(image, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as read:
@@ -78,6 +79,8 @@ def test_the_own_text_makes_the_image_again(tmp_path):
         (height, width),
         facts["negative_prompt"],
         facts["scheduler"],
+        facts["clip_skip"],
+        facts["weighted_prompts"],
     )
     (second,) = generate(pipeline, [(facts["prompt"], facts["seed"])], again)
     assert second.size == (96, 64)
