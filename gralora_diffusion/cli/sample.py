@@ -11,7 +11,7 @@ import contextlib
 from pathlib import Path
 
 from gralora_diffusion.checks import LEAST_SIDE, check_side, parse_size
-from gralora_diffusion.command_line import Parser, strengths
+from gralora_diffusion.command_line import Parser, path_text, strengths
 from gralora_diffusion.config import EMBEDDED_DEFAULTS, SDXL_DEFAULTS
 from gralora_diffusion.config.choices import PRECISIONS, SAMPLERS
 from gralora_diffusion.console import fail
@@ -76,7 +76,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def add_adapter_options(group) -> None:
     about = "run folder or adapter file of any tool, repeated for several; without it the base generates"
-    group.add_argument("--adapter", metavar="PATH", action="append", default=[], help=about)
+    group.add_argument("--adapter", metavar="PATH", type=path_text, action="append", default=[], help=about)
     about = "what to generate; | separates several prompts"
     group.add_argument("--prompt", metavar="TEXT", help=about)
     about = (
@@ -95,12 +95,13 @@ def add_adapter_options(group) -> None:
     about = "generate the base model's images too, in a row above the adapter's"
     group.add_argument("--compare", action="store_true", help=about)
     about = "the base model: a folder, a .safetensors file or a name on the hub (default: the embedded one)"
-    group.add_argument("--pretrained_model_name_or_path", metavar="PATH", help=about)
+    group.add_argument("--pretrained_model_name_or_path", metavar="PATH", type=path_text, help=about)
     about = "another VAE, for instance madebyollin/sdxl-vae-fp16-fix"
-    group.add_argument("--pretrained_vae_model_name_or_path", metavar="PATH", help=about)
+    group.add_argument("--pretrained_vae_model_name_or_path", metavar="PATH", type=path_text, help=about)
     group.add_argument("--revision", metavar="TEXT", help="revision of the base on the hub")
     group.add_argument("--variant", metavar="TEXT", help="variant of the base's files, for instance fp16")
-    group.add_argument("--cache_dir", metavar="FOLDER", help="folder for downloads from the hub")
+    about = "folder for downloads from the hub"
+    group.add_argument("--cache_dir", metavar="FOLDER", type=path_text, help=about)
 
 
 def add_image_options(group) -> None:
