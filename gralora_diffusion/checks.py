@@ -95,6 +95,12 @@ def data_problems(config) -> Iterator[Problem]:
     if config.max_token_length % 75:
         problem = f"--max_token_length is {config.max_token_length}; it must be 75, 150 or 225"
         yield problem, "max_token_length"
+    if config.masked_loss and config.dataset_name is not None:
+        problem = "--masked_loss needs masks, and those of a dataset are not read"
+        yield f"{problem}: save its images to a folder with NAME-masklabel.png beside them", "masked_loss"
+    if config.mask_dir is not None and config.concepts is not None:
+        problem = "--mask_dir is of one folder of images"
+        yield f"{problem}: give each entry of --concepts its mask_folder instead", "mask_dir"
     if config.max_train_steps is not None and config.num_train_epochs is not None:
         yield "--max_train_steps and --num_train_epochs mean the same: give one of them", "num_train_epochs"
     if config.with_prior_preservation and not (config.class_data_dir or config.concepts):
@@ -153,6 +159,10 @@ def check_paths(config) -> None:
     if folder is not None and folder.isprintable() and not os.path.isdir(folder):
         problem = f"{folder} is not a folder: --instance_data_dir must name a folder of images"
         raise ConfigError(problem, option="instance_data_dir")
+    masks = config.mask_dir
+    if masks is not None and masks.isprintable() and not os.path.isdir(masks):
+        problem = f"{masks} is not a folder: --mask_dir must name a folder of masks"
+        raise ConfigError(problem, option="mask_dir")
     concepts = config.concepts
     if concepts is not None and concepts.isprintable() and not os.path.isfile(concepts):
         problem = f"{concepts} is not a file: --concepts must name a JSON or TOML file"

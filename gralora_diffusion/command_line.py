@@ -118,7 +118,7 @@ def unknown(words: list[str], known) -> str:
     """
     flags = list(dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-")))
     if not flags:
-        return f"{words[0]!r} belongs to no option; options start with --"
+        return f"{words[0]!r} is not expected here; options start with --"
     foreign = FOREIGN if "--help_all" in known else {}  # of `gralora train`
     everything = "--help_all" if "--help_all" in known else "--help"
     if len(flags) == 1:
@@ -257,7 +257,7 @@ def parser_of(description: str, epilog: str | None = None, visible=MOST_USED) ->
     parser = Parser(description=description, epilog=epilog)
     build = functools.partial(parser_of, description, epilog, None)
     parser.add_argument("--help_all", action=HelpAll, build=build, help="show every option and exit")
-    about = "options for SDXL by training target and GPU memory (subject and style: that of this GPU); "
+    about = "options for SDXL by training target and GPU memory (subject and style: one that fits this GPU); "
     about += "options given explicitly take precedence"
     names = "{" + ",".join([*BY_CARD, *PRESETS]) + "}"
     parser.add_argument("--preset", type=preset, metavar=names, default=argparse.SUPPRESS, help=about)
@@ -294,7 +294,7 @@ def strengths(parser: Parser, text: str, count: int) -> list[float]:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
-        parser.error(f"--strength is {text!r}; it must be numbers separated by commas, as 1,0.6")
+        parser.error(f"--strength is {text!r}; it must be numbers separated by commas, such as 1,0.6")
     if len(values) == 1:
         values *= count
     if len(values) != count or not all(abs(value) <= 100 for value in values):

@@ -55,6 +55,11 @@ def plain_warnings() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"{program()}: {message}\n"
 
 
+def no_telemetry() -> None:
+    """Keep onnxruntime, which other libraries import too, from sending events, unless the user chose."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def quiet_libraries() -> None:
     """Keep notes of libraries about themselves off the terminal; their errors stay."""
     for name in NOISY:

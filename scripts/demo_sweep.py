@@ -149,7 +149,7 @@ def mean(setting: Setting, score: str) -> float:
 
 
 def lines() -> list[str]:
-    """The table: means over the training seeds, then two settings less the default, by Student's t."""
+    """The table: means over the training seeds, then two settings minus the default, by Student's t."""
     table = [f"| part, n seeds | steps | rate | {' | '.join(SCORES)} |", "|---" * 6 + "|"]
     table += [row("selection", SELECTION, setting) for setting in (BASE, *GRID)]
     table += [row("test", TEST, setting) for setting in (BASE, DEFAULT, chosen(), SHORT)]
@@ -163,7 +163,7 @@ def difference(choice: Setting) -> str:
         gains = [one - other for one, other in pairs]
         low, high = t_interval(gains)
         cells.append(short(f"{statistics.mean(gains):+.3f} ({low:+.3f} to {high:+.3f})"))
-    steps = f"{choice.steps} less {DEFAULT.steps}"
+    steps = f"{choice.steps} minus {DEFAULT.steps}"
     return f"| test, {len(TEST.seeds)}: 95 % t | {steps} | | {' | '.join(cells)} |"
 
 

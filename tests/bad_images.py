@@ -77,7 +77,7 @@ BAD = {
         encoded("PNG", Image.new("RGB", (1, 1))),
         "1 x 1 pixels is too small: each side must be at least 16",
     ),
-    "1 x 60000": ("bad.png", encoded("PNG", Image.new("RGB", (1, 60_000))), "1 x 60000 pixels is too thin"),
+    "1 x 60000": ("bad.png", encoded("PNG", Image.new("RGB", (1, 60_000))), "1 x 60000 pixels is too narrow"),
     "float TIFF": ("bad.tif", encoded("TIFF", Image.new("F", (64, 64), 0.5)), "floating-point numbers"),
     "32-bit TIFF": ("bad.tif", encoded("TIFF", Image.new("I", (64, 64), 10**6)), "32-bit numbers"),
     "stray text": ("notes.txt", b"buy milk", "no image named notes"),

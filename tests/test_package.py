@@ -73,11 +73,22 @@ def test_contributing_names_files_and_tables_that_are_there():
         assert getattr(importlib.import_module(f"gralora_diffusion.{path.replace('/', '.')}"), table), table
 
 
+USAGE = {  # after [options]
+    "sample": "--prompt TEXT",
+    "convert": "--to FORMAT IN [IN ...] OUT",
+    "extract": "TUNED BASE OUT",
+    "inspect": "IN",
+    "compare": "--output FOLDER",
+}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_in_groups_with_an_example(command, tmp_path):
     done = subprocess.run([*GRALORA, command, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"usage: gralora {command} [options]" in done.stdout
+    (usage,) = [line for line in done.stdout.splitlines() if line.startswith("usage: ")]
+    assert usage.startswith(f"usage: gralora {command} [options]")
+    assert usage.split()[4:] == USAGE.get(command, "").split()
     assert f"gralora {command}" in done.stdout.partition("[options]")[2], "an example"
     assert not list(tmp_path.iterdir())
 

@@ -108,7 +108,7 @@ def allocation_table(facts: dict) -> str:
         share = f"{row['importance'] / total:.2%}" if "importance" in row else "-"
         lines.append(f"{path:<{width}}  {sizes:>13}  {share:>10}  {row['rank']:>4}  {row['k']:>2}")
     used, storing = facts["gradient_bytes"] / 2**20, facts["storing_bytes"] / 2**20
-    cost = f"{facts['parameters']:,} parameters, {facts['batches']} batches in {facts['passes']} runs"
+    cost = f"{facts['parameters']:,} parameters, {facts['batches']} batches in {facts['passes']} passes"
     memory = f"{used:.1f} MiB of gradients at once ({storing:.1f} to store all)"
     lines.append(f"{facts['rule']}: {cost}, {memory}")
     if facts.get("bootstrap_moved"):
@@ -116,5 +116,5 @@ def allocation_table(facts: dict) -> str:
     if "gamma" in facts:
         losses = {float(gamma): loss for gamma, loss in facts["held_out_loss"].items()}
         change = f"{losses[0.0]:.5f} -> {losses[facts['gamma']]:.5f}"
-        lines.append(f"start {facts['init']}, gamma {facts['gamma']:g}: held-out loss {change}")
+        lines.append(f"initialization {facts['init']}, gamma {facts['gamma']:g}: held-out loss {change}")
     return "\n".join(lines)

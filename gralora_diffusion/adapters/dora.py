@@ -31,7 +31,7 @@ class DoRA(Delta):
         magnitude = self.wide("magnitude")
         axis = 1 if self.on_inputs else 0
         if magnitude.numel() != base.shape[axis]:
-            raise IndexError("the magnitude is of another layer")
+            raise IndexError("the magnitude does not fit the layer")
         new = base.to(magnitude.dtype) + self.inner.applied(base).to(magnitude.dtype)
         others = [dim for dim in range(base.ndim) if dim != axis]
         norm = torch.linalg.vector_norm(new, dim=others, keepdim=True)

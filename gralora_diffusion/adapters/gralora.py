@@ -122,5 +122,5 @@ def misfit(r: int, k: int, n: int, m: int, hybrid_rank: int, sizes: str = "layer
         return f"k {k} does not divide the {sizes} {n} -> {m}; these do: {', '.join(fits)}"
     low = r // k * k
     fits = " and ".join(str(v + hybrid_rank) for v in (low, low + k) if v > 0)
-    of = f"rank {r + hybrid_rank} less hybrid_rank {hybrid_rank}, {r}," if hybrid_rank else f"rank {r}"
+    of = f"rank {r + hybrid_rank} minus hybrid_rank {hybrid_rank}, {r}," if hybrid_rank else f"rank {r}"
     return f"{of} is not divisible by k {k}; the nearest ranks that fit are {fits}, or choose another k"

@@ -115,7 +115,8 @@ class GLoRA(Delta):
         older = {shapes["a1"][0], shapes["a2"][1], shapes["b1"][0], shapes["b2"][1]}
         if len(ranks) > 1 and len(older) > 1:
             raise ValueError("the ranks of a1, a2, b1 and b2 differ")
-        self.older = len(ranks) > 1
+        # The matrices of a square layer can be read both ways; the rank is the smaller number.
+        self.older = len(ranks) > 1 or (len(older) == 1 and min(older) < min(ranks))
 
     @property
     def rank(self) -> int:
@@ -153,7 +154,7 @@ class IA3(Delta):
         scale = self.wide("weight").flatten()
         axis = 1 if self.on_input else 0
         if scale.numel() != base.shape[axis]:
-            raise IndexError("IA3 scales another number of channels")
+            raise IndexError("IA3 scales a different number of channels")
         shape = [1] * base.ndim
         shape[axis] = -1
         return base.to(scale.dtype) * scale.reshape(shape)

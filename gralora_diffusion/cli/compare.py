@@ -6,8 +6,8 @@ Captioned images: a tenth is held out for --part validation, where learning rate
 for --part test; images generated from held-out captions are compared with the true images in pairs.
 With --prompts: all images of a subject are trained on, and images generated from the prompts are compared
 with them and with the prompts; --subjects does this for several subjects.
-The same command resumes.  If it is started several times, the processes share the runs; on a CPU, set
-OMP_NUM_THREADS=1.  --report prints and plots the finished runs.
+The same command resumes. If it is started several times, the processes share the runs; on a CPU, set
+OMP_NUM_THREADS=1. --report prints and plots the finished runs.
 docs/experiments/README.md describes the experiments that the README summarizes.
 """
 
@@ -35,7 +35,8 @@ example:
 
 
 def arguments(argv: list[str] | None) -> Namespace:
-    parser = Parser(description=__doc__, epilog=EPILOG)
+    usage = "%(prog)s [options] --output FOLDER"
+    parser = Parser(usage=usage, description=__doc__, epilog=EPILOG)
     add_runs(parser.add_argument_group("Runs"))
     add_images(parser.add_argument_group("Images and prompts"))
     add_training(parser.add_argument_group("Base model and training"))
@@ -91,14 +92,16 @@ def add_images(group) -> None:
 
 
 def add_training(group) -> None:
-    about = "the base model; by default the embedded tiny one"
+    about = "the base model; by default the embedded one"
     group.add_argument("--pretrained_model_name_or_path", metavar="BASE", type=path_text, help=about)
     about = "images per step; by default the base's"
     group.add_argument("--batch_size", type=int, help=about)
     group.add_argument("--resolution", type=int, help="side of the images; by default the base's")
     about = "precision of the frozen base and the computation (default: no, which is fp32)"
     group.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help=about)
-    about = "layers to adapt: attention, all-linear, or a regular expression (default: attention)"
+    about = (
+        "layers to adapt: attention, attention+ff, all-linear, or a regular expression (default: attention)"
+    )
     group.add_argument("--targets", default="attention", help=about)
     about = "denoising steps of the scored images; by default the trainer's"
     group.add_argument("--num_inference_steps", type=int, help=about)
@@ -178,7 +181,7 @@ def report_runs(args: Namespace) -> None:
     from gralora_diffusion.experiments.report import report_sweep, select
 
     if args.keep and args.keep.resolve() == args.output.resolve():
-        raise ConfigError("--keep must be another folder than --output, whose runs.jsonl it would shorten")
+        raise ConfigError("--keep must not be the folder of --output, whose runs.jsonl it would shorten")
     among = dict(method=args.methods, rank=args.ranks, lr=args.lrs)
     among["k"] = [None, *args.k] if args.k else None
     among["steps"] = [args.steps] if args.steps else None
@@ -217,7 +220,9 @@ def run_sweep(args: Namespace) -> None:
         experiments[subject] = dataclasses.replace(experiment, accelerator=accelerator, encoders=encoders)
     many_threads = accelerator.device.type == "cpu" and torch.get_num_threads() > 1
     if many_threads and others_at_work(args.output):
-        note("another process shares these runs: OMP_NUM_THREADS=1 for each is several times faster on a CPU")
+        note(
+            "another process shares these runs: set OMP_NUM_THREADS=1 for each, several times faster on a CPU"
+        )
     with Interrupts(lambda: None) as interrupts:
         interrupts.patient = True
 

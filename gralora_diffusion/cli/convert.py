@@ -1,4 +1,4 @@
-"""Convert adapters to a format that another tool loads, change their strength, or make one of several.
+"""Convert adapters to a format that another tool loads, change their strength, or combine several.
 
 IN: a run folder or one of its files, a PEFT folder, or an adapter file of another tool, of any kind that is
 in use for SDXL: LoRA, LoCon, LoHa, LoKr, DoRA, GLoRA, OFT, BOFT, IA3, full differences, norms and biases.
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
 
     from gralora_diffusion.formats.combine import Weighted, summed
-    from gralora_diffusion.formats.load import check_fits
+    from gralora_diffusion.formats.load import check_fits_base
     from gralora_diffusion.formats.preview import copy_preview, preview_of
     from gralora_diffusion.formats.read import read_adapter
     from gralora_diffusion.formats.run_files import name_of
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
         for path, strength in zip(args.adapters, args.strength, strict=True):
             adapter = read_adapter(path)
             if base is not None:
-                check_fits(adapter, base, path)
+                check_fits_base(adapter, base, path)
             inputs.append(Weighted(adapter, strength, args.layer_strength))
         adapter = summed(inputs)
         if len(inputs) > 1:
@@ -66,7 +66,7 @@ def plain(adapter, args: argparse.Namespace):
     Prints the error of each layer, and names what is left out.
     """
     from gralora_diffusion.formats.base_weights import BaseWeights
-    from gralora_diffusion.formats.combine import as_lora, nearest
+    from gralora_diffusion.formats.nearest import as_lora, nearest
 
     if args.rank is None and args.energy is None:
         if not adapter.deltas:
@@ -100,21 +100,21 @@ def note_left_out(converted) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
+    parser = Parser(usage="%(prog)s [options] --to FORMAT IN [IN ...] OUT", description=__doc__)
     about = "adapter file, run folder, or PEFT folder; the format is detected from its keys"
     parser.add_argument("adapters", metavar="IN", nargs="+", type=path_text, help=about)
     about = "the file to write; for peft a new folder; for merged either"
     parser.add_argument("output", metavar="OUT", type=Path, help=about)
     parser.add_argument("--to", required=True, choices=tuple(WRITERS), help="format to write")
-    about = "strength of each IN, as 1,0.6; one number is for all (default: 1)"
+    about = "strength of each IN, such as 1,0.6; one number applies to all (default: 1)"
     parser.add_argument("--strength", metavar="FLOAT[,FLOAT...]", default="1", help=about)
-    about = "another factor for the layers that a regular expression finds, as 'attn2=0.5'; can be repeated"
+    about = "factor for the layers that match a regular expression, such as 'attn2=0.5'; can be repeated"
     parser.add_argument("--layer_strength", metavar="PATTERN=FLOAT", action="append", default=[], help=about)
     parser.add_argument("--rank", type=int, help="write the best plain LoRA of this rank (an SVD)")
     about = "write a plain LoRA that keeps this share of each layer's energy, such as 0.99; 1 is exact"
     parser.add_argument("--energy", type=float, help=about)
     add_output_options(parser)
-    about = "the base: to check that the adapter fits, and for kinds that depend on its weights, as DoRA"
+    about = "the base: to check that the adapter fits, and for kinds that depend on its weights, such as DoRA"
     about += "; merged uses the embedded base by default"
     parser.add_argument("--pretrained_model_name_or_path", metavar="BASE", type=path_text, help=about)
     args = parser.parse_args(argv)
@@ -153,7 +153,7 @@ def check_output(parser: Parser, args: argparse.Namespace, inputs: list[str]) ->
     if args.k is not None and args.method is None:
         args.method = "gralora"
     if args.method == "lora" and args.k is not None:
-        parser.error("--k belongs to --method gralora")
+        parser.error("--k needs --method gralora")
     if args.method == "gralora" and args.k is None:
         args.k = 4
 
@@ -169,5 +169,5 @@ def layer_strengths(parser: Parser, texts: list[str]) -> dict[str, float]:
         except (ValueError, re.error):
             found[pattern] = float("nan")
         if not pattern or not abs(found[pattern]) <= 100:
-            parser.error(f"--layer_strength is {text!r}; it must be PATTERN=NUMBER, as attn2=0.5")
+            parser.error(f"--layer_strength is {text!r}; it must be PATTERN=NUMBER, such as attn2=0.5")
     return found

@@ -1,6 +1,6 @@
 """Train on the embedded base model and the bundled images of a robot, then generate images and score them.
 
-The images are generated with and without the adapter.  The same command resumes a run that was stopped.
+The images are generated with and without the adapter. The same command resumes a run that was stopped.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ PROMPTS = (
 def main(argv: list[str]) -> None:
     parser = Parser(description=__doc__, epilog=EXAMPLE)
     group = parser.add_argument_group("Files")
-    about = "the run folder; the sheet of images is unseen.png in it (default: demo)"
+    about = "the run folder; its before_after.png and unseen.png show the images (default: demo)"
     group.add_argument("--output_dir", metavar="FOLDER", type=Path, default=Path("demo"), help=about)
     run = str(parser.parse_args(argv).output_dir)
     options = ["--gralora_rank", "64", "--max_train_steps", str(STEPS), "--learning_rate", str(RATE)]
@@ -32,5 +32,7 @@ def main(argv: list[str]) -> None:
     prompts = ["--prompt", "|".join(PROMPTS), "--num_images", "1"]
     sample.main(["--adapter", run, *prompts, "--compare", "--output", output])
     evaluate.main(["--run", run])
-    print(f"\nLook at {run}/before_after.png: the adapter's images show the robot and follow prompts less.")
+    print(
+        f"\nLook at {run}/before_after.png: the adapter's images show the robot, but follow the prompts less."
+    )
     print("Next: your own images, with `gralora ui` or `gralora train --help`.")

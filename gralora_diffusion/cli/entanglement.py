@@ -71,7 +71,8 @@ def report_entanglement(
     from gralora_diffusion.training.setup import make_trainable, set_up
 
     if with_convolutions(config.adapter.targets):
-        problem = f"--targets {config.adapter.targets} has convolutions, and the report is of linear layers"
+        problem = f"--targets {config.adapter.targets} includes convolutions"
+        problem += ", but the report covers linear layers only"
         raise ConfigError(f"{problem}: use attention+ff or all-linear", option="targets")
     setup = set_up(config.resolved())
     config = setup.config

@@ -1,4 +1,4 @@
-"""Make an adapter of what a finetuned model changed in its base.
+"""Extract an adapter from the difference between a fine-tuned model and its base.
 
 gralora extract tuned.safetensors base.safetensors my_style.safetensors --rank 64
 gralora extract tuned base my_style.safetensors --rank 64 --method gralora --k 4 --to native
@@ -32,9 +32,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    parser.add_argument("tuned", metavar="TUNED", type=path_text, help="the finetuned model")
-    parser.add_argument("base", metavar="BASE", type=path_text, help="the model that it was tuned from")
+    parser = Parser(usage="%(prog)s [options] TUNED BASE OUT", description=__doc__)
+    parser.add_argument("tuned", metavar="TUNED", type=path_text, help="the fine-tuned model")
+    parser.add_argument("base", metavar="BASE", type=path_text, help="the model that it was fine-tuned from")
     parser.add_argument("output", metavar="OUT", type=Path, help="the file to write; for peft a new folder")
     kinds = [name for name, writer in WRITERS.items() if not writer.needs_base]
     about = "format to write (default: comfyui, or native for a GraLoRA)"

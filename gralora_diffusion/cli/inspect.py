@@ -1,4 +1,4 @@
-"""Show what an adapter file holds: kind, base, ranks, norms, trigger words and header.
+"""Show what an adapter file contains: kind, base, ranks, norms, trigger words and header.
 
 gralora inspect my_dog.safetensors              a summary
 gralora inspect runs/my_dog --json              the same, and the whole header, as JSON
@@ -13,7 +13,7 @@ from gralora_diffusion.options import ConfigError
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(description=__doc__)
+    parser = Parser(usage="%(prog)s [options] IN", description=__doc__)
     about = "adapter file of any tool, run folder, or PEFT folder"
     parser.add_argument("adapter", metavar="IN", type=path_text, help=about)
     parser.add_argument("--header", action="store_true", help="print the whole header too")

@@ -9,10 +9,12 @@ from gralora_diffusion import __version__, console
 COMMANDS = {
     "train": "train an adapter on your images",
     "sample": "generate images with a trained adapter",
+    "mask": "make masks of the subject for --masked_loss",
+    "caption": "write captions beside images, by a captioning model or a tagger",
     "ui": "train, sample, compare and export in a browser",
-    "convert": "convert adapters for another tool, make one of several, or merge them into a base model",
-    "extract": "make an adapter of what a finetuned model changed in its base",
-    "inspect": "show what an adapter file holds",
+    "convert": "convert adapters for other tools, combine several, or merge them into a base model",
+    "extract": "extract an adapter from the difference between a fine-tuned model and its base",
+    "inspect": "show what an adapter file contains",
     "evaluate": "score generated images: subject, prompt, diversity, copies",
     "compare": "compare adapter methods over seeds, learning rates and subjects",
     "entanglement": "measure how gradients mix across the blocks of each layer",
@@ -50,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     console.set_program(f"gralora {name}")
     console.quiet_libraries()
+    console.no_telemetry()
     console.plain_warnings()
     if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # no holes between tensors

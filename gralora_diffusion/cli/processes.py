@@ -24,7 +24,7 @@ def launch(argv: list[str], num_processes: int) -> None:
 
     gpus = torch.accelerator.device_count()
     if 0 < gpus < num_processes:
-        fail(f"--num_processes is {num_processes}, and this machine has {counted(gpus, 'GPU')}: lower it")
+        fail(f"--num_processes is {num_processes}, but this machine has {counted(gpus, 'GPU')}: lower it")
     common = dict(world_size=num_processes, master_addr="127.0.0.1", master_port=free_port())
     if not gpus:
         common |= dict(accelerate_use_cpu="true")

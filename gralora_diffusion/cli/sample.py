@@ -1,6 +1,6 @@
 """Generate images from prompts, with trained adapters or with the base model alone.
 
-Writes one sheet with all images, and each image as a file of its own in the folder OUTPUT without .png. The
+Writes one grid of all images, and each image as its own file in a folder named as OUTPUT without .png. The
 files hold their settings as text that AUTOMATIC1111's web UI and ComfyUI read. Few-step bases and adapters
 need their scheduler: Lightning --scheduler lightning with its 2, 4 or 8 steps and guidance 1; LCM --scheduler
 lcm, 4 to 8 steps, guidance 1 to 2; Turbo --scheduler turbo, 1 to 4 steps, guidance 1, --size 512x512.
@@ -45,7 +45,8 @@ def main(argv: list[str]) -> None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(description=__doc__, epilog=EXAMPLE)
+    usage = "%(prog)s [options] --prompt TEXT"
+    parser = Parser(usage=usage, description=__doc__, epilog=EXAMPLE)
     add_adapter_options(parser.add_argument_group("Adapter and prompts"))
     add_image_options(parser.add_argument_group("Images"))
     add_file_options(parser.add_argument_group("Files, memory and speed"))
@@ -75,7 +76,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def add_adapter_options(group) -> None:
-    about = "run folder or adapter file of any tool, repeated for several; without it the base generates"
+    about = "run folder or adapter file of any tool; can be repeated; without it, only the base model is used"
     group.add_argument("--adapter", metavar="PATH", type=path_text, action="append", default=[], help=about)
     about = "what to generate; | separates several prompts"
     group.add_argument("--prompt", metavar="TEXT", help=about)
@@ -88,13 +89,13 @@ def add_adapter_options(group) -> None:
     group.add_argument("--negative_prompt", metavar="TEXT", default="", help=about)
     about = "brackets in prompts are plain text; by default (words:1.2), (words) and [words] set weights"
     group.add_argument("--plain_prompts", action="store_true", help=about)
-    about = "layer of the text encoders, 2: last but one (default: as the adapters were trained, or 2)"
+    about = "layer of the text encoders, 2: second-to-last (default: as the adapters were trained, or 2)"
     group.add_argument("--clip_skip", metavar="INT", type=int, help=about)
-    about = "0 is the base model, 1 the adapter as trained; of several adapters, as 1,0.6 (default: 1)"
+    about = "0 is the base model, 1 the adapter as trained; for several adapters, such as 1,0.6 (default: 1)"
     group.add_argument("--strength", metavar="FLOAT[,FLOAT...]", default="1", help=about)
     about = "generate the base model's images too, in a row above the adapter's"
     group.add_argument("--compare", action="store_true", help=about)
-    about = "the base model: a folder, a .safetensors file or a name on the hub (default: the embedded one)"
+    about = "the base model: a folder, a .safetensors file or a hub id (default: the embedded one)"
     group.add_argument("--pretrained_model_name_or_path", metavar="PATH", type=path_text, help=about)
     about = "another VAE, for instance madebyollin/sdxl-vae-fp16-fix"
     group.add_argument("--pretrained_vae_model_name_or_path", metavar="PATH", type=path_text, help=about)
@@ -106,9 +107,7 @@ def add_adapter_options(group) -> None:
 
 def add_image_options(group) -> None:
     group.add_argument("--num_images", metavar="INT", type=int, help="per prompt (default: 4)")
-    about = (
-        "image n starts from the noise of seed + n; or a seed for each image, as 1,2,3 or 10-13 (default: 0)"
-    )
+    about = "image n uses the noise of seed + n; or a seed for each image, as 1,2,3 or 10-13 (default: 0)"
     group.add_argument("--seed", metavar="INT[,INT...]", default="0", help=about)
     about = "size of the images in pixels, multiples of 8 (default: the base's own)"
     group.add_argument("--size", metavar="WIDTHxHEIGHT", help=about)
@@ -125,9 +124,9 @@ def add_image_options(group) -> None:
 
 
 def add_file_options(group) -> None:
-    about = "the sheet, a .png file (default: sample.png)"
+    about = "the grid, a .png file (default: sample.png)"
     group.add_argument("--output", metavar="FILE", type=Path, default=Path("sample.png"), help=about)
-    about = "write the sheet beside the single images (default: yes)"
+    about = "write the grid beside the single images (default: yes)"
     group.add_argument("--grid", action=argparse.BooleanOptionalAction, default=True, help=about)
     about = "images generated at once; it changes speed and memory, not the images (default: 4)"
     group.add_argument("--batch_size", metavar="INT", type=int, default=4, help=about)

@@ -180,7 +180,7 @@ def write_sheet(rows: dict[str, list], columns: list[str], args: argparse.Namesp
         print(f"{' and '.join(counts)}: single images in {folder}/")
         return
     if len(columns) > MOST_COLUMNS:
-        note(f"the sheet shows the first {MOST_COLUMNS} of {len(columns)} columns")
+        note(f"the grid shows the first {MOST_COLUMNS} of {len(columns)} columns")
     shown = {label: images[:MOST_COLUMNS] for label, images in rows.items()}
     save_image(sheet(shown, columns[:MOST_COLUMNS], SMALL), args.output)
     print(f"{args.output}: {' and '.join(counts)}; single images in {folder}/")

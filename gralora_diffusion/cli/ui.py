@@ -1,7 +1,7 @@
 """Open a page to train, watch, sample, compare and export in a browser.
 
-Only this computer can open it.  --listen ADDRESS or --share opens it to others and needs --auth NAME:PASSWORD
-(or the environment variable GRALORA_AUTH).  Runs, image sets, base models and added adapters are kept in the
+Only this computer can open it. --listen ADDRESS or --share opens it to others and needs --auth NAME:PASSWORD
+(or the environment variable GRALORA_AUTH). Runs, image sets, base models and added adapters are kept in the
 folders runs, images, models and adapters of --home.
 """
 
@@ -75,5 +75,5 @@ def check_address(host: str, port: int) -> None:
             server.listen()
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                fail(f"port {port} is taken: give another --port, or --port 0 for a free one")
+                fail(f"port {port} is in use: give another --port, or --port 0 for a free one")
             fail(f"port {port} of {host} cannot be opened: {error.strerror}")

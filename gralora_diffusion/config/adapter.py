@@ -33,7 +33,10 @@ class AdapterConfig:
     k_pattern: dict = adapter({}, 'other k for some layers, as JSON: {"regular expression": k}')
     tlora: bool = adapter(False, "T-LoRA: fewer active ranks in the UNet at noisier timesteps")
     tlora_min_rank: int | None = adapter(
-        None, "T-LoRA's rank with most noise; by default half the rank", at_least=1, needs={"tlora": True}
+        None,
+        "T-LoRA's rank at the noisiest timestep; by default half the rank",
+        at_least=1,
+        needs={"tlora": True},
     )
 
     def __post_init__(self):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gralora_diffusion.config.choices import BAD, CAPTION_LINES, INTERPOLATIONS, MODEL
-from gralora_diffusion.config.groups import SHUFFLED, base, data, dataset, images, prior, start
+from gralora_diffusion.config.groups import MASKED, SHUFFLED, base, data, dataset, images, prior, start
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class DataOptions:
     variant: str | None = base(None, "variant of the base's files, for instance fp16")
     cache_dir: str | None = base(None, "folder for downloads from the hub", kind="folder", resumable=True)
     start_from: str | None = start(
-        None, "run or adapter file of any tool to go on from, converted where it differs", kind="adapter"
+        None,
+        "run or adapter file of any tool to start from; converted if its kind or sizes differ",
+        kind="adapter",
     )
     instance_data_dir: str | None = images(
         None,
@@ -46,17 +48,27 @@ class DataOptions:
     caption_dropout: float = data(
         0.0, "share of the training images used without a caption (0.1 is usual)", at_least=0, at_most=1
     )
-    shuffle_captions: bool = data(False, "train on eight orders of each caption's comma-separated tags")
+    shuffle_captions: bool = data(False, "train on up to eight orders of each caption's comma-separated tags")
     keep_tokens: int = data(0, "tags at the front that are not shuffled", at_least=0, needs=SHUFFLED)
     max_token_length: int = data(
         225, "tokens of a caption that are read, in chunks of 75: 75, 150 or 225", at_least=75, at_most=225
     )
     weighted_captions: bool = data(False, "read (words:1.2), (words) and [words] in captions as weights")
     clip_skip: int = data(
-        2, "the layer of the text encoders that is used: 2 is the last but one", at_least=1, at_most=12
+        2, "the text encoders' layer that is used: 2 is the second-to-last", at_least=1, at_most=12
     )
-    caption_lines: str = images("first", "of a caption file: first, join, or random", choices=CAPTION_LINES)
+    caption_lines: str = images(
+        "first",
+        "lines to use of a caption file: the first, all joined, or a random one",
+        choices=CAPTION_LINES,
+    )
     caption_wildcards: bool = data(False, "draw one of the words of {red|blue} in a caption at each use")
+    mask_dir: str | None = images(
+        None,
+        "folder of masks with the images' names; by default NAME-masklabel.png beside NAME.png, or its alpha",
+        kind="images",
+        needs=MASKED,
+    )
     image_interpolation_mode: str = data("lanczos", "how images are resized", choices=INTERPOLATIONS)
     on_bad_image: str = data("stop", "stop at unusable files, or skip them", choices=BAD, resumable=True)
     dataset_name: str | None = data(

@@ -30,6 +30,7 @@ gora = in_group("Ranks from gradients", needs={"allocate": True, "allocation": T
 tracking = in_group("Hub and trackers", resumable=True)
 
 SHUFFLED, RECOMPUTED = {"shuffle_captions": True}, {"gradient_checkpointing": True}
+MASKED = {"masked_loss": True}
 STEPPED = {"lr_scheduler": (STEP_RULES,)}
 ADAMW, NO_AVERAGE = {"optimizer": ("AdamW",)}, {"optimizer": ("AdamW", "Prodigy", "Adafactor")}
 CACHE = dict(kind="folder", resumable=True, needs={"cache_latents": True})

@@ -15,6 +15,7 @@ from gralora_diffusion.config.choices import (
 )
 from gralora_diffusion.config.groups import (
     ADAMW,
+    MASKED,
     NO_AVERAGE,
     STEPPED,
     WARMUP,
@@ -66,7 +67,7 @@ class LearningOptions:
         needs=NO_AVERAGE,
     )
     prediction_type: str | None = loss(
-        None, "what the UNet predicts; by default what the base does", choices=PREDICTIONS
+        None, "what the UNet predicts; by default what the base predicts", choices=PREDICTIONS
     )
     snr_gamma: float | None = loss(None, "min-SNR loss weights with this gamma (5 is usual)", above=0)
     debiased_estimation: bool = loss(False, "loss weights 1/sqrt(SNR), which balance the noise levels")
@@ -81,15 +82,24 @@ class LearningOptions:
     huber_schedule: str = huber(
         "snr", "c by timestep: from near 1 with little noise to huber_c; or constant", choices=HUBER_SCHEDULES
     )
+    masked_loss: bool = loss(False, "train only on what the images' masks select, each image's area alike")
+    mask_background_weight: float = loss(
+        0.0, "weight of what a mask does not select", at_least=0, at_most=1, needs=MASKED
+    )
     allocate: str | None = ranks(
         None, "rule that gives each layer its rank, at the parameter count of --rank", choices=ALLOCATE
     )
     allocation: str | None = ranks(None, "another run's allocation.json, for its ranks", kind="allocation")
     gora_init: str | None = gora(
-        None, "initialization from gradients: random A (GoRA) or svd (default); or zero", choices=STARTS
+        None,
+        "initialization from gradients: svd (default), random (GoRA as published), or zero",
+        choices=STARTS,
     )
     gora_gamma: float | None = gora(
-        None, "norm of the first delta over the gradient's; by default searched", at_least=0, at_most=1e6
+        None,
+        "norm of the initial delta relative to the gradient's; by default searched",
+        at_least=0,
+        at_most=1e6,
     )
     gora_batches: int = gora(64, "maximum number of batches in the gradient pass", at_least=1, at_most=2**20)
     gora_tolerance: float = gora(

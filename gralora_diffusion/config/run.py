@@ -33,7 +33,8 @@ class RunOptions:
     gradient_accumulation_steps: int = training(1, "batches per optimizer step", at_least=1)
     learning_rate: float | None = training(
         None,
-        f"rate of the UNet's adapters; {by_base('learning_rate')}; for Prodigy a factor, by default 1",
+        f"learning rate of the UNet's adapters; {by_base('learning_rate')}; "
+        "for Prodigy a factor, by default 1",
         above=0,
     )
     train_text_encoder: bool = training(False, "adapt both text encoders too")
@@ -41,7 +42,7 @@ class RunOptions:
         None, "learning rate of the text encoders' adapters; by default the UNet's", at_least=0
     )
     text_encoder_2_lr: float | None = text_rate(
-        None, "learning rate of the second text encoder's; by default --text_encoder_lr", at_least=0
+        None, "learning rate of the second text encoder's adapters; by default --text_encoder_lr", at_least=0
     )
     seed: int = training(0, "random seed", at_least=0, at_most=2**40)
     validation_prompt: str | None = samples(
@@ -98,7 +99,7 @@ class RunOptions:
     compile: bool = machine(
         False, "compile the UNet's transformer blocks: faster steps after some minutes of compiling"
     )
-    deterministic: bool = machine(False, "deterministic kernels, to resume bit by bit on a GPU: slower")
+    deterministic: bool = machine(False, "deterministic kernels, to resume bit for bit on a GPU: slower")
     allow_tf32: bool = machine(False, "multiply fp32 matrices in TF32 on a GPU: faster, less precise")
     cache_latents: bool = machine(True, "keep latents and prompt embeddings for later runs", resumable=True)
     latent_cache_dir: str | None = machine(

@@ -37,13 +37,26 @@ class CachedImage:
     image: TrainingImage
     keys: tuple[str, ...]  # the entries of its crops: as they are, and mirrored
     rows: int  # crops in each entry
+    mask_keys: tuple[str, ...] = ()  # the entries of its mask, if it has one
+    crops: tuple[int, ...] | None = None  # numbers of the crops in use; None: all
+
+    def crop_number(self, seed: int, position: int) -> int:
+        """Which crop is used at this position: row n // keys of entry n % keys."""
+        crops = range(len(self.keys) * self.rows) if self.crops is None else self.crops
+        return crops[torch.randint(len(crops), (1,), generator=generator(seed, CROP, position)).item()]
 
     def crop_at(self, cache: Cache, seed: int, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(moments, time ids) of the crop for this position."""
-        crops = len(self.keys) * self.rows
-        n = torch.randint(crops, (1,), generator=generator(seed, CROP, position)).item()
-        entry = cache.row("latents", self.keys[n % len(self.keys)], n // len(self.keys))
+        row, number = divmod(self.crop_number(seed, position), len(self.keys))
+        entry = cache.row("latents", self.keys[number], row)
         return entry["moments"], entry["time_ids"]
+
+    def mask_at(self, cache: Cache, seed: int, position: int) -> torch.Tensor | None:
+        """The mask [h/8, w/8] in [0, 1] of the crop for this position; None without one."""
+        if not self.mask_keys:
+            return None
+        row, number = divmod(self.crop_number(seed, position), len(self.keys))
+        return cache.row("masks", self.mask_keys[number], row)["mask"]
 
 
 class LatentKeys:
@@ -86,8 +99,8 @@ def cached_images(
     def crop(job: tuple) -> tuple:
         """(image, {key: crops})"""
         image, shape, missing = job
-        pixels, seed = image.open(), int(image.digest[:12], 16)
-        how = config.image_interpolation_mode, seed
+        pixels = image.open()
+        how = config.image_interpolation_mode, image.crop_key
         found = {}
         for mirrored in missing:
             found[key_of_image(image, shape, mirrored)] = crops_of(
@@ -209,7 +222,8 @@ def check_captions(images: list[TrainingImage], pipeline, rules: PromptRules) ->
         room = rules.chunks * (pipeline.tokenizer.model_max_length - 2)
         some = [f"{printable(image.path.name)} loses {lost[image.caption]}" for image in long[:10]]
         more = f" and {len(long) - 10} more" if len(long) > 10 else ""
-        what = f"{counted(len(long), 'caption')} cut to the {room} tokens that are read (--max_token_length)"
+        limit = f"the {room} tokens that are read (--max_token_length)"
+        what = f"{counted(len(long), 'caption')} truncated to {limit}"
         note(f"{what}: {', '.join(some)}{more}")
 
 

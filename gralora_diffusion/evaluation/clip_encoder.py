@@ -126,7 +126,7 @@ def check_activation(open_clip, name: str, file: Path) -> None:
         model = open_clip.get_model_config(name.removesuffix("-gelu"))
         if trained_with != model.get("quick_gelu", False):
             raise ConfigError(
-                f"{config} has quick_gelu {trained_with}, and {name} has not: use clip:{file.parent}, which "
+                f"{config} has quick_gelu {trained_with}, but {name} does not: use clip:{file.parent}, which "
                 "takes the model from there"
             )
     elif twin in open_clip.list_models():
@@ -179,7 +179,7 @@ def check_positions(model: nn.Module, file: Path) -> None:
                 if not name.endswith("positional_embedding") or name not in stored:
                     continue
                 if tensors.get_slice(name).get_shape() != list(ours.shape):
-                    another = "another image size or text length than the model's"
+                    another = "an image size or text length that differs from the model's"
                     raise ValueError(f"{file.name} was trained at {another} ({name})")
     except SafetensorError as error:
         raise ValueError(f"{file.name} is damaged: {error}") from None

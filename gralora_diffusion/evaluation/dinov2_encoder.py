@@ -59,7 +59,7 @@ def check_folder(where: str) -> None:
 
 
 def load_dinov2(where: str):
-    """(model, processor); raises what transformers raises, and ValueError for another kind of model."""
+    """(model, processor); raises what transformers raises, and ValueError for a different kind of model."""
     from transformers import AutoImageProcessor, Dinov2Config, Dinov2Model
 
     if not Path(where).is_dir():

@@ -25,8 +25,8 @@ def load_exactly(cls, where, **options) -> nn.Module:
     wrong = sorted(str(key) for fault in FAULTS for key in info[fault])
     if wrong:
         raise ValueError(
-            f"its weights are not those of {cls.__name__}: {len(wrong)} tensors are missing, too many or "
-            f"misshapen, first {wrong[0]}"
+            f"its weights are not those of {cls.__name__}: {len(wrong)} tensors are missing, unexpected "
+            f"or of the wrong shape, first {wrong[0]}"
         )
     return model
 

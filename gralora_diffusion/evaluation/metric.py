@@ -35,10 +35,18 @@ TABLE = (
     Metric(
         name="subject",
         label="subject",
-        meaning="mean cosine with each of the subject's images (DreamBooth's pairing): higher is more alike",
+        meaning="mean cosine with each of the subject's images (as in DreamBooth): higher is more similar",
         higher_is_better=True,
         needs=("references",),
         labels={"clip": "CLIP-I", "dinov2": "DINO"},
+    ),
+    Metric(
+        name="subject alone",
+        label="subject without background",
+        meaning="the same of the subjects alone, on gray: by masks, or what a saliency model finds",
+        higher_is_better=True,
+        needs=("alone", "references_alone"),
+        labels={"clip": "CLIP-I without background", "dinov2": "DINO without background"},
     ),
     Metric(
         name="prompt",
@@ -51,7 +59,7 @@ TABLE = (
     Metric(
         name="paired",
         label="paired",
-        meaning="cosine with the true image of the same caption: higher is more alike",
+        meaning="cosine with the true image of the same caption: higher is more similar",
         higher_is_better=True,
         needs=("originals",),
         labels={"clip": "paired CLIP", "dinov2": "paired DINOv2"},

@@ -44,7 +44,8 @@ def remarks(result: dict) -> list[str]:
         )
     if size := settings["size_that_references_are_cut_to"]:
         found.append(
-            f"the images that these were compared with were first cut to their size, {size[0]} x {size[1]}"
+            "the images that these were compared with were first cropped and resized to their size, "
+            f"{size[0]} x {size[1]}"
         )
     if any(entry["score"] == "prompt" for entry in result["scores"]):
         left_out = settings["words_left_out_of_prompts"]
@@ -66,5 +67,5 @@ def remarks_on(entry: dict) -> list[str]:
             f"those are to each other ({limit}): {encoder}"
         )
     if cut := entry.get("prompts_longer_than_the_encoder_reads"):
-        found.append(f"{run}: prompts longer than {encoder} reads were cut: {cut}")
+        found.append(f"{run}: prompts longer than {encoder} reads were truncated: {cut}")
     return found

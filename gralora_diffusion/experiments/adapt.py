@@ -40,7 +40,7 @@ def layers_of(model: nn.Module, targets: str) -> dict[str, nn.Linear]:
     Raises ConfigError when there are none, and for targets with convolutions, which other methods lack.
     """
     if with_convolutions(targets):
-        problem = f"--targets {targets} has convolutions, and methods are compared on linear layers only"
+        problem = f"--targets {targets} includes convolutions, but methods are compared on linear layers only"
         raise ConfigError(f"{problem}: use attention+ff or all-linear", option="targets")
     pattern = compiled(TARGETS.get(targets, targets), "targets")
     layers = {path: m for path, m in model.named_modules() if type(m) is nn.Linear and pattern.search(path)}
@@ -143,7 +143,7 @@ def load_adapted(model: nn.Module, path: Path) -> Adapted:
     adapted = adapt(model, spec)
     expected = {name: p.shape for name, p in adapted.parameters.items()}
     if expected != {name: tensor.shape for name, tensor in tensors.items()}:
-        raise ConfigError(f"{path} was made for another model than this one")
+        raise ConfigError(f"{path} was made for a different model")
     for name, p in adapted.parameters.items():
         p.data.copy_(tensors[name])
     return adapted

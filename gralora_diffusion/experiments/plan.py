@@ -106,9 +106,9 @@ def read_prompts(path: Path | None) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as a text file of prompts, one a line: {error}") from None
+        raise ConfigError(f"{path} cannot be read as a text file of prompts, one per line: {error}") from None
     if not lines:
-        raise ConfigError(f"{path} holds no prompts: one a line")
+        raise ConfigError(f"{path} holds no prompts: write one per line")
     return lines
 
 
@@ -142,7 +142,7 @@ def split(images: list[TrainingImage], part: str) -> tuple[list[TrainingImage], 
     """(to train on, to hold out): a tenth for validation, another for the test, the same for every run."""
     if len(images) < 10:
         raise ConfigError(
-            f"{len(images)} images are too few to hold a tenth out twice: give at least 10, or --prompts "
+            f"{len(images)} images are too few to hold out two tenths: give at least 10, or --prompts "
             "with a subject's images"
         )
     order = torch.randperm(len(images), generator=generator(0, 102)).tolist()
@@ -159,7 +159,7 @@ def table_of_runs(args: argparse.Namespace, layer_shapes: Shapes) -> list[dict]:
         for k in ks_for(args, method):
             if args.strengths and method not in OURS:
                 raise ConfigError(
-                    f"--strengths goes with {', '.join(OURS)}, and {method} is not among them",
+                    f"--strengths works only with {', '.join(OURS)}, not with {method}",
                     option="strengths",
                 )
             try:

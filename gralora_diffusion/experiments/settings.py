@@ -98,8 +98,8 @@ def check_settings(done: list[dict]) -> None:
     steps = sorted({entry["run"]["steps"] for entry in done})
     if len(steps) > 1:
         raise ConfigError(
-            f"these runs have {' and '.join(map(str, steps))} steps: choose with --steps, they would look "
-            "alike in a table",
+            f"these runs have {' and '.join(map(str, steps))} steps: choose one with --steps, since a "
+            "table does not distinguish them",
             option="steps",
         )
     hashes = {}

@@ -51,7 +51,7 @@ def sweep_report(
         (f"score, from rate to rate of a test, paired by {unit}", rates_table(done, score, unit)),
     ]
     for baseline in baselines:
-        against = f"less that of {baseline}, paired by {unit}"
+        against = f"minus that of {baseline}, paired by {unit}"
         choice = "each at one rate: of those that it has, the best in its validation runs"
         parts += [
             (f"score, {against}, {choice}", differences_table(done, score, baseline, unit)),

@@ -16,6 +16,7 @@ from gralora_diffusion.adapters.kinds import KINDS
 from gralora_diffusion.adapters.low_rank import scale_of
 from gralora_diffusion.adapters.registry import common_and_others, handles
 from gralora_diffusion.config import AdapterConfig
+from gralora_diffusion.console import note
 from gralora_diffusion.formats.conv_factors import Kernel, as_matrices, kernel_of, with_kernel
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.options import ConfigError
@@ -186,6 +187,12 @@ def sizes_of(factors: Factors) -> Sizes | None:
         k, *_, r = factors["gralora_A"].shape
         return Sizes(r + plain, k, plain)
     return Sizes(plain, 1, 0) if "lora_A" in factors else None
+
+
+def note_lost_mask(adapters: list["Adapter"]) -> None:
+    """Say that T-LoRA's mask is lost where adapters that have one become another kind or a sum."""
+    if any(adapter.config.tlora for adapter in adapters):
+        note("T-LoRA's mask is not part of the new adapter, so that all ranks act at every timestep")
 
 
 def describe(layers: Layers, alpha: float | None = None) -> AdapterConfig:

@@ -30,6 +30,6 @@ class BaseWeights:
         """Raises ConfigError for a parameter that the base does not have."""
         tensor = self.tensors.get(component, {}).get(name)
         if tensor is None:
-            problem = f"it has no {component}.{name}; the adapter was made for another kind of model"
+            problem = f"it has no {component}.{name}; the adapter was made for a different kind of model"
             raise ConfigError(f"{self.path}: {problem}")
         return tensor.read()

@@ -51,7 +51,9 @@ def check_layer(component: str, module_path: str, where: str) -> None:
         origin = "the adapter was made for Stable Diffusion 1 or 2, or for the refiner"
         raise ConfigError(f"{where}: SDXL's UNet has no such layer; {origin}")
     if not known(component, module_path):
-        raise ConfigError(f"{where}: SDXL has no such layer; the adapter was made for another kind of model")
+        raise ConfigError(
+            f"{where}: SDXL has no such layer; the adapter was made for a different kind of model"
+        )
 
 
 def check_facts(facts: dict, path) -> None:

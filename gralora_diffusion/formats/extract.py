@@ -14,7 +14,7 @@ from gralora_diffusion.adapters.best_factors import best_of_matrix
 from gralora_diffusion.formats.adapter_state import Adapter, describe
 from gralora_diffusion.formats.base_files import Tensors
 from gralora_diffusion.formats.base_weights import base_tensors
-from gralora_diffusion.formats.combine import (
+from gralora_diffusion.formats.nearest import (
     Converted,
     Row,
     check_blocks,

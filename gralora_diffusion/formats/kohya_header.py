@@ -24,7 +24,7 @@ def kohya_header(title: str, adapter: Adapter, rank: int, tensors: dict[str, tor
     """
     header = sd_scripts_lines(title, adapter, rank)
     header |= header_of(adapter.facts.get("objective", {}))
-    header = {name: printable(text) for name, text in header.items()}
+    header = {name: as_utf8(text) for name, text in header.items()}
     hashes = hashes_of(tensors, header)
     header |= {"sshs_model_hash": hashes.sha256, "sshs_legacy_hash": hashes.legacy}
     header |= model_spec(title, adapter)
@@ -35,7 +35,7 @@ def kohya_header(title: str, adapter: Adapter, rank: int, tensors: dict[str, tor
         "gralora.layers_per_block": str(adapter.facts.get("layers_per_block", 2)),
         "gralora.facts": facts_text(adapter, thumbnail=False),
     }
-    return {name: printable(text) for name, text in header.items()}
+    return {name: as_utf8(text) for name, text in header.items()}
 
 
 def sd_scripts_lines(title: str, adapter: Adapter, rank: int) -> dict[str, str]:
@@ -130,9 +130,9 @@ def facts_text(adapter: Adapter, thumbnail: bool = True) -> str:
     facts = public_facts(adapter)
     if not thumbnail and "training" in facts:
         facts["training"] = {name: part for name, part in facts["training"].items() if name != "thumbnail"}
-    return printable(json.dumps(facts, ensure_ascii=False))
+    return as_utf8(json.dumps(facts, ensure_ascii=False))
 
 
-def printable(text: str) -> str:
+def as_utf8(text: str) -> str:
     """The text with ? for what UTF-8 cannot hold, such as bytes of a file's name in another encoding."""
     return text.encode(errors="replace").decode()

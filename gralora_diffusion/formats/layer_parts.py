@@ -77,7 +77,7 @@ def delta_of(own: Factors, alpha: float | None, scale: float | None, where: str)
         held = ", ".join(sorted(own)) or "no tensor of a weight"
         likely = [kind for kind in DELTAS if kind.NEEDED and set(own) & (kind.NEEDED | kind.OPTIONAL)]
         needs = [f"{kind.NAME} needs {' and '.join(sorted(kind.NEEDED))}" for kind in likely]
-        problem = "; ".join(dict.fromkeys(needs)) or "they are no whole layer of a known kind"
+        problem = "; ".join(dict.fromkeys(needs)) or "they are not a complete layer of a known kind"
         raise ConfigError(f"{where}: holds {held}; {problem}")
     try:
         return kind(own, alpha, scale)
@@ -107,7 +107,7 @@ def check_shape(delta: Delta, change: torch.Tensor, kernel: tuple[int, int] | No
     if change.numel() > LARGEST_WEIGHT or 0 in shape:
         raise ValueError(f"they are for a weight of {shape}")
     if is_norm != (change.ndim == 1) or change.ndim == 0:
-        raise ValueError("a norm has one number for each channel, and another weight has rows and columns")
+        raise ValueError("a norm has one number per channel, any other weight has rows and columns")
     down = delta.tensors.get("lora_A")
     given = None if down is None or "lora_mid" in delta.tensors else down.shape[2:]
     given = tuple(given if given is not None else shape[2:])
@@ -156,7 +156,8 @@ def bias_of(leaves: Factors, own: Factors, alpha: float | None, where: str) -> D
     if "lora_bias" not in leaves:
         return FullDelta(dict(diff=leaves["diff_b"])) if "diff_b" in leaves else None
     if "diff_b" in leaves or "lora_A" not in own:
-        raise ConfigError(f"{where}: holds a bias of lora_B, which belongs to a LoRA without another bias")
+        problem = "holds a bias of lora_B, which only a LoRA without another bias can have"
+        raise ConfigError(f"{where}: {problem}")
     scale = 1.0 if alpha is None else alpha / own["lora_A"].shape[0]
     return FullDelta(dict(diff=leaves["lora_bias"].float() * scale))
 
@@ -164,7 +165,7 @@ def bias_of(leaves: Factors, own: Factors, alpha: float | None, where: str) -> D
 def decomposed(inner: Delta, leaves: Factors, where: str) -> DoRA:
     """The DoRA of a delta; dora_scale is [M, 1, ...], or [1, N, ...] of the inputs, PEFT's magnitude of M."""
     if inner.needs_base:
-        raise ConfigError(f"{where}: a DoRA of {inner.NAME} is not known")
+        raise ConfigError(f"{where}: a DoRA of {inner.NAME} is not supported")
     if "magnitude" in leaves:
         return DoRA(inner, leaves["magnitude"].flatten())
     magnitude = leaves["dora_scale"]

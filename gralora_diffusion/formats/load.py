@@ -63,7 +63,9 @@ def load_adapter(pipeline, path: str | Path, strength: float = 1.0, name: str | 
     base = adapter.facts.get("base", {})
     if "fingerprint" in base and not same_base(base["fingerprint"], fingerprint(pipeline.unet)):
         other = base.get("name") or "unnamed"
-        warnings.warn(f"{path.name} was trained on another base ({other}): results may differ", stacklevel=2)
+        warnings.warn(
+            f"{path.name} was trained on a different base ({other}): results may differ", stacklevel=2
+        )
     for component, layers in found.items():
         model = pipeline.components[component]
         for layer_adapter in layers.values():
@@ -132,13 +134,13 @@ def delta_adapter(
             raise ValueError(f"the base's layer is a {type(layer).__name__}, which no adapter can change")
         return DeltaAdapter(layer, weight, bias)
     except AttributeError:
-        problem = "the base has no such layer; the adapter was made for another kind of model"
+        problem = "the base has no such layer; the adapter was made for a different kind of model"
         raise ConfigError(f"{where}: {problem}") from None
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def check_fits(adapter: Adapter, base: str, where) -> None:
+def check_fits_base(adapter: Adapter, base: str, where) -> None:
     """Raises ConfigError unless every layer is one of this base's, by its shapes alone."""
     fitted(adapter, shapes(base), where)
 
@@ -150,7 +152,7 @@ def adapter_for(
     try:
         layer = matrix_of(model.get_submodule(path))
     except AttributeError:
-        problem = "the base has no such layer; the adapter was made for another kind of model"
+        problem = "the base has no such layer; the adapter was made for a different kind of model"
         raise ConfigError(f"{where}: {problem}") from None
     n = getattr(layer, "in_features", None)
     m = getattr(layer, "out_features", None)
@@ -163,8 +165,10 @@ def adapter_for(
     if not fit:
         shape = f"{'?' if n is None else n} -> {'?' if m is None else m}"
         if kernel:
-            shape += f", of a kernel of {kernel[0]} x {kernel[1]}"
-        problem = f"its tensors do not fit the base's layer {shape}; the adapter was made for another base"
+            shape += f", with a kernel of {kernel[0]} x {kernel[1]}"
+        problem = (
+            f"its tensors do not fit the base's layer {shape}; the adapter was made for a different base"
+        )
         raise ConfigError(f"{where}: {problem}")
     if sizes is None:
         rank = first_match(config.rank_pattern, path, config.rank)

@@ -11,7 +11,7 @@ from gralora_diffusion import __version__
 from gralora_diffusion.adapters.adapted_layer import AdaptedLayer
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.conv_factors import with_kernels
-from gralora_diffusion.formats.kohya_header import facts_text, kohya_header, printable, public_facts
+from gralora_diffusion.formats.kohya_header import as_utf8, facts_text, kohya_header, public_facts
 from gralora_diffusion.formats.layer_names import kohya
 from gralora_diffusion.formats.read import HEADER
 from gralora_diffusion.formats.safetensors_files import write_safetensors
@@ -38,7 +38,7 @@ def write_native(path: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
             alpha = scale * adapter.rank(module_path, factors)
             tensors[f"{component}.{module_path}.alpha"] = torch.tensor(alpha)
     header = dict(version=__version__, config=to_dict(adapter.config)) | public_facts(adapter)
-    write_safetensors(path, tensors, {HEADER: printable(json.dumps(header, ensure_ascii=False))})
+    write_safetensors(path, tensors, {HEADER: as_utf8(json.dumps(header, ensure_ascii=False))})
 
 
 def write_diffusers(path: str | Path, adapter: Adapter, dtype=torch.float32) -> None:

@@ -64,14 +64,16 @@ def peft_gralora(adapter: Adapter, component: str) -> tuple[dict, dict[str, Fact
     """
     found = adapter.layers[component]
     if convolution := next((path for path in found if adapter.kernel(component, path)), None):
-        problem = f"PEFT's GraLoRA is of linear layers only, and {component}.{convolution} is a convolution"
-        raise ConfigError(f"{problem}: take --energy 1, which writes the same as a plain LoRA, or --rank N")
+        problem = (
+            f"PEFT's GraLoRA supports linear layers only, and {component}.{convolution} is a convolution"
+        )
+        raise ConfigError(f"{problem}: use --energy 1, which writes the same as a plain LoRA, or --rank N")
     several = sorted({sizes_of(factors) for factors in found.values()})
     if len(several) > 1:
         some = " and ".join(f"rank {rank}, k {k}" for rank, k, _ in several[:2])
         rule = "PEFT's GraLoRA has one rank and one k for a whole model"
         problem = f"{rule}, and this {component} has layers of {some}"
-        raise ConfigError(f"{problem}: take --energy 1, which writes the same as a plain LoRA, or --rank N")
+        raise ConfigError(f"{problem}: use --energy 1, which writes the same as a plain LoRA, or --rank N")
     path, factors = next(iter(found.items()))
     rank, k, hybrid = several[0]
     config = dict(

@@ -147,7 +147,7 @@ def names_in(file: Path) -> tuple[set[str], dict[str, str]]:
         raise ConfigError(f"{file} {NOT_SDXL if len(lacking) < len(PARTS) else none}")
     if shape != [4 * SDXL_UNET["block_out_channels"][0], SDXL_UNET["projection_class_embeddings_input_dim"]]:
         way = "other sizes are read from folders only (--to merged FOLDER)"
-        raise ConfigError(f"{file} is a checkpoint of another size than SDXL's; {way}")
+        raise ConfigError(f"{file} is a checkpoint of a different size from SDXL's; {way}")
     if names & {"edm_mean", "edm_vpred.sigma_max"}:
         problem = "was trained with EDM's noise levels (Playground 2.5?), which are not SDXL's"
         raise ConfigError(f"{file} {problem}: use another base")

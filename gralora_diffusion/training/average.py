@@ -52,7 +52,7 @@ def use_average(optimizer, ema: EMA | None = None) -> None:
 
 @contextlib.contextmanager
 def averaged(optimizer, ema: EMA | None = None) -> Iterator[None]:
-    """Within it the parameters are as use_average() leaves them; afterward, bit by bit, as they were."""
+    """Within it the parameters are as use_average() leaves them; afterward, bit for bit, as they were."""
     own = unwrapped(optimizer)
     parameters = []
     if ema is not None or hasattr(own, "eval"):

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder checkpoint-N is complete or absent, and a run resumes from it bit by bit.
+"""Checkpoints: a folder checkpoint-N is complete or absent, and a run resumes from it bit for bit.
 
 adapter.safetensors: the adapter as it is trained
 state.safetensors, state.json: everything else, such as optimizer and schedule

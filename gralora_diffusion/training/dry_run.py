@@ -21,9 +21,10 @@ from gralora_diffusion.data.dataset import (
     instance_images,
 )
 from gralora_diffusion.data.listing import printable
+from gralora_diffusion.data.masked_images import count_of_masks
 from gralora_diffusion.data.sample_prompts import sample_prompts
 from gralora_diffusion.devices import best_device, is_out_of_memory, memory_in_use, name_of, total_memory
-from gralora_diffusion.formats.load import check_fits
+from gralora_diffusion.formats.load import check_fits_base
 from gralora_diffusion.formats.read import NATIVE, read_adapter
 from gralora_diffusion.options import to_dict
 from gralora_diffusion.sdxl.load import COMPONENTS, shapes, vae_shapes
@@ -76,6 +77,7 @@ class Plan:
     no_time: str | None  # why a timed plan does not know seconds_per_step
     run: Path
     images: int
+    masks: str | None  # how many images have one, of a run with masked_loss
     resolution: int
     source: Path  # folder or dataset of the images
     concepts: list[str]  # a line on each, where there are several
@@ -111,6 +113,7 @@ class Plan:
             "adapter": f"{kind}, {len(self.layers)} layers, {self.parameters:,} parameters",
             **self.parent(),
             "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
+            **({"masks": self.masks} if self.masks else {}),
             **self.described(),
             "steps": f"{self.steps} of {images} per process, {self.epochs:.1f} epochs",
             "device": f"{name_of(best_device())}, {str(precision(self.config)[1]).removeprefix('torch.')}",
@@ -183,7 +186,9 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     text_encoders = sum(numbers(components[name]) for name in COMPONENTS[1:])
     layers = all_layers(inject_all(components, config))
     if config.start_from:
-        check_fits(read_adapter(config.start_from), config.pretrained_model_name_or_path, config.start_from)
+        check_fits_base(
+            read_adapter(config.start_from), config.pretrained_model_name_or_path, config.start_from
+        )
     resolution = config.resolution or unet_config.sample_size * 8
     dtype = precision(config)[1]
     files = export_sizes(layers, config, run)
@@ -217,6 +222,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         no_time=no_time,
         run=run,
         images=len(images),
+        masks=count_of_masks(images) if config.masked_loss else None,
         resolution=resolution,
         source=instance(config)[0],
         concepts=concept_lines(config, images),

@@ -53,9 +53,7 @@ def check_hub(config: TrainConfig, run: Path) -> None:
         given = f"the run folder's name {name_of(config, run)!r}"
         if config.hub_model_id:
             given = f"--hub_model_id {config.hub_model_id!r}"
-        allowed = (
-            "up to 96 letters, digits, '-', '_' and '.', with your user name and '/' before them if you like"
-        )
+        allowed = "up to 96 letters, digits, '-', '_' and '.', optionally after your user name and '/'"
         problem = f"{given} cannot be the name of a repository: use --hub_model_id with {allowed}"
         raise ConfigError(problem, option="hub_model_id") from None
     if config.hub_token and not re.fullmatch(r"[!-~]+", config.hub_token):

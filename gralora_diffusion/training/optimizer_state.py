@@ -1,4 +1,4 @@
-"""An optimizer's state as plain tensors and JSON, bit by bit."""
+"""An optimizer's state as plain tensors and JSON, bit for bit."""
 
 import math
 

@@ -10,7 +10,7 @@ from gralora_diffusion.adapters import allocation_file
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.cache import weights_hash
-from gralora_diffusion.data.image_folder import TrainingImage, content_of
+from gralora_diffusion.data.image_folder import TrainingImage, content_of, content_of_masks
 from gralora_diffusion.formats.conv_factors import as_matrix
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.options import ConfigError
@@ -19,13 +19,14 @@ from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.run_folder import check_same, checkpoint_to_resume, environment
 
 MUST_MATCH = {  # facts of a run that must be the same when it is resumed, as a message names them
-    "images": "other images or captions",
-    "base": "another base",
-    "processes": "another number of processes",
-    "steps": "another number of steps, which --lr_scheduler depends on",
-    "others": "another VAE or other text encoders",
-    "noise": "another noise schedule",
-    "start": "another adapter to start from",
+    "images": "different images or captions",
+    "masks": "different masks",
+    "base": "a different base",
+    "processes": "a different number of processes",
+    "steps": "a different number of steps, which --lr_scheduler depends on",
+    "others": "a different VAE or different text encoders",
+    "noise": "a different noise schedule",
+    "start": "a different adapter to start from",
 }
 
 
@@ -77,7 +78,8 @@ def facts_of(
     """What a run depends on beside its config. steps: their number, where the learning rate depends on it."""
     alphas = pipeline.scheduler.alphas_cumprod.float().numpy()
     must_match = dict(
-        images=content_of(images + class_images),
+        images=content_of(images + class_images, masks=False),
+        masks=content_of_masks(images),
         instance=content_of(images),  # not compared: run_folder.py finds the run by it
         base=fingerprint(pipeline.unet),
         processes=accelerator.num_processes,
@@ -100,8 +102,8 @@ def check_facts(checkpoint: Path, before: dict, now: dict) -> None:
     if changed:
         problem = f"{checkpoint} was made with {' and '.join(changed)}"
         ways = "use the same to resume it, or choose another --output_dir"
-        if changed == [MUST_MATCH["images"]]:
-            ways += f", where --start_from {checkpoint.parent} goes on from this run with the new ones"
+        if set(changed) <= {MUST_MATCH["images"], MUST_MATCH["masks"]}:
+            ways += f", with --start_from {checkpoint.parent} to continue from this adapter with the new ones"
         raise ConfigError(f"{problem}: {ways}")
     old, new = before["should_match"], now["should_match"]
     changed = [

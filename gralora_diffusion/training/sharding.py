@@ -21,7 +21,7 @@ def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
             raise ConfigError(f"{problem}: FSDP needs GPUs; configure plain data parallelism")
         return
     if kind == DistributedType.DEEPSPEED or accelerator.state.fsdp_plugin.fsdp_version != 2:
-        problem = f"accelerate is set to {kind.value}, and a base is sharded by FSDP of version 2 only"
+        problem = f"accelerate is set to {kind.value}, but only FSDP 2 can shard a base"
         raise ConfigError(f"{problem}: choose that, or plain multi-GPU")
     needs = "accelerate is set to FSDP, which needs"
     if not config.skip_final_inference:

@@ -136,7 +136,7 @@ def check_parent(path: str, adapter: Adapter, models: dict[str, nn.Module], obje
     known = next(iter(handles(unet).values())).fingerprint if unet is not None else None
     if "fingerprint" in base and not same_base(base["fingerprint"], known or fingerprint(unet)):
         name = base.get("name") or "a base without a name"
-        problem = f"it was trained on another base, {name}"
+        problem = f"it was trained on a different base, {name}"
         raise ConfigError(f"--start_from {path}: {problem}: train on that one", option="start_from")
     trained = adapter.facts.get("objective", {})
     if trained and trained["prediction_type"] != objective["prediction_type"]:

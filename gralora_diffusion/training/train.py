@@ -112,7 +112,9 @@ def finish(setup: TrainingSetup, done_before: bool) -> None:
             print(f"uploaded: {push(setup.path, setup.config)}", flush=True)
     except KeyboardInterrupt:
         where = f"stopped after the training, whose adapter is in {setup.path}"
-        raise Stopped(f"{where}; the same command with --output_dir {setup.path} does the rest") from None
+        raise Stopped(
+            f"{where}; to write its other files, run the same command with --output_dir {setup.path}"
+        ) from None
 
 
 def done_message(setup: TrainingSetup) -> str:

@@ -49,7 +49,7 @@ def write(
     workspace: Workspace, name: str, source: Path, path: Path, kind: str, rank: int | None, dtype: str
 ) -> None:
     """Write the adapter file `source` in another format to `path`."""
-    from gralora_diffusion.formats.combine import nearest
+    from gralora_diffusion.formats.nearest import nearest
     from gralora_diffusion.formats.read import read_adapter
 
     writer = WRITERS[kind]

@@ -1,11 +1,10 @@
 """Sets of images: the folders HOME/images/NAME, with 00.txt as the caption of 00.png."""
 
+import collections
 import hashlib
-import re
+import os
 import shutil
 from pathlib import Path
-
-from PIL import Image
 
 from gralora_diffusion.data.captions import from_text
 from gralora_diffusion.data.images import EXTENSIONS, open_image
@@ -14,7 +13,6 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name, quoted, real_file
 
 MAX_FILES = 500  # of a set
-MAX_BYTES = 50_000_000  # of an image
 MAX_CAPTION = 2000  # characters
 FEW = 3  # images; a set with fewer gets a warning
 Finding = tuple[str, str, str]  # (file, what is wrong, what to do)
@@ -26,7 +24,7 @@ def images_of(folder: Path) -> list[Path]:
 
 def create(workspace: Workspace, name: str) -> str:
     """Make an empty set; raises ConfigError for a name that is taken or cannot be a folder's."""
-    name = new_name(name, "a set of images", workspace.set_names())
+    name = new_name(name, "a dataset", workspace.set_names())
     (workspace.images / name).mkdir()
     return name
 
@@ -36,50 +34,6 @@ def editable(workspace: Workspace, name: str) -> Path:
     if name == BUNDLED:
         raise ConfigError("the bundled images cannot be changed: make a set of your own, or copy this one")
     return workspace.image_set(name)
-
-
-def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int, list[str]]:
-    """Copy the usable images into a set: (how many, a note on each file that is not usable or is special)."""
-    folder = editable(workspace, name)
-    notes = []
-    added = 0
-    for upload in map(Path, uploads):
-        try:
-            if len(images_of(folder)) >= MAX_FILES:
-                raise ValueError(f"the set has {MAX_FILES} images already")
-            note = check_upload(upload)
-            shutil.copyfile(upload, free_path(folder, upload))
-        except Exception as error:  # a decoder may raise any error on a damaged file
-            notes.append(f"{upload.name} was left out: {error}")
-            continue
-        added += 1
-        if note:
-            notes.append(f"{upload.name}: {note}")
-    return added, notes
-
-
-def check_upload(path: Path) -> str:
-    """A note on an image that can be used, or ""; raises ValueError for one that cannot."""
-    if path.suffix.lower() not in EXTENSIONS:
-        raise ValueError(f"it is not an image; images end in {', '.join(sorted(EXTENSIONS))}")
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"it is larger than {MAX_BYTES / 1e6:.0f} MB")
-    open_image(path)
-    with Image.open(path) as image:
-        animated = getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
-    return "it is animated; only its first frame is used" if animated else ""
-
-
-def free_path(folder: Path, upload: Path) -> Path:
-    """Where an upload goes: under its own name in ASCII letters, numbered when the set has such an image."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", upload.stem).strip("-")[:60] or "image"
-    taken = {path.stem.lower() for path in folder.iterdir()}
-    name = stem
-    number = 1
-    while name.lower() in taken:
-        number += 1
-        name = f"{stem}-{number}"
-    return folder / f"{name}{upload.suffix.lower()}"
 
 
 def copy(workspace: Workspace, name: str, new: str) -> str:
@@ -115,7 +69,7 @@ def write_caption(image: Path, caption: str) -> None:
     text = image.with_suffix(".txt")
     if len(caption) > MAX_CAPTION:
         raise ConfigError(
-            f"the caption of {image.name} has {len(caption)} characters; it may have {MAX_CAPTION}"
+            f"the caption of {image.name} has {len(caption)} characters; the limit is {MAX_CAPTION}"
         )
     if caption:
         write_text(text, caption + "\n")
@@ -131,7 +85,7 @@ def save_captions(workspace: Workspace, name: str, captions: dict[str, str]) -> 
         if file not in images:
             raise ConfigError(f"the set {name} has no image named {quoted(file)}: reload the page")
         if not isinstance(caption, str):
-            raise ConfigError(f"the caption of {file} is not a text")
+            raise ConfigError(f"the caption of {file} is not text")
         if one_line(caption) != caption_of(images[file]):
             write_caption(images[file], caption)
             saved.append(file)
@@ -148,13 +102,69 @@ def add_prefix(workspace: Workspace, name: str, prefix: str) -> None:
     save_captions(workspace, name, changed)
 
 
+def replace_in_captions(workspace: Workspace, name: str, find: str, replacement: str) -> int:
+    """Replace a text in all captions of a set; returns how many captions changed."""
+    if not find:
+        raise ConfigError("the text to find is empty")
+    captions = {path.name: caption_of(path) for path in images_of(editable(workspace, name))}
+    changed = {file: text.replace(find, replacement) for file, text in captions.items() if find in text}
+    return len(save_captions(workspace, name, changed))
+
+
+def tag_counts(workspace: Workspace, name: str) -> list[tuple[str, int]]:
+    """(tag, in how many captions) of the comma-separated parts of the captions, the most frequent first."""
+    counts = collections.Counter()
+    for path in images_of(workspace.image_set(name)):
+        parts = [part.strip() for part in caption_of(path).split(",")]
+        if len(parts) > 1:
+            counts.update(set(filter(None, parts)))
+    return counts.most_common()
+
+
 def remove(workspace: Workspace, name: str, file: str) -> None:
-    """Delete an image of a set, and its caption."""
+    """Move an image of a set, and its caption, to where undo_remove() finds them."""
     images = {path.name: path for path in images_of(editable(workspace, name))}
     if file not in images:
         raise ConfigError(f"the set {name} has no image named {quoted(file)}")
-    images[file].unlink()
-    images[file].with_suffix(".txt").unlink(missing_ok=True)
+    folder = workspace.removed / name / f"{len(removals(workspace, name)):06d}"
+    folder.mkdir(parents=True)
+    for path in (images[file].with_suffix(".txt"), images[file]):
+        if real_file(path):
+            os.replace(path, folder / path.name)
+
+
+def removals(workspace: Workspace, name: str) -> list[Path]:
+    """The folders of what was removed from a set and can be put back, the latest last."""
+    return sorted(folders(workspace.removed / name))
+
+
+def undo_remove(workspace: Workspace, name: str) -> str:
+    """Put back what was removed from a set last; returns the name of the image."""
+    folder = editable(workspace, name)
+    found = removals(workspace, name)
+    if not found:
+        raise ConfigError(f"nothing was removed from {name} since the page was started")
+    files = sorted(found[-1].iterdir())
+    for path in files:
+        if (folder / path.name).exists():
+            raise ConfigError(f"the set {name} has another {path.name} now: rename that one first")
+    for path in files:
+        os.replace(path, folder / path.name)
+    found[-1].rmdir()
+    return next(path.name for path in files if path.suffix != ".txt")
+
+
+def rename(workspace: Workspace, name: str, new: str) -> str:
+    """Give a set another name."""
+    folder = editable(workspace, name)
+    new = new_name(new, "a dataset", workspace.set_names())
+    folder.rename(workspace.images / new)
+    return new
+
+
+def delete(workspace: Workspace, name: str) -> None:
+    """Delete a set with all its images; runs that trained on it cannot be resumed without them."""
+    shutil.rmtree(editable(workspace, name))
 
 
 def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]:
@@ -164,7 +174,7 @@ def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]
     findings = []
     if len(images) < FEW:
         count = f"{len(images) or 'no'} image{'' if len(images) == 1 else 's'}"
-        findings.append((name, count, f"add some: {FEW} are few, 5 to 20 are usual"))
+        findings.append((name, count, f"add some: {FEW} to 20 are usual"))
     seen = {}
     for path in images:
         findings += check_image(path, resolution, seen)
@@ -182,7 +192,7 @@ def check_image(path: Path, resolution: int, seen: dict[str, str]) -> list[Findi
     findings = []
     size = f"{image.width} x {image.height} pixels"
     if min(image.size) < resolution:
-        advice = "take a larger one, or a lower resolution"
+        advice = "use a larger one, or a lower resolution"
         findings.append((path.name, f"{size}, less than {resolution}", advice))
     if max(image.size) > 2 * min(image.size):
         findings.append((path.name, f"{size}: it will be cropped to squares", "crop it to the subject"))

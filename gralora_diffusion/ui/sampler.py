@@ -46,7 +46,7 @@ class ImageRequest:
             raise ConfigError("the prompt is empty: describe the image")
         for what, text in (("prompt", self.prompt), ("negative prompt", self.negative_prompt)):
             if len(text) > MAX_PROMPT:
-                raise ConfigError(f"the {what} has {len(text)} characters; it may have {MAX_PROMPT}")
+                raise ConfigError(f"the {what} has {len(text)} characters; the limit is {MAX_PROMPT}")
         if not 0 <= self.seed <= 2**40:
             raise ConfigError(f"the seed is {quoted(self.seed)}; it must be from 0 to {2**40}")
         if not 1 <= self.steps <= MAX_STEPS:
@@ -57,7 +57,7 @@ class ImageRequest:
         if self.size:
             height, width = parse_size(self.size, "the size")
             if height * width > MAX_PIXELS:
-                raise ConfigError(f"the size is {quoted(self.size)}; it may have {MAX_PIXELS:,} pixels")
+                raise ConfigError(f"the size is {quoted(self.size)}; the limit is {MAX_PIXELS:,} pixels")
         if self.scheduler and self.scheduler not in SAMPLERS:
             rule = f"it must be one of {', '.join(SAMPLERS)}"
             raise ConfigError(f"the scheduler is {quoted(self.scheduler)}; {rule}")

@@ -30,8 +30,9 @@ def serve(root: Path, port: int, listen: str | None, share: bool, auth: str | No
 
 def launch(workspace: Workspace, port: int, listen: str | None, share: bool, auth: str | None) -> None:
     """Build the page and serve it; Gradio is imported here, when its environment is set."""
+    from gralora_diffusion.ui.card import find_device
     from gralora_diffusion.ui.forecasts import warm_up
-    from gralora_diffusion.ui.image_sets import MAX_BYTES
+    from gralora_diffusion.ui.image_uploads import MAX_BYTES
     from gralora_diffusion.ui.page import build
     from gralora_diffusion.ui.run_queue import RunQueue
     from gralora_diffusion.ui.sampler import Sampler
@@ -42,7 +43,7 @@ def launch(workspace: Workspace, port: int, listen: str | None, share: bool, aut
     queue = RunQueue(workspace, before_start=sampler.unload_if_idle)
     page = build(workspace, queue, sampler)
     page.queue(max_size=32, default_concurrency_limit=4)
-    for task in (queue.watch, warm_up):
+    for task in (queue.watch, warm_up, find_device):
         threading.Thread(target=task, daemon=True).start()
     page.launch(
         server_name=listen or "127.0.0.1",

@@ -35,7 +35,7 @@ class CompareTab:
             headers=HEAD, datatype="str", interactive=False, wrap=True, label="Scores", elem_id="scores"
         )
         self.files = gr.File(
-            label="Downloads: the grid on one sheet, the scores as CSV and JSON",
+            label="Downloads: the grid as one image, the scores as CSV and JSON",
             file_count="multiple",
             interactive=False,
             visible=False,
@@ -44,6 +44,7 @@ class CompareTab:
         self.connect()
 
     def build_request(self) -> None:
+        self.suggested = gr.State(None)  # the adapter that the tab chose by itself
         self.adapters = gr.Dropdown(
             [],
             multiselect=True,
@@ -75,7 +76,7 @@ class CompareTab:
                 1,
                 step=1,
                 label="Seeds",
-                info="With 2 or more, scores have a spread and an interval",
+                info="With 2 or more, scores have a standard deviation and an interval",
                 elem_id="seeds",
                 min_width=120,
             )
@@ -113,7 +114,7 @@ class CompareTab:
             elem_id="nothing-to-compare",
         )
         self.gallery = gr.Gallery(
-            label="Adapters down, strengths across: choose an image to see it beside the base",
+            label="One row per adapter, one column per strength: choose an image to see it beside the base",
             columns=3,
             height="auto",
             format="png",
@@ -149,8 +150,8 @@ class CompareTab:
         self.adapters.change(guarded(self.first_prompt), [self.adapters, self.prompt], self.prompt, **QUIET)
         self.lists_event = dict(
             fn=guarded(self.lists),
-            inputs=[self.adapters, self.references, self.prompt],
-            outputs=[self.adapters, self.references, self.empty, self.prompt],
+            inputs=[self.adapters, self.references, self.prompt, self.suggested],
+            outputs=[self.adapters, self.references, self.empty, self.prompt, self.suggested],
             **QUIET,
         )
 
@@ -205,10 +206,13 @@ class CompareTab:
         """The prompt, or where it is empty the one that the first adapter was trained with."""
         return prompt or (prompt_of(self.workspace, adapters[0]) if adapters else "")
 
-    def lists(self, adapters, references, prompt) -> tuple:
+    def lists(self, adapters, references, prompt, suggested=None) -> tuple:
         """The adapters and sets of now, what was chosen kept where it is still there, and a first prompt."""
         names = self.workspace.adapter_names()
-        kept = [name for name in adapters or [] if name in names] or names[:1]
+        newest = self.workspace.suggested_adapter()
+        kept = [name for name in adapters or [] if name in names]
+        if not kept or kept == [suggested]:
+            kept = [newest] if newest else []
         sets = [AS_TRAINED, *self.workspace.set_names()]
         references = references if references in sets else AS_TRAINED
         return (
@@ -216,6 +220,7 @@ class CompareTab:
             gr.update(choices=sets, value=references),
             gr.update(visible=not names),
             self.first_prompt(kept, prompt),
+            newest,
         )
 
 

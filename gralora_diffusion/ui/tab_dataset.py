@@ -1,15 +1,18 @@
-"""Dataset: images in, captions in one table that is saved at every edit, checks with what to do."""
+"""Dataset: images and captions in, a card for each image, checks with what to do."""
+
+import html
 
 import gradio as gr
 
-from gralora_diffusion.data.images import EXTENSIONS
-from gralora_diffusion.ui import image_sets
+from gralora_diffusion.console import counted
+from gralora_diffusion.ui import image_sets, image_uploads
+from gralora_diffusion.ui.caption_cards import CaptionCards
 from gralora_diffusion.ui.handlers import PRIVATE, guarded, notify
-from gralora_diffusion.ui.served import served_copy
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name
 
 RESOLUTIONS = ["64", "512", "768", "1024"]
-THUMBNAIL = 384  # pixels
+TAGS = 40  # that are listed
+CONFIRM = """(name) => confirm(`Delete the dataset ${name} with all its images?`) ? name : null"""
 
 
 class DatasetTab:
@@ -18,8 +21,8 @@ class DatasetTab:
     def __init__(self, workspace: Workspace):
         self.workspace = workspace
         gr.Markdown(
-            "**Start here.** Drop a few images of one subject, caption them, then go to **Train** and press "
-            "**Start**. Nothing at hand? The robot's images are ready: go to **Train** right away.",
+            "**Start here.** Drop 3 to 20 images of one subject, caption them, then go to **Train** and "
+            "press **Start**. No images yet? Use the bundled robot: go straight to **Train**.",
             elem_id="start-here",
         )
         with gr.Row(equal_height=False):
@@ -36,7 +39,7 @@ class DatasetTab:
             label="Checks",
             elem_id="findings",
         )
-        self.set_view = [self.gallery, self.captions, self.removed]
+        self.set_view = [*self.cards.outputs, self.tags]
         self.connect()
 
     def build_sets(self) -> None:
@@ -44,23 +47,26 @@ class DatasetTab:
             self.workspace.set_names(),
             value=BUNDLED,
             allow_custom_value=True,
-            label="Image set",
+            label="Dataset",
             info="robot comes with the page",
             elem_id="set",
         )
         self.drop = gr.File(
-            label="Drop 3 to 20 images of your subject here",
+            label="Drop images, captions or a zip archive",
             file_count="multiple",
-            file_types=sorted(EXTENSIONS),
+            file_types=sorted(image_uploads.ACCEPTED),
             elem_id="drop",
             height=150,
         )
-        self.new_name = gr.Textbox(label="New set", placeholder="my-dog", max_length=64, elem_id="new-set")
+        self.new_name = gr.Textbox(label="New name", placeholder="my-dog", max_length=64, elem_id="new-set")
         with gr.Row(elem_classes="pair"):
-            self.create = gr.Button("Create empty set", elem_id="create-set", min_width=120)
-            self.copy = gr.Button("Copy this set", elem_id="copy-set", min_width=120)
+            self.create = gr.Button("Create empty dataset", elem_id="create-set", min_width=120)
+            self.copy = gr.Button("Duplicate", elem_id="copy-set", min_width=90)
+        with gr.Row(elem_classes="pair"):
+            self.rename = gr.Button("Rename", elem_id="rename-set", min_width=90)
+            self.delete = gr.Button("Delete dataset", elem_id="delete-set", min_width=90, variant="stop")
         self.notes = gr.Textbox(
-            label="What happened to each file", lines=3, interactive=False, visible=False, elem_id="notes"
+            label="Upload results", lines=3, interactive=False, visible=False, elem_id="notes"
         )
         self.resolution = gr.Dropdown(
             RESOLUTIONS,
@@ -72,110 +78,97 @@ class DatasetTab:
         self.check = gr.Button("Check the images", elem_id="check-set")
 
     def build_images(self) -> None:
-        self.gallery = gr.Gallery(
-            label="Images",
-            columns=6,
-            height="auto",
-            object_fit="cover",
-            format="png",
-            elem_id="images",
-            allow_preview=True,
-        )
         gr.Markdown(
-            "**Captions** · click into one to edit it; every edit is saved at once. Name the subject with a "
-            "rare word: *a photo of sks dog*."
+            "**Images and captions** · captions are saved as you type; Tab goes to the next one. Name the "
+            "subject with a rare word: *a photo of sks dog*.",
+            elem_id="captions-help",
         )
-        self.captions = gr.Dataframe(
-            headers=["image", "caption"],
-            datatype="str",
-            column_count=(2, "fixed"),
-            static_columns=[0],
-            interactive=True,
-            wrap=True,
-            row_count=1,
-            label="Captions",
-            show_label=False,
-            elem_id="captions",
-            column_widths=["160px", "auto"],
-        )
-        with gr.Row(elem_classes="tight"):
-            self.prefix = gr.Textbox(
-                label="Put before every caption",
-                placeholder="a photo of sks dog,",
-                max_length=200,
-                elem_id="before",
-                scale=3,
-            )
-            self.apply = gr.Button("Put before", elem_id="put-before", scale=1, min_width=80)
-            self.removed = gr.Dropdown(
-                [], allow_custom_value=True, label="Remove an image", elem_id="gone", scale=3
-            )
-            self.remove = gr.Button("Remove", elem_id="remove-image", scale=1, min_width=80, variant="stop")
+        self.cards = CaptionCards(self.workspace, self.chosen)
+        with gr.Accordion("Edit all captions", open=False, elem_id="all-captions"):
+            with gr.Row(elem_classes="tight"):
+                self.prefix = gr.Textbox(
+                    label="Add prefix to all captions",
+                    placeholder="a photo of sks dog,",
+                    max_length=200,
+                    elem_id="before",
+                    scale=3,
+                )
+                self.apply = gr.Button("Add prefix", elem_id="put-before", scale=1, min_width=80)
+            with gr.Row(elem_classes="tight"):
+                self.find = gr.Textbox(label="Find in captions", max_length=200, elem_id="find-text", scale=2)
+                self.replacement = gr.Textbox(
+                    label="Replace with", max_length=200, elem_id="replace-text", scale=2
+                )
+                self.replace = gr.Button("Replace all", elem_id="replace-all", scale=1, min_width=80)
+            self.tags = gr.Markdown("", elem_id="tags")
 
     def connect(self) -> None:
         whole = [self.chosen, *self.set_view]
         made = [*whole, self.new_name, self.findings]
         self.chosen.input(guarded(self.switch_set), self.chosen, [*self.set_view, self.findings], **PRIVATE)
+        uploads = [self.drop, self.chosen, self.new_name]
         self.drop.upload(
-            guarded(self.add), [self.drop, self.chosen], [*whole, self.drop, self.notes], **PRIVATE
-        )
-        self.captions.input(
-            guarded(self.save),
-            [self.chosen, self.captions],
-            None,
-            show_progress="hidden",
-            concurrency_limit=1,
-            **PRIVATE,
+            guarded(self.add), uploads, [*whole, self.drop, self.notes, self.new_name], **PRIVATE
         )
         self.apply.click(guarded(self.add_prefix), [self.chosen, self.prefix], self.set_view, **PRIVATE)
-        self.remove.click(guarded(self.remove_image), [self.chosen, self.removed], self.set_view, **PRIVATE)
+        texts = [self.chosen, self.find, self.replacement]
+        self.replace.click(guarded(self.replace_text), texts, self.set_view, **PRIVATE)
         self.create.click(guarded(self.create_set), self.new_name, made, **PRIVATE)
         self.copy.click(guarded(self.copy_set), [self.chosen, self.new_name], made, **PRIVATE)
+        self.rename.click(guarded(self.rename_set), [self.chosen, self.new_name], made, **PRIVATE)
+        self.delete.click(guarded(self.delete_set), self.chosen, made, js=CONFIRM, **PRIVATE)
         self.check.click(guarded(self.check_set), [self.chosen, self.resolution], self.findings, **PRIVATE)
 
-    def view(self, name: str) -> tuple:
+    def view(self, name: str) -> list:
         """Updates of `set_view` for a set."""
-        files = image_sets.images_of(self.workspace.image_set(name))
-        images = [(served_copy(self.workspace, path, THUMBNAIL), path.name) for path in files]
-        rows = [[path.name, image_sets.caption_of(path)] for path in files] or [["", ""]]
-        removable = gr.update(choices=[path.name for path in files], value=None)
-        return images, gr.update(value=rows), removable
+        counts = image_sets.tag_counts(self.workspace, name)[:TAGS]
+        tags = " · ".join(f"{html.escape(tag)} {count}" for tag, count in counts)
+        return [*self.cards.view(name), f"**Tags:** {tags}" if tags else ""]
 
     def switch_set(self, name: str) -> tuple:
         return *self.view(name), gr.update(visible=False)
 
-    def add(self, files: list[str] | None, name: str):
-        """Add uploads to the chosen set; in place of the bundled one, which stays as it is, to a new set."""
+    def add(self, files: list[str] | None, name: str, new: str):
+        """Add uploads to the chosen dataset, or a new one where a name is given or the bundled one chosen."""
         if not files:
-            return [gr.skip()] * 6
-        if name == BUNDLED:
-            name = image_sets.create(self.workspace, free_name("images", self.workspace.set_names()))
-        added, notes = image_sets.add(self.workspace, name, files)
-        notify(f"{added} of {len(files)} added to {name}")
+            return [gr.skip()] * (len(self.set_view) + 4)
+        before = name
+        if new or name == BUNDLED:
+            new = new or free_name("images", self.workspace.set_names())
+            name = image_sets.create(self.workspace, new.strip().replace(" ", "-"))
+        added, notes = image_uploads.add(self.workspace, name, files)
+        if not added and name != before:  # a new dataset would be empty
+            image_sets.delete(self.workspace, name)
+            name = before
+        notify(f"{counted(added, 'image')} added to {name}")
         lines = min(8, max(2, len(notes)))
         notes = gr.update(value="\n".join(notes), visible=bool(notes), lines=lines)
-        return self.select(name), *self.view(name), None, notes
+        return self.select(name), *self.view(name), None, notes, ""
 
-    def save(self, name: str, rows) -> None:
-        """Save the captions of the table, a pandas.DataFrame."""
-        captions = {row[0]: row[1] or "" for row in rows.values.tolist() if row[0]}
-        saved = image_sets.save_captions(self.workspace, name, captions)
-        if saved:
-            notify(f"saved: {', '.join(saved[:3])}{' ...' if len(saved) > 3 else ''}")
-
-    def add_prefix(self, name: str, prefix: str) -> tuple:
+    def add_prefix(self, name: str, prefix: str) -> list:
         image_sets.add_prefix(self.workspace, name, prefix)
         return self.view(name)
 
-    def remove_image(self, name: str, file: str) -> tuple:
-        image_sets.remove(self.workspace, name, file)
+    def replace_text(self, name: str, find: str, replacement: str) -> list:
+        changed = image_sets.replace_in_captions(self.workspace, name, find, replacement or "")
+        notify(f"{counted(changed, 'caption')} changed")
         return self.view(name)
 
     def create_set(self, new: str) -> tuple:
-        return self.made(image_sets.create(self.workspace, new))
+        return self.made(image_sets.create(self.workspace, new.strip().replace(" ", "-")))
 
     def copy_set(self, name: str, new: str) -> tuple:
-        return self.made(image_sets.copy(self.workspace, name, new))
+        return self.made(image_sets.copy(self.workspace, name, new.strip().replace(" ", "-")))
+
+    def rename_set(self, name: str, new: str) -> tuple:
+        return self.made(image_sets.rename(self.workspace, name, new.strip().replace(" ", "-")))
+
+    def delete_set(self, name: str | None) -> tuple:
+        if name is None:  # not confirmed
+            return tuple([gr.skip()] * (len(self.set_view) + 3))
+        image_sets.delete(self.workspace, name)
+        notify(f"{name} was deleted")
+        return self.made(BUNDLED)
 
     def made(self, name: str) -> tuple:
         """Updates for a new set: it is chosen, and the field of its name and the findings are cleared."""
@@ -186,4 +179,4 @@ class DatasetTab:
 
     def check_set(self, name: str, resolution: str):
         findings = image_sets.check_set(self.workspace, name, int(resolution))
-        return gr.update(value=findings or [["all", "nothing to fix", "continue with Train"]], visible=True)
+        return gr.update(value=findings or [["all", "No problems found", "Continue to Train"]], visible=True)

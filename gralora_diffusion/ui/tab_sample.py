@@ -3,7 +3,7 @@
 import gradio as gr
 
 from gralora_diffusion.ui.adapter_files import AS_TRAINED, add_adapter, chosen_base, prompt_of
-from gralora_diffusion.ui.handlers import PRIVATE, QUIET, connect_generation, guarded, notify
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, connect_generation, guarded, notify, optional_number
 from gralora_diffusion.ui.sampler import (
     MAX_IMAGES,
     MAX_PROMPT,
@@ -26,6 +26,7 @@ class SampleTab:
         self.workspace = workspace
         self.sampler = sampler
         self.pairs = gr.State([])  # [base image, image] of each image
+        self.suggested = gr.State(None)  # the adapter that the tab chose by itself
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 self.build_request()
@@ -63,9 +64,7 @@ class SampleTab:
         more = "More: a second adapter, steps, guidance, base"
         with gr.Accordion(more, open=False, elem_id="sample-more"):
             self.build_more()
-        self.with_base = gr.Checkbox(
-            True, label="The base's image of the same seed beside each", elem_id="beside"
-        )
+        self.with_base = gr.Checkbox(True, label="Also generate the base model's image", elem_id="beside")
         with gr.Row(elem_classes="tight"):
             self.generate = gr.Button(
                 "Generate", variant="primary", elem_id="generate", scale=2, min_width=120
@@ -77,16 +76,16 @@ class SampleTab:
             [NO_ADAPTER], value=NO_ADAPTER, allow_custom_value=True, label="Second adapter", elem_id="second"
         )
         self.second_strength = gr.Slider(
-            0, MAX_STRENGTH, 0.5, step=0.05, label="Its strength", elem_id="second-strength"
+            0, MAX_STRENGTH, 0.5, step=0.05, label="Second adapter strength", elem_id="second-strength"
         )
         with gr.Row():
             self.steps = gr.Slider(
                 1, MAX_STEPS, 25, step=1, label="Denoising steps", elem_id="sample-steps", min_width=140
             )
-            self.guidance = gr.Number(
-                None,
-                label="Guidance",
-                placeholder="3 or 5, as suits the base",
+            self.guidance = gr.Textbox(
+                label="Guidance scale",
+                placeholder="blank: 5, or 3 for the demo model",
+                max_length=8,
                 elem_id="guidance",
                 min_width=140,
             )
@@ -140,10 +139,9 @@ class SampleTab:
         self.gallery.select(guarded(self.pair_of_image), self.pairs, self.slider, **QUIET)
         self.adapter.change(guarded(self.first_prompt), [self.adapter, self.prompt], self.prompt, **QUIET)
         chosen = [self.second, self.base, self.prompt]
-        lists = [self.adapter, self.second, self.base, self.empty, self.prompt]
-        self.lists_event = dict(
-            fn=guarded(self.lists), inputs=[self.adapter, *chosen], outputs=lists, **QUIET
-        )
+        lists = [self.adapter, self.second, self.base, self.empty, self.prompt, self.suggested]
+        current = [self.adapter, *chosen, self.suggested]
+        self.lists_event = dict(fn=guarded(self.lists), inputs=current, outputs=lists, **QUIET)
         self.upload.upload(guarded(self.add_file), [self.upload, *chosen], lists, **PRIVATE)
 
     def sample(
@@ -165,7 +163,13 @@ class SampleTab:
         for name, value in ((adapter, strength), (second, second_strength)):
             if name and name != NO_ADAPTER:
                 adapters.append((name, float(value)))
-        first = ImageRequest(prompt or "", int(seed or 0), tuple(adapters), int(steps), guidance)
+        first = ImageRequest(
+            prompt or "",
+            int(seed or 0),
+            tuple(adapters),
+            int(steps),
+            optional_number(guidance, "guidance scale"),
+        )
         first = first.checked(self.workspace)
         base = chosen_base(self.workspace, base, adapter)
         settings = ", ".join(f"{name} {value:g}" for name, value in adapters) or "base"
@@ -191,11 +195,10 @@ class SampleTab:
         """The prompt, or where it is empty the one that the adapter was trained with."""
         return prompt or (prompt_of(self.workspace, adapter) if adapter else "")
 
-    def lists(self, adapter, second, base, prompt) -> tuple:
+    def lists(self, adapter, second, base, prompt, suggested=None) -> tuple:
         """The adapters and bases of now, what was chosen kept where it is still there, and a first prompt."""
         names = self.workspace.adapter_names()
-        if adapter not in names:
-            adapter = names[0] if names else None
+        adapter = self.workspace.kept_or_suggested(adapter, suggested)
         second = second if second in names else NO_ADAPTER
         return (
             gr.update(choices=names, value=adapter),
@@ -203,9 +206,10 @@ class SampleTab:
             gr.update(choices=[AS_TRAINED, *self.workspace.base_names()]),
             gr.update(visible=not names),
             self.first_prompt(adapter, prompt),
+            self.workspace.suggested_adapter(),
         )
 
     def add_file(self, path: str, second, base, prompt) -> tuple:
         name = add_adapter(self.workspace, path)
-        notify(f"{name} is among the adapters")
+        notify(f"{name} was added to the adapters")
         return self.lists(name, second, base, prompt)

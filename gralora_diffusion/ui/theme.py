@@ -4,6 +4,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from gralora_diffusion.ui.caption_cards import CAPTION_KEYS
+
 LOGO = """<svg viewBox="0 0 32 32" width="34" height="34" aria-hidden="true">
 <rect x="1" y="1" width="14" height="14" rx="4"/>
 <rect x="17" y="1" width="14" height="14" rx="4" opacity=".38"/>
@@ -64,7 +66,11 @@ document.addEventListener('keydown', event => {  // from tab to tab by arrows
     tabs[(tabs.indexOf(event.target) + step + tabs.length) % tabs.length].focus();
     event.preventDefault();
 });
+document.addEventListener('visibilitychange', () => {
+    document.getElementById(document.hidden ? 'page-hidden' : 'page-visible')?.click();
+});
 </script>"""
+HEAD += CAPTION_KEYS
 
 
 def theme() -> gr.themes.Base:

@@ -32,6 +32,7 @@ class Workspace:
         self.adapters = self.root / "adapters"
         self.scratch = self.root / ".page"
         self.served = self.scratch / "served"
+        self.removed = self.scratch / "removed"  # images that can be put back, until the page is restarted
         for folder in (self.runs, self.images, self.models, self.adapters, self.scratch):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -94,6 +95,16 @@ class Workspace:
                     found.append(f"{name}/checkpoint-{step}")
         return found + sorted(p.name for p in self.adapters.glob("*.safetensors") if real_file(p))
 
+    def suggested_adapter(self) -> str | None:
+        """The one that tabs choose by themselves: of the newest run that has ended, never a checkpoint's."""
+        return next((name for name in self.adapter_names() if "/" not in name), None)
+
+    def kept_or_suggested(self, chosen: str | None, suggested: str | None) -> str | None:
+        """The chosen adapter where it is still there, and not just what a tab had chosen by itself before."""
+        if chosen in self.adapter_names() and chosen != suggested:
+            return chosen
+        return self.suggested_adapter()
+
     def adapter(self, name: str) -> Path:
         """The adapter's own file."""
         if name not in self.adapter_names():
@@ -109,7 +120,9 @@ class Workspace:
         return folder / name
 
     def delete_served(self) -> None:
+        """Delete what the last page left: served files, and removed images."""
         shutil.rmtree(self.served, ignore_errors=True)
+        shutil.rmtree(self.removed, ignore_errors=True)
         self.served.mkdir(parents=True)
 
 
@@ -117,7 +130,7 @@ def new_name(name: str, what: str, taken: list[str] = ()) -> str:
     """A name that may become a folder's; raises ConfigError."""
     name = (name or "").strip(" ")
     if not NAME.fullmatch(name) or ".." in name or name.endswith(".") or RESERVED.fullmatch(name):
-        rule = "take up to 64 letters, digits, dots, - and _, and begin with a letter or digit"
+        rule = "use up to 64 letters, digits, dots, - and _, and begin with a letter or digit"
         raise ConfigError(f"{what} cannot be named {quoted(name)}: {rule}")
     if name.lower() in (other.lower() for other in taken):
         raise ConfigError(f"{what} named {name} already exists: choose another name")

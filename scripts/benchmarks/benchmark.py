@@ -138,6 +138,12 @@ def run_sampling(bench, args) -> dict:
     return found
 
 
+def run_compile(bench, args) -> dict:
+    from benchmark_compile import compiling
+
+    return compiling(bench, ("aot_eager",) if args.quick else ("aot_eager", "inductor"))
+
+
 def run_scaling(bench, args) -> dict:
     from benchmark_scaling import scaling
 
@@ -153,6 +159,7 @@ SECTIONS = {
     "load": run_load,
     "sampling": run_sampling,
     "scaling": run_scaling,
+    "compile": run_compile,
 }
 
 

@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 
-ALLOCATORS = {"as it is": {}, "given back": {"MALLOC_MMAP_THRESHOLD_": "65536"}}
+ALLOCATORS = {"as it is": {}, "returned": {"MALLOC_MMAP_THRESHOLD_": "65536"}}
 KINDS = ("storing", "streaming")
 BATCHES = 2
 

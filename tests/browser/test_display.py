@@ -59,10 +59,10 @@ def test_a24_names_and_texts_are_never_markup(chromium, filled):
     (images / "a.txt").write_text(HOSTILE)
     try:
         tab = Tab(chromium, filled.url)
-        tab.wait("captions", "00.png")
+        tab.wait("cards", "00.png")
         tab.page.locator("#set input").click()
         tab.page.get_by_role("option", name="mine").click()
-        tab.wait("captions", "<img src=x")
+        until(lambda: "<img src=x" in tab.value("caption-0"), "the caption is text")
         for name in TABS:
             tab.go(name)
             time.sleep(0.3)
@@ -75,7 +75,7 @@ def test_a24_names_and_texts_are_never_markup(chromium, filled):
         tab.go("Dataset")
         tab.fill("new-set", HOSTILE)
         tab.page.click("#create-set")
-        tab.page.locator(".toast-body", has_text="a set of images cannot be named").wait_for()
+        tab.page.locator(".toast-body", has_text="a dataset cannot be named").wait_for()
         assert not tab.page.get_by_text("Error", exact=True).filter(visible=True).count() > 1, (
             "the table and the images stay in sight"
         )

@@ -198,7 +198,7 @@ def test_a_kind_that_needs_the_base_asks_for_it(tmp_path):
     close(dense(got), wanted, 1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*trained on another base")
+@pytest.mark.filterwarnings("ignore:.*trained on a different base")
 def test_sample_adds_several_adapters(folder, tmp_path):
     """Two adapters at their strengths draw what their sum, converted exactly, draws."""
     files = [folder / f"{name}.safetensors" for name in KINDS]

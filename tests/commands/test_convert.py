@@ -18,8 +18,9 @@ from gralora_diffusion import AdapterConfig, load_adapter, load_sdxl
 from gralora_diffusion.adapters.low_rank import truncate
 from gralora_diffusion.formats import writers
 from gralora_diffusion.formats.adapter_state import Adapter, sizes_of
-from gralora_diffusion.formats.combine import nearest
+from gralora_diffusion.formats.combine import Weighted, summed
 from gralora_diffusion.formats.layer_names import canonical, kohya
+from gralora_diffusion.formats.nearest import nearest
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.write import KOHYA, write_comfyui, write_diffusers, write_native
 from gralora_diffusion.formats.write_peft import installed_path, write_peft
@@ -343,3 +344,9 @@ def test_a_mask_that_a_file_cannot_hold_is_noted(tmp_path, capsys):
     assert "T-LoRA" not in capsys.readouterr().err
     writers.WRITERS["comfyui"].write(tmp_path / "comfyui.safetensors", adapter)
     assert "T-LoRA's mask is not part of this file" in capsys.readouterr().err
+    nearest(adapter, 4)
+    assert "T-LoRA's mask is not part of the new adapter" in capsys.readouterr().err
+    summed([Weighted(adapter), Weighted(adapter, 0.5)])
+    assert "T-LoRA's mask is not part of the new adapter" in capsys.readouterr().err
+    summed([Weighted(adapter, 0.5)])  # stays of its kind
+    assert "T-LoRA" not in capsys.readouterr().err

@@ -36,7 +36,7 @@ def test_every_path_of_a_config_may_begin_with_a_tilde(home):
     names = [name for name, about in options_of(TrainConfig).items() if about.kind in PATHS]
     assert len(names) >= 9
     for name in names:
-        needs = dict(report_to="all") if name == "logging_dir" else {}
+        needs = dict(masked_loss=True) if name == "mask_dir" else {}
         config = TrainConfig(**{name: "~/x"}, **needs)
         assert getattr(config.resolved(), name) == str(home / "x"), name
     assert TrainConfig(instance_prompt="~/x").resolved().instance_prompt == "~/x"

@@ -65,7 +65,7 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(arguments, words, tmp_path
         ("train --dry_run maybe", "--dry_run is 'maybe'; it must be True or False"),
         ("train --preset subject-13gb", "--preset is 'subject-13gb', which is not a preset; did you mean"),
         ("train --preset x", "--preset is 'x', which is not a preset; it must be one of subject, style, "),
-        ("train photos", "'photos' belongs to no option; options start with --"),
+        ("train photos", "'photos' is not expected here; options start with --"),
         (
             "train --network_dim 32 --train_batch 2 --zzz --network_dim=8",
             "unknown options --network_dim (--rank is the rank), --train_batch (did you mean "

@@ -99,7 +99,7 @@ ROWS = {
     ),
     "resume with other data": (
         with_another_image,
-        "with other images or captions: use the same to resume it, .* --output_dir, where --start_from",
+        "with different images or captions: use the same to resume it, .* --output_dir, with --start_from",
     ),
     "resume from elsewhere": (
         resume_with(resume_from_checkpoint="x/checkpoint-20"),

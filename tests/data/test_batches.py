@@ -307,9 +307,9 @@ def test_long_captions_are_said(pipeline, tmp_path, capsys):
     assert not capsys.readouterr().err
     check_captions([short, long, cut], pipeline, rules)
     said = capsys.readouterr().err
-    assert "1 caption cut to the 90 tokens that are read (--max_token_length): 00.png loses 7" in said
+    assert "1 caption truncated to the 90 tokens that are read (--max_token_length): 00.png loses 7" in said
     check_captions([short, long, cut], pipeline, PromptRules(chunks=1))
-    assert "2 captions cut to the 30 tokens" in capsys.readouterr().err
+    assert "2 captions truncated to the 30 tokens" in capsys.readouterr().err
 
 
 def test_weights_in_captions_are_checked_where_they_count(pipeline):

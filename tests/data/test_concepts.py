@@ -184,7 +184,7 @@ def test_a_file_of_concepts_in_json_and_toml(kohya):
         ('{"concepts": 5}', "must be a list of entries"),
         ("[5]", "entry 1 of .*: it is int, not an object with a folder"),
         ('[{"prompt": "x"}]', "entry 1 of .*: it has no folder"),
-        ('[{"folder": ""}]', "entry 1 of .*: folder is ''; it must be a text"),
+        ('[{"folder": ""}]', "entry 1 of .*: folder is ''; it must be text"),
         ('[{"folder": "a"}, {"folder": "gone"}]', "entry 2 of .*: its folder .*gone is not a folder"),
         ('[{"folder": "a", "repeat": 5}]', "entry 1 of .*: unknown key 'repeat'; did you mean 'repeats'"),
         ('[{"folder": "a", "repeats": 0}]', "entry 1 of .*: --repeats is 0; it must be at least 1"),
@@ -247,7 +247,7 @@ def test_masks_are_no_images(tmp_path, capsys):
         Image.new("RGB", (64, 64)).save(tmp_path / name)
     (tmp_path / "b_mask.txt").write_text("made by a tagger")
     assert [p.path.name for p in find_images(tmp_path, "x")] == ["a.png", "b.jpg", "gas_mask.png"]
-    assert "holds 3 masks beside the images, not trained on as images: a-condlabel.png and others" in (
+    assert "holds 3 masks beside the images, left out: a-condlabel.png and others" in (
         capsys.readouterr().err
     )
     masks = masks_of(sorted(tmp_path.glob("*.*g")))
@@ -318,7 +318,9 @@ def test_a_run_with_two_concepts_and_a_reg_folder_resumes_bit_exactly_elsewhere(
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     (kohya / "moved" / "img" / "3_sks dog").rename(kohya / "moved" / "img" / "4_sks dog")
-    with pytest.raises(ConfigError, match=r"other images or captions: .* --start_from .*parts goes on from"):
+    with pytest.raises(
+        ConfigError, match=r"different images or captions: .* --start_from .*parts to continue from"
+    ):
         run("parts", 6, kohya / "moved")
 
 

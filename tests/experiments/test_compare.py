@@ -107,7 +107,7 @@ def reports_of_three_runs(tmp_path, command) -> None:
     line["run"]["steps"] = 2
     with open(tmp_path / "out" / RESULTS, "a") as file:
         file.write(json.dumps(line) + "\n")
-    assert "these runs have 1 and 2 steps: choose with --steps" in command("--report", fails=True)[1]
+    assert "these runs have 1 and 2 steps: choose one with --steps" in command("--report", fails=True)[1]
     assert command("--report", "--steps", 1).startswith(printed)
 
 
@@ -129,7 +129,7 @@ def test_subjects_are_a_column_of_the_table(tmp_path):
         "toy": ("a photo of sks car", ["a car at night"]),
     }
     assert len({run["setting"] for run in plan.runs}) == 2
-    with pytest.raises(ConfigError, match="--strengths goes with"):
+    with pytest.raises(ConfigError, match="--strengths works only with"):
         plan_sweep(compare.arguments([*given, "--strengths", "0.5"]))
 
 

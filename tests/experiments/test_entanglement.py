@@ -160,7 +160,7 @@ def test_convolutions_are_refused(tmp_path, capsys):
 
     with pytest.raises(SystemExit):
         main(["--targets", "attention+ff+conv", "--output", str(tmp_path / "out")])
-    assert "has convolutions, and the report is of linear layers" in capsys.readouterr().err
+    assert "includes convolutions, but the report covers linear layers only" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

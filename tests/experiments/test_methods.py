@@ -197,11 +197,11 @@ def test_a_method_of_few_sizes_may_exceed_a_budget_by_a_fiftieth(plain):
 def test_mistakes(plain, tmp_path):
     with pytest.raises(ConfigError, match="method is 'lorra'"):
         Spec("lorra", 8)
-    with pytest.raises(ConfigError, match="k belongs to gralora"):
+    with pytest.raises(ConfigError, match="k is an option of gralora"):
         Spec("lora", 8, k=2)
     with pytest.raises(ConfigError, match="gralora of rank 7"):
         adapt(copy.deepcopy(plain), Spec("gralora", 7, k=2))
-    with pytest.raises(ConfigError, match="has convolutions, and methods are compared on linear layers"):
+    with pytest.raises(ConfigError, match="includes convolutions, but methods are compared on linear layers"):
         adapt(copy.deepcopy(plain), Spec("gralora", 8, targets="attention+ff+conv"))
     (tmp_path / "x").write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match="damaged"):

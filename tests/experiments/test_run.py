@@ -83,7 +83,7 @@ def test_in_bf16_every_method_computes_in_bf16(make_experiment, method, monkeypa
 
 
 def test_a_run_of_the_sweep_is_a_run_of_the_trainer(tmp_path, make_experiment):
-    """Our own LoRA is trained, step by step and bit by bit, as by train(): one trainer, one data order."""
+    """Our own LoRA is trained, step by step and bit for bit, as by train(): one trainer, one data order."""
     experiment, run = make_experiment(["a photo of sks robot"]), RUN | dict(method="our-lora", seed=3)
     found = run_of(experiment, run)
     options = dict(seed=3, learning_rate=1e-3, max_train_steps=2, skip_final_inference=True)

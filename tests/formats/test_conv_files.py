@@ -16,9 +16,9 @@ from gralora_diffusion.adapters.control import merge
 from gralora_diffusion.adapters.inject import inject
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.formats.adapter_state import Adapter, describe
-from gralora_diffusion.formats.combine import nearest
 from gralora_diffusion.formats.conv_factors import as_matrices, kernel_of, with_kernel
 from gralora_diffusion.formats.load import fitted
+from gralora_diffusion.formats.nearest import nearest
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.write import write_comfyui, write_diffusers, write_native
 from gralora_diffusion.formats.write_peft import write_peft
@@ -106,7 +106,7 @@ def test_peft_loads_a_plain_lora(tmp_path):
 
 def test_peft_cannot_hold_gralora_of_convolutions(tmp_path):
     adapter = Adapter.from_models(adapted_pipeline(CONVOLUTIONS["conv"], ["unet"])[1])
-    with pytest.raises(ConfigError, match=r"PEFT's GraLoRA is of linear layers only.*--energy 1"):
+    with pytest.raises(ConfigError, match=r"PEFT's GraLoRA supports linear layers only.*--energy 1"):
         write_peft(tmp_path / "out", adapter)
     assert not (tmp_path / "out").exists()
 
@@ -172,11 +172,15 @@ def changed(path, out, name, change):
 @pytest.mark.parametrize(
     ("leaf", "change", "words"),
     [
-        (f"{CONV1}.lora_A", lambda t: t.flatten(1), "do not fit the base's layer .* of a kernel of 3 x 3"),
+        (f"{CONV1}.lora_A", lambda t: t.flatten(1), "do not fit the base's layer .* with a kernel of 3 x 3"),
         (f"{CONV1}.lora_A", lambda t: t[..., :2], "do not fit the base's layer"),
         (f"{CONV1}.lora_A", lambda t: t.flatten(2), "dimensions"),
         (f"{CONV1}.lora_B", lambda t: t[..., None, None], "dimensions"),
-        (f"{SHORTCUT}.lora_A", lambda t: t.flatten(1), "do not fit the base's layer .* of a kernel of 1 x 1"),
+        (
+            f"{SHORTCUT}.lora_A",
+            lambda t: t.flatten(1),
+            "do not fit the base's layer .* with a kernel of 1 x 1",
+        ),
         (f"{LINEAR}.lora_A", lambda t: t[..., None, None], "do not fit the base's layer"),
     ],
     ids=["flat", "another kernel", "three dimensions", "up of 1 x 1", "flat 1 x 1", "linear"],

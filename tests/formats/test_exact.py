@@ -163,7 +163,7 @@ def test_a_file_is_the_adapters_delta(name, random_adapter, tmp_path):
     if name == "peft" and adapter.config.k_pattern:
         pytest.skip("PEFT's GraLoRA has one k for a whole model")
     if name == "peft" and adapter.config.method == "gralora" and "conv" in adapter.config.targets:
-        pytest.skip("PEFT's GraLoRA is of linear layers only")
+        pytest.skip("PEFT's GraLoRA supports linear layers only")
     writer = WRITERS[name]
     path = tmp_path / f"out{writer.suffixes[-1]}"
     module, function = writer.function.split(".")

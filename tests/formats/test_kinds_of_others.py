@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from gralora_diffusion import enable, load_adapter, load_sdxl, remove
 from gralora_diffusion.adapters.control import bake_in, merge, unmerge
-from gralora_diffusion.formats.combine import Weighted, as_lora, nearest, summed
+from gralora_diffusion.adapters.lycoris import GLoRA
+from gralora_diffusion.formats.combine import Weighted, summed
 from gralora_diffusion.formats.merge_base import write_merged
+from gralora_diffusion.formats.nearest import as_lora, nearest
 from gralora_diffusion.formats.patterns import check_bounded, pattern_value
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.read_peft import PEFT_CONFIG
@@ -51,6 +53,22 @@ def test_lycoris_computes_the_same(kind, tmp_path):
     change = stored.y - output(before)
     assert float(change.norm()) > 0.01
     assert float((output(after) - stored.y).norm() / change.norm()) < 3e-5
+
+
+@pytest.mark.parametrize("size", [48, 4])
+@pytest.mark.parametrize("older", [False, True])
+def test_glora_of_a_square_layer_is_read_by_its_rank(older, size):
+    """Its four matrices fit both ways of storing them; the rank is the smaller number."""
+    torch.manual_seed(0)
+    weight, rank = torch.randn(size, size, dtype=torch.float64), 2
+    a1, b1 = torch.randn(2, size, rank, dtype=torch.float64)
+    a2, b2 = torch.randn(2, rank, size, dtype=torch.float64)
+    tensors = dict(a1=a1, a2=a2, b1=b1, b2=b2)
+    if older:
+        tensors = dict(a1=a2, a2=a1, b1=b2, b2=b1)
+    delta = GLoRA(tensors, alpha=1.0)
+    assert delta.rank == rank
+    torch.testing.assert_close(delta.delta(weight), (weight @ a1 @ a2 + b1 @ b2) / rank)
 
 
 PEFT_CONFIGS = {
@@ -286,7 +304,7 @@ def files(tmp_path_factory):
     return folder / "mixed.safetensors", folder / "gralora.safetensors"
 
 
-@pytest.mark.filterwarnings("ignore:.*trained on another base")
+@pytest.mark.filterwarnings("ignore:.*trained on a different base")
 def test_kinds_stack_in_either_order_and_leave_no_trace(files):
     """Two adapters beside each other, at their strengths, equal the merged weights; removed, the base."""
     plain = load_sdxl()
@@ -315,7 +333,7 @@ def test_kinds_stack_in_either_order_and_leave_no_trace(files):
     assert float((outputs[0] - base).norm() / base.norm()) > 0.05
 
 
-@pytest.mark.filterwarnings("ignore:.*trained on another base")
+@pytest.mark.filterwarnings("ignore:.*trained on a different base")
 def test_a_merged_base_holds_what_the_pipeline_computes(files, tmp_path):
     pipeline = load_sdxl()
     load_adapter(pipeline, files[0])

@@ -123,7 +123,7 @@ def test_another_base_of_the_same_shape_is_noticed(tmp_path):
     save_adapter(tmp_path / "adapter.safetensors", models)
     other = load_sdxl()
     other.unet.conv_in.weight.data += 1
-    with pytest.warns(UserWarning, match="trained on another base"):
+    with pytest.warns(UserWarning, match="trained on a different base"):
         load_adapter(other, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

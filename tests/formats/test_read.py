@@ -19,14 +19,14 @@ from gralora_diffusion.adapters.control import remove
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.formats.adapter_state import Adapter, describe
 from gralora_diffusion.formats.layer_names import from_kohya, kohya
-from gralora_diffusion.formats.load import check_fits
+from gralora_diffusion.formats.load import check_fits_base
 from gralora_diffusion.formats.merge_base import write_merged
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.write import write_comfyui, write_diffusers, write_native
 from gralora_diffusion.formats.write_peft import write_peft
 from gralora_diffusion.options import ConfigError
 
-WIDTH = r"do not fit the base's layer \d+ -> \d+; the adapter was made for another base"
+WIDTH = r"do not fit the base's layer \d+ -> \d+; the adapter was made for a different base"
 
 
 def test_both_conventions_of_hybrid_rank(tmp_path):
@@ -361,7 +361,7 @@ WRONG_BASES = [
     (
         "SD 1.5",
         "unet",
-        r"the base has no such layer; the adapter was made for another kind of model",
+        r"the base has no such layer; the adapter was made for a different kind of model",
         r"SD 1\.5 is not an SDXL base",
     ),
     ("SD 1.5", "all", r"do not fit the base's layer 48 -> 48", r"SD 1\.5 is not an SDXL base"),
@@ -386,7 +386,7 @@ def test_a_wrong_base_is_one_sentence_and_stays_as_it_was(
     assert "\n" not in str(caught.value)
     assert weights == {c: weight_ids(getattr(pipeline, c)) for c in weights}
     for attempt in (
-        lambda: check_fits(adapter, str(folder), "x"),
+        lambda: check_fits_base(adapter, str(folder), "x"),
         lambda: write_merged(tmp_path / "merged", adapter, str(folder), torch.float16),
         lambda: write_merged(tmp_path / "merged.safetensors", adapter, str(folder), torch.float16),
     ):
@@ -403,8 +403,8 @@ def test_the_embedded_bases_adapter_does_not_fit_sdxl(tmp_path):
     )
     save_file({"model.diffusion_model.out.2.bias": torch.zeros(4)}, tmp_path / "sdxl.safetensors")
     with pytest.raises(ConfigError, match=WIDTH):
-        check_fits(adapter, str(tmp_path / "sdxl.safetensors"), "x")
-    check_fits(adapter, None, "x")
+        check_fits_base(adapter, str(tmp_path / "sdxl.safetensors"), "x")
+    check_fits_base(adapter, None, "x")
     name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     fits = {"unet": {name: dict(lora_A=torch.ones(4, 640), lora_B=torch.ones(640, 4))}}
     with pytest.raises(
@@ -473,7 +473,7 @@ def refusal(pipeline, path) -> str:
 
 
 @pytest.mark.filterwarnings(
-    "ignore:.*was trained on another base"
+    "ignore:.*was trained on a different base"
 )  # a changed byte in the base's fingerprint
 def test_any_damage_to_a_header_is_one_sentence(tmp_path):
     """A changed byte may leave a valid file; then it is read as before, and never as another adapter."""

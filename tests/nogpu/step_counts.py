@@ -1,14 +1,15 @@
-"""step_counts.py [--gib FLOAT] [--json FILE] [--names]: a step of SDXL's UNet, with each kind of adapter.
+"""step_counts.py [--gib FLOAT] [--json FILE] [--names] [--turns INT]: a step of SDXL's UNet with adapters.
 
 1024 px, batch 1, bf16, rank 64, k 4, fused AdamW: launches of the forward pass, of the backward pass and of
 the optimizer, host CPU time, and memory; beside the package's own layers, PEFT's, under autocast as in its
-trainers.
+trainers. --turns: host CPU time of a GraLoRA step as a ratio to that of a LoRA step, over so many turns.
 """
 
 import argparse
 import collections
 import gc
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -48,8 +49,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--names", action="store_true", help="list the kernels of a GraLoRA step")
+    parser.add_argument("--turns", type=int)
     own = parser.parse_args()
     console.quiet_libraries()
+    if own.turns:
+        print(host_ratio(own.turns))
+        return
     found = {}
     for kind in KINDS:
         for checkpointing in (False, True):
@@ -89,6 +94,33 @@ def measure(kind: str, checkpointing: bool) -> dict:
     """Launches, CPU seconds and memory of the last of STEPS steps."""
     gc.collect()
     torch.cuda.empty_cache()
+    step = step_of(kind, checkpointing)
+    steps = []
+    for number in range(STEPS):
+        steps.append(measure_step(*step, names=number == STEPS - 1))
+    found = steps[-1]
+    for name in PASSES:
+        found[f"{name}_cpu"] = min(step[f"{name}_cpu"] for step in steps[1:])
+    return found | dict(parameters=sum(p.numel() for p in step[0].parameters() if p.requires_grad))
+
+
+def host_ratio(turns: int) -> str:
+    """The host CPU time of a GraLoRA step to that of a LoRA step, both on the card, in turns."""
+    steps = {kind: step_of(kind, checkpointing=False) for kind in ("LoRA", "GraLoRA")}
+    seconds = {kind: [] for kind in steps}
+    for turn in range(turns + 1):
+        for kind, step in steps.items():
+            line = measure_step(*step, names=False)
+            if turn:
+                seconds[kind].append(sum(line[f"{name}_cpu"] for name in PASSES))
+    ratios = [g / l for g, l in zip(seconds["GraLoRA"], seconds["LoRA"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    each = ", ".join(f"{kind} {statistics.median(own):.3f} s" for kind, own in seconds.items())
+    return f"host CPU time of a step, {turns} turns: {each}; ratio {middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def step_of(kind: str, checkpointing: bool) -> tuple:
+    """The UNet with this adapter, its inputs, flat factors and optimizer, as measure_step() takes them."""
     unet = unet_of(kind)
     if checkpointing:
         unet.enable_gradient_checkpointing()
@@ -102,13 +134,7 @@ def measure(kind: str, checkpointing: bool) -> dict:
     noisy = noisy.bfloat16().requires_grad_(not parameters)
     inputs = noisy, timesteps, Prompts(*(tensor.bfloat16() for tensor in prompts)), sizes
     optimizer = torch.optim.AdamW(parameters, fused=True) if parameters else None
-    steps = []
-    for number in range(STEPS):
-        steps.append(measure_step(unet, inputs, factors, optimizer, number == STEPS - 1))
-    found = steps[-1]
-    for name in PASSES:
-        found[f"{name}_cpu"] = min(step[f"{name}_cpu"] for step in steps[1:])
-    return found | dict(parameters=sum(p.numel() for p in parameters))
+    return unet, inputs, factors, optimizer
 
 
 def optimizer_counts() -> dict[str, dict[str, int]]:

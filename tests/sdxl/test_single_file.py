@@ -121,7 +121,7 @@ def test_what_is_no_sdxl_is_refused_before_it_is_read(checkpoint, tmp_path):
         PARTS.values(),
         "no SDXL base can be loaded from [^ ]*x.safetensors: Failed to load AutoencoderKL[^\n]*missing",
     )
-    with pytest.raises(ConfigError, match="another size than SDXL's"):
+    with pytest.raises(ConfigError, match="a different size from SDXL's"):
         load_sdxl(str(checkpoint[0]))
     (tmp_path / "x.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match="not a complete"):

@@ -215,7 +215,9 @@ def test_other_frozen_models_or_another_noise_schedule_are_refused(tmp_path):
     run = quick(tmp_path, max_train_steps=1)
     job = set_up(dataclasses.replace(QUICK, output_dir=str(run)).resolved())
     for name, words in dict(
-        others="another VAE or other text encoders", noise="another noise schedule", base="another base"
+        others="a different VAE or different text encoders",
+        noise="a different noise schedule",
+        base="a different base",
     ).items():
         other = job.facts | dict(must_match=job.facts["must_match"] | {name: "other"})
         with pytest.raises(ConfigError, match=words):
@@ -365,8 +367,8 @@ NO_IMAGES = TrainConfig(skip_final_inference=True)
 @pytest.mark.parametrize(
     ("kind", "version", "config", "words"),
     [
-        ("DEEPSPEED", None, NO_IMAGES, "by FSDP of version 2 only"),
-        ("FSDP", 1, NO_IMAGES, "by FSDP of version 2 only"),
+        ("DEEPSPEED", None, NO_IMAGES, "but only FSDP 2 can shard a base"),
+        ("FSDP", 1, NO_IMAGES, "but only FSDP 2 can shard a base"),
         ("FSDP", 2, TrainConfig(), "needs --skip_final_inference"),
         (
             "FSDP",

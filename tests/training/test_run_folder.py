@@ -208,7 +208,7 @@ def test_other_images_are_refused(tmp_path):
     again(tmp_path / "run", max_train_steps=1, **options)
     for name in ("01.png", "01.txt"):
         (tmp_path / "images" / name).unlink()
-    with pytest.raises(ConfigError, match="made with other images or captions"):
+    with pytest.raises(ConfigError, match="made with different images or captions"):
         again(tmp_path / "run", **options)
 
 
@@ -239,7 +239,7 @@ def test_the_limit_never_keeps_a_damaged_checkpoint_for_a_good_one(broken, unbro
 
 def test_other_steps_are_refused_where_the_schedule_depends_on_them(tmp_path):
     again(tmp_path / "run", max_train_steps=2, lr_scheduler="cosine")
-    with pytest.raises(ConfigError, match="another number of steps, which --lr_scheduler depends on"):
+    with pytest.raises(ConfigError, match="a different number of steps, which --lr_scheduler depends on"):
         again(tmp_path / "run", max_train_steps=4, lr_scheduler="cosine")
 
 
@@ -280,7 +280,7 @@ def test_images_on_the_way_and_the_report(tmp_path):
     assert page.count("data:image/jpeg") == 6
     assert "<polyline" in page
     assert "://" not in page
-    assert "Forecast and what happened" in page
+    assert "Forecast and actual use" in page
 
 
 def test_tensorboard_gets_every_step(tmp_path):

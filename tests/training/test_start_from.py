@@ -169,7 +169,7 @@ def test_a_started_run_resumes_bit_by_bit(parent):
             for leaf, tensor in factors.items():
                 assert torch.equal(second[layer][leaf], tensor)
     other = start | dict(start_from=str(parent / "other.safetensors"))
-    with pytest.raises(ConfigError, match="another adapter to start from"):
+    with pytest.raises(ConfigError, match="a different adapter to start from"):
         train(options(parent, "parts", **other, max_train_steps=12))
 
 
@@ -191,7 +191,7 @@ def test_what_cannot_be_gone_on_from_is_refused_before_anything_is_written(paren
     save_file({f"{key.replace('to_q', 'to_out_0')}.diff_b": torch.zeros(7)}, tmp_path / "bias.safetensors")
     for name, words in {
         "v": "v_prediction",
-        "base": "another base, another",
+        "base": "a different base, another",
         "size": "does not fit",
         "bias": "none of its layers",
         "absent": "does not exist",

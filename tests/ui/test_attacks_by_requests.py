@@ -65,7 +65,7 @@ def queued(page, name, text):
     job = json.loads((page.home / "runs" / name / "job.json").read_text())
     assert job["state"] == "queued"
     page.stop_run(name)
-    assert json.loads((page.home / "runs" / name / "job.json").read_text())["state"] == "withdrawn"
+    assert json.loads((page.home / "runs" / name / "job.json").read_text())["state"] == "canceled"
     return job["config"]
 
 
@@ -95,7 +95,7 @@ def test_a4_a_prompt_is_no_option(page, queue):
 )
 def test_a5_ids_are_not_paths(page, name):
     assert SECRET not in json.dumps(
-        page.call("sample", name, 1, "a robot", 1, 0, "none", 0, 1, None, "as in training", False)
+        page.call("sample", name, 1, "a robot", 1, 0, "none", 0, 1, None, "same as training", False)
     )
     assert refused(page.call("export", name, ["native"], "", "fp16"))
     assert refused(page.call("compare", [name], "0, 1", "a robot", 0, 1, 1))

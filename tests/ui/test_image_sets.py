@@ -1,10 +1,12 @@
 """Sets of images: uploads, captions, checks."""
 
+import zipfile
+
 import pytest
 from PIL import Image
 
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui import image_sets
+from gralora_diffusion.ui import image_sets, image_uploads
 from gralora_diffusion.ui.workspace import BUNDLED
 
 
@@ -36,7 +38,7 @@ def test_every_upload_is_judged_by_itself(workspace, tmp_path):
     bad = [tmp_path / n for n in ("page.png", "cut.png", "drawing.svg", "bundle.zip", "empty.png")]
     bad.append(image(tmp_path / "huge.png", (20_000, 20_000), "1"))
     name = image_sets.create(workspace, "mine")
-    added, notes = image_sets.add(workspace, name, [*good, *bad])
+    added, notes = image_uploads.add(workspace, name, [*good, *bad])
     assert added == len(good)
     assert len(image_sets.images_of(workspace.images / name)) == len(good)
     assert sorted(n.split(" was left out")[0] for n in notes if "left out" in n) == sorted(
@@ -51,7 +53,7 @@ def test_every_upload_is_judged_by_itself(workspace, tmp_path):
 
 def test_captions_are_saved_and_foreign_names_refused(workspace, tmp_path):
     name = image_sets.create(workspace, "mine")
-    image_sets.add(workspace, name, [image(tmp_path / "a.png"), image(tmp_path / "b.png", (64, 64))])
+    image_uploads.add(workspace, name, [image(tmp_path / "a.png"), image(tmp_path / "b.png", (64, 64))])
     assert image_sets.save_captions(workspace, name, {"a.png": " a photo\nof sks dog ", "b.png": ""}) == [
         "a.png"
     ]
@@ -64,3 +66,89 @@ def test_captions_are_saved_and_foreign_names_refused(workspace, tmp_path):
         image_sets.save_captions(workspace, BUNDLED, {"00.png": "x"})
     assert image_sets.copy(workspace, BUNDLED, "copied") == "copied"
     assert len(image_sets.images_of(workspace.images / "copied")) == 6
+
+
+def test_captions_are_paired_with_images_by_their_names(workspace, tmp_path):
+    name = image_sets.create(workspace, "mine")
+    (tmp_path / "my dog.txt").write_text("a photo of sks dog\n")
+    (tmp_path / "b.json").write_text('{"caption": "from JSON"}')
+    (tmp_path / "c.txt").write_text("of nothing")
+    (tmp_path / "d.json").write_text("{")
+    uploads = [tmp_path / "my dog.txt", image(tmp_path / "my dog.png"), image(tmp_path / "b.png")]
+    uploads += [tmp_path / "b.json", tmp_path / "c.txt", image(tmp_path / "d.png"), tmp_path / "d.json"]
+    added, notes = image_uploads.add(workspace, name, uploads)
+    assert added == 3
+    folder = workspace.images / name
+    assert (folder / "my-dog.txt").read_text() == "a photo of sks dog\n"
+    assert (folder / "b.txt").read_text() == "from JSON\n"
+    assert notes == [
+        "c.txt was left out: no image has its name",
+        "d.json was left out: its caption d.json is not JSON",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["damaged", "bomb", "twice", "outside"])
+def test_archives_are_refused_with_a_reason_or_stay_inside(workspace, tmp_path, kind):
+    name = image_sets.create(workspace, "mine")
+    archive = tmp_path / "x.zip"
+    (tmp_path / "own").mkdir()
+    own = image(tmp_path / "own" / "a.png")
+    if kind == "damaged":
+        archive.write_bytes(b"PK\3\4 and no more")
+    else:
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            if kind == "bomb":
+                file.writestr("a.txt", b"0" * 10_000_000)
+            elif kind == "twice":
+                file.write(own, "one/a.png")
+                file.write(own, "two/a.png")
+            else:
+                file.write(own, "../../../a.png")
+    added, notes = image_uploads.add(workspace, name, [archive])
+    if kind == "outside":
+        assert added == 1
+        assert [path.name for path in (workspace.images / name).iterdir()] == ["a.png"]
+        assert not (workspace.root / "a.png").exists()
+        return
+    assert added == 0
+    words = dict(damaged="not a zip archive", bomb="larger than", twice="two files named a.png")[kind]
+    assert len(notes) == 1
+    assert notes[0].startswith("x.zip was left out")
+    assert words in notes[0]
+
+
+def test_an_image_is_removed_and_put_back_with_its_caption(workspace, tmp_path):
+    name = image_sets.create(workspace, "mine")
+    image_uploads.add(workspace, name, [image(tmp_path / "a.png"), image(tmp_path / "b.png", (64, 64))])
+    image_sets.save_captions(workspace, name, {"a.png": "first", "b.png": "second"})
+    for file in ("a.png", "b.png"):
+        image_sets.remove(workspace, name, file)
+    assert list((workspace.images / name).iterdir()) == []
+    assert [image_sets.undo_remove(workspace, name) for _ in range(2)] == ["b.png", "a.png"]
+    found = {p.name: image_sets.caption_of(p) for p in image_sets.images_of(workspace.images / name)}
+    assert found == {"a.png": "first", "b.png": "second"}
+    with pytest.raises(ConfigError, match="nothing was removed"):
+        image_sets.undo_remove(workspace, name)
+
+
+def test_a_set_is_renamed_and_deleted_and_the_bundled_one_is_not(workspace, tmp_path):
+    name = image_sets.create(workspace, "mine")
+    image_uploads.add(workspace, name, [image(tmp_path / "a.png")])
+    assert image_sets.rename(workspace, name, "yours") == "yours"
+    assert workspace.set_names() == [BUNDLED, "yours"]
+    for change in (image_sets.delete, lambda w, n: image_sets.rename(w, n, "other")):
+        with pytest.raises(ConfigError, match="the bundled images cannot be changed"):
+            change(workspace, BUNDLED)
+    image_sets.delete(workspace, "yours")
+    assert workspace.set_names() == [BUNDLED]
+
+
+def test_tags_are_counted_and_replaced(workspace, tmp_path):
+    name = image_sets.create(workspace, "mine")
+    image_uploads.add(workspace, name, [image(tmp_path / f"{n}.png") for n in "abc"])
+    image_sets.save_captions(workspace, name, {"a.png": "red, robot", "b.png": "blue, robot", "c.png": "x"})
+    assert image_sets.tag_counts(workspace, name)[0] == ("robot", 2)
+    assert image_sets.replace_in_captions(workspace, name, "robot", "dog") == 2
+    assert image_sets.tag_counts(workspace, name)[0] == ("dog", 2)
+    with pytest.raises(ConfigError, match="the text to find is empty"):
+        image_sets.replace_in_captions(workspace, name, "", "dog")

@@ -2,7 +2,9 @@
 
 import json
 
+from gralora_diffusion.devices import best_device, name_of
 from gralora_diffusion.ui import run_view
+from gralora_diffusion.ui.card import device_name, find_device
 from gralora_diffusion.ui.page import STRIP, strip_values
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.workspace import Workspace
@@ -26,3 +28,10 @@ def test_the_strip_shows_the_card_and_its_memory_in_use_at_the_peak_and_reserved
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n\n")
     assert run_view.memory_text(run_view.progress(queue, run)) == "5.00 GiB"
     assert len(strip_values(queue)) == len(STRIP) + 2
+
+
+def test_the_device_is_shown_before_the_first_run(tmp_path):
+    find_device()
+    assert device_name() == name_of(best_device())
+    queue = RunQueue(Workspace(tmp_path))
+    assert strip_values(queue)[STRIP.index("Device")] == device_name()

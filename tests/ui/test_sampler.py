@@ -84,7 +84,7 @@ def test_an_adapter_is_sampled_by_what_it_was_trained_to_predict(tmp_path, finis
     ("change", "words"),
     [
         (dict(size="100x64"), "divisible by 8"),
-        (dict(size="8192x8192"), "it may have 4,194,304 pixels"),
+        (dict(size="8192x8192"), "the limit is 4,194,304 pixels"),
         (dict(scheduler="__class__"), "must be one of euler"),
         (dict(negative_prompt="x" * 1001), "negative prompt has 1001 characters"),
     ],

@@ -29,7 +29,7 @@ def test_a_taken_port_is_one_sentence(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         sentence = refused_with(tmp_path, "--port", str(port))
-    assert sentence == f"gralora ui: port {port} is taken: give another --port, or --port 0 for a free one"
+    assert sentence == f"gralora ui: port {port} is in use: give another --port, or --port 0 for a free one"
 
 
 def test_a_foreign_address_is_one_sentence(tmp_path):

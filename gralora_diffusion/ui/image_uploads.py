@@ -1,0 +1,149 @@
+"""Uploads into a set of images: images, captions beside them, and zip archives of both."""
+
+import re
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+from PIL import Image
+
+from gralora_diffusion.data.captions import MAX_BYTES as MAX_CAPTION_BYTES
+from gralora_diffusion.data.captions import from_json, from_text
+from gralora_diffusion.data.images import EXTENSIONS, open_image
+from gralora_diffusion.ui.image_sets import MAX_FILES, editable, images_of, write_caption
+from gralora_diffusion.ui.workspace import Workspace
+
+MAX_BYTES = 50_000_000  # of an image
+MAX_ZIP_BYTES = 2_000_000_000  # of what a zip archive holds
+TEXTS = {".txt", ".caption"}
+CAPTIONS = TEXTS | {".json"}
+ACCEPTED = EXTENSIONS | CAPTIONS | {".zip"}
+
+
+def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int, list[str]]:
+    """Copy what is usable into a set: (how many images, a note on each file that is unusable or special).
+
+    A caption goes to the image with the same name, of this upload or of the set.
+    """
+    folder = editable(workspace, name)
+    notes = []
+    with tempfile.TemporaryDirectory(dir=workspace.scratch) as scratch:
+        files = unpacked([Path(upload) for upload in uploads], Path(scratch), notes)
+        captions = [path for path in files if path.suffix.lower() in CAPTIONS]
+        images = [path for path in files if path.suffix.lower() not in CAPTIONS]
+        by_stem = {path.stem: path for path in images_of(folder)}
+        added = 0
+        for upload in images:
+            target = add_image(folder, upload, notes)
+            if target is not None:
+                by_stem[upload.stem] = target
+                added += 1
+        for upload in captions:
+            add_caption(upload, by_stem.get(upload.stem), notes)
+    return added, notes
+
+
+def unpacked(uploads: list[Path], folder: Path, notes: list[str]) -> list[Path]:
+    """The uploads, with the files of each zip archive in its place."""
+    files = []
+    for number, upload in enumerate(uploads):
+        if upload.suffix.lower() != ".zip":
+            files.append(upload)
+            continue
+        try:
+            files += unzip(upload, folder / str(number))
+        except (ValueError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+            reason = "it is not a zip archive, or is damaged" if is_broken(error) else error
+            notes.append(f"{upload.name} was left out: {reason}")
+    return files
+
+
+def is_broken(error: Exception) -> bool:
+    return isinstance(error, zipfile.BadZipFile | EOFError)
+
+
+def unzip(archive: Path, folder: Path) -> list[Path]:
+    """The images and captions of an archive, in `folder` under their own names without folders.
+
+    Raises ValueError for an archive with too many or too large files, or that is encrypted.
+    """
+    folder.mkdir()
+    with zipfile.ZipFile(archive) as file:
+        members = [member for member in file.infolist() if is_wanted(member)]
+        if len(members) > 2 * MAX_FILES:
+            raise ValueError(f"it holds more than {2 * MAX_FILES} files")
+        if sum(member.file_size for member in members) > MAX_ZIP_BYTES:
+            raise ValueError(f"it holds more than {MAX_ZIP_BYTES / 1e9:.0f} GB")
+        if any(member.flag_bits & 1 for member in members):
+            raise ValueError("it is encrypted: unpack it first")
+        paths = []
+        for member in members:
+            path = folder / Path(member.filename).name
+            if path.exists():
+                raise ValueError(f"it holds two files named {path.name}")
+            limit = MAX_BYTES if path.suffix.lower() in EXTENSIONS else MAX_CAPTION_BYTES
+            if member.file_size > limit:
+                raise ValueError(f"{path.name} in it is larger than {limit / 1e6:g} MB")
+            with file.open(member) as source:
+                path.write_bytes(source.read(limit + 1)[:limit])
+            paths.append(path)
+    return paths
+
+
+def is_wanted(member: zipfile.ZipInfo) -> bool:
+    """Whether it is an image or a caption, and none of the copies that macOS puts into archives."""
+    path = Path(member.filename)
+    hidden = path.name.startswith(".") or "__MACOSX" in path.parts
+    return not member.is_dir() and not hidden and path.suffix.lower() in EXTENSIONS | CAPTIONS
+
+
+def add_image(folder: Path, upload: Path, notes: list[str]) -> Path | None:
+    """Copy an image into the folder; None, and a note, where it cannot be used."""
+    try:
+        if len(images_of(folder)) >= MAX_FILES:
+            raise ValueError(f"the set has {MAX_FILES} images already")
+        note = check_upload(upload)
+        target = free_path(folder, upload)
+        shutil.copyfile(upload, target)
+    except Exception as error:  # a decoder may raise any error on a damaged file
+        notes.append(f"{upload.name} was left out: {error}")
+        return None
+    if note:
+        notes.append(f"{upload.name}: {note}")
+    return target
+
+
+def add_caption(upload: Path, image: Path | None, notes: list[str]) -> None:
+    """Write an uploaded caption beside its image; a note where there is none, or it cannot be used."""
+    try:
+        if image is None:
+            raise ValueError("no image has its name")
+        text = from_json(upload) if upload.suffix.lower() == ".json" else from_text(upload, "first").text
+        write_caption(image, text)
+    except (ValueError, OSError) as error:
+        notes.append(f"{upload.name} was left out: {error}")
+
+
+def check_upload(path: Path) -> str:
+    """A note on an image that can be used, or ""; raises ValueError for one that cannot."""
+    if path.suffix.lower() not in EXTENSIONS:
+        raise ValueError(f"it is not an image; images end in {', '.join(sorted(EXTENSIONS))}")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES / 1e6:.0f} MB")
+    open_image(path)
+    with Image.open(path) as image:
+        animated = getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
+    return "it is animated; only its first frame is used" if animated else ""
+
+
+def free_path(folder: Path, upload: Path) -> Path:
+    """Where an upload goes: under its own name in ASCII letters, numbered when the set has such an image."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", upload.stem).strip("-")[:60] or "image"
+    taken = {path.stem.lower() for path in folder.iterdir()}
+    name = stem
+    number = 1
+    while name.lower() in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    return folder / f"{name}{upload.suffix.lower()}"
