@@ -66,6 +66,13 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def print_any_character() -> None:
+    """Print characters that the terminal's encoding lacks as escapes, such as emoji in cp1252."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def counted(number: int, noun: str) -> str:
     """1 run, or 2 runs."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

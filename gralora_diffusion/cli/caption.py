@@ -11,7 +11,7 @@ selected_tags.csv of a WD14 tagger. Captions that exist are kept. Read the capti
 import argparse
 from pathlib import Path
 
-from gralora_diffusion.command_line import Parser
+from gralora_diffusion.command_line import Parser, path_text
 from gralora_diffusion.console import counted, fail
 from gralora_diffusion.options import ConfigError
 
@@ -65,7 +65,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     about = "folder of images, or of subfolders such as '10_sks dog'"
     parser.add_argument("folder", metavar="FOLDER", type=Path, help=about)
     about = "hub id or folder of a BLIP or Florence-2 model, or folder of a tagger"
-    parser.add_argument("--model", required=True, help=about)
+    parser.add_argument("--model", required=True, type=path_text, help=about)
     about = "text before each caption, followed by a comma, such as the trigger"
     parser.add_argument("--prefix", default="", metavar="TEXT", help=about)
     parser.add_argument("--overwrite", action="store_true", help="replace captions that exist")

@@ -20,7 +20,7 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
-from gralora_diffusion.command_line import Parser
+from gralora_diffusion.command_line import Parser, path_text
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import fail, note
 from gralora_diffusion.evaluation.encoder_names import FOR_EMBEDDED, FOR_SDXL, PRESETS
@@ -56,7 +56,7 @@ def add_images(group) -> None:
     about = "a run folder: its samples of each step, its training images, its prompts"
     group.add_argument("--run", type=Path, metavar="FOLDER", help=about)
     about = "folders with generated images, or patterns such as 'out/base-*.png'"
-    group.add_argument("--generated", nargs="+", default=[], metavar="FOLDER", help=about)
+    group.add_argument("--generated", nargs="+", default=[], metavar="FOLDER", type=path_text, help=about)
     about = "folder with the subject's images: CLIP-I, DINO, and the nearest training image"
     group.add_argument("--reference", type=Path, metavar="FOLDER", help=about)
     about = "folder with one true image for each generated one; NAME.txt is its caption"

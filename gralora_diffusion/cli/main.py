@@ -36,6 +36,7 @@ EXAMPLE = "gralora train --instance_data_dir photos/my_dog --instance_prompt 'a 
 def main(argv: list[str] | None = None) -> None:
     """Run `gralora COMMAND ...`; argv is without the program's name.  Exits with 2 for a mistake."""
     argv = sys.argv[1:] if argv is None else argv
+    console.print_any_character()
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return

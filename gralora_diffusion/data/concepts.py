@@ -13,7 +13,7 @@ from pathlib import Path
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.listing import has_images, listing, numbered, printable, reason_of
 from gralora_diffusion.data.text_files import read_text
-from gralora_diffusion.options import ConfigError, did_you_mean, from_dict
+from gralora_diffusion.options import ConfigError, did_you_mean, from_dict, in_home
 
 EXAMPLE = Path(__file__).parent.parent / "example"  # six images of a robot, made for this project
 EXAMPLE_PROMPT = "a photo of sks robot"
@@ -167,7 +167,7 @@ def path_in(base: Path, text: str) -> Path:
     """A path of the file, relative to its folder. Raises ConfigError where it cannot be one."""
     if "\0" in text:
         raise ConfigError("a path has a NUL character")
-    return base / Path(text).expanduser()
+    return base / in_home(text)
 
 
 def image_folders(config: TrainConfig) -> list[Path]:

@@ -6,6 +6,8 @@ An objective is dict(prediction_type=..., rescale_betas_zero_snr=...) in diffuse
 import json
 from pathlib import Path
 
+from gralora_diffusion.options import ConfigError
+
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors in checkpoints, as ComfyUI and Forge read
 TYPES = dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred", "vpred"), "v_prediction")
 TYPES |= dict.fromkeys(("epsilon", "eps"), "epsilon")
@@ -44,6 +46,19 @@ def objective_of_scheduler(config) -> dict:
     """Of a scheduler's config, a mapping."""
     kind = config.get("prediction_type", "epsilon")
     return dict(prediction_type=kind, rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr")))
+
+
+def common_objective(objectives: list[dict | None]) -> dict:
+    """What several adapters were trained to predict; {} where none says it.
+
+    Raises ConfigError where they differ.
+    """
+    known = [objective for objective in objectives if objective]
+    for objective in known:
+        if objective != known[0]:
+            problem = f"one is for {objective_text(known[0])}, another for {objective_text(objective)}"
+            raise ConfigError(f"the adapters cannot be used together: {problem}")
+    return known[0] if known else {}
 
 
 def header_of(objective: dict) -> dict[str, str]:

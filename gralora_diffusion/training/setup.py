@@ -20,14 +20,16 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note, share_work
 from gralora_diffusion.data.class_images import check_class_folders, class_images
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance_images
+from gralora_diffusion.data.encode import check_captions
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.data.sample_prompts import sample_prompts, trigger_of
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.base import resolution_of
+from gralora_diffusion.sdxl.base import check_clip_skip, resolution_of
 from gralora_diffusion.sdxl.fingerprint import fingerprint
 from gralora_diffusion.sdxl.load import COMPONENTS, load_sdxl, shapes
 from gralora_diffusion.sdxl.objective import objective_of_scheduler
+from gralora_diffusion.sdxl.prompt_chunks import PromptRules
 from gralora_diffusion.training.accelerator import make_accelerator, precision
 from gralora_diffusion.training.hub import check_hub
 from gralora_diffusion.training.memory import memory_for
@@ -36,6 +38,7 @@ from gralora_diffusion.training.record import base_name, began_at, training_reco
 from gralora_diffusion.training.resume import facts_of, resume
 from gralora_diffusion.training.run_folder import locate, with_recorded_prompts
 from gralora_diffusion.training.start_from import Started, start_from
+from gralora_diffusion.training.validation_images import check_prompts
 
 
 @dataclass
@@ -141,6 +144,10 @@ def set_up(config: TrainConfig) -> TrainingSetup:
         handles(pipeline.unet)[DEFAULT].fingerprint = known
     note_single_blocks(config, models)
     config = with_base_defaults(config, pipeline, images, mixed_precision, processes)
+    check_clip_skip(pipeline, config.clip_skip)
+    check_captions(images + of_class, pipeline, PromptRules.of(config))
+    if not config.skip_final_inference:
+        check_prompts(pipeline, config)
     length = steps if depends_on_length(config) else None
     facts = facts_of(pipeline, images, of_class, length, accelerator)
     started = None

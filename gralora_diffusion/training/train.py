@@ -1,7 +1,6 @@
 """A training run: from a TrainConfig to a run folder with metrics, checkpoints, adapter files and samples."""
 
 import contextlib
-import functools
 import shutil
 import time
 from collections.abc import Callable
@@ -17,15 +16,16 @@ from gralora_diffusion.console import note, share_work
 from gralora_diffusion.data.batches import BatchPlan, plan_batches
 from gralora_diffusion.data.cache import Cache, weights_hash
 from gralora_diffusion.data.dataset import concept_lines, image_cache
-from gralora_diffusion.data.encode import LatentKeys, encode_captions, note_long_captions
+from gralora_diffusion.data.encode import LatentKeys, encode_captions
 from gralora_diffusion.data.listing import printable
 from gralora_diffusion.devices import forget_peak, name_of, peak_memory, release_unused
 from gralora_diffusion.formats.run_files import named_after
 from gralora_diffusion.options import ConfigError, TrainingError, to_dict
-from gralora_diffusion.sdxl.base import encode_prompts
+from gralora_diffusion.sdxl.base import caption_encoder
 from gralora_diffusion.sdxl.load import COMPONENTS
 from gralora_diffusion.sdxl.objective import objective_text
 from gralora_diffusion.sdxl.placement import ENCODING, TOKENS, bring, set_tiles
+from gralora_diffusion.sdxl.prompt_chunks import PromptRules
 from gralora_diffusion.training.compiled import compile_blocks
 from gralora_diffusion.training.export import export, export_again
 from gralora_diffusion.training.forecast import forecast_run, measured_cost
@@ -206,7 +206,6 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
             ranks = accelerator.process_index, accelerator.num_processes
             previews = Previews(pipeline, config, setup.path, *ranks)
         training_images = thumbnails(setup.images, config)
-    note_long_captions(setup.images + setup.class_images, pipeline)
     batch_plan, encode = encode_dataset(setup, keys, text_encoders)
 
     # UNet: images of the base, ranks and factors from gradients, a forecast, and the training
@@ -269,13 +268,14 @@ def encode_dataset(setup: TrainingSetup, keys: LatentKeys, text_encoders: str) -
         batch_plan = plan_batches(*images, pipeline.vae, config, cache, accelerator, keys)
     pipeline.vae.to("cpu")
     pipeline.vae = None
-    encode = functools.partial(encode_prompts, pipeline)
+    rules, captions = PromptRules.of(config), batch_plan.captions()
+    encode = caption_encoder(pipeline, captions, rules)
     with memory_for("while the captions are encoded", config):
         bring(pipeline, COMPONENTS[1:], accelerator.device, TOKENS)
         if not config.train_text_encoder:
             workers = config.dataloader_num_workers
-            captions = batch_plan.captions()
-            encode = encode_captions(captions, pipeline, cache, accelerator, workers, text_encoders)
+            how = workers, text_encoders, rules
+            encode = encode_captions(captions, pipeline, cache, accelerator, *how)
             pipeline.text_encoder = None
             pipeline.text_encoder_2 = None
     release_unused(accelerator.device)

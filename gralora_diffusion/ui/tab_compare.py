@@ -7,7 +7,7 @@ import gradio as gr
 
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.sampling import sheet
+from gralora_diffusion.sdxl.sheet import sheet
 from gralora_diffusion.ui.adapter_files import AS_TRAINED, prompt_of
 from gralora_diffusion.ui.grid import MAX_SEEDS, Cell, grid, parse_strengths, references_of, save_table
 from gralora_diffusion.ui.handlers import QUIET, connect_generation, guarded
