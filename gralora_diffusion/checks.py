@@ -82,8 +82,25 @@ def training_problems(config) -> Iterator[Problem]:
     if config.validation_size is not None:
         parse_size(config.validation_size, "--validation_size")
     yield from data_problems(config)
+    yield from noise_problems(config)
+    yield from prior_problems(config)
+    yield from stopping_problems(config)
     yield from optimizer_problems(config)
+    yield from start_problems(config)
     yield from rank_problems(config)
+
+
+def start_problems(config) -> Iterator[Problem]:
+    """Where the adapter's first factors have two sources, or none."""
+    origin = config.adapter.orthogonal_start
+    if origin is None:
+        return
+    if config.allocate or config.allocation:
+        problem = "--allocate, --allocation and --adapter gora set the first factors"
+        yield f"{problem}: drop --orthogonal_start", "orthogonal_start"
+    if origin == "base" and config.base_model_precision:
+        problem = "--orthogonal_start base needs the base's weights, which --base_model_precision quantizes"
+        yield f"{problem}: use random", "orthogonal_start"
 
 
 def data_problems(config) -> Iterator[Problem]:
@@ -107,6 +124,60 @@ def data_problems(config) -> Iterator[Problem]:
         yield "--with_prior_preservation needs --class_data_dir and --class_prompt", "class_data_dir"
 
 
+def stopping_problems(config) -> Iterator[Problem]:
+    """Where evaluations lack what they are made from."""
+    held_out = config.validation_split or config.validation_dir
+    if config.validation_split and config.validation_dir:
+        problem = "--validation_split and --validation_dir both name the held-out images"
+        yield f"{problem}: give one of them", "validation_split"
+    if config.keep_best == "loss" and not held_out:
+        problem = "--keep_best loss needs held-out images"
+        yield f"{problem}: give --validation_split 0.1 or --validation_dir", "keep_best"
+    if config.skip_final_inference and (config.score_encoders or config.keep_best == "score"):
+        name = "score_encoders" if config.score_encoders else "keep_best"
+        yield f"--{name} scores the sample images: drop --skip_final_inference", name
+
+
+def prior_problems(config) -> Iterator[Problem]:
+    """Where --prior_by_prediction lacks a prompt, or something it works without is given."""
+    if not config.prior_by_prediction:
+        return
+    name = "prior_by_prediction"
+    if config.with_prior_preservation:
+        problem = "--with_prior_preservation trains on class images, and --prior_by_prediction works without"
+        yield f"{problem}: drop one of the two", name
+    if not (config.class_prompt or "").strip():
+        yield "--prior_by_prediction needs --class_prompt, such as 'a photo of a dog'", "class_prompt"
+    if config.class_data_dir:
+        yield "--prior_by_prediction uses no class images: drop --class_data_dir", "class_data_dir"
+    if config.compile:
+        problem = "--prior_by_prediction runs the UNet with and without adapters, which --compile does not"
+        yield f"{problem}: drop one of the two", "compile"
+
+
+def noise_problems(config) -> Iterator[Problem]:
+    """Where timesteps, noise and what is predicted do not fit together."""
+    if config.min_timestep >= config.max_timestep:
+        bounds = f"--min_timestep {config.min_timestep} and --max_timestep {config.max_timestep}"
+        yield f"{bounds} leave no timesteps: the first must be lower", "min_timestep"
+    if config.multires_noise_iterations and config.noise_offset:
+        problem = "--multires_noise_iterations and --noise_offset both change the brightness of the noise"
+        yield f"{problem}: drop one of the two", "noise_offset"
+    if config.prediction_type != "flow":
+        if config.flow_shift is not None and config.prediction_type is not None:
+            problem = f"--flow_shift needs --prediction_type flow, and it is {config.prediction_type}"
+            yield f"{problem}: drop it", "flow_shift"
+        return
+    weights = {
+        "snr_gamma": config.snr_gamma is not None,
+        "debiased_estimation": config.debiased_estimation,
+        "rescale_betas_zero_snr": config.rescale_betas_zero_snr,
+    }
+    for name, given in weights.items():
+        if given:
+            yield f"--{name} is for diffusion models, and this one is a flow: drop it", name
+
+
 def optimizer_problems(config) -> Iterator[Problem]:
     """Where the optimizer, its schedule and its rates do not fit together."""
     schedule, warmup, steps = config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps
@@ -114,9 +185,14 @@ def optimizer_problems(config) -> Iterator[Problem]:
         wrong = "adam_beta1" if schedule == "constant" else "lr_scheduler"
         yield "AdamWScheduleFree needs --lr_scheduler constant and an --adam_beta1 above 0", wrong
     rates = {config.text_encoder_lr, config.text_encoder_2_lr} - {None, 0, config.learning_rate or 1.0}
-    if config.optimizer == "Prodigy" and (rates or config.scale_lr or config.loraplus_lr_ratio != 1):
-        ways = "drop --scale_lr, --loraplus_lr_ratio, and a text encoder's rate unless it is 0"
+    of_parts = config.scale_lr or config.loraplus_lr_ratio != 1 or config.lr_pattern
+    if config.optimizer == "Prodigy" and (rates or of_parts):
+        ways = "drop --scale_lr, --loraplus_lr_ratio, --lr_pattern, and a text encoder's rate unless it is 0"
         yield f"Prodigy finds one learning rate for all: {ways}", "optimizer"
+    for factor in config.lr_pattern.values():
+        if type(factor) not in (int, float) or not 0 <= factor <= 1e4:
+            problem = "must map regular expressions to numbers from 0 to 10000"
+            yield f"--lr_pattern {problem}, and one is {factor!r}", "lr_pattern"
     rules = r"(\d+(\.\d+)?:\d+,)+\d+(\.\d+)?"
     if schedule == "piecewise_constant" and not re.fullmatch(rules, config.lr_step_rules or ""):
         problem = "piecewise_constant needs rules such as '1:100,0.5:300,0.1'"

@@ -15,7 +15,8 @@ FLOORS = (  # lowest first; what stands on one floor may import lower floors, an
     ("adapters", "command_line"),
     ("sdxl",),
     ("data", "formats"),
-    ("evaluation", "training"),
+    ("evaluation",),
+    ("training",),
     ("experiments", "ui"),
     ("cli",),
 )

@@ -1,5 +1,8 @@
 """What can be done with the adapters in a model: strength, on and off, merge, remove."""
 
+import contextlib
+from collections.abc import Iterator
+
 from torch import nn
 
 from gralora_diffusion.adapters.inject import replace
@@ -21,6 +24,26 @@ def enable(model, on: bool = True, name: str | None = None) -> None:
     While all are off, the layers compute as the base does.  Raises ValueError for a name that no adapter has.
     """
     change(model, name, enabled=on)
+
+
+@contextlib.contextmanager
+def disabled(models: list[nn.Module]) -> Iterator[None]:
+    """Within it these models compute as the base does; afterward each adapter is on or off as before.
+
+    Nothing is copied. The models must not be merged.
+    """
+    adapters = []
+    for model in models:
+        for layer in layers_of(model):
+            adapters += layer.adapters.values()
+    before = [adapter.enabled for adapter in adapters]
+    try:
+        for adapter in adapters:
+            adapter.enabled = False
+        yield
+    finally:
+        for adapter, enabled in zip(adapters, before, strict=True):
+            adapter.enabled = enabled
 
 
 def change(model, name: str | None, **settings) -> None:

@@ -57,7 +57,7 @@ def generate_all(args: argparse.Namespace) -> None:
     base, vae = args.pretrained_model_name_or_path, args.pretrained_vae_model_name_or_path
     where = dict(revision=args.revision, variant=args.variant, cache_dir=args.cache_dir)
     pipeline = load_sdxl(base, vae, dtype, **where)
-    check_prompts(pipeline, wanted)
+    check_sampling(pipeline, wanted)
     origin = Origin.of(base, vae, args.revision, args.variant)
     rows = {}
     runs = 2 if args.compare and args.adapter else 1
@@ -111,7 +111,7 @@ def all_wanted(args: argparse.Namespace) -> list[Wanted]:
     return found
 
 
-def check_prompts(pipeline, wanted: list[Wanted]) -> None:
+def check_sampling(pipeline, wanted: list[Wanted]) -> None:
     """Raises ConfigError, before anything is computed, for prompts that cannot be used."""
     for prompt, settings in dict.fromkeys((image.prompt, image.settings) for image in wanted):
         check_clip_skip(pipeline, settings.clip_skip)

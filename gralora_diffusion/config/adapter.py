@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gralora_diffusion.checks import adapter_problems, refuse
-from gralora_diffusion.config.choices import ALPHA, METHODS, RANK
+from gralora_diffusion.config.choices import ALPHA, METHODS, ORIGINS, RANK
 from gralora_diffusion.config.groups import adapter
 from gralora_diffusion.options import check_needs, check_rules
 
@@ -37,6 +37,10 @@ class AdapterConfig:
         "T-LoRA's rank at the noisiest timestep; by default half the rank",
         at_least=1,
         needs={"tlora": True},
+    )
+
+    orthogonal_start: str | None = adapter(
+        None, "start with orthogonal ranks, random or least used by the base (after T-LoRA)", choices=ORIGINS
     )
 
     def __post_init__(self):

@@ -82,6 +82,9 @@ class DataOptions:
     )
     max_train_samples: int | None = dataset(None, "use only the first rows of the dataset", at_least=1)
     with_prior_preservation: bool = prior(False, "train on class images too, to preserve the class")
+    prior_by_prediction: bool = prior(
+        False, "preserve the class without images: predict as the base does with --class_prompt"
+    )
     class_data_dir: str | None = prior(
         None, "folder of class images; the base generates missing ones", kind="images", resumable=True
     )

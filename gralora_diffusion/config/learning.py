@@ -44,6 +44,9 @@ class LearningOptions:
         None, "factors: '1:100,0.5:300,0.1' is 1 to step 100, 0.5 to step 300, then 0.1", needs=STEPPED
     )
     scale_lr: bool = optim(False, "multiply --learning_rate by batch size x accumulation x processes")
+    lr_pattern: dict = optim(
+        {}, 'factors on the learning rate of some layers, as JSON: {"regular expression": factor}'
+    )
     loraplus_lr_ratio: float = optim(1.0, "LoRA+: ratio of B's learning rate to A's (16 is usual)", above=0)
     adam_beta1: float = betas(0.9, "the optimizer's beta1", at_least=0, at_most=0.999999)
     adam_beta2: float = betas(0.999, "the optimizer's beta2", at_least=0, at_most=0.999999)

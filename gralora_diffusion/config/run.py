@@ -62,8 +62,10 @@ class RunOptions:
     validation_scheduler: str | None = samples(
         None, "scheduler of the sample images; by default the base's", choices=SAMPLERS
     )
-    validation_steps: int | None = samples(None, "also generate sample images every N steps", at_least=1)
-    validation_epochs: int | None = samples(None, "also generate sample images every N epochs", at_least=1)
+    validation_steps: int | None = samples(
+        None, "also generate sample images, and evaluate, every N steps", at_least=1
+    )
+    validation_epochs: int | None = samples(None, "the same every N epochs", at_least=1)
     skip_final_inference: bool = samples(False, "generate no sample images")
     output_dir: str | None = output(
         None, "the run folder; by default runs/NAME, with a number if that exists", kind="folder"

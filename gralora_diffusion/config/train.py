@@ -8,12 +8,14 @@ from gralora_diffusion.config.adapter import AdapterConfig
 from gralora_diffusion.config.choices import EMBEDDED_DEFAULTS, SDXL_DEFAULTS
 from gralora_diffusion.config.data import DataOptions
 from gralora_diffusion.config.learning import LearningOptions
+from gralora_diffusion.config.noise import NoiseOptions
 from gralora_diffusion.config.run import RunOptions
+from gralora_diffusion.config.stopping import StoppingOptions
 from gralora_diffusion.options import PATHS, check_needs, check_rules, in_home, options_of
 
 
 @dataclass(frozen=True)
-class TrainConfig(LearningOptions, RunOptions, DataOptions):
+class TrainConfig(NoiseOptions, LearningOptions, StoppingOptions, RunOptions, DataOptions):
     """One training run.  Options that are None are filled by resolved(), or from the base or the images."""
 
     adapter: AdapterConfig = field(default_factory=AdapterConfig)

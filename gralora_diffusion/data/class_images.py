@@ -41,7 +41,7 @@ def class_images(
     images: the instance images. Raises ConfigError where a file cannot be used.
     """
     if not config.with_prior_preservation:
-        if config.class_data_dir or config.class_prompt:
+        if (config.class_data_dir or config.class_prompt) and not config.prior_by_prediction:
             note("--class_data_dir and --class_prompt have no effect without --with_prior_preservation")
         return []
     found = []

@@ -171,10 +171,12 @@ def path_in(base: Path, text: str) -> Path:
 
 
 def image_folders(config: TrainConfig) -> list[Path]:
-    """The folders that images are read from, those of class images included."""
+    """The folders that images are read from, those of class images and held-out images included."""
     found = []
     for concept in folder_concepts(config):
         found.append(concept.folder.parent if concept.numbered else concept.folder)
         if concept.config.with_prior_preservation and concept.config.class_data_dir:
             found.append(Path(concept.config.class_data_dir))
+    if config.validation_dir:
+        found.append(Path(config.validation_dir))
     return list(dict.fromkeys(found))

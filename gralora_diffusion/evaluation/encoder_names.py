@@ -20,11 +20,11 @@ GRAMMAR = (
 )
 
 
-def parse_encoder_name(spec: str) -> tuple[str, str]:
-    """(kind, which) of an encoder's name.  Raises ConfigError when it is none."""
+def parse_encoder_name(spec: str, option: str = "encoder") -> tuple[str, str]:
+    """(kind, which) of an encoder's name.  Raises ConfigError, which names the option, when it is none."""
     kind, _, rest = PRESETS.get(spec, spec).partition(":")
     needs_rest = kind in ("clip", "dinov2")
     if kind not in ENCODER_KINDS or bool(rest) != needs_rest:
         hint = did_you_mean(spec, PRESETS)
-        raise ConfigError(f"--encoder is {spec!r}{hint}; it must be {GRAMMAR}", option="encoder")
+        raise ConfigError(f"--{option} is {spec!r}{hint}; it must be {GRAMMAR}", option=option)
     return kind, rest

@@ -29,10 +29,11 @@ from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
 from gralora_diffusion.sdxl.load import load_sdxl
 from gralora_diffusion.sdxl.prompt_chunks import PromptRules
 from gralora_diffusion.training.accelerator import DTYPES
+from gralora_diffusion.training.base_defaults import with_base_defaults
 from gralora_diffusion.training.flat_factors import FlatFactors
 from gralora_diffusion.training.loss import draw_noise
 from gralora_diffusion.training.objective import objective
-from gralora_diffusion.training.setup import make_trainable, with_base_defaults
+from gralora_diffusion.training.setup import make_trainable
 from gralora_diffusion.training.signals import Interrupts, Stopped
 from gralora_diffusion.training.steps import NotFinite, Optimization, run_steps
 

@@ -12,6 +12,7 @@ from gralora_diffusion.formats.layer_names import known
 from gralora_diffusion.formats.safetensors_files import all_finite
 from gralora_diffusion.formats.training_facts import MAX_TEXT, training_problem
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.flow import FLOW, MOST_SHIFT, flow_objective
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
 WHOLE = ("alpha", "on_input")  # may be whole numbers too
@@ -59,7 +60,7 @@ def check_layer(component: str, module_path: str, where: str) -> None:
 def check_facts(facts: dict, path) -> None:
     """Raises ConfigError for a header whose facts are none that we write."""
     objectives = [{}]
-    for prediction in PREDICTIONS:
+    for prediction in (kind for kind in PREDICTIONS if kind != FLOW):
         for zero_snr in (False, True):
             objectives.append(dict(prediction_type=prediction, rescale_betas_zero_snr=zero_snr))
     prompts = facts.get("prompts") or {}
@@ -68,13 +69,20 @@ def check_facts(facts: dict, path) -> None:
     number = facts.get("layers_per_block", 2)
     fit &= type(number) is int and 1 <= number <= 4
     fit &= type(facts.get("resolution", 1024)) is int
-    fit &= facts.get("objective", {}) in objectives
+    fit &= facts.get("objective", {}) in objectives or is_flow_objective(facts["objective"])
     if not fit:
         problem = "base, prompts, layers_per_block, resolution or objective is wrong; the file is damaged"
         raise ConfigError(f"{path}: its header cannot be read: {problem}")
     wrong = training_problem(facts.get("training", {})) or wrong_parents(facts)
     if wrong:
         raise ConfigError(f"{path}: its header cannot be read: {wrong} is wrong; the file is damaged")
+
+
+def is_flow_objective(objective) -> bool:
+    """Whether it is one that flow_objective() gives."""
+    shift = objective.get("flow_shift") if isinstance(objective, dict) else None
+    is_shift = shift is None or (type(shift) is float and 0 < shift <= MOST_SHIFT)
+    return is_shift and objective == flow_objective(shift)
 
 
 def wrong_parents(facts: dict) -> str | None:

@@ -61,7 +61,7 @@ def facts_of(path: Path, metadata: dict[str, str]) -> dict:
     """
     facts = parsed(metadata.get("gralora.facts", "{}"), f"{path}: its header gralora.facts")
     objective = objective_of_header(metadata)
-    if "objective" not in facts and objective.get("prediction_type") == "v_prediction":
+    if "objective" not in facts and objective.get("prediction_type") not in (None, "epsilon"):
         facts["objective"] = objective
     if isinstance(facts.get("training"), dict) and "modelspec.thumbnail" in metadata:
         facts["training"]["thumbnail"] = metadata["modelspec.thumbnail"]

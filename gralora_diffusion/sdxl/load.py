@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.flow import FLOW, is_flow
+from gralora_diffusion.sdxl.objective import objective_of_folder
 from gralora_diffusion.sdxl.single_file import (
     NOT_SDXL,
     SDXL_TEXT_ENCODER,
@@ -73,6 +75,7 @@ def load_sdxl(
         what = f"{path} with the VAE {vae}" if isinstance(vae, str) else path
         raise ConfigError(f"no SDXL base can be loaded from {what}: {reason_of(error)}") from error
     check_sdxl(pipeline, path)
+    check_scheduler(pipeline.scheduler, path)
     pipeline.set_progress_bar_config(disable=True)
     for name in {*COMPONENTS, "vae"} - given:
         getattr(pipeline, name).eval().requires_grad_(False)
@@ -106,6 +109,17 @@ def check_sdxl(pipeline, path: str) -> None:
     if config.in_channels != pipeline.vae.config.latent_channels:
         problem = f"its UNet takes {config.in_channels} channels (made for inpainting?)"
         raise ConfigError(f"{path} is not a text-to-image base: {problem}")
+
+
+def check_scheduler(scheduler, path: str) -> None:
+    """Raises ConfigError for a flow whose files ask for what is not available, or contradict each other."""
+    if is_flow(scheduler.config) and scheduler.config.get("use_dynamic_shifting"):
+        problem = "shifts timesteps by the size of the image (use_dynamic_shifting), which is not available"
+        raise ConfigError(f"the scheduler of {path} {problem}: give it a fixed shift")
+    of_folder = objective_of_folder(Path(path))
+    if of_folder.get("prediction_type") == FLOW and not is_flow(scheduler.config):
+        problem = "scheduler_config.json is that of a flow, and model_index.json names another scheduler"
+        raise ConfigError(f"{path}: its {problem}: write FlowMatchEulerDiscreteScheduler there")
 
 
 def shapes(path: str | None = None, revision=None, cache_dir=None) -> dict:

@@ -1,16 +1,21 @@
 """What a base or an adapter was trained to predict, and how the files of each tool say so.
 
 An objective is dict(prediction_type=..., rescale_betas_zero_snr=...) in diffusers' words; {} is not known.
+That of a rectified flow may have flow_shift too, the shift of its sampling.
 """
 
 import json
 from pathlib import Path
 
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.flow import FLOW, MOST_SHIFT, flow_objective, is_flow
 
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors in checkpoints, as ComfyUI and Forge read
 TYPES = dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred", "vpred"), "v_prediction")
 TYPES |= dict.fromkeys(("epsilon", "eps"), "epsilon")
+FLOWS = ("flow", "flow_matching", "flow-matching", "rectified_flow", "rectified-flow", "rf")
+TYPES |= dict.fromkeys(FLOWS, FLOW)
+SHIFT = "ss_discrete_flow_shift"  # as sd-scripts call it
 YES = ("true", "1")
 
 
@@ -29,6 +34,8 @@ def objective_of_header(metadata: dict[str, str]) -> dict:
         kind = "v_prediction" if is_yes(metadata["ss_v_parameterization"]) else "epsilon"
     if kind is None:
         return {}
+    if kind == FLOW:
+        return flow_objective(shift_in(metadata.get(SHIFT, "")))
     zero_snr = is_yes(metadata.get("ss_zero_terminal_snr", "")) or is_yes(metadata.get("ztsnr", ""))
     return dict(prediction_type=kind, rescale_betas_zero_snr=zero_snr)
 
@@ -44,6 +51,8 @@ def objective_of_folder(folder: Path) -> dict:
 
 def objective_of_scheduler(config) -> dict:
     """Of a scheduler's config, a mapping."""
+    if is_flow(config):
+        return flow_objective(config.get("shift", 1.0))
     kind = config.get("prediction_type", "epsilon")
     return dict(prediction_type=kind, rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr")))
 
@@ -66,7 +75,8 @@ def header_of(objective: dict) -> dict[str, str]:
     if not objective:
         return {}
     is_v = objective["prediction_type"] == "v_prediction"
-    return {
+    shift = {SHIFT: f"{objective['flow_shift']:g}"} if "flow_shift" in objective else {}
+    return shift | {
         "modelspec.prediction_type": "v" if is_v else objective["prediction_type"],
         "ss_v_parameterization": str(is_v),
         "ss_zero_terminal_snr": str(objective["rescale_betas_zero_snr"]),
@@ -84,8 +94,19 @@ def objective_text(objective: dict) -> str:
     """For people."""
     if not objective:
         return "not named"
+    if "flow_shift" in objective:
+        return f"flow with shift {objective['flow_shift']:g}"
     zero_snr = " with zero terminal SNR" if objective["rescale_betas_zero_snr"] else ""
     return f"{objective['prediction_type']}{zero_snr}"
+
+
+def shift_in(text: str) -> float | None:
+    """The shift that a header names; None where it is no number of a shift."""
+    try:
+        shift = float(text)
+    except ValueError:
+        return None
+    return shift if 0 < shift <= MOST_SHIFT else None
 
 
 def is_yes(text: str) -> bool:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from gralora_diffusion.options import TrainingError
 from gralora_diffusion.sdxl.base import embed_readings, resolution_of
+from gralora_diffusion.sdxl.flow import FLOW, flow_scheduler, for_pipeline, is_flow
 from gralora_diffusion.sdxl.image_text import texts_of
 from gralora_diffusion.sdxl.placement import (
     DECODING,
@@ -24,6 +25,7 @@ from gralora_diffusion.sdxl.placement import (
 from gralora_diffusion.sdxl.prompt_chunks import PENULTIMATE, common_chunks, read_prompt
 from gralora_diffusion.sdxl.sampling_settings import Origin, SamplingSettings
 from gralora_diffusion.sdxl.schedulers import scheduler_named
+from gralora_diffusion.sdxl.single_file import SDXL_SCHEDULER
 
 EMBEDS = (  # what SDXL's encode_prompt() returns
     "prompt_embeds",
@@ -252,7 +254,7 @@ def negatives(settings: SamplingSettings) -> list[str]:
 def without_other_models(pipeline, scheduler):
     """A pipeline that denoises: it has a fresh copy of the scheduler, and computes where the UNet is."""
     others = dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-    fresh = type(scheduler).from_config(scheduler.config)
+    fresh = for_pipeline(scheduler)
     denoiser = type(pipeline)(**others, unet=pipeline.unet, scheduler=fresh, add_watermarker=False)
     denoiser.vae_scale_factor = pipeline.vae_scale_factor
     denoiser.set_progress_bar_config(disable=True)
@@ -273,13 +275,22 @@ def decode(pipeline, latents: list[torch.Tensor], size: tuple[int, int], device)
     return images
 
 
-def as_trained(scheduler, prediction_type: str | None = None, rescale_betas_zero_snr: bool = False):
+def as_trained(
+    scheduler,
+    prediction_type: str | None = None,
+    rescale_betas_zero_snr: bool = False,
+    flow_shift: float | None = None,
+):
     """The scheduler for what was trained with this objective: the base's own, or a changed copy.
 
     With zero terminal SNR sampling begins at the last timestep (arXiv 2305.08891, section 3.3).
     """
     from diffusers import EulerDiscreteScheduler
 
+    if prediction_type == FLOW:
+        return flow_scheduler(scheduler, flow_shift)
+    if prediction_type and is_flow(scheduler.config):
+        scheduler = EulerDiscreteScheduler.from_config(SDXL_SCHEDULER)
     changes = {}
     if prediction_type not in (None, scheduler.config.prediction_type):
         changes["prediction_type"] = prediction_type

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.flow import is_flow
 
 
 class SchedulerSpec(NamedTuple):
@@ -86,6 +87,9 @@ def scheduler_named(name: str, of_base):
     kind = getattr(diffusers, spec.kind)
     known = inspect.signature(kind.__init__).parameters
     config = of_base.config
+    if is_flow(config):
+        problem = f"--scheduler {name} cannot sample a rectified flow"
+        raise ConfigError(f"{problem}: drop it, and the flow's own Euler steps are used", option="scheduler")
     if config.get(ZERO_SNR) and ZERO_SNR not in known:
         fit = [other for other, spec in SCHEDULERS.items() if takes(spec, ZERO_SNR)]
         problem = f"--scheduler {name} cannot sample a base with zero terminal SNR"

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.flow import FLOW
 from gralora_diffusion.sdxl.objective import objective_of_checkpoint
 
 NOT_SDXL = (
@@ -99,18 +100,23 @@ def layout_of(file: Path) -> Iterator[Path]:
     """A folder in diffusers layout with what a single-file checkpoint does not hold.
 
     These are configs, scheduler and tokenizers.
-    A file that says it predicts v (with zero terminal SNR or not) gets a scheduler that knows: see
-    objective.py.
+    A file that says it predicts v (with zero terminal SNR or not), or is a flow, gets a scheduler that knows:
+    see objective.py.
     Raises ConfigError, before any weight is read, when the file is damaged or not a text-to-image SDXL.
     """
     objective = objective_of_checkpoint(*names_in(file))
     scheduler = SDXL_SCHEDULER | dict(prediction_type=objective.get("prediction_type", "epsilon"))
+    index = SDXL_INDEX
+    if objective.get("prediction_type") == FLOW:
+        kind = "FlowMatchEulerDiscreteScheduler"
+        scheduler = dict(_class_name=kind, num_train_timesteps=1000, shift=objective.get("flow_shift", 1.0))
+        index = SDXL_INDEX | dict(scheduler=["diffusers", kind])
     if objective.get("rescale_betas_zero_snr"):
         # from the very last timestep on (arXiv 2305.08891)
         scheduler |= dict(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     with tempfile.TemporaryDirectory() as folder:
         configs = {
-            "model_index.json": SDXL_INDEX,
+            "model_index.json": index,
             "unet/config.json": SDXL_UNET,
             "vae/config.json": SDXL_VAE,
             "text_encoder/config.json": SDXL_TEXT_ENCODER,

@@ -28,6 +28,7 @@ from gralora_diffusion.options import ConfigError, TrainingError
 
 STAGED = ".part"  # ending of a folder that is being written
 DISCARDED = ".del"  # ending of a folder that is being deleted
+BEST = "checkpoint-best"  # the adapter of the best step so far, as it would be exported
 NAME = re.compile(r"checkpoint-(\d+)")
 CONTENT = {NATIVE, "state.safetensors", "state.json"}
 
@@ -72,6 +73,24 @@ def save(run: Path, step: int, adapter: Adapter, state: dict, limit: int | None 
         for old in sorted(candidates(run))[:-limit]:
             discard(run / f"checkpoint-{old}")
     return target
+
+
+def save_best(run: Path, adapter: Adapter) -> None:
+    """Write run/checkpoint-best, which holds an adapter and no state, over the earlier one.
+
+    Raises TrainingError when the disk is full or fails.
+    """
+    try:
+        (run / BEST).mkdir(exist_ok=True)
+        write_native(run / BEST / NATIVE, adapter)
+    except (OSError, SafetensorError) as error:
+        problem = f"{BEST} could not be written to {run}: {error}"
+        raise TrainingError(
+            f"{problem}; run the same command to resume from the newest checkpoint"
+        ) from error
+    except ValueError as error:
+        problem = f"{BEST} was not written, since a number is not finite ({error})"
+        raise TrainingError(f"{problem}: lower --learning_rate") from error
 
 
 def not_saved(run: Path, step: int, error: Exception, needed: int) -> str:
@@ -144,7 +163,7 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
 
 def sweep(run: Path) -> None:
     """Delete what a killed run left half-written or half-deleted."""
-    for pattern in (f".*{STAGED}", f".*{DISCARDED}", f"samples/*/.*{STAGED}"):
+    for pattern in (f".*{STAGED}", f".*{DISCARDED}", f"samples/*/.*{STAGED}", f"{BEST}/.*{STAGED}"):
         for path in run.glob(pattern):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

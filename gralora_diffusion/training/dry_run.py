@@ -20,6 +20,7 @@ from gralora_diffusion.data.dataset import (
     instance,
     instance_images,
 )
+from gralora_diffusion.data.held_out import hold_out
 from gralora_diffusion.data.listing import printable
 from gralora_diffusion.data.masked_images import count_of_masks
 from gralora_diffusion.data.sample_prompts import sample_prompts
@@ -31,11 +32,14 @@ from gralora_diffusion.sdxl.load import COMPONENTS, shapes, vae_shapes
 from gralora_diffusion.training.accelerator import precision
 from gralora_diffusion.training.export import export_sizes
 from gralora_diffusion.training.forecast import duration
-from gralora_diffusion.training.optim import bytes_per_parameter
+from gralora_diffusion.training.optim import bytes_per_parameter, checkpoint_bytes
 from gralora_diffusion.training.phase_memory import numbers, phase_memory
+from gralora_diffusion.training.preview_scores import encoder_names
 from gralora_diffusion.training.run_folder import locate, with_recorded_prompts
-from gralora_diffusion.training.setup import checkpoint_interval, inject_all, steps_of
+from gralora_diffusion.training.setup import checkpoint_interval, evaluations_due, inject_all, steps_of
 from gralora_diffusion.training.step_cost import step_memory, step_time
+from gralora_diffusion.training.timesteps import shapes_timesteps, shares_of_tenths
+from gralora_diffusion.training.validation_loss import TIMES
 
 
 class PlannedLayer(NamedTuple):
@@ -80,6 +84,8 @@ class Plan:
     masks: str | None  # how many images have one, of a run with masked_loss
     resolution: int
     source: Path  # folder or dataset of the images
+    held_out: int  # images
+    evaluations: int  # that a run makes, that of step 0 included
     concepts: list[str]  # a line on each, where there are several
     prompts: list[str]  # of the sample images
 
@@ -114,6 +120,8 @@ class Plan:
             **self.parent(),
             "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
             **({"masks": self.masks} if self.masks else {}),
+            **self.timesteps(),
+            **self.evaluated(),
             **self.described(),
             "steps": f"{self.steps} of {images} per process, {self.epochs:.1f} epochs",
             "device": f"{name_of(best_device())}, {str(precision(self.config)[1]).removeprefix('torch.')}",
@@ -139,6 +147,27 @@ class Plan:
     def parent(self) -> dict[str, str]:
         """What the run starts from, if it is another adapter."""
         return {"starts from": self.config.start_from} if self.config.start_from else {}
+
+    def timesteps(self) -> dict[str, str]:
+        """How often each tenth of the timesteps is drawn, where that is not the same."""
+        if not shapes_timesteps(self.config):
+            return {}
+        shares = " ".join(f"{100 * share:.0f}" for share in shares_of_tenths(self.config))
+        return {"timesteps": f"{shares} % of the steps in each tenth, from little noise to much"}
+
+    def evaluated(self) -> dict[str, str]:
+        """The held-out images and the evaluations, if there are any; their time, as far as it is known."""
+        if not self.evaluations:
+            return {}
+        text = f"{self.evaluations}, of {counted(self.held_out, 'held-out image')}"
+        if self.held_out and self.seconds_per_step is not None:
+            # A forward pass takes a third of a step's time.
+            images = TIMES * self.held_out * self.evaluations
+            of_loss = images * self.seconds_per_step / (3 * self.images_per_step)
+            text += f", about {duration(of_loss)} for their loss"
+        if names := encoder_names(self.config):
+            text += f"; sample images scored by {', '.join(names)} on the CPU"
+        return {"evaluations": text}
 
     def described(self) -> dict[str, str]:
         """The concepts, if there are several, and the prompts of the sample images, if there are any."""
@@ -177,7 +206,8 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     Writes nothing but what the cache keeps about the images. Raises ConfigError as train() would.
     """
     config = config.resolved()
-    images = instance_images(config, image_cache(config))
+    images, held_out = hold_out(config, instance_images(config, image_cache(config)), image_cache(config))
+    scored = bool(encoder_names(config))
     run = locate(config, images)
     check_class_folders(config)
     components = shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir)
@@ -214,7 +244,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         gradient_pass=gradient_pass(config, layers, dtype.itemsize),
         files=files,
         checkpoints=min(checkpoints, config.checkpoints_total_limit or checkpoints),
-        checkpoint_size=(bytes_per_parameter(config) - 4) * numbers_trained,  # without the gradients
+        checkpoint_size=checkpoint_bytes(config) * numbers_trained,
         steps=steps,
         images_per_step=images_per_step,
         epochs=steps * images_per_step / epoch_length(config, images),
@@ -225,6 +255,8 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         masks=count_of_masks(images) if config.masked_loss else None,
         resolution=resolution,
         source=instance(config)[0],
+        held_out=len(held_out),
+        evaluations=evaluations_due(config, images, steps, 1) if held_out or scored else 0,
         concepts=concept_lines(config, images),
         prompts=sample_prompts(with_recorded_prompts(run, config), images),
     )

@@ -17,6 +17,7 @@ from gralora_diffusion.formats.write import EARLIER, KOHYA, file_sizes, write_co
 from gralora_diffusion.formats.writers import WRITERS
 from gralora_diffusion.options import ConfigError, TrainingError, from_dict, to_dict
 from gralora_diffusion.training.accelerator import precision
+from gralora_diffusion.training.checkpoint import BEST
 from gralora_diffusion.training.run_folder import Run
 from gralora_diffusion.training.setup import TrainingSetup
 
@@ -33,14 +34,14 @@ SAMPLE_OPTIONS = (
 )
 
 
-def export(setup: TrainingSetup) -> None:
-    """Write the adapter's files and its preview, the first sample image after the last step.
+def export(setup: TrainingSetup, step: int) -> None:
+    """Write the files of the adapter, which is of this step, and its preview, the first sample image then.
 
     Raises TrainingError when the adapter holds a number that is not finite.
     """
     try:
-        adapter = setup.adapter(setup.steps)
-        if image := last_sample(setup.path, setup.steps):
+        adapter = setup.adapter(step)
+        if image := last_sample(setup.path, step):
             adapter.facts["training"]["thumbnail"] = thumbnail_url(image)
             copy_preview(image, named_after(setup.path, ".png"))
         WRITERS["native"].write(setup.path / NATIVE, adapter)
@@ -56,6 +57,8 @@ def export_sizes(layers: dict, config: TrainConfig, run: Path) -> dict[str, int]
     """
     native, exported = file_sizes(layers)
     sizes = {NATIVE: native}
+    if config.keep_best:
+        sizes[f"{BEST}/{NATIVE}"] = native
     if exported is None:  # other tools cannot hold this kind of adapter
         return sizes
     sizes[DIFFUSERS] = exported if is_fp32(config) else exported // 2

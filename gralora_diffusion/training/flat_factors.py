@@ -88,7 +88,9 @@ class FlatFactors:
         models = list(models)
         if unswapped is None:
             unswapped = groups[0]["params"][0].device.type != "cpu"
-        together = [layers for model in models for layers in layers_of_one_input(model)]
+        together = []
+        for model in models:
+            together += [layers for layers in layers_of_one_input(model) if are_in_one(groups, layers)]
         lists = []
         for layers in together:
             for number in range(len(layers[0].adapter.factors)):
@@ -275,6 +277,15 @@ class FlatFactors:
     def clear(self) -> None:
         """Set the gradients to zero, in place."""
         self.gradients.zero_()
+
+
+def are_in_one(groups: list[dict], layers: list[AdaptedLinear]) -> bool:
+    """Whether the A of these layers are in one group, so that they can be contiguous."""
+    places = {}
+    for number, group in enumerate(groups):
+        places |= dict.fromkeys(group["params"], number)
+    of_parts = zip(*(layer.adapter.factors for layer in layers), strict=True)
+    return all(len({places.get(A) for A, _ in pairs}) == 1 for pairs in of_parts)
 
 
 def blocks_alone(models: list[nn.Module], lists: list[list[nn.Parameter]]) -> list[nn.Parameter]:

@@ -10,7 +10,7 @@ from gralora_diffusion.devices import memory_in_use, peak_memory, reserved_memor
 from gralora_diffusion.training.checkpoint import candidates
 from gralora_diffusion.training.export import export_sizes
 from gralora_diffusion.training.memory import disk_used
-from gralora_diffusion.training.optim import bytes_per_parameter, spec_of
+from gralora_diffusion.training.optim import checkpoint_bytes, spec_of
 from gralora_diffusion.training.setup import TrainingSetup, checkpoint_interval, validation_due
 from gralora_diffusion.training.step_cost import batch_time
 
@@ -43,7 +43,7 @@ class RunCost:
 
 
 def forecast_run(
-    setup: TrainingSetup, optimization, loss_of: Callable, previews, earlier: int = 0
+    setup: TrainingSetup, optimization, loss_of: Callable, previews, earlier: int = 0, evaluations=None
 ) -> RunCost:
     """What the rest of a run takes, measured on batches whose gradients are dropped.
 
@@ -61,11 +61,10 @@ def forecast_run(
     seconds = batches * batch_time(run_batch, batches, device, accelerator.num_processes == 1)
     factors.clear()
     numbers = factors.values.numel()
-    per_number = bytes_per_parameter(config)
     optimizer_state = spec_of(config).state_bytes * numbers  # allocated at the first step, and kept
     memory = max(earlier, peak_memory(device) + optimizer_state)
     saves = checkpoints_left(setup)
-    checkpoint = (per_number - 4) * numbers  # everything but the gradients
+    checkpoint = checkpoint_bytes(config) * numbers
     seconds += saves * checkpoint / SAVED_PER_SECOND
     disk = disk_used(setup.path) + added_checkpoints(setup, saves) * checkpoint + files_to_come(setup)
     if previews:
@@ -73,6 +72,10 @@ def forecast_run(
         seconds += times * previews.seconds
         disk += times * disk_used(previews.of_step(0))
         memory = max(memory, previews.memory(memory_in_use(device) + optimizer_state))
+    if evaluations:
+        seconds += evaluations.seconds * sum(map(evaluations.due, range(setup.start + 1, setup.steps + 1)))
+        if config.keep_best and device.type == "cpu":
+            memory += 4 * numbers  # the best step's factors
     return RunCost(seconds, memory, disk)
 
 

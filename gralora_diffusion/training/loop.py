@@ -6,6 +6,7 @@ from gralora_diffusion.data.batches import BatchPlan, examples_at
 from gralora_diffusion.options import TrainingError
 from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.average import averaged, use_average
+from gralora_diffusion.training.evaluations import Evaluations
 from gralora_diffusion.training.memory import memory_for, out_of_memory
 from gralora_diffusion.training.run_folder import Run
 from gralora_diffusion.training.setup import (
@@ -27,12 +28,14 @@ def training_loop(
     batch_plan: BatchPlan,
     previews: Previews | None,
     interrupts: Interrupts,
-) -> None:
-    """All steps that are left, with metrics, checkpoints and sample images when they are due.
+    evaluations: Evaluations | None = None,
+) -> int:
+    """All steps that are left, with metrics, evaluations, checkpoints and sample images when they are due.
 
-    At the end the models hold what is exported: the moving average, where there is one. run: None in all
-    processes but the first. Raises Stopped after a signal, TrainingError where a loss or gradient is not
-    finite or memory runs out; the last good state is saved before.
+    Returns the last step, which is an earlier one where --patience ends the run. At the end the models hold
+    the moving average, where there is one. run: None in all processes but the first. Raises Stopped after a
+    signal, TrainingError where a loss or gradient is not finite or memory runs out; the last good state is
+    saved before.
     """
     config, accelerator, steps = setup.config, setup.accelerator, setup.steps
     saved, save_every = setup.start, checkpoint_interval(config, steps)
@@ -41,6 +44,8 @@ def training_loop(
         nonlocal saved
         if run and step > saved:
             state = optimization.state() | dict(facts=setup.facts)
+            if evaluations:
+                state["evaluations"] = evaluations.state()
             checkpoints.save(setup.path, step, setup.adapter(step), state, config.checkpoints_total_limit)
         saved = step
 
@@ -48,10 +53,17 @@ def training_loop(
         return step == steps or step % save_every == 0
 
     def images_due(step: int) -> bool:
-        return previews is not None and validation_due(setup, step)
+        return previews is not None and (validation_due(setup, step) or evaluation_due(step))
+
+    def evaluation_due(step: int) -> bool:
+        return evaluations is not None and evaluations.due(step)
 
     def state_needed(step: int) -> bool:
-        return saving_due(step) or images_due(step)
+        return saving_due(step) or images_due(step) or evaluation_due(step)
+
+    if evaluations and evaluations.exhausted():  # resumed after the last step, before the export
+        use_average(optimization.optimizer, optimization.ema)
+        return setup.start
 
     interrupts.patient = True
     made = run_steps(
@@ -64,14 +76,19 @@ def training_loop(
             if run:
                 log(run, line)
                 accelerator.log({name: value for name, value in line.items() if value is not None}, step=step)
-            # sample images
-            if images_due(step):
+            # sample images and evaluation
+            if images_due(step) or evaluation_due(step):
                 room = memory_for(f"for the sample images of step {step}", config)
                 with room, averaged(optimization.optimizer, optimization.ema):
-                    previews.generate(step)
+                    look(step, previews, evaluations if evaluation_due(step) else None)
             # checkpoint
-            if stopping or saving_due(step):
+            enough = evaluation_due(step) and evaluations.exhausted()
+            if stopping or enough or saving_due(step):
                 save(step)
+            if enough:
+                made.close()
+                steps = step
+                break
             if stopping and step < steps:
                 where = setup.path / f"checkpoint-{step}"
                 raise Stopped(
@@ -87,6 +104,15 @@ def training_loop(
         save(error.step - 1)
         raise TrainingError(f"{error}: its own message says why, and all processes stop") from None
     use_average(optimization.optimizer, optimization.ema)
+    return steps
+
+
+def look(step: int, previews: Previews | None, evaluations: Evaluations | None) -> None:
+    """The sample images of a step, and its evaluation; the models must be as they are sampled from."""
+    if previews:
+        previews.generate(step)
+    if evaluations:
+        evaluations.add(step)
 
 
 def log(run: Run, line: dict) -> None:

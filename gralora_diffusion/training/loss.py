@@ -2,6 +2,8 @@
 
 import torch
 
+from gralora_diffusion.sdxl.flow import FLOW, FLOW_STEPS, is_flow
+from gralora_diffusion.sdxl.single_file import SDXL_SCHEDULER
 from gralora_diffusion.seeding import generator
 
 
@@ -23,12 +25,22 @@ def draw_noise(
     return posterior, noise, timesteps
 
 
-def noise_schedule(scheduler, zero_terminal_snr: bool = False) -> torch.Tensor:
+def noise_schedule(
+    scheduler, zero_terminal_snr: bool = False, prediction_type: str = "epsilon"
+) -> torch.Tensor | None:
     """abar [timesteps] of the base's scheduler, fp32; with zero terminal SNR if asked for, or as in the base.
+
+    None for a flow, which has no such schedule.
 
     Zero terminal SNR (arXiv 2305.08891, algorithm 1): sqrt(abar) is shifted to end in 0 and scaled to start
     as before.
     """
+    if prediction_type == FLOW:
+        return None
+    if is_flow(scheduler.config):  # a base that is trained for another prediction
+        from diffusers import EulerDiscreteScheduler
+
+        scheduler = EulerDiscreteScheduler.from_config(SDXL_SCHEDULER)
     if not (zero_terminal_snr or scheduler.config.get("rescale_betas_zero_snr")):
         return scheduler.alphas_cumprod.float()
     # From the betas, since Euler's scheduler has 2^-24 instead of 0 in alphas_cumprod.
@@ -37,17 +49,25 @@ def noise_schedule(scheduler, zero_terminal_snr: bool = False) -> torch.Tensor:
 
 
 def add_noise(latents, noise, timesteps, alphas_cumprod) -> torch.Tensor:
-    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (arXiv 2006.11239, eq. 4)."""
+    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (arXiv 2006.11239, eq. 4).
+
+    alphas_cumprod None, of a flow: x_t = (1 - s) x_0 + s noise at s = t / 1000 (arXiv 2209.03003).
+    """
+    if alphas_cumprod is None:
+        s = timesteps.view(-1, 1, 1, 1) / FLOW_STEPS
+        return (1 - s) * latents + s * noise
     a = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     return a.sqrt() * latents + (1 - a).sqrt() * noise
 
 
 def target(latents, noise, timesteps, alphas_cumprod, prediction_type: str) -> torch.Tensor:
-    """What the UNet must predict: noise (epsilon), v (arXiv 2202.00512), or x_0 (sample)."""
+    """What the UNet predicts: noise (epsilon), v (arXiv 2202.00512), x_0 (sample), or noise - x_0 (flow)."""
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "sample":
         return latents
+    if prediction_type == FLOW:
+        return noise - latents
     a = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     return a.sqrt() * noise - (1 - a).sqrt() * latents
 
@@ -74,8 +94,13 @@ def snr_weights(
 def huber_thresholds(timesteps, alphas_cumprod, huber_c: float, schedule: str) -> torch.Tensor:
     """c [n] of the pseudo-Huber loss (arXiv 2403.16728).
 
-    huber_c with much noise; near 1 with little, unless the schedule is constant.
+    huber_c with much noise; near 1 with little, unless the schedule is constant. alphas_cumprod None: of a
+    flow, whose SNR is ((1 - s) / s)^2.
     """
+    if alphas_cumprod is None:
+        s = timesteps / FLOW_STEPS
+        by_schedule = dict(constant=huber_c + 0 * s, exponential=huber_c**s)
+        return by_schedule.get(schedule, (1 - huber_c) * (1 - s) ** 2 + huber_c)
     a = alphas_cumprod[timesteps]
     if schedule == "constant":
         return torch.full_like(a, huber_c)

@@ -8,6 +8,7 @@ import torch
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.batches import BatchPlan, examples_at
 from gralora_diffusion.sdxl.base import Prompts, predict
+from gralora_diffusion.sdxl.flow import FLOW_STEPS
 from gralora_diffusion.training.loss import (
     add_noise,
     area_weights,
@@ -16,6 +17,8 @@ from gralora_diffusion.training.loss import (
     noise_schedule,
 )
 from gralora_diffusion.training.prefetch import PINNED, Packed, Prefetcher
+from gralora_diffusion.training.prior_prediction import PriorPrediction
+from gralora_diffusion.training.timesteps import shaped
 
 LOSS_OPTIONS = (
     "prediction_type", "snr_gamma", "debiased_estimation", "loss_type", "huber_c", "huber_schedule",
@@ -46,17 +49,21 @@ def objective(
     dtype: torch.dtype,
     draw: Callable = draw_noise,
     autocast: bool = False,
+    models: dict | None = None,
 ) -> Callable[[int], torch.Tensor]:
     """loss_of(index): the loss of batch number `index` of the plan, counted over all processes.
 
     encode(captions) gives their Prompts; draw is loss.draw_noise() or a variant of it. The UNet computes in
     `dtype`, the statistics of its norms and softmax in fp32; noise schedule, latents, time ids and the loss
     are fp32. autocast: for layers with fp32 parameters of their own, which would compute in fp32 without it.
-    On a GPU a thread prepares the inputs of the next batch meanwhile.
+    models: {component: adapted model}, where text encoders are adapted too. On a GPU a thread prepares the
+    inputs of the next batch meanwhile.
     """
-    schedule = noise_schedule(scheduler, config.rescale_betas_zero_snr)
+    schedule = noise_schedule(scheduler, config.rescale_betas_zero_snr, config.prediction_type)
+    draw = shaped(draw, config)
     device = accelerator.device
-    alphas = schedule.to(device)
+    alphas = None if schedule is None else schedule.to(device)
+    length = FLOW_STEPS if schedule is None else len(schedule)
     options = {name: getattr(config, name) for name in LOSS_OPTIONS}
 
     def inputs_of(index: int) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -65,7 +72,7 @@ def objective(
         batch = examples_at(batch_plan, positions)  # with prior preservation, twice as many as positions
         shape = batch[0].moments.shape[1:]
         keys = [example.position for example in batch]
-        posterior, noise, timesteps = draw(shape, len(schedule), config.seed, keys, config.noise_offset)
+        posterior, noise, timesteps = draw(shape, length, config.seed, keys, config.noise_offset)
         mean, std = torch.stack([example.moments for example in batch]).unbind(1)
         latents = mean + std * posterior
         noisy = add_noise(latents, noise, timesteps, schedule).to(dtype)
@@ -97,14 +104,24 @@ def objective(
         tensors, captions = inputs_of(index)
         return Inputs(**{name: tensor.to(device) for name, tensor in tensors.items()}), captions
 
+    prior = None
+    if config.prior_by_prediction:
+        prior = PriorPrediction(models or dict(unet=unet), encode, config, device, dtype)
+
     def loss_of(index: int) -> torch.Tensor:
         inputs, captions = on_device(index)
+        given = inputs.noisy, inputs.timesteps, inputs.sizes
         embeds, pooled = encode(captions) if config.train_text_encoder else (inputs.embeds, inputs.pooled)
         prompts = Prompts(embeds.to(device, dtype), pooled.to(device, dtype))
         with torch.autocast(device.type, dtype, enabled=autocast and dtype != torch.float32):
-            predicted = predict(unet, inputs.noisy, inputs.timesteps, prompts, inputs.sizes)
+            if prior:
+                of_base = prior.of_base(*given)
+                predicted, of_class = prior.with_class(*given, prompts)
+            else:
+                predicted = predict(unet, inputs.noisy, inputs.timesteps, prompts, inputs.sizes)
         of_batch = inputs.latents, inputs.noise, inputs.timesteps
         weights = dict(weights=inputs.weights, area=inputs.area)
-        return diffusion_loss(predicted, *of_batch, alphas, **options, **weights)
+        loss = diffusion_loss(predicted, *of_batch, alphas, **options, **weights)
+        return loss + prior.loss(of_class, of_base) if prior else loss
 
     return loss_of

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gralora_diffusion.adapters.registry import adapter_parameters
+from gralora_diffusion.adapters.inject import compiled, first_match
+from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.adafactor import Adafactor
@@ -108,6 +109,11 @@ def bytes_per_parameter(config: TrainConfig, half: bool = False) -> int:
     return 8 + spec_of(config).state_bytes + average + (4 if half else 0)
 
 
+def checkpoint_bytes(config: TrainConfig) -> int:
+    """One trainable number in a checkpoint: without its gradient, and with that of the best step."""
+    return bytes_per_parameter(config) - 4 + (4 if config.keep_best else 0)
+
+
 def check_optimizer(config: TrainConfig, device: torch.device, steps: int) -> None:
     """Raises ConfigError where the optimizer does not run here, or the schedule does not fit the steps."""
     make_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate), config, steps)
@@ -148,10 +154,37 @@ def learning_rates(config: TrainConfig, processes: int = 1) -> dict[str, float]:
     return dict(unet=unet, text_encoder=first, text_encoder_2=second)
 
 
+def check_lr_pattern(layers: dict, config: TrainConfig) -> None:
+    """Raises ConfigError for a pattern of --lr_pattern that is none, or that is found in no layer's name.
+
+    layers: {component.path: layer}.
+    """
+    for text in config.lr_pattern:
+        try:
+            pattern = compiled(text, "--lr_pattern")
+        except ValueError as error:
+            raise ConfigError(str(error), option="lr_pattern") from None
+        if not any(pattern.search(path) for path in layers):
+            problem = f"--lr_pattern {text!r} matches none of the adapted layers"
+            raise ConfigError(problem, option="lr_pattern")
+
+
+def by_factor(component: str, model: nn.Module, config: TrainConfig) -> dict[float, dict]:
+    """{factor on the learning rate: {name: parameter}} of a model's adapters, by --lr_pattern."""
+    found = {}
+    for path, layer in adapted_layers(model).items():
+        factor = float(first_match(config.lr_pattern, f"{component}.{path}", 1.0))
+        members = found.setdefault(factor, {})
+        for name, parameter in layer.adapter.named_parameters():
+            members[f"{path}.{name}"] = parameter
+    return found
+
+
 def parameter_groups(models: dict[str, nn.Module], config: TrainConfig, processes: int = 1) -> list[dict]:
     """One group for each of {component: model}, with its learning rate and weight decay.
 
-    Two with LoRA+ (arXiv 2402.12354): lr(B) = ratio * lr(A), for parameters whose names end in _B.
+    One for each factor of --lr_pattern; two of each with LoRA+ (arXiv 2402.12354): lr(B) = ratio * lr(A),
+    for parameters whose names end in _B.
     """
     rates = learning_rates(config, processes)
     ratio = config.loraplus_lr_ratio
@@ -160,12 +193,13 @@ def parameter_groups(models: dict[str, nn.Module], config: TrainConfig, processe
         decay = config.adam_weight_decay
         if component != "unet" and config.adam_weight_decay_text_encoder is not None:
             decay = config.adam_weight_decay_text_encoder
-        named = adapter_parameters(model)
-        fast = [p for name, p in named.items() if name.endswith("_B")] if ratio != 1 else []
-        rest = [p for name, p in named.items() if not (ratio != 1 and name.endswith("_B"))]
-        groups.append(dict(params=rest, lr=rates[component], weight_decay=decay))
-        if fast:
-            groups.append(dict(params=fast, lr=rates[component] * ratio, weight_decay=decay))
+        for factor, named in by_factor(component, model, config).items():
+            rate = rates[component] * factor
+            fast = [p for name, p in named.items() if name.endswith("_B")] if ratio != 1 else []
+            rest = [p for name, p in named.items() if not (ratio != 1 and name.endswith("_B"))]
+            groups.append(dict(params=rest, lr=rate, weight_decay=decay))
+            if fast:
+                groups.append(dict(params=fast, lr=rate * ratio, weight_decay=decay))
     return groups
 
 

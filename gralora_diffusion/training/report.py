@@ -1,4 +1,4 @@
-"""report.html: one page for a run, without network: its loss curve, sample images, files and config."""
+"""report.html: one page for a run, without network: losses, evaluations, sample images, files and config."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,13 @@ from pathlib import Path
 from gralora_diffusion.files import render, write_text
 from gralora_diffusion.formats.preview import jpeg_of
 from gralora_diffusion.training.memory import disk_used
-from gralora_diffusion.training.run_folder import public_options, read_metrics, read_status
+from gralora_diffusion.training.report_charts import best_evaluation, evaluation_charts, evaluation_rows
+from gralora_diffusion.training.run_folder import (
+    public_options,
+    read_evaluations,
+    read_metrics,
+    read_status,
+)
 
 WIDTH = 1000  # of the loss curve, in the SVG's own units
 HEIGHT = 280
@@ -24,13 +30,16 @@ COSTS = {  # of a RunCost
 def write_report(run: Path) -> None:
     """Write run/report.html from what the folder holds."""
     config = json.loads((run / "config.json").read_text())
-    metrics = read_metrics(run)
+    metrics, evaluations = read_metrics(run), read_evaluations(run)
+    best = best_evaluation(evaluations, config.get("keep_best"))
     options = public_options(config.pop("adapter") | config)
     page = render(
         "training/templates/report.html",
         title=run.resolve().name,
         summary=summary(options, metrics),
         curve=loss_curve(metrics),
+        charts=evaluation_charts(evaluations, best),
+        evaluations=evaluation_rows(evaluations, best) if evaluations else None,
         samples=sample_images(run),
         files=file_sizes(run),
         forecast=forecast_and_actual(read_status(run)),

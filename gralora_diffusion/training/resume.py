@@ -15,6 +15,7 @@ from gralora_diffusion.formats.conv_factors import as_matrix
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.fingerprint import fingerprint
+from gralora_diffusion.sdxl.flow import FLOW, is_flow
 from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.run_folder import check_same, checkpoint_to_resume, environment
 
@@ -27,6 +28,8 @@ MUST_MATCH = {  # facts of a run that must be the same when it is resumed, as a 
     "others": "a different VAE or different text encoders",
     "noise": "a different noise schedule",
     "start": "a different adapter to start from",
+    "held_out": "different held-out images",
+    "scored": "different prompts or settings of the sample images, whose scores are compared",
 }
 
 
@@ -76,7 +79,10 @@ def facts_of(
     accelerator,
 ) -> dict:
     """What a run depends on beside its config. steps: their number, where the learning rate depends on it."""
-    alphas = pipeline.scheduler.alphas_cumprod.float().numpy()
+    if is_flow(pipeline.scheduler.config):
+        noise = FLOW.encode()
+    else:
+        noise = pipeline.scheduler.alphas_cumprod.float().numpy().tobytes()
     must_match = dict(
         images=content_of(images + class_images, masks=False),
         masks=content_of_masks(images),
@@ -85,7 +91,7 @@ def facts_of(
         processes=accelerator.num_processes,
         steps=steps,
         others=weights_hash(pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2),
-        noise=hashlib.sha256(alphas.tobytes()).hexdigest(),
+        noise=hashlib.sha256(noise).hexdigest(),
     )
     should_match = dict(device=str(accelerator.device.type), threads=torch.get_num_threads(), **environment())
     # The keys tell versions apart: "flat", since an optimizer's state is that of FlatFactors.

@@ -1,7 +1,8 @@
 """The run folder: which one a command means, who may write to it, and what it records.
 
 status.json holds the run's state: starting, running, stopped, failed or done. A run that is "running" while
-no process holds its lock was killed. metrics.jsonl has a line for each step.
+no process holds its lock was killed. metrics.jsonl has a line for each step, evaluations.jsonl one for each
+evaluation.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from gralora_diffusion.options import PATHS, ConfigError, from_dict, options_of,
 from gralora_diffusion.training import checkpoint as checkpoints
 
 LOCK = ".lock"
+EVALUATIONS = "evaluations.jsonl"
 
 
 class Run:
@@ -85,9 +87,19 @@ def public_options(values: dict) -> dict:
 
 def read_metrics(run: Path) -> list[dict]:
     """The lines of metrics.jsonl, without a last one that a kill has cut off."""
+    return read_lines(run / "metrics.jsonl")
+
+
+def read_evaluations(run: Path) -> list[dict]:
+    """The lines of evaluations.jsonl; [] for a run without evaluations."""
+    return read_lines(run / EVALUATIONS)
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a file that a run writes, up to one that is cut off; [] where it does not exist."""
     lines = []
-    if (run / "metrics.jsonl").exists():
-        for text in (run / "metrics.jsonl").read_text(errors="replace").splitlines():
+    if path.exists():
+        for text in path.read_text(errors="replace").splitlines():
             try:
                 lines.append(json.loads(text))
             except ValueError:

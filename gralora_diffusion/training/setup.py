@@ -1,10 +1,9 @@
 """What a run works with: options checked, base loaded and adapted, checkpoint read, and nothing written."""
 
-import dataclasses
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from gralora_diffusion.adapters import allocation_file, rank_rules
 from gralora_diffusion.adapters.adapted_layer import DEFAULT
 from gralora_diffusion.adapters.inject import inject, unmatched_patterns
+from gralora_diffusion.adapters.orthogonal_start import start_orthogonal
 from gralora_diffusion.adapters.quantization import check_quantization, quantize
 from gralora_diffusion.adapters.registry import adapter_parameters, all_layers, handles
 from gralora_diffusion.config import TrainConfig
@@ -21,24 +21,33 @@ from gralora_diffusion.console import note, share_work
 from gralora_diffusion.data.class_images import check_class_folders, class_images
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance_images
 from gralora_diffusion.data.encode import check_captions
-from gralora_diffusion.data.image_folder import TrainingImage
-from gralora_diffusion.data.sample_prompts import sample_prompts, trigger_of
+from gralora_diffusion.data.held_out import hold_out
+from gralora_diffusion.data.image_folder import TrainingImage, content_of
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.base import check_clip_skip, resolution_of
+from gralora_diffusion.sdxl.base import check_clip_skip
 from gralora_diffusion.sdxl.fingerprint import fingerprint
 from gralora_diffusion.sdxl.load import COMPONENTS, load_sdxl, shapes
-from gralora_diffusion.sdxl.objective import objective_of_scheduler
 from gralora_diffusion.sdxl.prompt_chunks import PromptRules
 from gralora_diffusion.training.accelerator import make_accelerator, precision
+from gralora_diffusion.training.base_defaults import objective_of, with_base_defaults
 from gralora_diffusion.training.hub import check_hub
 from gralora_diffusion.training.memory import memory_for
-from gralora_diffusion.training.optim import check_optimizer, depends_on_length, learning_rates
+from gralora_diffusion.training.optim import (
+    check_lr_pattern,
+    check_optimizer,
+    depends_on_length,
+)
+from gralora_diffusion.training.preview_scores import encoder_names, load_encoders
 from gralora_diffusion.training.record import base_name, began_at, training_record
 from gralora_diffusion.training.resume import facts_of, resume
 from gralora_diffusion.training.run_folder import locate, with_recorded_prompts
 from gralora_diffusion.training.start_from import Started, start_from
-from gralora_diffusion.training.validation_images import check_prompts
+from gralora_diffusion.training.validation_images import check_sampling
+
+COMPARED = (  # options of the sample images that must stay where these are scored
+    "validation_prompt", "num_validation_images", "num_inference_steps", "guidance_scale",
+)  # fmt: skip
 
 
 @dataclass
@@ -60,6 +69,8 @@ class TrainingSetup:
     state: dict  # what the checkpoint holds beside the adapter
     started: Started | None  # of --start_from
     began: float  # when the run was started first, in seconds since 1970
+    held_out: list[TrainingImage] = field(default_factory=list)
+    encoders: list = field(default_factory=list)  # that score the sample images
 
     def layers(self) -> dict:
         """{component.path: adapted layer}."""
@@ -96,16 +107,11 @@ class TrainingSetup:
         return objective_of(self.config, self.pipeline)
 
 
-def objective_of(config: TrainConfig, pipeline) -> dict:
-    """What a run trains its adapter to predict, see sdxl/objective.py; config: with the base's defaults."""
-    of_base = objective_of_scheduler(pipeline.scheduler.config)["rescale_betas_zero_snr"]
-    zero_snr = config.rescale_betas_zero_snr or of_base
-    return dict(prediction_type=config.prediction_type, rescale_betas_zero_snr=zero_snr)
-
-
 def set_up(config: TrainConfig) -> TrainingSetup:
     """Check options, load and adapt the base, read the checkpoint; writes only the cache and class images."""
     images = instance_images(config, image_cache(config))
+    images, held_out = hold_out(config, images, image_cache(config))
+    encoder_names(config)  # refuses wrong ones
     path = locate(config, images)
     check_class_folders(config)
     config = with_recorded_prompts(path, config)
@@ -140,6 +146,8 @@ def set_up(config: TrainConfig) -> TrainingSetup:
         known = fingerprint(pipeline.unet)  # quantized weights cannot be compared
         quantize(pipeline.unet, config.base_model_precision)
     models = inject_all(pipeline.components, config)
+    if config.adapter.orthogonal_start:
+        start_orthogonal(all_layers(models), config.adapter.orthogonal_start, config.seed)
     if config.base_model_precision:
         handles(pipeline.unet)[DEFAULT].fingerprint = known
     note_single_blocks(config, models)
@@ -147,9 +155,10 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     check_clip_skip(pipeline, config.clip_skip)
     check_captions(images + of_class, pipeline, PromptRules.of(config))
     if not config.skip_final_inference:
-        check_prompts(pipeline, config)
+        check_sampling(pipeline, config)
     length = steps if depends_on_length(config) else None
     facts = facts_of(pipeline, images, of_class, length, accelerator)
+    facts["must_match"] |= evaluation_facts(config, held_out)
     started = None
     if config.start_from:
         started = start_from(config.start_from, models, objective_of(config, pipeline))
@@ -175,24 +184,17 @@ def set_up(config: TrainConfig) -> TrainingSetup:
         state=state,
         started=started,
         began=began or time.time(),
+        held_out=held_out,
+        encoders=load_encoders(config),
     )
 
 
-def with_base_defaults(
-    config: TrainConfig, pipeline, images: list[TrainingImage], mixed_precision: str, processes: int
-) -> TrainConfig:
-    """The config with every value that a run takes from the base or the images, as config.json records it."""
-    rates = learning_rates(config, processes)
-    return dataclasses.replace(
-        config,
-        mixed_precision=mixed_precision,
-        resolution=config.resolution or resolution_of(pipeline),
-        instance_prompt=trigger_of(config, images),
-        validation_prompt="|".join(sample_prompts(config, images)),
-        text_encoder_lr=rates["text_encoder"] if config.train_text_encoder else None,
-        text_encoder_2_lr=rates["text_encoder_2"] if config.train_text_encoder else None,
-        prediction_type=config.prediction_type or pipeline.scheduler.config.prediction_type,
-    )
+def evaluation_facts(config: TrainConfig, held_out: list[TrainingImage]) -> dict:
+    """What must be the same when a run is resumed, so that its evaluations can be compared."""
+    how = None
+    if encoder_names(config):
+        how = [getattr(config, name) for name in COMPARED]
+    return dict(held_out=content_of(held_out), scored=how)
 
 
 def inject_all(components: dict, config: TrainConfig) -> dict:
@@ -215,6 +217,7 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
         option = "rank_pattern" if unmatched[0] in config.adapter.rank_pattern else "k_pattern"
         problem = f"--{option} {unmatched[0]!r} matches none of the adapted layers"
         raise ConfigError(problem, option=option)
+    check_lr_pattern(all_layers(models), config)
     if config.allocate:
         rank_rules.check_range(all_layers(models), config)
     return models
@@ -262,8 +265,18 @@ def checkpoint_interval(config: TrainConfig, steps: int) -> int:
 
 def validation_due(setup: TrainingSetup, step: int) -> bool:
     """Whether sample images are generated after this step; those of the last step are not counted."""
-    config = setup.config
-    per_step = images_per_step(config, setup.accelerator.num_processes)
-    steps_per_epoch = math.ceil(epoch_length(config, setup.images) / per_step)
+    intervals = validation_intervals(setup.config, setup.images, setup.accelerator.num_processes)
+    return step < setup.steps and any(step % n == 0 for n in intervals)
+
+
+def validation_intervals(config: TrainConfig, images: list[TrainingImage], processes: int) -> list[int]:
+    """Steps between two series of sample images, by --validation_steps and --validation_epochs."""
+    steps_per_epoch = math.ceil(epoch_length(config, images) / images_per_step(config, processes))
     intervals = [config.validation_steps, (config.validation_epochs or 0) * steps_per_epoch]
-    return step < setup.steps and any(n and step % n == 0 for n in intervals)
+    return [n for n in intervals if n]
+
+
+def evaluations_due(config: TrainConfig, images: list[TrainingImage], steps: int, processes: int) -> int:
+    """How many evaluations a run of so many steps makes, those of step 0 and of the last one included."""
+    intervals = validation_intervals(config, images, processes)
+    return 2 + sum(any(step % n == 0 for n in intervals) for step in range(1, steps))

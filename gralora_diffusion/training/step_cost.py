@@ -158,6 +158,11 @@ def step_time(components: dict, config: TrainConfig, resolution: int, dtype, tok
         factors.refresh()
         embeds = hidden_states(text_encoders, captions) if text_encoders else prompts.embeds
         in_dtype = Prompts(embeds.to(dtype), prompts.pooled.to(dtype))
+        if config.prior_by_prediction:
+            half = slice(n // 2)
+            with torch.no_grad():
+                of_half = Prompts(in_dtype.embeds[half], in_dtype.pooled[half])
+                predict(unet, noisy[half].to(dtype), timesteps[half], of_half, sizes[half])
         predicted = predict(unet, noisy.to(dtype), timesteps, in_dtype, sizes)
         predicted.float().square().mean().backward()
         factors.collect()
@@ -176,8 +181,8 @@ def fill_with_zeros(model: nn.Module, device: torch.device, dtype: torch.dtype) 
 
 
 def images_per_batch(config: TrainConfig) -> int:
-    """With prior preservation, each image of a batch has a class image beside it."""
-    return config.train_batch_size * (1 + config.with_prior_preservation)
+    """With prior preservation, each image of a batch has a class image or a second prompt beside it."""
+    return config.train_batch_size * (1 + (config.with_prior_preservation or config.prior_by_prediction))
 
 
 def batch_time(

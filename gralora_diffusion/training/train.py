@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,25 +11,26 @@ from accelerate.utils import broadcast_object_list
 from gralora_diffusion.adapters import allocation
 from gralora_diffusion.adapters.gradients import stratified
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.console import note, share_work
-from gralora_diffusion.data.batches import BatchPlan, plan_batches
-from gralora_diffusion.data.cache import Cache, weights_hash
-from gralora_diffusion.data.dataset import concept_lines, image_cache
-from gralora_diffusion.data.encode import LatentKeys, encode_captions
+from gralora_diffusion.console import counted, note, share_work
+from gralora_diffusion.data.batches import BatchPlan
+from gralora_diffusion.data.cache import weights_hash
+from gralora_diffusion.data.dataset import concept_lines
+from gralora_diffusion.data.encode import LatentKeys
 from gralora_diffusion.data.listing import printable
 from gralora_diffusion.devices import forget_peak, name_of, peak_memory, release_unused
 from gralora_diffusion.formats.run_files import named_after
 from gralora_diffusion.options import ConfigError, TrainingError, to_dict
-from gralora_diffusion.sdxl.base import caption_encoder
 from gralora_diffusion.sdxl.load import COMPONENTS
 from gralora_diffusion.sdxl.objective import objective_text
-from gralora_diffusion.sdxl.placement import ENCODING, TOKENS, bring, set_tiles
-from gralora_diffusion.sdxl.prompt_chunks import PromptRules
+from gralora_diffusion.sdxl.placement import TOKENS, bring
+from gralora_diffusion.training.best import is_exhausted
 from gralora_diffusion.training.compiled import compile_blocks
+from gralora_diffusion.training.encode_dataset import CACHE, encode_dataset
+from gralora_diffusion.training.evaluations import Evaluations, evaluations_of
 from gralora_diffusion.training.export import export, export_again
 from gralora_diffusion.training.forecast import forecast_run, measured_cost
 from gralora_diffusion.training.hub import push
-from gralora_diffusion.training.loop import training_loop
+from gralora_diffusion.training.loop import look, training_loop
 from gralora_diffusion.training.loss import draw_noise
 from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.objective import objective
@@ -49,7 +49,6 @@ LOST_PROCESS = (
     "another process of this run has ended: its own message says why; "
     "run the same command to resume from the newest checkpoint"
 )
-CACHE = "cache"  # of a run with --no-cache_latents: in its folder until it ends
 
 
 def train(config: TrainConfig) -> Path:
@@ -73,7 +72,7 @@ def train(config: TrainConfig) -> Path:
         try:
             setup = set_up(config.resolved())
             share_work()
-            done = setup.start == setup.steps and read_status(setup.path)["state"] == "done"
+            done = is_complete(setup) and read_status(setup.path)["state"] == "done"
             if not done:
                 run = open_run(setup)
                 start_run(setup, run)
@@ -92,6 +91,12 @@ def train(config: TrainConfig) -> Path:
     if setup.accelerator.is_main_process:
         finish(setup, done)
     return setup.path
+
+
+def is_complete(setup: TrainingSetup) -> bool:
+    """Whether no step is left, since the run has all of them or --patience ended it."""
+    history = (setup.state.get("evaluations") or {}).get("history", [])
+    return setup.start == setup.steps or is_exhausted(history, setup.config)
 
 
 def has_lost_process(error: BaseException) -> bool:
@@ -166,6 +171,8 @@ def start_run(setup: TrainingSetup, run: Run | None) -> None:
         if setup.started and not setup.start:
             print(setup.started.text(), flush=True)
             note_lost(setup.started)
+        if setup.held_out:
+            print(f"held out: {counted(len(setup.held_out), 'image')}, not trained on", flush=True)
         for line in concept_lines(setup.config, setup.images):
             print(f"concept {line}", flush=True)
         if not setup.config.skip_final_inference:
@@ -206,7 +213,7 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
             ranks = accelerator.process_index, accelerator.num_processes
             previews = Previews(pipeline, config, setup.path, *ranks)
         training_images = thumbnails(setup.images, config)
-    batch_plan, encode = encode_dataset(setup, keys, text_encoders)
+    batch_plan, held_out, encode = encode_dataset(setup, keys, text_encoders)
 
     # UNet: images of the base, ranks and factors from gradients, a forecast, and the training
     with memory_for("when the UNet is moved to the GPU", config):
@@ -228,23 +235,24 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
         forget_peak(device)
     with memory_for("before the first step", config):
         optimization = Optimization.of(setup)
-        forecast = forecast_run(setup, optimization, loss_of, previews, earlier)
+        evaluations = evaluations_of(setup, run, optimization, held_out, encode, previews)
+        forecast = forecast_run(setup, optimization, loss_of, previews, earlier, evaluations)
     if run:
         print(f"forecast: {forecast.text()}", flush=True)
         steps_before = [line for line in run.metrics() if line["step"] <= setup.start]
         run.status("running", forecast=forecast.after(steps_before).to_json())
     start_time = time.monotonic()
-    training_loop(setup, optimization, run, loss_of, batch_plan, previews, interrupts)
+    last = training_loop(setup, optimization, run, loss_of, batch_plan, previews, interrupts, evaluations)
 
-    # the last images, the adapter's files, and the report
-    if previews:
-        previews.generate(setup.steps)
+    if not (evaluations and evaluations.has(last)):
+        look(last, previews, evaluations)
     accelerator.wait_for_everyone()
     if run:
+        exported = choose_best(setup, evaluations, last)
         with memory_for("while the adapter is exported", config):
-            export(setup)
+            export(setup, exported)
         if previews:
-            save_comparison(setup.path, training_images, setup.steps, config)
+            save_comparison(setup.path, training_images, exported, config)
         seconds = time.monotonic() - start_time
         cost = measured_cost(seconds, device, setup.path, earlier)
         run.status("running", actual=cost.after(steps_before).to_json())
@@ -253,33 +261,13 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
     accelerator.end_training()
 
 
-def encode_dataset(setup: TrainingSetup, keys: LatentKeys, text_encoders: str) -> tuple[BatchPlan, Callable]:
-    """The images and captions encoded into the cache; (the batches, captions -> their embeddings).
-
-    keys and text_encoders, a hash, identify the models in the cache.
-    Frees the VAE, which sample images keep, and the text encoders unless they train.
-    """
-    config, accelerator, pipeline = setup.config, setup.accelerator, setup.pipeline
-    cache = image_cache(config) or Cache(setup.path / CACHE)
-    with memory_for("while the images are encoded", config):
-        side = config.resolution
-        set_tiles(pipeline.vae, not bring(pipeline, ("vae",), accelerator.device, side * side * ENCODING))
-        images = setup.images, setup.class_images
-        batch_plan = plan_batches(*images, pipeline.vae, config, cache, accelerator, keys)
-    pipeline.vae.to("cpu")
-    pipeline.vae = None
-    rules, captions = PromptRules.of(config), batch_plan.captions()
-    encode = caption_encoder(pipeline, captions, rules)
-    with memory_for("while the captions are encoded", config):
-        bring(pipeline, COMPONENTS[1:], accelerator.device, TOKENS)
-        if not config.train_text_encoder:
-            workers = config.dataloader_num_workers
-            how = workers, text_encoders, rules
-            encode = encode_captions(captions, pipeline, cache, accelerator, *how)
-            pipeline.text_encoder = None
-            pipeline.text_encoder_2 = None
-    release_unused(accelerator.device)
-    return batch_plan, encode
+def choose_best(setup: TrainingSetup, evaluations: Evaluations | None, last: int) -> int:
+    """With --keep_best put the best step's adapter into the models; returns the step that they are of."""
+    if not setup.config.keep_best:
+        return last
+    ended = f"stopped after step {last} by --patience; " if last < setup.steps else ""
+    print(f"{ended}{evaluations.text()}", flush=True)
+    return evaluations.use_best() or last
 
 
 def loss_function(setup: TrainingSetup, batch_plan: BatchPlan, encode, draw=draw_noise):
@@ -294,6 +282,7 @@ def loss_function(setup: TrainingSetup, batch_plan: BatchPlan, encode, draw=draw
         setup.accelerator,
         setup.dtype,
         draw,
+        models=setup.models,
     )
 
 

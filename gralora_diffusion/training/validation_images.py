@@ -19,6 +19,7 @@ from gralora_diffusion.sdxl.placement import DECODING, bring, bytes_of, can_move
 from gralora_diffusion.sdxl.prompt_chunks import read_prompt
 from gralora_diffusion.sdxl.sampling import as_trained, embed_prompts, generate
 from gralora_diffusion.sdxl.sampling_settings import Origin, SamplingSettings, UsedAdapter
+from gralora_diffusion.sdxl.schedulers import scheduler_named
 from gralora_diffusion.sdxl.sheet import sheet
 from gralora_diffusion.training.compiled import uncompiled
 
@@ -102,7 +103,7 @@ class Previews:
         """This process's share; step 0 is the base, with its own scheduler.  Warns of each that is None."""
         config, scheduler = self.config, None
         if step:
-            trained_with = config.prediction_type, config.rescale_betas_zero_snr
+            trained_with = config.prediction_type, config.rescale_betas_zero_snr, config.flow_shift
             scheduler = as_trained(self.pipeline.scheduler, *trained_with)
         problems = {}
         images = generate(
@@ -147,8 +148,9 @@ def settings_of(config: TrainConfig) -> SamplingSettings:
     )
 
 
-def check_prompts(pipeline, config: TrainConfig) -> None:
-    """Raises ConfigError for sample prompts that are too long, or have weights out of bounds."""
+def check_sampling(pipeline, config: TrainConfig) -> None:
+    """Raises ConfigError for sample prompts that cannot be read, or a scheduler that cannot sample."""
+    check_scheduler(pipeline, config)
     rules = settings_of(config).rules()
     given = dict(validation_prompt=prompts_of(config))
     given["validation_negative_prompt"] = [config.validation_negative_prompt or ""]
@@ -158,6 +160,18 @@ def check_prompts(pipeline, config: TrainConfig) -> None:
                 read_prompt(pipeline, prompt, rules)
             except ConfigError as error:
                 raise ConfigError(f"--{option}: {error}", option=option) from None
+
+
+def check_scheduler(pipeline, config: TrainConfig) -> None:
+    if config.validation_scheduler is None:
+        return
+    trained_with = config.prediction_type, config.rescale_betas_zero_snr, config.flow_shift
+    for scheduler in (pipeline.scheduler, as_trained(pipeline.scheduler, *trained_with)):
+        try:
+            scheduler_named(config.validation_scheduler, scheduler)
+        except ConfigError as error:
+            text = str(error).replace("--scheduler", "--validation_scheduler")
+            raise ConfigError(text, option="validation_scheduler") from None
 
 
 def is_single_color(image: Image.Image) -> bool:

@@ -1,4 +1,4 @@
-"""What the page shows of a run: its progress, its loss, its sample images."""
+"""What the page shows of a run: its progress, its loss, its evaluations, its sample images."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,9 @@ from pathlib import Path
 import pandas
 
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.training.run_folder import read_metrics
+from gralora_diffusion.training.best import MEASURES, best_of
+from gralora_diffusion.training.report_charts import SCORES
+from gralora_diffusion.training.run_folder import read_evaluations, read_metrics
 from gralora_diffusion.training.validation_images import prompts_of
 from gralora_diffusion.ui.run_files import config_of, resolved_config_of
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
@@ -117,6 +119,50 @@ def curve(run: Path, weight: float) -> pandas.DataFrame:
         points = list(zip(steps, values, strict=True))[::every]
         rows += [(step, value, name) for step, value in points]
     return pandas.DataFrame(rows, columns=["step", "loss", "line"])
+
+
+def evaluations(run: Path) -> list[dict]:
+    """The lines of evaluations.jsonl that name a step; numbers are checked where they are used."""
+    try:
+        found = read_evaluations(run)
+    except (OSError, RecursionError):
+        return []
+    return [line for line in found if isinstance(line, dict) and type(line.get("step")) is int]
+
+
+def with_evaluations(points: pandas.DataFrame, run: Path) -> pandas.DataFrame:
+    """curve() with the loss on held-out images, and a vertical line at the best step, as further lines."""
+    lines = [line for line in evaluations(run) if is_number(line.get("validation_loss"))]
+    rows = [(line["step"], line["validation_loss"], "held-out images") for line in lines]
+    step = best_step(run)
+    if step is not None:
+        highest = max([*points["loss"], *(loss for _, loss, _ in rows)], default=1.0)
+        rows += [(step, 0.0, "best step"), (step, highest, "best step")]
+    if not rows:
+        return points
+    return pandas.concat([points, pandas.DataFrame(rows, columns=points.columns)], ignore_index=True)
+
+
+def best_step(run: Path) -> int | None:
+    """The step that --keep_best would export now; None for a run without."""
+    try:
+        by = config_of(run).keep_best
+    except ConfigError:
+        return None
+    if by is None:
+        return None
+    name = MEASURES[by]
+    measured = [line for line in evaluations(run) if is_number(line.get(name))]
+    best = best_of(measured, by)
+    return best["step"] if best else None
+
+
+def score_curve(run: Path) -> pandas.DataFrame | None:
+    """step, value, line: the scores of the sample images; None where there are none."""
+    rows = []
+    for line in evaluations(run):
+        rows += [(line["step"], line[name], name) for name in SCORES if is_number(line.get(name))]
+    return pandas.DataFrame(rows, columns=["step", "value", "line"]) if rows else None
 
 
 def sample_files(run: Path) -> list[tuple[int, list[Path]]]:

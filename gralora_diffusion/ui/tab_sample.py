@@ -2,6 +2,7 @@
 
 import gradio as gr
 
+from gralora_diffusion.config.choices import SAMPLERS
 from gralora_diffusion.ui.adapter_files import AS_TRAINED, add_adapter, chosen_base, prompt_of
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, connect_generation, guarded, notify, optional_number
 from gralora_diffusion.ui.sampler import (
@@ -17,6 +18,7 @@ from gralora_diffusion.ui.served import save_served
 from gralora_diffusion.ui.workspace import Workspace
 
 NO_ADAPTER = "none"
+DEFAULT_SCHEDULER = "same as the base model"
 
 
 class SampleTab:
@@ -61,7 +63,7 @@ class SampleTab:
         with gr.Row():
             self.count = gr.Slider(1, MAX_IMAGES, 2, step=1, label="Images", elem_id="count", min_width=140)
             self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=100)
-        more = "More: a second adapter, steps, guidance, base"
+        more = "More: negative prompt, size, scheduler, steps, a second adapter"
         with gr.Accordion(more, open=False, elem_id="sample-more"):
             self.build_more()
         self.with_base = gr.Checkbox(True, label="Also generate the base model's image", elem_id="beside")
@@ -87,6 +89,27 @@ class SampleTab:
                 placeholder="blank: 5, or 3 for the demo model",
                 max_length=8,
                 elem_id="guidance",
+                min_width=140,
+            )
+        self.negative = gr.Textbox(
+            label="Negative prompt",
+            placeholder="what the image should not show",
+            max_length=MAX_PROMPT,
+            elem_id="negative",
+        )
+        with gr.Row():
+            self.size = gr.Textbox(
+                label="Size",
+                placeholder="blank: the base model's; or 832x1216",
+                max_length=11,
+                elem_id="size",
+                min_width=140,
+            )
+            self.scheduler = gr.Dropdown(
+                [DEFAULT_SCHEDULER, *SAMPLERS],
+                value=DEFAULT_SCHEDULER,
+                label="Scheduler",
+                elem_id="scheduler",
                 min_width=140,
             )
         self.base = gr.Dropdown(
@@ -133,6 +156,9 @@ class SampleTab:
             self.guidance,
             self.base,
             self.with_base,
+            self.negative,
+            self.size,
+            self.scheduler,
         ]
         images = [self.gallery, self.slider, self.pairs]
         connect_generation(self.generate, self.stop, self.sample, request, images, api_name="sample")
@@ -157,6 +183,9 @@ class SampleTab:
         guidance,
         base,
         with_base,
+        negative="",
+        size="",
+        scheduler=DEFAULT_SCHEDULER,
     ):
         """(gallery, slider, pairs) after each image."""
         adapters = []
@@ -164,11 +193,14 @@ class SampleTab:
             if name and name != NO_ADAPTER:
                 adapters.append((name, float(value)))
         first = ImageRequest(
-            prompt or "",
-            int(seed or 0),
-            tuple(adapters),
-            int(steps),
-            optional_number(guidance, "guidance scale"),
+            prompt=prompt or "",
+            seed=int(seed or 0),
+            adapters=tuple(adapters),
+            steps=int(steps),
+            guidance=optional_number(guidance, "guidance scale"),
+            negative_prompt=negative or "",
+            size=(size or "").strip(),
+            scheduler="" if scheduler == DEFAULT_SCHEDULER else scheduler or "",
         )
         first = first.checked(self.workspace)
         base = chosen_base(self.workspace, base, adapter)

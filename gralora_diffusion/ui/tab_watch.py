@@ -79,7 +79,21 @@ class WatchTab:
             title="Loss",
             height=280,
             elem_id="loss",
-            color_map={"each step": "#94a3b855", "smoothed": "#0d9488"},
+            color_map={
+                "each step": "#94a3b855",
+                "smoothed": "#0d9488",
+                "held-out images": "#d97706",
+                "best step": "#7c3aed",
+            },
+        )
+        self.scores = gr.LinePlot(
+            visible=False,
+            x="step",
+            y="value",
+            color="line",
+            title="Scores of the sample images",
+            height=220,
+            elem_id="scores",
         )
         self.smoothing = gr.Slider(0, 0.99, 0.9, step=0.01, label="Smoothing", elem_id="smoothing")
 
@@ -112,6 +126,7 @@ class WatchTab:
                 self.clone,
                 self.message,
                 self.plot,
+                self.scores,
                 self.log,
                 self.samples,
                 self.history,
@@ -139,12 +154,17 @@ class WatchTab:
         stoppable = state in ("starting", "running", "queued")
         resumable = state in RESUMABLE
         steps = len(run_view.metrics(run)) if run else 0
+        evaluated = len(run_view.evaluations(run)) if run else 0
         log = log_tail(run) if run else ""
         history = run_view.history(self.queue)
 
         def curve():
-            value = run_view.curve(run, smoothing) if steps else None
+            value = run_view.with_evaluations(run_view.curve(run, smoothing), run) if steps else None
             return gr.update(value=value, visible=bool(steps))
+
+        def scores():
+            value = run_view.score_curve(run) if evaluated else None
+            return gr.update(value=value, visible=value is not None)
 
         changes = Changes(before)
         changes.add("run", [name, names], lambda: gr.update(choices=names, value=name))
@@ -152,7 +172,8 @@ class WatchTab:
         changes.add("resume", resumable, lambda: gr.update(interactive=resumable))
         changes.add("clone", bool(name), lambda: gr.update(interactive=bool(name)))
         changes.add("message", message, lambda: gr.update(value=message, visible=bool(message)))
-        changes.add("plot", [name, steps, smoothing], curve)
+        changes.add("plot", [name, steps, evaluated, smoothing], curve)
+        changes.add("scores", [name, evaluated], scores)
         changes.add("log", log, lambda: log)
         changes.add("samples", [name, sample_versions(run)], lambda: self.sample_images(run))
         changes.add("history", history, lambda: history or None)

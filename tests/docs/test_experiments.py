@@ -13,6 +13,7 @@ from gralora_diffusion.cli import compare, demo
 sys.path.insert(0, str(SCRIPTS))
 
 import demo_sweep
+import stopping
 
 DOCUMENT = (ROOT / "docs" / "experiments" / "README.md").read_text()
 SECTIONS = {
@@ -77,3 +78,10 @@ def test_the_demos_table_is_what_its_sweep_prints():
 
 def test_the_demo_trains_as_its_sweep_chose():
     assert demo_sweep.chosen() == (demo.STEPS, demo.RATE)
+
+
+def test_the_table_of_when_to_stop_is_what_its_script_prints():
+    printed = stopping.lines()
+    assert (stopping.KEPT / "table.md").read_text().splitlines() == printed
+    section = re.split(r"^## When to stop$", DOCUMENT, flags=re.M)[1].partition("\n## ")[0]
+    assert [line for line in section.splitlines() if line.startswith("|")] == printed

@@ -1,13 +1,17 @@
 """Every scheduler samples the base as it was trained."""
 
+import re
+
 import diffusers
 import numpy as np
 import pytest
+from diffusers import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from gralora_diffusion import load_sdxl
 from gralora_diffusion.config.choices import SAMPLERS
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.flow import flow_scheduler
 from gralora_diffusion.sdxl.sampling import as_trained, generate, sample
 from gralora_diffusion.sdxl.sampling_settings import SamplingSettings
 from gralora_diffusion.sdxl.schedulers import SCHEDULERS, WITHOUT_SAMPLE, scheduler_named, title_of
@@ -112,3 +116,12 @@ def test_the_bases_own_scheduler_has_a_title(pipeline):
     assert title_of(None, pipeline.scheduler) == ("Euler", None)
     assert title_of(None, diffusers.UniPCMultistepScheduler()) == ("UniPC", None)
     assert title_of("dpm++_2m_karras", None) == ("DPM++ 2M Karras", None)
+
+
+def test_a_rectified_flow_keeps_its_own_scheduler():
+    flow = flow_scheduler(EulerDiscreteScheduler(), 3.0)
+    for name in SCHEDULERS:
+        with pytest.raises(
+            ConfigError, match=f"--scheduler {re.escape(name)} cannot sample a rectified flow"
+        ):
+            scheduler_named(name, flow)

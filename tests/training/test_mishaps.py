@@ -228,7 +228,7 @@ def test_other_frozen_models_or_another_noise_schedule_are_refused(tmp_path):
     job.pipeline.vae.decoder.conv_in.weight.data[0] += 1
     job.pipeline.scheduler.alphas_cumprod[0] -= 0.1
     changed = facts_of(job.pipeline, job.images, [], None, job.accelerator)["must_match"]
-    assert {name for name, value in job.facts["must_match"].items() if changed[name] != value} == {
+    assert {name for name, value in changed.items() if job.facts["must_match"][name] != value} == {
         "others",
         "noise",
     }

@@ -99,3 +99,41 @@ def test_the_curve_stays_inside_its_frame_and_falls_with_the_loss():
 def test_a_template_that_lacks_a_value_is_an_error():
     with pytest.raises(UndefinedError):
         render("templates/base.html")
+
+
+def evaluated_run(folder: Path, **options) -> Path:
+    run = make_run(folder, validation_steps=10, **options)
+    losses, scores = (0.4, 0.2, 0.3), (0.0, 0.1, 0.2)
+    lines = []
+    for number, (loss, score) in enumerate(zip(losses, scores, strict=True)):
+        lines.append(dict(step=10 * number, validation_loss=loss, subject=0.5, prompt=0.6, score=score))
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+@pytest.mark.parametrize(("by", "best"), [("loss", 10), ("score", 20)])
+def test_the_evaluations_are_drawn_with_the_best_step_marked(tmp_path, by, best):
+    options = dict(validation_split=0.1) if by == "loss" else {}
+    page = read(evaluated_run(tmp_path / "run", keep_best=by, **options))
+    text = " ".join(page.text)
+    assert "Loss on held-out images" in text
+    assert "Scores of the sample images" in text
+    assert text.count(f"best: {best}") == 2
+    assert page.tags.count("polyline") == 2 + 1 + 3  # each step and smoothed; loss; subject, prompt, score
+    (at,) = {
+        value for tag, value in page.attributes if tag == "x1" and value == f"{50 + 940 * best / 20:.1f}"
+    }
+    assert at
+
+
+def test_a_run_without_evaluations_has_no_chart_of_them(tmp_path):
+    text = " ".join(read(make_run(tmp_path / "run")).text)
+    assert "held-out" not in text
+
+
+def test_evaluations_without_numbers_are_left_out(tmp_path):
+    run = make_run(tmp_path / "run")
+    lines = [dict(step=0, validation_loss=None), dict(step=1, validation_loss=0.5), dict(step=2, subject="x")]
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = read(run)
+    assert page.tags.count("polyline") == 3

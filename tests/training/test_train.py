@@ -153,11 +153,11 @@ def test_trap_6_saving_casts_no_base_and_loads_no_second_one(tmp_path, monkeypat
     seen = []
     real = train_module.export
 
-    def spy(job):
+    def spy(*given):
         gc.collect()
         unets = [o for o in gc.get_objects() if type(o).__name__ == "UNet2DConditionModel"]
         seen.append((len(unets), {p.dtype for p in unets[0].parameters() if not p.requires_grad}))
-        return real(job)
+        return real(*given)
 
     monkeypatch.setattr(train_module, "export", spy)
     gc.collect()

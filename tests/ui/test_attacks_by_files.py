@@ -177,7 +177,23 @@ def test_a16_foreign_checkpoints_are_never_unpickled(page):
     shutil.copy(page.home / "runs" / "robot-1" / "config.json", foreign)
     assert refused(page.call("export", "foreign/checkpoint-5", ["native"], "", "fp16"))
     assert refused(
-        page.call("sample", "foreign/checkpoint-5", 1, "a robot", 1, 0, "none", 0, 1, None, "embedded", False)
+        page.call(
+            "sample",
+            "foreign/checkpoint-5",
+            1,
+            "a robot",
+            1,
+            0,
+            "none",
+            0,
+            1,
+            None,
+            "embedded",
+            False,
+            "",
+            "",
+            "",
+        )
     )
     shutil.rmtree(foreign)
     assert not HARMED.exists()

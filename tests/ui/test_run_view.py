@@ -2,7 +2,9 @@
 
 import json
 
+from gralora_diffusion import TrainConfig
 from gralora_diffusion.devices import best_device, name_of
+from gralora_diffusion.options import to_dict
 from gralora_diffusion.ui import run_view
 from gralora_diffusion.ui.card import device_name, find_device
 from gralora_diffusion.ui.page import STRIP, strip_values
@@ -28,6 +30,29 @@ def test_the_strip_shows_the_card_and_its_memory_in_use_at_the_peak_and_reserved
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n\n")
     assert run_view.memory_text(run_view.progress(queue, run)) == "5.00 GiB"
     assert len(strip_values(queue)) == len(STRIP) + 2
+
+
+def test_the_plot_has_the_held_out_loss_and_the_best_step_and_scores_are_apart(tmp_path):
+    run = tmp_path / "dog"
+    run.mkdir()
+    config = TrainConfig(validation_split=0.1, keep_best="loss", validation_steps=10)
+    (run / "config.json").write_text(json.dumps(to_dict(config)))
+    (run / "metrics.jsonl").write_text(json.dumps(dict(step=1, loss=0.9, seconds=1.0)) + "\n")
+    assert run_view.score_curve(run) is None
+    plain = run_view.curve(run, 0.5)
+    assert run_view.with_evaluations(plain, run) is plain
+    lines = [
+        dict(step=0, validation_loss=0.5, subject=0.4),
+        dict(step=10, validation_loss=0.3, subject="a word"),
+    ]
+    hostile = [[], dict(step="x", validation_loss=1), dict(step=20, validation_loss=None), "text"]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, *hostile])
+    (run / "evaluations.jsonl").write_text(text)
+    points = run_view.with_evaluations(plain, run)
+    held_out = points[points["line"] == "held-out images"]
+    assert held_out[["step", "loss"]].values.tolist() == [[0, 0.5], [10, 0.3]]
+    assert points[points["line"] == "best step"]["step"].tolist() == [10, 10]
+    assert run_view.score_curve(run).values.tolist() == [[0, 0.4, "subject"]]
 
 
 def test_the_device_is_shown_before_the_first_run(tmp_path):

@@ -1,0 +1,32 @@
+"""Options: which timesteps and which noise a run trains on."""
+
+from dataclasses import dataclass
+
+from gralora_diffusion.config.choices import DENSITIES
+from gralora_diffusion.config.groups import logit, loss, pyramid
+
+
+@dataclass(frozen=True)
+class NoiseOptions:
+    """Which timesteps and which noise a run trains on."""
+
+    min_timestep: int = loss(0, "lowest timestep: 0 is no noise", at_least=0, at_most=999)
+    max_timestep: int = loss(1000, "end of the timesteps: 1000 is pure noise", at_least=1, at_most=1000)
+    timestep_density: str = loss("uniform", "how often each timestep is drawn", choices=DENSITIES)
+    logit_mean: float = logit(0.0, "mean of the logit: above 0 is more noise", at_least=-10, at_most=10)
+    logit_std: float = logit(1.0, "its standard deviation: less is nearer to the mean", above=0, at_most=10)
+    flow_shift: float | None = loss(
+        None,
+        "shift of flow's timesteps towards noise (3 in SD3); by default the base's",
+        above=0,
+        at_most=100,
+    )
+    multires_noise_iterations: int = loss(
+        0,
+        "levels of multi-resolution noise, for darker and brighter images (6 is usual)",
+        at_least=0,
+        at_most=16,
+    )
+    multires_noise_discount: float = pyramid(
+        0.3, "how much of the level before each level has", above=0, at_most=1
+    )
