@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 from gralora_diffusion.options import ConfigError
 
+LEAST_SIDE, MOST_SIDE = 64, 8192  # pixels of an image
+SIZE = re.compile(r"([0-9]{1,6})[xX]([0-9]{1,6})")
+
 Problem = tuple[str, str]  # (what is wrong, in one sentence; the option's name)
 
 
@@ -13,6 +16,34 @@ def refuse(problems: Iterator[Problem]) -> None:
     """Raises ConfigError for the first problem, if there is one."""
     for sentence, option in problems:
         raise ConfigError(sentence, option=option)
+
+
+def parse_size(text: str, flag: str = "--size") -> tuple[int, int]:
+    """(height, width) of a text such as 832x1216, the width first.  Raises ConfigError."""
+    match = SIZE.fullmatch(text.strip())
+    option = option_of(flag)
+    if match is None:
+        raise ConfigError(f"{flag} is {text!r}; it must be WIDTHxHEIGHT, such as 832x1216", option=option)
+    width, height = int(match[1]), int(match[2])
+    return check_side(height, flag, "height"), check_side(width, flag, "width")
+
+
+def option_of(flag: str) -> str | None:
+    """The option's name; None for words that are no flag."""
+    return flag.removeprefix("--") if flag.startswith("--") else None
+
+
+def check_side(pixels: int, flag: str, side: str = "") -> int:
+    """A side of an image.  Raises ConfigError unless the VAE can make it."""
+    what = f"{flag} has a {side} of {pixels}" if side else f"{flag} is {pixels}"
+    option = option_of(flag)
+    if not LEAST_SIDE <= pixels <= MOST_SIDE:
+        rule = f"it must be from {LEAST_SIDE} to {MOST_SIDE} pixels"
+        raise ConfigError(f"{what}; {rule}", option=option)
+    if pixels % 8:
+        near = pixels // 8 * 8
+        raise ConfigError(f"{what}; it must be divisible by 8, such as {near} or {near + 8}", option=option)
+    return pixels
 
 
 def adapter_problems(config) -> Iterator[Problem]:
@@ -48,6 +79,8 @@ def training_problems(config) -> Iterator[Problem]:
         other = "--offload_unet" if config.offload_unet else "--base_model_precision"
         problem = "--compile needs a UNet whose weights stay as they are and where they are"
         yield f"{problem}: drop it, or {other}", "compile"
+    if config.validation_size is not None:
+        parse_size(config.validation_size, "--validation_size")
     yield from data_problems(config)
     yield from noise_problems(config)
     yield from prior_problems(config)
@@ -76,6 +109,15 @@ def data_problems(config) -> Iterator[Problem]:
     given = [name for name in sources if getattr(config, name) is not None]
     if len(given) > 1:
         yield f"--{given[0]} and --{given[1]} both name the images: give one of them", given[0]
+    if config.max_token_length % 75:
+        problem = f"--max_token_length is {config.max_token_length}; it must be 75, 150 or 225"
+        yield problem, "max_token_length"
+    if config.masked_loss and config.dataset_name is not None:
+        problem = "--masked_loss needs masks, and those of a dataset are not read"
+        yield f"{problem}: save its images to a folder with NAME-masklabel.png beside them", "masked_loss"
+    if config.mask_dir is not None and config.concepts is not None:
+        problem = "--mask_dir is of one folder of images"
+        yield f"{problem}: give each entry of --concepts its mask_folder instead", "mask_dir"
     if config.max_train_steps is not None and config.num_train_epochs is not None:
         yield "--max_train_steps and --num_train_epochs mean the same: give one of them", "num_train_epochs"
     if config.with_prior_preservation and not (config.class_data_dir or config.concepts):
@@ -193,6 +235,10 @@ def check_paths(config) -> None:
     if folder is not None and folder.isprintable() and not os.path.isdir(folder):
         problem = f"{folder} is not a folder: --instance_data_dir must name a folder of images"
         raise ConfigError(problem, option="instance_data_dir")
+    masks = config.mask_dir
+    if masks is not None and masks.isprintable() and not os.path.isdir(masks):
+        problem = f"{masks} is not a folder: --mask_dir must name a folder of masks"
+        raise ConfigError(problem, option="mask_dir")
     concepts = config.concepts
     if concepts is not None and concepts.isprintable() and not os.path.isfile(concepts):
         problem = f"{concepts} is not a file: --concepts must name a JSON or TOML file"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.console import fail, program
-from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, options_of
+from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, in_home, options_of
 from gralora_diffusion.presets import BY_CARD, PRESETS, check_preset, preset_options
 
 HERE = Path(__file__).parent
@@ -69,6 +69,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=program(), allow_abbrev=False, formatter_class=Layout, **kwargs)
         self.register("type", int, whole_number)
         self.register("type", float, number)
+        self.register("type", Path, path_in_home)
 
     def parse_args(self, args=None, namespace=None):
         try:
@@ -144,6 +145,18 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"is {text!r}; it must be a number") from None
+
+
+def path_text(text: str) -> str:
+    """A path, or a hub id, with ~ replaced by the home folder."""
+    try:
+        return in_home(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"cannot be used: {error}") from None
+
+
+def path_in_home(text: str) -> Path:
+    return Path(path_text(text))
 
 
 def add_options(parser: argparse.ArgumentParser, cls, visible: tuple[str, ...] | None = None) -> None:
@@ -271,7 +284,7 @@ def to_config(parser: Parser, given: dict) -> TrainConfig:
         if "preset" in given:
             check_preset(given["preset"], given.get("pretrained_model_name_or_path"))
             given = preset_options(given.pop("preset")) | given
-        return from_flat(TrainConfig, expand(given))
+        return from_flat(TrainConfig, expand(given)).with_home()
     except ConfigError as error:
         parser.error(str(error))
 

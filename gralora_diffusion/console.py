@@ -55,10 +55,22 @@ def plain_warnings() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"{program()}: {message}\n"
 
 
+def no_telemetry() -> None:
+    """Keep onnxruntime, which other libraries import too, from sending events, unless the user chose."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def quiet_libraries() -> None:
     """Keep notes of libraries about themselves off the terminal; their errors stay."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def print_any_character() -> None:
+    """Print characters that the terminal's encoding lacks as escapes, such as emoji in cp1252."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def counted(number: int, noun: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import os
 import types
 import typing
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ FIELD_KINDS = (
     "folder",
     "file",
 )
+
+
+PATHS = ("images", "base_model", "dataset", "allocation", "adapter", "folder", "file")  # kinds of a path
 
 
 class ConfigError(ValueError):
@@ -191,6 +195,25 @@ def value_in(config, name: str):
 def needed(other: Option, wanted) -> str:
     """An option that another one needs, as a message names it."""
     return other.flag if wanted is True else f"{other.flag} {' or '.join(map(str, wanted))}"
+
+
+def in_home(path: str, name: str | None = None) -> str:
+    """A path with ~ or ~USER replaced by the home folder, where a shell has not done it, as in --option=~/x.
+
+    Raises ConfigError for a user who is not there.  name: of the option.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        found = os.path.expanduser(path)
+    except RuntimeError:
+        found = path
+    if found == path:
+        user = path.replace("\\", "/").partition("/")[0]
+        flag = f"--{name} is {path}, and " if name else f"{path}: "
+        problem = f"{flag}there is no home folder of {user}"
+        raise ConfigError(f"{problem}: write the whole path, or ./{path}", option=name)
+    return found
 
 
 def to_dict(config) -> dict:

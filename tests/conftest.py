@@ -8,6 +8,9 @@ from helpers import CLIP_CONFIG, IMAGENET
 from PIL import Image
 
 from gralora_diffusion import AdapterConfig
+from gralora_diffusion.console import no_telemetry
+
+no_telemetry()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -73,7 +73,9 @@ def test_contributing_names_files_and_tables_that_are_there():
         assert getattr(importlib.import_module(f"gralora_diffusion.{path.replace('/', '.')}"), table), table
 
 
-USAGE = {  # after [options]
+USAGE = {
+    "mask": "FOLDER",
+    "caption": "FOLDER --model MODEL",  # after [options]
     "sample": "--prompt TEXT",
     "convert": "--to FORMAT IN [IN ...] OUT",
     "extract": "TUNED BASE OUT",

@@ -17,7 +17,7 @@ import textwrap
 from argparse import Namespace
 from pathlib import Path
 
-from gralora_diffusion.command_line import Parser
+from gralora_diffusion.command_line import Parser, path_text
 from gralora_diffusion.console import fail, note
 from gralora_diffusion.evaluation.encoder_names import parse_encoder_name
 from gralora_diffusion.evaluation.metric import METRICS
@@ -82,18 +82,18 @@ def add_runs(group) -> None:
 
 def add_images(group) -> None:
     about = "folder with the training images; by default the bundled robot, which needs --prompts"
-    group.add_argument("--instance_data_dir", metavar="FOLDER", help=about)
+    group.add_argument("--instance_data_dir", metavar="FOLDER", type=path_text, help=about)
     about = "caption of images without one; with --subjects, {} stands for the class"
     group.add_argument("--instance_prompt", metavar="TEXT", help=about)
     about = "text file of prompts for a subject; without it, captioned images are held out"
     group.add_argument("--prompts", type=Path, metavar="FILE", help=about)
     about = "several subjects, each with its own runs; {} in --prompts stands for the class"
-    group.add_argument("--subjects", nargs="+", metavar="FOLDER[=CLASS]", help=about)
+    group.add_argument("--subjects", nargs="+", metavar="FOLDER[=CLASS]", type=path_text, help=about)
 
 
 def add_training(group) -> None:
     about = "the base model; by default the embedded one"
-    group.add_argument("--pretrained_model_name_or_path", metavar="BASE", help=about)
+    group.add_argument("--pretrained_model_name_or_path", metavar="BASE", type=path_text, help=about)
     about = "images per step; by default the base's"
     group.add_argument("--batch_size", type=int, help=about)
     group.add_argument("--resolution", type=int, help="side of the images; by default the base's")

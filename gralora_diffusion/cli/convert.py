@@ -15,7 +15,7 @@ import argparse
 import re
 from pathlib import Path
 
-from gralora_diffusion.command_line import Parser, strengths
+from gralora_diffusion.command_line import Parser, path_text, strengths
 from gralora_diffusion.console import fail, note
 from gralora_diffusion.formats.writers import DTYPES, WRITERS
 from gralora_diffusion.options import ConfigError
@@ -102,7 +102,7 @@ def note_left_out(converted) -> None:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(usage="%(prog)s [options] --to FORMAT IN [IN ...] OUT", description=__doc__)
     about = "adapter file, run folder, or PEFT folder; the format is detected from its keys"
-    parser.add_argument("adapters", metavar="IN", nargs="+", help=about)
+    parser.add_argument("adapters", metavar="IN", nargs="+", type=path_text, help=about)
     about = "the file to write; for peft a new folder; for merged either"
     parser.add_argument("output", metavar="OUT", type=Path, help=about)
     parser.add_argument("--to", required=True, choices=tuple(WRITERS), help="format to write")
@@ -116,7 +116,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_output_options(parser)
     about = "the base: to check that the adapter fits, and for kinds that depend on its weights, such as DoRA"
     about += "; merged uses the embedded base by default"
-    parser.add_argument("--pretrained_model_name_or_path", metavar="BASE", help=about)
+    parser.add_argument("--pretrained_model_name_or_path", metavar="BASE", type=path_text, help=about)
     args = parser.parse_args(argv)
     if args.rank is not None and args.energy is not None:
         parser.error("--rank and --energy both set the size: give one of them")

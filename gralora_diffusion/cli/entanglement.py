@@ -4,7 +4,6 @@ Accepts all training options (data, targets, precision, loss), and writes report
 PNG plots.
 """
 
-import functools
 import hashlib
 import json
 from pathlib import Path
@@ -106,7 +105,8 @@ def losses_by_timestep(setup, output: Path, bins: int) -> list:
     from gralora_diffusion.data.batches import plan_batches
     from gralora_diffusion.data.cache import Cache
     from gralora_diffusion.data.dataset import image_cache
-    from gralora_diffusion.sdxl.base import encode_prompts
+    from gralora_diffusion.sdxl.base import caption_encoder
+    from gralora_diffusion.sdxl.prompt_chunks import PromptRules
     from gralora_diffusion.training.loss import draw_noise
     from gralora_diffusion.training.objective import objective
 
@@ -114,7 +114,7 @@ def losses_by_timestep(setup, output: Path, bins: int) -> list:
     pipeline = setup.pipeline.to(accelerator.device)
     cache = image_cache(config) or Cache(output / "cache")
     batches = plan_batches(setup.images, setup.class_images, pipeline.vae, config, cache, accelerator)
-    encode = functools.partial(encode_prompts, pipeline)
+    encode = caption_encoder(pipeline, batches.captions(), PromptRules.of(config))
     models = pipeline.unet, pipeline.scheduler
     losses = []
     for i in range(bins):

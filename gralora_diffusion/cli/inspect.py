@@ -7,7 +7,7 @@ gralora inspect runs/my_dog --json              the same, and the whole header, 
 import argparse
 import json
 
-from gralora_diffusion.command_line import Parser
+from gralora_diffusion.command_line import Parser, path_text
 from gralora_diffusion.console import fail
 from gralora_diffusion.options import ConfigError
 
@@ -15,7 +15,7 @@ from gralora_diffusion.options import ConfigError
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(usage="%(prog)s [options] IN", description=__doc__)
     about = "adapter file of any tool, run folder, or PEFT folder"
-    parser.add_argument("adapter", metavar="IN", help=about)
+    parser.add_argument("adapter", metavar="IN", type=path_text, help=about)
     parser.add_argument("--header", action="store_true", help="print the whole header too")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     args = parser.parse_args(argv)

@@ -9,6 +9,8 @@ from gralora_diffusion import __version__, console
 COMMANDS = {
     "train": "train an adapter on your images",
     "sample": "generate images with a trained adapter",
+    "mask": "make masks of the subject for --masked_loss",
+    "caption": "write captions beside images, by a captioning model or a tagger",
     "ui": "train, sample, compare and export in a browser",
     "convert": "convert adapters for other tools, combine several, or merge them into a base model",
     "extract": "extract an adapter from the difference between a fine-tuned model and its base",
@@ -34,6 +36,7 @@ EXAMPLE = "gralora train --instance_data_dir photos/my_dog --instance_prompt 'a 
 def main(argv: list[str] | None = None) -> None:
     """Run `gralora COMMAND ...`; argv is without the program's name.  Exits with 2 for a mistake."""
     argv = sys.argv[1:] if argv is None else argv
+    console.print_any_character()
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return
@@ -49,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     console.set_program(f"gralora {name}")
     console.quiet_libraries()
+    console.no_telemetry()
     console.plain_warnings()
     if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # no holes between tensors

@@ -1,155 +1,180 @@
-"""Generate images from prompts, with a trained adapter or with the base model alone.
+"""Generate images from prompts, with trained adapters or with the base model alone.
 
-Writes one grid of all images, and each image as its own file in a folder named as OUTPUT without .png.
+Writes one grid of all images, and each image as its own file in a folder named as OUTPUT without .png. The
+files hold their settings as text that AUTOMATIC1111's web UI and ComfyUI read. Few-step bases and adapters
+need their scheduler: Lightning --scheduler lightning with its 2, 4 or 8 steps and guidance 1; LCM --scheduler
+lcm, 4 to 8 steps, guidance 1 to 2; Turbo --scheduler turbo, 1 to 4 steps, guidance 1, --size 512x512.
 """
 
 import argparse
 import contextlib
 from pathlib import Path
 
-from gralora_diffusion.command_line import Parser, strengths
+from gralora_diffusion.checks import LEAST_SIDE, check_side, parse_size
+from gralora_diffusion.command_line import Parser, path_text, strengths
 from gralora_diffusion.config import EMBEDDED_DEFAULTS, SDXL_DEFAULTS
-from gralora_diffusion.console import counted, fail
-from gralora_diffusion.options import ConfigError
+from gralora_diffusion.config.choices import PRECISIONS, SAMPLERS
+from gralora_diffusion.console import fail
+from gralora_diffusion.options import ConfigError, TrainingError
 
 EXAMPLE = """example:
   gralora sample --adapter runs/my_dog --prompt "a photo of sks dog on the beach|a drawing of sks dog" \\
       --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 --compare --output dog.png
 """
+MOST_SEEDS = 1000
 
 
 def main(argv: list[str]) -> None:
     args = parse(argv)
-    prompts = [prompt.strip() for prompt in args.prompt.split("|")]
+    for path in args.adapter:
+        if not Path(path).exists():
+            fail(f"--adapter {path} does not exist: give a run folder or an adapter file")
     try:
-        for path in args.adapter:
-            if not Path(path).exists():
-                fail(f"--adapter {path} does not exist: give a run folder or an adapter file")
-        args.output.with_suffix("").mkdir(parents=True, exist_ok=True)
-        rows = generate(args, prompts)
-        columns = [prompt for prompt in prompts for _ in range(args.num_images)]
-        save(rows, columns, args.output)
+        from gralora_diffusion.cli.sample_images import generate_all
+
+        generate_all(args)
     except ConfigError as error:
-        with contextlib.suppress(OSError):
-            args.output.with_suffix("").rmdir()  # where it is empty
         fail(str(error))
+    except TrainingError as error:
+        fail(str(error), code=1)
     except OSError as error:
         fail(f"{args.output} cannot be written: {error.strerror or error}; choose another --output")
+    finally:
+        with contextlib.suppress(OSError):
+            args.output.with_suffix("").rmdir()  # where it is empty
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     usage = "%(prog)s [options] --prompt TEXT"
     parser = Parser(usage=usage, description=__doc__, epilog=EXAMPLE)
-    group = parser.add_argument_group("Adapter and prompts")
+    add_adapter_options(parser.add_argument_group("Adapter and prompts"))
+    add_image_options(parser.add_argument_group("Images"))
+    add_file_options(parser.add_argument_group("Files, memory and speed"))
+    args = parser.parse_args(argv)
+    for name in ("num_inference_steps", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    if args.num_images is not None and args.num_images < 1:
+        parser.error(f"--num_images is {args.num_images}; it must be at least 1")
+    if args.guidance_scale is not None and not 0 <= args.guidance_scale <= 1000:
+        parser.error(f"--guidance_scale is {args.guidance_scale}; it must be from 0 to 1000")
+    if args.prompt is None and args.prompt_file is None:
+        parser.error("--prompt is required, or a --prompt_file")
+    if args.prompt is not None and args.prompt_file is not None:
+        parser.error("--prompt and --prompt_file both name the prompts: give one of them")
+    if args.output.suffix != ".png":
+        parser.error(f"--output is {args.output}; it must end in .png")
+    if args.compare and not args.adapter:
+        parser.error("--compare needs an adapter to compare with the base model: add --adapter")
+    args.strength = strengths(parser, args.strength, max(1, len(args.adapter)))
+    try:
+        args.size = size_of(args)
+        args.seeds = seeds_of(args.seed, args.num_images)
+    except ConfigError as error:
+        parser.error(str(error))
+    return args
+
+
+def add_adapter_options(group) -> None:
     about = "run folder or adapter file of any tool; can be repeated; without it, only the base model is used"
-    group.add_argument("--adapter", metavar="PATH", action="append", default=[], help=about)
+    group.add_argument("--adapter", metavar="PATH", type=path_text, action="append", default=[], help=about)
     about = "what to generate; | separates several prompts"
-    group.add_argument("--prompt", metavar="TEXT", required=True, help=about)
+    group.add_argument("--prompt", metavar="TEXT", help=about)
+    about = (
+        "prompts from a text file, one a line; # begins a comment; a line may end in settings of its own, "
+    )
+    about += "--n NEGATIVE --w WIDTH --h HEIGHT --d SEED --s STEPS --l GUIDANCE"
+    group.add_argument("--prompt_file", metavar="FILE", type=Path, help=about)
+    about = "what the images should not show; needs a guidance scale above 1"
+    group.add_argument("--negative_prompt", metavar="TEXT", default="", help=about)
+    about = "brackets in prompts are plain text; by default (words:1.2), (words) and [words] set weights"
+    group.add_argument("--plain_prompts", action="store_true", help=about)
+    about = "layer of the text encoders, 2: second-to-last (default: as the adapters were trained, or 2)"
+    group.add_argument("--clip_skip", metavar="INT", type=int, help=about)
     about = "0 is the base model, 1 the adapter as trained; for several adapters, such as 1,0.6 (default: 1)"
     group.add_argument("--strength", metavar="FLOAT[,FLOAT...]", default="1", help=about)
     about = "generate the base model's images too, in a row above the adapter's"
     group.add_argument("--compare", action="store_true", help=about)
     about = "the base model: a folder, a .safetensors file or a hub id (default: the embedded one)"
-    group.add_argument("--pretrained_model_name_or_path", metavar="PATH", help=about)
+    group.add_argument("--pretrained_model_name_or_path", metavar="PATH", type=path_text, help=about)
+    about = "another VAE, for instance madebyollin/sdxl-vae-fp16-fix"
+    group.add_argument("--pretrained_vae_model_name_or_path", metavar="PATH", type=path_text, help=about)
+    group.add_argument("--revision", metavar="TEXT", help="revision of the base on the hub")
+    group.add_argument("--variant", metavar="TEXT", help="variant of the base's files, for instance fp16")
+    about = "folder for downloads from the hub"
+    group.add_argument("--cache_dir", metavar="FOLDER", type=path_text, help=about)
 
-    group = parser.add_argument_group("Images")
-    group.add_argument("--num_images", metavar="INT", type=int, default=4, help="per prompt (default: 4)")
-    about = "image n starts from the noise of seed + n (default: 0)"
-    group.add_argument("--seed", metavar="INT", type=int, default=0, help=about)
+
+def add_image_options(group) -> None:
+    group.add_argument("--num_images", metavar="INT", type=int, help="per prompt (default: 4)")
+    about = "image n uses the noise of seed + n; or a seed for each image, as 1,2,3 or 10-13 (default: 0)"
+    group.add_argument("--seed", metavar="INT[,INT...]", default="0", help=about)
+    about = "size of the images in pixels, multiples of 8 (default: the base's own)"
+    group.add_argument("--size", metavar="WIDTHxHEIGHT", help=about)
+    group.add_argument("--width", metavar="INT", type=int, help="width alone, with --height")
+    group.add_argument("--height", metavar="INT", type=int, help="height alone, with --width")
     about = "denoising steps (default: 25)"
     group.add_argument("--num_inference_steps", metavar="INT", type=int, default=25, help=about)
     embedded = EMBEDDED_DEFAULTS["guidance_scale"]
     sdxl = SDXL_DEFAULTS["guidance_scale"]
     about = f"higher follows the prompt more closely (default: {sdxl:g}; embedded base {embedded:g})"
     group.add_argument("--guidance_scale", metavar="FLOAT", type=float, help=about)
+    about = f"how noise is removed (default: the base's own): {', '.join(SAMPLERS)}"
+    group.add_argument("--scheduler", metavar="NAME", type=scheduler_name, choices=SAMPLERS, help=about)
 
-    group = parser.add_argument_group("Files, memory and speed")
+
+def add_file_options(group) -> None:
     about = "the grid, a .png file (default: sample.png)"
     group.add_argument("--output", metavar="FILE", type=Path, default=Path("sample.png"), help=about)
+    about = "write the grid beside the single images (default: yes)"
+    group.add_argument("--grid", action=argparse.BooleanOptionalAction, default=True, help=about)
     about = "images generated at once; it changes speed and memory, not the images (default: 4)"
     group.add_argument("--batch_size", metavar="INT", type=int, default=4, help=about)
-
-    args = parser.parse_args(argv)
-    for name in ("num_images", "num_inference_steps", "batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
-    if args.output.suffix != ".png":
-        parser.error(f"--output is {args.output}; it must end in .png")
-    if args.compare and not args.adapter:
-        parser.error("--compare needs an adapter to compare with the base model: add --adapter")
-    args.strength = strengths(parser, args.strength, max(1, len(args.adapter)))
-    return args
+    about = "precision of the computation (default: fp16 on a GPU, no on the CPU); the VAE computes in fp32"
+    group.add_argument("--mixed_precision", choices=PRECISIONS, metavar="{no,fp16,bf16}", help=about)
 
 
-def generate(args: argparse.Namespace, prompts: list[str]) -> dict[str, list]:
-    """{label of a row: its images}"""
-    from gralora_diffusion import load_sdxl
-    from gralora_diffusion.adapters.control import bake_in
-    from gralora_diffusion.devices import best_device, drawing_dtype
-    from gralora_diffusion.sdxl.objective import objective_of_scheduler, objective_text
-    from gralora_diffusion.sdxl.placement import bring
-    from gralora_diffusion.sdxl.sampling import as_trained, sample
-
-    base = args.pretrained_model_name_or_path
-    guidance = args.guidance_scale
-    if guidance is None:
-        guidance = (SDXL_DEFAULTS if base else EMBEDDED_DEFAULTS)["guidance_scale"]
-    settings = dict(
-        seed=args.seed,
-        num_images=args.num_images,
-        num_inference_steps=args.num_inference_steps,
-        guidance_scale=guidance,
-        batch_size=args.batch_size,
-        device=best_device(),
-    )
-    pipeline = load_sdxl(base, dtype=drawing_dtype(best_device()))
-    rows = {}
-    if args.compare or not args.adapter:
-        rows["base"] = sample(pipeline, prompts, **settings)
-    if args.adapter:
-        bring(pipeline, ("unet",), best_device(), 0)
-        facts = load_all(pipeline, args.adapter, args.strength)
-        if not any(own["config"]["tlora"] for own in facts):  # T-LoRA's active ranks depend on the timestep
-            bake_in(pipeline.unet)
-        scheduler = as_trained(pipeline.scheduler, **common_objective(facts))
-        print(f"prediction: {objective_text(objective_of_scheduler(scheduler.config))}")
-        label = "strength " + ", ".join(f"{strength:g}" for strength in args.strength)
-        rows[label] = sample(pipeline, prompts, **settings, scheduler=scheduler)
-    return rows
+def scheduler_name(text: str) -> str:
+    """euler_a for "Euler a"."""
+    return text.strip().lower().replace(" ", "_")
 
 
-def load_all(pipeline, paths: list[str], strengths: list[float]) -> list[dict]:
-    """The facts of the adapters, which are now in the pipeline, each under a name of its own."""
-    from gralora_diffusion import load_adapter
-
-    facts = []
-    for number, (path, strength) in enumerate(zip(paths, strengths, strict=True)):
-        facts.append(load_adapter(pipeline, path, strength, name=f"adapter {number + 1}"))
-    return facts
-
-
-def common_objective(facts: list[dict]) -> dict:
-    """What the adapters were trained to predict.  Raises ConfigError where they differ."""
-    from gralora_diffusion.sdxl.objective import objective_text
-
-    known = [own["objective"] for own in facts if own.get("objective")]
-    for objective in known:
-        if objective != known[0]:
-            problem = f"one is for {objective_text(known[0])}, another for {objective_text(objective)}"
-            raise ConfigError(f"the adapters cannot be used together: {problem}")
-    return known[0] if known else {}
+def size_of(args: argparse.Namespace) -> tuple[int, int] | None:
+    """(height, width) of --size, or of --width and --height.  Raises ConfigError."""
+    given = args.width is not None, args.height is not None
+    if args.size is not None and any(given):
+        raise ConfigError("--size and --width or --height name the same: give one of them")
+    if args.size is not None:
+        return parse_size(args.size)
+    if not any(given):
+        return None
+    if not all(given):
+        missing = "--height" if given[0] else "--width"
+        raise ConfigError(
+            f"{missing} is missing: --width and --height go together, from {LEAST_SIDE} pixels on"
+        )
+    return check_side(args.height, "--height"), check_side(args.width, "--width")
 
 
-def save(rows: dict[str, list], columns: list[str], output: Path) -> None:
-    """Write the sheet, with a caption for each column, and the single images; print where they are."""
-    from gralora_diffusion.sdxl.sampling import sheet
-
-    folder = output.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    counts = []
-    for label, images in rows.items():
-        counts.append(f"{counted(len(images), 'image')} of {label}")
-        for i, image in enumerate(images):
-            image.save(folder / f"{label.replace(' ', '-')}-{i:03d}.png")
-    sheet(rows, columns).save(output)
-    print(f"{output}: {' and '.join(counts)}; single images in {folder}/")
+def seeds_of(text: str, num_images: int | None) -> list[int]:
+    """The seed of each image of a prompt.  Raises ConfigError."""
+    problem = f"--seed is {text!r}; it must be whole numbers from 0, as 7 or 1,2,3 or 10-13"
+    seeds = []
+    parts = text.split(",")
+    for part in parts:
+        first, dash, last = part.strip().partition("-")
+        if not all(word.isascii() and word.isdigit() and len(word) < 19 for word in (first, last or "0")):
+            raise ConfigError(problem, option="seed")
+        end = int(last) if last else int(first)
+        if (dash and not last) or not 0 <= end - int(first) < MOST_SEEDS:
+            raise ConfigError(f"{problem}, at most {MOST_SEEDS:,}", option="seed")
+        seeds += range(int(first), end + 1)
+    if len(seeds) > MOST_SEEDS:
+        raise ConfigError(f"{problem}, at most {MOST_SEEDS:,}", option="seed")
+    if len(parts) == 1 and "-" not in text:
+        return [seeds[0] + n for n in range(4 if num_images is None else num_images)]
+    if num_images not in (None, len(seeds)):
+        raise ConfigError(
+            f"--seed names {len(seeds)} seeds, and --num_images is {num_images}: drop one of the two"
+        )
+    return seeds

@@ -10,6 +10,13 @@ QUANTIZED = ("int8-torchao", "nf4-torchao")
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 DENSITIES = ("uniform", "logit_normal")
 CAPTION_LINES = ("first", "join", "random")
+SAMPLERS = (  # of sdxl/schedulers.py
+    "euler", "euler_karras", "euler_a", "heun", "heun_karras", "dpm2", "dpm2_karras", "dpm2_a",
+    "dpm2_a_karras", "lms", "lms_karras", "ddim", "ddpm", "pndm", "dpm++_2m", "dpm++_2m_karras",
+    "dpm++_2m_sde", "dpm++_2m_sde_karras", "dpm++_3m_sde", "dpm++_3m_sde_karras", "dpm++_2s",
+    "dpm++_2s_karras", "dpm++_sde", "dpm++_sde_karras", "deis", "unipc", "sa_solver", "lcm", "tcd",
+    "lightning", "turbo",
+)  # fmt: skip
 PRECISIONS = ("no", "fp16", "bf16")
 LOSSES = ("l2", "huber", "smooth_l1")
 HUBER_SCHEDULES = ("snr", "exponential", "constant")

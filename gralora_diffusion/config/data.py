@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gralora_diffusion.config.choices import BAD, CAPTION_LINES, INTERPOLATIONS, MODEL
-from gralora_diffusion.config.groups import SHUFFLED, base, data, dataset, images, prior, start
+from gralora_diffusion.config.groups import MASKED, SHUFFLED, base, data, dataset, images, prior, start
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,25 @@ class DataOptions:
     )
     shuffle_captions: bool = data(False, "train on up to eight orders of each caption's comma-separated tags")
     keep_tokens: int = data(0, "tags at the front that are not shuffled", at_least=0, needs=SHUFFLED)
+    max_token_length: int = data(
+        225, "tokens of a caption that are read, in chunks of 75: 75, 150 or 225", at_least=75, at_most=225
+    )
+    weighted_captions: bool = data(False, "read (words:1.2), (words) and [words] in captions as weights")
+    clip_skip: int = data(
+        2, "the text encoders' layer that is used: 2 is the second-to-last", at_least=1, at_most=12
+    )
     caption_lines: str = images(
         "first",
         "lines to use of a caption file: the first, all joined, or a random one",
         choices=CAPTION_LINES,
     )
     caption_wildcards: bool = data(False, "draw one of the words of {red|blue} in a caption at each use")
+    mask_dir: str | None = images(
+        None,
+        "folder of masks with the images' names; by default NAME-masklabel.png beside NAME.png, or its alpha",
+        kind="images",
+        needs=MASKED,
+    )
     image_interpolation_mode: str = data("lanczos", "how images are resized", choices=INTERPOLATIONS)
     on_bad_image: str = data("stop", "stop at unusable files, or skip them", choices=BAD, resumable=True)
     dataset_name: str | None = data(

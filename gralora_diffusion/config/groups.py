@@ -33,6 +33,7 @@ gora = in_group("Ranks from gradients", needs={"allocate": True, "allocation": T
 tracking = in_group("Hub and trackers", resumable=True)
 
 SHUFFLED, RECOMPUTED = {"shuffle_captions": True}, {"gradient_checkpointing": True}
+MASKED = {"masked_loss": True}
 EVALUATED = {"validation_steps": True, "validation_epochs": True}
 STEPPED = {"lr_scheduler": (STEP_RULES,)}
 ADAMW, NO_AVERAGE = {"optimizer": ("AdamW",)}, {"optimizer": ("AdamW", "Prodigy", "Adafactor")}

@@ -15,6 +15,7 @@ from gralora_diffusion.config.choices import (
 )
 from gralora_diffusion.config.groups import (
     ADAMW,
+    MASKED,
     NO_AVERAGE,
     STEPPED,
     WARMUP,
@@ -83,6 +84,10 @@ class LearningOptions:
     )
     huber_schedule: str = huber(
         "snr", "c by timestep: from near 1 with little noise to huber_c; or constant", choices=HUBER_SCHEDULES
+    )
+    masked_loss: bool = loss(False, "train only on what the images' masks select, each image's area alike")
+    mask_background_weight: float = loss(
+        0.0, "weight of what a mask does not select", at_least=0, at_most=1, needs=MASKED
     )
     allocate: str | None = ranks(
         None, "rule that gives each layer its rank, at the parameter count of --rank", choices=ALLOCATE

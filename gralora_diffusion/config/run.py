@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gralora_diffusion.config.choices import PRECISIONS, QUANTIZED, TRACKERS, by_base
+from gralora_diffusion.config.choices import PRECISIONS, QUANTIZED, SAMPLERS, TRACKERS, by_base
 from gralora_diffusion.config.groups import (
     CACHE,
     RECOMPUTED,
@@ -52,6 +52,15 @@ class RunOptions:
     num_inference_steps: int = samples(25, "denoising steps of a sample image", at_least=1)
     guidance_scale: float | None = samples(
         None, f"guidance scale of the sample images; {by_base('guidance_scale')}", at_least=0
+    )
+    validation_negative_prompt: str | None = samples(
+        None, "what the sample images should not show", kind="text"
+    )
+    validation_size: str | None = samples(
+        None, "WIDTHxHEIGHT of the sample images, such as 832x1216; by default a square of --resolution"
+    )
+    validation_scheduler: str | None = samples(
+        None, "scheduler of the sample images; by default the base's", choices=SAMPLERS
     )
     validation_steps: int | None = samples(
         None, "also generate sample images, and evaluate, every N steps", at_least=1

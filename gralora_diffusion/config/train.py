@@ -11,7 +11,7 @@ from gralora_diffusion.config.learning import LearningOptions
 from gralora_diffusion.config.noise import NoiseOptions
 from gralora_diffusion.config.run import RunOptions
 from gralora_diffusion.config.stopping import StoppingOptions
-from gralora_diffusion.options import check_needs, check_rules
+from gralora_diffusion.options import PATHS, check_needs, check_rules, in_home, options_of
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,23 @@ class TrainConfig(NoiseOptions, LearningOptions, StoppingOptions, RunOptions, Da
         """What names and cards call the adapter: gora where a plain LoRA starts as GoRA does."""
         return "gora" if self.adapter.method == "lora" and self.gora_init == "random" else self.adapter.method
 
+    def with_home(self) -> "TrainConfig":
+        """~ in paths replaced by the home folder.  Raises ConfigError, see in_home()."""
+        changed = {}
+        for name, about in options_of(TrainConfig).items():
+            value = getattr(self, name, None)
+            is_path = about.kind in PATHS or name == "resume_from_checkpoint"
+            if is_path and isinstance(value, str) and value.startswith("~"):
+                changed[name] = in_home(value, name)
+        return dataclasses.replace(self, **changed) if changed else self
+
     def resolved(self) -> "TrainConfig":
-        """Fill the options that depend on the base: the embedded one and SDXL need other values."""
+        """Fill the options that depend on the base: the embedded one and SDXL need other values.
+
+        Paths are with_home().
+        """
+        if (expanded := self.with_home()) is not self:
+            return expanded.resolved()
         filled = dict(EMBEDDED_DEFAULTS if self.pretrained_model_name_or_path is None else SDXL_DEFAULTS)
         if self.optimizer == "Prodigy":
             filled["learning_rate"] = 1.0

@@ -18,6 +18,7 @@ import torch
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.cache import Cache
+from gralora_diffusion.data.cached_masks import with_cached_masks
 from gralora_diffusion.data.captions import Variation, forms_of
 from gralora_diffusion.data.encode import CachedImage, LatentKeys, Shape, cached_images
 from gralora_diffusion.data.image_folder import TrainingImage
@@ -40,6 +41,7 @@ class Example:
     time_ids: torch.Tensor  # [6]
     weight: float  # of its loss
     position: int  # the key of its noise and timestep
+    mask: torch.Tensor | None = None  # [h/8, w/8] in [0, 1]; None: the whole image counts
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def examples_at(plan: BatchPlan, positions: Sequence[int]) -> list[Example]:
         cached = shuffled(plan.instance[bucket], number, seed, bucket, config.repeats)
         caption = caption_at(cached.image.caption, position, seed, variation_of(cached.image, config))
         moments, time_ids = cached.crop_at(plan.cache, seed, position)
-        examples.append(Example(cached.image.path, caption, moments, time_ids, 1.0, position))
+        mask = cached.mask_at(plan.cache, seed, position)
+        examples.append(Example(cached.image.path, caption, moments, time_ids, 1.0, position, mask))
         class_sets.append(cached.image.class_set)
     for position, (bucket, number), class_set in zip(positions, places, class_sets, strict=True):
         if class_set not in plan.classes:
@@ -165,7 +168,12 @@ def plan_batches(
     for buckets in (instance, *classes.values()):
         for shape, members in buckets.items():
             jobs += [(image, shape) for image in members]
-    cached = iter(cached_images(jobs, vae, config, cache, accelerator, keys))
+    found = cached_images(jobs, vae, config, cache, accelerator, keys)
+    if config.masked_loss:
+        shapes = [shape for _, shape in jobs]
+        scale = 2 ** (len(vae.config.block_out_channels) - 1)
+        found = with_cached_masks(list(zip(found, shapes, strict=True)), config, scale, cache, accelerator)
+    cached = iter(found)
 
     def take(buckets: dict[Shape, list]) -> tuple[list[CachedImage], ...]:
         return tuple(repeated(list(itertools.islice(cached, len(members)))) for members in buckets.values())

@@ -1,7 +1,7 @@
 """A cache on disk, by content: latents, prompt embeddings, and facts about image files.
 
     FOLDER/latents/ab/ab12....safetensors     the key is a hash of pixels, crops and the VAE's weights
-    FOLDER/prompts/..., FOLDER/images/...
+    FOLDER/masks/..., FOLDER/prompts/..., FOLDER/images/...
 
 Runs may share a folder at the same time: an entry is complete or absent, and equal keys mean equal content.
 The first axis of an entry's tensors counts its rows; each row has its own SHA-256, so that one can be read

@@ -196,12 +196,3 @@ def orders(caption: str, shuffle: bool, keep: int) -> list[str]:
         shuffled = [tags[keep + i] for i in order]
         forms[", ".join(tags[:keep] + shuffled)] = None
     return list(forms)
-
-
-def tokens_cut(pipeline, caption: str) -> int:
-    """How many tokens of a caption the text encoders do not read: they read 77, start and end included."""
-    extra = []
-    for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
-        tokens = tokenizer(caption, truncation=False).input_ids
-        extra.append(len(tokens) - tokenizer.model_max_length)
-    return max(0, *extra)

@@ -15,11 +15,13 @@ from gralora_diffusion.data.image_folder import TrainingImage, find_images
 from gralora_diffusion.data.images import EXTENSIONS, bucket_of
 from gralora_diffusion.data.listing import has_images, listing, numbered, printable, resolved
 from gralora_diffusion.devices import release_unused
-from gralora_diffusion.files import complete_or_absent
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.sdxl.base import resolution_of
+from gralora_diffusion.sdxl.image_text import save_image
 from gralora_diffusion.sdxl.load import load_sdxl
+from gralora_diffusion.sdxl.prompt_chunks import PENULTIMATE
 from gralora_diffusion.sdxl.sampling import generate
+from gralora_diffusion.sdxl.sampling_settings import SamplingSettings
 from gralora_diffusion.seeding import generator
 
 GENERATED = re.compile(r"class-([0-9a-f]{12})-(\d{5})\.png")
@@ -184,6 +186,8 @@ def fingerprint_of(config: TrainConfig, dtype: torch.dtype) -> str:
         config.variant,
     )
     how = config.seed, config.resolution, str(dtype), config.num_inference_steps, config.guidance_scale
+    if config.clip_skip != PENULTIMATE or config.weighted_captions:
+        how += config.clip_skip, config.weighted_captions
     return key_of("class", *base, config.class_prompt, *how)[:12]
 
 
@@ -220,14 +224,16 @@ def generate_missing(
         seeds = [generator(config.seed, SEEDS, i).initial_seed() for i in batch]
         wanted = [(config.class_prompt, seed) for seed in seeds]
         steps, guidance = config.num_inference_steps, config.guidance_scale
-        made = generate(pipeline, wanted, steps, guidance, len(batch), shape, device=device)
+        reading = dict(clip_skip=config.clip_skip, weighted_prompts=config.weighted_captions)
+        settings = SamplingSettings(steps, guidance, shape, **reading)
+        # without texts, which name this version: a run knows its class images by the bytes of their files
+        made = generate(pipeline, wanted, settings, len(batch), device=device)
         for i, image in zip(batch, made, strict=True):
             if all(low == high for low, high in image.getextrema()):
                 problem = f"class image {i} has a single color, as after an overflow"
                 raise TrainingError(f"{problem}: use --prior_generation_precision fp32")
             try:
-                with complete_or_absent(folder / f"class-{fingerprint}-{i:05d}.png") as file:
-                    image.save(file, "PNG")
+                save_image(image, folder / f"class-{fingerprint}-{i:05d}.png")
             except OSError as error:
                 problem = f"--class_data_dir {folder} cannot be written: {error}"
                 raise ConfigError(problem, option="class_data_dir") from None

@@ -13,11 +13,11 @@ from pathlib import Path
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.listing import has_images, listing, numbered, printable, reason_of
 from gralora_diffusion.data.text_files import read_text
-from gralora_diffusion.options import ConfigError, did_you_mean, from_dict
+from gralora_diffusion.options import ConfigError, did_you_mean, from_dict, in_home
 
 EXAMPLE = Path(__file__).parent.parent / "example"  # six images of a robot, made for this project
 EXAMPLE_PROMPT = "a photo of sks robot"
-FOLDER, CLASS_FOLDER = "folder", "class_folder"
+FOLDER, CLASS_FOLDER, MASK_FOLDER = "folder", "class_folder", "mask_folder"
 CLASS_KEYS = (CLASS_FOLDER, "class_prompt", "num_class_images")
 KEYS = {  # of an entry: the option that it stands for
     FOLDER: "instance_data_dir",
@@ -26,6 +26,7 @@ KEYS = {  # of an entry: the option that it stands for
     **{name: name for name in ("repeats", "class_prompt", "num_class_images", "caption_column")},
     **{name: name for name in ("caption_dropout", "shuffle_captions", "keep_tokens")},
     **{name: name for name in ("caption_lines", "caption_wildcards")},
+    MASK_FOLDER: "mask_dir",
 }
 MAX_BYTES = 2**20  # of the file
 
@@ -129,7 +130,7 @@ def from_entry(entry, base: Path, config: TrainConfig) -> list[Concept]:
         if key not in KEYS:
             meant = did_you_mean(key, KEYS) or f"; the keys are {', '.join(KEYS)}"
             raise ConfigError(f"unknown key {key!r}{meant}")
-    for key in (FOLDER, CLASS_FOLDER, "prompt", "class_prompt"):
+    for key in (FOLDER, CLASS_FOLDER, MASK_FOLDER, "prompt", "class_prompt"):
         if key in entry and not (isinstance(entry[key], str) and entry[key].strip()):
             raise ConfigError(f"{key} is {entry[key]!r}; it must be text")
     if FOLDER not in entry:
@@ -142,7 +143,9 @@ def from_entry(entry, base: Path, config: TrainConfig) -> list[Concept]:
         raise ConfigError(f"it has {of_class[0]}, which needs --with_prior_preservation")
     if "class_prompt" in entry and not (CLASS_FOLDER in entry or config.class_data_dir):
         raise ConfigError("it has class_prompt without class_folder")
-    values = {KEYS[key]: value for key, value in entry.items()}
+    if MASK_FOLDER in entry and not config.masked_loss:
+        raise ConfigError(f"it has {MASK_FOLDER}, which needs --masked_loss")
+    values = {KEYS[key]: value for key, value in entry.items() if key != MASK_FOLDER}
     if "keep_tokens" in entry:
         values = {"shuffle_captions": True} | values
     from_dict(TrainConfig, values)  # for the types of the values
@@ -150,6 +153,10 @@ def from_entry(entry, base: Path, config: TrainConfig) -> list[Concept]:
     given["concepts"] = None
     if CLASS_FOLDER in entry:
         given["class_data_dir"] = str(path_in(base, entry[CLASS_FOLDER]))
+    if MASK_FOLDER in entry:
+        given["mask_dir"] = str(path_in(base, entry[MASK_FOLDER]))
+        if not Path(given["mask_dir"]).is_dir():
+            raise ConfigError(f"its {MASK_FOLDER} {printable(given['mask_dir'])} is not a folder")
     class_folder = given.get("class_data_dir", config.class_data_dir)
     given["with_prior_preservation"] = config.with_prior_preservation and class_folder is not None
     own = dataclasses.replace(config, **given)
@@ -160,7 +167,7 @@ def path_in(base: Path, text: str) -> Path:
     """A path of the file, relative to its folder. Raises ConfigError where it cannot be one."""
     if "\0" in text:
         raise ConfigError("a path has a NUL character")
-    return base / Path(text).expanduser()
+    return base / in_home(text)
 
 
 def image_folders(config: TrainConfig) -> list[Path]:

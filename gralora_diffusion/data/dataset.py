@@ -18,6 +18,7 @@ from gralora_diffusion.data.concepts import (
 from gralora_diffusion.data.hub_dataset import find_rows
 from gralora_diffusion.data.image_folder import TrainingImage, find_images, some
 from gralora_diffusion.data.listing import has_images, listing, numbered, printable
+from gralora_diffusion.data.masked_images import check_masks, with_masks
 from gralora_diffusion.data.wildcards import has_wildcards
 from gralora_diffusion.options import ConfigError
 
@@ -47,9 +48,11 @@ def instance_images(config: TrainConfig, cache: Cache | None = None) -> list[Tra
     for number, concept in enumerate(concepts):
         own = concept.config
         check_holds_images(concept)
-        images = find_images(
-            concept.folder, own.instance_prompt, column=own.caption_column, lines=own.caption_lines, **common
-        )
+        masks = mask_folder_of(concept)
+        how = dict(column=own.caption_column, lines=own.caption_lines, mask_folder=masks)
+        images = find_images(concept.folder, own.instance_prompt, **how, **common)
+        if config.masked_loss:
+            images = with_masks(images, concept.folder, masks, **common)
         note_wildcards(images, own)
         about = dict(repeats=concept.repeats, concept=number)
         if config.concepts is not None:
@@ -57,7 +60,23 @@ def instance_images(config: TrainConfig, cache: Cache | None = None) -> list[Tra
             about["class_set"] = keys.index(concept.class_key) if concept.class_key else -1
         found += [dataclasses.replace(image, **about) for image in images]
     note_subfolders(config)
+    if config.masked_loss:
+        check_masks(found)
     return found
+
+
+def mask_folder_of(concept: Concept) -> Path | None:
+    """The folder of masks of a concept: for a subfolder such as "10_sks dog", that of its name, if any."""
+    if concept.config.mask_dir is None:
+        return None
+    folder = Path(concept.config.mask_dir)
+    if not folder.is_dir():
+        problem = f"{printable(folder)} is not a folder: --mask_dir must name a folder of masks"
+        raise ConfigError(problem, option="mask_dir")
+    own = folder / concept.folder.name
+    if concept.numbered:
+        return own if own.is_dir() else None
+    return folder
 
 
 def check_columns(concepts: list[Concept]) -> None:
@@ -88,7 +107,8 @@ def note_subfolders(config: TrainConfig) -> None:
     if config.concepts is not None or config.instance_data_dir is None:
         return
     folder = Path(config.instance_data_dir)
-    if names := left_out(folder):
+    masks = Path(config.mask_dir).name if config.mask_dir else None
+    if names := [name for name in left_out(folder) if name != masks]:
         note(f"{folder} has subfolders without repeats in their names, which are left out: {some(names)}")
     if has_images(folder) and numbered(folder):
         names = some([path.name for path, _, _ in numbered(folder)])

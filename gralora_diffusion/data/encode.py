@@ -11,11 +11,18 @@ from tqdm import tqdm
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, key_of, weights_hash
-from gralora_diffusion.data.captions import tokens_cut
+from gralora_diffusion.data.captions import LINES
 from gralora_diffusion.data.image_folder import TrainingImage, in_threads, printable
 from gralora_diffusion.data.images import CROPS, crops_of
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.base import encode_images, encode_prompts
+from gralora_diffusion.sdxl.base import CAPTIONS, encode_images, encode_prompts
+from gralora_diffusion.sdxl.prompt_chunks import (
+    PENULTIMATE,
+    PromptRules,
+    Reading,
+    common_chunks,
+    read_prompt,
+)
 from gralora_diffusion.seeding import generator
 
 CROP = 3  # in a generator's key: it chooses a crop
@@ -30,13 +37,26 @@ class CachedImage:
     image: TrainingImage
     keys: tuple[str, ...]  # the entries of its crops: as they are, and mirrored
     rows: int  # crops in each entry
+    mask_keys: tuple[str, ...] = ()  # the entries of its mask, if it has one
+    crops: tuple[int, ...] | None = None  # numbers of the crops in use; None: all
+
+    def crop_number(self, seed: int, position: int) -> int:
+        """Which crop is used at this position: row n // keys of entry n % keys."""
+        crops = range(len(self.keys) * self.rows) if self.crops is None else self.crops
+        return crops[torch.randint(len(crops), (1,), generator=generator(seed, CROP, position)).item()]
 
     def crop_at(self, cache: Cache, seed: int, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(moments, time ids) of the crop for this position."""
-        crops = len(self.keys) * self.rows
-        n = torch.randint(crops, (1,), generator=generator(seed, CROP, position)).item()
-        entry = cache.row("latents", self.keys[n % len(self.keys)], n // len(self.keys))
+        row, number = divmod(self.crop_number(seed, position), len(self.keys))
+        entry = cache.row("latents", self.keys[number], row)
         return entry["moments"], entry["time_ids"]
+
+    def mask_at(self, cache: Cache, seed: int, position: int) -> torch.Tensor | None:
+        """The mask [h/8, w/8] in [0, 1] of the crop for this position; None without one."""
+        if not self.mask_keys:
+            return None
+        row, number = divmod(self.crop_number(seed, position), len(self.keys))
+        return cache.row("masks", self.mask_keys[number], row)["mask"]
 
 
 class LatentKeys:
@@ -79,8 +99,8 @@ def cached_images(
     def crop(job: tuple) -> tuple:
         """(image, {key: crops})"""
         image, shape, missing = job
-        pixels, seed = image.open(), int(image.digest[:12], 16)
-        how = config.image_interpolation_mode, seed
+        pixels = image.open()
+        how = config.image_interpolation_mode, image.crop_key
         found = {}
         for mirrored in missing:
             found[key_of_image(image, shape, mirrored)] = crops_of(
@@ -125,38 +145,43 @@ def encode_captions(
     accelerator,
     workers: int = 0,
     text_encoders: str | None = None,
+    rules: PromptRules = CAPTIONS,
 ) -> Callable[[list[str]], list[torch.Tensor]]:
     """Encode what the cache lacks; returns a function from captions to [embeds, pooled], as in Prompts.
 
-    text_encoders: their weights_hash(), taken before they were moved to a GPU.
-    That function reads from the cache, and keeps 64 captions in memory.
+    text_encoders: their weights_hash(), taken before they were moved to a GPU. rules: how captions are read.
+    That function reads from the cache, and keeps 64 captions in memory. All its embeddings have the same
+    number of chunks, in which shorter captions are repeated.
     """
     text_encoders = text_encoders or weights_hash(pipeline.text_encoder, pipeline.text_encoder_2)
     model = text_encoders, bool(pipeline.config.force_zeros_for_empty_prompt)
-    tokenizers = pipeline.tokenizer, pipeline.tokenizer_2
-
-    def key(caption: str) -> str:
-        tokens = [t(caption, truncation=True, max_length=t.model_max_length).input_ids for t in tokenizers]
-        return key_of("prompt", 1, caption == "", tokens, *model)
+    keys, numbers = {}, {}
+    for caption in captions:
+        reading = read_prompt(pipeline, caption, rules)
+        keys[caption] = prompt_key(caption, reading, rules, model)
+        numbers[caption] = reading.chunks
+    chunks = common_chunks(numbers.values())
 
     def rows_of(item: tuple[str, str]) -> int:
         return cache.rows("prompts", item[1])
 
     processes = accelerator.num_processes
-    mine = [(caption, key(caption)) for caption in captions[accelerator.process_index :: processes]]
+    mine = [(caption, keys[caption]) for caption in captions[accelerator.process_index :: processes]]
     rows = in_threads(rows_of, mine, workers)
     absent = [item for item, n in zip(mine, rows, strict=True) if not n]
     hidden = len(absent) < 20 or not accelerator.is_local_main_process
     for caption, entry in tqdm(absent, "captions", unit="caption", disable=hidden):
-        embeds, pooled = encode_prompts(pipeline, [caption])
+        embeds, pooled = encode_prompts(pipeline, [caption], rules)
         cache.put("prompts", entry, embeds=embeds, pooled=pooled)
     accelerator.wait_for_everyone()
     if processes > 1:
-        check_shared(cache, all(cache.rows("prompts", key(c), check=False) for c in captions))
+        check_shared(cache, all(cache.rows("prompts", keys[c], check=False) for c in captions))
 
     @functools.lru_cache(maxsize=64)
     def read(caption: str) -> dict[str, torch.Tensor]:
-        return cache.row("prompts", key(caption), 0)
+        entry = cache.row("prompts", keys[caption], 0)
+        times = chunks // numbers[caption]
+        return entry | dict(embeds=entry["embeds"].repeat(times, 1)) if times > 1 else entry
 
     def encoded(wanted: list[str]) -> list[torch.Tensor]:
         entries = [read(caption) for caption in wanted]
@@ -167,6 +192,14 @@ def encode_captions(
     return encoded
 
 
+def prompt_key(caption: str, reading: Reading, rules: PromptRules, model: tuple) -> str:
+    """The cache key of a caption's embeddings: its tokens and everything that turns them into embeddings."""
+    if reading.plain and rules.clip_skip == PENULTIMATE:
+        tokens = [chunks.without_padding() for chunks in reading.of_encoders]
+        return key_of("prompt", 1, caption == "", tokens, *model)
+    return key_of("prompt", 2, caption == "", reading.of_encoders, rules.clip_skip, *model)
+
+
 def check_shared(cache: Cache, complete: bool) -> None:
     """Raises ConfigError where this process does not find what the others wrote."""
     if not complete:
@@ -175,19 +208,29 @@ def check_shared(cache: Cache, complete: bool) -> None:
         raise ConfigError(f"{problem}: {way}", option="latent_cache_dir")
 
 
-def note_long_captions(images: list[TrainingImage], pipeline) -> None:
-    """Note which captions are longer than the text encoders read, and how many tokens are lost."""
-    captions = {image.caption for image in images}
-    cut = {caption: tokens_cut(pipeline, caption) for caption in captions}
-    long = []
+def check_captions(images: list[TrainingImage], pipeline, rules: PromptRules) -> None:
+    """Note which captions are longer than the run reads, and how many tokens are lost.
+
+    Raises ConfigError, which names the image, for weights out of bounds.
+    """
+    lost = {}
     for image in images:
-        if cut[image.caption]:
-            long.append(f"{printable(image.path.name)} loses {cut[image.caption]}")
+        if image.caption not in lost:
+            lost[image.caption] = tokens_lost(image, pipeline, rules)
+    long = [image for image in images if lost[image.caption]]
     if long:
-        limit = pipeline.tokenizer.model_max_length
+        room = rules.chunks * (pipeline.tokenizer.model_max_length - 2)
+        some = [f"{printable(image.path.name)} loses {lost[image.caption]}" for image in long[:10]]
         more = f" and {len(long) - 10} more" if len(long) > 10 else ""
-        names = ", ".join(long[:10])
-        note(
-            f"{counted(len(long), 'caption')} truncated to the {limit} tokens that the base reads: "
-            f"{names}{more}"
-        )
+        limit = f"the {room} tokens that are read (--max_token_length)"
+        what = f"{counted(len(long), 'caption')} truncated to {limit}"
+        note(f"{what}: {', '.join(some)}{more}")
+
+
+def tokens_lost(image: TrainingImage, pipeline, rules: PromptRules) -> int:
+    """How many tokens of an image's caption are cut, of its longest line."""
+    try:
+        return max(read_prompt(pipeline, line, rules).lost for line in image.caption.split(LINES))
+    except ConfigError as error:
+        where = printable(image.path.name)
+        raise ConfigError(f"the caption of {where}: {error}", option="weighted_captions") from None

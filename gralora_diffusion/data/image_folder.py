@@ -3,14 +3,13 @@
 import collections
 import hashlib
 import io
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-import PIL
 from PIL import Image
 
 from gralora_diffusion.console import counted, note
@@ -23,12 +22,8 @@ from gralora_diffusion.data.captions import (
     caption_of,
     read_metadata,
 )
-from gralora_diffusion.data.images import (
-    EXTENSIONS,
-    MAX_BYTES,
-    decode,
-    open_image,
-)
+from gralora_diffusion.data.file_facts import facts_of, unchanged
+from gralora_diffusion.data.images import EXTENSIONS, decode, open_image
 from gralora_diffusion.data.listing import (
     CAPTIONS,
     DOCUMENTS,
@@ -37,7 +32,9 @@ from gralora_diffusion.data.listing import (
     printable,
     reason_by_name,
     reason_of,
+    resolved,
 )
+from gralora_diffusion.data.mask_images import Mask
 from gralora_diffusion.data.masks import companions
 from gralora_diffusion.options import ConfigError
 
@@ -58,29 +55,42 @@ class TrainingImage:
     concept: int = 0  # number of its concept in the run
     class_set: int = 0  # number of the class images that are trained beside it, or that it belongs to
     variation: Variation | None = None  # how its caption varies; None: as the run's options say
+    mask: Mask | None = None  # with --masked_loss; None: the whole image counts
+
+    @property
+    def crop_key(self) -> int:
+        """The key of the places where it is cropped at random."""
+        return int(self.digest[:12], 16)
 
     def open(self) -> Image.Image:
         """Raises ConfigError where it is missing or has changed since it was checked."""
         try:
             with open(self.path, "rb") if self.read is None else io.BytesIO(self.read()) as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != self.digest:
-                    raise ValueError("its content has changed")
-                file.seek(0)
-                return open_image(file)
+                return open_image(unchanged(file, self.digest))
         except Exception as error:
             problem = f"{printable(self.path)} could be used when the run started, and now cannot"
             raise ConfigError(f"{problem}: {reason_of(error)}") from None
 
 
-def content_of(images: list[TrainingImage]) -> str:
-    """A hash of all that training takes from these images: bytes, names, captions and repeats, no folders."""
+def content_of(images: list[TrainingImage], masks: bool = True) -> str:
+    """A hash of all that training takes from these images: bytes, names, captions and repeats, no folders.
+
+    masks: whether their masks count too.
+    """
     content = hashlib.sha256()
     for image in images:
         content.update(f"{image.path.name}\0{image.caption}\0{image.digest}\0".encode())
         own = image.repeats, image.class_set, image.variation
         if own != (1, 0, None):
             content.update(f"{own}\0".encode())
+        if masks and image.mask:
+            content.update(f"{image.mask.identity}\0".encode())
     return content.hexdigest()
+
+
+def content_of_masks(images: list[TrainingImage]) -> str:
+    """A hash of the masks and of what they belong to; the same for all images without masks."""
+    return key_of("masks", [(image.digest, image.mask.identity) for image in images if image.mask])
 
 
 def find_images(
@@ -93,12 +103,13 @@ def find_images(
     workers: int = 0,
     at_least: int = 1,
     lines: str = "first",
+    mask_folder: Path | None = None,
 ) -> list[TrainingImage]:
     """The folder's images in order of name, each with its caption, or `prompt` where it has none.
 
     option: the one that names the folder. skip: leave out files that cannot be used. lines: the value of
-    --caption_lines. Files that the cache does not know are opened and decoded here, in `workers` threads.
-    Raises ConfigError that names all files that cannot be used.
+    --caption_lines. mask_folder: with masks, perhaps a subfolder. Files that the cache does not know are
+    opened and decoded here, in `workers` threads. Raises ConfigError that names all that cannot be used.
     """
     folder = Path(folder)
     files, folders, bad = listing(folder, option)
@@ -145,6 +156,9 @@ def find_images(
         else:
             bad[path] = result
     refuse_files(folder, {printable(p.relative_to(folder)): bad[p] for p in sorted(bad)}, skip, option)
+    folders = [
+        name for name in folders if mask_folder is None or resolved(folder / name) != resolved(mask_folder)
+    ]
     note_left_out(folder, folders, [p for p in files if p not in metadata], masks)
     if len(found) < at_least:
         problem = f"{folder} holds no images that can be used ({', '.join(sorted(EXTENSIONS))})"
@@ -200,22 +214,13 @@ def facts_of_file(source: Path | bytes, cache: Cache | None) -> tuple[str, tuple
 
     Raises ValueError, for a message, where it cannot be used.
     """
-    length = os.path.getsize(source) if isinstance(source, Path) else len(source)
-    if length == 0:
-        raise ValueError("empty file")
-    if length > MAX_BYTES:
-        raise ValueError(f"{length:,} bytes is more than the limit of {MAX_BYTES:,}")
-    with open(source, "rb") if isinstance(source, Path) else io.BytesIO(source) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        key = key_of("image", 1, PIL.__version__, digest)
-        facts = cache.facts(key) if cache else None
-        if facts is None:
-            file.seek(0)
-            image, left_out = decode(file)
-            facts = dict(size=[image.height, image.width], note=left_out)
-            if cache:
-                cache.put_facts(key, facts)
+    digest, facts = facts_of(source, cache, "image", size_and_note)
     return digest, tuple(facts["size"]), facts["note"]
+
+
+def size_and_note(file: BinaryIO) -> dict:
+    image, left_out = decode(file)
+    return dict(size=[image.height, image.width], note=left_out)
 
 
 def inspect_all(inspect: Callable, items: Iterable, workers: int) -> list:

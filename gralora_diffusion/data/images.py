@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,8 +53,13 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
     return decode(source)[0]
 
 
-def decode(source: Path | BinaryIO) -> tuple[Image.Image, str | None]:
-    """(image as open_image() gives it, what is left out or None)."""
+def decode(
+    source: Path | BinaryIO, convert: Callable[[Image.Image], Image.Image] | None = None
+) -> tuple[Image.Image, str | None]:
+    """(image as open_image() gives it, what is left out or None).
+
+    convert: to other channels than to_rgb()'s. Raises ValueError as open_image().
+    """
     Image.init()  # all plugins; AVIF is not in every Pillow
     add_heif()
     try:
@@ -62,7 +68,7 @@ def decode(source: Path | BinaryIO) -> tuple[Image.Image, str | None]:
             animated = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
             image.load()
             left_out = "has several frames or pages, and the first is used" if animated else None
-            return to_rgb(upright(image)), left_out
+            return (convert or to_rgb)(upright(image)), left_out
     except Image.UnidentifiedImageError:
         raise ValueError(unidentified(source)) from None
     except Image.DecompressionBombError:
@@ -120,14 +126,28 @@ def upright(image: Image.Image) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Transparency on white, 16 bits scaled to 8."""
+    return on_color(in_8_bits(image), "white")
+
+
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """16 bits scaled to 8."""
     if image.mode.startswith("I"):
         if image.getextrema()[1] > 65535:
             raise ValueError("an image of 32-bit numbers: save it with 8 or 16 bits")
         image = image.point(lambda v: v / 257).convert("L")
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+    return image
+
+
+def on_color(image: Image.Image, color: str) -> Image.Image:
+    """RGB, transparency on this color."""
+    if has_alpha(image):
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, color), image).convert("RGB")
     return image.convert("RGB")
+
+
+def has_alpha(image: Image.Image) -> bool:
+    return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
@@ -171,21 +191,29 @@ def crops_of(
     It is cropped in the middle, or at random places that depend on `key`. Mirrored crops are the mirror
     images of the others; their time ids count from the left of the mirrored image.
     """
+    size, places = crop_places((image.height, image.width), shape, center_crop, key)
     original = image.height, image.width
     height, width = shape
-    scale = max(height / image.height, width / image.width)
-    resampling = Image.Resampling[interpolation.removesuffix("_exact").upper()]
-    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    image = image.resize(size, resampling)
-    spare = torch.tensor([image.height - height, image.width - width])
-    if center_crop:
-        places = [(spare // 2).tolist()]
-    else:
-        places = (torch.rand(CROPS, 2, generator=generator(key)) * (spare + 1)).long().tolist()
+    image = image.resize(size, Image.Resampling[interpolation.removesuffix("_exact").upper()])
     crops = []
-    for top, left in dict.fromkeys(map(tuple, places)):
+    for top, left in places:
         pixels = to_pixels(image.crop((left, top, left + width, top + height)))
         if mirrored:
             pixels, left = pixels.flip(-1), image.width - width - left
         crops.append((pixels, time_ids(original, (top, left), shape)))
     return crops
+
+
+def crop_places(
+    size: tuple[int, int], shape: tuple[int, int], center_crop: bool, key: int
+) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """((width, height) that an image of this (height, width) is resized to, [(top, left)] of its crops)."""
+    height, width = shape
+    scale = max(height / size[0], width / size[1])
+    resized = max(width, round(size[1] * scale)), max(height, round(size[0] * scale))
+    spare = torch.tensor([resized[1] - height, resized[0] - width])
+    if center_crop:
+        places = [(spare // 2).tolist()]
+    else:
+        places = (torch.rand(CROPS, 2, generator=generator(key)) * (spare + 1)).long().tolist()
+    return resized, list(dict.fromkeys(map(tuple, places)))

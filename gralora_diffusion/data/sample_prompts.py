@@ -5,6 +5,7 @@ from gralora_diffusion.data.captions import LINES
 from gralora_diffusion.data.concepts import folder_concepts
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.data.wildcards import wildcard_forms
+from gralora_diffusion.sdxl.prompt_weights import without_weights
 
 SCENES = ("", " on a blue background", " in the snow", " on the beach")
 MOST = 8  # prompts
@@ -82,4 +83,6 @@ def sample_prompts(config: TrainConfig, images: list[TrainingImage]) -> list[str
     if not prompts:
         captions = [example_of(image, config) for image in images]
         prompts = list(dict.fromkeys(captions))[: len(SCENES)]
+    if not config.weighted_captions:  # brackets are plain text in captions, and set weights in prompts
+        prompts = [without_weights(prompt) for prompt in prompts]
     return [prompt.replace("|", ",") for prompt in prompts[:MOST]]

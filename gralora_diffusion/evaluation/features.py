@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.evaluation.encoders import Encoder
+from gralora_diffusion.evaluation.subject_only import SubjectOnly
 from gralora_diffusion.files import complete_or_absent
 from gralora_diffusion.options import ConfigError
 
@@ -23,16 +24,20 @@ def image_features(
     size: tuple[int, int] | None = None,
     batch_size: int = 16,
     cache: Path | None = None,
+    subject: SubjectOnly | None = None,
 ) -> torch.Tensor:
     """Unit vectors of the images in these files, [n, d] fp32 on the CPU.
 
     size: (width, height) that each is cut to first.  cache: a folder of features by content (file bytes,
-    size, encoder's facts).  Raises ConfigError, which names the file, for one that is no image, is all of one
-    color, or gives numbers that are not finite.
+    size, encoder's facts).  subject: cuts the subjects out before; their features are not cached.  Raises
+    ConfigError, which names the file, for one that is no image, is all of one color, or gives numbers that
+    are not finite.
     """
     facts = dataclasses.asdict(encoder)["facts"]
     identity = json.dumps([facts, size], sort_keys=True, default=str).encode()
     keys = [hashlib.sha256(identity + content(path)).hexdigest() for path in paths]
+    if subject:  # two files of the same bytes may have different masks
+        keys, cache = [str(path) for path in paths], None
     found = {}
     for key in keys:
         vector = recall(cache, key)
@@ -42,7 +47,8 @@ def image_features(
     todo = list(missing.items())
     for start in range(0, len(todo), batch_size):
         batch = todo[start : start + batch_size]
-        pixels = torch.stack([encoder.preprocess(open_to_score(path, size)) for _, path in batch])
+        images = [open_to_score(path, size, subject) for _, path in batch]
+        pixels = torch.stack([encoder.preprocess(image) for image in images])
         vectors = run(encoder, encoder.images, pixels)
         for (key, path), vector in zip(batch, vectors, strict=True):
             if not vector.isfinite().all():
@@ -85,8 +91,13 @@ def run(encoder: Encoder, side: Callable, inputs: torch.Tensor) -> torch.Tensor:
     return F.normalize(out.float().cpu(), dim=-1)
 
 
-def open_to_score(path: Path, size: tuple[int, int] | None) -> Image.Image:
-    """The image, cut to (width, height).  Raises ConfigError for one that cannot be scored."""
+def open_to_score(
+    path: Path, size: tuple[int, int] | None, subject: SubjectOnly | None = None
+) -> Image.Image:
+    """The image, or its subject alone, cut to (width, height).
+
+    Raises ConfigError for one that cannot be scored.
+    """
     try:
         image = open_image(path)
     except Exception as error:  # decoders raise all kinds of errors on a damaged file
@@ -96,6 +107,8 @@ def open_to_score(path: Path, size: tuple[int, int] | None) -> Image.Image:
         raise ConfigError(
             f"{path} is a single color {color}, which happens when the model's numbers are not finite"
         )
+    if subject:
+        image = subject.cut_out(path, image)
     return image if size is None else ImageOps.fit(image, size)
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from gralora_diffusion.data.captions import from_text
 from gralora_diffusion.data.images import EXTENSIONS
+from gralora_diffusion.data.mask_images import Mask
 from gralora_diffusion.options import ConfigError
 
 
@@ -27,7 +28,7 @@ class References:
 
     references: the subject's images.  originals, base: true images and the base's images, one by one.
     size: (width, height) that the first two are cut to before the encoder's preprocessing.
-    drop: words left out of the prompts.
+    drop: words left out of the prompts.  masks: of references that have one.
     """
 
     references: list[Path] = dataclasses.field(default_factory=list)
@@ -35,6 +36,7 @@ class References:
     base: list[Path] = dataclasses.field(default_factory=list)
     size: tuple[int, int] | None = None
     drop: tuple[str, ...] = ()
+    masks: dict[Path, Mask] = dataclasses.field(default_factory=dict)
 
 
 def match_partners(run: ImageSet, others: list[Path]) -> tuple[list[Path], str]:

@@ -41,6 +41,14 @@ TABLE = (
         labels={"clip": "CLIP-I", "dinov2": "DINO"},
     ),
     Metric(
+        name="subject alone",
+        label="subject without background",
+        meaning="the same of the subjects alone, on gray: by masks, or what a saliency model finds",
+        higher_is_better=True,
+        needs=("alone", "references_alone"),
+        labels={"clip": "CLIP-I without background", "dinov2": "DINO without background"},
+    ),
+    Metric(
         name="prompt",
         label="prompt",
         meaning="cosine of image and prompt: higher fits better",

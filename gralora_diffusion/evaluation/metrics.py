@@ -31,6 +31,7 @@ class Inputs:
     """What metrics are computed from: unit vectors by one encoder, None where there are none.
 
     generated [n, d], and of each image's partner: originals, base [n, d].  references [m, d]: the subject's.
+    alone, references_alone: of generated and reference images without their backgrounds.
     texts [n, d]: of each image's prompt.  prompts: as they were written; cut: how many the encoder cuts.
     """
 
@@ -40,6 +41,8 @@ class Inputs:
     references: torch.Tensor | None = None
     originals: torch.Tensor | None = None
     base: torch.Tensor | None = None
+    alone: torch.Tensor | None = None
+    references_alone: torch.Tensor | None = None
     texts: torch.Tensor | None = None
     prompts: list[str] | None = None
     cut: int = 0
@@ -85,6 +88,10 @@ def measure_subject(inputs: Inputs) -> dict:
     return dict(values=similarities(inputs.generated, inputs.references))
 
 
+def measure_subject_alone(inputs: Inputs) -> dict:
+    return dict(values=similarities(inputs.alone, inputs.references_alone))
+
+
 def measure_prompt(inputs: Inputs) -> dict:
     extra = dict(prompts_longer_than_the_encoder_reads=inputs.cut)
     return dict(values=rowwise(inputs.generated, inputs.texts), extra=extra)
@@ -116,6 +123,7 @@ def measure_copy(inputs: Inputs) -> dict:
 
 COMPUTE = {  # {name of a metric: its values and what belongs to them, from Inputs}
     "subject": measure_subject,
+    "subject alone": measure_subject_alone,
     "prompt": measure_prompt,
     "paired": measure_paired,
     "drift": measure_drift,
@@ -124,12 +132,14 @@ COMPUTE = {  # {name of a metric: its values and what belongs to them, from Inpu
 }
 
 
-def measure(encoder: Encoder, run: ImageSet, against: References, features: Callable) -> list[Measurement]:
+def measure(
+    encoder: Encoder, run: ImageSet, against: References, features: Callable, alone: Callable | None = None
+) -> list[Measurement]:
     """All metrics whose inputs are there; partners in the run's order.
 
-    features(encoder, paths, size) -> unit vectors [n, d].
+    features(encoder, paths, size) -> unit vectors [n, d]; alone: the same of images without backgrounds.
     """
-    inputs = inputs_of(encoder, run, against, features)
+    inputs = inputs_of(encoder, run, against, features, alone)
     names = [path.name for path in run.paths]
     found = []
     for name, compute in COMPUTE.items():
@@ -142,10 +152,15 @@ def measure(encoder: Encoder, run: ImageSet, against: References, features: Call
     return found
 
 
-def inputs_of(encoder: Encoder, run: ImageSet, against: References, features: Callable) -> Inputs:
+def inputs_of(
+    encoder: Encoder, run: ImageSet, against: References, features: Callable, alone: Callable | None
+) -> Inputs:
     given = dict(generated=features(encoder, run.paths, None))
     if against.references:
         given["references"] = features(encoder, against.references, against.size)
+        if alone:
+            given["alone"] = alone(encoder, run.paths, None)
+            given["references_alone"] = alone(encoder, against.references, against.size)
     if run.prompts:
         given["prompts"] = run.prompts
         if encoder.texts:
@@ -170,10 +185,12 @@ def evaluate(
     features: Callable,
     paired: bool = True,
     seed: int = 0,
+    alone: Callable | None = None,
 ) -> dict:
     """Scores of all runs by all encoders, and the paired differences of each run from the first, for JSON.
 
-    features as image_features(encoder, paths, size); paired=False leaves the differences out.
+    features as image_features(encoder, paths, size); paired=False leaves the differences out. alone: features
+    of images without their backgrounds, to score the subjects alone.
     Raises ConfigError when the runs cannot be compared image by image.
     """
     if paired:
@@ -185,7 +202,7 @@ def evaluate(
     for encoder in encoders:
         first = {}  # {metric: the first run's values}
         for run in runs:
-            for found in measure(encoder, run, ordered[run.name], features):
+            for found in measure(encoder, run, ordered[run.name], features, alone):
                 metric = found.metric
                 label = metric.label_by(encoder.kind)
                 entry = dict(run=run.name, encoder=encoder.name, score=metric.name, label=label)

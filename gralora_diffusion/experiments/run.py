@@ -27,6 +27,7 @@ from gralora_diffusion.experiments.queue import run_name
 from gralora_diffusion.experiments.scoring import base_images, scores_of
 from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
 from gralora_diffusion.sdxl.load import load_sdxl
+from gralora_diffusion.sdxl.prompt_chunks import PromptRules
 from gralora_diffusion.training.accelerator import DTYPES
 from gralora_diffusion.training.base_defaults import with_base_defaults
 from gralora_diffusion.training.flat_factors import FlatFactors
@@ -113,7 +114,7 @@ def losses_of(
     training = plan_batches(experiment.images, [], pipeline.vae, config, cache, accelerator)
     held_out = plan_batches(held_out_images, [], pipeline.vae, of_all_runs, cache, accelerator)
     captions = sorted({*training.captions(), *held_out.captions()})
-    encode = encode_captions(captions, pipeline, cache, accelerator)
+    encode = encode_captions(captions, pipeline, cache, accelerator, rules=PromptRules.of(config))
 
     def loss_of(batches, draw=draw_noise) -> LossOf:
         model = pipeline.unet, pipeline.scheduler

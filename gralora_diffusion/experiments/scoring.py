@@ -13,8 +13,9 @@ from gralora_diffusion.evaluation.image_sets import ImageSet, References
 from gralora_diffusion.evaluation.metric import METRICS, Score
 from gralora_diffusion.evaluation.metrics import measure
 from gralora_diffusion.experiments.experiment import Experiment
-from gralora_diffusion.files import complete_or_absent
+from gralora_diffusion.sdxl.image_text import save_image
 from gralora_diffusion.sdxl.sampling import generate
+from gralora_diffusion.sdxl.sampling_settings import Origin, SamplingSettings, UsedAdapter
 
 
 def base_images(pipeline, experiment: Experiment, config: TrainConfig) -> list[Path]:
@@ -36,13 +37,23 @@ def image_paths(folder: Path, number: int) -> list[Path]:
     return [folder / f"{i:03d}.png" for i in range(number)]
 
 
-def save_images(pipeline, requests: list[tuple[str, int]], config: TrainConfig, folder: Path) -> list[Path]:
-    """Generate an image for each (prompt, seed)."""
-    images = generate(pipeline, requests, config.num_inference_steps, config.guidance_scale)
+def save_images(
+    pipeline,
+    requests: list[tuple[str, int]],
+    config: TrainConfig,
+    folder: Path,
+    adapters: tuple[UsedAdapter, ...] = (),
+) -> list[Path]:
+    """Generate an image for each (prompt, seed); adapters: those that the files name."""
+    steps, guidance = config.num_inference_steps, config.guidance_scale
+    # brackets are plain text, as in the prompts that the images are scored against
+    settings = SamplingSettings(steps, guidance, clip_skip=config.clip_skip, weighted_prompts=False)
+    base = config.pretrained_model_name_or_path, config.pretrained_vae_model_name_or_path
+    origin = Origin.of(*base, config.revision, config.variant, adapters)
+    images = generate(pipeline, requests, settings, origin=origin)
     paths = image_paths(folder, len(images))
     for image, path in zip(images, paths, strict=True):
-        with complete_or_absent(path) as part:
-            image.save(part, "PNG")
+        save_image(image, path)
     return paths
 
 
@@ -55,7 +66,8 @@ def scores_of(
         if experiment.strengths != (1.0,):  # only our own adapters have a strength
             set_strength(pipeline.unet, strength)
         of_strength = folder if strength == 1 else folder / f"strength-{strength:g}"
-        paths = save_images(pipeline, experiment.prompts_and_seeds(), config, of_strength)
+        used = (UsedAdapter(folder.name, strength),)
+        paths = save_images(pipeline, experiment.prompts_and_seeds(), config, of_strength, used)
         scores |= score_images(paths, experiment, base, strength)
     return scores | score_images(base, experiment, [], 0.0)
 

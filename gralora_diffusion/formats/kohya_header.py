@@ -87,7 +87,8 @@ def model_spec(title: str, adapter: Adapter) -> dict[str, str]:
         moment = datetime.datetime.fromtimestamp(int(training["finished_at"]), datetime.UTC)
         lines["modelspec.date"] = moment.isoformat()
     if training:
-        lines["modelspec.encoder_layer"] = PENULTIMATE
+        layer = training.get("values", {}).get("clip_skip")
+        lines["modelspec.encoder_layer"] = str(layer) if type(layer) is int else PENULTIMATE
     if "thumbnail" in training:
         lines["modelspec.thumbnail"] = training["thumbnail"]
     return lines

@@ -7,6 +7,7 @@ That of a rectified flow may have flow_shift too, the shift of its sampling.
 import json
 from pathlib import Path
 
+from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.flow import FLOW, MOST_SHIFT, flow_objective, is_flow
 
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors in checkpoints, as ComfyUI and Forge read
@@ -54,6 +55,19 @@ def objective_of_scheduler(config) -> dict:
         return flow_objective(config.get("shift", 1.0))
     kind = config.get("prediction_type", "epsilon")
     return dict(prediction_type=kind, rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr")))
+
+
+def common_objective(objectives: list[dict | None]) -> dict:
+    """What several adapters were trained to predict; {} where none says it.
+
+    Raises ConfigError where they differ.
+    """
+    known = [objective for objective in objectives if objective]
+    for objective in known:
+        if objective != known[0]:
+            problem = f"one is for {objective_text(known[0])}, another for {objective_text(objective)}"
+            raise ConfigError(f"the adapters cannot be used together: {problem}")
+    return known[0] if known else {}
 
 
 def header_of(objective: dict) -> dict[str, str]:

@@ -3,11 +3,16 @@
 Image i has a seed of its own, so that it does not depend on how many are made at once.
 """
 
-import torch
-from PIL import Image, ImageDraw, ImageFont
+import itertools
+from collections.abc import Callable
 
-from gralora_diffusion.sdxl.base import resolution_of
+import torch
+from PIL import Image
+
+from gralora_diffusion.options import TrainingError
+from gralora_diffusion.sdxl.base import embed_readings, resolution_of
 from gralora_diffusion.sdxl.flow import FLOW, flow_scheduler, for_pipeline, is_flow
+from gralora_diffusion.sdxl.image_text import texts_of
 from gralora_diffusion.sdxl.placement import (
     DECODING,
     DENOISING,
@@ -17,6 +22,9 @@ from gralora_diffusion.sdxl.placement import (
     pixels,
     set_tiles,
 )
+from gralora_diffusion.sdxl.prompt_chunks import PENULTIMATE, common_chunks, read_prompt
+from gralora_diffusion.sdxl.sampling_settings import Origin, SamplingSettings
+from gralora_diffusion.sdxl.schedulers import scheduler_named
 from gralora_diffusion.sdxl.single_file import SDXL_SCHEDULER
 
 EMBEDS = (  # what SDXL's encode_prompt() returns
@@ -35,69 +43,167 @@ def sample(
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
     batch_size: int = 8,
-    resolution: int | None = None,
+    resolution: int | tuple[int, int] | None = None,
     scheduler=None,
     device=None,
+    negative_prompt: str = "",
+    clip_skip: int = PENULTIMATE,
+    weighted_prompts: bool = True,
 ) -> list[Image.Image]:
     """num_images images for each prompt; image n of a prompt starts from the noise of seed + n.
 
-    scheduler: by default the pipeline's own; a copy of it is used, so that its state does not change.
-    device: as generate() takes it.
+    resolution: a side, or (height, width). scheduler: a name of SCHEDULERS or an object, by default the
+    pipeline's own; a copy of it is used, so that its state does not change. device: as generate() takes it.
     """
     wanted = [(prompt, seed + n) for prompt in prompts for n in range(num_images)]
-    how = dict(scheduler=scheduler, device=device)
-    return generate(pipeline, wanted, num_inference_steps, guidance_scale, batch_size, resolution, **how)
+    named = scheduler if isinstance(scheduler, str) else None
+    size = None if resolution is None else sides(resolution)
+    how = num_inference_steps, guidance_scale, size, negative_prompt, named, clip_skip, weighted_prompts
+    settings = SamplingSettings(*how)
+    given = None if named else scheduler
+    return generate(pipeline, wanted, settings, batch_size, scheduler=given, device=device)
 
 
 @torch.no_grad()
 def generate(
     pipeline,
     wanted: list[tuple[str, int]],
-    num_inference_steps: int = 25,
-    guidance_scale: float = 5.0,
+    settings: SamplingSettings,
     batch_size: int = 8,
-    resolution: int | tuple[int, int] | None = None,
     embeds: dict | None = None,
     scheduler=None,
     device: torch.device | None = None,
+    origin: Origin | None = None,
+    progress: Callable[[float], object] | None = None,
+    problems: dict[int, str] | None = None,
 ) -> list[Image.Image]:
-    """An image for each (prompt, seed).  resolution: a side, or (height, width).
+    """An image for each (prompt, seed).
 
-    embeds: of embed_prompts(), for a pipeline whose text encoders are freed. device: where to compute, by
-    default where the UNet is. Each model is moved there when it is needed; where memory is short, idle
-    models are moved to the CPU, and fewer images are made at once.
+    embeds: of embed_prompts(), for a pipeline whose text encoders are freed. scheduler: of as_trained(), by
+    default the pipeline's; settings.scheduler names another for the same objective. device: where to compute,
+    by default where the UNet is. Each model is moved there when it is needed; where memory is short, idle
+    models are moved to the CPU, and fewer images are made at once. origin: what the texts in the images name;
+    by default they get none. progress: called with images' worth of work. problems: filled with {number:
+    sentence} where numbers are not finite, and the image is None; by default TrainingError is raised.
     """
     device = device or pipeline.unet.device
-    size = sides(resolution or resolution_of(pipeline))
-    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
-    embedded = embed_batches(pipeline, batches, guidance_scale, embeds, device)
-    per_image = pixels(size) * DENOISING * (2 if guidance_scale > 1 else 1)
+    size = settings.size or sides(resolution_of(pipeline))
+    scheduler = scheduler or pipeline.scheduler
+    if settings.scheduler is not None:
+        scheduler = scheduler_named(settings.scheduler, scheduler)
+    batches = batches_of(pipeline, wanted, settings, embeds, batch_size)
+    embedded = embed_batches(pipeline, batches, settings, embeds, device)
+    per_image = pixels(size) * DENOISING * (2 if settings.guidance_scale > 1 else 1)
     bring(pipeline, ("unet",), device, min(batch_size, len(wanted)) * per_image)
     at_once = how_many_fit(device, per_image)
-    denoiser = without_other_models(pipeline, scheduler or pipeline.scheduler)
-    latents = []
+    denoiser = without_other_models(pipeline, scheduler)
+    latents, rows = [], []
     for batch, prompts in zip(batches, embedded, strict=True):
         for first in range(0, len(batch), at_once):
             part = slice(first, first + at_once)
-            latents += denoiser(
-                **{name: tensor[part].to(device) for name, tensor in prompts.items()},
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                height=size[0],
-                width=size[1],
-                generator=[torch.Generator().manual_seed(seed) for _, seed in batch[part]],
-                output_type="latent",
-            ).images
-    return decode(pipeline, latents, size, device)
+            inputs = {name: tensor[part] for name, tensor in prompts.items()}
+            seeds = [seed for _, seed in batch[part]]
+            latents += denoise(
+                denoiser, inputs, seeds, settings, size, device, reporter(progress, len(seeds))
+            )
+            rows += [{name: tensor[n : n + 1] for name, tensor in inputs.items()} for n in range(len(seeds))]
+    images = decode(pipeline, latents, size, device)
+    for number, (image, (prompt, seed)) in enumerate(zip(images, wanted, strict=True)):
+        if image is None:
+            again = denoiser, rows[number], [seed], settings, size, device
+            problem = f"image {number + 1} (seed {seed}): {what_overflowed(latents[number], *again)}"
+            if problems is None:
+                raise TrainingError(problem)
+            problems[number] = problem
+        elif origin is not None:
+            image.info |= texts_of(prompt, seed, settings, image.size, scheduler, origin)
+    return images
+
+
+def denoise(
+    denoiser,
+    prompts: dict[str, torch.Tensor],
+    seeds: list[int],
+    settings: SamplingSettings,
+    size: tuple[int, int],
+    device,
+    on_step: Callable | None = None,
+) -> torch.Tensor:
+    """The latents [n, c, h/8, w/8] of prompts of embedded() with these seeds."""
+    return denoiser(
+        **{name: tensor.to(device) for name, tensor in prompts.items()},
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        height=size[0],
+        width=size[1],
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="latent",
+        callback_on_step_end=on_step,
+    ).images
+
+
+def reporter(progress: Callable[[float], object] | None, images: int) -> Callable | None:
+    """A callback of the pipeline that reports each step of so many images."""
+    if progress is None:
+        return None
+
+    def on_step(denoiser, _step, _timestep, _tensors) -> dict:
+        progress(images / denoiser.num_timesteps)
+        return {}
+
+    return on_step
+
+
+def what_overflowed(latent: torch.Tensor, denoiser, prompts: dict, *how) -> str:
+    """The model, and the step, whose numbers are not finite, and what to do; the image is denoised again."""
+    unusable = "gave numbers that are not finite"
+    if latent.isfinite().all():
+        ways = "use another, such as --pretrained_vae_model_name_or_path madebyollin/sdxl-vae-fp16-fix"
+        return f"the VAE {unusable}: {ways}"
+    half = denoiser.unet.dtype == torch.float16
+    ways = (
+        "use --mixed_precision bf16 or no instead of fp16" if half else "check the base's and adapter's files"
+    )
+    if not all(tensor.isfinite().all() for tensor in prompts.values()):
+        return f"the text encoders {unusable}: {ways}"
+    bad = []
+
+    def on_step(_denoiser, step, _timestep, tensors) -> dict:
+        if not bad and not tensors["latents"].isfinite().all():
+            bad.append(step + 1)
+        return {}
+
+    denoise(denoiser, prompts, *how, on_step)
+    where = f" in step {bad[0]} of {denoiser.num_timesteps}" if bad else ""
+    return f"the UNet {unusable}{where}: {ways}, or lower the adapter's strength"
 
 
 def sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width)"""
-    return resolution if isinstance(resolution, tuple) else (resolution, resolution)
+    return tuple(resolution) if isinstance(resolution, tuple | list) else (resolution, resolution)
+
+
+def batches_of(
+    pipeline, wanted: list[tuple[str, int]], settings: SamplingSettings, embeds: dict | None, batch_size: int
+) -> list[list[tuple[str, int]]]:
+    """The images in batches, in which all prompts have the same number of tokens."""
+    rules, negative = settings.rules(), negatives(settings)
+
+    def length(prompt: str) -> int:
+        if embeds is not None:
+            return embeds[prompt]["prompt_embeds"].shape[1]
+        return common_chunks(read_prompt(pipeline, text, rules).chunks for text in (prompt, *negative))
+
+    lengths = {prompt: length(prompt) for prompt in dict.fromkeys(prompt for prompt, _ in wanted)}
+    batches = []
+    for _, group in itertools.groupby(wanted, key=lambda image: lengths[image[0]]):
+        members = list(group)
+        batches += [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
+    return batches
 
 
 def embed_batches(
-    pipeline, batches: list, guidance_scale: float, embeds: dict | None, device: torch.device
+    pipeline, batches: list, settings: SamplingSettings, embeds: dict | None, device: torch.device
 ) -> list[dict[str, torch.Tensor]]:
     """What the pipeline takes in the place of each batch's prompts."""
     found = []
@@ -106,18 +212,43 @@ def embed_batches(
     for batch in batches:
         prompts = [prompt for prompt, _ in batch]
         if embeds is None:
-            guided = guidance_scale > 1
-            found.append(embedded(pipeline, prompts, device, guided))
+            found.append(embedded(pipeline, prompts, device, settings))
             continue
         of_prompts = [embeds[prompt] for prompt in prompts]
         found.append({name: torch.cat([e[name] for e in of_prompts]) for name in of_prompts[0]})
     return found
 
 
-def embedded(pipeline, prompts: list[str], device, guided: bool = True) -> dict[str, torch.Tensor]:
-    """{argument of the pipeline: its value} for these prompts; guided: guidance's negative included."""
-    parts = pipeline.encode_prompt(prompt=prompts, device=device, do_classifier_free_guidance=guided)
-    return {name: part for name, part in zip(EMBEDS, parts, strict=True) if part is not None}
+def embedded(pipeline, prompts: list[str], device, settings: SamplingSettings) -> dict[str, torch.Tensor]:
+    """{argument of the pipeline: its value} for these prompts, with guidance's negative where it is used."""
+    rules, negative = settings.rules(), negatives(settings)
+    readings = [read_prompt(pipeline, prompt, rules) for prompt in prompts]
+    of_negative = [read_prompt(pipeline, prompt, rules) for prompt in negative]
+    plain = all(reading.plain for reading in (*readings, *of_negative))
+    if plain and settings.clip_skip == PENULTIMATE:
+        parts = pipeline.encode_prompt(
+            prompt=prompts,
+            device=device,
+            do_classifier_free_guidance=settings.guidance_scale > 1,
+            negative_prompt=negative * len(prompts) or None,
+        )
+        return {name: part for name, part in zip(EMBEDS, parts, strict=True) if part is not None}
+    chunks = common_chunks(reading.chunks for reading in (*readings, *of_negative))
+    own = embed_readings(pipeline, prompts, readings, settings.clip_skip, chunks)
+    found = dict(prompt_embeds=own.embeds, pooled_prompt_embeds=own.pooled)
+    if settings.guidance_scale > 1:
+        away = negative or [""]
+        of_away = of_negative or [read_prompt(pipeline, "", rules)]
+        other = embed_readings(pipeline, away, of_away, settings.clip_skip, chunks)
+        n = len(prompts)
+        found["negative_prompt_embeds"] = other.embeds.expand(n, -1, -1)
+        found["negative_pooled_prompt_embeds"] = other.pooled.expand(n, -1)
+    return {name: tensor.to(device) for name, tensor in found.items()}
+
+
+def negatives(settings: SamplingSettings) -> list[str]:
+    """The negative prompt, if it is there and guidance uses it."""
+    return [settings.negative_prompt] if settings.negative_prompt and settings.guidance_scale > 1 else []
 
 
 def without_other_models(pipeline, scheduler):
@@ -130,15 +261,17 @@ def without_other_models(pipeline, scheduler):
     return denoiser
 
 
-def decode(pipeline, latents: list[torch.Tensor], size: tuple[int, int], device) -> list[Image.Image]:
-    """One by one, in fp32: SDXL's VAE overflows in fp16."""
+def decode(pipeline, latents: list[torch.Tensor], size: tuple[int, int], device) -> list[Image.Image | None]:
+    """One by one, in fp32: SDXL's VAE overflows in fp16.  None where the result is not finite."""
     vae = pipeline.vae
     fits = bring(pipeline, ("vae",), device, pixels(size) * DECODING)
     set_tiles(vae, not fits)
     images = []
     for latent in latents:
         scaled = latent[None].to(vae.dtype) / vae.config.scaling_factor
-        images += pipeline.image_processor.postprocess(vae.decode(scaled).sample, output_type="pil")
+        decoded = vae.decode(scaled).sample.cpu()
+        finite = decoded.isfinite().all()
+        images += pipeline.image_processor.postprocess(decoded, output_type="pil") if finite else [None]
     return images
 
 
@@ -170,55 +303,12 @@ def as_trained(
 
 
 @torch.no_grad()
-def embed_prompts(pipeline, prompts: list[str]) -> dict[str, dict[str, torch.Tensor]]:
-    """{prompt: what the pipeline takes in its place, guidance's negative included}, on the CPU."""
+def embed_prompts(
+    pipeline, prompts: list[str], settings: SamplingSettings
+) -> dict[str, dict[str, torch.Tensor]]:
+    """{prompt: what the pipeline takes in its place, the negative prompt included}, on the CPU."""
     found = {}
     for prompt in dict.fromkeys(prompts):
-        parts = embedded(pipeline, [prompt], pipeline.text_encoder.device)
+        parts = embedded(pipeline, [prompt], pipeline.text_encoder.device, settings)
         found[prompt] = {name: part.cpu() for name, part in parts.items()}
     return found
-
-
-def sheet(
-    rows: dict[str, list[Image.Image]],
-    columns: list[str],
-    size: int = 192,
-    above: dict[str, list[Image.Image]] | None = None,
-) -> Image.Image:
-    """One image of all: a labeled row for each entry, and a caption above each column.
-
-    above: rows that are placed over the captions.
-    """
-    left, heading, font, pitch = 110, 34, ImageFont.load_default(13), size + 6
-    rows, first = (above or {}) | rows, pitch * len(above or {})
-    page = Image.new(
-        "RGB", (left + max(map(len, rows.values())) * pitch, heading + len(rows) * pitch), "white"
-    )
-    draw = ImageDraw.Draw(page)
-    for c, text in enumerate(columns):
-        draw.multiline_text(
-            (left + c * pitch, first + 2), wrap(text, size, font), fill="black", font=font, spacing=1
-        )
-    for r, (label, images) in enumerate(rows.items()):
-        top = r * pitch + (heading if r * pitch >= first else 0)
-        draw.multiline_text((4, top + size // 2 - 8), wrap(label, left - 8, font), fill="black", font=font)
-        for c, image in enumerate(images):
-            scaled = image.convert("RGB").resize(
-                (size, size), Image.Resampling.LANCZOS if min(image.size) > size else Image.Resampling.NEAREST
-            )
-            page.paste(scaled, (left + c * pitch, top))
-    return page
-
-
-def wrap(text: str, width: int, font) -> str:
-    """`text` broken at spaces into at most two lines of `width` pixels; longer text ends in an ellipsis."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    if len(lines) > 2:
-        lines = [lines[0], lines[1] + " ..."]
-    return "\n".join(lines)

@@ -22,6 +22,7 @@ from gralora_diffusion.data.dataset import (
 )
 from gralora_diffusion.data.held_out import hold_out
 from gralora_diffusion.data.listing import printable
+from gralora_diffusion.data.masked_images import count_of_masks
 from gralora_diffusion.data.sample_prompts import sample_prompts
 from gralora_diffusion.devices import best_device, is_out_of_memory, memory_in_use, name_of, total_memory
 from gralora_diffusion.formats.load import check_fits_base
@@ -80,6 +81,7 @@ class Plan:
     no_time: str | None  # why a timed plan does not know seconds_per_step
     run: Path
     images: int
+    masks: str | None  # how many images have one, of a run with masked_loss
     resolution: int
     source: Path  # folder or dataset of the images
     held_out: int  # images
@@ -117,6 +119,7 @@ class Plan:
             "adapter": f"{kind}, {len(self.layers)} layers, {self.parameters:,} parameters",
             **self.parent(),
             "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
+            **({"masks": self.masks} if self.masks else {}),
             **self.timesteps(),
             **self.evaluated(),
             **self.described(),
@@ -249,6 +252,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         no_time=no_time,
         run=run,
         images=len(images),
+        masks=count_of_masks(images) if config.masked_loss else None,
         resolution=resolution,
         source=instance(config)[0],
         held_out=len(held_out),

@@ -1,6 +1,5 @@
 """The images and captions of a run encoded into the cache, before the UNet is moved to the device."""
 
-import functools
 from collections.abc import Callable
 
 from gralora_diffusion.data.batches import BatchPlan, plan_batches
@@ -8,9 +7,10 @@ from gralora_diffusion.data.cache import Cache
 from gralora_diffusion.data.dataset import image_cache
 from gralora_diffusion.data.encode import LatentKeys, encode_captions
 from gralora_diffusion.devices import release_unused
-from gralora_diffusion.sdxl.base import encode_prompts
+from gralora_diffusion.sdxl.base import caption_encoder
 from gralora_diffusion.sdxl.load import COMPONENTS
 from gralora_diffusion.sdxl.placement import ENCODING, TOKENS, bring, set_tiles
+from gralora_diffusion.sdxl.prompt_chunks import PromptRules
 from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.setup import TrainingSetup
 
@@ -38,17 +38,19 @@ def encode_dataset(
         held_out = plan_batches(setup.held_out, [], *how) if setup.held_out else None
     pipeline.vae.to("cpu")
     pipeline.vae = None
-    encode = functools.partial(encode_prompts, pipeline)
+    captions = set(batch_plan.captions())
+    if held_out:
+        captions.update(held_out.captions())
+    if config.prior_by_prediction:
+        captions.add(config.class_prompt)
+    rules = PromptRules.of(config)
+    encode = caption_encoder(pipeline, sorted(captions), rules)
     with memory_for("while the captions are encoded", config):
         bring(pipeline, COMPONENTS[1:], accelerator.device, TOKENS)
         if not config.train_text_encoder:
             workers = config.dataloader_num_workers
-            captions = set(batch_plan.captions())
-            if held_out:
-                captions.update(held_out.captions())
-            if config.prior_by_prediction:
-                captions.add(config.class_prompt)
-            encode = encode_captions(sorted(captions), pipeline, cache, accelerator, workers, text_encoders)
+            how = workers, text_encoders, rules
+            encode = encode_captions(sorted(captions), pipeline, cache, accelerator, *how)
             pipeline.text_encoder = None
             pipeline.text_encoder_2 = None
     release_unused(accelerator.device)

@@ -27,6 +27,9 @@ SAMPLE_OPTIONS = (
     "num_validation_images",
     "num_inference_steps",
     "guidance_scale",
+    "validation_negative_prompt",
+    "validation_size",
+    "validation_scheduler",
     "skip_final_inference",
 )
 

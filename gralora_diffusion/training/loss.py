@@ -109,6 +109,16 @@ def huber_thresholds(timesteps, alphas_cumprod, huber_c: float, schedule: str) -
     return (1 - huber_c) / (1 + ((1 - a) / a).sqrt()) ** 2 + huber_c
 
 
+def area_weights(masks: torch.Tensor, background: float) -> torch.Tensor:
+    """Weights [n, h, w] of an image's area, with mean 1, from masks [n, h, w] in [0, 1].
+
+    w = background + (1 - background) mask, divided by its mean, so that the loss of an image is
+    sum(w e) / sum(w) over its area: that of a small subject is as large as that of one that fills the image.
+    """
+    weights = background + (1 - background) * masks
+    return weights / weights.mean((1, 2), keepdim=True)
+
+
 def diffusion_loss(
     prediction: torch.Tensor,
     latents: torch.Tensor,
@@ -122,11 +132,13 @@ def diffusion_loss(
     huber_c: float = 0.1,
     huber_schedule: str = "snr",
     weights: torch.Tensor | None = None,
+    area: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The mean over the images, in fp32, of each one's error times its own weights: a scalar.
 
     loss_type: l2 is e^2; huber is 2c (sqrt(e^2 + c^2) - c), near e^2 below c; smooth_l1 is huber / c, near
-    2|e| above c. weights [n]: further weights, such as prior_loss_weight of the class images.
+    2|e| above c. weights [n]: further weights, such as prior_loss_weight of the class images. area [n, h, w]:
+    area_weights(), which the error e of every channel is multiplied with; where it is 0, so is the gradient.
     """
     error = prediction.float() - target(latents, noise, timesteps, alphas_cumprod, prediction_type)
     if loss_type == "l2":
@@ -134,6 +146,8 @@ def diffusion_loss(
     else:
         c = huber_thresholds(timesteps, alphas_cumprod, huber_c, huber_schedule).view(-1, 1, 1, 1)
         error = 2 * ((error.square() + c.square()).sqrt() - c) * (c if loss_type == "huber" else 1)
+    if area is not None:
+        error = error * area.unsqueeze(1)
     error = error.mean((1, 2, 3))
     if snr_gamma is not None or debiased_estimation:
         error = error * snr_weights(

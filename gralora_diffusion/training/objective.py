@@ -9,7 +9,13 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.batches import BatchPlan, examples_at
 from gralora_diffusion.sdxl.base import Prompts, predict
 from gralora_diffusion.sdxl.flow import FLOW_STEPS
-from gralora_diffusion.training.loss import add_noise, diffusion_loss, draw_noise, noise_schedule
+from gralora_diffusion.training.loss import (
+    add_noise,
+    area_weights,
+    diffusion_loss,
+    draw_noise,
+    noise_schedule,
+)
 from gralora_diffusion.training.prefetch import PINNED, Packed, Prefetcher
 from gralora_diffusion.training.prior_prediction import PriorPrediction
 from gralora_diffusion.training.timesteps import shaped
@@ -30,6 +36,7 @@ class Inputs(NamedTuple):
     weights: torch.Tensor  # [n], of the loss
     embeds: torch.Tensor | None = None  # of the captions, as in Prompts, unless the text encoders train
     pooled: torch.Tensor | None = None
+    area: torch.Tensor | None = None  # [n, h, w], with masked_loss: area_weights()
 
 
 def objective(
@@ -59,7 +66,7 @@ def objective(
     length = FLOW_STEPS if schedule is None else len(schedule)
     options = {name: getattr(config, name) for name in LOSS_OPTIONS}
 
-    def inputs_of(index: int) -> tuple[list[torch.Tensor], list[str]]:
+    def inputs_of(index: int) -> tuple[dict[str, torch.Tensor], list[str]]:
         """(the Inputs of a batch on the CPU, its captions)"""
         positions = range(index * config.train_batch_size, (index + 1) * config.train_batch_size)
         batch = examples_at(batch_plan, positions)  # with prior preservation, twice as many as positions
@@ -73,23 +80,29 @@ def objective(
         # The loss is the mean over the instance images plus the weighted mean over the class images.
         weights = torch.tensor([example.weight for example in batch]) * len(batch) / len(positions)
         captions = [example.caption for example in batch]
-        tensors = [noisy, timesteps, sizes, latents, noise, weights]
+        tensors = dict(
+            noisy=noisy, timesteps=timesteps, sizes=sizes, latents=latents, noise=noise, weights=weights
+        )
         if not config.train_text_encoder:
-            tensors += [part.to(dtype) for part in encode(captions)]
+            tensors["embeds"], tensors["pooled"] = (part.to(dtype) for part in encode(captions))
+        if config.masked_loss:
+            whole = torch.ones(shape[1:])
+            masks = [whole if example.mask is None else example.mask for example in batch]
+            tensors["area"] = area_weights(torch.stack(masks), config.mask_background_weight)
         return tensors, captions
 
-    def packed_inputs_of(index: int) -> tuple[Packed, list[str]]:
+    def packed_inputs_of(index: int) -> tuple[tuple[str, ...], Packed, list[str]]:
         tensors, captions = inputs_of(index)
-        return Packed(tensors), captions
+        return tuple(tensors), Packed(list(tensors.values())), captions
 
     prefetcher = Prefetcher(packed_inputs_of, accelerator.num_processes)
 
     def on_device(index: int) -> tuple[Inputs, list[str]]:
         if device.type in PINNED:
-            packed, captions = prefetcher.get(index)
-            return Inputs(*packed.to(device)), captions
+            names, packed, captions = prefetcher.get(index)
+            return Inputs(**dict(zip(names, packed.to(device), strict=True))), captions
         tensors, captions = inputs_of(index)
-        return Inputs(*(tensor.to(device) for tensor in tensors)), captions
+        return Inputs(**{name: tensor.to(device) for name, tensor in tensors.items()}), captions
 
     prior = None
     if config.prior_by_prediction:
@@ -107,7 +120,8 @@ def objective(
             else:
                 predicted = predict(unet, inputs.noisy, inputs.timesteps, prompts, inputs.sizes)
         of_batch = inputs.latents, inputs.noise, inputs.timesteps
-        loss = diffusion_loss(predicted, *of_batch, alphas, **options, weights=inputs.weights)
+        weights = dict(weights=inputs.weights, area=inputs.area)
+        loss = diffusion_loss(predicted, *of_batch, alphas, **options, **weights)
         return loss + prior.loss(of_class, of_base) if prior else loss
 
     return loss_of

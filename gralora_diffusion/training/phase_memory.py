@@ -1,8 +1,11 @@
 """The memory of a run's phases on a GPU, from shapes alone: encoding, a training step, sample images."""
 
+import math
+
 import torch
 from torch import nn
 
+from gralora_diffusion.checks import parse_size
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.sdxl.placement import DECODING, DENOISING, ENCODING, peak_of_vae
 from gralora_diffusion.training.step_cost import images_per_batch
@@ -30,6 +33,8 @@ def phase_memory(
     phases = dict(encoding=encoding, step=sum(step.values()))
     if not config.skip_final_inference:
         in_use = phases["step"] - step["activations"]
+        if config.validation_size:
+            size = math.prod(parse_size(config.validation_size))
         rows = 2 * images_per_batch(config) * dtype.itemsize // 2
         denoising = in_use + rows * size * DENOISING
         movable = 0 if config.base_model_precision or config.offload_unet else step["weights"]

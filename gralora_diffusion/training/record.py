@@ -13,9 +13,9 @@ from gralora_diffusion.formats.read import HEADER, NATIVE
 from gralora_diffusion.formats.safetensors_files import opened, parsed
 from gralora_diffusion.formats.training_facts import is_number, tag_frequency
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.sampling_settings import EMBEDDED
 from gralora_diffusion.training.optim import learning_rates
 
-EMBEDDED = "embedded tiny base"
 OPTIMIZER_CLASSES = {
     "AdamW": "torch.optim.adamw.AdamW",
     "Prodigy": "prodigyopt.prodigy.Prodigy",
@@ -104,8 +104,8 @@ def options_of(config: TrainConfig, processes: int) -> dict:
         shuffle_caption=config.shuffle_captions,
         keep_tokens=config.keep_tokens,
         cache_latents=config.cache_latents,
-        clip_skip=None,
-        max_token_length=None,
+        clip_skip=config.clip_skip,
+        max_token_length=config.max_token_length,
     )
 
 

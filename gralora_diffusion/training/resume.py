@@ -10,7 +10,7 @@ from gralora_diffusion.adapters import allocation_file
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.cache import weights_hash
-from gralora_diffusion.data.image_folder import TrainingImage, content_of
+from gralora_diffusion.data.image_folder import TrainingImage, content_of, content_of_masks
 from gralora_diffusion.formats.conv_factors import as_matrix
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.options import ConfigError
@@ -21,6 +21,7 @@ from gralora_diffusion.training.run_folder import check_same, checkpoint_to_resu
 
 MUST_MATCH = {  # facts of a run that must be the same when it is resumed, as a message names them
     "images": "different images or captions",
+    "masks": "different masks",
     "base": "a different base",
     "processes": "a different number of processes",
     "steps": "a different number of steps, which --lr_scheduler depends on",
@@ -83,7 +84,8 @@ def facts_of(
     else:
         noise = pipeline.scheduler.alphas_cumprod.float().numpy().tobytes()
     must_match = dict(
-        images=content_of(images + class_images),
+        images=content_of(images + class_images, masks=False),
+        masks=content_of_masks(images),
         instance=content_of(images),  # not compared: run_folder.py finds the run by it
         base=fingerprint(pipeline.unet),
         processes=accelerator.num_processes,
@@ -106,7 +108,7 @@ def check_facts(checkpoint: Path, before: dict, now: dict) -> None:
     if changed:
         problem = f"{checkpoint} was made with {' and '.join(changed)}"
         ways = "use the same to resume it, or choose another --output_dir"
-        if changed == [MUST_MATCH["images"]]:
+        if set(changed) <= {MUST_MATCH["images"], MUST_MATCH["masks"]}:
             ways += f", with --start_from {checkpoint.parent} to continue from this adapter with the new ones"
         raise ConfigError(f"{problem}: {ways}")
     old, new = before["should_match"], now["should_match"]

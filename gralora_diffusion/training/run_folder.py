@@ -21,7 +21,7 @@ from gralora_diffusion.data.concepts import image_folders
 from gralora_diffusion.data.image_folder import TrainingImage, content_of
 from gralora_diffusion.data.listing import resolved
 from gralora_diffusion.files import without_folders, write_text
-from gralora_diffusion.options import ConfigError, from_dict, options_of, to_dict, to_flat
+from gralora_diffusion.options import PATHS, ConfigError, from_dict, options_of, to_dict, to_flat
 from gralora_diffusion.training import checkpoint as checkpoints
 
 LOCK = ".lock"
@@ -74,14 +74,13 @@ def public_options(values: dict) -> dict:
 
     values: {option: value} as in config.json.
     """
-    paths = ("images", "base_model", "dataset", "allocation", "adapter", "folder")
     known = options_of(TrainConfig)
     shown = {}
     for name, value in values.items():
         kind = known[name].kind if name in known else "value"
         if kind == "secret":
             continue
-        is_path = kind in paths or name == "resume_from_checkpoint"
+        is_path = kind in PATHS or name == "resume_from_checkpoint"
         shown[name] = without_folders(value) if is_path and isinstance(value, str) else value
     return shown
 

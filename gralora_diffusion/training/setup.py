@@ -20,12 +20,15 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note, share_work
 from gralora_diffusion.data.class_images import check_class_folders, class_images
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance_images
+from gralora_diffusion.data.encode import check_captions
 from gralora_diffusion.data.held_out import hold_out
 from gralora_diffusion.data.image_folder import TrainingImage, content_of
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.base import check_clip_skip
 from gralora_diffusion.sdxl.fingerprint import fingerprint
 from gralora_diffusion.sdxl.load import COMPONENTS, load_sdxl, shapes
+from gralora_diffusion.sdxl.prompt_chunks import PromptRules
 from gralora_diffusion.training.accelerator import make_accelerator, precision
 from gralora_diffusion.training.base_defaults import objective_of, with_base_defaults
 from gralora_diffusion.training.hub import check_hub
@@ -40,6 +43,7 @@ from gralora_diffusion.training.record import base_name, began_at, training_reco
 from gralora_diffusion.training.resume import facts_of, resume
 from gralora_diffusion.training.run_folder import locate, with_recorded_prompts
 from gralora_diffusion.training.start_from import Started, start_from
+from gralora_diffusion.training.validation_images import check_sampling
 
 COMPARED = (  # options of the sample images that must stay where these are scored
     "validation_prompt", "num_validation_images", "num_inference_steps", "guidance_scale",
@@ -148,6 +152,10 @@ def set_up(config: TrainConfig) -> TrainingSetup:
         handles(pipeline.unet)[DEFAULT].fingerprint = known
     note_single_blocks(config, models)
     config = with_base_defaults(config, pipeline, images, mixed_precision, processes)
+    check_clip_skip(pipeline, config.clip_skip)
+    check_captions(images + of_class, pipeline, PromptRules.of(config))
+    if not config.skip_final_inference:
+        check_sampling(pipeline, config)
     length = steps if depends_on_length(config) else None
     facts = facts_of(pipeline, images, of_class, length, accelerator)
     facts["must_match"] |= evaluation_facts(config, held_out)

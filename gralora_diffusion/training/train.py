@@ -15,7 +15,7 @@ from gralora_diffusion.console import counted, note, share_work
 from gralora_diffusion.data.batches import BatchPlan
 from gralora_diffusion.data.cache import weights_hash
 from gralora_diffusion.data.dataset import concept_lines
-from gralora_diffusion.data.encode import LatentKeys, note_long_captions
+from gralora_diffusion.data.encode import LatentKeys
 from gralora_diffusion.data.listing import printable
 from gralora_diffusion.devices import forget_peak, name_of, peak_memory, release_unused
 from gralora_diffusion.formats.run_files import named_after
@@ -213,7 +213,6 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
             ranks = accelerator.process_index, accelerator.num_processes
             previews = Previews(pipeline, config, setup.path, *ranks)
         training_images = thumbnails(setup.images, config)
-    note_long_captions(setup.images + setup.class_images + setup.held_out, pipeline)
     batch_plan, held_out, encode = encode_dataset(setup, keys, text_encoders)
 
     # UNet: images of the base, ranks and factors from gradients, a forecast, and the training

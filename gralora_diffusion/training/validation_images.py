@@ -7,13 +7,20 @@ from pathlib import Path
 
 from PIL import Image
 
+from gralora_diffusion.checks import parse_size
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.devices import is_out_of_memory, release_unused, total_memory
-from gralora_diffusion.files import complete_or_absent
-from gralora_diffusion.sdxl.placement import DECODING, bring, bytes_of, can_move, peak_of_vae
-from gralora_diffusion.sdxl.sampling import as_trained, embed_prompts, generate, sheet
+from gralora_diffusion.formats.run_files import stem_of
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.image_text import save_image
+from gralora_diffusion.sdxl.placement import DECODING, bring, bytes_of, can_move, peak_of_vae, pixels
+from gralora_diffusion.sdxl.prompt_chunks import read_prompt
+from gralora_diffusion.sdxl.sampling import as_trained, embed_prompts, generate
+from gralora_diffusion.sdxl.sampling_settings import Origin, SamplingSettings, UsedAdapter
+from gralora_diffusion.sdxl.schedulers import scheduler_named
+from gralora_diffusion.sdxl.sheet import sheet
 from gralora_diffusion.training.compiled import uncompiled
 
 
@@ -26,13 +33,15 @@ class Previews:
 
     def __init__(self, pipeline, config: TrainConfig, run: Path, process: int = 0, processes: int = 1):
         self.pipeline, self.config, self.folder = pipeline, config, run / "samples"
+        self.name = stem_of(run)
+        self.settings = settings_of(config)
         prompts = prompts_of(config)
         wanted = []  # (index of the image, prompt, seed)
         for prompt in prompts:
             for n in range(config.num_validation_images):
                 wanted.append((len(wanted), prompt, config.seed + n))
         self.mine = wanted[process::processes]
-        self.embeds = None if config.train_text_encoder else embed_prompts(pipeline, prompts)
+        self.embeds = None if config.train_text_encoder else embed_prompts(pipeline, prompts, self.settings)
         self.vae = pipeline.vae
         self.seconds = 0.0  # that the last generate() took
 
@@ -45,13 +54,14 @@ class Previews:
         if total is None:
             return in_use
         frozen = bytes_of(unet, frozen=True) if can_move(unet) else 0
-        size = self.config.resolution**2
+        size = pixels(self.settings.size)
         return peak_of_vae(DECODING, size, bytes_of(self.vae), in_use, frozen, total)
 
     def generate(self, step: int) -> None:
         """Write samples/step-`step`/00.png, ..., over what is there already.
 
-        Without enough memory, the images are left out with a warning, and the run continues.
+        Images without enough memory, or whose numbers are not finite, are left out with a warning, and the
+        run continues.
         """
         start = time.monotonic()
         folder = self.of_step(step)
@@ -68,6 +78,9 @@ class Previews:
             with uncompiled() if self.config.compile else contextlib.nullcontext():
                 images = self.images(step)
             for (index, _, _), image in zip(self.mine, images, strict=True):
+                if image is None:
+                    (folder / f"{index:02d}.png").unlink(missing_ok=True)
+                    continue
                 if is_single_color(image):
                     problem = f"image {index} of step {step} has a single color"
                     warnings.warn(f"{problem}: the model or the VAE may have overflowed", stacklevel=2)
@@ -86,22 +99,79 @@ class Previews:
             bring(pipeline, ("unet", "text_encoder", "text_encoder_2"), device, 0)
             self.seconds = time.monotonic() - start
 
-    def images(self, step: int) -> list[Image.Image]:
-        """This process's share; step 0 is the base, with its own scheduler."""
+    def images(self, step: int) -> list[Image.Image | None]:
+        """This process's share; step 0 is the base, with its own scheduler.  Warns of each that is None."""
         config, scheduler = self.config, None
         if step:
             trained_with = config.prediction_type, config.rescale_betas_zero_snr, config.flow_shift
             scheduler = as_trained(self.pipeline.scheduler, *trained_with)
-        return generate(
+        problems = {}
+        images = generate(
             self.pipeline,
             [(prompt, seed) for _, prompt, seed in self.mine],
-            config.num_inference_steps,
-            config.guidance_scale,
+            self.settings,
             config.train_batch_size,
-            config.resolution,
             self.embeds,
             scheduler,
+            origin=self.origin(step),
+            problems=problems,
         )
+        for problem in problems.values():
+            left_out = "it is left out, and training continues"
+            warnings.warn(f"sample images of step {step}: {problem}; {left_out}", stacklevel=2)
+        return images
+
+    def origin(self, step: int) -> Origin:
+        """What the images of a step are from, for the texts in their files."""
+        config = self.config
+        return Origin.of(
+            config.pretrained_model_name_or_path,
+            config.pretrained_vae_model_name_or_path,
+            config.revision,
+            config.variant,
+            (UsedAdapter(self.name, 1.0),) if step else (),
+            step,
+        )
+
+
+def settings_of(config: TrainConfig) -> SamplingSettings:
+    """How a run's sample images are generated; config: with the base's defaults."""
+    side = config.resolution
+    size = parse_size(config.validation_size, "--validation_size") if config.validation_size else (side, side)
+    return SamplingSettings(
+        config.num_inference_steps,
+        config.guidance_scale,
+        size,
+        config.validation_negative_prompt or "",
+        config.validation_scheduler,
+        config.clip_skip,
+    )
+
+
+def check_sampling(pipeline, config: TrainConfig) -> None:
+    """Raises ConfigError for sample prompts that cannot be read, or a scheduler that cannot sample."""
+    check_scheduler(pipeline, config)
+    rules = settings_of(config).rules()
+    given = dict(validation_prompt=prompts_of(config))
+    given["validation_negative_prompt"] = [config.validation_negative_prompt or ""]
+    for option, prompts in given.items():
+        for prompt in prompts:
+            try:
+                read_prompt(pipeline, prompt, rules)
+            except ConfigError as error:
+                raise ConfigError(f"--{option}: {error}", option=option) from None
+
+
+def check_scheduler(pipeline, config: TrainConfig) -> None:
+    if config.validation_scheduler is None:
+        return
+    trained_with = config.prediction_type, config.rescale_betas_zero_snr, config.flow_shift
+    for scheduler in (pipeline.scheduler, as_trained(pipeline.scheduler, *trained_with)):
+        try:
+            scheduler_named(config.validation_scheduler, scheduler)
+        except ConfigError as error:
+            text = str(error).replace("--scheduler", "--validation_scheduler")
+            raise ConfigError(text, option="validation_scheduler") from None
 
 
 def is_single_color(image: Image.Image) -> bool:
@@ -133,12 +203,6 @@ def save_comparison(run: Path, training_images: list[Image.Image], step: int, co
     rows = {"base": before, "with the adapter": after}
     page = sheet(rows, prompts[:n], above={"training images": training_images[:n]})
     save_image(page, run / "before_after.png")
-
-
-def save_image(image: Image.Image, path: Path) -> None:
-    """A PNG, complete or absent."""
-    with complete_or_absent(path) as part:
-        image.save(part, format="PNG")
 
 
 def crop_square(image: Image.Image) -> Image.Image:

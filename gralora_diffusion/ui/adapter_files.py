@@ -7,7 +7,7 @@ from pathlib import Path
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.workspace import EMBEDDED, Workspace, free_name, new_name, quoted
 
-AS_TRAINED = "as in training"  # the choice of a base: the adapter's own
+AS_TRAINED = "same as training"  # the choice of a base: the adapter's own
 EMBEDDED_HEADER = "embedded tiny base"  # the embedded base in an adapter file's header
 
 

@@ -22,11 +22,11 @@ FRONT = (BASE, "instance_prompt", "max_train_steps", "rank", "seed")  # above th
 # The run's name, Check, Resume, and a file that names any folders, which a page must not read.
 NO_FIELD = ("output_dir", "dry_run", "resume_from_checkpoint", "concepts")
 HINTS = {  # of the fields in front, for beginners; the others have the text of --help
-    IMAGES: "A set of Dataset; robot comes with the page",
-    BASE: "The embedded one, a hub id, or a checkpoint in the folder models",
-    "instance_prompt": "Names the subject with a rare word, where an image has no caption",
-    "max_train_steps": "How long to train; blank for what suits the base",
-    "rank": "Capacity of the adapter, and size of its file",
+    IMAGES: "A dataset; robot comes with the page",
+    BASE: "Built-in demo model, a Hugging Face ID, or a file in models/",
+    "instance_prompt": "Caption for images without one, e.g. a photo of sks dog",
+    "max_train_steps": "Training steps; leave blank for the recommended number",
+    "rank": "Capacity of the adapter; higher = larger file",
     "seed": "The same seed gives the same adapter again",
 }
 FORM_PRESETS = {"default": {}, "quick look": dict(max_train_steps=120, rank=32, num_inference_steps=15)}

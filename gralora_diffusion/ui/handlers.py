@@ -54,6 +54,17 @@ def guarded(handler):
     return wrapped
 
 
+def optional_number(text, what: str) -> float | None:
+    """The number in a text field that may be blank; raises ConfigError, which names the field."""
+    text = str(text if text is not None else "").strip()
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"the {what} is {text[:80]!r}; it must be a number, or blank") from None
+
+
 def notify(text: str) -> None:
     """Show a message on the page for some seconds."""
     if text:

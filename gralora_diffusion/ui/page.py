@@ -18,7 +18,9 @@ from gralora_diffusion.ui.theme import HEADER
 from gralora_diffusion.ui.train_fields import MARK_AND_SHOW
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name
 
-STRIP = ("Run", "State", "Step", "Speed", "Left", "Memory", "Device")
+WORKING, IDLE = 1, 5  # seconds between two looks at the run
+ACTIVE = ("queued", "starting", "running", "stopping")
+STRIP = ("Run", "State", "Step", "Speed", "Time left", "Memory", "Device")
 
 
 def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
@@ -27,7 +29,8 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         title="GraLoRA: train adapters for SDXL", analytics_enabled=False, fill_width=True
     ) as page:
         gr.HTML(HEADER, elem_id="header", padding=False)
-        strip = StatusStrip(queue)
+        timer = gr.Timer(WORKING)
+        strip = StatusStrip(queue, timer)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Dataset", id="dataset"):
                 dataset = DatasetTab(workspace)
@@ -44,7 +47,7 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         connect_start(tabs, train, watch)
         connect_clone(tabs, train, watch)
         connect_sets(page, workspace, dataset, train)
-        timer = gr.Timer(1)
+        connect_visibility(timer)
         timer.tick(**strip.event, trigger_mode="once", api_name="status")
         timer.tick(**watch.refresh_event, trigger_mode="once")
         page.load(**strip.event, **PRIVATE)
@@ -64,7 +67,7 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
 class StatusStrip:
     """The current run in seven texts, with Stop and a progress bar, above all tabs."""
 
-    def __init__(self, queue: RunQueue):
+    def __init__(self, queue: RunQueue, timer: gr.Timer):
         self.queue = queue
         with gr.Column(elem_id="status"):
             with gr.Row(elem_id="strip"):
@@ -79,7 +82,7 @@ class StatusStrip:
                 )
             bar = gr.HTML(progress_bar(0), elem_id="bar", padding=False)
         seen = gr.State([])
-        outputs = [*texts, stop, bar, seen]
+        outputs = [*texts, stop, bar, timer, seen]
         quiet = dict(queue=False, show_progress="hidden")
         self.event = dict(fn=guarded(self.refresh), inputs=seen, outputs=outputs, **quiet)
         stop.click(guarded(self.stop_run), None, None, queue=False, **PRIVATE)
@@ -91,7 +94,7 @@ class StatusStrip:
             label=label,
             interactive=False,
             max_lines=1,
-            elem_id=f"strip-{label.lower()}",
+            elem_id=f"strip-{label.lower().replace(' ', '-')}",
             min_width=80,
             container=True,
         )
@@ -99,7 +102,9 @@ class StatusStrip:
     def refresh(self, before: list | None) -> tuple:
         """Updates of the texts, Stop and the bar, skipped where `before` has the same; then all values."""
         *texts, stoppable, fraction = now = strip_values(self.queue)
-        updates = [*texts, gr.update(interactive=stoppable), progress_bar(fraction)]
+        seconds = WORKING if texts[STRIP.index("State")] in ACTIVE else IDLE
+        updates = [*texts, gr.update(interactive=stoppable), progress_bar(fraction), gr.Timer(seconds)]
+        now = [*now, seconds]
         before = before or [None] * len(now)
         for i, value in enumerate(now):
             if before[i] == value:
@@ -114,7 +119,7 @@ def strip_values(queue: RunQueue) -> list:
     """The texts of STRIP, whether the run can be stopped, and the fraction of its steps that are done."""
     name = queue.current()
     if name is None:
-        return ["-", "nothing has run yet", "-", "-", "-", "-", device_name(), False, 0]
+        return ["-", "Idle", "-", "-", "-", "-", device_name(), False, 0]
     now = run_view.progress(queue, queue.workspace.runs / name)
     return [
         name,
@@ -127,6 +132,14 @@ def strip_values(queue: RunQueue) -> list:
         now.state in ("starting", "running"),
         round(now.step / now.steps, 4) if now.steps else 0,
     ]
+
+
+def connect_visibility(timer: gr.Timer) -> None:
+    """A page that is hidden, in a tab behind another, asks for nothing."""
+    for name, active in (("page-hidden", "false"), ("page-visible", "true")):
+        button = gr.Button(name, elem_id=name, elem_classes="never")
+        update = f"() => ({{__type__: 'update', active: {active}}})"
+        button.click(None, None, timer, js=update, **PRIVATE)
 
 
 def progress_bar(fraction: float) -> str:
@@ -152,7 +165,7 @@ def connect_start(tabs: gr.Tabs, train: TrainTab, watch: WatchTab) -> None:
 
 
 def connect_clone(tabs: gr.Tabs, train: TrainTab, watch: WatchTab) -> None:
-    """Clone fills the form with a run's config and goes to Train."""
+    """Duplicate settings fills the form with a run's config and goes to Train."""
 
     def clone(run):
         values, name = watch.form_of(run)

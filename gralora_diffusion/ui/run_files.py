@@ -11,7 +11,7 @@ from gralora_diffusion.ui.workspace import quoted, real_file
 
 # errors of json.loads() and from_dict() for a file that holds something else
 UNREADABLE = (OSError, ValueError, TypeError, AttributeError, RecursionError)
-JOB_STATES = ("queued", "withdrawn", "started", "broken")
+JOB_STATES = ("queued", "canceled", "withdrawn", "started", "broken")
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)")
 LOG_BYTES = 60_000  # of the end of a log that are read
 PROGRAM = "gralora train: "  # what the trainer's error messages begin with

@@ -103,10 +103,10 @@ class RunQueue:
             job = read_job(run)
             status = self.state(run)
             if status["state"] == "queued":
-                write_job(run, job | dict(state="withdrawn"))
+                write_job(run, job | dict(state="canceled"))
                 return f"{name} was removed from the queue"
             if status["state"] == "stopping":
-                return f"{name} is stopping already: it finishes its step and saves"
+                return f"{name} is already stopping after this step"
             if status["state"] not in ACTIVE:
                 return f"{name} is not active: it is {status['state']}"
             if is_active(job):
@@ -114,7 +114,7 @@ class RunQueue:
             else:  # started on the command line: the process that holds the folder's lock wrote status.json
                 end_process(status["pid"])
             write_job(run, job | dict(stop_asked=time.time(), stop_pid=status.get("pid") or job["pid"]))
-            return f"{name} finishes its step and saves"
+            return f"Stopping {name} after this step; progress will be saved"
 
     def stop_active(self) -> str:
         """stop() for the run that is active."""
@@ -134,10 +134,10 @@ class RunQueue:
     def state(self, run: Path) -> dict:
         """What status.json holds, corrected by whether the process is there: {"state", "message", ...}.
 
-        The states: queued, withdrawn, starting, running, stopping, stopped, done, failed, killed, unknown.
+        The states: queued, canceled, starting, running, stopping, stopped, done, failed, killed, unknown.
         """
         job = read_job(run)
-        if job.get("state") in ("queued", "withdrawn"):
+        if job.get("state") in ("queued", "canceled", "withdrawn"):
             return dict(state=job["state"], message="")
         if job.get("state") == "broken":
             return dict(state="failed", message=f"it cannot be started: {job.get('message')}")

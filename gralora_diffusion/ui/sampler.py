@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from gralora_diffusion.checks import parse_size
 from gralora_diffusion.config import EMBEDDED_DEFAULTS, SDXL_DEFAULTS
+from gralora_diffusion.config.choices import SAMPLERS
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.sampling_settings import Origin, SamplingSettings
 from gralora_diffusion.ui.workspace import Workspace, quoted
 
 # torch's default dtype and seed belong to the process: forecasts of runs and image generation take turns
@@ -17,24 +20,33 @@ MAX_IMAGES = 8
 MAX_STEPS = 100
 MAX_STRENGTH = 1.5
 MAX_PROMPT = 1000  # characters
+MAX_PIXELS = 2**22  # of an image
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """What determines one image; `adapters` are (name, strength); guidance None is the base's default."""
+    """What determines one image; `adapters` are (name, strength).
+
+    guidance: None for the base's default. size: "WIDTHxHEIGHT", "" for the base's own. scheduler: "" for the
+    base's own.
+    """
 
     prompt: str
     seed: int
     adapters: tuple[tuple[str, float], ...]
     steps: int
     guidance: float | None
+    negative_prompt: str = ""
+    size: str = ""
+    scheduler: str = ""
 
     def checked(self, workspace: Workspace) -> "ImageRequest":
         """Itself; raises ConfigError for values that are out of bounds, whatever a browser sent."""
         if not self.prompt.strip():
             raise ConfigError("the prompt is empty: describe the image")
-        if len(self.prompt) > MAX_PROMPT:
-            raise ConfigError(f"the prompt has {len(self.prompt)} characters; the limit is {MAX_PROMPT}")
+        for what, text in (("prompt", self.prompt), ("negative prompt", self.negative_prompt)):
+            if len(text) > MAX_PROMPT:
+                raise ConfigError(f"the {what} has {len(text)} characters; the limit is {MAX_PROMPT}")
         if not 0 <= self.seed <= 2**40:
             raise ConfigError(f"the seed is {quoted(self.seed)}; it must be from 0 to {2**40}")
         if not 1 <= self.steps <= MAX_STEPS:
@@ -42,6 +54,13 @@ class ImageRequest:
             raise ConfigError(f"the denoising steps are {quoted(self.steps)}; {rule}")
         if self.guidance is not None and not 0 <= self.guidance <= 30:
             raise ConfigError(f"the guidance is {quoted(self.guidance)}; it must be from 0 to 30")
+        if self.size:
+            height, width = parse_size(self.size, "the size")
+            if height * width > MAX_PIXELS:
+                raise ConfigError(f"the size is {quoted(self.size)}; the limit is {MAX_PIXELS:,} pixels")
+        if self.scheduler and self.scheduler not in SAMPLERS:
+            rule = f"it must be one of {', '.join(SAMPLERS)}"
+            raise ConfigError(f"the scheduler is {quoted(self.scheduler)}; {rule}")
         for name, strength in self.adapters:
             workspace.adapter(name)
             if not 0 <= strength <= MAX_STRENGTH:
@@ -61,36 +80,43 @@ class Sampler:
         self.base = None
         self.loaded = {}  # {adapter: (path, mtime)}
         self.objectives = {}  # {adapter: what it was trained to predict}
+        self.used = {}  # {(path, mtime): UsedAdapter}, whose hashes take time
 
     def generate(self, request: ImageRequest, base: str | None) -> Image.Image:
         """An image; `base` as --pretrained_model_name_or_path takes it."""
         from gralora_diffusion.devices import best_device
-        from gralora_diffusion.sdxl.sampling import generate
+        from gralora_diffusion.formats.used_adapter import common_clip_skip
+        from gralora_diffusion.sdxl.objective import common_objective
+        from gralora_diffusion.sdxl.sampling import as_trained, generate
 
         request = request.checked(self.workspace)
         guidance = request.guidance
         if guidance is None:
             guidance = (SDXL_DEFAULTS if base else EMBEDDED_DEFAULTS)["guidance_scale"]
+        size = parse_size(request.size) if request.size else None
+        clip_skip = common_clip_skip([self.workspace.adapter(name) for name, _ in request.adapters])
+        of_prompts = request.negative_prompt, request.scheduler or None, clip_skip
+        settings = SamplingSettings(request.steps, guidance, size, *of_prompts)
         with self.lock:
             self.load_base(base)
             self.set_adapters(dict(request.adapters))
             wanted = [(request.prompt, request.seed)]
-            how = dict(scheduler=self.scheduler_of(dict(request.adapters)), device=best_device())
-            return generate(self.pipeline, wanted, request.steps, guidance, **how)[0]
+            objective = common_objective([self.objectives[name] for name, _ in request.adapters])
+            scheduler = as_trained(self.pipeline.scheduler, **objective)
+            how = dict(scheduler=scheduler, device=best_device(), origin=self.origin(request))
+            return generate(self.pipeline, wanted, settings, **how)[0]
 
-    def scheduler_of(self, adapters: dict[str, float]):
-        """The base's scheduler, or that of what the adapters were trained to predict.
+    def origin(self, request: ImageRequest) -> Origin:
+        """What an image is from, for the texts in its file; call it once the adapters are loaded."""
+        from gralora_diffusion.formats.used_adapter import used_adapter
 
-        Raises ConfigError where two of them differ.
-        """
-        from gralora_diffusion.sdxl.objective import objective_text
-        from gralora_diffusion.sdxl.sampling import as_trained
-
-        known = [self.objectives[name] for name in adapters if self.objectives.get(name)]
-        if any(objective != known[0] for objective in known):
-            problem = f"one is for {objective_text(known[0])}, the other for {objective_text(known[1])}"
-            raise ConfigError(f"the adapters cannot be used together: {problem}")
-        return as_trained(self.pipeline.scheduler, **known[0]) if known else self.pipeline.scheduler
+        used = []
+        for name, strength in request.adapters:
+            version = self.loaded[name]
+            if version not in self.used:
+                self.used[version] = used_adapter(self.workspace.adapter(name), strength)
+            used.append(replace(self.used[version], strength=strength))
+        return Origin.of(self.base, adapters=tuple(used))
 
     def load_base(self, base: str | None) -> None:
         from gralora_diffusion import load_sdxl
@@ -125,7 +151,7 @@ class Sampler:
                 if name not in self.loaded:
                     with warnings.catch_warnings(action="ignore"):  # the base was chosen on the page
                         facts = load_adapter(self.pipeline, files[name], name=name)
-                    self.objectives[name] = facts.get("objective", {})
+                    self.objectives[name] = facts.get("objective")
                     self.loaded[name] = versions[name]
         for layer in layers_of(self.pipeline):
             for name in layer.names:
@@ -168,6 +194,7 @@ class Sampler:
         self.base = None
         self.loaded = {}
         self.objectives = {}
+        self.used = {}
         release_unused(best_device())
 
     def unload_if_idle(self) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from gralora_diffusion.data.images import open_image
-from gralora_diffusion.training.validation_images import save_image
+from gralora_diffusion.sdxl.image_text import save_image
 from gralora_diffusion.ui.workspace import Workspace
 
 _copies: dict[tuple, str] = {}  # {(file, mtime, size, largest side): its served copy}

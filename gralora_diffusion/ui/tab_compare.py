@@ -7,7 +7,7 @@ import gradio as gr
 
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.sampling import sheet
+from gralora_diffusion.sdxl.sheet import sheet
 from gralora_diffusion.ui.adapter_files import AS_TRAINED, prompt_of
 from gralora_diffusion.ui.grid import MAX_SEEDS, Cell, grid, parse_strengths, references_of, save_table
 from gralora_diffusion.ui.handlers import QUIET, connect_generation, guarded
@@ -44,6 +44,7 @@ class CompareTab:
         self.connect()
 
     def build_request(self) -> None:
+        self.suggested = gr.State(None)  # the adapter that the tab chose by itself
         self.adapters = gr.Dropdown(
             [],
             multiselect=True,
@@ -149,8 +150,8 @@ class CompareTab:
         self.adapters.change(guarded(self.first_prompt), [self.adapters, self.prompt], self.prompt, **QUIET)
         self.lists_event = dict(
             fn=guarded(self.lists),
-            inputs=[self.adapters, self.references, self.prompt],
-            outputs=[self.adapters, self.references, self.empty, self.prompt],
+            inputs=[self.adapters, self.references, self.prompt, self.suggested],
+            outputs=[self.adapters, self.references, self.empty, self.prompt, self.suggested],
             **QUIET,
         )
 
@@ -205,10 +206,13 @@ class CompareTab:
         """The prompt, or where it is empty the one that the first adapter was trained with."""
         return prompt or (prompt_of(self.workspace, adapters[0]) if adapters else "")
 
-    def lists(self, adapters, references, prompt) -> tuple:
+    def lists(self, adapters, references, prompt, suggested=None) -> tuple:
         """The adapters and sets of now, what was chosen kept where it is still there, and a first prompt."""
         names = self.workspace.adapter_names()
-        kept = [name for name in adapters or [] if name in names] or names[:1]
+        newest = self.workspace.suggested_adapter()
+        kept = [name for name in adapters or [] if name in names]
+        if not kept or kept == [suggested]:
+            kept = [newest] if newest else []
         sets = [AS_TRAINED, *self.workspace.set_names()]
         references = references if references in sets else AS_TRAINED
         return (
@@ -216,6 +220,7 @@ class CompareTab:
             gr.update(choices=sets, value=references),
             gr.update(visible=not names),
             self.first_prompt(kept, prompt),
+            newest,
         )
 
 

@@ -132,10 +132,14 @@ class DatasetTab:
         """Add uploads to the chosen dataset, or a new one where a name is given or the bundled one chosen."""
         if not files:
             return [gr.skip()] * (len(self.set_view) + 4)
+        before = name
         if new or name == BUNDLED:
             new = new or free_name("images", self.workspace.set_names())
             name = image_sets.create(self.workspace, new.strip().replace(" ", "-"))
         added, notes = image_uploads.add(self.workspace, name, files)
+        if not added and name != before:  # a new dataset would be empty
+            image_sets.delete(self.workspace, name)
+            name = before
         notify(f"{counted(added, 'image')} added to {name}")
         lines = min(8, max(2, len(notes)))
         notes = gr.update(value="\n".join(notes), visible=bool(notes), lines=lines)

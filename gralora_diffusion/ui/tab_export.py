@@ -30,8 +30,10 @@ class ExportTab:
             api_name="export",
             concurrency_id="gpu",
         )
+        suggested = gr.State(None)  # the adapter that the tab chose by itself
+        lists = [self.adapter, self.empty, suggested]
         self.lists_event = dict(
-            fn=guarded(self.lists), inputs=self.adapter, outputs=[self.adapter, self.empty], **QUIET
+            fn=guarded(self.lists), inputs=[self.adapter, suggested], outputs=lists, **QUIET
         )
 
     def build_choices(self) -> None:
@@ -90,11 +92,11 @@ class ExportTab:
             files.append(str(path))
             rows.append([path.name, file_size(path), digest])
             yield rows, files
-        notify(f"{len(files)} file{'' if len(files) == 1 else 's'} to download")
+        notify(f"{len(files)} file{'' if len(files) == 1 else 's'} ready")
 
-    def lists(self, chosen: str | None) -> tuple:
+    def lists(self, chosen: str | None, suggested: str | None = None) -> tuple:
         """The adapters of now, the chosen one kept where it is still there."""
         names = self.workspace.adapter_names()
-        first = names[0] if names else None
-        value = chosen if chosen in names else first
-        return gr.update(choices=names, value=value), gr.update(visible=not names)
+        value = self.workspace.kept_or_suggested(chosen, suggested)
+        newest = self.workspace.suggested_adapter()
+        return gr.update(choices=names, value=value), gr.update(visible=not names), newest

@@ -2,8 +2,9 @@
 
 import gradio as gr
 
+from gralora_diffusion.config.choices import SAMPLERS
 from gralora_diffusion.ui.adapter_files import AS_TRAINED, add_adapter, chosen_base, prompt_of
-from gralora_diffusion.ui.handlers import PRIVATE, QUIET, connect_generation, guarded, notify
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, connect_generation, guarded, notify, optional_number
 from gralora_diffusion.ui.sampler import (
     MAX_IMAGES,
     MAX_PROMPT,
@@ -17,6 +18,7 @@ from gralora_diffusion.ui.served import save_served
 from gralora_diffusion.ui.workspace import Workspace
 
 NO_ADAPTER = "none"
+DEFAULT_SCHEDULER = "same as the base model"
 
 
 class SampleTab:
@@ -26,6 +28,7 @@ class SampleTab:
         self.workspace = workspace
         self.sampler = sampler
         self.pairs = gr.State([])  # [base image, image] of each image
+        self.suggested = gr.State(None)  # the adapter that the tab chose by itself
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 self.build_request()
@@ -60,12 +63,10 @@ class SampleTab:
         with gr.Row():
             self.count = gr.Slider(1, MAX_IMAGES, 2, step=1, label="Images", elem_id="count", min_width=140)
             self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=100)
-        more = "More: a second adapter, steps, guidance, base"
+        more = "More: negative prompt, size, scheduler, steps, a second adapter"
         with gr.Accordion(more, open=False, elem_id="sample-more"):
             self.build_more()
-        self.with_base = gr.Checkbox(
-            True, label="The base's image of the same seed beside each", elem_id="beside"
-        )
+        self.with_base = gr.Checkbox(True, label="Also generate the base model's image", elem_id="beside")
         with gr.Row(elem_classes="tight"):
             self.generate = gr.Button(
                 "Generate", variant="primary", elem_id="generate", scale=2, min_width=120
@@ -77,17 +78,38 @@ class SampleTab:
             [NO_ADAPTER], value=NO_ADAPTER, allow_custom_value=True, label="Second adapter", elem_id="second"
         )
         self.second_strength = gr.Slider(
-            0, MAX_STRENGTH, 0.5, step=0.05, label="Its strength", elem_id="second-strength"
+            0, MAX_STRENGTH, 0.5, step=0.05, label="Second adapter strength", elem_id="second-strength"
         )
         with gr.Row():
             self.steps = gr.Slider(
                 1, MAX_STEPS, 25, step=1, label="Denoising steps", elem_id="sample-steps", min_width=140
             )
-            self.guidance = gr.Number(
-                None,
-                label="Guidance",
-                placeholder="blank: 5, or 3 for the embedded base",
+            self.guidance = gr.Textbox(
+                label="Guidance scale",
+                placeholder="blank: 5, or 3 for the demo model",
+                max_length=8,
                 elem_id="guidance",
+                min_width=140,
+            )
+        self.negative = gr.Textbox(
+            label="Negative prompt",
+            placeholder="what the image should not show",
+            max_length=MAX_PROMPT,
+            elem_id="negative",
+        )
+        with gr.Row():
+            self.size = gr.Textbox(
+                label="Size",
+                placeholder="blank: the base model's; or 832x1216",
+                max_length=11,
+                elem_id="size",
+                min_width=140,
+            )
+            self.scheduler = gr.Dropdown(
+                [DEFAULT_SCHEDULER, *SAMPLERS],
+                value=DEFAULT_SCHEDULER,
+                label="Scheduler",
+                elem_id="scheduler",
                 min_width=140,
             )
         self.base = gr.Dropdown(
@@ -134,16 +156,18 @@ class SampleTab:
             self.guidance,
             self.base,
             self.with_base,
+            self.negative,
+            self.size,
+            self.scheduler,
         ]
         images = [self.gallery, self.slider, self.pairs]
         connect_generation(self.generate, self.stop, self.sample, request, images, api_name="sample")
         self.gallery.select(guarded(self.pair_of_image), self.pairs, self.slider, **QUIET)
         self.adapter.change(guarded(self.first_prompt), [self.adapter, self.prompt], self.prompt, **QUIET)
         chosen = [self.second, self.base, self.prompt]
-        lists = [self.adapter, self.second, self.base, self.empty, self.prompt]
-        self.lists_event = dict(
-            fn=guarded(self.lists), inputs=[self.adapter, *chosen], outputs=lists, **QUIET
-        )
+        lists = [self.adapter, self.second, self.base, self.empty, self.prompt, self.suggested]
+        current = [self.adapter, *chosen, self.suggested]
+        self.lists_event = dict(fn=guarded(self.lists), inputs=current, outputs=lists, **QUIET)
         self.upload.upload(guarded(self.add_file), [self.upload, *chosen], lists, **PRIVATE)
 
     def sample(
@@ -159,13 +183,25 @@ class SampleTab:
         guidance,
         base,
         with_base,
+        negative="",
+        size="",
+        scheduler=DEFAULT_SCHEDULER,
     ):
         """(gallery, slider, pairs) after each image."""
         adapters = []
         for name, value in ((adapter, strength), (second, second_strength)):
             if name and name != NO_ADAPTER:
                 adapters.append((name, float(value)))
-        first = ImageRequest(prompt or "", int(seed or 0), tuple(adapters), int(steps), guidance)
+        first = ImageRequest(
+            prompt=prompt or "",
+            seed=int(seed or 0),
+            adapters=tuple(adapters),
+            steps=int(steps),
+            guidance=optional_number(guidance, "guidance scale"),
+            negative_prompt=negative or "",
+            size=(size or "").strip(),
+            scheduler="" if scheduler == DEFAULT_SCHEDULER else scheduler or "",
+        )
         first = first.checked(self.workspace)
         base = chosen_base(self.workspace, base, adapter)
         settings = ", ".join(f"{name} {value:g}" for name, value in adapters) or "base"
@@ -191,11 +227,10 @@ class SampleTab:
         """The prompt, or where it is empty the one that the adapter was trained with."""
         return prompt or (prompt_of(self.workspace, adapter) if adapter else "")
 
-    def lists(self, adapter, second, base, prompt) -> tuple:
+    def lists(self, adapter, second, base, prompt, suggested=None) -> tuple:
         """The adapters and bases of now, what was chosen kept where it is still there, and a first prompt."""
         names = self.workspace.adapter_names()
-        if adapter not in names:
-            adapter = names[0] if names else None
+        adapter = self.workspace.kept_or_suggested(adapter, suggested)
         second = second if second in names else NO_ADAPTER
         return (
             gr.update(choices=names, value=adapter),
@@ -203,6 +238,7 @@ class SampleTab:
             gr.update(choices=[AS_TRAINED, *self.workspace.base_names()]),
             gr.update(visible=not names),
             self.first_prompt(adapter, prompt),
+            self.workspace.suggested_adapter(),
         )
 
     def add_file(self, path: str, second, base, prompt) -> tuple:

@@ -73,7 +73,7 @@ class TrainTab:
             self.save = gr.DownloadButton("Save this config", elem_id="save-config", size="sm")
 
     def build_plan(self) -> None:
-        gr.Markdown("#### What this will do", elem_classes="group-title")
+        gr.Markdown("#### Estimate", elem_classes="group-title")
         self.forecast = gr.Dataframe(
             [["memory, time, files", "press Check"]],
             headers=["what", "how much"],
@@ -96,11 +96,11 @@ class TrainTab:
             self.check = gr.Button("Check", elem_id="check", min_width=100)
             self.start = gr.Button("Start", variant="primary", elem_id="start", min_width=140, scale=2)
         self.problem = gr.Textbox(
-            label="Fix this first", visible=False, interactive=False, elem_id="problem", lines=2
+            label="Fix before starting", visible=False, interactive=False, elem_id="problem", lines=2
         )
         self.marks = gr.Textbox("[]", visible="hidden", label="Mistakes", elem_id="marks")
         gr.Markdown(
-            "Runs execute one at a time: a run started while another is active is queued.",
+            "Runs are queued: only one trains at a time.",
             elem_classes="hint",
         )
 

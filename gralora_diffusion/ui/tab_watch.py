@@ -11,7 +11,7 @@ from gralora_diffusion.ui.run_files import config_of, log_tail
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.workspace import Workspace, free_name
 
-RESUMABLE = ("stopped", "failed", "killed", "withdrawn", "unknown")
+RESUMABLE = ("stopped", "failed", "killed", "canceled", "withdrawn", "unknown")
 
 
 class Changes:
@@ -33,7 +33,7 @@ class Changes:
 
 
 class WatchTab:
-    """The tab's components, handlers and events but for Clone, which the page connects."""
+    """The tab's components, handlers and events but for Duplicate settings, which the page connects."""
 
     def __init__(self, workspace: Workspace, queue: RunQueue):
         self.workspace = workspace
@@ -68,7 +68,7 @@ class WatchTab:
                 "Stop & save", variant="stop", elem_id="stop", interactive=False, min_width=110
             )
             self.resume = gr.Button("Resume", elem_id="resume", interactive=False, min_width=90)
-            self.clone = gr.Button("Clone", elem_id="clone", interactive=False, min_width=80)
+            self.clone = gr.Button("Duplicate settings", elem_id="clone", interactive=False, min_width=80)
 
     def build_plot(self) -> None:
         self.plot = gr.LinePlot(

@@ -66,6 +66,9 @@ document.addEventListener('keydown', event => {  // from tab to tab by arrows
     tabs[(tabs.indexOf(event.target) + step + tabs.length) % tabs.length].focus();
     event.preventDefault();
 });
+document.addEventListener('visibilitychange', () => {
+    document.getElementById(document.hidden ? 'page-hidden' : 'page-visible')?.click();
+});
 </script>"""
 HEAD += CAPTION_KEYS
 

@@ -95,6 +95,16 @@ class Workspace:
                     found.append(f"{name}/checkpoint-{step}")
         return found + sorted(p.name for p in self.adapters.glob("*.safetensors") if real_file(p))
 
+    def suggested_adapter(self) -> str | None:
+        """The one that tabs choose by themselves: of the newest run that has ended, never a checkpoint's."""
+        return next((name for name in self.adapter_names() if "/" not in name), None)
+
+    def kept_or_suggested(self, chosen: str | None, suggested: str | None) -> str | None:
+        """The chosen adapter where it is still there, and not just what a tab had chosen by itself before."""
+        if chosen in self.adapter_names() and chosen != suggested:
+            return chosen
+        return self.suggested_adapter()
+
     def adapter(self, name: str) -> Path:
         """The adapter's own file."""
         if name not in self.adapter_names():

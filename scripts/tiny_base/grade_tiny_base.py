@@ -25,7 +25,8 @@ from gralora_diffusion import load_sdxl
 from gralora_diffusion.config import EMBEDDED_DEFAULTS
 from gralora_diffusion.data.images import to_pixels
 from gralora_diffusion.sdxl.load import EMBEDDED
-from gralora_diffusion.sdxl.sampling import sample, sheet
+from gralora_diffusion.sdxl.sampling import sample
+from gralora_diffusion.sdxl.sheet import sheet
 
 GUIDANCE = EMBEDDED_DEFAULTS["guidance_scale"]
 GRID = """

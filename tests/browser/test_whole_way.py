@@ -122,7 +122,7 @@ def sample(tab: Tab, name: str) -> None:
     """Another strength gives another image."""
     tab.go("Sample")
     until(lambda: "sks robot" in tab.value("prompt"), "the prompt of the run")
-    tab.page.get_by_text("More: a second adapter").click()
+    tab.page.get_by_text("More: negative prompt").click()
     tab.set_number("sample-steps", 2)
     images = {}
     for strength in (0.5, 1):

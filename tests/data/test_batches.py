@@ -25,11 +25,12 @@ from gralora_diffusion.data.cache import Cache
 from gralora_diffusion.data.captions import ORDERS, orders
 from gralora_diffusion.data.class_images import class_images
 from gralora_diffusion.data.dataset import EXAMPLE
-from gralora_diffusion.data.encode import encode_captions, note_long_captions
+from gralora_diffusion.data.encode import check_captions, encode_captions
 from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.data.images import bucket_of, crops_of, to_pixels
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.sdxl.base import encode_prompts
+from gralora_diffusion.sdxl.prompt_chunks import PromptRules
 from gralora_diffusion.sdxl.sampling import sample
 from gralora_diffusion.training.train import train
 
@@ -300,16 +301,22 @@ def test_prompt_embeddings_are_the_encoders_own_and_are_read_from_disk(pipeline,
 
 
 def test_long_captions_are_said(pipeline, tmp_path, capsys):
-    short, long = (
-        dataclasses.replace(find_images(EXAMPLE, None)[0], caption=text) for text in ("a dog", "dog " * 40)
-    )
-    note_long_captions([short], pipeline)
+    (image, *_), rules = find_images(EXAMPLE, None), PromptRules()
+    short, long, cut = (dataclasses.replace(image, caption="dog " * n) for n in (30, 90, 97))
+    check_captions([short, long], pipeline, rules)
     assert not capsys.readouterr().err
-    note_long_captions([short, long], pipeline)
-    assert "1 caption truncated to the 32 tokens that the base reads: 00.png loses " in (
-        said := capsys.readouterr().err
-    )
-    assert int(said.split()[-1]) == len(pipeline.tokenizer(long.caption, truncation=False).input_ids) - 32
+    check_captions([short, long, cut], pipeline, rules)
+    said = capsys.readouterr().err
+    assert "1 caption truncated to the 90 tokens that are read (--max_token_length): 00.png loses 7" in said
+    check_captions([short, long, cut], pipeline, PromptRules(chunks=1))
+    assert "2 captions truncated to the 30 tokens" in capsys.readouterr().err
+
+
+def test_weights_in_captions_are_checked_where_they_count(pipeline):
+    image = dataclasses.replace(find_images(EXAMPLE, None)[0], caption="a (dog:99)")
+    check_captions([image], pipeline, PromptRules())
+    with pytest.raises(ConfigError, match=r"the caption of 00.png: the prompt gives 'dog' the weight 99"):
+        check_captions([image], pipeline, PromptRules(weighted=True))
 
 
 def test_later_runs_encode_only_what_is_new(pipeline, tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ def help_of(command: str) -> str:
 
 
 def test_the_documents_are_there():
-    expected = "training coming-from data formats evaluation speed gpu tiny_base experiments/README"
+    expected = "training sampling coming-from data formats evaluation speed gpu tiny_base experiments/README"
     assert {f"docs/{name}.md" for name in expected.split()} <= set(map(name_of, DOCUMENTS))
 
 

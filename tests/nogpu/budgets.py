@@ -17,6 +17,7 @@ RUNS = {  # a step of the embedded base: test_commands.py's runs
     "fp16, text encoders": budget(3_927, 7, 9),  # two batches
     "T-LoRA": budget(1_516, 1, 2),
     "AdamW": budget(1_170, 1, 2),
+    "masks": budget(1_173, 1, 2),
     "AdamW, fp16": budget(1_176, 2, 3),
     "Prodigy": budget(1_174, 3, 4),
     "Adafactor": budget(1_205, 1, 2),

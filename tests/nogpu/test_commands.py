@@ -4,11 +4,13 @@ The embedded base, all commands in one process.
 """
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
 from budgets import RUNS as BUDGETS
 from budgets import problems
+from PIL import Image
 
 from gralora_diffusion.config import OPTIMIZERS
 from gralora_diffusion.data.dataset import EXAMPLE
@@ -45,6 +47,7 @@ RUNS = {  # {run: options of `gralora train`}
     "nf4": (*BF16, "--base_model_precision", "nf4-torchao"),
     "AdamW, fp16": (*FP16, *NO_IMAGES),
     "AdamW, 8 bit": (*BF16, "--use_8bit_adam", *NO_IMAGES),
+    "masks": (*BF16, *NO_IMAGES, "--masked_loss"),
     "streams": (*BF16, "--no-cache_latents", "--dataloader_num_workers", "2", *NO_IMAGES),
 }
 NEEDS = {"int8": "torchao", "nf4": "torchao", "AdamW, 8 bit": "bitsandbytes"}
@@ -105,12 +108,25 @@ def training(home: Path, name: str, options: tuple[str, ...]) -> list[str]:
     """`gralora train` into HOME/runs/NAME."""
     run = home / "runs" / run_name(name)
     places = ["--output_dir", str(run)]
+    if "--masked_loss" in options:
+        places += ["--instance_data_dir", str(with_masks(home)), "--instance_prompt", "a photo of sks robot"]
     if "--no-cache_latents" not in options:
         places += ["--latent_cache_dir", str(home / "cache")]
     if "--class_prompt" in options:
         places += ["--class_data_dir", str(home / "class" / run.name)]
     steps = ["--max_train_steps", STEPS, "--num_inference_steps", "2", "--num_validation_images", "1"]
     return ["train", *options, *places, *steps]
+
+
+def with_masks(home: Path) -> Path:
+    """The bundled images, one of them with a mask."""
+    folder = home / "masked"
+    if not folder.exists():
+        shutil.copytree(EXAMPLE, folder)
+        mask = Image.new("L", (64, 64))
+        mask.paste(255, (8, 8, 56, 56))
+        mask.save(folder / "00-masklabel.png")
+    return folder
 
 
 @pytest.fixture(scope="module")

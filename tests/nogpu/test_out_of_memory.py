@@ -49,11 +49,11 @@ COMMANDS = {  # {what: (command, where the card is full)}; ADAPTER is a run
     "sample: move the base": (("sample", "--adapter", "ADAPTER", *SAMPLE), f"{UNET}.to@1"),
     "sample: load the adapter": (
         ("sample", "--adapter", "ADAPTER", *SAMPLE),
-        "gralora_diffusion.formats.load:load_adapter@1",
+        "gralora_diffusion.cli.sample_images:load_adapter@1",
     ),
     "sample: merge the adapter": (
         ("sample", "--adapter", "ADAPTER", *SAMPLE),
-        "gralora_diffusion.adapters.control:bake_in@1",
+        "gralora_diffusion.cli.sample_images:bake_in@1",
     ),
     "sample: denoise": (("sample", "--adapter", "ADAPTER", *SAMPLE), f"{UNET}.forward@1"),
     "sample: decode": (("sample", "--adapter", "ADAPTER", *SAMPLE), f"{VAE}.decode@1"),

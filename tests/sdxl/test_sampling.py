@@ -1,12 +1,17 @@
 """Images: the same whatever the batch size, and nothing left behind in the pipeline."""
 
+import re
+
 import numpy as np
 import pytest
 from helpers import adapted_pipeline
 from PIL import Image
 
 from gralora_diffusion import AdapterConfig, load_sdxl
-from gralora_diffusion.sdxl.sampling import sample, sheet
+from gralora_diffusion.options import TrainingError
+from gralora_diffusion.sdxl.sampling import generate, sample
+from gralora_diffusion.sdxl.sampling_settings import SamplingSettings
+from gralora_diffusion.sdxl.sheet import sheet
 
 
 def pixels(images):
@@ -64,3 +69,66 @@ def test_a_sheets_captions_stand_below_the_rows_that_they_do_not_describe():
         for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255)))
     }
     assert rows["red"].max() < ink.min() <= ink.max() < rows["blue"].min()
+
+
+def test_a_negative_prompt_and_a_size_change_the_image():
+    pipeline = load_sdxl()
+    options = dict(prompts=["a dog on a red background"], num_inference_steps=4)
+    plain = pixels(sample(pipeline, **options))
+    assert np.abs(plain - pixels(sample(pipeline, **options, negative_prompt="red"))).max() > 10
+    same = pixels(sample(pipeline, **options, negative_prompt=options["prompts"][0]))
+    unguided = pixels(sample(pipeline, **options, guidance_scale=1.0))
+    assert np.abs(same - unguided).max() <= 1  # guided away from what it is guided to: no guidance
+    assert np.abs(same - plain).max() > 10
+    (wide,) = sample(pipeline, **options, resolution=(64, 96))
+    assert wide.size == (96, 64)
+
+
+def broken(model, monkeypatch, name, fails):
+    """The model's method `name` gives NaN wherever fails() is true."""
+    whole = getattr(model, name)
+
+    def method(*args, **kwargs):
+        found = whole(*args, **kwargs)
+        if fails():
+            tensor = found[0] if isinstance(found, tuple) else found.sample
+            tensor.view(-1)[0] = float("nan")
+        return found
+
+    monkeypatch.setattr(model, name, method)
+
+
+def test_what_is_not_finite_is_an_error_that_names_the_step(monkeypatch):
+    pipeline, calls = load_sdxl(), []
+    broken(pipeline.unet, monkeypatch, "forward", lambda: calls.append(1) or len(calls) in (2, 6))
+    with pytest.raises(TrainingError) as caught:
+        sample(pipeline, ["a dog"], num_inference_steps=4)
+    words = r"image 1 \(seed 0\): the UNet gave numbers that are not finite in step 2 of 4: check the base's"
+    assert re.match(words, str(caught.value)), caught.value
+    monkeypatch.undo()
+    broken(pipeline.vae, monkeypatch, "decode", lambda: True)
+    with pytest.raises(
+        TrainingError, match=r"the VAE gave .*--pretrained_vae_model_name_or_path madebyollin"
+    ):
+        sample(pipeline, ["a dog"], num_inference_steps=2)
+    monkeypatch.undo()
+    pipeline.text_encoder_2.text_projection.weight.data[0] = float("inf")
+    with pytest.raises(TrainingError, match="the text encoders gave numbers that are not finite"):
+        sample(pipeline, ["a dog"], num_inference_steps=2)
+
+
+def test_with_problems_the_other_images_are_there(monkeypatch):
+    pipeline, calls, problems = load_sdxl(), [], {}
+    broken(pipeline.vae, monkeypatch, "decode", lambda: calls.append(1) or len(calls) == 2)
+    wanted = [("a dog", 0), ("a dog", 1), ("a dog", 2)]
+    images = generate(pipeline, wanted, SamplingSettings(2, 3.0), problems=problems)
+    assert [image is None for image in images] == [False, True, False]
+    assert list(problems) == [1]
+    assert "image 2 (seed 1): the VAE" in problems[1]
+
+
+def test_progress_counts_every_image_once():
+    shares = []
+    settings = SamplingSettings(3, 3.0, scheduler="heun")  # two evaluations a step
+    generate(load_sdxl(), [("a dog", n) for n in range(3)], settings, batch_size=2, progress=shares.append)
+    assert sum(shares) == pytest.approx(3)

@@ -99,7 +99,7 @@ def test_a11_too_large_and_too_many_pixels(page, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "good.png")
     answer = page.send(
         page.function_of("drop", "upload"),
-        [page.upload(tmp_path / "wide.png", tmp_path / "good.png"), "robot"],
+        [page.upload(tmp_path / "wide.png", tmp_path / "good.png"), "robot", ""],
     )
     assert "wide.png was left out" in json.dumps(answer)
     assert [p.name for p in page.home.glob("images/*/*.png")] == ["good.png"]
@@ -122,7 +122,7 @@ def test_a12_only_images_become_images(page, tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:50])
     names = ("page.png", "cut.png", "good.png", "cmyk.jpg", "deep.png", "moving.gif", "turned.jpg")
     answer = page.send(
-        page.function_of("drop", "upload"), [page.upload(*(tmp_path / n for n in names)), "robot"]
+        page.function_of("drop", "upload"), [page.upload(*(tmp_path / n for n in names)), "robot", ""]
     )
     assert "page.png was left out" in json.dumps(answer)
     assert "cut.png was left out" in json.dumps(answer)
@@ -131,14 +131,15 @@ def test_a12_only_images_become_images(page, tmp_path):
     shutil.rmtree(next(page.home.glob("images/*")))
 
 
-def test_a13_nothing_is_unpacked(page, tmp_path):
+def test_a13_an_archive_leaves_nothing_but_images(page, tmp_path):
     with zipfile.ZipFile(tmp_path / "slip.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("../../slipped.png", b"x")
         archive.writestr("bomb.png", bytes(50_000_000))
     before = everything(page.home)
-    assert refused(
-        page.send(page.function_of("drop", "upload"), [page.upload(tmp_path / "slip.zip"), "robot"])
-    )
+    upload = [page.upload(tmp_path / "slip.zip"), "robot", ""]
+    answer = json.dumps(page.send(page.function_of("drop", "upload"), upload))
+    assert "slipped.png was left out" in answer
+    assert "bomb.png was left out" in answer
     assert everything(page.home) == before
     assert not list(page.home.parent.rglob("slipped.png"))
 
@@ -154,7 +155,7 @@ def test_a14_pickles_are_never_read(page, tmp_path):
     for name in ("x.ckpt", "x.pt", "x.bin", "x.pkl", "x.safetensors"):
         (tmp_path / name).write_bytes(harmful)
         assert refused(
-            page.send(function, [page.upload(tmp_path / name)[0], "none", "as in training", ""])
+            page.send(function, [page.upload(tmp_path / name)[0], "none", "same as training", ""])
         ), name
     assert not HARMED.exists()
     assert not list(page.home.glob("adapters/*"))
@@ -176,7 +177,23 @@ def test_a16_foreign_checkpoints_are_never_unpickled(page):
     shutil.copy(page.home / "runs" / "robot-1" / "config.json", foreign)
     assert refused(page.call("export", "foreign/checkpoint-5", ["native"], "", "fp16"))
     assert refused(
-        page.call("sample", "foreign/checkpoint-5", 1, "a robot", 1, 0, "none", 0, 1, None, "embedded", False)
+        page.call(
+            "sample",
+            "foreign/checkpoint-5",
+            1,
+            "a robot",
+            1,
+            0,
+            "none",
+            0,
+            1,
+            None,
+            "embedded",
+            False,
+            "",
+            "",
+            "",
+        )
     )
     shutil.rmtree(foreign)
     assert not HARMED.exists()

@@ -65,7 +65,7 @@ def queued(page, name, text):
     job = json.loads((page.home / "runs" / name / "job.json").read_text())
     assert job["state"] == "queued"
     page.stop_run(name)
-    assert json.loads((page.home / "runs" / name / "job.json").read_text())["state"] == "withdrawn"
+    assert json.loads((page.home / "runs" / name / "job.json").read_text())["state"] == "canceled"
     return job["config"]
 
 
@@ -95,7 +95,9 @@ def test_a4_a_prompt_is_no_option(page, queue):
 )
 def test_a5_ids_are_not_paths(page, name):
     assert SECRET not in json.dumps(
-        page.call("sample", name, 1, "a robot", 1, 0, "none", 0, 1, None, "as in training", False)
+        page.call(
+            "sample", name, 1, "a robot", 1, 0, "none", 0, 1, None, "same as training", False, "", "", ""
+        )
     )
     assert refused(page.call("export", name, ["native"], "", "fp16"))
     assert refused(page.call("compare", [name], "0, 1", "a robot", 0, 1, 1))
@@ -106,7 +108,9 @@ def test_a5_ids_are_not_paths(page, name):
     ["http://evil.example/x", "file:///etc/passwd", "../../etc", "--push_to_hub", "/etc/passwd", "x.ckpt"],
 )
 def test_a18_the_base_is_a_name(page, base):
-    assert refused(page.call("sample", "robot-1", 1, "a robot", 1, 0, "none", 0, 1, None, base, False))
+    assert refused(
+        page.call("sample", "robot-1", 1, "a robot", 1, 0, "none", 0, 1, None, base, False, "", "", "")
+    )
     answer = page.call("validate", *page.form(pretrained_model_name_or_path=base))
     assert refused(answer)
     assert "hub id" in answer["error"]

@@ -89,7 +89,7 @@ def test_a_run_is_added_once(workspace):
     with pytest.raises(ConfigError, match="already exists"):
         queue.add("one", TrainConfig())
     assert queue.stop("one") == "one was removed from the queue"
-    assert queue.state(workspace.runs / "one")["state"] == "withdrawn"
+    assert queue.state(workspace.runs / "one")["state"] == "canceled"
 
 
 def test_a27_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(workspace):

@@ -4,11 +4,15 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gralora_diffusion import devices
 from gralora_diffusion.adapters.gralora import GraLoRA
 from gralora_diffusion.adapters.registry import adapted_layers
+from gralora_diffusion.cli import sample
+from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.sampler import ImageRequest, Sampler, image_series
+from gralora_diffusion.ui.served import save_served
 from gralora_diffusion.ui.workspace import Workspace
 
 
@@ -43,3 +47,48 @@ def test_a_series_beside_the_base_merges_once_and_a_new_strength_merges_again(
     assert np.array_equal(np.asarray(images[-1][2]), np.asarray(plain))
     sampler.generate(ImageRequest("a robot", 0, (("robot", 0.5),), 2, None), None)
     assert merged == [1.0] * len(layers) + [0.5] * len(layers)
+
+
+def test_negative_prompt_size_and_scheduler_are_those_of_the_command(tmp_path, finished_run, monkeypatch):
+    shutil.copytree(finished_run, tmp_path / "runs" / "robot")
+    monkeypatch.setattr(devices, "best_device", lambda: devices.torch.device("cpu"))
+    monkeypatch.setattr(devices, "available_ram", lambda: 0)
+    more = dict(negative_prompt="red", size="96x64", scheduler="dpm++_2m")
+    request = ImageRequest("a robot", 3, (("robot", 0.5),), 2, None, **more)
+    image = Sampler(Workspace(tmp_path)).generate(request, None)
+    words = ["--adapter", tmp_path / "runs" / "robot", "--strength", 0.5, "--prompt", "a robot", "--seed", 3]
+    words += ["--negative_prompt", "red", "--size", "96x64", "--scheduler", "dpm++_2m", "--num_images", 1]
+    sample.main([*map(str, words), "--num_inference_steps", "2", "--output", str(tmp_path / "out.png")])
+    with Image.open(tmp_path / "out" / "strength-0.5-000.png") as of_command:
+        assert np.abs(np.asarray(of_command, int) - np.asarray(image, int)).max() <= 2  # of 255
+        assert of_command.text["parameters"] == image.info["parameters"]
+        assert of_command.text["gralora"] == image.info["gralora"]
+    path = save_served(Workspace(tmp_path), image, "a.png")
+    with Image.open(path) as served:
+        assert served.text["parameters"] == image.info["parameters"]
+
+
+def test_an_adapter_is_sampled_by_what_it_was_trained_to_predict(tmp_path, finished_run, monkeypatch):
+    shutil.copytree(finished_run, tmp_path / "runs" / "robot")
+    sampler = Sampler(Workspace(tmp_path))
+    request = ImageRequest("a robot", 3, (("robot", 1.0),), 2, None)
+    plain = sampler.generate(request, None)
+    facts = dict(prediction_type="v_prediction", rescale_betas_zero_snr=False)
+    sampler.objectives["robot"] = facts
+    changed = sampler.generate(request, None)
+    assert '"prediction_type": "v_prediction"' in changed.info["gralora"]
+    assert np.any(np.asarray(plain) != np.asarray(changed))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(size="100x64"), "divisible by 8"),
+        (dict(size="8192x8192"), "the limit is 4,194,304 pixels"),
+        (dict(scheduler="__class__"), "must be one of euler"),
+        (dict(negative_prompt="x" * 1001), "negative prompt has 1001 characters"),
+    ],
+)
+def test_what_a_browser_sends_is_checked(tmp_path, change, words):
+    with pytest.raises(ConfigError, match=words):
+        ImageRequest("a robot", 0, (), 2, None, **change).checked(Workspace(tmp_path))

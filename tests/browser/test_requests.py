@@ -1,0 +1,59 @@
+"""What the page asks the server for: how often, and with which values."""
+
+import json
+
+import pytest
+from page_browser import Tab
+from page_server import until
+
+pytestmark = pytest.mark.browser
+HIDE = """hidden => {
+    Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});
+    document.dispatchEvent(new Event('visibilitychange'));
+}"""
+
+
+@pytest.fixture
+def tab(chromium, filled):
+    tab = Tab(chromium, filled.url)
+    yield tab
+    tab.stays_home()
+    tab.context.close()
+
+
+def test_an_idle_page_asks_seldom_and_a_hidden_one_never(tab):
+    tab.page.wait_for_timeout(6000)  # the first events of a page
+    count = len(tab.requests)
+    tab.page.wait_for_timeout(16_000)
+    asked = len(tab.requests) - count
+    assert 1 <= asked <= 4 * 2  # the strip and Watch, each at most every 5 s
+    tab.page.evaluate(HIDE, True)
+    tab.page.wait_for_timeout(1000)
+    count = len(tab.requests)
+    tab.page.wait_for_timeout(8000)
+    assert len(tab.requests) == count
+    tab.page.evaluate(HIDE, False)
+    until(lambda: tab.page.wait_for_timeout(200) or len(tab.requests) > count, "it asks again")
+
+
+def test_a_blank_guidance_scale_is_sent_as_blank_whether_more_is_open_or_not(tab):
+    tab.go("Sample")
+    until(lambda: "sks robot" in tab.value("prompt"), "the prompt of the run")
+    tab.set_number("count", 1)
+    sent = []
+    for state in ("closed", "open"):
+        if state == "open":
+            tab.page.get_by_text("More: ").click()
+            tab.page.locator("#guidance input, #guidance textarea").first.wait_for()
+        with tab.page.expect_request(lambda r: "sks robot" in (r.post_data or "")) as request:
+            tab.page.click("#generate")
+        values = json.loads(request.value.post_data)["data"][5:]
+        sent.append(["" if value is None else value for value in values])
+        tab.page.wait_for_function("!document.getElementById('generate').disabled")
+    assert sent[0] == sent[1]
+    assert sent[0][3] == ""  # the guidance scale, which would be 0 in a field of numbers
+
+
+def test_the_adapter_is_that_of_the_newest_run_that_has_ended(tab, filled):
+    tab.go("Sample")
+    until(lambda: tab.value("adapter") == "robot-1", "the finished run, not one of its checkpoints")
