@@ -13,6 +13,7 @@ from gralora_diffusion.cli import compare, demo
 sys.path.insert(0, str(SCRIPTS))
 
 import demo_sweep
+import prior
 import stopping
 
 DOCUMENT = (ROOT / "docs" / "experiments" / "README.md").read_text()
@@ -84,4 +85,11 @@ def test_the_table_of_when_to_stop_is_what_its_script_prints():
     printed = stopping.lines()
     assert (stopping.KEPT / "table.md").read_text().splitlines() == printed
     section = re.split(r"^## When to stop$", DOCUMENT, flags=re.M)[1].partition("\n## ")[0]
+    assert [line for line in section.splitlines() if line.startswith("|")] == printed
+
+
+def test_the_table_of_the_prior_is_what_its_script_prints():
+    printed = prior.lines()
+    assert (prior.KEPT / "table.md").read_text().splitlines() == printed
+    section = re.split(r"^## Prior$", DOCUMENT, flags=re.M)[1].partition("\n## ")[0]
     assert [line for line in section.splitlines() if line.startswith("|")] == printed
