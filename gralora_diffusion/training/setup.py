@@ -38,7 +38,7 @@ from gralora_diffusion.training.record import base_name, began_at, training_reco
 from gralora_diffusion.training.resume import facts_of, resume
 from gralora_diffusion.training.run_folder import locate, with_recorded_prompts
 from gralora_diffusion.training.start_from import Started, start_from
-from gralora_diffusion.training.validation_images import check_prompts
+from gralora_diffusion.training.validation_images import check_sample_options
 
 
 @dataclass
@@ -147,7 +147,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     check_clip_skip(pipeline, config.clip_skip)
     check_captions(images + of_class, pipeline, PromptRules.of(config))
     if not config.skip_final_inference:
-        check_prompts(pipeline, config)
+        check_sample_options(pipeline, config)
     length = steps if depends_on_length(config) else None
     facts = facts_of(pipeline, images, of_class, length, accelerator)
     started = None

@@ -269,12 +269,12 @@ def encode_dataset(setup: TrainingSetup, keys: LatentKeys, text_encoders: str) -
     pipeline.vae.to("cpu")
     pipeline.vae = None
     rules, captions = PromptRules.of(config), batch_plan.captions()
-    encode = caption_encoder(pipeline, captions, rules)
     with memory_for("while the captions are encoded", config):
         bring(pipeline, COMPONENTS[1:], accelerator.device, TOKENS)
-        if not config.train_text_encoder:
-            workers = config.dataloader_num_workers
-            how = workers, text_encoders, rules
+        if config.train_text_encoder:
+            encode = caption_encoder(pipeline, captions, rules)
+        else:
+            how = config.dataloader_num_workers, text_encoders, rules
             encode = encode_captions(captions, pipeline, cache, accelerator, *how)
             pipeline.text_encoder = None
             pipeline.text_encoder_2 = None
