@@ -16,27 +16,11 @@ FOREIGN = json.loads(
     (HERE / "foreign_options.json").read_text()
 )  # {other trainers' option: a sentence with ours}
 MOST_USED = (  # the options that `gralora train --help` shows
-    *("pretrained_model_name_or_path", "instance_data_dir", "instance_prompt", "resolution"),
-    *(
-        "use_aspect_ratio_buckets",
-        "max_train_steps",
-        "train_batch_size",
-        "learning_rate",
-        "train_text_encoder",
-        "seed",
-    ),
-    *(
-        "method",
-        "rank",
-        "k",
-        "validation_prompt",
-        "validation_steps",
-        "output_dir",
-        "checkpointing_steps",
-        "dry_run",
-    ),
-    *("mixed_precision", "gradient_checkpointing", "snr_gamma"),
-)
+    "pretrained_model_name_or_path", "instance_data_dir", "instance_prompt", "resolution",
+    "use_aspect_ratio_buckets", "max_train_steps", "train_batch_size", "learning_rate", "train_text_encoder",
+    "seed", "method", "rank", "k", "validation_prompt", "validation_steps", "output_dir",
+    "checkpointing_steps", "dry_run", "mixed_precision", "gradient_checkpointing", "snr_gamma",
+)  # fmt: skip
 METAVARS = {  # by kind, else by type
     "folder": "FOLDER",
     "file": "FILE",

@@ -3,36 +3,28 @@
 Image i has a seed of its own, so that it does not depend on how many are made at once.
 """
 
-import itertools
 from collections.abc import Callable
 
 import torch
 from PIL import Image
 
 from gralora_diffusion.options import TrainingError
-from gralora_diffusion.sdxl.base import embed_readings, resolution_of
+from gralora_diffusion.sdxl.base import resolution_of
 from gralora_diffusion.sdxl.flow import FLOW, flow_scheduler, for_pipeline, is_flow
 from gralora_diffusion.sdxl.image_text import texts_of
 from gralora_diffusion.sdxl.placement import (
     DECODING,
     DENOISING,
-    TOKENS,
     bring,
     how_many_fit,
     pixels,
     set_tiles,
 )
-from gralora_diffusion.sdxl.prompt_chunks import PENULTIMATE, common_chunks, read_prompt
+from gralora_diffusion.sdxl.prompt_chunks import PENULTIMATE
+from gralora_diffusion.sdxl.prompt_embeds import batches_of, embed_batches
 from gralora_diffusion.sdxl.sampling_settings import Origin, SamplingSettings
 from gralora_diffusion.sdxl.schedulers import scheduler_named
 from gralora_diffusion.sdxl.single_file import SDXL_SCHEDULER
-
-EMBEDS = (  # what SDXL's encode_prompt() returns
-    "prompt_embeds",
-    "negative_prompt_embeds",
-    "pooled_prompt_embeds",
-    "negative_pooled_prompt_embeds",
-)
 
 
 def sample(
@@ -183,74 +175,6 @@ def sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
     return tuple(resolution) if isinstance(resolution, tuple | list) else (resolution, resolution)
 
 
-def batches_of(
-    pipeline, wanted: list[tuple[str, int]], settings: SamplingSettings, embeds: dict | None, batch_size: int
-) -> list[list[tuple[str, int]]]:
-    """The images in batches, in which all prompts have the same number of tokens."""
-    rules, negative = settings.rules(), negatives(settings)
-
-    def length(prompt: str) -> int:
-        if embeds is not None:
-            return embeds[prompt]["prompt_embeds"].shape[1]
-        return common_chunks(read_prompt(pipeline, text, rules).chunks for text in (prompt, *negative))
-
-    lengths = {prompt: length(prompt) for prompt in dict.fromkeys(prompt for prompt, _ in wanted)}
-    batches = []
-    for _, group in itertools.groupby(wanted, key=lambda image: lengths[image[0]]):
-        members = list(group)
-        batches += [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
-    return batches
-
-
-def embed_batches(
-    pipeline, batches: list, settings: SamplingSettings, embeds: dict | None, device: torch.device
-) -> list[dict[str, torch.Tensor]]:
-    """What the pipeline takes in the place of each batch's prompts."""
-    found = []
-    if embeds is None:
-        bring(pipeline, ("text_encoder", "text_encoder_2"), device, TOKENS)
-    for batch in batches:
-        prompts = [prompt for prompt, _ in batch]
-        if embeds is None:
-            found.append(embedded(pipeline, prompts, device, settings))
-            continue
-        of_prompts = [embeds[prompt] for prompt in prompts]
-        found.append({name: torch.cat([e[name] for e in of_prompts]) for name in of_prompts[0]})
-    return found
-
-
-def embedded(pipeline, prompts: list[str], device, settings: SamplingSettings) -> dict[str, torch.Tensor]:
-    """{argument of the pipeline: its value} for these prompts, with guidance's negative where it is used."""
-    rules, negative = settings.rules(), negatives(settings)
-    readings = [read_prompt(pipeline, prompt, rules) for prompt in prompts]
-    of_negative = [read_prompt(pipeline, prompt, rules) for prompt in negative]
-    plain = all(reading.plain for reading in (*readings, *of_negative))
-    if plain and settings.clip_skip == PENULTIMATE:
-        parts = pipeline.encode_prompt(
-            prompt=prompts,
-            device=device,
-            do_classifier_free_guidance=settings.guidance_scale > 1,
-            negative_prompt=negative * len(prompts) or None,
-        )
-        return {name: part for name, part in zip(EMBEDS, parts, strict=True) if part is not None}
-    chunks = common_chunks(reading.chunks for reading in (*readings, *of_negative))
-    own = embed_readings(pipeline, prompts, readings, settings.clip_skip, chunks)
-    found = dict(prompt_embeds=own.embeds, pooled_prompt_embeds=own.pooled)
-    if settings.guidance_scale > 1:
-        away = negative or [""]
-        of_away = of_negative or [read_prompt(pipeline, "", rules)]
-        other = embed_readings(pipeline, away, of_away, settings.clip_skip, chunks)
-        n = len(prompts)
-        found["negative_prompt_embeds"] = other.embeds.expand(n, -1, -1)
-        found["negative_pooled_prompt_embeds"] = other.pooled.expand(n, -1)
-    return {name: tensor.to(device) for name, tensor in found.items()}
-
-
-def negatives(settings: SamplingSettings) -> list[str]:
-    """The negative prompt, if it is there and guidance uses it."""
-    return [settings.negative_prompt] if settings.negative_prompt and settings.guidance_scale > 1 else []
-
-
 def without_other_models(pipeline, scheduler):
     """A pipeline that denoises: it has a fresh copy of the scheduler, and computes where the UNet is."""
     others = dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
@@ -300,15 +224,3 @@ def as_trained(
         changes["rescale_betas_zero_snr"] = False
     kind = type(scheduler) if set(changes) <= set(scheduler.config) else EulerDiscreteScheduler
     return kind.from_config(scheduler.config, **changes) if changes else scheduler
-
-
-@torch.no_grad()
-def embed_prompts(
-    pipeline, prompts: list[str], settings: SamplingSettings
-) -> dict[str, dict[str, torch.Tensor]]:
-    """{prompt: what the pipeline takes in its place, the negative prompt included}, on the CPU."""
-    found = {}
-    for prompt in dict.fromkeys(prompts):
-        parts = embedded(pipeline, [prompt], pipeline.text_encoder.device, settings)
-        found[prompt] = {name: part.cpu() for name, part in parts.items()}
-    return found

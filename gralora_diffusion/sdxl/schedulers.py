@@ -76,10 +76,11 @@ ZERO_SNR = "rescale_betas_zero_snr"
 WITHOUT_SAMPLE = (EULER_A, "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "PNDMScheduler")
 
 
-def scheduler_named(name: str, of_base):
+def scheduler_named(name: str, of_base, option: str = "scheduler"):
     """A scheduler of SCHEDULERS for a base with the scheduler `of_base`: its betas and what it predicts.
 
     Raises ConfigError for a name that is not there, and for one that cannot sample what the base predicts.
+    option: that it is given by.
     """
     import diffusers
 
@@ -88,16 +89,16 @@ def scheduler_named(name: str, of_base):
     known = inspect.signature(kind.__init__).parameters
     config = of_base.config
     if is_flow(config):
-        problem = f"--scheduler {name} cannot sample a rectified flow"
-        raise ConfigError(f"{problem}: drop it, and the flow's own Euler steps are used", option="scheduler")
+        problem = f"--{option} {name} cannot sample a rectified flow"
+        raise ConfigError(f"{problem}: drop it, and the flow's own Euler steps are used", option=option)
     if config.get(ZERO_SNR) and ZERO_SNR not in known:
         fit = [other for other, spec in SCHEDULERS.items() if takes(spec, ZERO_SNR)]
-        problem = f"--scheduler {name} cannot sample a base with zero terminal SNR"
-        raise ConfigError(f"{problem}; it must be one of {', '.join(fit)}", option="scheduler")
+        problem = f"--{option} {name} cannot sample a base with zero terminal SNR"
+        raise ConfigError(f"{problem}; it must be one of {', '.join(fit)}", option=option)
     if config.get("prediction_type") == "sample" and spec.kind in WITHOUT_SAMPLE:
         fit = [other for other, spec in SCHEDULERS.items() if spec.kind not in WITHOUT_SAMPLE]
-        problem = f"--scheduler {name} cannot sample a base that predicts the sample"
-        raise ConfigError(f"{problem}; it must be one of {', '.join(fit)}", option="scheduler")
+        problem = f"--{option} {name} cannot sample a base that predicts the sample"
+        raise ConfigError(f"{problem}; it must be one of {', '.join(fit)}", option=option)
     taken = {key: config[key] for key in OF_BASE if key in known and key in config}
     taken = {key: value for key, value in taken.items() if key not in spec.options}
     return kind(**taken, **spec.options)

@@ -44,12 +44,12 @@ def encode_dataset(
     if config.prior_by_prediction:
         captions.add(config.class_prompt)
     rules = PromptRules.of(config)
-    encode = caption_encoder(pipeline, sorted(captions), rules)
     with memory_for("while the captions are encoded", config):
         bring(pipeline, COMPONENTS[1:], accelerator.device, TOKENS)
-        if not config.train_text_encoder:
-            workers = config.dataloader_num_workers
-            how = workers, text_encoders, rules
+        if config.train_text_encoder:
+            encode = caption_encoder(pipeline, sorted(captions), rules)
+        else:
+            how = config.dataloader_num_workers, text_encoders, rules
             encode = encode_captions(sorted(captions), pipeline, cache, accelerator, *how)
             pipeline.text_encoder = None
             pipeline.text_encoder_2 = None

@@ -43,10 +43,11 @@ from gralora_diffusion.training.record import base_name, began_at, training_reco
 from gralora_diffusion.training.resume import facts_of, resume
 from gralora_diffusion.training.run_folder import locate, with_recorded_prompts
 from gralora_diffusion.training.start_from import Started, start_from
-from gralora_diffusion.training.validation_images import check_sampling
+from gralora_diffusion.training.validation_images import check_sample_options
 
 COMPARED = (  # options of the sample images that must stay where these are scored
     "validation_prompt", "num_validation_images", "num_inference_steps", "guidance_scale",
+    "validation_negative_prompt", "validation_size", "validation_scheduler",
 )  # fmt: skip
 
 
@@ -155,7 +156,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     check_clip_skip(pipeline, config.clip_skip)
     check_captions(images + of_class, pipeline, PromptRules.of(config))
     if not config.skip_final_inference:
-        check_sampling(pipeline, config)
+        check_sample_options(pipeline, config)
     length = steps if depends_on_length(config) else None
     facts = facts_of(pipeline, images, of_class, length, accelerator)
     facts["must_match"] |= evaluation_facts(config, held_out)

@@ -17,7 +17,8 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.image_text import save_image
 from gralora_diffusion.sdxl.placement import DECODING, bring, bytes_of, can_move, peak_of_vae, pixels
 from gralora_diffusion.sdxl.prompt_chunks import read_prompt
-from gralora_diffusion.sdxl.sampling import as_trained, embed_prompts, generate
+from gralora_diffusion.sdxl.prompt_embeds import embed_prompts
+from gralora_diffusion.sdxl.sampling import as_trained, generate
 from gralora_diffusion.sdxl.sampling_settings import Origin, SamplingSettings, UsedAdapter
 from gralora_diffusion.sdxl.schedulers import scheduler_named
 from gralora_diffusion.sdxl.sheet import sheet
@@ -148,9 +149,12 @@ def settings_of(config: TrainConfig) -> SamplingSettings:
     )
 
 
-def check_sampling(pipeline, config: TrainConfig) -> None:
-    """Raises ConfigError for sample prompts that cannot be read, or a scheduler that cannot sample."""
-    check_scheduler(pipeline, config)
+def check_sample_options(pipeline, config: TrainConfig) -> None:
+    """Raises ConfigError for sample prompts that cannot be read, and a scheduler that does not fit."""
+    if config.validation_scheduler is not None:
+        trained_with = config.prediction_type, config.rescale_betas_zero_snr, config.flow_shift
+        for of_base in (pipeline.scheduler, as_trained(pipeline.scheduler, *trained_with)):
+            scheduler_named(config.validation_scheduler, of_base, "validation_scheduler")
     rules = settings_of(config).rules()
     given = dict(validation_prompt=prompts_of(config))
     given["validation_negative_prompt"] = [config.validation_negative_prompt or ""]
@@ -160,18 +164,6 @@ def check_sampling(pipeline, config: TrainConfig) -> None:
                 read_prompt(pipeline, prompt, rules)
             except ConfigError as error:
                 raise ConfigError(f"--{option}: {error}", option=option) from None
-
-
-def check_scheduler(pipeline, config: TrainConfig) -> None:
-    if config.validation_scheduler is None:
-        return
-    trained_with = config.prediction_type, config.rescale_betas_zero_snr, config.flow_shift
-    for scheduler in (pipeline.scheduler, as_trained(pipeline.scheduler, *trained_with)):
-        try:
-            scheduler_named(config.validation_scheduler, scheduler)
-        except ConfigError as error:
-            text = str(error).replace("--scheduler", "--validation_scheduler")
-            raise ConfigError(text, option="validation_scheduler") from None
 
 
 def is_single_color(image: Image.Image) -> bool:

@@ -17,6 +17,7 @@ from gralora_diffusion.sdxl.base import (
     predict,
 )
 from gralora_diffusion.sdxl.prompt_chunks import PromptRules, read_prompt
+from gralora_diffusion.sdxl.prompt_embeds import embedded
 from gralora_diffusion.sdxl.prompt_weights import parse_weights, without_weights
 from gralora_diffusion.sdxl.sampling import generate, sample
 from gralora_diffusion.sdxl.sampling_settings import SamplingSettings
@@ -269,6 +270,20 @@ def test_long_captions_are_cut_and_long_prompts_are_refused(pipeline):
         read_prompt(pipeline, "dog " * (10 * ROOM + 5), WEIGHTED)
     with pytest.raises(ConfigError, match="the prompt has 100,000 characters; it may have 65,536"):
         read_prompt(pipeline, "a" * 100_000, WEIGHTED)
+
+
+@torch.no_grad()
+def test_an_empty_prompt_is_no_negative_one(pipeline):
+    """What is guided to is the embedding of an empty prompt, what is guided away from is zeros."""
+    plain = embedded(pipeline, ["", "a dog"], "cpu", SamplingSettings())
+    ours = embedded(pipeline, ["", r"a \(dog\)"], "cpu", SamplingSettings())
+    for name in ("prompt_embeds", "pooled_prompt_embeds"):
+        assert plain[name][0].any()
+        torch.testing.assert_close(ours[name][0], plain[name][0])
+    for name in ("negative_prompt_embeds", "negative_pooled_prompt_embeds"):
+        assert not plain[name].any()
+        assert not ours[name].any()
+        assert ours[name].shape == plain[name].shape
 
 
 def pixels(images):

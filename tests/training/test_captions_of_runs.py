@@ -103,6 +103,10 @@ def test_clip_skip_is_in_the_header_and_sampling_follows_it(tmp_path):
             dict(validation_negative_prompt="dog " * 400),
             "--validation_negative_prompt: the prompt has 400 tok",
         ),
+        (
+            dict(prediction_type="v_prediction", rescale_betas_zero_snr=True, validation_scheduler="heun"),
+            "--validation_scheduler heun cannot sample a base with zero terminal SNR",
+        ),
         (dict(clip_skip=12), "--clip_skip is 12; it must be from 1 to 2"),
     ],
 )
