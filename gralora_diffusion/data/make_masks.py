@@ -57,15 +57,22 @@ def images_of(folder: Path) -> list[Path]:
 def jobs_of(folder: Path, output: Path | None, overwrite: bool) -> list[Job]:
     """Those of a folder, or of its numbered subfolders.
 
-    Raises ConfigError for a mask that is to be replaced by one of another name.
+    Raises ConfigError for a mask that is to be replaced by one of another name, and for two images whose
+    masks would be one file.
     """
-    jobs = []
+    jobs, owners = [], {}
     for images in folders_in(folder):
         where = images if output is None else output / images.relative_to(folder)
         present = listing(where, "output_dir")[0] if where.is_dir() else []
         masks = stems_of(path for path in present if path.suffix.lower() in EXTENSIONS)
         for image in images_of(images):
             path = where / f"{image.stem}-masklabel.png"
+            other = owners.setdefault(stem_of(path), image)
+            if other != image:
+                problem = (
+                    f"{other.name} and {image.name} of {printable(images)} would share the mask {path.name}"
+                )
+                raise ConfigError(f"{problem}: rename one of them", option="folder")
             has = first_of(masks, stem_of(where / image.stem), MASKS if output is None else ("", *MASKS))
             if has and overwrite and stem_of(has) == stem_of(path) and has != path:
                 problem = f"{printable(has)} would be a second mask beside {path.name}"

@@ -247,3 +247,12 @@ def test_evaluate_scores_the_subjects_alone(tmp_path, stand_in):
     assert result["settings"]["references"] == 6, "the mask is no reference"
     with pytest.raises(SystemExit):
         main(["evaluate", "--generated", str(EXAMPLE), "--masked"])
+
+
+def test_two_images_never_share_a_mask(photos, stand_in, capsys):
+    Image.new("RGB", (64, 64), "white").save(photos / "x.png")
+    Image.new("RGB", (64, 64), "white").save(photos / "x.jpg")
+    with pytest.raises(SystemExit):
+        main(["mask", str(photos)])
+    assert "x.jpg and x.png of " in capsys.readouterr().err
+    assert not list(photos.glob("*-masklabel.png"))
