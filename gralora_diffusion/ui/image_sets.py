@@ -159,12 +159,15 @@ def rename(workspace: Workspace, name: str, new: str) -> str:
     folder = editable(workspace, name)
     new = new_name(new, "a dataset", workspace.set_names())
     folder.rename(workspace.images / new)
+    if (workspace.removed / name).is_dir():
+        (workspace.removed / name).rename(workspace.removed / new)
     return new
 
 
 def delete(workspace: Workspace, name: str) -> None:
     """Delete a set with all its images; runs that trained on it cannot be resumed without them."""
     shutil.rmtree(editable(workspace, name))
+    shutil.rmtree(workspace.removed / name, ignore_errors=True)  # a new set of this name gets none of it
 
 
 def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]:

@@ -11,8 +11,10 @@ from PIL import Image
 from gralora_diffusion.data.captions import MAX_BYTES as MAX_CAPTION_BYTES
 from gralora_diffusion.data.captions import from_json, from_text
 from gralora_diffusion.data.images import EXTENSIONS, open_image
+from gralora_diffusion.data.listing import reason_of
+from gralora_diffusion.data.masks import ENDINGS
 from gralora_diffusion.ui.image_sets import MAX_FILES, editable, images_of, write_caption
-from gralora_diffusion.ui.workspace import Workspace
+from gralora_diffusion.ui.workspace import RESERVED, Workspace
 
 MAX_BYTES = 50_000_000  # of an image
 MAX_ZIP_BYTES = 2_000_000_000  # of what a zip archive holds
@@ -24,7 +26,7 @@ ACCEPTED = EXTENSIONS | CAPTIONS | {".zip"}
 def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int, list[str]]:
     """Copy what is usable into a set: (how many images, a note on each file that is unusable or special).
 
-    A caption goes to the image with the same name, of this upload or of the set.
+    A caption goes to the image with the same name, of this upload or of the set, and so does a mask.
     """
     folder = editable(workspace, name)
     notes = []
@@ -32,10 +34,11 @@ def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int
         files = unpacked([Path(upload) for upload in uploads], Path(scratch), notes)
         captions = [path for path in files if path.suffix.lower() in CAPTIONS]
         images = [path for path in files if path.suffix.lower() not in CAPTIONS]
+        images.sort(key=lambda path: bool(mask_ending(path)))  # a mask after its image
         by_stem = {path.stem: path for path in images_of(folder)}
         added = 0
         for upload in images:
-            target = add_image(folder, upload, notes)
+            target = add_image(folder, upload, by_stem, notes)
             if target is not None:
                 by_stem[upload.stem] = target
                 added += 1
@@ -53,14 +56,11 @@ def unpacked(uploads: list[Path], folder: Path, notes: list[str]) -> list[Path]:
             continue
         try:
             files += unzip(upload, folder / str(number))
-        except (ValueError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-            reason = "it is not a zip archive, or is damaged" if is_broken(error) else error
+        except Exception as error:  # each way of compression raises errors of its own on a damaged archive
+            can_tell = isinstance(error, ValueError | OSError | NotImplementedError)
+            reason = reason_of(error) if can_tell else "it is not a zip archive, or is damaged"
             notes.append(f"{upload.name} was left out: {reason}")
     return files
-
-
-def is_broken(error: Exception) -> bool:
-    return isinstance(error, zipfile.BadZipFile | EOFError)
 
 
 def unzip(archive: Path, folder: Path) -> list[Path]:
@@ -98,16 +98,19 @@ def is_wanted(member: zipfile.ZipInfo) -> bool:
     return not member.is_dir() and not hidden and path.suffix.lower() in EXTENSIONS | CAPTIONS
 
 
-def add_image(folder: Path, upload: Path, notes: list[str]) -> Path | None:
-    """Copy an image into the folder; None, and a note, where it cannot be used."""
+def add_image(folder: Path, upload: Path, by_stem: dict[str, Path], notes: list[str]) -> Path | None:
+    """Copy an image into the folder; None, and a note, where it cannot be used.
+
+    by_stem: {stem of an upload or of an image of the set: its file there}.
+    """
     try:
         if len(images_of(folder)) >= MAX_FILES:
             raise ValueError(f"the set has {MAX_FILES} images already")
         note = check_upload(upload)
-        target = free_path(folder, upload)
+        target = mask_path(upload, by_stem) or free_path(folder, upload)
         shutil.copyfile(upload, target)
     except Exception as error:  # a decoder may raise any error on a damaged file
-        notes.append(f"{upload.name} was left out: {error}")
+        notes.append(f"{upload.name} was left out: {reason_of(error)}")
         return None
     if note:
         notes.append(f"{upload.name}: {note}")
@@ -122,7 +125,7 @@ def add_caption(upload: Path, image: Path | None, notes: list[str]) -> None:
         text = from_json(upload) if upload.suffix.lower() == ".json" else from_text(upload, "first").text
         write_caption(image, text)
     except (ValueError, OSError) as error:
-        notes.append(f"{upload.name} was left out: {error}")
+        notes.append(f"{upload.name} was left out: {reason_of(error)}")
 
 
 def check_upload(path: Path) -> str:
@@ -137,9 +140,28 @@ def check_upload(path: Path) -> str:
     return "it is animated; only its first frame is used" if animated else ""
 
 
+def mask_ending(path: Path) -> str:
+    """What the name of a mask ends in; "" for other images."""
+    return next((ending for ending in ENDINGS if path.stem.lower().endswith(ending)), "")
+
+
+def mask_path(upload: Path, by_stem: dict[str, Path]) -> Path | None:
+    """Where the mask of an image goes; None for what is the mask of none. Raises ValueError where one is."""
+    ending = mask_ending(upload)
+    image = by_stem.get(upload.stem[: -len(ending)]) if ending else None
+    if image is None:
+        return None
+    target = image.with_name(f"{image.stem}{ending}{upload.suffix.lower()}")
+    if target.exists():
+        raise ValueError(f"{image.name} has a mask of this name: delete that one first")
+    return target
+
+
 def free_path(folder: Path, upload: Path) -> Path:
     """Where an upload goes: under its own name in ASCII letters, numbered when the set has such an image."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", upload.stem).strip("-")[:60] or "image"
+    if RESERVED.fullmatch(stem):
+        stem = f"image-{stem}"
     taken = {path.stem.lower() for path in folder.iterdir()}
     name = stem
     number = 1

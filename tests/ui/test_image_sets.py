@@ -5,6 +5,7 @@ import zipfile
 import pytest
 from PIL import Image
 
+from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import image_sets, image_uploads
 from gralora_diffusion.ui.workspace import BUNDLED
@@ -152,3 +153,63 @@ def test_tags_are_counted_and_replaced(workspace, tmp_path):
     assert image_sets.tag_counts(workspace, name)[0] == ("dog", 2)
     with pytest.raises(ConfigError, match="the text to find is empty"):
         image_sets.replace_in_captions(workspace, name, "", "dog")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_an_archive_with_damaged_data_is_left_out(workspace, tmp_path, method):
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w", method) as file:
+        file.writestr("a.png", b"hello world" * 5000)
+    content = bytearray(archive.read_bytes())
+    content[44:64] = b"\xff" * 20
+    archive.write_bytes(content)
+    added, notes = image_uploads.add(workspace, image_sets.create(workspace, "mine"), [archive])
+    assert added == 0
+    assert notes[0].startswith("x.zip was left out: ")
+
+
+def test_a_note_on_an_upload_names_no_folder(workspace, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("n" * 300 + ".png", b"1")
+    _, notes = image_uploads.add(workspace, image_sets.create(workspace, "mine"), [tmp_path / "x.zip"])
+    assert len(notes) == 1
+    assert str(tmp_path) not in notes[0]
+
+
+def test_masks_stay_beside_their_images(workspace, tmp_path):
+    name = image_sets.create(workspace, "mine")
+    image_uploads.add(workspace, name, [image(tmp_path / "dog.png")])
+    uploads = [image(tmp_path / "dog-masklabel.png", mode="L"), tmp_path / "dog.png"]
+    assert image_uploads.add(workspace, name, uploads) == (2, [])
+    long = "a" * 80
+    uploads = [image(tmp_path / f"{long}.png"), image(tmp_path / f"{long}_mask.png", mode="L")]
+    assert image_uploads.add(workspace, name, uploads) == (2, [])
+    folder = workspace.images / name
+    cut = "a" * 60
+    wanted = ["dog-2-masklabel.png", "dog-2.png", "dog.png", f"{cut}.png", f"{cut}_mask.png"]
+    assert {path.name for path in folder.iterdir()} == set(wanted)
+    image_sets.write_caption(folder / "dog.png", "a dog")
+    trained = [found.path.name for found in find_images(folder, "a dog")]
+    assert trained == [f"{cut}.png", "dog-2.png", "dog.png"]
+    (_, notes) = image_uploads.add(workspace, name, [tmp_path / "dog-masklabel.png"])
+    assert notes == []
+    (_, notes) = image_uploads.add(workspace, name, [tmp_path / "dog-masklabel.png"])
+    assert notes == ["dog-masklabel.png was left out: dog.png has a mask of this name: delete that one first"]
+
+
+def test_names_of_devices_on_windows_are_changed(workspace, tmp_path):
+    name = image_sets.create(workspace, "mine")
+    image_uploads.add(workspace, name, [image(tmp_path / "con.png")])
+    assert [path.name for path in image_sets.images_of(workspace.images / name)] == ["image-con.png"]
+
+
+def test_removed_images_follow_their_set(workspace, tmp_path):
+    name = image_sets.create(workspace, "mine")
+    image_uploads.add(workspace, name, [image(tmp_path / "a.png")])
+    image_sets.remove(workspace, name, "a.png")
+    renamed = image_sets.rename(workspace, name, "other")
+    assert image_sets.undo_remove(workspace, renamed) == "a.png"
+    image_sets.remove(workspace, renamed, "a.png")
+    image_sets.delete(workspace, renamed)
+    image_sets.create(workspace, renamed)
+    assert image_sets.removals(workspace, renamed) == []
