@@ -66,7 +66,7 @@ class BatchPlan:
                 found.update(cached.image.caption for cached in bucket)
         for image in {id(c.image): c.image for bucket in self.instance for c in bucket}.values():
             variation = variation_of(image, self.config)
-            found.update(forms_of(image.caption, variation))
+            found.update(forms_of(image.caption, variation, self.config.weighted_captions))
             if variation.caption_dropout:
                 found.add("")
         return sorted(found)
@@ -79,7 +79,8 @@ def examples_at(plan: BatchPlan, positions: Sequence[int]) -> list[Example]:
     examples, class_sets = [], []
     for position, (bucket, number) in zip(positions, places, strict=True):
         cached = shuffled(plan.instance[bucket], number, seed, bucket, config.repeats)
-        caption = caption_at(cached.image.caption, position, seed, variation_of(cached.image, config))
+        variation = variation_of(cached.image, config)
+        caption = caption_at(cached.image.caption, position, seed, variation, config.weighted_captions)
         moments, time_ids = cached.crop_at(plan.cache, seed, position)
         mask = cached.mask_at(plan.cache, seed, position)
         examples.append(Example(cached.image.path, caption, moments, time_ids, 1.0, position, mask))
@@ -134,13 +135,13 @@ def variation_of(image: TrainingImage, config: TrainConfig) -> Variation:
     return image.variation or Variation.of(config)
 
 
-def caption_at(caption: str, position: int, seed: int, variation: Variation) -> str:
+def caption_at(caption: str, position: int, seed: int, variation: Variation, weighted: bool = False) -> str:
     """The form of an image's caption at this position."""
     if variation.caption_dropout:
         random = torch.rand(1, generator=generator(seed, DROPPED, position)).item()
         if random < variation.caption_dropout:
             return ""
-    forms = forms_of(caption, variation)
+    forms = forms_of(caption, variation, weighted)
     return forms[torch.randint(len(forms), (1,), generator=generator(seed, ORDER, position)).item()]
 
 

@@ -11,6 +11,7 @@ import torch
 
 from gralora_diffusion.data.text_files import Text, read_text
 from gralora_diffusion.data.wildcards import wildcard_forms
+from gralora_diffusion.sdxl.prompt_weights import split_at_commas
 from gralora_diffusion.seeding import generator
 
 MAX_BYTES = 65_536
@@ -171,22 +172,26 @@ def read_line(line: str, column: str | None, where: str) -> tuple[str, str]:
     raise ValueError(f"{where} has no {' or '.join(map(repr, columns))}")
 
 
-def forms_of(caption: str, variation: Variation) -> list[str]:
-    """Every form of a caption in training but the dropped one, each as likely as the others."""
+def forms_of(caption: str, variation: Variation, weighted: bool = False) -> list[str]:
+    """Every form of a caption in training but the dropped one, each as likely as the others.
+
+    weighted: whether brackets set weights, which stay around their words.
+    """
     forms = []
     for line in caption.split(LINES):
         for form in wildcard_forms(line) if variation.caption_wildcards else [line]:
-            forms += orders(form, variation.shuffle_captions, variation.keep_tokens)
+            forms += orders(form, variation.shuffle_captions, variation.keep_tokens, weighted)
     return forms
 
 
-def orders(caption: str, shuffle: bool, keep: int) -> list[str]:
+def orders(caption: str, shuffle: bool, keep: int, weighted: bool = False) -> list[str]:
     """The forms of a caption in training: itself, or up to ORDERS orders of its comma-separated tags.
 
     The first `keep` tags stay in place. The orders follow from the caption alone, so that later runs find
     their embeddings in the cache.
     """
-    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
+    parts = split_at_commas(caption) if weighted else caption.split(",")
+    tags = [tag.strip() for tag in parts if tag.strip()]
     if not shuffle or len(tags) - keep < 2:
         return [caption]
     key = int.from_bytes(hashlib.sha256(caption.encode(errors="replace")).digest()[:7], "big")

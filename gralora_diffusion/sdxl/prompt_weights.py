@@ -108,3 +108,18 @@ def number_before(characters: list[str], start: int, close: int) -> tuple[int, f
 def without_weights(text: str) -> str:
     """The text with a backslash before each bracket, so that parse_weights() takes it for plain text."""
     return BRACKET.sub(r"\\\1", text)
+
+
+def split_at_commas(text: str) -> list[str]:
+    """The parts between commas, but for commas within brackets that set weights."""
+    escaped = {match.start(1) for match in ESCAPED.finditer(text)}
+    pairs = pairs_of(list(text), escaped)
+    parts, begin, position = [], 0, 0
+    while position < len(text):
+        if position in pairs:
+            position = pairs[position].close
+        elif text[position] == ",":
+            parts.append(text[begin:position])
+            begin = position + 1
+        position += 1
+    return [*parts, text[begin:]]

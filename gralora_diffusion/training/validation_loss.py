@@ -94,7 +94,8 @@ class ValidationLoss:
             noises.append(noise[number])
             times.append(timesteps[number])
             sizes.append(time_ids)
-            captions.append(forms_of(cached.image.caption, variation_of(cached.image, config))[0])
+            how = variation_of(cached.image, config), config.weighted_captions
+            captions.append(forms_of(cached.image.caption, *how)[0])
         clean, noise, timesteps = torch.stack(latents), torch.stack(noises), torch.stack(times)
         noisy = add_noise(clean, noise, timesteps, schedule)
         wanted = target(clean, noise, timesteps, schedule, config.prediction_type)

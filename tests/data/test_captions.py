@@ -13,6 +13,7 @@ from gralora_diffusion.data.dataset import instance_images
 from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.data.wildcards import FORMS, has_wildcards, wildcard_forms
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.prompt_weights import parse_weights, split_at_commas
 
 TEXT = "a caf\u00e9, \u201csks\u201d dog"
 
@@ -124,3 +125,16 @@ def test_wildcards_are_off_by_default_and_noted(folder, capsys):
     assert "{a|b} is left as it is in 1 caption: a.png (--caption_wildcards" in capsys.readouterr().err
     instance_images(TrainConfig(instance_data_dir=str(folder), caption_wildcards=True))
     assert not capsys.readouterr().err
+
+
+def test_tags_within_brackets_that_set_weights_are_shuffled_together():
+    caption = r"a dog, (red hair, long:1.3), sun \(hot, dry\), [x, y"
+    forms = forms_of(caption, Variation(shuffle_captions=True), weighted=True)
+    assert len(forms) > 1
+    for form in forms:
+        assert ("red hair, long", 1.3) in parse_weights(form)
+        assert sorted(split_at_commas(form.replace(", ", ","))) == sorted(
+            ["a dog", "(red hair,long:1.3)", r"sun \(hot", r"dry\)", "[x", "y"]
+        )
+    plain = forms_of(caption, Variation(shuffle_captions=True))
+    assert any("(red hair, long:1.3)" not in form for form in plain)  # plain text
