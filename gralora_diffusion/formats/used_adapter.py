@@ -12,6 +12,7 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.prompt_chunks import PENULTIMATE
 from gralora_diffusion.sdxl.sampling_settings import UsedAdapter
 
+FACTS = "gralora.facts"  # in the header of our files for other tools
 CHUNK = 2**20  # bytes
 MOST_LAYERS = 12  # of the first text encoder
 
@@ -49,16 +50,17 @@ def common_clip_skip(paths: list[str | Path]) -> int:
 
 
 def clip_skip_of(path: str | Path) -> int | None:
-    """What the header of our own file says; None where it says nothing that can be used."""
+    """What the header of a file that we wrote says; None where it says nothing that can be used."""
     file = file_of(path)
     if file is None or file.suffix != ".safetensors":
         return None
     with opened(file) as content:
-        header = (content.metadata() or {}).get(HEADER)
-    if header is None:
+        metadata = content.metadata() or {}
+    name = next((name for name in (HEADER, FACTS) if name in metadata), None)
+    if name is None:
         return None
     try:
-        found = parsed(header, f"{file}: its header {HEADER!r}")["training"]["values"]["clip_skip"]
+        found = parsed(metadata[name], f"{file}: its header {name!r}")["training"]["values"]["clip_skip"]
     except (KeyError, TypeError):
         return None
     return found if type(found) is int and 1 <= found <= MOST_LAYERS else None

@@ -10,6 +10,7 @@ from torch import equal
 
 from gralora_diffusion import AdapterConfig, TrainConfig, train
 from gralora_diffusion.cli import sample
+from gralora_diffusion.formats.used_adapter import clip_skip_of
 from gralora_diffusion.options import ConfigError
 
 LONG = "a photo of a red heart, " * 12
@@ -120,3 +121,10 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, options, words)
 def test_a_token_length_that_is_no_multiple_of_75_is_refused():
     with pytest.raises(ConfigError, match="--max_token_length is 100; it must be 75, 150 or 225"):
         TrainConfig(max_token_length=100)
+
+
+def test_every_file_of_a_run_names_its_layer_of_the_text_encoders(tmp_path):
+    path = run(tmp_path, "first", folder_of(tmp_path / "images", ["short"]), steps=1, clip_skip=1)
+    files = list(path.glob("*.safetensors"))
+    assert len(files) == 3
+    assert [clip_skip_of(file) for file in (path, *files)] == [1] * 4
