@@ -21,6 +21,7 @@ FIELD_KINDS = (
     "secret",
     "folder",
     "file",
+    "encoders",
 )
 
 

@@ -22,6 +22,7 @@ class StoppingOptions:
     score_encoders: str | None = stopping(
         None,
         "score the sample images by these encoders, separated by commas; auto: those of gralora evaluate",
+        kind="encoders",
     )
     keep_best: str | None = stopping(
         None,

@@ -81,8 +81,16 @@ def public_options(values: dict) -> dict:
         if kind == "secret":
             continue
         is_path = kind in PATHS or name == "resume_from_checkpoint"
+        if kind == "encoders" and isinstance(value, str):
+            value = ",".join(map(public_encoder, value.split(",")))
         shown[name] = without_folders(value) if is_path and isinstance(value, str) else value
     return shown
+
+
+def public_encoder(name: str) -> str:
+    """An encoder's name, of whose file or folder only the last component is shown: clip:MODEL:FILE."""
+    kind, colon, which = name.rpartition(":")
+    return f"{kind}{colon}{without_folders(which)}" if colon else name
 
 
 def read_metrics(run: Path) -> list[dict]:

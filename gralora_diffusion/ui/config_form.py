@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from gralora_diffusion.command_line import ALIASES, expand, json_object
 from gralora_diffusion.config import EMBEDDED_DEFAULTS, GROUPS, TrainConfig
+from gralora_diffusion.evaluation.encoder_names import PRESETS as ENCODERS
 from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, options_of, to_flat
 from gralora_diffusion.presets import BY_CARD, PRESETS, check_preset, preset_options
 from gralora_diffusion.ui.workspace import BUNDLED, EMBEDDED, Workspace, quoted, real_file
@@ -150,6 +151,11 @@ def parse_name(option: Option, text: str, workspace: Workspace) -> str | None:
         if not real_file(workspace.run(text) / "allocation.json"):
             raise ConfigError(f"the run {quoted(text)} has no allocation.json")
         return f"runs/{text}/allocation.json"
+    if option.kind == "encoders":
+        names = [name.strip() for name in text.split(",")]
+        if text != "auto" and not set(names) <= set(ENCODERS):
+            rule = f"here it must be auto, or some of {', '.join(ENCODERS)}"
+            raise ConfigError(f"{option.flag} is {quoted(text)}; {rule}")
     if option.kind == "folder" and not FOLDER.fullmatch(text):
         raise ConfigError(f"{option.flag} is {quoted(text)}; here it must be a plain name, without a path")
     return text

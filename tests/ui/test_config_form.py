@@ -175,3 +175,12 @@ def test_numbers_of_a_config_keep_all_their_digits(workspace):
     config = TrainConfig(learning_rate=1.23456789e-4, snr_gamma=5.0000001)
     values = config_form.from_config(config, workspace)
     assert config_form.to_config(values, workspace) == config
+
+
+def test_encoders_are_named_and_never_a_folder(workspace):
+    for text in ("auto", "imagenet, embedded"):
+        assert config_form.to_config(form_values(score_encoders=text), workspace).score_encoders == text
+    for text in ("clip:/etc", "imagenet,dinov2:../x"):
+        with pytest.raises(ConfigError) as error:
+            config_form.to_config(form_values(score_encoders=text), workspace)
+        assert error.value.option == "score_encoders"
