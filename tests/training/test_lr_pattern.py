@@ -123,3 +123,12 @@ def test_factors_that_are_none_are_refused(factor):
 def test_prodigy_has_one_rate():
     with pytest.raises(ConfigError, match="--lr_pattern"):
         TrainConfig(optimizer="Prodigy", lr_pattern={"to_q": 2.0})
+
+
+@pytest.mark.parametrize("pattern", ["(", "no_such_layer"])
+def test_a_wrong_pattern_is_refused_beside_an_allocation_too(tmp_path, pattern):
+    ranks = dataclasses.replace(QUICK, allocate="uniform", max_train_steps=1, output_dir=str(tmp_path / "a"))
+    file = str(train(ranks) / "allocation.json")
+    with pytest.raises(ConfigError) as error:
+        quick(tmp_path / "b", allocation=file, lr_pattern={pattern: 0.5})
+    assert error.value.option == "lr_pattern"
