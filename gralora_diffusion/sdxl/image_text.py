@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from gralora_diffusion import __version__
 from gralora_diffusion.files import complete_or_absent
+from gralora_diffusion.sdxl.objective import objective_of_scheduler
 from gralora_diffusion.sdxl.sampling_settings import Origin, SamplingSettings
 from gralora_diffusion.sdxl.schedulers import title_of
 
@@ -81,8 +82,7 @@ def own_settings(
         clip_skip=settings.clip_skip,
         weighted_prompts=settings.weighted_prompts,
         scheduler_class=type(scheduler).__name__,
-        prediction_type=scheduler.config.get("prediction_type", "epsilon"),
-        rescale_betas_zero_snr=bool(scheduler.config.get("rescale_betas_zero_snr")),
+        **objective_of_scheduler(scheduler.config),
         base=dict(name=origin.model, vae=origin.vae, revision=origin.revision, variant=origin.variant),
         adapters=adapters,
         step=origin.step,

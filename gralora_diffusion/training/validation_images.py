@@ -12,7 +12,7 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.devices import is_out_of_memory, release_unused, total_memory
-from gralora_diffusion.formats.run_files import stem_of
+from gralora_diffusion.formats.run_files import name_of, stem_of
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.image_text import save_image
 from gralora_diffusion.sdxl.placement import DECODING, bring, bytes_of, can_move, peak_of_vae, pixels
@@ -42,6 +42,7 @@ class Previews:
             for n in range(config.num_validation_images):
                 wanted.append((len(wanted), prompt, config.seed + n))
         self.mine = wanted[process::processes]
+        self.digits = max(2, len(str(len(wanted) - 1)))  # so that names are in order of number
         self.embeds = None if config.train_text_encoder else embed_prompts(pipeline, prompts, self.settings)
         self.vae = pipeline.vae
         self.seconds = 0.0  # that the last generate() took
@@ -79,13 +80,14 @@ class Previews:
             with uncompiled() if self.config.compile else contextlib.nullcontext():
                 images = self.images(step)
             for (index, _, _), image in zip(self.mine, images, strict=True):
+                path = folder / f"{index:0{self.digits}d}.png"
                 if image is None:
-                    (folder / f"{index:02d}.png").unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
                     continue
                 if is_single_color(image):
                     problem = f"image {index} of step {step} has a single color"
                     warnings.warn(f"{problem}: the model or the VAE may have overflowed", stacklevel=2)
-                save_image(image, folder / f"{index:02d}.png")
+                save_image(image, path)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -101,9 +103,12 @@ class Previews:
             self.seconds = time.monotonic() - start
 
     def images(self, step: int) -> list[Image.Image | None]:
-        """This process's share; step 0 is the base, with its own scheduler.  Warns of each that is None."""
+        """This process's share; step 0 is the base, with its own scheduler.  Warns of each that is None.
+
+        With --start_from it is the adapter to start from, which is for what the run trains.
+        """
         config, scheduler = self.config, None
-        if step:
+        if step or config.start_from:
             trained_with = config.prediction_type, config.rescale_betas_zero_snr, config.flow_shift
             scheduler = as_trained(self.pipeline.scheduler, *trained_with)
         problems = {}
@@ -125,12 +130,15 @@ class Previews:
     def origin(self, step: int) -> Origin:
         """What the images of a step are from, for the texts in their files."""
         config = self.config
+        name = self.name
+        if not step:
+            name = name_of(config.start_from) if config.start_from else None
         return Origin.of(
             config.pretrained_model_name_or_path,
             config.pretrained_vae_model_name_or_path,
             config.revision,
             config.variant,
-            (UsedAdapter(self.name, 1.0),) if step else (),
+            (UsedAdapter(name, 1.0),) if name else (),
             step,
         )
 

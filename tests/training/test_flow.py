@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from helpers import SCRIPTS
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -209,3 +210,17 @@ def test_files_that_contradict_themselves_or_shift_by_size_are_refused(tuned, tm
     index.write_text(text)
     with pytest.raises(ConfigError, match=r"model_index\.json names another scheduler"):
         load_sdxl(str(tmp_path / "base"))
+
+
+def test_images_of_a_flow_say_so_also_at_the_step_that_a_run_starts_from(tmp_path):
+    common = dict(prediction_type="flow", flow_shift=3.0, validation_prompt="a robot", max_train_steps=1)
+    first = train(dataclasses.replace(QUICK, output_dir=str(tmp_path / "first"), **common))
+    again = dict(output_dir=str(tmp_path / "again"), start_from=str(first))
+    second = train(dataclasses.replace(QUICK, **again, **common))
+    found = []
+    for run, step in ((first, 0), (first, 1), (second, 0)):
+        with Image.open(run / "samples" / f"step-{step:05d}" / "00.png") as image:
+            facts = json.loads(image.info["gralora"])
+        names = [adapter["name"] for adapter in facts["adapters"]]
+        found.append((facts["prediction_type"], facts.get("flow_shift"), names))
+    assert found == [("epsilon", None, []), ("flow", 3.0, ["first"]), ("flow", 3.0, ["first"])]
