@@ -17,8 +17,9 @@ from gralora_diffusion.formats.write import EARLIER, KOHYA, file_sizes, write_co
 from gralora_diffusion.formats.writers import WRITERS
 from gralora_diffusion.options import ConfigError, TrainingError, from_dict, to_dict
 from gralora_diffusion.training.accelerator import precision
+from gralora_diffusion.training.best import is_exhausted
 from gralora_diffusion.training.checkpoint import BEST
-from gralora_diffusion.training.run_folder import Run
+from gralora_diffusion.training.run_folder import Run, read_evaluations
 from gralora_diffusion.training.setup import TrainingSetup
 
 EXPORT_OPTIONS = ("output_kohya_format", "upcast_before_saving")
@@ -91,6 +92,11 @@ def write_other_formats(run: Path, adapter: Adapter, config: TrainConfig) -> Non
         write_comfyui(run / KOHYA, adapter, sgm=False)
 
 
+def ended_by(run: Path, config: TrainConfig) -> str:
+    """The option that ended a finished run."""
+    return "--patience" if is_exhausted(read_evaluations(run), config) else "--max_train_steps"
+
+
 def export_again(run: Path, config: TrainConfig) -> None:
     """Of a finished run, write the files that this config asks for and the run lacks, from the native file.
 
@@ -104,7 +110,7 @@ def export_again(run: Path, config: TrainConfig) -> None:
     changed = {name: getattr(config, name) for name in EXPORT_OPTIONS}
     done = f"done: {run} was finished already, and nothing was trained"
     if all(getattr(saved, name) == value for name, value in changed.items()):
-        print(f"{done}: raise --max_train_steps to train it further", flush=True)
+        print(f"{done}: raise {ended_by(run, config)} to train it further", flush=True)
         return
     try:
         with Run(run):

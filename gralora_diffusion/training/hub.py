@@ -9,10 +9,12 @@ import yaml
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.files import without_folders, write_text
+from gralora_diffusion.formats.preview import all_samples
 from gralora_diffusion.formats.read import DIFFUSERS
 from gralora_diffusion.formats.run_files import named_after
 from gralora_diffusion.options import ConfigError, TrainingError, from_dict
-from gralora_diffusion.training.run_folder import public_options
+from gralora_diffusion.training.best import best_of
+from gralora_diffusion.training.run_folder import public_options, read_evaluations
 from gralora_diffusion.training.validation_images import prompts_of
 
 UPLOADED = ["README.md", "*.safetensors", "before_after.png", "samples/*", "environment.json"]
@@ -109,6 +111,15 @@ def public_config(run: Path) -> bytes:
     return (json.dumps(public_options(values), indent=2) + "\n").encode()
 
 
+def samples_of_export(run: Path, config: TrainConfig) -> Path | None:
+    """The folder of the sample images of the step that was exported; None without any."""
+    best = best_of(read_evaluations(run), config.keep_best) if config.keep_best else None
+    of_best = run / "samples" / f"step-{best['step']:05d}" if best else None
+    if of_best and of_best.is_dir():
+        return of_best
+    return next(reversed(all_samples(run)), None)
+
+
 def write_card(run: Path) -> None:
     """Write run/README.md, the model card: prompt, base, how to load the files, and samples."""
     config = from_dict(TrainConfig, json.loads((run / "config.json").read_text()))
@@ -120,9 +131,9 @@ def write_card(run: Path) -> None:
     )
     if base and without_folders(base) == base:
         facts["base_model"] = base
-    if samples := sorted((run / "samples").glob("step-*")):
+    if samples := samples_of_export(run, config):
         prompts = [p for p in prompts_of(config) for _ in range(config.num_validation_images)]
-        images = sorted(samples[-1].glob("*.png"))
+        images = sorted(samples.glob("*.png"))
         facts["widget"] = [
             dict(text=prompt, output=dict(url=str(image.relative_to(run))))
             for prompt, image in zip(prompts, images, strict=False)

@@ -1,5 +1,6 @@
 """What a run works with: options checked, base loaded and adapted, checkpoint read, and nothing written."""
 
+import functools
 import math
 import os
 import time
@@ -107,6 +108,11 @@ class TrainingSetup:
     def objective(self) -> dict:
         return objective_of(self.config, self.pipeline)
 
+    @functools.cached_property
+    def validation_intervals(self) -> list[int]:
+        """validation_intervals() of this run, found once, since it may list the folder of class images."""
+        return validation_intervals(self.config, self.images, self.accelerator.num_processes)
+
 
 def set_up(config: TrainConfig) -> TrainingSetup:
     """Check options, load and adapt the base, read the checkpoint; writes only the cache and class images."""
@@ -207,6 +213,7 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
     models = {name: components[name] for name in names}
     if config.allocation:
         allocation_file.inject_from(config.allocation, models, config)
+        check_lr_pattern(all_layers(models), config)
         return models
     torch.manual_seed(config.seed)
     for name, model in models.items():
@@ -266,8 +273,7 @@ def checkpoint_interval(config: TrainConfig, steps: int) -> int:
 
 def validation_due(setup: TrainingSetup, step: int) -> bool:
     """Whether sample images are generated after this step; those of the last step are not counted."""
-    intervals = validation_intervals(setup.config, setup.images, setup.accelerator.num_processes)
-    return step < setup.steps and any(step % n == 0 for n in intervals)
+    return step < setup.steps and any(step % n == 0 for n in setup.validation_intervals)
 
 
 def validation_intervals(config: TrainConfig, images: list[TrainingImage], processes: int) -> list[int]:

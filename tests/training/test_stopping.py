@@ -8,10 +8,12 @@ import shutil
 import pytest
 import torch
 from helpers import TRAIN
+from PIL import Image
 from run_command import run as run_command
 from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig, load_sdxl
+from gralora_diffusion.data import dataset
 from gralora_diffusion.data.dataset import EXAMPLE, instance_images
 from gralora_diffusion.data.held_out import hold_out
 from gralora_diffusion.data.images import crops_of
@@ -21,9 +23,16 @@ from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.best import best_of, is_exhausted, score_of
 from gralora_diffusion.training.dry_run import plan
 from gralora_diffusion.training.evaluations import Evaluations
+from gralora_diffusion.training.hub import write_card
 from gralora_diffusion.training.preview_scores import PreviewScores, encoder_names
-from gralora_diffusion.training.run_folder import read_evaluations, read_metrics, read_status
+from gralora_diffusion.training.run_folder import (
+    public_options,
+    read_evaluations,
+    read_metrics,
+    read_status,
+)
 from gralora_diffusion.training.train import train
+from gralora_diffusion.training.validation_images import Previews
 from gralora_diffusion.training.validation_loss import TIMES, ValidationLoss, draw_stratified
 
 QUICK = TrainConfig(
@@ -220,7 +229,9 @@ def test_patience_ends_the_run_and_the_same_command_finds_it_done(tmp_path, loss
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 3]
     assert "stopped after step 3 by --patience; best: step 1" in capsys.readouterr().out
     quick(tmp_path / "run", **options)
-    assert "was finished already" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "was finished already" in out
+    assert "raise --patience to train it further" in out
     losses(0.5, *[2.0] * 5)
     quick(tmp_path / "run", **options | dict(patience=3))  # more patience goes on where it stopped
     assert [line["step"] for line in read_metrics(run)] == list(range(1, 8))
@@ -423,3 +434,46 @@ def test_the_dry_run_counts_held_out_images_evaluations_and_the_best(tmp_path, m
     assert made.checkpoint_size - plain.checkpoint_size == pytest.approx(4 * numbers, rel=0.01)
     assert made.files["checkpoint-best/adapter.safetensors"] == plain.files["adapter.safetensors"]
     assert "evaluations" not in plain.text()
+
+
+def test_the_card_shows_the_images_of_the_step_that_was_exported(tmp_path, losses):
+    losses(9.0, 2.0, 1.0, 3.0, 4.0)
+    options = dict(skip_final_inference=False, validation_prompt="a robot", num_inference_steps=1)
+    run = quick(tmp_path / "run", **options, **LOSS)
+    write_card(run)
+    assert "url: samples/step-00002/00.png" in (run / "README.md").read_text()
+
+
+def test_encoders_are_published_without_their_folders():
+    names = "clip:ViT-B-32:/home/me/secret/clip.safetensors, dinov2:/home/me/dino,imagenet"
+    shown = public_options(dict(score_encoders=f"{names},dinov2:facebook/dinov2-base"))
+    assert shown == dict(
+        score_encoders="clip:ViT-B-32:clip.safetensors, dinov2:dino,imagenet,dinov2:facebook/dinov2-base"
+    )
+
+
+def test_sample_images_are_in_order_of_number(tmp_path):
+    options = dict(validation_prompt="a robot", num_validation_images=101, num_inference_steps=1)
+    previews = Previews(load_sdxl(), dataclasses.replace(QUICK, **options).resolved(), tmp_path)
+    images = [Image.effect_noise((8, 8), 50).convert("RGB")] * 101
+    previews.images = lambda step: images
+    previews.generate(0)
+    names = [path.stem for path in sorted(previews.of_step(0).iterdir())]
+    assert names == [f"{number:03d}" for number in range(101)]
+
+
+def test_the_folder_of_class_images_is_not_listed_at_every_step(tmp_path, monkeypatch):
+    folder = tmp_path / "class"
+    folder.mkdir()
+    shutil.copy(EXAMPLE / "00.png", folder)
+    listed = []
+    numbered = dataset.numbered
+    monkeypatch.setattr(dataset, "numbered", lambda path: listed.append(path) or numbered(path))
+    prior = dict(class_data_dir=str(folder), class_prompt="a robot", num_class_images=1)
+    counts = []
+    for steps in (2, 6):
+        listed.clear()
+        options = dict(with_prior_preservation=True, max_train_steps=steps, checkpointing_steps=9)
+        quick(tmp_path / str(steps), **options, **prior, validation_split=0.3, validation_steps=9)
+        counts.append(len(listed))
+    assert counts[0] == counts[1]
