@@ -102,7 +102,7 @@ def add_image(folder: Path, upload: Path, notes: list[str]) -> Path | None:
     """Copy an image into the folder; None, and a note, where it cannot be used."""
     try:
         if len(images_of(folder)) >= MAX_FILES:
-            raise ValueError(f"the set has {MAX_FILES} images already")
+            raise ValueError(f"the dataset has {MAX_FILES} images already")
         note = check_upload(upload)
         target = free_path(folder, upload)
         shutil.copyfile(upload, target)
