@@ -96,7 +96,7 @@ def start_problems(config) -> Iterator[Problem]:
     if origin is None:
         return
     if config.allocate or config.allocation:
-        problem = "--allocate, --allocation and --adapter gora set the first factors"
+        problem = "--allocate, --allocation and --adapter gora set the initial factors"
         yield f"{problem}: drop --orthogonal_start", "orthogonal_start"
     if origin == "base" and config.base_model_precision:
         problem = "--orthogonal_start base needs the base's weights, which --base_model_precision quantizes"
@@ -116,7 +116,7 @@ def data_problems(config) -> Iterator[Problem]:
         problem = "--masked_loss needs masks, and those of a dataset are not read"
         yield f"{problem}: save its images to a folder with NAME-masklabel.png beside them", "masked_loss"
     if config.mask_dir is not None and config.concepts is not None:
-        problem = "--mask_dir is of one folder of images"
+        problem = "--mask_dir is for a single folder of images"
         yield f"{problem}: give each entry of --concepts its mask_folder instead", "mask_dir"
     if config.max_train_steps is not None and config.num_train_epochs is not None:
         yield "--max_train_steps and --num_train_epochs mean the same: give one of them", "num_train_epochs"
@@ -144,7 +144,7 @@ def prior_problems(config) -> Iterator[Problem]:
         return
     name = "prior_by_prediction"
     if config.with_prior_preservation:
-        problem = "--with_prior_preservation trains on class images, and --prior_by_prediction works without"
+        problem = "--with_prior_preservation trains on class images, and --prior_by_prediction uses none"
         yield f"{problem}: drop one of the two", name
     if not (config.class_prompt or "").strip():
         yield "--prior_by_prediction needs --class_prompt, such as 'a photo of a dog'", "class_prompt"
@@ -175,7 +175,7 @@ def noise_problems(config) -> Iterator[Problem]:
     }
     for name, given in weights.items():
         if given:
-            yield f"--{name} is for diffusion models, and this one is a flow: drop it", name
+            yield f"--{name} is for diffusion models, and the base is a rectified flow: drop it", name
 
 
 def optimizer_problems(config) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from gralora_diffusion import load_sdxl, sample
 from gralora_diffusion.files import complete_or_absent
 from gralora_diffusion.sdxl.base import Prompts, encode_images, encode_prompts, predict, time_ids
-from gralora_diffusion.sdxl.sampling import sheet
+from gralora_diffusion.sdxl.sheet import sheet
 from gralora_diffusion.seeding import generator
 from gralora_diffusion.training.loss import add_noise, target
 

@@ -87,7 +87,7 @@ def lines() -> list[str]:
             low, high = t_interval(gains)
             text = f"{statistics.mean(gains):+.3f} ({low:+.3f} to {high:+.3f})"
             cells.append(demo_sweep.short(text))
-        table.append(f"| {rule} less {LAST}, 95 % t | | {' | '.join(cells)} |")
+        table.append(f"| {rule} minus {LAST}, 95 % t | | {' | '.join(cells)} |")
     return table
 
 

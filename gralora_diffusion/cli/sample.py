@@ -81,7 +81,7 @@ def add_adapter_options(group) -> None:
     about = "what to generate; | separates several prompts"
     group.add_argument("--prompt", metavar="TEXT", help=about)
     about = (
-        "prompts from a text file, one a line; # begins a comment; a line may end in settings of its own, "
+        "prompts from a text file, one per line; # begins a comment; a line may end in settings of its own, "
     )
     about += "--n NEGATIVE --w WIDTH --h HEIGHT --d SEED --s STEPS --l GUIDANCE"
     group.add_argument("--prompt_file", metavar="FILE", type=Path, help=about)
@@ -89,7 +89,9 @@ def add_adapter_options(group) -> None:
     group.add_argument("--negative_prompt", metavar="TEXT", default="", help=about)
     about = "brackets in prompts are plain text; by default (words:1.2), (words) and [words] set weights"
     group.add_argument("--plain_prompts", action="store_true", help=about)
-    about = "layer of the text encoders, 2: second-to-last (default: as the adapters were trained, or 2)"
+    about = (
+        "layer of the text encoders; 2 is the second-to-last (default: as the adapters were trained, or 2)"
+    )
     group.add_argument("--clip_skip", metavar="INT", type=int, help=about)
     about = "0 is the base model, 1 the adapter as trained; for several adapters, such as 1,0.6 (default: 1)"
     group.add_argument("--strength", metavar="FLOAT[,FLOAT...]", default="1", help=about)
@@ -106,13 +108,13 @@ def add_adapter_options(group) -> None:
 
 
 def add_image_options(group) -> None:
-    group.add_argument("--num_images", metavar="INT", type=int, help="per prompt (default: 4)")
+    group.add_argument("--num_images", metavar="INT", type=int, help="images per prompt (default: 4)")
     about = "image n uses the noise of seed + n; or a seed for each image, as 1,2,3 or 10-13 (default: 0)"
     group.add_argument("--seed", metavar="INT[,INT...]", default="0", help=about)
     about = "size of the images in pixels, multiples of 8 (default: the base's own)"
     group.add_argument("--size", metavar="WIDTHxHEIGHT", help=about)
-    group.add_argument("--width", metavar="INT", type=int, help="width alone, with --height")
-    group.add_argument("--height", metavar="INT", type=int, help="height alone, with --width")
+    group.add_argument("--width", metavar="INT", type=int, help="width in pixels, with --height")
+    group.add_argument("--height", metavar="INT", type=int, help="height in pixels, with --width")
     about = "denoising steps (default: 25)"
     group.add_argument("--num_inference_steps", metavar="INT", type=int, default=25, help=about)
     embedded = EMBEDDED_DEFAULTS["guidance_scale"]
@@ -143,7 +145,7 @@ def size_of(args: argparse.Namespace) -> tuple[int, int] | None:
     """(height, width) of --size, or of --width and --height.  Raises ConfigError."""
     given = args.width is not None, args.height is not None
     if args.size is not None and any(given):
-        raise ConfigError("--size and --width or --height name the same: give one of them")
+        raise ConfigError("--size and --width or --height both set the size: give one of them")
     if args.size is not None:
         return parse_size(args.size)
     if not any(given):

@@ -1,7 +1,7 @@
 """Open a page to train, watch, sample, compare and export in a browser.
 
 Only this computer can open it. --listen ADDRESS or --share opens it to others and needs --auth NAME:PASSWORD
-(or the environment variable GRALORA_AUTH). Runs, image sets, base models and added adapters are kept in the
+(or the environment variable GRALORA_AUTH). Runs, datasets, base models and added adapters are kept in the
 folders runs, images, models and adapters of --home.
 """
 

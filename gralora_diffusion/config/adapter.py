@@ -40,7 +40,9 @@ class AdapterConfig:
     )
 
     orthogonal_start: str | None = adapter(
-        None, "start with orthogonal ranks, random or least used by the base (after T-LoRA)", choices=ORIGINS
+        None,
+        "orthogonal initial ranks: random, or those that the base uses least (after T-LoRA)",
+        choices=ORIGINS,
     )
 
     def __post_init__(self):

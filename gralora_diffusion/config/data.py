@@ -55,7 +55,10 @@ class DataOptions:
     )
     weighted_captions: bool = data(False, "read (words:1.2), (words) and [words] in captions as weights")
     clip_skip: int = data(
-        2, "the text encoders' layer that is used: 2 is the second-to-last", at_least=1, at_most=12
+        2,
+        "layer of the text encoders, counted from the last: 2 is the second-to-last",
+        at_least=1,
+        at_most=12,
     )
     caption_lines: str = images(
         "first",

@@ -85,7 +85,9 @@ class LearningOptions:
     huber_schedule: str = huber(
         "snr", "c by timestep: from near 1 with little noise to huber_c; or constant", choices=HUBER_SCHEDULES
     )
-    masked_loss: bool = loss(False, "train only on what the images' masks select, each image's area alike")
+    masked_loss: bool = loss(
+        False, "train only on what the images' masks select, with equal weight per image"
+    )
     mask_background_weight: float = loss(
         0.0, "weight of what a mask does not select", at_least=0, at_most=1, needs=MASKED
     )

@@ -11,13 +11,13 @@ class NoiseOptions:
     """Which timesteps and which noise a run trains on."""
 
     min_timestep: int = loss(0, "lowest timestep: 0 is no noise", at_least=0, at_most=999)
-    max_timestep: int = loss(1000, "end of the timesteps: 1000 is pure noise", at_least=1, at_most=1000)
-    timestep_density: str = loss("uniform", "how often each timestep is drawn", choices=DENSITIES)
+    max_timestep: int = loss(1000, "timesteps are below this: 1000 is pure noise", at_least=1, at_most=1000)
+    timestep_density: str = loss("uniform", "distribution that timesteps are drawn from", choices=DENSITIES)
     logit_mean: float = logit(0.0, "mean of the logit: above 0 is more noise", at_least=-10, at_most=10)
-    logit_std: float = logit(1.0, "its standard deviation: less is nearer to the mean", above=0, at_most=10)
+    logit_std: float = logit(1.0, "its spread: lower is closer to the mean", above=0, at_most=10)
     flow_shift: float | None = loss(
         None,
-        "shift of flow's timesteps towards noise (3 in SD3); by default the base's",
+        "shift of a rectified flow's timesteps toward noise (3 in SD3); by default the base's",
         above=0,
         at_most=100,
     )
@@ -28,5 +28,5 @@ class NoiseOptions:
         at_most=16,
     )
     multires_noise_discount: float = pyramid(
-        0.3, "how much of the level before each level has", above=0, at_most=1
+        0.3, "strength of each level relative to the previous one", above=0, at_most=1
     )

@@ -87,8 +87,8 @@ def load(where: str) -> tuple[str, torch.nn.Module, object]:
         raise ConfigError(f"{problem}: give a folder of a model, or a hub id", option="model")
     kind = transformers.PretrainedConfig.get_config_dict(where)[0].get("model_type")
     if kind not in KINDS:
-        problem = f"--model {printable(where)} is of the kind {printable(kind)!r}"
-        raise ConfigError(f"{problem}; captions are made with {' and '.join(KINDS)}", option="model")
+        problem = f"--model {printable(where)} is a {printable(kind)!r} model"
+        raise ConfigError(f"{problem}; it must be one of {', '.join(KINDS)}", option="model")
     if not local:
         note(f"loading {where}, which the first use downloads from the Hugging Face hub")
     model_class, processor_class, _ = KINDS[kind]

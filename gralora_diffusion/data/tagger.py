@@ -66,7 +66,7 @@ def read_tags(path: Path) -> list[Tag]:
         lines = list(csv.DictReader(read_text(path, MAX_BYTES).text.splitlines()))
         return [Tag(line["name"], line["category"]) for line in lines]
     except (ValueError, KeyError, csv.Error) as error:
-        problem = f"{printable(path)} is no list of tags with the columns name and category"
+        problem = f"{printable(path)} is not a list of tags with the columns name and category"
         raise ConfigError(f"{problem} ({printable(error)})", option="model") from None
 
 

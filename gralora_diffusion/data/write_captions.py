@@ -73,7 +73,7 @@ def write_captions(jobs: Iterable[Job], captioner: Captioner, prefix: str, overw
         try:
             caption = one_line(captioner.of(open_image(job.image)))
             if not caption:
-                raise ValueError("the model finds no words for it")
+                raise ValueError("the model gives an empty caption")
             text = shortened(f"{prefix}, {caption}" if prefix else caption)
             write_text(job.caption, f"{text}\n")
             written.captions[job.name] = text

@@ -33,7 +33,7 @@ class Spec:
     def __post_init__(self):
         one_of("method", self.method, METHODS)
         if self.k is not None and not self.about.has_k:
-            raise ConfigError(f"k is an option of {', '.join(WITH_K)}, not to {self.method}")
+            raise ConfigError(f"k is an option of {', '.join(WITH_K)}, not of {self.method}")
 
     @property
     def about(self) -> Method:

@@ -137,7 +137,7 @@ def parse_name(option: Option, text: str, workspace: Workspace) -> str | None:
             return None
         workspace.image_set(text)
         if text == BUNDLED:
-            problem = "cannot be the bundled images: copy them into a set of your own"
+            problem = "cannot be the bundled images: duplicate the dataset first"
             raise ConfigError(f"{option.flag} {problem}")
         return f"images/{text}"
     if option.name == BASE:
@@ -165,7 +165,7 @@ def from_config(config: TrainConfig, workspace: Workspace) -> dict:
     """The form's values for a config: the inverse of to_config().  Raises ConfigError for foreign paths."""
     flat = to_flat(config)
     if config.concepts is not None:
-        problem = "--concepts is an option of the command line: a run of the page has one image set"
+        problem = "--concepts is an option of the command line: a run of the page has one dataset"
         raise ConfigError(problem, option="concepts")
     values = {option.name: form_value(option, flat[option.name], workspace) for option in FIELDS.values()}
     to_config(values, workspace)
@@ -200,7 +200,7 @@ def set_name(option: Option, folder: str | None, workspace: Workspace) -> str:
     for name in workspace.set_names():
         if (workspace.root / folder).resolve() == workspace.image_set(name).resolve():
             return name
-    problem = f"{option.flag} is {quoted(folder)}, which is not an image set of this page"
+    problem = f"{option.flag} is {quoted(folder)}, which is not a dataset of this page"
     raise ConfigError(f"{problem}: add it under Dataset", option=option.name)
 
 

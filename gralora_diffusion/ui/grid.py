@@ -86,7 +86,7 @@ def references_of(workspace: Workspace, adapter: str, choice: str | None) -> lis
         return set_images(workspace, choice)
     name = adapter.partition("/")[0]
     if name not in workspace.run_names():
-        problem = "was added as a file: its training images are not known; choose a set"
+        problem = "was added as a file: its training images are not known; choose a dataset"
         raise ConfigError(f"{adapter} {problem}")
     folder = config_of(workspace.run(name)).instance_data_dir
     return set_images(workspace, BUNDLED if folder is None else Path(folder).name)
@@ -95,7 +95,7 @@ def references_of(workspace: Workspace, adapter: str, choice: str | None) -> lis
 def set_images(workspace: Workspace, name: str) -> list[Path]:
     found = images_of(workspace.image_set(name))
     if not found:
-        raise ConfigError(f"the set {name} holds no images to compare with")
+        raise ConfigError(f"the dataset {name} holds no images to compare with")
     return found
 
 

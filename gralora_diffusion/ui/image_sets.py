@@ -32,7 +32,7 @@ def create(workspace: Workspace, name: str) -> str:
 def editable(workspace: Workspace, name: str) -> Path:
     """The folder of a set that may be changed; raises ConfigError for the bundled one."""
     if name == BUNDLED:
-        raise ConfigError("the bundled images cannot be changed: make a set of your own, or copy this one")
+        raise ConfigError("the bundled images cannot be changed: create a dataset, or duplicate this one")
     return workspace.image_set(name)
 
 
@@ -83,7 +83,7 @@ def save_captions(workspace: Workspace, name: str, captions: dict[str, str]) -> 
     saved = []
     for file, caption in captions.items():
         if file not in images:
-            raise ConfigError(f"the set {name} has no image named {quoted(file)}: reload the page")
+            raise ConfigError(f"the dataset {name} has no image named {quoted(file)}: reload the page")
         if not isinstance(caption, str):
             raise ConfigError(f"the caption of {file} is not text")
         if one_line(caption) != caption_of(images[file]):
@@ -125,7 +125,7 @@ def remove(workspace: Workspace, name: str, file: str) -> None:
     """Move an image of a set, and its caption, to where undo_remove() finds them."""
     images = {path.name: path for path in images_of(editable(workspace, name))}
     if file not in images:
-        raise ConfigError(f"the set {name} has no image named {quoted(file)}")
+        raise ConfigError(f"the dataset {name} has no image named {quoted(file)}")
     folder = workspace.removed / name / f"{len(removals(workspace, name)):06d}"
     folder.mkdir(parents=True)
     for path in (images[file].with_suffix(".txt"), images[file]):
@@ -143,11 +143,11 @@ def undo_remove(workspace: Workspace, name: str) -> str:
     folder = editable(workspace, name)
     found = removals(workspace, name)
     if not found:
-        raise ConfigError(f"nothing was removed from {name} since the page was started")
+        raise ConfigError(f"nothing was deleted from {name} since the page was started")
     files = sorted(found[-1].iterdir())
     for path in files:
         if (folder / path.name).exists():
-            raise ConfigError(f"the set {name} has another {path.name} now: rename that one first")
+            raise ConfigError(f"the dataset {name} has another {path.name} now: delete that one first")
     for path in files:
         os.replace(path, folder / path.name)
     found[-1].rmdir()

@@ -252,7 +252,7 @@ def test_images_without_a_caption_are_named_and_the_others_are_written(photos, t
     Image.new("RGB", (40, 40)).save(photos / "dark.png")
     found = sentence(capsys, "caption", "photos", "--model", str(tagger))
     assert "2 images of photos got no caption: bad.png (not an image, in spite of its name)" in found
-    assert "dark.png (the model finds no words for it)" in found
+    assert "dark.png (the model gives an empty caption)" in found
     assert captions(photos).keys() == {"a.txt", "b.txt", "c.txt"}
 
 
@@ -267,9 +267,7 @@ def test_mistakes_are_one_sentence(photos, tagger, blip, tmp_path, capsys):
     (tmp_path / "empty" / "config.json").write_text(
         '{"model_type": "bert", "auto_map": {"AutoModel": "x.Y"}}'
     )
-    assert "is of the kind 'bert'; captions are made with blip and florence2" in words(
-        "photos", "--model", "empty"
-    )
+    assert "is a 'bert' model; it must be one of blip, florence2" in words("photos", "--model", "empty")
     (tmp_path / "empty" / "config.json").write_text('{"model_type": "blip"}')
     assert "--model empty cannot be loaded" in words("photos", "--model", "empty")
     assert "--threshold is an option of a tagger" in words(
@@ -307,7 +305,7 @@ def test_damaged_taggers_are_refused(tagger, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"gives 4 values for 1 tags of selected_tags\.csv"):
         load_tagger(tmp_path, None, None).of(Image.new("RGB", (8, 8)))
     (tmp_path / "selected_tags.csv").write_text("word\none\n")
-    with pytest.raises(ConfigError, match="is no list of tags with the columns name and category"):
+    with pytest.raises(ConfigError, match="is not a list of tags with the columns name and category"):
         load_tagger(tmp_path, None, None)
     (tmp_path / "selected_tags.csv").write_bytes((tagger / "selected_tags.csv").read_bytes())
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -135,6 +135,7 @@ def test_a_run_among_its_own_images_is_refused(tmp_path, same):
 
 @pytest.mark.parametrize("flag", FOREIGN)
 def test_an_option_of_another_trainer_gets_one_sentence_with_options_that_exist(flag, capsys):
+    assert flag not in parser_of("")._option_string_actions  # which would start a run here
     with pytest.raises(SystemExit) as stop:
         main(["train", flag, "1"])
     assert stop.value.code == 2
@@ -143,6 +144,10 @@ def test_an_option_of_another_trainer_gets_one_sentence_with_options_that_exist(
     known = parser_of("")._option_string_actions.keys() | of_other_commands(FOREIGN[flag])
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", FOREIGN[flag].replace("--adam_ and --prodigy_", "")))
     assert named <= known | {flag}, named - known
+
+
+def test_no_option_of_ours_is_listed_as_another_trainers():
+    assert not FOREIGN.keys() & parser_of("")._option_string_actions.keys()
 
 
 def of_other_commands(sentence: str) -> set[str]:

@@ -1,5 +1,6 @@
 """The documents are true where a machine can tell: links, images, commands, options, presets."""
 
+import json
 import os
 import re
 import shlex
@@ -165,6 +166,21 @@ def test_every_option_of_kohyas_that_is_listed_gets_an_answer():
     assert len(found) > 80
     unanswered = found - parser_of("")._option_string_actions.keys() - FOREIGN.keys()
     assert not unanswered
+
+
+def test_each_option_of_kohyas_has_one_answer():
+    """A merge once left two, of which the later and older one was printed."""
+    text = (ROOT / "docs" / "coming-from.md").read_text()
+    section = text[text.index("## kohya sd-scripts") : text.index("### Folders")]
+    left = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ")]
+    listed = re.findall(r"`(--[^`]+)`", " ".join(left))
+    pairs = json.loads(
+        (ROOT / "gralora_diffusion" / "foreign_options.json").read_text(), object_pairs_hook=list
+    )
+    for flags in (listed, [flag for flag, _ in pairs]):
+        assert sorted(flags) == sorted(set(flags))
+    ours = parser_of("")._option_string_actions.keys()
+    assert not ours & FOREIGN.keys()
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "run.sh", "run.bat"])

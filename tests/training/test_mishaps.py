@@ -60,7 +60,7 @@ def failing_loss(monkeypatch, at: int, fail):
     monkeypatch.setattr(objective, "diffusion_loss", loss)
 
 
-def no_memory(*_):
+def no_memory(*_, **__):
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
@@ -94,7 +94,9 @@ def test_out_of_memory_while_weights_are_averaged_is_one_sentence(tmp_path, monk
 
 def test_a_sample_of_a_single_color_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        validation_images, "generate", lambda _, wanted, *__: [Image.new("RGB", (64, 64)) for _ in wanted]
+        validation_images,
+        "generate",
+        lambda _, wanted, *__, **___: [Image.new("RGB", (64, 64)) for _ in wanted],
     )
     with pytest.warns(UserWarning, match="has a single color") as caught:
         quick(tmp_path, skip_final_inference=False)
@@ -486,7 +488,7 @@ def test_ctrl_c_while_an_adapter_is_uploaded_says_that_it_is_there(tmp_path, mon
     monkeypatch.setattr("gralora_diffusion.training.train.push", interrupted)
     with pytest.raises(
         Stopped,
-        match=r"stopped after the training, whose adapter is in \S+/run; the same command with --output_dir",
+        match=r"stopped after the training, whose adapter is in \S+/run; to write its other files, run",
     ):
         quick(tmp_path, push_to_hub=True)
     assert read_status(tmp_path / "run")["state"] == "done"

@@ -37,7 +37,7 @@ def test_without_options_nothing_is_wrapped():
         (dict(timestep_density="logit_normal", logit_mean=1.0, logit_std=0.5), None),
         (dict(timestep_density="logit_normal", logit_mean=-0.5, **FLOW), None),
     ],
-    ids=str,
+    ids=["some", "flow", "dense", "dense flow"],
 )
 def test_timesteps_have_the_density(options, cdf):
     config = TrainConfig(**options)

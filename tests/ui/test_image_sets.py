@@ -128,7 +128,7 @@ def test_an_image_is_removed_and_put_back_with_its_caption(workspace, tmp_path):
     assert [image_sets.undo_remove(workspace, name) for _ in range(2)] == ["b.png", "a.png"]
     found = {p.name: image_sets.caption_of(p) for p in image_sets.images_of(workspace.images / name)}
     assert found == {"a.png": "first", "b.png": "second"}
-    with pytest.raises(ConfigError, match="nothing was removed"):
+    with pytest.raises(ConfigError, match="nothing was deleted"):
         image_sets.undo_remove(workspace, name)
 
 
