@@ -227,6 +227,16 @@ def check_captions(images: list[TrainingImage], pipeline, rules: PromptRules) ->
         note(f"{what}: {', '.join(some)}{more}")
 
 
+def check_class_prompt(config: TrainConfig, pipeline, rules: PromptRules) -> None:
+    """Raises ConfigError for a prompt of --prior_by_prediction whose weights are out of bounds."""
+    if not config.prior_by_prediction:
+        return
+    try:
+        read_prompt(pipeline, config.class_prompt, rules)
+    except ConfigError as error:
+        raise ConfigError(f"--class_prompt: {error}", option="class_prompt") from None
+
+
 def tokens_lost(image: TrainingImage, pipeline, rules: PromptRules) -> int:
     """How many tokens of an image's caption are cut, of its longest line."""
     try:

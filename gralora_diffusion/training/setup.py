@@ -21,7 +21,7 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note, share_work
 from gralora_diffusion.data.class_images import check_class_folders, class_images
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance_images
-from gralora_diffusion.data.encode import check_captions
+from gralora_diffusion.data.encode import check_captions, check_class_prompt
 from gralora_diffusion.data.held_out import hold_out
 from gralora_diffusion.data.image_folder import TrainingImage, content_of
 from gralora_diffusion.formats.adapter_state import Adapter
@@ -161,6 +161,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     config = with_base_defaults(config, pipeline, images, mixed_precision, processes)
     check_clip_skip(pipeline, config.clip_skip)
     check_captions(images + of_class, pipeline, PromptRules.of(config))
+    check_class_prompt(config, pipeline, PromptRules.of(config))
     if not config.skip_final_inference:
         check_sample_options(pipeline, config)
     length = steps if depends_on_length(config) else None

@@ -128,3 +128,12 @@ def test_every_file_of_a_run_names_its_layer_of_the_text_encoders(tmp_path):
     files = list(path.glob("*.safetensors"))
     assert len(files) == 3
     assert [clip_skip_of(file) for file in (path, *files)] == [1] * 4
+
+
+def test_weights_of_a_class_prompt_are_checked_before_anything_is_written(tmp_path):
+    images = folder_of(tmp_path / "images", ["short"])
+    prior = dict(prior_by_prediction=True, weighted_captions=True, class_prompt="a (dog:30)")
+    with pytest.raises(ConfigError) as error:
+        run(tmp_path, "refused", images, steps=1, **prior)
+    assert error.value.option == "class_prompt"
+    assert not (tmp_path / "refused").exists()
