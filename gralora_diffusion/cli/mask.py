@@ -57,7 +57,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     about = "saliency from 0 to 1 above which a pixel is selected (default: 0.5)"
     parser.add_argument("--threshold", type=float, default=0.5, help=about)
     parser.add_argument("--overwrite", action="store_true", help="replace masks that exist")
-    about = "file for the images with their masks (default: masks.jpg in this folder)"
+    about = "file for the images with their masks (default: masks.jpg in the current folder)"
     parser.add_argument("--sheet", type=Path, default=Path("masks.jpg"), metavar="FILE", help=about)
     args = parser.parse_args(argv)
     if not 0 < args.threshold < 1:
