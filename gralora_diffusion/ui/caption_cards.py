@@ -3,17 +3,22 @@
 A caption is saved while it is typed, and nothing is written back into its field, so that no key is lost.
 """
 
+import base64
+import functools
+import html
+import io
 from functools import partial
+from pathlib import Path
 
 import gradio as gr
 
+from gralora_diffusion.data.images import open_image
 from gralora_diffusion.ui import image_sets
 from gralora_diffusion.ui.handlers import PRIVATE, guarded, notify
-from gralora_diffusion.ui.served import served_copy
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace
 
 CARDS = 12  # on one page of the set
-THUMBNAIL = 384  # pixels
+THUMBNAIL = 256  # pixels
 SAVING = dict(show_progress="hidden", concurrency_id="captions", concurrency_limit=1, **PRIVATE)
 CAPTION_KEYS = """<script>
 document.addEventListener('keydown', event => {  // from caption to caption by Tab, or down by Enter
@@ -32,6 +37,17 @@ document.addEventListener('input', event => {  // Gradio's input event follows k
     field?.dispatchEvent(new KeyboardEvent('keypress', {key: 'Process', bubbles: true}));
 });
 </script>"""
+
+
+@functools.lru_cache(maxsize=1000)
+def thumbnail(path: Path, _version: int) -> str:
+    """A small copy of an image as HTML, named after its file; _version: of the file, in nanoseconds."""
+    image = open_image(path)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    content = io.BytesIO()
+    image.convert("RGB").save(content, "JPEG", quality=85)
+    data = base64.b64encode(content.getvalue()).decode()
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{html.escape(path.name)}">'
 
 
 class CaptionCards:
@@ -56,14 +72,7 @@ class CaptionCards:
 
     def build_card(self, number: int) -> None:
         with gr.Column(visible=False, min_width=170, elem_classes="card") as card:
-            image = gr.Image(
-                interactive=False,
-                show_label=False,
-                format="png",
-                buttons=[],
-                height=150,
-                elem_id=f"card-image-{number}",
-            )
+            image = gr.HTML(elem_id=f"card-image-{number}", elem_classes="card-image", padding=False)
             caption = gr.Textbox(
                 lines=2,
                 max_lines=4,
@@ -99,7 +108,7 @@ class CaptionCards:
         shown = files[first : first + CARDS]
         hidden = [None] * (CARDS - len(shown))
         cards = [gr.update(visible=path is not None) for path in [*shown, *hidden]]
-        images = [served_copy(self.workspace, path, THUMBNAIL) for path in shown] + hidden
+        images = [thumbnail(path, path.stat().st_mtime_ns) for path in shown] + [""] * len(hidden)
         names = [path.name for path in shown] + [""] * len(hidden)
         editable = name != BUNDLED
         captions = []

@@ -134,9 +134,9 @@ def test_the_dry_run_shows_the_shares(tmp_path, monkeypatch):
         (dict(multires_noise_discount=0.5), "multires_noise_discount", "needs --multires_noise_iterations"),
         (dict(logit_mean=0.5), "logit_mean", "needs --timestep_density logit_normal"),
         (dict(flow_shift=3.0, prediction_type="epsilon"), "flow_shift", "needs --prediction_type flow"),
-        (dict(snr_gamma=5.0, **FLOW), "snr_gamma", "this one is a flow"),
-        (dict(debiased_estimation=True, **FLOW), "debiased_estimation", "this one is a flow"),
-        (dict(rescale_betas_zero_snr=True, **FLOW), "rescale_betas_zero_snr", "this one is a flow"),
+        (dict(snr_gamma=5.0, **FLOW), "snr_gamma", "is a rectified flow"),
+        (dict(debiased_estimation=True, **FLOW), "debiased_estimation", "is a rectified flow"),
+        (dict(rescale_betas_zero_snr=True, **FLOW), "rescale_betas_zero_snr", "is a rectified flow"),
     ],
 )
 def test_contradictions_are_refused(options, option, words):

@@ -192,7 +192,7 @@ def test_a16_foreign_checkpoints_are_never_unpickled(page):
             False,
             "",
             "",
-            "",
+            "same as the base model",
         )
     )
     shutil.rmtree(foreign)

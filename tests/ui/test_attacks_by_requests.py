@@ -96,7 +96,21 @@ def test_a4_a_prompt_is_no_option(page, queue):
 def test_a5_ids_are_not_paths(page, name):
     assert SECRET not in json.dumps(
         page.call(
-            "sample", name, 1, "a robot", 1, 0, "none", 0, 1, None, "same as training", False, "", "", ""
+            "sample",
+            name,
+            1,
+            "a robot",
+            1,
+            0,
+            "none",
+            0,
+            1,
+            None,
+            "same as training",
+            False,
+            "",
+            "",
+            "same as the base model",
         )
     )
     assert refused(page.call("export", name, ["native"], "", "fp16"))
@@ -109,7 +123,23 @@ def test_a5_ids_are_not_paths(page, name):
 )
 def test_a18_the_base_is_a_name(page, base):
     assert refused(
-        page.call("sample", "robot-1", 1, "a robot", 1, 0, "none", 0, 1, None, base, False, "", "", "")
+        page.call(
+            "sample",
+            "robot-1",
+            1,
+            "a robot",
+            1,
+            0,
+            "none",
+            0,
+            1,
+            None,
+            base,
+            False,
+            "",
+            "",
+            "same as the base model",
+        )
     )
     answer = page.call("validate", *page.form(pretrained_model_name_or_path=base))
     assert refused(answer)
