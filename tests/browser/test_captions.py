@@ -35,6 +35,9 @@ def field(tab: Tab, number: int):
 
 def is_saved(page, number: int, text: str) -> None:
     path = page.home / "images" / "my-robot" / f"photo-{number}.txt"
+    if not text:
+        until(lambda: not path.exists(), f"the empty caption {number} has no file")
+        return
     until(lambda: path.is_file() and path.read_text() == text + "\n", f"caption {number} is on disk")
 
 
@@ -55,7 +58,9 @@ def test_typed_captions_are_saved_as_typed(tab, page):
     keyboard.insert_text(" and undone")
     is_saved(page, 4, "kept and undone")
     keyboard.press("Control+z")
-    texts = ["a photo of sks teapot here", "sks robot 🤖 and a dog 🐶", "on the beach", LONG, "kept"]
+    until(lambda: field(tab, 4).input_value() != "kept and undone", "something is undone")
+    is_saved(page, 4, field(tab, 4).input_value())  # how much, the browser decides
+    texts = ["a photo of sks teapot here", "sks robot 🤖 and a dog 🐶", "on the beach", LONG]
     for number, text in enumerate(texts):
         is_saved(page, number, text)
     keyboard.press("Shift+Tab")
