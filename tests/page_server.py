@@ -17,6 +17,11 @@ PATIENCE = 300  # seconds; a busy machine takes its time
 SECRET = "root:x:0:0"  # of /etc/passwd
 
 
+def sample_request(adapter: str, base: str = "same as training") -> list:
+    """What the browser sends to generate one image of one step."""
+    return [adapter, 1, "a robot", 1, 0, "none", 0, 1, None, base, False, "", "", "same as the base model"]
+
+
 class Page:
     """gralora ui --home HOME on a free port; requests() and the browser speak to `url`."""
 

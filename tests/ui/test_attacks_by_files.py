@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from page_server import SECRET, everything, refused
+from page_server import SECRET, everything, refused, sample_request
 from PIL import Image
 
 pytestmark = pytest.mark.browser
@@ -176,25 +176,7 @@ def test_a16_foreign_checkpoints_are_never_unpickled(page):
     (foreign / "checkpoint-5" / "manifest.json").write_text(json.dumps(dict(step=5, files={})))
     shutil.copy(page.home / "runs" / "robot-1" / "config.json", foreign)
     assert refused(page.call("export", "foreign/checkpoint-5", ["native"], "", "fp16"))
-    assert refused(
-        page.call(
-            "sample",
-            "foreign/checkpoint-5",
-            1,
-            "a robot",
-            1,
-            0,
-            "none",
-            0,
-            1,
-            None,
-            "embedded",
-            False,
-            "",
-            "",
-            "same as the base model",
-        )
-    )
+    assert refused(page.call("sample", *sample_request("foreign/checkpoint-5", "embedded")))
     shutil.rmtree(foreign)
     assert not HARMED.exists()
 

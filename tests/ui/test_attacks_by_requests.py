@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from page_server import SECRET, end_runs, everything, refused, until
+from page_server import SECRET, end_runs, everything, refused, sample_request, until
 
 pytestmark = pytest.mark.browser
 NAMES = [
@@ -94,25 +94,7 @@ def test_a4_a_prompt_is_no_option(page, queue):
     ],
 )
 def test_a5_ids_are_not_paths(page, name):
-    assert SECRET not in json.dumps(
-        page.call(
-            "sample",
-            name,
-            1,
-            "a robot",
-            1,
-            0,
-            "none",
-            0,
-            1,
-            None,
-            "same as training",
-            False,
-            "",
-            "",
-            "same as the base model",
-        )
-    )
+    assert SECRET not in json.dumps(page.call("sample", *sample_request(name)))
     assert refused(page.call("export", name, ["native"], "", "fp16"))
     assert refused(page.call("compare", [name], "0, 1", "a robot", 0, 1, 1))
 
@@ -122,25 +104,7 @@ def test_a5_ids_are_not_paths(page, name):
     ["http://evil.example/x", "file:///etc/passwd", "../../etc", "--push_to_hub", "/etc/passwd", "x.ckpt"],
 )
 def test_a18_the_base_is_a_name(page, base):
-    assert refused(
-        page.call(
-            "sample",
-            "robot-1",
-            1,
-            "a robot",
-            1,
-            0,
-            "none",
-            0,
-            1,
-            None,
-            base,
-            False,
-            "",
-            "",
-            "same as the base model",
-        )
-    )
+    assert refused(page.call("sample", *sample_request("robot-1", base)))
     answer = page.call("validate", *page.form(pretrained_model_name_or_path=base))
     assert refused(answer)
     assert "hub id" in answer["error"]

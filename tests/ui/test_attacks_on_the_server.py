@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
-from page_server import Page, refused
+from page_server import Page, refused, sample_request
 
 pytestmark = pytest.mark.browser
 
@@ -93,22 +93,7 @@ def test_a27_a_run_that_goes_while_it_is_watched(page):
 
 def test_a30_forty_samplings_are_bounded(page):
     """At most 32 wait; the others are refused at once; memory is back to where it was after one sampling."""
-    asked = [
-        "robot-1",
-        1,
-        "a robot",
-        1,
-        0,
-        "none",
-        0,
-        1,
-        None,
-        "same as training",
-        False,
-        "",
-        "",
-        "same as the base model",
-    ]
+    asked = sample_request("robot-1")
     assert not refused(page.call("sample", *asked))
     process = psutil.Process(page.process.pid)
     before = process.memory_info().rss
