@@ -61,6 +61,7 @@ def training_record(
         dataset_dirs=folders_of(images, config.repeats),
         reg_dataset_dirs=folders_of(class_images, 1),
         resolution=config.resolution,
+        timestep_range=[config.min_timestep, config.max_timestep],
         finished_at=now,
     )
 
@@ -96,6 +97,8 @@ def options_of(config: TrainConfig, processes: int) -> dict:
         min_snr_gamma=config.snr_gamma,
         debiased_estimation=config.debiased_estimation,
         noise_offset=config.noise_offset or None,
+        multires_noise_iterations=config.multires_noise_iterations or None,
+        multires_noise_discount=config.multires_noise_discount,
         prior_loss_weight=config.prior_loss_weight,
         resolution=f"({config.resolution}, {config.resolution})",
         enable_bucket=config.use_aspect_ratio_buckets,
