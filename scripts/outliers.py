@@ -52,9 +52,9 @@ OURS, EVERY_K = "--methods our-lora gralora", "--k 2 4 8"
 STAGES = (
     Stage(f"{VALIDATION} {OURS} {EVERY_K} --ranks 64 {scales(*TUNED_AT)}"),
     Stage(f"{TEST} {OURS} {EVERY_K} --ranks 64 {scales(*TUNED_AT)}", 1000),
-    Stage(f"{TEST} {OURS} {EVERY_K} --ranks 64 {scales(*TUNED_AT)}", 1),
     Stage(f"{VALIDATION} {OURS} {EVERY_K} --ranks 64 {scales(STRONG)} --outlier_slices {SLICES}"),
     Stage(f"{TEST} {OURS} {EVERY_K} --ranks 64 {scales(STRONG)} --outlier_slices {SLICES}", 1000),
+    Stage(f"{TEST} {OURS} {EVERY_K} --ranks 64 {scales(*TUNED_AT)}", 1),
     Stage(f"{TEST} {OURS} {EVERY_K} --ranks 64 {scales(100, 300, 3000, 30, 10)}", 1000),
     Stage(f"{TEST} {OURS} {EVERY_K} --ranks 64 {scales(100, 300, 3000, 30, 10)}", 1),
     Stage(f"{VALIDATION} {OURS} --k 2 4 --ranks 4 16 {scales(*TUNED_AT)}"),
