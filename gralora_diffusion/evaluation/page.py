@@ -9,6 +9,7 @@ from PIL import Image
 
 from gralora_diffusion.evaluation.features import open_to_score
 from gralora_diffusion.evaluation.image_sets import ImageSet, References
+from gralora_diffusion.evaluation.metric import OF_PROMPTS
 from gralora_diffusion.evaluation.score_rows import HEAD, remarks, rows_of, score_cell
 from gralora_diffusion.files import render
 
@@ -45,7 +46,7 @@ def cards_of(run: ImageSet, against: References, values: list[dict]) -> dict:
     title = run.name if shown == number_of else f"{run.name} ({shown} of {number_of} images)"
     by_image = {path.name: [] for path in run.paths}
     for value in values:
-        if value["run"] == run.name and value["score"] != "diversity":  # which is of a prompt
+        if value["run"] == run.name and value["score"] not in OF_PROMPTS:
             by_image[value["of"]].append(value)
     cards = []
     for i, path in enumerate(run.paths[:shown]):

@@ -92,8 +92,8 @@ def test_the_report_holds_everything_and_needs_no_network(photos, tiny_clip, tin
         assert made_with["weights_sha256"] == facts[row["encoder"]]["weights_sha256"]
         assert {"preprocessing", "torch version", "matched", "interval"} < made_with.keys()
     labels = {"CLIP-I", "CLIP-T", "paired CLIP", "DINO", "paired DINOv2", "drift", "diversity"}
-    assert {row["label"] for row in rows} == labels | {"nearest training image"}
-    lines = 2 * (6 + 5) * 4 - 2 * 2 * 3  # diversity is of a prompt
+    assert {row["label"] for row in rows} == labels | {"nearest training image", "Vendi score"}
+    lines = 2 * (5 + 4) * 4 + 2 * 2 * 2  # diversity and Vendi score are of a prompt
     assert len(read_csv(out / "images.csv")) == len(result["values"]) == lines
 
 
