@@ -22,10 +22,14 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 class Workspace:
-    """HOME and its folders, which are made where they are missing."""
+    """HOME and its folders, which are made where they are missing.
 
-    def __init__(self, root: Path):
+    other_tools: {name: folder of LoRAs of another tool}, as the owner of the server gave them.
+    """
+
+    def __init__(self, root: Path, other_tools: dict[str, Path] | None = None):
         self.root = root.resolve()
+        self.other_tools = other_tools or {}
         self.runs = self.root / "runs"
         self.images = self.root / "images"
         self.models = self.root / "models"
