@@ -18,6 +18,7 @@ EMBEDDED = "embedded"  # the base that comes with the package
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # names that Windows keeps for devices
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+BEST = "checkpoint-best"  # in a run's folder: the adapter of its best step, as the trainer names it
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -84,15 +85,18 @@ class Workspace:
         return name
 
     def adapter_names(self) -> list[str]:
-        """Runs that have an adapter, their checkpoints as RUN/checkpoint-N, and the files that were added."""
+        """Runs that have an adapter, their checkpoints as RUN/checkpoint-N, and the files that were added.
+
+        RUN/checkpoint-best is the adapter of the run's best step.
+        """
         found = []
         for name in self.run_names():
             run = self.runs / name
             if real_file(run / "adapter.safetensors"):
                 found.append(name)
-            for step in checkpoint_steps(run):
-                if real_file(run / f"checkpoint-{step}" / "adapter.safetensors"):
-                    found.append(f"{name}/checkpoint-{step}")
+            for checkpoint in (BEST, *(f"checkpoint-{step}" for step in checkpoint_steps(run))):
+                if real_file(run / checkpoint / "adapter.safetensors"):
+                    found.append(f"{name}/{checkpoint}")
         return found + sorted(p.name for p in self.adapters.glob("*.safetensors") if real_file(p))
 
     def suggested_adapter(self) -> str | None:
@@ -124,6 +128,16 @@ class Workspace:
         shutil.rmtree(self.served, ignore_errors=True)
         shutil.rmtree(self.removed, ignore_errors=True)
         self.served.mkdir(parents=True)
+
+
+def with_marks(names: list[str]) -> list[tuple[str, str]]:
+    """(label, name) of adapters as dropdowns take them: checkpoints are marked, and the best step's."""
+    marks = []
+    for name in names:
+        _, _, checkpoint = name.partition("/")
+        mark = "" if not checkpoint else " · best step" if checkpoint == BEST else " · checkpoint"
+        marks.append((f"{name}{mark}", name))
+    return marks
 
 
 def new_name(name: str, what: str, taken: list[str] = ()) -> str:

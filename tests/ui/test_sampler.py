@@ -11,7 +11,8 @@ from gralora_diffusion.adapters.gralora import GraLoRA
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.cli import sample
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui.sampler import ImageRequest, Sampler, image_series
+from gralora_diffusion.ui.image_series import Generated, requests_of, series
+from gralora_diffusion.ui.sampler import ImageRequest, Sampler
 from gralora_diffusion.ui.served import save_served
 from gralora_diffusion.ui.workspace import Workspace
 
@@ -39,12 +40,13 @@ def test_a_series_beside_the_base_merges_once_and_a_new_strength_merges_again(
     monkeypatch.setattr(GraLoRA, "add_delta", lambda self, *args: merged.append(args[1]) or real(self, *args))
     sampler = Sampler(Workspace(tmp_path))
     request = ImageRequest("a robot", 0, (("robot", 1.0),), 2, None)
-    images = list(image_series(sampler, request, 3, None, with_base=True))
+    requests = requests_of(request, ["a robot"], 3, [])
+    images = [event for event in series(sampler, requests, None, True, 0) if isinstance(event, Generated)]
     layers = adapted_layers(sampler.pipeline.unet).values()
     assert merged == [1.0] * len(layers)
-    assert all(np.any(np.asarray(image) != np.asarray(base)) for _, image, base in images)
+    assert all(np.any(np.asarray(event.image) != np.asarray(event.base_image)) for event in images)
     plain = Sampler(Workspace(tmp_path)).generate(ImageRequest("a robot", 2, (), 2, None), None)
-    assert np.array_equal(np.asarray(images[-1][2]), np.asarray(plain))
+    assert np.array_equal(np.asarray(images[-1].base_image), np.asarray(plain))
     sampler.generate(ImageRequest("a robot", 0, (("robot", 0.5),), 2, None), None)
     assert merged == [1.0] * len(layers) + [0.5] * len(layers)
 
