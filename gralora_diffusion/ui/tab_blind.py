@@ -23,7 +23,7 @@ class BlindComparison:
 
     def __init__(self, workspace: Workspace, cells: gr.State):
         self.workspace = workspace
-        self.number = gr.State(-1)  # of the trial that is displayed
+        self.number = gr.Number(-1, precision=0, visible=False)  # of the trial that this browser displays
         with gr.Accordion("Blind comparison", open=False, elem_id="blind"):
             gr.Markdown(ABOUT, elem_classes="hint")
             self.build_start()

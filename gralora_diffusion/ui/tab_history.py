@@ -8,7 +8,7 @@ from gralora_diffusion.ui.sample_fields import NAMES, SampleFields, values_of
 from gralora_diffusion.ui.workspace import Workspace
 
 SHOWN = 40  # images at a time
-CONFIRM = """(id) => id && confirm('Delete this image from the history?') ? id : null"""
+CONFIRM = """(_, ...others) => [String(confirm('Delete this image from the history?')), ...others]"""
 
 
 class History:
@@ -54,6 +54,7 @@ class History:
             self.use = gr.Button("Use these settings", elem_id="use-settings", min_width=130)
             self.star = gr.Button("Add to favourites", elem_id="favourite", min_width=130)
             self.delete = gr.Button("Delete", elem_id="delete-image", min_width=70)
+            self.confirmed = gr.Textbox("", label="Confirmed", visible=False)
 
     def connect(self, fields: SampleFields) -> None:
         listed = [self.gallery, self.shown, self.count]
@@ -63,9 +64,8 @@ class History:
         self.favourites.change(**self.refresh)
         changed = [*details, *listed]
         self.star.click(guarded(self.toggle), [self.chosen, self.favourites], changed, **PRIVATE)
-        self.delete.click(
-            guarded(self.remove), [self.chosen, self.favourites], changed, js=with_second(CONFIRM), **PRIVATE
-        )
+        inputs = [self.confirmed, self.chosen, self.favourites]
+        self.delete.click(guarded(self.remove), inputs, changed, js=CONFIRM, **PRIVATE)
         self.use.click(guarded(self.settings), self.chosen, fields.all, **PRIVATE)
 
     def view(self, favourites: bool) -> tuple:
@@ -93,8 +93,8 @@ class History:
         entry = sample_history.toggle_favourite(self.workspace, chosen)
         return *self.details_of(entry), *self.view(favourites)
 
-    def remove(self, chosen: str | None, favourites: bool) -> tuple:
-        if chosen is None:  # not confirmed
+    def remove(self, confirmed: str, chosen: str | None, favourites: bool) -> tuple:
+        if confirmed != "true":
             return (gr.skip(),) * 8
         sample_history.delete(self.workspace, chosen)
         return None, gr.update(visible=False), None, "", gr.skip(), *self.view(favourites)
@@ -108,11 +108,6 @@ class History:
             notify(f"{', '.join(gone)} is not there any more: choose another adapter")
         values = values_of(entry.request, entry.base)
         return [values.get(name, gr.skip()) for name in NAMES]
-
-
-def with_second(js: str) -> str:
-    """The JavaScript of one input for an event with a second one, which is passed on."""
-    return f"(first, second) => [({js})(first), second]"
 
 
 def facts_of(entry: sample_history.Entry) -> str:
