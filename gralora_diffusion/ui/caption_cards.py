@@ -45,7 +45,7 @@ class CaptionCards:
         self.workspace = workspace
         self.chosen = chosen
         self.cards, self.images, self.names, self.captions = [], [], [], []
-        self.checks, self.buttons = [], []
+        self.checks, self.buttons, self.actions = [], [], []
         self.build_bar()
         with gr.Row(elem_id="cards"):
             for number in range(CARDS):
@@ -57,7 +57,7 @@ class CaptionCards:
             self.undo = gr.Button("Undo delete", size="sm", elem_id="undo-delete", min_width=80)
         self.first = gr.State(0)  # the number of the first card's image
         pager = [self.back, self.range, self.forward, self.undo, self.first]
-        cards = [*self.cards, *self.images, *self.names, *self.captions, *self.checks, *self.buttons]
+        cards = [*self.cards, *self.images, *self.names, *self.captions, *self.checks, *self.actions]
         self.outputs = [*cards, *pager, self.bar, self.masks]
         self.chosen_files = [*self.names, *self.checks]
         self.connect()
@@ -89,7 +89,7 @@ class CaptionCards:
                 elem_classes="card-caption",
             )
             name = gr.Textbox(label="File", elem_id=f"card-name-{number}", elem_classes="card-name")
-            with gr.Row(elem_classes="card-actions"):
+            with gr.Row(elem_classes="card-actions") as actions:
                 check = gr.Checkbox(
                     False, label="Select", elem_id=f"select-{number}", container=False, min_width=60
                 )
@@ -100,6 +100,7 @@ class CaptionCards:
         self.names.append(name)
         self.checks.append(check)
         self.buttons.append(button)
+        self.actions.append(actions)
 
     def connect(self) -> None:
         for name, caption, button in zip(self.names, self.captions, self.buttons, strict=True):
@@ -138,8 +139,8 @@ class CaptionCards:
             text = image_sets.caption_of(path)
             captions.append(gr.update(value=text, label=path.name, interactive=editable))
         captions += [gr.update(value="")] * len(hidden)
-        checks = [gr.update(value=False, visible=editable)] * CARDS
-        buttons = [gr.update(visible=editable)] * CARDS
+        checks = [False] * CARDS  # not in an update with visible=, which Gradio's checkbox leaves as it was
+        actions = [gr.update(visible=editable)] * CARDS
         last = first + len(shown)
         text = f"{first + 1} to {last} of {len(files)}" if len(files) > CARDS else ""
         pager = [
@@ -150,7 +151,7 @@ class CaptionCards:
             first,
         ]
         bar = [gr.update(visible=editable and bool(shown)), gr.update(visible=bool(masks))]
-        return [*cards, *images, *names, *captions, *checks, *buttons, *pager, *bar]
+        return [*cards, *images, *names, *captions, *checks, *actions, *pager, *bar]
 
     def save(self, chosen: str, name: str, caption: str) -> None:
         if name and chosen != BUNDLED:

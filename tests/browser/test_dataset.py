@@ -71,6 +71,7 @@ def test_selected_images_are_deleted_at_once_and_get_a_prefix(tab, folder):
     until(lambda: (folder / "02.txt").is_file(), "the captions of the selected ones")
     assert (folder / "01.txt").read_text() == "sks,\n"
     assert (folder / "00.txt").read_text() == "a photo of sks robot\n"
+    until(lambda: not tab.page.locator("#select-2 input").is_checked(), "the selection is cleared")
     select(tab, 0, 3)
     tab.page.click("#delete-selected")
     until(lambda: names(folder) == {"01.png", "01.txt", "02.png", "02.txt"}, "two images are left")

@@ -9,6 +9,12 @@ from page_server import until
 from PIL import Image
 
 pytestmark = pytest.mark.browser
+WATCH_THE_END = """() => {  // of the next generation: the button is disabled while it runs
+    const button = document.getElementById('generate');
+    window.generationEnded = false;
+    const note = () => { if (!button.disabled) window.generationEnded = true; };
+    new MutationObserver(note).observe(button, {attributes: true, attributeFilter: ['disabled']});
+}"""
 
 
 @pytest.fixture
@@ -25,10 +31,10 @@ def generate(tab: Tab, **fields) -> list:
     """Press Generate with these fields, wait for the end; the values that were sent."""
     for name, value in fields.items():
         tab.fill(name.replace("_", "-"), value)
+    tab.page.evaluate(WATCH_THE_END)
     with tab.page.expect_request(lambda r: "queue/join" in r.url and "sks" in (r.post_data or "")) as request:
         tab.page.click("#generate")
-    tab.page.wait_for_function("document.getElementById('generate').disabled")
-    tab.page.wait_for_function("!document.getElementById('generate').disabled")
+    tab.page.wait_for_function("window.generationEnded")
     return json.loads(request.value.post_data)["data"]
 
 
