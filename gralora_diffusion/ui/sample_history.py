@@ -52,7 +52,7 @@ class Entry:
     @property
     def text(self) -> str:
         mark = "★ " if self.favourite else ""
-        return f"{mark}{self.request.prompt[:80]} · seed {self.request.seed} · {self.adapters}"
+        return f"{mark}seed {self.request.seed} · {self.adapters} · {self.request.prompt[:80]}"
 
     @property
     def adapters(self) -> str:

@@ -106,7 +106,9 @@ class BlindComparison:
 
 
 def groups(cells: list) -> tuple:
-    """What the grid's cells can be chosen by: the first two strengths of adapters that differ."""
-    names = list(dict.fromkeys(cell.group for cell in cells or [] if isinstance(cell, Cell)))
-    first, second = (names[n] if len(names) > n else None for n in (0, 1))
+    """The groups of the grid's cells; the first two are chosen, the base's only where there are no others."""
+    cells = [cell for cell in cells or [] if isinstance(cell, Cell)]
+    names = list(dict.fromkeys(cell.group for cell in cells))
+    bases = {cell.group for cell in cells if not cell.strength}
+    first, second = [*sorted(names, key=lambda name: name in bases), None, None][:2]
     return gr.update(choices=names, value=first), gr.update(choices=names, value=second)

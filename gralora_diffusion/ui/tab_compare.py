@@ -124,6 +124,7 @@ class CompareTab:
             format="png",
             elem_id="grid",
             allow_preview=False,
+            object_fit="contain",
         )
         self.slider = gr.ImageSlider(
             label="First column | chosen image: drag the line",

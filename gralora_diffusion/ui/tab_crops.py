@@ -28,6 +28,7 @@ class CropPreview:
             columns=4,
             height="auto",
             allow_preview=False,
+            object_fit="contain",
             visible=False,
             elem_id="crops",
         )

@@ -36,6 +36,7 @@ class History:
             columns=6,
             height="auto",
             allow_preview=False,
+            object_fit="contain",
             elem_id="history-images",
         )
 

@@ -66,6 +66,7 @@ class SampleTab:
             format="png",
             elem_id="generated",
             allow_preview=False,
+            object_fit="contain",
         )
 
     def connect(self) -> None:
