@@ -16,7 +16,7 @@ from gralora_diffusion.ui.sampler import MAX_PROMPT, MAX_STEPS, ImageRequest, Sa
 from gralora_diffusion.ui.scores import HEAD, Group, encoder_names, scores, table
 from gralora_diffusion.ui.served import save_served
 from gralora_diffusion.ui.tab_blind import BlindComparison
-from gralora_diffusion.ui.workspace import Workspace, with_marks
+from gralora_diffusion.ui.workspace import Workspace
 
 
 class CompareTab:
@@ -230,7 +230,7 @@ class CompareTab:
         sets = [AS_TRAINED, *self.workspace.set_names()]
         references = references if references in sets else AS_TRAINED
         return (
-            gr.update(choices=with_marks(names), value=kept),
+            gr.update(choices=self.workspace.adapter_choices(), value=kept),
             gr.update(choices=sets, value=references),
             gr.update(visible=not names),
             self.first_prompt(kept, prompt),

@@ -15,8 +15,8 @@ from gralora_diffusion.ui.sample_fields import (
 )
 from gralora_diffusion.ui.sampler import Sampler, Step
 from gralora_diffusion.ui.served import save_served, save_small
-from gralora_diffusion.ui.tab_history import History
-from gralora_diffusion.ui.workspace import Workspace, with_marks
+from gralora_diffusion.ui.tab_sample_history import History
+from gralora_diffusion.ui.workspace import Workspace
 
 
 class SampleTab:
@@ -30,6 +30,7 @@ class SampleTab:
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 self.fields = SampleFields()
+                self.adapter = self.fields["adapter"]
                 self.build_buttons()
             with gr.Column(scale=3, min_width=300):
                 self.build_images()
@@ -77,12 +78,12 @@ class SampleTab:
         )
         on_end(generated, **self.history.refresh)
         self.gallery.select(guarded(self.pair_of_image), self.pairs, self.slider, **QUIET)
-        prompt = [fields["adapter"], fields["prompt"]]
-        fields["adapter"].change(guarded(self.first_prompt), prompt, fields["prompt"], **QUIET)
+        prompt = [self.adapter, fields["prompt"]]
+        self.adapter.change(guarded(self.first_prompt), prompt, fields["prompt"], **QUIET)
         others = [fields[name] for name in MORE_ADAPTERS]
-        lists = [fields["adapter"], *others, fields["base"], self.empty, fields["prompt"], self.suggested]
+        lists = [self.adapter, *others, fields["base"], self.empty, fields["prompt"], self.suggested]
         chosen = [*others, fields["prompt"]]
-        current = [fields["adapter"], self.suggested, *chosen]
+        current = [self.adapter, self.suggested, *chosen]
         self.lists_event = dict(fn=guarded(self.lists), inputs=current, outputs=lists, **QUIET)
         fields.upload.upload(guarded(self.add_file), [fields.upload, *chosen], lists, **PRIVATE)
 
@@ -155,7 +156,7 @@ class SampleTab:
         *others, prompt = others_and_prompt
         names = self.workspace.adapter_names()
         adapter = self.workspace.kept_or_suggested(adapter, suggested)
-        choices = with_marks(names)
+        choices = self.workspace.adapter_choices()
         more = []
         for other in others:
             value = other if other in names else NO_ADAPTER

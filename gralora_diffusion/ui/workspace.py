@@ -63,6 +63,16 @@ class Workspace:
                 found.append(path.name)
         return [EMBEDDED, *sorted(found)]
 
+    def adapter_choices(self) -> list[tuple[str, str]]:
+        """(what the list displays, its value) of adapter_names(), with checkpoints marked."""
+        found = []
+        for name in self.adapter_names():
+            run, _, checkpoint = name.partition("/")
+            step = checkpoint.removeprefix("checkpoint-")
+            mark = "best step" if checkpoint == BEST else f"checkpoint of step {step}"
+            found.append((f"{run}, {mark}" if checkpoint else name, name))
+        return found
+
     def base(self, name: str) -> str | None:
         """What --pretrained_model_name_or_path takes: None for the embedded base, models/NAME or a hub id."""
         if name in (None, "", EMBEDDED):
@@ -128,16 +138,6 @@ class Workspace:
         shutil.rmtree(self.served, ignore_errors=True)
         shutil.rmtree(self.removed, ignore_errors=True)
         self.served.mkdir(parents=True)
-
-
-def with_marks(names: list[str]) -> list[tuple[str, str]]:
-    """(label, name) of adapters as dropdowns take them: checkpoints are marked, and the best step's."""
-    marks = []
-    for name in names:
-        _, _, checkpoint = name.partition("/")
-        mark = "" if not checkpoint else " · best step" if checkpoint == BEST else " · checkpoint"
-        marks.append((f"{name}{mark}", name))
-    return marks
 
 
 def new_name(name: str, what: str, taken: list[str] = ()) -> str:

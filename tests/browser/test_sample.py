@@ -103,7 +103,7 @@ def test_a_second_adapter_opens_the_row_of_the_third(tab, filled):
     more(tab)
     assert not tab.page.locator("#third").is_visible()
     tab.page.locator("#second input").first.click()
-    tab.page.get_by_role("option", name="robot-1/checkpoint-20").click()
+    tab.page.get_by_role("option", name="robot-1, checkpoint of step 20").click()
     tab.page.locator("#third").wait_for()
     tab.set_number("sample-steps", 1)
     tab.set_number("count", 1)

@@ -12,7 +12,7 @@ from gralora_diffusion.ui.image_series import Generated, prompts_of, requests_of
 from gralora_diffusion.ui.sample_fields import NAMES, all_requests, values_of
 from gralora_diffusion.ui.sampler import ImageRequest, Sampler, refuse_different
 from gralora_diffusion.ui.watched import Cancelled, Done, watched
-from gralora_diffusion.ui.workspace import BEST, with_marks
+from gralora_diffusion.ui.workspace import BEST
 
 PLAIN = ImageRequest("a robot", 3, (), 4, None)
 VALUES = dict.fromkeys(NAMES) | dict(
@@ -182,8 +182,8 @@ def test_the_best_checkpoint_is_offered_marked_and_never_chosen_by_itself(worksp
     assert workspace.adapter_names() == names
     assert workspace.adapter(f"dog/{BEST}") == run / BEST / "adapter.safetensors"
     assert workspace.suggested_adapter() == "dog"
-    labels = [label for label, _ in with_marks(names)]
-    assert labels == ["dog", f"dog/{BEST} · best step", "dog/checkpoint-20 · checkpoint"]
+    labels = ["dog", "dog, best step", "dog, checkpoint of step 20"]
+    assert workspace.adapter_choices() == list(zip(labels, names, strict=True))
     (run / "adapter.safetensors").unlink()
     assert workspace.suggested_adapter() is None
     (run / BEST / "adapter.safetensors").unlink()

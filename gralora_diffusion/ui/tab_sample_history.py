@@ -18,7 +18,7 @@ class History:
         self.workspace = workspace
         self.shown = gr.State([])  # the ids of the gallery's images
         self.chosen = gr.State(None)  # the id of the image that was clicked
-        with gr.Accordion("History", open=True, elem_id="history"), gr.Row(equal_height=False):
+        with gr.Accordion("History", open=True, elem_id="sample-history"), gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=280):
                 self.build_gallery()
             with gr.Column(scale=2, min_width=260, visible=False) as self.details:
