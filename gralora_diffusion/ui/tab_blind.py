@@ -24,7 +24,7 @@ class BlindComparison:
     def __init__(self, workspace: Workspace, cells: gr.State):
         self.workspace = workspace
         self.number = gr.Number(-1, precision=0, visible=False)  # of the trial that this browser displays
-        with gr.Accordion("Blind comparison", open=False, elem_id="blind"):
+        with gr.Accordion("Blind comparison", open=False, elem_id="blind") as self.accordion:
             gr.Markdown(ABOUT, elem_classes="hint")
             self.build_start()
             with gr.Column(visible=False) as self.trial:
@@ -32,7 +32,7 @@ class BlindComparison:
             self.result = gr.Textbox(
                 label="Result", lines=2, interactive=False, visible=False, elem_id="blind-result"
             )
-        outputs = [self.trial, self.text, self.left, self.right, self.result, self.number]
+        outputs = [self.trial, self.text, self.left, self.right, self.result, self.number, self.accordion]
         self.refresh = dict(fn=guarded(self.view), inputs=None, outputs=outputs, **QUIET)
         self.groups = dict(fn=guarded(groups), inputs=cells, outputs=[self.first, self.second], **QUIET)
         names = [cells, self.first, self.second]
@@ -91,15 +91,15 @@ class BlindComparison:
         comparison = blind.load(self.workspace)
         hidden = gr.update(visible=False)
         if comparison is None:
-            return hidden, "", None, None, hidden, -1
+            return hidden, "", None, None, hidden, -1, gr.skip()
         trial = comparison.current
         if trial is None:
             result = gr.update(value=blind.result_text(comparison), visible=True)
-            return hidden, "", None, None, result, -1
+            return hidden, "", None, None, result, -1, gr.skip()
         left, right = (self.served(path) for path in blind.sides_of(self.workspace, trial))
         label = f"{comparison.votes + 1} of {len(comparison.trials)}: the prompt"
         prompt = gr.update(value=trial.prompt, label=label)
-        return gr.update(visible=True), prompt, left, right, hidden, comparison.votes
+        return gr.update(visible=True), prompt, left, right, hidden, comparison.votes, gr.update(open=True)
 
     def served(self, path) -> str:
         return save_served(self.workspace, blind.open_image(path), "image.png")
