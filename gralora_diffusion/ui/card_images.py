@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from gralora_diffusion.data.images import decode, open_image
+from gralora_diffusion.data.listing import reason_of
 from gralora_diffusion.data.make_masks import BACKGROUND
 from gralora_diffusion.data.mask_images import WHITE, gray_of
 
@@ -17,17 +18,22 @@ TINT = 178  # of 255: how opaque the tint of what is not selected is
 
 
 def card_image(path: Path, mask: Path | None) -> str:
-    """HTML, named after the file; for a mask that cannot be read, its name and why."""
-    image = thumbnail(path, version(path))
+    """HTML, named after the file; for an image or mask that cannot be read, its name and why."""
     name = html.escape(path.name)
+    image = thumbnail(path, version(path))
+    if not image.startswith("data:"):
+        return unreadable(path, image)
     found = f'<img src="{image}" alt="{name}">'
     if mask is None:
         return f'<div class="layers">{found}</div>'
     layer = mask_layer(mask, version(mask))
     if layer.startswith("data:"):
         return f'<div class="layers">{found}<img class="mask" src="{layer}" alt="mask of {name}"></div>'
-    note = html.escape(f"{mask.name}: {layer}")
-    return f'<div class="layers">{found}</div><p class="bad-mask">{note}</p>'
+    return f'<div class="layers">{found}</div>{unreadable(mask, layer)}'
+
+
+def unreadable(path: Path, reason: str) -> str:
+    return f'<p class="unreadable">{html.escape(f"{path.name}: {reason}")}</p>'
 
 
 def version(path: Path) -> int:
@@ -36,8 +42,11 @@ def version(path: Path) -> int:
 
 @functools.lru_cache(maxsize=1000)
 def thumbnail(path: Path, _version: int) -> str:
-    """A small copy of an image as a data URL; _version: of the file, in nanoseconds."""
-    image = open_image(path)
+    """A data URL of a small copy of an image, or why it cannot be read; _version: of the file."""
+    try:
+        image = open_image(path)
+    except Exception as error:  # a decoder may raise any error on a damaged file
+        return reason_of(error)
     image.thumbnail((SIDE, SIDE))
     return data_url(image.convert("RGB"), "JPEG", quality=85)
 
@@ -47,8 +56,8 @@ def mask_layer(path: Path, _version: int) -> str:
     """A data URL of the tint where a mask is black, clear where it is white; or why it cannot be read."""
     try:
         mask = decode(path, gray_of)[0]
-    except (ValueError, OSError) as error:
-        return str(error)
+    except Exception as error:  # a decoder may raise any error on a damaged file
+        return reason_of(error)
     mask.thumbnail((SIDE, SIDE))
     layer = Image.new("RGBA", mask.size, BACKGROUND)
     layer.putalpha(mask.point([TINT - TINT * value // WHITE for value in range(256)]))

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from bad_images import BAD
 from PIL import Image
 
 from gralora_diffusion.data.image_folder import find_images
@@ -36,12 +37,20 @@ def test_what_the_mask_does_not_select_is_tinted(tmp_path):
     assert len(images_in(card_image(tmp_path / "a<b>.png", None))) == 1
 
 
-def test_a_mask_that_cannot_be_read_is_named(tmp_path):
+def test_a_mask_or_image_that_cannot_be_read_is_named(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     (tmp_path / "a_mask.png").write_bytes(b"<script>")
     html = card_image(tmp_path / "a.png", tmp_path / "a_mask.png")
     assert "a_mask.png: not an image, in spite of its name" in html
     assert "<script>" not in html
+    assert "a_mask.png: not an image" in card_image(tmp_path / "a_mask.png", None)
+    for name, content, words in BAD.values():
+        if not name.startswith("bad.") or name.endswith((".svg", ".eps", ".zip", ".jxl", ".CR2")):
+            continue
+        (tmp_path / name).write_bytes(content)
+        html = card_image(tmp_path / "a.png", tmp_path / name)
+        assert name in html
+        assert len(images_in(html)) == 1, words
 
 
 @pytest.mark.parametrize("center", [False, True])
