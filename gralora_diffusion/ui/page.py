@@ -62,6 +62,8 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         page.load(**train.preview_event)
         for tab, part in ((sample_tab, sample), (compare_tab, compare), (export_tab, export)):
             gr.on([page.load, tab.select], **part.lists_event)
+        gr.on([page.load, sample_tab.select], **sample.history.refresh)
+        gr.on([page.load, compare_tab.select], **compare.blind.refresh)
 
         def list_runs() -> list:
             return run_view.history(queue)

@@ -18,6 +18,7 @@ EMBEDDED = "embedded"  # the base that comes with the package
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # names that Windows keeps for devices
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+BEST = "checkpoint-best"  # in a run's folder: the adapter of its best step, as the trainer names it
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -66,6 +67,16 @@ class Workspace:
                 found.append(path.name)
         return [EMBEDDED, *sorted(found)]
 
+    def adapter_choices(self) -> list[tuple[str, str]]:
+        """(what the list displays, its value) of adapter_names(), with checkpoints marked."""
+        found = []
+        for name in self.adapter_names():
+            run, _, checkpoint = name.partition("/")
+            step = checkpoint.removeprefix("checkpoint-")
+            mark = "best step" if checkpoint == BEST else f"checkpoint of step {step}"
+            found.append((f"{run}, {mark}" if checkpoint else name, name))
+        return found
+
     def base(self, name: str) -> str | None:
         """What --pretrained_model_name_or_path takes: None for the embedded base, models/NAME or a hub id."""
         if name in (None, "", EMBEDDED):
@@ -88,15 +99,18 @@ class Workspace:
         return name
 
     def adapter_names(self) -> list[str]:
-        """Runs that have an adapter, their checkpoints as RUN/checkpoint-N, and the files that were added."""
+        """Runs that have an adapter, their checkpoints as RUN/checkpoint-N, and the files that were added.
+
+        RUN/checkpoint-best is the adapter of the run's best step.
+        """
         found = []
         for name in self.run_names():
             run = self.runs / name
             if real_file(run / "adapter.safetensors"):
                 found.append(name)
-            for step in checkpoint_steps(run):
-                if real_file(run / f"checkpoint-{step}" / "adapter.safetensors"):
-                    found.append(f"{name}/checkpoint-{step}")
+            for checkpoint in (BEST, *(f"checkpoint-{step}" for step in checkpoint_steps(run))):
+                if real_file(run / checkpoint / "adapter.safetensors"):
+                    found.append(f"{name}/{checkpoint}")
         return found + sorted(p.name for p in self.adapters.glob("*.safetensors") if real_file(p))
 
     def suggested_adapter(self) -> str | None:
