@@ -2,12 +2,19 @@
 
 import hashlib
 
+import gradio as gr
+
 from gralora_diffusion.options import Option
 from gralora_diffusion.ui.config_form import BASE, FIELDS, IMAGES, MAX_TEXT, choices, initial_value
 from gralora_diffusion.ui.train_questions import THIS, WHAT
 from gralora_diffusion.ui.workspace import Workspace
 
 NOTHING = {"fields": {}}  # what an unknown browser has kept
+
+
+def browser_state(workspace: Workspace) -> gr.BrowserState:
+    """Where the browser keeps the form; what it holds is no secret from who uses the browser."""
+    return gr.BrowserState(NOTHING, storage_key=storage_key(workspace), secret="none")
 
 
 def storage_key(workspace: Workspace) -> str:

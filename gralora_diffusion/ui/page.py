@@ -5,6 +5,7 @@ import gradio as gr
 from gralora_diffusion.ui import run_view
 from gralora_diffusion.ui.card import device_name
 from gralora_diffusion.ui.config_form import IMAGES
+from gralora_diffusion.ui.form_memory import browser_state
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify, on_end
 from gralora_diffusion.ui.mistakes import MARK, MARK_AND_SHOW
 from gralora_diffusion.ui.run_queue import RunQueue
@@ -31,11 +32,12 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         gr.HTML(HEADER, elem_id="header", padding=False)
         timer = gr.Timer(WORKING)
         strip = StatusStrip(queue, timer)
+        saved_form = browser_state(workspace)  # outside of the tabs, which are built when they are opened
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Dataset", id="dataset"):
                 dataset = DatasetTab(workspace)
             with gr.Tab("Train", id="train") as train_tab:
-                train = TrainTab(workspace, queue)
+                train = TrainTab(workspace, queue, saved_form)
             with gr.Tab("Watch", id="watch"):
                 watch = WatchTab(workspace, queue)
             with gr.Tab("Sample", id="sample") as sample_tab:

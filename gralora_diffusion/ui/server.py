@@ -43,8 +43,6 @@ def launch(workspace: Workspace, port: int, listen: str | None, share: bool, aut
     queue = RunQueue(workspace, before_start=sampler.unload_if_idle)
     page = build(workspace, queue, sampler)
     page.queue(max_size=32, default_concurrency_limit=4)
-    for task in (queue.watch, warm_up, find_device):
-        threading.Thread(target=task, daemon=True).start()
     page.launch(
         server_name=listen or "127.0.0.1",
         server_port=port or None,
@@ -65,6 +63,8 @@ def launch(workspace: Workspace, port: int, listen: str | None, share: bool, aut
         prevent_thread_lock=True,
         app_kwargs=dict(middleware=middleware(listen, share), **API_DOCS_OFF),
     )
+    for task in (queue.watch, warm_up, find_device):  # once the server answers, which launch() waits for
+        threading.Thread(target=task, daemon=True).start()
     urls = f"{page.local_url} and {page.share_url}" if share else page.local_url
     print(f"the page is at {urls}, its folders are in {workspace.root}", flush=True)
     page.block_thread()

@@ -17,7 +17,7 @@ from gralora_diffusion.ui.config_form import (
     to_config,
 )
 from gralora_diffusion.ui.forecasts import estimate_of, known_refusal
-from gralora_diffusion.ui.form_memory import NOTHING, kept, restored, storage_key
+from gralora_diffusion.ui.form_memory import kept, restored
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify, on_end
 from gralora_diffusion.ui.mistakes import MARK, MARK_AND_SHOW, NAME, mistake_updates, refusal
 from gralora_diffusion.ui.page_words import in_page_words
@@ -45,11 +45,11 @@ class TrainTab:
     Handlers take the values of `inputs`: the run's name, then those of `fields`.
     """
 
-    def __init__(self, workspace: Workspace, queue: RunQueue):
+    def __init__(self, workspace: Workspace, queue: RunQueue, saved: gr.BrowserState):
         self.workspace = workspace
         self.queue = queue
         self.last_base = gr.State(None)  # the base that the recommended values are for
-        self.saved = gr.BrowserState(NOTHING, storage_key=storage_key(workspace), secret="none")
+        self.saved = saved
         fields = {}
         self.what, self.card = build_questions(fields, workspace)
         self.name = build_middle(fields, workspace)

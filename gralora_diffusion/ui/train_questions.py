@@ -39,7 +39,14 @@ def build_questions(fields: dict, workspace: Workspace) -> tuple[gr.Radio, gr.Dr
     with gr.Row(elem_id="questions", equal_height=True):
         with gr.Column(min_width=260, elem_classes="question"):
             title("1. What do you train?")
-            what = gr.Radio(list(WHAT), value="subject", show_label=False, container=False, elem_id="what")
+            what = gr.Radio(
+                list(WHAT),
+                value="subject",
+                label="What do you train?",
+                show_label=False,
+                container=False,
+                elem_id="what",
+            )
             fields[IMAGES] = build_field(FIELDS[IMAGES], workspace)
         with gr.Column(min_width=260, elem_classes="question"):
             title("2. Which base model?")

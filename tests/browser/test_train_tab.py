@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from page_browser import Tab
@@ -28,7 +29,7 @@ def mine(filled):
 def tab(chromium, filled):
     tab = Tab(chromium, filled.url)
     tab.go("Train")
-    tab.wait("estimate-memory", "Memory")
+    until(lambda: tab.value("run-name"), "the form is there")
     yield tab
     tab.stays_home()
     tab.context.close()
@@ -37,6 +38,12 @@ def tab(chromium, filled):
 def choose(tab: Tab, target: str, words: str) -> None:
     tab.page.locator(f"#{target} input").click()
     tab.page.get_by_role("option").filter(has_text=words).first.click()
+
+
+def load(tab: Tab, config: Path) -> None:
+    with tab.page.expect_file_chooser() as chooser:
+        tab.page.click("#load-config")
+    chooser.value.set_files(config)
 
 
 def has(tab: Tab, target: str, value: str) -> None:
@@ -53,7 +60,7 @@ def in_sight(tab: Tab, target: str) -> bool:
     )
 
 
-def test_the_form_survives_a_reload(tab, mine, chromium, filled):
+def test_the_form_survives_a_reload(mine, tab, chromium, filled):
     """Fields in sight, in the closed list, and the questions; a token does not, nor in another browser."""
     choose(tab, "option-instance_data_dir", "mine")
     tab.page.get_by_label("A style").check()
@@ -86,7 +93,7 @@ def test_the_form_survives_a_reload(tab, mine, chromium, filled):
     other.context.close()
 
 
-def test_a_mistake_is_displayed_once_at_its_field(tab, mine):
+def test_a_mistake_is_displayed_once_at_its_field(mine, tab):
     """With the name of the dataset, without flags, paths and messages that cover something."""
     choose(tab, "option-instance_data_dir", "mine")
     tab.page.click("#start")
@@ -110,11 +117,11 @@ def test_a_mistake_in_the_list_opens_it(tab):
     tab.page.locator("#option-adam_beta1").wait_for(state="hidden")
     tab.page.click("#check")
     until(lambda: tab.page.locator("#option-adam_beta1").is_visible(), "the list is open")
-    tab.wait("option-adam_beta1", "“Beta 1” is 2; it must be at most 0.999999")
+    tab.wait("option-adam_beta1", "it must be at most 0.999999")
     until(lambda: in_sight(tab, "option-adam_beta1"), "it is in sight")
 
 
-def test_options_and_warnings_follow_the_base(tab, mine):
+def test_options_and_warnings_follow_the_base(mine, tab):
     """No 1024 pixels on the demo model, whose name is the same everywhere, and which learns no photos."""
     assert tab.value("option-pretrained_model_name_or_path") == EMBEDDED
     assert not tab.page.locator("#train-warning").is_visible()
@@ -160,6 +167,7 @@ def test_a_run_generates_previews_six_times_by_itself(tab, filled):
     tab.fill("run-name", name)
     until(lambda: tab.value("run-name") == name, "the name is there")
     tab.page.click("#start")
+    has(tab, "strip-run", name)
     tab.wait_state("done")
     samples = filled.home / "runs" / name / "samples"
     steps = sorted(int(folder.name.removeprefix("step-")) for folder in samples.iterdir())
@@ -177,12 +185,10 @@ def test_start_from_lists_the_adapters_of_now(tab, filled):
         tab.go("Dataset")
         tab.go("Train")
         tab.page.locator("#option-start_from input").click()
-        until(lambda: tab.page.get_by_role("option").filter(has_text="later").count(), "it is listed")
-        tab.page.keyboard.press("Escape")
-        choose(tab, "option-start_from", "robot-1")
+        tab.page.get_by_role("option", name="later", exact=True).click()
         tab.page.get_by_text("Estimate in detail").click()
         tab.wait("forecast", "Starts from")
-        assert "robot-1" in tab.text("forecast")
+        tab.wait("forecast", "later")
         choose(tab, "option-start_from", "damaged")
         tab.wait("option-start_from", "damaged.safetensors is not a complete .safetensors file")
     finally:
@@ -195,10 +201,10 @@ def test_a_config_is_loaded_and_saved(tab, tmp_path):
     config = tmp_path / "config.json"
     tab.page.get_by_text("Equivalent command and config file").click()
     config.write_text(json.dumps(dict(adapter=dict(rank="x"))))
-    tab.page.set_input_files("#load-config input[type=file], input#load-config", config)
+    load(tab, config)
     tab.page.locator(".toast-body", has_text="“Rank” is 'x'; it must be a whole number").wait_for()
     config.write_text(json.dumps(dict(adapter=dict(rank=16), seed=7)))
-    tab.page.set_input_files("#load-config input[type=file], input#load-config", config)
+    load(tab, config)
     has(tab, "option-rank", "16")
     tab.wait("equal-command", "--seed 7")
     has(tab, "option-validation_steps", "0")
