@@ -8,6 +8,7 @@ docs/experiments/README.md has the design and its rule, which were written befor
 
 import argparse
 import dataclasses
+import itertools
 import os
 import shutil
 import statistics
@@ -17,6 +18,7 @@ from typing import NamedTuple
 from filelock import FileLock
 
 from gralora_diffusion.cli.compare import arguments
+from gralora_diffusion.console import fail
 from gralora_diffusion.evaluation.statistics import p_value, t_interval
 from gralora_diffusion.experiments.markdown import markdown
 from gralora_diffusion.experiments.plan import plan_sweep
@@ -26,6 +28,8 @@ from gralora_diffusion.experiments.results import RESULTS, line_of, read_results
 from gralora_diffusion.experiments.settings import HELD_OUT_LOSS, Setting, by_setting, per_run
 from gralora_diffusion.experiments.sweep import do_sweep
 from gralora_diffusion.files import write_text
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.training.signals import Stopped
 
 KEPT = Path(__file__).parents[1] / "docs" / "experiments" / "results" / "outliers"
 SCALES = (1, 10, 30, 100, 300, 1000, 3000)
@@ -34,6 +38,7 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 LORA, K2, K4, K8 = "our-lora", "gralora k2", "gralora k4", "gralora k8"
 BESIDE = ("rslora", "dora", "pissa", "gora")
 STRONG, SLICES = 1000, 4
+SEEDS = 5  # of the test runs
 
 
 class Stage(NamedTuple):
@@ -73,12 +78,17 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path("build/outliers"), help="folder of the sweep")
     parser.add_argument("--report", action="store_true", help="print the tables of the runs that are kept")
     args = parser.parse_args()
-    if not args.report:
-        begin(args.state)
-        for stage in STAGES:
-            do_stage(stage, args.images, args.state)
-            keep(args.state)
-    print(report())
+    try:
+        if not args.report:
+            begin(args.state)
+            for stage in STAGES:
+                do_stage(stage, args.images, args.state)
+                keep(args.state)
+        print(report())
+    except Stopped as stop:
+        fail(str(stop), 130)
+    except ConfigError as error:
+        fail(str(error))
 
 
 def begin(state: Path) -> None:
@@ -94,11 +104,21 @@ def do_stage(stage: Stage, images: Path, state: Path) -> None:
     options = f"{stage.options} --loss_only --output {state} --instance_data_dir {images}"
     args = arguments([*options.split(), "--lrs", *map(str, RATES)])
     plan = plan_sweep(args)
-    runs = plan.runs
+    runs, done = plan.runs, read_results(state)
+    check_setting([*done, dict(run=runs[0])], state)
     if stage.tuned_at:
-        rates = best_rates(read_results(state), stage.tuned_at, args.outlier_slices)
-        runs = [run for run in runs if run["lr"] == rates[arm_of(Setting.of(run))]]
+        rates = best_rates(done, stage.tuned_at, args.outlier_slices or 1)
+        for arm in sorted({arm_of(Setting.of(run)) for run in runs} - rates.keys()):
+            print(f"{arm.label} of rank {arm.rank} failed at every rate, and is left out")
+        runs = [run for run in runs if run["lr"] == rates.get(arm_of(Setting.of(run)))]
     do_sweep(dataclasses.replace(plan, runs=runs), state)
+
+
+def check_setting(done: list[dict], folder: Path) -> None:
+    """Raises ConfigError where the runs are of several images or bases."""
+    if len({entry["run"]["setting"] for entry in done}) > 1:
+        problem = f"{folder} holds runs on other images, or on another base"
+        raise ConfigError(f"{problem}: give these --images a --state of their own, and move {KEPT} away")
 
 
 class Arm(NamedTuple):
@@ -133,8 +153,11 @@ def keep(state: Path) -> None:
 
 
 def report() -> str:
-    """The tables, written to table.md beside the plot."""
+    """The tables, written to table.md beside the plot.  Raises ConfigError without runs."""
     done = read_results(KEPT)
+    if not done:
+        raise ConfigError(f"{KEPT} holds no runs to report")
+    check_setting(done, KEPT)
     tests = by_setting([entry for entry in done if entry["run"]["part"] == "test"])
     parts = [
         ("Chosen rates, by the mean held-out loss of two validation seeds", rates_table(done)),
@@ -156,14 +179,20 @@ def rates_table(done: list[dict]) -> str:
         for arm in rates:
             cells = []
             for rate in RATES:
-                values = []
+                cells.append("")
                 for setting, runs in validation.items():
                     if (arm_of(setting), planted(setting), setting.lr) == (arm, (scale, slices), rate):
-                        values = list(per_run(runs, HELD_OUT_LOSS).values())
-                cells.append(f"{1000 * statistics.mean(values):.2f}" if values else "failed")
+                        cells[-1] = mean_text(runs)
             rows.append([scale, slices or "", arm.rank, arm.label, f"{rates[arm]:g}", *cells])
     heads = [f"loss at {rate:g}" for rate in RATES]
     return markdown(["outliers", "slices", "rank", "arm", "best rate", *heads], rows)
+
+
+def mean_text(runs: list[dict]) -> str:
+    """1000 x the mean held-out loss, or how many of the runs failed."""
+    values = list(per_run(runs, HELD_OUT_LOSS).values())
+    failed = len(runs) - len(values)
+    return f"{failed} failed" if failed else f"{1000 * statistics.mean(values):.2f}"
 
 
 def losses_of(
@@ -182,9 +211,16 @@ def losses_of(
 
 
 def cases(tests: dict) -> list[tuple]:
-    """(rank, scale, slices, tuned at) of every comparison that has runs."""
+    """(rank, scale, slices, tuned at) of every comparison of the stages that has runs."""
     found = {(setting.rank, *planted(setting)) for setting in tests}
-    return [(*case, tuned_at) for case in sorted(found) for tuned_at in TUNED_AT]
+    wanted = set()
+    for stage in STAGES:
+        if stage.tuned_at:
+            args = arguments([*stage.options.split(), "--output", "x"])
+            for rank, scale in itertools.product(args.ranks, args.outliers):
+                slices = args.outlier_slices or 1
+                wanted.add((rank, scale, slices if scale > 1 else 0, stage.tuned_at))
+    return sorted(case for case in wanted if case[:3] in found)
 
 
 def arms_of(tests: dict, rank: int) -> list[Arm]:
@@ -204,7 +240,7 @@ def losses_table(done: list[dict], tests: dict) -> str:
                 rows.append(
                     [rank, f"{scale:g}", slices or "", tuned_at, arm.label, len(values), mean, spread]
                 )
-    return markdown(["rank", "outliers", "slices", "rate tuned at", "arm", "n", "mean", "sd"], rows)
+    return markdown(["rank", "outliers", "slices", "rate tuned at", "arm", "seeds", "mean", "sd"], rows)
 
 
 def paired(first: dict, second: dict) -> list[float]:
@@ -212,6 +248,9 @@ def paired(first: dict, second: dict) -> list[float]:
 
 
 def interval_text(values: list[float]) -> str:
+    """The mean with its interval, or without where a seed failed or has not run."""
+    if len(values) < SEEDS:
+        return f"{statistics.mean(values):+.2f}, without interval"
     low, high = t_interval(values)
     return f"{statistics.mean(values):+.2f} ({low:+.2f} to {high:+.2f})"
 
@@ -222,10 +261,11 @@ def differences_table(done: list[dict], tests: dict) -> str:
         base = losses_of(done, tests, Arm(LORA, rank), scale, slices, tuned_at)
         for arm in arms_of(tests, rank):
             values = paired(losses_of(done, tests, arm, scale, slices, tuned_at), base)
-            if arm.label != LORA and len(values) > 1:
-                cells = [len(values), interval_text(values), f"{p_value(values):.2g}"]
+            if arm.label != LORA and values:
+                p = f"{p_value(values):.2g}" if len(values) == SEEDS else ""
+                cells = [f"{len(values)} of {SEEDS}", interval_text(values), p]
                 rows.append([rank, f"{scale:g}", slices or "", tuned_at, arm.label, *cells])
-    return markdown(["rank", "outliers", "slices", "rate tuned at", "arm", "n", "difference", "p"], rows)
+    return markdown(["rank", "outliers", "slices", "rate tuned at", "arm", "seeds", "difference", "p"], rows)
 
 
 def interaction_table(done: list[dict], tests: dict) -> str:
@@ -243,9 +283,10 @@ def interaction_table(done: list[dict], tests: dict) -> str:
                 ((STRONG, SLICES), (STRONG, 1), f"{SLICES} slices minus one, at {STRONG}"),
             ):
                 values = paired(gaps[first], gaps[second])
-                if len(values) > 1:
-                    rows.append([rank, arm.label, name, len(values), interval_text(values)])
-    return markdown(["rank", "arm", "outliers", "n", "change of the difference from LoRA"], rows)
+                if values:
+                    seeds = f"{len(values)} of {SEEDS}"
+                    rows.append([rank, arm.label, name, seeds, interval_text(values)])
+    return markdown(["rank", "arm", "outliers", "seeds", "change of the difference from LoRA"], rows)
 
 
 def plot(done: list[dict], tests: dict) -> None:

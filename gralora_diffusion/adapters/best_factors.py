@@ -75,12 +75,13 @@ def best_of_matrix(delta: torch.Tensor, rank: int, k: int = 1) -> Best:
 def leading(parts: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(u, s, vh) of about the first `count` singular values of each matrix of parts [..., M, N]."""
     test = torch.randn(parts.shape[-1], count, generator=torch.Generator().manual_seed(SEED))
+    test = test.to(parts.device)
     basis = torch.linalg.qr(parts @ test).Q  # [..., M, count]
     energy, held = float(parts.norm()) ** 2, 0.0
     for power in range(POWERS + 1):
         small = basis.mT @ parts  # [..., count, N]
         before, held = held, float(small.norm()) ** 2
-        if power == POWERS or held - before < SETTLED * (energy - held):
+        if power == POWERS or held - before <= SETTLED * max(energy - held, 0.0):
             break
         basis = torch.linalg.qr(parts @ torch.linalg.qr(small.mT).Q).Q
     q, r = torch.linalg.qr(small.mT)

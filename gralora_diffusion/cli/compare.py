@@ -12,6 +12,7 @@ docs/experiments/README.md describes the experiments that the README summarizes.
 """
 
 import json
+import math
 import textwrap
 from argparse import Namespace
 from pathlib import Path
@@ -73,7 +74,7 @@ def add_runs(group) -> None:
     )
     group.add_argument("--outliers", nargs="+", type=float, metavar="SCALE", help=about)
     about = "plant one outlier channel in each of so many equal slices of a layer's inputs (default: 1)"
-    group.add_argument("--outlier_slices", type=int, default=1, metavar="N", help=about)
+    group.add_argument("--outlier_slices", type=int, metavar="N", help=about)
     about = "training steps of each run (default: 300); with --report, only runs of this length"
     group.add_argument("--steps", type=int, help=about)
     about = "which held-out images are scored (default: validation)"
@@ -166,14 +167,18 @@ def problem_with(args: Namespace) -> str | None:
     positive = [*(args.ranks or []), *(args.lrs or []), 1 if args.steps is None else args.steps]
     if min(positive) <= 0 or min(args.seeds) < 0:
         return "--steps, --ranks and --lrs must be above 0, and --seeds at least 0"
-    if min(args.outliers or [1]) < 1 or args.outlier_slices < 1:
-        return "--outliers and --outlier_slices must be at least 1"
+    scales = args.outliers or [1.0]
+    slices = 1 if args.outlier_slices is None else args.outlier_slices
+    if not all(1 <= scale < math.inf for scale in scales) or slices < 1:
+        return "--outliers and --outlier_slices must be at least 1, and finite"
+    if args.outlier_slices and max(scales) == 1 and not args.report:
+        return "--outlier_slices needs --outliers above 1"
     if args.loss_only and (args.prompts or args.strengths or args.drift_prompts or args.encoder):
         return "--loss_only generates no images: drop --prompts, --strengths, --drift_prompts and --encoder"
     if args.subjects and not args.prompts:
         return "--subjects needs --prompts, which are generated for each subject"
     if args.ray and (args.report or args.dry_run):
-        return "--ray does runs: drop it with --report and --dry_run"
+        return "--ray cannot be combined with --report or --dry_run"
     if args.held_out_every is not None and args.held_out_every < 1:
         return "--held_out_every must be above 0"
     return None
@@ -208,6 +213,7 @@ def report_runs(args: Namespace) -> None:
     among["k"] = [None, *args.k] if args.k else None
     among["steps"] = [args.steps] if args.steps else None
     among["outliers"] = [None if scale == 1 else scale for scale in args.outliers or []]
+    among["outlier_slices"] = [args.outlier_slices] if args.outlier_slices else None
     done = select(args.output, **among)
     options = dict(score=args.score, baselines=args.baseline, unit=args.unit, front=args.front)
     folder = args.keep or args.output

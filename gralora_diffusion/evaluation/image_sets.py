@@ -110,6 +110,8 @@ def images_of_lookalikes(folder: Path, references: list[Path]) -> list[Path]:
 
     Raises ConfigError when there are none.
     """
+    if not folder.is_dir():
+        raise ConfigError(f"--lookalikes {folder} is not a folder", option="lookalikes")
     known = {path.read_bytes() for path in references}
     folders = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
     found = []
@@ -119,7 +121,8 @@ def images_of_lookalikes(folder: Path, references: list[Path]) -> list[Path]:
     others = [path for path in found if path.read_bytes() not in known]
     if not others:
         what = "only images of the subject itself" if found else "no images"
-        raise ConfigError(f"--lookalikes {folder} holds {what}: give those of similar subjects")
+        problem = f"--lookalikes {folder} holds {what}"
+        raise ConfigError(f"{problem}: give those of similar subjects", option="lookalikes")
     return others
 
 

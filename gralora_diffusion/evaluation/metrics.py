@@ -96,13 +96,14 @@ def average_precision(
 ) -> torch.Tensor:
     """Of each generated image as a query in a gallery of references and look-alikes: [n].
 
-    The mean, over the references, of the share of references among the images that are no farther.
+    The mean, over the references, of the share of references among the images that are no farther; of equal
+    cosines, the look-alike's counts as nearer.
     """
     hits = generated.double() @ references.double().T  # [n, m]
     others = generated.double() @ lookalikes.double().T
     before = (hits[:, None] >= hits[:, :, None]).sum(2)  # references no farther than each, itself among them
     wrong = (others[:, None] >= hits[:, :, None]).sum(2)
-    return (before / (before + wrong)).double().mean(1)
+    return (before.double() / (before + wrong)).mean(1)
 
 
 def nearest(

@@ -6,6 +6,15 @@ from gralora_diffusion.evaluation.statistics import rate_interval
 from gralora_diffusion.options import ConfigError
 
 
+def precision_of_random_order(subject: int, others: int) -> float:
+    """The expected average precision of a random order of so many images of the subject among others."""
+    n = subject + others
+    harmonic = sum(1 / place for place in range(1, n + 1))
+    if n == 1:
+        return 1.0
+    return ((subject - 1) / (n - 1) * (n - harmonic) + harmonic) / n
+
+
 def subject_retrieval(features: torch.Tensor, subjects: list[str]) -> dict:
     """Rates over the images, from unit vectors [n, d] and the subject of each.
 

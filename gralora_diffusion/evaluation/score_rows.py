@@ -1,8 +1,11 @@
 """Scores as rows of text, and the remarks that qualify them."""
 
+from gralora_diffusion.evaluation.retrieval import precision_of_random_order
+
 HEAD = ["images", "score", "n", "mean", "sd", "95 % interval", "encoder"]
 NO_INTERVAL = "n = 1: no interval"
-FEW = 10  # values, below which the bootstrap's intervals are too narrow
+ONE_PROMPT = "one prompt: no interval"  # whose images are resampled together
+FEW = 10  # values or prompts, below which the bootstrap's intervals are too narrow
 
 
 def score_cell(value: float | None, signed: bool = False) -> str:
@@ -18,7 +21,7 @@ def rows_of(entries: list[dict], signed: bool = False) -> list[list[str]]:
         images = entry["run"]
         if "against" in entry:
             images = f"{images} - {entry['against']}"
-        interval = NO_INTERVAL
+        interval = NO_INTERVAL if entry["n"] == 1 else ONE_PROMPT
         if entry["low"] is not None:
             interval = f"{score_cell(entry['low'], signed)} .. {score_cell(entry['high'], signed)}"
         mean, sd = score_cell(entry["mean"], signed), score_cell(entry["sd"])
@@ -38,9 +41,10 @@ def remarks(result: dict) -> list[str]:
             )
     for entry in result["scores"]:
         found += remarks_on(entry)
-    if any(1 < entry["n"] < FEW for entry in result["scores"]):
+    if any(1 < entry["units"] < FEW for entry in result["scores"]):
         found.append(
-            f"intervals of fewer than {FEW} values are too narrow: the bootstrap resamples only these values"
+            f"intervals of fewer than {FEW} prompts, or of fewer than {FEW} values without prompts, are too "
+            "narrow: the bootstrap resamples only these"
         )
     if size := settings["size_that_references_are_cut_to"]:
         found.append(
@@ -69,8 +73,8 @@ def remarks_on(entry: dict) -> list[str]:
     if others := entry.get("lookalikes"):
         own = entry["subject"]
         found.append(
-            f"{run}: identity rank among {own} images of the subject and {others} of look-alikes; about "
-            f"{score_cell(own / (own + others))} in random order: {encoder}"
+            f"{run}: identity rank among {own} images of the subject and {others} of look-alikes; "
+            f"{score_cell(precision_of_random_order(own, others))} on average in random order: {encoder}"
         )
     if cut := entry.get("prompts_longer_than_the_encoder_reads"):
         found.append(f"{run}: prompts longer than {encoder} reads were truncated: {cut}")

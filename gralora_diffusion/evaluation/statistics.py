@@ -19,16 +19,16 @@ def mean_and_interval(
 ) -> dict:
     """n, mean, sample standard deviation, and the interval of the mean by scipy's BCa bootstrap.
 
-    clusters: of each value; those of one cluster are resampled together.  sd, low, high are None for n = 1,
-    and low, high for one cluster.
+    clusters: of each value; those of one cluster are resampled together.  units: what is resampled, the
+    clusters or the values.  sd is None for n = 1, low and high for one unit.
     """
     values = values.double().numpy()
     n = len(values)
     if n == 1:
-        return dict(n=1, mean=float(values[0]), sd=None, low=None, high=None)
-    found = dict(n=n, mean=float(values.mean()), sd=float(values.std(ddof=1)))
+        return dict(n=1, units=1, mean=float(values[0]), sd=None, low=None, high=None)
     places = np.unique(clusters, return_inverse=True)[1] if clusters else np.arange(n)
     sums, counts = np.bincount(places, values), np.bincount(places)
+    found = dict(n=n, units=len(sums), mean=float(values.mean()), sd=float(values.std(ddof=1)))
     if len(sums) == 1:
         return found | dict(low=None, high=None)
     means = sums / counts

@@ -1,16 +1,17 @@
-"""A sweep on a Ray cluster: a task for each run, which is done again elsewhere where its process dies.
+"""A sweep on a Ray cluster: a task for each run, which is restarted elsewhere where its process dies.
 
 All machines need the package, and the sweep's folder, images and base at the same paths.
 """
 
+import contextlib
 import os
 import socket
+import time
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from gralora_diffusion.console import counted
 from gralora_diffusion.experiments.plan import SweepPlan
-from gralora_diffusion.experiments.queue import not_done, run_name, stopped
+from gralora_diffusion.experiments.queue import WAIT, claimed, not_done, run_name, stopped
 from gralora_diffusion.experiments.results import append_result
 from gralora_diffusion.experiments.sweep import runner
 from gralora_diffusion.options import ConfigError
@@ -18,25 +19,21 @@ from gralora_diffusion.training.signals import Interrupts, Stopped
 
 LOCAL = "local"  # in place of an address: a cluster of this machine's processors, for as long as the sweep
 RETRIES = 3  # of a run whose process or machine dies
-WAIT = 1.0  # seconds between two looks at signals
-READY = {}  # in a worker: {settings of a sweep: its runner()}
+AHEAD = 2  # runs that are claimed for each processor or GPU
+READY = {}  # in a worker: {precision: its runner()}
 
 
 def do_sweep_on_ray(plan: SweepPlan, folder: Path, address: str, mixed_precision: str | None = None) -> None:
     """All runs that are not done, each on one processor, or one GPU where the cluster has them.
 
-    address: HOST:PORT, "auto", or LOCAL.  Raises ConfigError without Ray or a cluster, and for runs that were
-    given up; Stopped after a signal.
+    address: HOST:PORT, "auto", or LOCAL.  Other processes may share the runs.  Raises ConfigError without Ray
+    or a cluster, and for runs that were given up; Stopped after a signal.
     """
     ray = connected(address)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".ray.lock", timeout=0), Interrupts(lambda: None) as interrupts:
+        with Interrupts(lambda: None) as interrupts:
             interrupts.patient = True
-            do_tasks(ray, plan, folder, mixed_precision, interrupts)
-    except Timeout:
-        problem = f"another command with --ray is at work in {folder}"
-        raise ConfigError(f"{problem}: wait for it, or stop it", option="ray") from None
+            Tasks(ray, plan, folder, mixed_precision).do_all(interrupts)
     finally:
         ray.shutdown()
 
@@ -50,11 +47,11 @@ def connected(address: str):
         problem = "--ray needs the package ray, which is missing"
         raise ConfigError(f"{problem}: pip install 'gralora-diffusion[cluster]'", option="ray") from None
     check_address(address)
-    how = dict(include_dashboard=False) if address == LOCAL else dict(address=address)
+    own = dict(include_dashboard=False) if address == LOCAL else {}
     try:
-        ray.init(log_to_driver=False, logging_level="error", **how)
+        ray.init(address=address, log_to_driver=False, logging_level="error", **own)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise no_cluster(address, str(error).strip().splitlines()[0]) from None
+        raise no_cluster(address, " ".join(str(error).split()) or type(error).__name__) from None
     return ray
 
 
@@ -72,43 +69,86 @@ def check_address(address: str) -> None:
 
 
 def no_cluster(address: str, reason: str) -> ConfigError:
-    return ConfigError(f"--ray {address}: there is no such cluster ({reason})", option="ray")
+    return ConfigError(f"--ray {address}: cannot connect to a cluster ({reason})", option="ray")
 
 
-def do_tasks(ray, plan: SweepPlan, folder: Path, mixed_precision: str | None, interrupts: Interrupts) -> None:
-    needs = dict(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU") else 0)
-    task = ray.remote(max_retries=RETRIES, **needs)(do_here)
-    shared = ray.put(plan)
-    left = not_done(folder, plan.runs)
-    waiting = {task.remote(shared, mixed_precision, run): run for run in left}
-    number, lost = len(plan.runs) - len(left), []
-    while waiting:
-        finished, _ = ray.wait(list(waiting), timeout=WAIT)
-        if interrupts.asked:
-            for reference in waiting:
-                ray.cancel(reference, force=True)
-            raise Stopped(f"{stopped(folder, plan.runs)}; run the same command to resume")
-        for reference in finished:
-            run = waiting.pop(reference)
-            name = run_name(run)
-            try:
-                result = ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                raise error.as_instanceof_cause() from None
-            except ray.exceptions.RayError as error:
-                lost.append(f"{name} ({type(error).__name__})")
+class Tasks:
+    """The runs of a plan as tasks of a cluster, each claimed from its submission until it is recorded."""
+
+    def __init__(self, ray, plan: SweepPlan, folder: Path, mixed_precision: str | None):
+        self.ray, self.plan, self.folder = ray, plan, folder
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        self.room = AHEAD * (gpus or max(1, int(resources.get("CPU", 1))))
+        needs = dict(num_cpus=1, num_gpus=1 if gpus else 0)
+        task = ray.remote(max_retries=RETRIES, **needs)(do_here)
+        shared = ray.put(plan)
+        self.submit = lambda run: task.remote(shared, mixed_precision, os.getcwd(), run)
+        self.waiting = {}  # {reference: (run, what releases its claim)}
+        self.lost = {}  # {name of a run that was given up: why}
+
+    def do_all(self, interrupts: Interrupts) -> None:
+        try:
+            while left := self.left():
+                self.submit_some(left)
+                if self.waiting:
+                    self.ray.wait(list(self.waiting), timeout=WAIT)
+                else:
+                    time.sleep(WAIT)  # other processes do the rest
+                self.collect()
+                if interrupts.asked:
+                    progress = stopped(self.folder, self.plan.runs)
+                    raise Stopped(f"{progress}; run the same command to resume")
+        finally:
+            for reference, (_, claim) in self.waiting.items():
+                self.ray.cancel(reference, force=True)
+                claim.close()
+        if self.lost:
+            name, reason = next(iter(self.lost.items()))
+            given_up = f"{counted(len(self.lost), 'run')} given up after {RETRIES} retries"
+            raise ConfigError(f"{given_up}, first {name} ({reason}): run the same command to try again")
+
+    def left(self) -> list[dict]:
+        return [run for run in not_done(self.folder, self.plan.runs) if run_name(run) not in self.lost]
+
+    def submit_some(self, left: list[dict]) -> None:
+        under_way = [run for run, _ in self.waiting.values()]
+        for run in left:
+            if len(self.waiting) == self.room:
+                return
+            if run in under_way:
                 continue
-            append_result(folder, dict(run=run, name=name) | result)
-            number += 1
-            print(f"{number} of {len(plan.runs)}: {name}")
-    if lost:
-        problem = f"{len(lost)} runs were given up after {RETRIES} retries, first {lost[0]}"
-        raise ConfigError(f"{problem}: run the same command to try them again")
+            with contextlib.ExitStack() as claim:
+                if claim.enter_context(claimed(self.folder, run)):
+                    self.waiting[self.submit(run)] = run, claim.pop_all()
+
+    def collect(self) -> None:
+        """Record what is finished; the first error of a run is raised after all that."""
+        if not self.waiting:
+            return
+        finished, _ = self.ray.wait(list(self.waiting), num_returns=len(self.waiting), timeout=0)
+        errors = []
+        for reference in finished:
+            run, claim = self.waiting.pop(reference)
+            name = run_name(run)
+            with claim:
+                try:
+                    append_result(self.folder, dict(run=run, name=name) | self.ray.get(reference))
+                    print(f"{len(self.plan.runs) - len(self.left())} of {len(self.plan.runs)}: {name}")
+                except self.ray.exceptions.RayTaskError as error:
+                    errors.append(error.cause)
+                except self.ray.exceptions.RayError as error:
+                    self.lost[name] = type(error).__name__
+        if errors:
+            raise errors[0]
 
 
-def do_here(plan: SweepPlan, mixed_precision: str | None, run: dict) -> dict:
-    """One run, in a worker of the cluster, which keeps encoders for the next one."""
-    key = repr([run["setting"], plan.encoders, mixed_precision])
-    if key not in READY:
-        READY[key] = runner(plan, mixed_precision, Interrupts(lambda: None))
-    return READY[key](run)
+def do_here(plan: SweepPlan, mixed_precision: str | None, folder: str, run: dict) -> dict:
+    """One run, in a worker of the cluster, which keeps encoders for the next one.
+
+    folder: the current one of the command, which relative paths start from.
+    """
+    os.chdir(folder)
+    if mixed_precision not in READY:
+        READY[mixed_precision] = runner(plan, mixed_precision, Interrupts(lambda: None))
+    return READY[mixed_precision](run)

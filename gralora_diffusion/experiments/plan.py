@@ -24,6 +24,7 @@ from gralora_diffusion.experiments.adapted import Spec
 from gralora_diffusion.experiments.budget import fit
 from gralora_diffusion.experiments.experiment import Experiment
 from gralora_diffusion.experiments.methods import METHODS, OURS
+from gralora_diffusion.experiments.outliers import check_outliers
 from gralora_diffusion.experiments.rates import tuned
 from gralora_diffusion.experiments.results import read_results
 from gralora_diffusion.experiments.run import HELD_OUT_BATCHES
@@ -65,6 +66,8 @@ def plan_sweep(args: argparse.Namespace) -> SweepPlan:
     )
     also_measured = [args.held_out_every, args.strengths, drift_prompts]
     unet = unet_shapes(args.pretrained_model_name_or_path, args.dry_run)
+    if max(args.outliers) > 1:
+        check_outliers(unet, args.outlier_slices or 1, config.mixed_precision)
     table = table_of_runs(args, shapes_of(unet, args.targets))
     runs, experiments = [], {}
     for subject, (of_subject, prompts) in subjects_of(args, config).items():
@@ -176,7 +179,7 @@ def table_of_runs(args: argparse.Namespace, layer_shapes: Shapes) -> list[dict]:
             setting = dict(method=method, rank=rank, size=size, k=k, parameters=parameters)
             setting |= dict(targets=args.targets, steps=args.steps, part=args.part)
             for scale, lr, seed in itertools.product(args.outliers, args.lrs, args.seeds):
-                runs.append(setting | dict(lr=lr, seed=seed) | planted(scale, args.outlier_slices))
+                runs.append(setting | dict(lr=lr, seed=seed) | planted(scale, args.outlier_slices or 1))
     if not runs:
         raise ConfigError("no run is left: no method of --methods can have the budget of a rank in --ranks")
     return runs

@@ -30,6 +30,7 @@ from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
 from gralora_diffusion.sdxl.load import load_sdxl
 from gralora_diffusion.sdxl.prompt_chunks import PromptRules
 from gralora_diffusion.training.accelerator import DTYPES
+from gralora_diffusion.training.average import averaged, use_average
 from gralora_diffusion.training.base_defaults import with_base_defaults
 from gralora_diffusion.training.flat_factors import FlatFactors
 from gralora_diffusion.training.loss import draw_noise
@@ -148,7 +149,8 @@ def train_adapter(
 
     def measure_held_out(step: int) -> None:
         if experiment.held_out_every and step % experiment.held_out_every == 0:
-            curve.append([step, held_out_loss(unet, losses.held_out_even)])
+            with averaged(optimization.optimizer):
+                curve.append([step, held_out_loss(unet, losses.held_out_even)])
 
     measure_held_out(0)
     forget_peak(accelerator.device)
@@ -158,6 +160,7 @@ def train_adapter(
         measure_held_out(line["step"])
         if stopping:
             raise Stopped(f"stopped in {run_name(run)}")
+    use_average(optimization.optimizer)
     found = dict(
         seconds_per_step=statistics.median(line["seconds"] for line in lines),
         peak_memory=peak_memory(accelerator.device),

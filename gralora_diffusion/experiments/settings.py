@@ -85,7 +85,8 @@ def known_scores(done: list[dict]) -> list[Score]:
 def choose_score(done: list[dict], text: str | None = None) -> Score:
     """The score that an option names; by default the first metric of the first encoder.
 
-    Raises ConfigError, with the known ones, for a score that no run has.
+    Where no encoder scored, the default is the loss.  Raises ConfigError, with the known ones, for a score
+    that no run has.
     """
     known = known_scores(done)
     by_default = [score for score in known if score.encoder and score.strength == 1] or known
@@ -113,10 +114,10 @@ def check_settings(done: list[dict]) -> None:
         )
     planted = sorted({Setting.of(entry["run"])[-2:] for entry in done})
     if len(planted) > 1:
-        names = ", ".join(f"{scale:g}" for scale, _ in planted)
+        names = ", ".join(f"{scale:g} in {slices} slices" if slices else "1" for scale, slices in planted)
         raise ConfigError(
-            f"these runs have outliers of {names}: choose one with --outliers, since a table does not "
-            "distinguish them",
+            f"these runs have outliers of {names}: choose one with --outliers and --outlier_slices, since a "
+            "table does not distinguish them",
             option="outliers",
         )
     hashes = {}

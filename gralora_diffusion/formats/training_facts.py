@@ -15,6 +15,7 @@ THUMBNAIL = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+={0,2}")
 MAX_TEXT = 4096  # characters of a value
 MAX_THUMBNAIL = 2**18  # characters
 MAX_TIME = 253_402_300_000  # seconds since 1970 until the year 10000
+MAX_TIMESTEP = 1000
 MAX_TAGS = 2**20  # characters of all tags that are recorded: a header has to stay small
 ENTRIES = {  # {entry: whether a value is one}
     "values": lambda value: is_dict(value, is_value, NAME.fullmatch),
@@ -58,7 +59,9 @@ def is_number(value) -> bool:
 
 
 def is_range(value) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(is_count, value)) and value[0] < value[1]
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return all(map(is_count, value)) and value[0] < value[1] <= MAX_TIMESTEP
 
 
 def is_count(value) -> bool:

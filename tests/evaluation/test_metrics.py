@@ -14,9 +14,16 @@ from gralora_diffusion.evaluation.encoders import load_encoder
 from gralora_diffusion.evaluation.features import image_features, run
 from gralora_diffusion.evaluation.image_sets import ImageSet, References, images_in
 from gralora_diffusion.evaluation.metric import METRICS
-from gralora_diffusion.evaluation.metrics import COMPUTE, evaluate, measure, nearest, similarities
+from gralora_diffusion.evaluation.metrics import (
+    COMPUTE,
+    average_precision,
+    evaluate,
+    measure,
+    nearest,
+    similarities,
+)
 from gralora_diffusion.evaluation.report import score_tables
-from gralora_diffusion.evaluation.retrieval import subject_retrieval
+from gralora_diffusion.evaluation.retrieval import precision_of_random_order, subject_retrieval
 from gralora_diffusion.evaluation.statistics import mean_and_interval
 from gralora_diffusion.options import ConfigError
 
@@ -191,3 +198,19 @@ def test_subjects_that_are_apart_are_told_apart():
     for subjects in ("aaaa", "abcd"):
         with pytest.raises(ConfigError, match="at least two subjects, and at least two images"):
             subject_retrieval(features, list(subjects))
+
+
+def test_look_alikes_win_ties_and_precision_is_in_float64():
+    same = torch.nn.functional.normalize(torch.ones(1, 4), dim=1)
+    assert average_precision(same, same, same.repeat(2, 1)).item() == 1 / 3
+
+
+@pytest.mark.parametrize(("subject", "others"), [(1, 1), (3, 7), (5, 30), (4, 0)])
+def test_the_precision_of_a_random_order_is_its_mean(subject, others):
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(4000):
+        hits = random.permutation(subject + others) < subject
+        places = np.flatnonzero(hits) + 1
+        found.append((np.arange(1, subject + 1) / places).mean())
+    assert precision_of_random_order(subject, others) == pytest.approx(np.mean(found), abs=0.02)

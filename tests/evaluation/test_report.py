@@ -118,6 +118,8 @@ def test_the_report_holds_everything_and_needs_no_network(photos, tiny_clip, tin
 def test_one_value_has_no_interval_and_its_row_says_so():
     entry = dict(run="a", label="subject", n=1, mean=0.5, sd=None, low=None, high=None, encoder="X")
     assert rows_of([entry]) == [["a", "subject", "1", "0.5000", "", "n = 1: no interval", "X"]]
+    several = entry | dict(n=8, sd=0.1)
+    assert rows_of([several]) == [["a", "subject", "8", "0.5000", "0.1000", "one prompt: no interval", "X"]]
 
 
 def test_a_page_of_many_images_names_how_many_it_shows(photos, tiny_dinov2, monkeypatch):

@@ -30,12 +30,14 @@ def test_the_interval_is_scipys_bca_bootstrap():
         pytest.approx(np.std(values.numpy(), ddof=1)),
     )
     assert mean_and_interval(values, seed=5) == found != mean_and_interval(values, seed=6)
-    assert mean_and_interval(values[:1]) == dict(n=1, mean=values[0].item(), sd=None, low=None, high=None)
+    assert mean_and_interval(values[:1]) == dict(
+        n=1, units=1, mean=values[0].item(), sd=None, low=None, high=None
+    )
 
 
 def test_equal_values_have_an_interval_without_width():
     found = mean_and_interval(torch.full((5,), 0.25))
-    assert found == dict(n=5, mean=0.25, sd=0.0, low=0.25, high=0.25)
+    assert found == dict(n=5, units=5, mean=0.25, sd=0.0, low=0.25, high=0.25)
 
 
 def test_values_of_a_cluster_are_resampled_together():
@@ -44,12 +46,12 @@ def test_values_of_a_cluster_are_resampled_together():
     once = mean_and_interval(values)
     names = [f"prompt {number:02d}" for number in range(12) for _ in range(10)]
     copied = mean_and_interval(values.repeat_interleave(10), clusters=names)
-    assert copied["n"] == 120
+    assert (copied["n"], copied["units"]) == (120, 12)
     assert (copied["low"], copied["high"]) == pytest.approx((once["low"], once["high"]), abs=1e-3)
     apart = mean_and_interval(values.repeat_interleave(10))
     assert apart["high"] - apart["low"] < 0.5 * (once["high"] - once["low"])
     one = mean_and_interval(values, clusters=["the same"] * 12)
-    assert (one["low"], one["high"]) == (None, None)
+    assert (one["units"], one["low"], one["high"]) == (1, None, None)
 
 
 def test_clusters_of_different_sizes_keep_the_mean_of_all_values():

@@ -1,5 +1,6 @@
 """A sweep on a local Ray cluster of two workers, one of which is killed in the middle of a run."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -18,15 +19,19 @@ PROMPT = "a photo of sks robot"
 
 
 def workers_at_work() -> list[int]:
-    """The process ids of this cluster's workers that do a run now."""
-    found = []
+    """The process ids of this process's descendants that do a run now."""
+    parents, titles = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (folder / "cmdline").read_bytes().split(b"\0")[0]
-        except OSError:
-            continue
-        if title.startswith(b"ray::do_here"):
-            found.append(int(folder.name))
+        with contextlib.suppress(OSError):
+            titles[int(folder.name)] = (folder / "cmdline").read_bytes()
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found = []
+    for process, title in titles.items():
+        ancestor = process
+        while ancestor in parents and ancestor != os.getpid():
+            ancestor = parents[ancestor]
+        if title.startswith(b"ray::do_here") and ancestor == os.getpid():
+            found.append(process)
     return found
 
 
@@ -37,10 +42,10 @@ def test_a_sweep_ends_though_a_worker_is_killed(tmp_path, capsys):
     prompts.write_text(PROMPT)
     options = f"--output {sweep} --prompts {prompts} --methods our-lora --ranks 4 --steps {STEPS}"
     options += " --batch_size 1 --num_inference_steps 1 --encoder embedded --seeds 0 1 2 --ray local"
-    killed = []
+    killed, ended = [], threading.Event()
 
     def kill_one() -> None:
-        while not killed:
+        while not killed and not ended.is_set():
             for process in workers_at_work()[:1]:
                 os.kill(process, signal.SIGKILL)
                 killed.append(process)
@@ -49,7 +54,9 @@ def test_a_sweep_ends_though_a_worker_is_killed(tmp_path, capsys):
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
     main(options.split())
+    ended.set()
     thread.join()
+    assert killed
     done = read_results(sweep)
     assert sorted(entry["run"]["seed"] for entry in done) == [0, 1, 2]
     assert all(len(entry["losses"]) == STEPS for entry in done)
@@ -63,12 +70,33 @@ def test_a_sweep_ends_though_a_worker_is_killed(tmp_path, capsys):
     assert read_results(sweep) == done  # nothing is left to do
 
 
+def test_a_run_that_fails_is_one_sentence_and_others_are_kept(tmp_path, capsys):
+    """One image is gone after the plan was made: its runs fail, on the workers."""
+    sweep = tmp_path / "sweep"
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(PROMPT)
+    options = f"--output {sweep} --prompts {prompts} --methods our-lora --ranks 4 --steps 2 --batch_size 1"
+    options += " --num_inference_steps 1 --encoder embedded --ray local"
+    (sweep / "runs").mkdir(parents=True)
+    (sweep / "cache").write_text("a file where the cache's folder should be")
+    with pytest.raises(SystemExit) as ended:
+        main(options.split())
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "cache" in error
+    assert read_results(sweep) == []
+    (sweep / "cache").unlink()
+    main(options.split())
+    assert len(read_results(sweep)) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ("--ray localhost:1", "there is no such cluster"),
+        ("--ray localhost:1", "cannot connect to a cluster"),
         ("--ray nowhere", "an address is HOST:PORT, auto or local"),
-        ("--ray local --dry_run", "--ray does runs"),
+        ("--ray local --dry_run", "--ray cannot be combined"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, capsys, options, problem):

@@ -8,7 +8,7 @@ from sweeps import finished
 
 from gralora_diffusion import load_sdxl
 from gralora_diffusion.cli.compare import main
-from gralora_diffusion.experiments.outliers import plant_outliers
+from gralora_diffusion.experiments.outliers import check_outliers, plant_outliers
 from gralora_diffusion.experiments.rates import tuned
 from gralora_diffusion.experiments.results import read_results
 from gralora_diffusion.experiments.settings import HELD_OUT_LOSS, check_settings
@@ -62,9 +62,13 @@ def test_channels_depend_on_the_seed_alone():
     assert planted(10, 0) == planted(1000, 0) != planted(10, 1)
 
 
-def test_slices_that_do_not_divide_the_channels_are_refused():
+def test_what_would_change_the_base_is_refused():
+    unet = load_sdxl().unet
     with pytest.raises(ConfigError, match="which 7 slices do not divide"):
-        plant_outliers(load_sdxl().unet, 10, 7)
+        check_outliers(unet, 7, "no")
+    with pytest.raises(ConfigError, match="fp16 cannot hold them"):
+        check_outliers(unet, 1, "fp16")
+    check_outliers(unet, 4, "bf16")
 
 
 def test_runs_on_planted_outliers_are_scored_by_the_loss_alone(tmp_path, capsys):
@@ -94,7 +98,7 @@ def test_runs_on_planted_outliers_are_scored_by_the_loss_alone(tmp_path, capsys)
     with pytest.raises(SystemExit):
         main(report.split())
     assert "choose one with --outliers" in capsys.readouterr().err
-    main([*report.split(), "--outliers", "1000"])
+    main([*report.split(), "--outliers", "1000", "--outlier_slices", "1"])
     assert "gralora k2" in capsys.readouterr().out
 
 
@@ -103,10 +107,16 @@ def test_runs_on_planted_outliers_are_scored_by_the_loss_alone(tmp_path, capsys)
     [
         ("--outliers 0.5", "must be at least 1"),
         ("--outlier_slices 0", "must be at least 1"),
+        ("--outliers nan", "must be at least 1, and finite"),
+        ("--outliers inf", "must be at least 1, and finite"),
+        ("--outlier_slices 4", "needs --outliers"),
+        ("--outliers 10 --outlier_slices 7 --dry_run --prompts PROMPTS", "7 slices do not divide"),
         ("--loss_only --strengths 0.5", "--loss_only generates no images"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path, capsys, options, problem):
+    (tmp_path / "prompts.txt").write_text("a photo of sks robot")
+    options = options.replace("PROMPTS", str(tmp_path / "prompts.txt"))
     with pytest.raises(SystemExit):
         main(["--output", str(tmp_path), *options.split()])
     assert problem in capsys.readouterr().err

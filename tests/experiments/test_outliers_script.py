@@ -1,5 +1,6 @@
 """scripts/outliers.py: stages that are sweeps, rates from where they are meant to come, and its report."""
 
+import json
 import statistics
 import sys
 
@@ -9,6 +10,7 @@ from helpers import SCRIPTS
 from gralora_diffusion.cli.compare import arguments
 from gralora_diffusion.experiments.results import RESULTS, line_of
 from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
+from gralora_diffusion.options import ConfigError
 
 sys.path.insert(0, str(SCRIPTS))
 
@@ -71,9 +73,9 @@ def test_the_report_compares_seeds_in_pairs_and_plots(kept):
     seeds = range(2, 7)
     gaps = [1000 * (losses(outliers.K4, 1000, 1, s) - losses(outliers.LORA, 1000, 1, s)) for s in seeds]
     assert f"{statistics.mean(gaps):+.2f}" == "-14.00"
-    assert "| 64 | 1000 | 1 | 1000 | gralora k4 | 5 | -14.00 (-15.96 to -12.04)" in squeezed(text)
-    assert "gralora k4 | 1000 minus none | 5 | -10.00 (-10.00 to -10.00)" in squeezed(text)
-    assert "gralora k4 | 4 slices minus one, at 1000 | 5 | +10.00 (+10.00 to +10.00)" in squeezed(text)
+    assert "| 64 | 1000 | 1 | 1000 | gralora k4 | 5 of 5 | -14.00 (-15.96 to -12.04)" in squeezed(text)
+    assert "gralora k4 | 1000 minus none | 5 of 5 | -10.00 (-10.00 to -10.00)" in squeezed(text)
+    assert "gralora k4 | 4 slices minus one, at 1000 | 5 of 5 | +10.00 (+10.00 to +10.00)" in squeezed(text)
     assert (kept / "loss-outliers.png").stat().st_size > 10_000
     assert (kept / "table.md").read_text() == text + "\n"
 
@@ -88,3 +90,27 @@ def test_a_state_folder_takes_up_the_runs_that_are_kept(kept, tmp_path):
     (tmp_path / "state" / RESULTS).write_text("")
     outliers.begin(tmp_path / "state")
     assert (tmp_path / "state" / RESULTS).read_text() == ""
+
+
+def test_a_failed_seed_takes_the_interval(kept):
+    lines = (kept / RESULTS).read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        run = entry["run"]
+        if run["part"] == "test" and run["method"] == "gralora" and run["seed"] == 6:
+            entry["failed"] = "the loss of step 2 is not finite"
+            del entry["scores"]
+    (kept / RESULTS).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert "gralora k4 | 4 of 5 | -13.50, without interval" in squeezed(outliers.report())
+
+
+def test_runs_on_other_images_are_not_mixed(kept):
+    lines = (kept / RESULTS).read_text()
+    (kept / RESULTS).write_text(
+        lines + lines.splitlines()[0].replace('"setting": "s"', '"setting": "t"') + "\n"
+    )
+    with pytest.raises(ConfigError, match="holds runs on other images"):
+        outliers.report()
+    (kept / RESULTS).unlink()
+    with pytest.raises(ConfigError, match="no runs to report"):
+        outliers.report()
