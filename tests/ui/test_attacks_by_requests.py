@@ -146,7 +146,7 @@ def test_a18_the_base_is_a_name(page, base):
     assert refused(page.call("sample", *sample_request("robot-1", base)))
     answer = page.call("validate", *page.form(pretrained_model_name_or_path=base))
     assert refused(answer)
-    assert "hub id" in answer["error"]
+    assert "Hugging Face ID" in answer["error"]
 
 
 def test_a6_every_endpoint_takes_junk(page):
