@@ -1,5 +1,6 @@
 """What an option is: a dataclass field with help, bounds and group; configs to and from JSON; errors."""
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -7,7 +8,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 
 FIELD_KINDS = (
@@ -25,6 +26,14 @@ FIELD_KINDS = (
 )
 
 
+TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    dict: "an object",
+    types.NoneType: "null",
+}
 PATHS = ("images", "base_model", "dataset", "allocation", "adapter", "folder", "file")  # kinds of a path
 
 
@@ -37,6 +46,16 @@ class ConfigError(ValueError):
     def __init__(self, message: str, option: str | None = None):
         super().__init__(message)
         self.option = option
+
+
+@contextlib.contextmanager
+def fault_of(option: str) -> Iterator[None]:
+    """Within it, a ConfigError that names no option gets this one, whose file is read there."""
+    try:
+        yield
+    except ConfigError as error:
+        error.option = error.option or option
+        raise
 
 
 class TrainingError(RuntimeError):
@@ -73,6 +92,7 @@ class Rule:
 class Option:
     """A config field as the command line, --help and the page see it.
 
+    help: for --help; label and hint: for the page, where hint is the help without command-line spelling.
     flags: its names on the command line, the most usual first.
     kind: what it holds, one of FIELD_KINDS: a plain value, a path or an id of some sort, or a secret.
     needs: {another option: its values with which this one has an effect}; True is any but None and False.
@@ -85,6 +105,7 @@ class Option:
     help: str
     group: str
     label: str
+    hint: str
     kind: str
     flags: tuple[str, ...]
     rule: Rule
@@ -101,7 +122,8 @@ def option(
     help: str,
     *,
     group: str,
-    label: str | None = None,
+    label: str,
+    hint: str | None = None,
     kind: str = "value",
     flags: tuple[str, ...] = (),
     needs: dict | None = None,
@@ -110,10 +132,9 @@ def option(
 ):
     """A dataclass field that is an option: see Option and Rule for the keywords."""
     assert kind in FIELD_KINDS, kind
-    metadata = dict(
-        help=help, group=group, label=label, kind=kind, flags=flags, needs=needs or {}, resumable=resumable
-    )
-    metadata["rule"] = Rule(**rule)
+    page = dict(label=label, hint=hint or help[0].upper() + help[1:])
+    metadata = dict(help=help, group=group, kind=kind, flags=flags, needs=needs or {}, resumable=resumable)
+    metadata |= page | dict(rule=Rule(**rule))
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -133,14 +154,14 @@ def options_of(cls) -> dict[str, Option]:
             found |= options_of(f.type)
             continue
         about = f.metadata
-        label = about["label"] or f.name.replace("_", " ").capitalize()
         found[f.name] = Option(
             name=f.name,
             type=value_type(f),
             default={} if f.default is dataclasses.MISSING else f.default,
             help=about["help"],
             group=about["group"],
-            label=label,
+            label=about["label"],
+            hint=about["hint"],
             kind=about["kind"],
             flags=about["flags"] or (f"--{f.name}",),
             rule=about["rule"],
@@ -238,7 +259,7 @@ def from_dict(cls, values: dict):
             if isinstance(value, dict):
                 nested[name] = from_dict(kind, value)
         if not (type(value) in allowed or (type(value) is int and float in allowed)):
-            names = " or ".join(t.__name__ for t in allowed)
+            names = " or ".join(TYPE_NAMES.get(t, t.__name__) for t in allowed)
             raise ConfigError(f"option {name!r} is {value!r}; it must be {names}", option=name)
     return cls(**values | nested)
 

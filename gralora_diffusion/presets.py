@@ -30,18 +30,30 @@ def check_preset(name: str, base: str | None) -> None:
 
 
 def preset_of_card(target: str) -> str:
-    """The largest preset of a target that the free memory of the GPU has room for."""
+    """The largest preset of a target that the free memory of the GPU has room for.
+
+    Raises ConfigError where there is no GPU, or none of the presets fits it.
+    """
     from gralora_diffusion.devices import best_device, free_memory, name_of  # torch takes seconds
 
     device = best_device()
-    names = [name for name in PRESETS if name.rpartition("-")[0] == target]
     free = free_memory(device)
     if free is None:
         problem = f"--preset {target} depends on the memory of a GPU, and this machine has none"
-        raise ConfigError(f"{problem}: choose one of {', '.join(names)}", option="preset")
-    fitting = [name for name in names if PRESETS[name]["usable_gib"] <= free / 2**30 + CLOSE]
-    if not fitting:
-        least = min(PRESETS[name]["usable_gib"] for name in names)
+        raise ConfigError(f"{problem}: choose one of {', '.join(presets_of(target))}", option="preset")
+    name = largest_fitting(target, free)
+    if name is None:
+        least = min(PRESETS[name]["usable_gib"] for name in presets_of(target))
         problem = f"{name_of(device)} has {free / 2**30:.1f} GiB free, but --preset {target} needs {least:g}"
         raise ConfigError(f"{problem}: close other programs that use the GPU", option="preset")
-    return max(fitting, key=lambda name: PRESETS[name]["usable_gib"])
+    return name
+
+
+def presets_of(target: str) -> list[str]:
+    return [name for name in PRESETS if name.rpartition("-")[0] == target]
+
+
+def largest_fitting(target: str, free: int) -> str | None:
+    """The preset of a target that uses the most of so many free bytes; None where none fits."""
+    fitting = [name for name in presets_of(target) if PRESETS[name]["usable_gib"] <= free / 2**30 + CLOSE]
+    return max(fitting, key=lambda name: PRESETS[name]["usable_gib"], default=None)

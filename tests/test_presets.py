@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gralora_diffusion import devices
+from gralora_diffusion.command_line import parse
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.presets import BY_CARD, PRESETS, preset_of_card, preset_options
 
@@ -37,3 +38,10 @@ def test_presets_of_one_target_take_more_memory_on_larger_cards():
         own = [preset for name, preset in PRESETS.items() if name.startswith(target)]
         assert [p["usable_gib"] for p in own] == sorted(p["usable_gib"] for p in own)
         assert all(p["forecast_gib"] < p["usable_gib"] for p in own)
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, *BY_CARD])
+def test_a_preset_is_refused_on_the_embedded_base(preset, capsys):
+    with pytest.raises(SystemExit):
+        parse("", ["--preset", preset])
+    assert "not for the embedded base" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from gralora_diffusion.adapters.adapted_layer import AdaptedLayer
 from gralora_diffusion.adapters.kernel import Part, dtype_of_products
 from gralora_diffusion.adapters.layer_adapter import LayerAdapter
+from gralora_diffusion.options import ConfigError
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ def matrix_of(layer: nn.Module) -> nn.Module | ConvMatrix:
         return layer
     if layer.groups != 1:
         problem = f"a convolution with {layer.groups} groups cannot be adapted"
-        raise ValueError(f"{problem}: leave it out of targets")
+        raise ConfigError(f"{problem}: leave it out of targets", option="targets")
     if layer.padding_mode != "zeros":
         problem = f"a convolution with {layer.padding_mode!r} padding cannot be adapted"
-        raise ValueError(f"{problem}: leave it out of targets")
+        raise ConfigError(f"{problem}: leave it out of targets", option="targets")
     kernel = tuple(layer.kernel_size)
     columns = layer.in_channels * kernel[0] * kernel[1]
     weight = layer.weight.detach().flatten(1)

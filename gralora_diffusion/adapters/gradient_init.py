@@ -28,9 +28,8 @@ def check_gradient_start(layers: dict[str, AdaptedLayer]) -> None:
     for layer in layers.values():
         if not isinstance(layer.adapter, LoRA | GraLoRA):
             kind = type(layer.adapter).__name__
-            raise ConfigError(
-                f"--gora_init needs a LoRA or a GraLoRA, and this is a {kind}: use --gora_init zero"
-            )
+            problem = f"--gora_init needs a LoRA or a GraLoRA, and this is a {kind}: use --gora_init zero"
+            raise ConfigError(problem, option="gora_init")
 
 
 def point_down(

@@ -10,6 +10,7 @@ from gralora_diffusion.adapters.layer_adapter import LayerAdapter
 from gralora_diffusion.adapters.lora import add_product, lora_pair
 from gralora_diffusion.adapters.low_rank import block_low_rank, joined
 from gralora_diffusion.config import AdapterConfig
+from gralora_diffusion.options import ConfigError
 
 BLOCKS = {"gralora_A", "gralora_B"}
 PLAIN = {"lora_A", "lora_B"}
@@ -44,14 +45,14 @@ class GraLoRA(LayerAdapter):
         super().__init__(linear, rank, alpha, dropout, rslora)
         if not isinstance(hybrid_rank, int) or not 0 <= hybrid_rank < rank:
             limit = f"as a part of the rank {rank} it must be from 0 to {rank - 1}"
-            raise ValueError(f"hybrid_rank is {hybrid_rank}; {limit}")
+            raise ConfigError(f"hybrid_rank is {hybrid_rank}; {limit}", option="hybrid_rank")
         r = rank - hybrid_rank
         n, m = linear.in_features, linear.out_features
         channels = n // math.prod(self.kernel or ())
         k = choose_k(r, channels, m) if k is None else k
         if not isinstance(k, int) or k < 1 or channels % k or m % k or r % k:
             sizes = "layer's sizes" if self.kernel is None else "convolution's channels"
-            raise ValueError(misfit(r, k, channels, m, hybrid_rank, sizes))
+            raise ConfigError(misfit(r, k, channels, m, hybrid_rank, sizes), option="k")
         self.k = k
         self.hybrid_rank = hybrid_rank
         like = dict(device=linear.weight.device, dtype=torch.float32)

@@ -13,6 +13,7 @@ from gralora_diffusion.adapters.quantization import QuantizedLinear
 from gralora_diffusion.adapters.registry import AdapterHandle, adapted_layers, check_free, register
 from gralora_diffusion.adapters.tlora import follow_timesteps
 from gralora_diffusion.config import AdapterConfig
+from gralora_diffusion.options import ConfigError
 
 ATTENTION = (
     r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$"  # diffusers
@@ -47,7 +48,7 @@ def inject(model: nn.Module, config: AdapterConfig) -> dict[str, AdaptedLayer]:
         try:
             adapters[path] = new_adapter(layer, config, rank, k)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ConfigError(f"{path}: {error}", option=getattr(error, "option", None)) from None
     hook = follow_timesteps(model, config, list(adapters.values()))
     model.requires_grad_(False)
     attach(model, DEFAULT, AdapterHandle(config, adapters, hook))
@@ -95,7 +96,7 @@ def targeted(model: nn.Module, targets: str) -> dict[str, nn.Module]:
         some = ", ".join(list(useful) or linears[:3]) or "none"
         known = ", ".join(TARGETS)
         problem = f"as a regular expression it matches no linear layer, such as {some}"
-        raise ValueError(f"targets {targets!r} is not one of {known}, and {problem}")
+        raise ConfigError(f"targets {targets!r} is not one of {known}, and {problem}", option="targets")
     return chosen
 
 
@@ -109,7 +110,9 @@ def compiled(pattern: str, option: str) -> re.Pattern:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{option} {pattern!r} is not a regular expression: {error}") from None
+        raise ConfigError(
+            f"{option} {pattern!r} is not a regular expression: {error}", option=option
+        ) from None
 
 
 def unmatched_patterns(paths, config: AdapterConfig) -> list[str]:

@@ -60,10 +60,11 @@ class LayerAdapter(nn.Module):
         super().__init__()
         n, m = linear.in_features, linear.out_features
         if not isinstance(rank, int) or not 1 <= rank <= min(n, m):
-            raise ValueError(f"rank is {rank}; for this layer, {n} -> {m}, it must be from 1 to {min(n, m)}")
+            limits = f"for this layer, {n} -> {m}, it must be from 1 to {min(n, m)}"
+            raise ConfigError(f"rank is {rank}; {limits}", option="rank")
         alpha = rank if alpha is None else alpha
         if not (math.isfinite(alpha) and alpha > 0):
-            raise ValueError(f"alpha is {alpha}; it must be a positive number")
+            raise ConfigError(f"alpha is {alpha}; it must be a positive number", option="alpha")
         self.kernel = getattr(linear, "kernel", None)
         self.in_features = n
         self.out_features = m

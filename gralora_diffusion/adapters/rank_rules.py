@@ -57,7 +57,7 @@ def allocate(gradients: Gradients, config: TrainConfig) -> tuple[dict[str, dict]
         else:
             ranks = ranks_by({path: row["importance"] for path, row in rows.items()})
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(str(error), option="allocate") from None
     for path, row in rows.items():
         row["rank"] = ranks[path]
         for kind, by_k in curves[path].items():

@@ -8,6 +8,7 @@ from torch import nn
 
 from gralora_diffusion.adapters.layer_adapter import LayerAdapter
 from gralora_diffusion.config import AdapterConfig
+from gralora_diffusion.options import ConfigError
 
 
 def active_ranks(
@@ -31,9 +32,8 @@ def follow_timesteps(model: nn.Module, config: AdapterConfig, adapters: list[Lay
     if not config.tlora or "timestep" not in inspect.signature(model.forward).parameters:
         return None
     if not all(adapter.part_ranks for adapter in adapters):
-        raise ValueError(
-            f"T-LoRA masks ranks, and an adapter of the kind {config.method} has none: drop --tlora"
-        )
+        problem = f"T-LoRA masks ranks, and an adapter of the kind {config.method} has none: drop --tlora"
+        raise ConfigError(problem, option="tlora")
     hook = functools.partial(set_active_ranks, config, adapters)
     return model.register_forward_pre_hook(hook, with_kwargs=True)
 

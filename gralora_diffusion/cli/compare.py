@@ -83,6 +83,11 @@ def add_runs(group) -> None:
         "sweep, or of the sweep in FOLDER"
     )
     group.add_argument("--tuned", nargs="?", type=Path, const=Path(), metavar="FOLDER", help=about)
+    about = (
+        "do the runs on the Ray cluster at this address (HOST:PORT, or auto; local is one of this machine); "
+        "the folders must have the same paths on all its machines"
+    )
+    group.add_argument("--ray", metavar="ADDRESS", help=about)
     about = "print the runs, their parameters and an estimate, and stop"
     group.add_argument("--dry_run", action="store_true", help=about)
 
@@ -167,6 +172,8 @@ def problem_with(args: Namespace) -> str | None:
         return "--loss_only generates no images: drop --prompts, --strengths, --drift_prompts and --encoder"
     if args.subjects and not args.prompts:
         return "--subjects needs --prompts, which are generated for each subject"
+    if args.ray and (args.report or args.dry_run):
+        return "--ray does runs: drop it with --report and --dry_run"
     if args.held_out_every is not None and args.held_out_every < 1:
         return "--held_out_every must be above 0"
     return None
@@ -220,8 +227,14 @@ def dry_run(args: Namespace) -> None:
 
 def run_sweep(args: Namespace) -> None:
     from gralora_diffusion.experiments.plan import plan_sweep
-    from gralora_diffusion.experiments.sweep import do_sweep
 
     plan = plan_sweep(args)
-    do_sweep(plan, args.output, args.mixed_precision)
+    if args.ray:
+        from gralora_diffusion.experiments.cluster import do_sweep_on_ray
+
+        do_sweep_on_ray(plan, args.output, args.ray, args.mixed_precision)
+    else:
+        from gralora_diffusion.experiments.sweep import do_sweep
+
+        do_sweep(plan, args.output, args.mixed_precision)
     print(f"{len(plan.runs)} runs are done: --report prints the results in {args.output}")

@@ -34,87 +34,187 @@ from gralora_diffusion.config.groups import (
 class LearningOptions:
     """The optimizer, the loss, and ranks from gradients."""
 
-    optimizer: str = optim("AdamW", "optimizer", choices=OPTIMIZERS)
-    use_8bit_adam: bool = optim(False, "AdamW with 8-bit state (needs bitsandbytes)", needs=ADAMW)
-    lr_scheduler: str = optim("constant", "learning-rate schedule", choices=SCHEDULES)
-    lr_warmup_steps: int = optim(0, "steps over which the learning rate rises", at_least=0, needs=WARMUP)
-    lr_num_cycles: int = optim(1, f"restarts of {RESTARTS}", at_least=1, needs={"lr_scheduler": (RESTARTS,)})
-    lr_power: float = optim(1.0, f"power of {POLYNOMIAL}", above=0, needs={"lr_scheduler": (POLYNOMIAL,)})
+    optimizer: str = optim("AdamW", "optimizer", label="Optimizer", choices=OPTIMIZERS)
+    use_8bit_adam: bool = optim(
+        False, "AdamW with 8-bit state (needs bitsandbytes)", label="8-bit AdamW", needs=ADAMW
+    )
+    lr_scheduler: str = optim(
+        "constant", "learning-rate schedule", label="Learning-rate schedule", choices=SCHEDULES
+    )
+    lr_warmup_steps: int = optim(
+        0, "steps over which the learning rate rises", label="Warm-up (steps)", at_least=0, needs=WARMUP
+    )
+    lr_num_cycles: int = optim(
+        1,
+        f"restarts of {RESTARTS}",
+        label="Schedule restarts",
+        at_least=1,
+        needs={"lr_scheduler": (RESTARTS,)},
+    )
+    lr_power: float = optim(
+        1.0, f"power of {POLYNOMIAL}", label="Schedule power", above=0, needs={"lr_scheduler": (POLYNOMIAL,)}
+    )
     lr_step_rules: str | None = optim(
-        None, "factors: '1:100,0.5:300,0.1' is 1 to step 100, 0.5 to step 300, then 0.1", needs=STEPPED
+        None,
+        "factors: '1:100,0.5:300,0.1' is 1 to step 100, 0.5 to step 300, then 0.1",
+        label="Schedule rules",
+        needs=STEPPED,
     )
-    scale_lr: bool = optim(False, "multiply --learning_rate by batch size x accumulation x processes")
+    scale_lr: bool = optim(
+        False,
+        "multiply the learning rate by batch size x accumulation x processes",
+        label="Scale learning rate by batch",
+    )
     lr_pattern: dict = optim(
-        {}, 'factors on the learning rate of some layers, as JSON: {"regular expression": factor}'
+        {},
+        'factors on the learning rate of some layers, as JSON: {"regular expression": factor}',
+        label="Learning-rate factors by layer (JSON)",
     )
-    loraplus_lr_ratio: float = optim(1.0, "LoRA+: ratio of B's learning rate to A's (16 is usual)", above=0)
-    adam_beta1: float = betas(0.9, "the optimizer's beta1", at_least=0, at_most=0.999999)
-    adam_beta2: float = betas(0.999, "the optimizer's beta2", at_least=0, at_most=0.999999)
-    adam_epsilon: float = betas(1e-8, "the optimizer's epsilon", above=0)
-    adam_weight_decay: float = optim(1e-4, "weight decay, with every optimizer", at_least=0)
+    loraplus_lr_ratio: float = optim(
+        1.0, "LoRA+: ratio of B's learning rate to A's (16 is usual)", label="LoRA+ ratio", above=0
+    )
+    adam_beta1: float = betas(0.9, "the optimizer's beta1", label="Beta 1", at_least=0, at_most=0.999999)
+    adam_beta2: float = betas(0.999, "the optimizer's beta2", label="Beta 2", at_least=0, at_most=0.999999)
+    adam_epsilon: float = betas(1e-8, "the optimizer's epsilon", label="Epsilon", above=0)
+    adam_weight_decay: float = optim(
+        1e-4, "weight decay, with every optimizer", label="Weight decay", at_least=0
+    )
     adam_weight_decay_text_encoder: float | None = text_decay(
-        None, "weight decay of the text encoders' adapters; by default the UNet's", at_least=0
+        None,
+        "weight decay of the text encoders' adapters; by default the UNet's",
+        label="Text encoder weight decay",
+        at_least=0,
     )
     prodigy_beta3: float | None = prodigy(
-        None, "beta3 of Prodigy; by default the square root of beta2", at_least=0, at_most=0.999999
+        None,
+        "beta3 of Prodigy; by default the square root of beta2",
+        label="Prodigy beta 3",
+        at_least=0,
+        at_most=0.999999,
     )
-    prodigy_decouple: bool = prodigy(True, "decoupled weight decay in Prodigy, as in AdamW")
-    prodigy_use_bias_correction: bool = prodigy(True, "Adam's bias correction in Prodigy")
-    prodigy_safeguard_warmup: bool = prodigy(True, "keep warm-up rates out of Prodigy's step size")
-    max_grad_norm: float = optim(1.0, "gradients are clipped to this norm", above=0)
+    prodigy_decouple: bool = prodigy(
+        True, "decoupled weight decay in Prodigy, as in AdamW", label="Prodigy decoupled decay"
+    )
+    prodigy_use_bias_correction: bool = prodigy(
+        True, "Adam's bias correction in Prodigy", label="Prodigy bias correction"
+    )
+    prodigy_safeguard_warmup: bool = prodigy(
+        True, "keep warm-up rates out of Prodigy's step size", label="Prodigy warm-up safeguard"
+    )
+    max_grad_norm: float = optim(
+        1.0, "gradients are clipped to this norm", label="Gradient clipping (norm)", above=0
+    )
     ema_decay: float | None = optim(
         None,
         "moving average of the adapter with this decay (0.999 is usual)",
+        label="EMA decay",
         above=0,
         at_most=0.999999,
         needs=NO_AVERAGE,
     )
     prediction_type: str | None = loss(
-        None, "what the UNet predicts; by default what the base predicts", choices=PREDICTIONS
+        None,
+        "what the UNet predicts; by default what the base predicts",
+        label="Prediction type",
+        choices=PREDICTIONS,
     )
-    snr_gamma: float | None = loss(None, "min-SNR loss weights with this gamma (5 is usual)", above=0)
-    debiased_estimation: bool = loss(False, "loss weights 1/sqrt(SNR), which balance the noise levels")
+    snr_gamma: float | None = loss(
+        None, "min-SNR loss weights with this gamma (5 is usual)", label="Min-SNR gamma", above=0
+    )
+    debiased_estimation: bool = loss(
+        False, "loss weights 1/sqrt(SNR), which balance the noise levels", label="Debiased estimation"
+    )
     noise_offset: float = loss(
-        0.0, "strength of a noise offset per channel, for darker and brighter images", at_least=0, at_most=1
+        0.0,
+        "strength of a noise offset per channel, for darker and brighter images",
+        label="Noise offset",
+        at_least=0,
+        at_most=1,
     )
-    rescale_betas_zero_snr: bool = loss(False, "a noise schedule that ends in pure noise (for v_prediction)")
-    loss_type: str = loss("l2", "squared error, pseudo-Huber, or pseudo-Huber divided by c", choices=LOSSES)
+    rescale_betas_zero_snr: bool = loss(
+        False, "a noise schedule that ends in pure noise (for v_prediction)", label="Zero terminal SNR"
+    )
+    loss_type: str = loss(
+        "l2", "squared error, pseudo-Huber, or pseudo-Huber divided by c", label="Loss type", choices=LOSSES
+    )
     huber_c: float = huber(
-        0.1, "c: where the loss changes from squared to absolute error", above=0, at_most=1
+        0.1, "c: where the loss changes from squared to absolute error", label="Huber c", above=0, at_most=1
     )
     huber_schedule: str = huber(
-        "snr", "c by timestep: from near 1 with little noise to huber_c; or constant", choices=HUBER_SCHEDULES
+        "snr",
+        "c by timestep: from near 1 with little noise to huber_c; or constant",
+        label="Huber schedule",
+        choices=HUBER_SCHEDULES,
     )
     masked_loss: bool = loss(
-        False, "train only on what the images' masks select, with equal weight per image"
+        False,
+        "train only on what the images' masks select, with equal weight per image",
+        label="Masked loss",
+        hint="Learn only what the masks of the images select",
     )
     mask_background_weight: float = loss(
-        0.0, "weight of what a mask does not select", at_least=0, at_most=1, needs=MASKED
+        0.0,
+        "weight of what a mask does not select",
+        label="Background weight",
+        at_least=0,
+        at_most=1,
+        needs=MASKED,
     )
     allocate: str | None = ranks(
-        None, "rule that gives each layer its rank, at the parameter count of --rank", choices=ALLOCATE
+        None,
+        "rule that gives each layer its rank, at the parameter count of the rank",
+        label="Rank allocation",
+        choices=ALLOCATE,
     )
-    allocation: str | None = ranks(None, "another run's allocation.json, for its ranks", kind="allocation")
+    allocation: str | None = ranks(
+        None,
+        "another run's allocation.json, for its ranks",
+        label="Ranks of another run",
+        hint="Name of a run whose ranks are used",
+        kind="allocation",
+    )
     gora_init: str | None = gora(
         None,
         "initialization from gradients: svd (default), random (GoRA as published), or zero",
+        label="Gradient initialization",
         choices=STARTS,
     )
     gora_gamma: float | None = gora(
         None,
         "norm of the initial delta relative to the gradient's; by default searched",
+        label="Initial delta norm",
         at_least=0,
         at_most=1e6,
     )
-    gora_batches: int = gora(64, "maximum number of batches in the gradient pass", at_least=1, at_most=2**20)
-    gora_tolerance: float = gora(
-        0.05, "end the pass when less than this share of the parameters would move", at_least=0, at_most=1
+    gora_batches: int = gora(
+        64,
+        "maximum number of batches in the gradient pass",
+        label="Gradient pass (batches)",
+        at_least=1,
+        at_most=2**20,
     )
-    gora_min_rank: int | None = gora(None, "lowest rank; by default half of --rank", at_least=1)
-    gora_max_rank: int | None = gora(None, "highest rank; by default four times --rank", at_least=1)
+    gora_tolerance: float = gora(
+        0.05,
+        "end the pass when less than this share of the parameters would move",
+        label="Gradient pass tolerance (share)",
+        at_least=0,
+        at_most=1,
+    )
+    gora_min_rank: int | None = gora(
+        None, "lowest rank; by default half the rank", label="Lowest rank", at_least=1
+    )
+    gora_max_rank: int | None = gora(
+        None, "highest rank; by default four times the rank", label="Highest rank", at_least=1
+    )
     gora_rounding: str = gora(
-        "exact", "the exact parameter count of --rank, or the paper's rounding", choices=("exact", "paper")
+        "exact",
+        "the exact parameter count of the rank, or the paper's rounding",
+        label="Rank rounding",
+        choices=("exact", "paper"),
     )
     gora_memory: float | None = gora(
-        None, "GiB of gradient sums kept at once; further passes compute the rest", above=0
+        None,
+        "GiB of gradient sums kept at once; further passes compute the rest",
+        label="Gradient sums (GiB)",
+        above=0,
     )

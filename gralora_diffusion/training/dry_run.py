@@ -27,7 +27,7 @@ from gralora_diffusion.data.sample_prompts import sample_prompts
 from gralora_diffusion.devices import best_device, is_out_of_memory, memory_in_use, name_of, total_memory
 from gralora_diffusion.formats.load import check_fits_base
 from gralora_diffusion.formats.read import NATIVE, read_adapter
-from gralora_diffusion.options import to_dict
+from gralora_diffusion.options import fault_of, to_dict
 from gralora_diffusion.sdxl.load import COMPONENTS, shapes, vae_shapes
 from gralora_diffusion.training.accelerator import precision
 from gralora_diffusion.training.export import export_sizes
@@ -210,15 +210,17 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     scored = bool(encoder_names(config))
     run = locate(config, images)
     check_class_folders(config)
-    components = shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir)
+    with fault_of("pretrained_model_name_or_path"):
+        components = shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir)
+        vae = numbers(vae_shapes(config.pretrained_model_name_or_path))
     unet_config = components["unet"].config
     tokens = components["text_encoder"].config.max_position_embeddings
     text_encoders = sum(numbers(components[name]) for name in COMPONENTS[1:])
     layers = all_layers(inject_all(components, config))
     if config.start_from:
-        check_fits_base(
-            read_adapter(config.start_from), config.pretrained_model_name_or_path, config.start_from
-        )
+        with fault_of("start_from"):
+            adapter = read_adapter(config.start_from)
+            check_fits_base(adapter, config.pretrained_model_name_or_path, config.start_from)
     resolution = config.resolution or unet_config.sample_size * 8
     dtype = precision(config)[1]
     files = export_sizes(layers, config, run)
@@ -227,7 +229,6 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     memory["adapters"] = bytes_per_parameter(config, dtype != torch.float32) * numbers_trained
     if config.train_text_encoder:
         memory["text encoders"] = dtype.itemsize * text_encoders
-    vae = numbers(vae_shapes(config.pretrained_model_name_or_path))
     total = total_memory(best_device())
     phases = phase_memory(memory, text_encoders, vae, config, resolution, dtype, total)
     steps = steps_of(config, epoch_length(config, images), 1)

@@ -25,7 +25,7 @@ from gralora_diffusion.data.encode import check_captions, check_class_prompt
 from gralora_diffusion.data.held_out import hold_out
 from gralora_diffusion.data.image_folder import TrainingImage, content_of
 from gralora_diffusion.formats.adapter_state import Adapter
-from gralora_diffusion.options import ConfigError
+from gralora_diffusion.options import ConfigError, fault_of
 from gralora_diffusion.sdxl.base import check_clip_skip
 from gralora_diffusion.sdxl.fingerprint import fingerprint
 from gralora_diffusion.sdxl.load import COMPONENTS, load_sdxl, shapes
@@ -213,7 +213,8 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
     names = COMPONENTS if config.train_text_encoder else ("unet",)
     models = {name: components[name] for name in names}
     if config.allocation:
-        allocation_file.inject_from(config.allocation, models, config)
+        with fault_of("allocation"):
+            allocation_file.inject_from(config.allocation, models, config)
         check_lr_pattern(all_layers(models), config)
         return models
     torch.manual_seed(config.seed)

@@ -109,7 +109,8 @@ def start_from(path: str, models: dict[str, nn.Module], objective: dict) -> Star
     if not started.errors:
         some = ", ".join(f"{component}.{name}" for component, name in list(waiting)[:NAMED])
         problem = f"none of its layers, such as {some}, is one that this run trains"
-        raise ConfigError(f"--start_from {path}: {problem}: see --targets and --train_text_encoder")
+        ways = "see --targets and --train_text_encoder"
+        raise ConfigError(f"--start_from {path}: {problem}: {ways}", option="start_from")
     for (component, name), delta in waiting.items():
         started.lost.append(f"{component}.{name}")
         norm = norm_in(models.get(component), name, delta)

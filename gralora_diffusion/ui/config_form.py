@@ -11,42 +11,34 @@ import shlex
 from dataclasses import replace
 
 from gralora_diffusion.command_line import ALIASES, expand, json_object
-from gralora_diffusion.config import EMBEDDED_DEFAULTS, GROUPS, TrainConfig
+from gralora_diffusion.config import EMBEDDED_DEFAULTS, GROUPS, SDXL_DEFAULTS, TrainConfig
 from gralora_diffusion.evaluation.encoder_names import PRESETS as ENCODERS
-from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, options_of, to_flat
-from gralora_diffusion.presets import BY_CARD, PRESETS, check_preset, preset_options
+from gralora_diffusion.options import ConfigError, Option, fault_of, from_flat, options_of, to_flat
+from gralora_diffusion.ui.page_words import in_page_words, label_of
 from gralora_diffusion.ui.workspace import BUNDLED, EMBEDDED, Workspace, quoted, real_file
 
 IMAGES = "instance_data_dir"
 BASE = "pretrained_model_name_or_path"
-FRONT = (BASE, "instance_prompt", "max_train_steps", "rank", "seed")  # above the groups, with IMAGES
+EVERY = "validation_steps"
+FIRST = (IMAGES, BASE)  # what the questions at the top ask for
+MIDDLE = (  # always in sight, below the questions
+    "instance_prompt", "max_train_steps", "rank", "method", "learning_rate", "train_batch_size", "resolution",
+    EVERY, "validation_prompt", "start_from", "masked_loss", "validation_split", "keep_best",
+    "train_text_encoder", "seed",
+)  # fmt: skip
 # The run's name, Check, Resume, and a file that names any folders, which a page must not read.
 NO_FIELD = ("output_dir", "dry_run", "resume_from_checkpoint", "concepts")
-HINTS = {  # of the fields in front, for beginners; the others have the text of --help
-    IMAGES: "A dataset; robot comes with the page",
-    BASE: "Built-in demo model, a Hugging Face ID, or a file in models/",
-    "instance_prompt": "Caption for images without one, e.g. a photo of sks dog",
-    "max_train_steps": "Training steps; leave blank for the recommended number",
-    "rank": "Capacity of the adapter; higher = larger file",
-    "seed": "The same seed gives the same adapter again",
-}
-FORM_PRESETS = {"default": {}, "quick look": dict(max_train_steps=120, rank=32, num_inference_steps=15)}
-FORM_PRESETS |= {name: preset["options"] for name, preset in PRESETS.items()}
-PRESET_NAMES = (
-    "default",
-    "quick look",
-    *BY_CARD,
-    *PRESETS,
-)
+PREVIEWS = 6  # times that a run generates previews where nothing else is asked for, those at its end included
+EMBEDDED_RESOLUTION, SDXL_RESOLUTION = 64, 1024  # what a blank resolution stands for
 MAX_TEXT = 2000  # characters
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 def fields_in_order() -> dict[str, Option]:
-    """{name: option} of every option that is a field of the form, those in front first."""
+    """{name: option} of every option that is a field of the form, those always in sight first."""
     options = options_of(TrainConfig)
-    fields = {name: options[name] for name in FRONT}
+    fields = {name: options[name] for name in (*FIRST, *MIDDLE)}
     for name, option in options.items():
         if name not in NO_FIELD:
             fields.setdefault(name, option)
@@ -57,16 +49,12 @@ FIELDS = fields_in_order()
 
 
 def grouped_fields() -> dict[str, list[Option]]:
-    """{title of a group: its fields}, without those in front."""
+    """{title of a group: its fields}, without those always in sight."""
     groups = {title: [] for title in GROUPS}
     for name, option in FIELDS.items():
-        if name not in (*FRONT, IMAGES):
+        if name not in (*FIRST, *MIDDLE):
             groups[option.group].append(option)
     return groups
-
-
-def hint(option: Option) -> str:
-    return HINTS.get(option.name, option.help[0].upper() + option.help[1:])
 
 
 def choices(option: Option) -> tuple[str, ...] | None:
@@ -77,19 +65,40 @@ def choices(option: Option) -> tuple[str, ...] | None:
 def to_config(values: dict, workspace: Workspace, name: str | None = None) -> TrainConfig:
     """The config that the form describes; a blank field is its default.  name: of the run.
 
-    Raises ConfigError with the option that is wrong.
+    Raises ConfigError with the option that is wrong, in the page's words.
     """
-    given = {}
-    for option in FIELDS.values():
-        try:
-            value = parse_value(option, values.get(option.name), workspace)
-        except ConfigError as error:
-            raise ConfigError(str(error), option=option.name) from None
-        if value is not None and option.kind != "secret":
-            given[option.name] = value
-    if given.get("method") in ALIASES:  # a field that holds its default does not overrule the alias
-        given = {n: v for n, v in given.items() if n == "method" or v != FIELDS[n].default}
-    return replace(from_flat(TrainConfig, expand(given)), output_dir=name and f"runs/{name}")
+    try:
+        given = {}
+        for option in FIELDS.values():
+            with fault_of(option.name):
+                value = parse_value(option, values.get(option.name), workspace)
+            if value is not None and option.kind != "secret":
+                given[option.name] = value
+        if given.get("method") in ALIASES:  # a field that holds its default does not overrule the alias
+            given = {n: v for n, v in given.items() if n == "method" or v != FIELDS[n].default}
+        config = from_flat(TrainConfig, expand(with_previews(given)))
+    except ConfigError as error:
+        raise in_page_words(error, workspace) from None
+    return replace(config, output_dir=name and f"runs/{name}")
+
+
+def with_previews(given: dict) -> dict:
+    """The options with previews PREVIEWS times a run where none are asked for; 0 is never."""
+    given = dict(given)
+    if given.get(EVERY) == 0:
+        del given[EVERY]
+    elif EVERY not in given and "validation_epochs" not in given:
+        if epochs := given.get("num_train_epochs"):
+            given["validation_epochs"] = max(1, math.ceil(epochs / PREVIEWS))
+        else:
+            steps = given.get("max_train_steps") or defaults_by_base(given.get(BASE))["max_train_steps"]
+            given[EVERY] = max(1, math.ceil(steps / PREVIEWS))
+    return given
+
+
+def defaults_by_base(base: str | None) -> dict:
+    """What blank fields stand for that depend on the base, a value of Workspace.base()."""
+    return EMBEDDED_DEFAULTS if base is None else SDXL_DEFAULTS
 
 
 def parse_value(option: Option, value, workspace: Workspace):
@@ -102,17 +111,17 @@ def parse_value(option: Option, value, workspace: Workspace):
         return None
     if option.type in (int, float):
         return parse_number(option, value)
-    text = str(value)
+    text, label = str(value), label_of(option.name)
     if len(text) > MAX_TEXT or CONTROL.search(text):
-        raise ConfigError(f"{option.flag} must be one line of at most {MAX_TEXT} characters")
+        raise ConfigError(f"{label} must be one line of at most {MAX_TEXT} characters")
     if option.type is dict:
         try:
             return json_object(text)
         except argparse.ArgumentTypeError as error:
-            raise ConfigError(f"{option.flag} {error}") from None
+            raise ConfigError(f"{label} {error}") from None
     offered = choices(option)
     if offered and text not in offered:
-        raise ConfigError(f"{option.flag} is {quoted(text)}; it must be one of {', '.join(offered)}")
+        raise ConfigError(f"{label} is {quoted(text)}; it must be one of {', '.join(offered)}")
     return parse_name(option, text, workspace)
 
 
@@ -120,13 +129,13 @@ def parse_number(option: Option, value) -> int | float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{option.flag} is {quoted(value)}; it must be a number") from None
+        raise ConfigError(f"{label_of(option.name)} is {quoted(value)}; it must be a number") from None
     if option.type is float:
         return number
     if not math.isfinite(number):
-        raise ConfigError(f"{option.flag} is {value}; it must be a finite number")
+        raise ConfigError(f"{label_of(option.name)} is {value}; it must be a finite number")
     if number != int(number):
-        raise ConfigError(f"{option.flag} is {value}; it must be a whole number")
+        raise ConfigError(f"{label_of(option.name)} is {value}; it must be a whole number")
     return int(number)
 
 
@@ -138,7 +147,7 @@ def parse_name(option: Option, text: str, workspace: Workspace) -> str | None:
         workspace.image_set(text)
         if text == BUNDLED:
             problem = "cannot be the bundled images: duplicate the dataset first"
-            raise ConfigError(f"{option.flag} {problem}")
+            raise ConfigError(f"{label_of(option.name)} {problem}")
         return f"images/{text}"
     if option.name == BASE:
         return workspace.base(text)
@@ -149,27 +158,42 @@ def parse_name(option: Option, text: str, workspace: Workspace) -> str | None:
         return str((file if text.endswith(".safetensors") else file.parent).relative_to(workspace.root))
     if option.kind == "allocation":
         if not real_file(workspace.run(text) / "allocation.json"):
-            raise ConfigError(f"the run {quoted(text)} has no allocation.json")
+            raise ConfigError(f"the run {quoted(text)} has no ranks from gradients: choose one from the list")
         return f"runs/{text}/allocation.json"
     if option.kind == "encoders":
         names = [name.strip() for name in text.split(",")]
         if text != "auto" and not set(names) <= set(ENCODERS):
             rule = f"here it must be auto, or some of {', '.join(ENCODERS)}"
-            raise ConfigError(f"{option.flag} is {quoted(text)}; {rule}")
+            raise ConfigError(f"{label_of(option.name)} is {quoted(text)}; {rule}")
     if option.kind == "folder" and not FOLDER.fullmatch(text):
-        raise ConfigError(f"{option.flag} is {quoted(text)}; here it must be a plain name, without a path")
+        rule = "it must be a plain name, without a path"
+        raise ConfigError(f"{label_of(option.name)} is {quoted(text)}; {rule}")
     return text
 
 
 def from_config(config: TrainConfig, workspace: Workspace) -> dict:
     """The form's values for a config: the inverse of to_config().  Raises ConfigError for foreign paths."""
-    flat = to_flat(config)
     if config.concepts is not None:
-        problem = "--concepts is an option of the command line: a run of the page has one dataset"
+        problem = "this config trains on several datasets: a run of the page has one"
         raise ConfigError(problem, option="concepts")
-    values = {option.name: form_value(option, flat[option.name], workspace) for option in FIELDS.values()}
+    values = form_values(config, workspace)
     to_config(values, workspace)
     return values
+
+
+def form_values(config: TrainConfig, workspace: Workspace) -> dict:
+    """{option: value of its field}, which is not checked."""
+    flat = to_flat(config)
+    return {option.name: form_value(option, flat[option.name], workspace) for option in FIELDS.values()}
+
+
+def initial_value(option: Option):
+    """The value of an untouched field."""
+    if option.name == IMAGES:
+        return BUNDLED
+    if option.name == BASE:
+        return EMBEDDED
+    return "" if option.default in (None, {}) else option.default
 
 
 def form_value(option: Option, value, workspace: Workspace):
@@ -178,6 +202,8 @@ def form_value(option: Option, value, workspace: Workspace):
         return set_name(option, value, workspace)
     if option.name == BASE:
         return EMBEDDED if value is None else value.removeprefix("models/")
+    if option.name == EVERY and value is None:  # as blank, it would be PREVIEWS times
+        return "0"
     if value in (None, {}) or option.kind == "secret":
         return ""
     if option.kind == "adapter":
@@ -200,8 +226,8 @@ def set_name(option: Option, folder: str | None, workspace: Workspace) -> str:
     for name in workspace.set_names():
         if (workspace.root / folder).resolve() == workspace.image_set(name).resolve():
             return name
-    problem = f"{option.flag} is {quoted(folder)}, which is not a dataset of this page"
-    raise ConfigError(f"{problem}: add it under Dataset", option=option.name)
+    problem = f"{label_of(option.name)} is a folder that is not a dataset of this page"
+    raise ConfigError(f"{problem}: add its images under Dataset", option=option.name)
 
 
 def non_defaults(config: TrainConfig) -> list[tuple[Option, str]]:
@@ -233,22 +259,13 @@ def command(config: TrainConfig) -> str:
     return " \\\n    ".join(words)
 
 
-def placeholder(option: Option) -> str:
-    """What a blank field stands for with the embedded base."""
-    value = EMBEDDED_DEFAULTS.get(option.name, option.default)
-    return "" if value in (None, {}) else str(value)
-
-
-def with_preset(values: dict, preset: str, workspace: Workspace) -> dict:
-    """The form's values with the preset's options, and the defaults of those that other presets change.
-
-    Raises ConfigError where the command would: for an unknown preset, or one for SDXL on the embedded base.
-    """
-    if preset not in PRESET_NAMES:
-        raise ConfigError(f"there is no preset named {quoted(preset)}{did_you_mean(preset, PRESET_NAMES)}")
-    if preset in PRESETS or preset in BY_CARD:
-        check_preset(preset, parse_value(FIELDS[BASE], values.get(BASE), workspace))
-    changed = {name for options in FORM_PRESETS.values() for name in options}
-    options = preset_options(preset) if preset in BY_CARD else FORM_PRESETS[preset]
-    filled = from_config(from_flat(TrainConfig, options), workspace)
-    return values | {name: filled[name] for name in changed}
+def placeholder(option: Option, base: str | None) -> str:
+    """What a blank field stands for, with a base of Workspace.base()."""
+    if option.name == EVERY:
+        return f"{PREVIEWS} times a run"
+    if option.name == "resolution":
+        return str(EMBEDDED_RESOLUTION if base is None else SDXL_RESOLUTION)
+    value = defaults_by_base(base).get(option.name, option.default)
+    if value in (None, {}):
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)

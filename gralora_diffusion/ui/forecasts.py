@@ -5,55 +5,83 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.options import ConfigError, from_dict, to_dict
-from gralora_diffusion.ui.config_form import FIELDS
+from gralora_diffusion.options import PATHS, ConfigError, from_dict, to_dict
+from gralora_diffusion.ui.config_form import EMBEDDED_RESOLUTION, FIELDS
+from gralora_diffusion.ui.page_words import in_page_words, page_words
 from gralora_diffusion.ui.processes import end_group
 from gralora_diffusion.ui.run_files import UNREADABLE, config_from_json, final_message, raw_status
 from gralora_diffusion.ui.run_queue import start_trainer
 from gralora_diffusion.ui.run_view import clock_time, metrics
 from gralora_diffusion.ui.sampler import ONE_AT_A_TIME
-from gralora_diffusion.ui.workspace import Workspace
+from gralora_diffusion.ui.workspace import EMBEDDED, Workspace
 
 MAX_WAIT = 180.0  # seconds for a measurement
+TITLES = {  # of the facts of a plan
+    "base": "Base model",
+    "adapter": "Adapter",
+    "starts from": "Starts from",
+    "images": "Images",
+    "masks": "Masks",
+    "timesteps": "Timesteps",
+    "evaluations": "Evaluations",
+    "concepts": "Parts of the dataset",
+    "sample prompts": "Preview prompts",
+    "steps": "Training",
+    "device": "Device",
+    "memory": "Memory (approx.)",
+    "memory of a training step": "Memory per step (approx.)",
+    "memory of the gradient pass": "Memory of the gradient pass",
+    "time": "Time",
+    "disk": "Files written",
+}
 
-EMBEDDED_RESOLUTION = 64  # what a blank resolution means on the embedded base
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take, from shapes alone."""
+
+    rows: tuple[tuple[str, str], ...]  # (what, how much)
+    memory: int  # bytes at the peak
+    disk: int  # bytes of all files that it leaves
+    adapter: int  # bytes of the largest exported file
 
 
 def with_full_paths(config: TrainConfig, workspace: Workspace) -> TrainConfig:
     """The config with full paths of its folders in HOME, since this process works in another folder."""
     paths = {}
-    for name, value in to_dict(config).items():
-        if not isinstance(value, str):
+    for name, option in FIELDS.items():
+        value = getattr(config, name, None)
+        if value is None or option.kind not in PATHS:
             continue
-        own_folder = name in FIELDS and FIELDS[name].kind == "folder"
-        if own_folder or value.startswith(("images/", "models/", "runs/")):
+        own_folder = option.kind == "folder"
+        if own_folder or value.startswith(("images/", "models/", "runs/", "adapters/")):
             paths[name] = str(workspace.root / value)
     return replace(config, **paths)
 
 
-def forecast_of(config: TrainConfig, workspace: Workspace) -> list[list[str]]:
-    """[what, how much]; raises ConfigError, with the reason, when the run is impossible."""
+def estimate_of(config: TrainConfig, workspace: Workspace) -> Estimate:
+    """Raises ConfigError, with the reason in the page's words, when the run is impossible."""
     text = as_text(config, workspace)
-    if not isinstance(_plans.get(text), list):  # a refusal is checked again: images may have been added
+    if not isinstance(_plans.get(text), Estimate):  # a refusal is checked again: images may have been added
         try:
-            found = plan_rows(text)
+            found = estimate_of_text(text, workspace)
         except ConfigError as error:
-            found = error
+            found = in_page_words(error, workspace)
         _plans.pop(text, None)
         while len(_plans) >= 32:
             del _plans[next(iter(_plans))]
         _plans[text] = found
     if refusal := known_refusal(config, workspace):
         raise refusal
-    return [list(row) for row in _plans[text]]
+    return _plans[text]
 
 
 def known_refusal(config: TrainConfig, workspace: Workspace) -> ConfigError | None:
-    """Why forecast_of() refused this config before, with the option that is wrong, if it did."""
+    """Why estimate_of() refused this config before, with the option that is wrong, if it did."""
     found = _plans.get(as_text(config, workspace))
     return ConfigError(str(found), option=found.option) if isinstance(found, ConfigError) else None
 
@@ -64,19 +92,28 @@ def as_text(config: TrainConfig, workspace: Workspace) -> str:
     return json.dumps(to_dict(with_full_paths(planned, workspace)), sort_keys=True)
 
 
-_plans: dict[str, list | ConfigError] = {}  # the latest forecasts, or why there is none
+_plans: dict[str, Estimate | ConfigError] = {}  # the latest estimates, or why there is none
 
 
-def plan_rows(text: str) -> list[tuple[str, str]]:
-    """(what, how much) of the plan for a config in JSON."""
+def estimate_of_text(text: str, workspace: Workspace) -> Estimate:
+    """The estimate for a config in JSON."""
+    from gralora_diffusion.devices import best_device, memory_in_use, total_memory
     from gralora_diffusion.training.dry_run import plan
 
     with ONE_AT_A_TIME:
-        return list(plan(from_dict(TrainConfig, json.loads(text))).summary().items())
+        found = plan(from_dict(TrainConfig, json.loads(text)))
+    summary = found.summary()
+    summary["base"] = found.config.pretrained_model_name_or_path or EMBEDDED
+    summary["steps"] = f"{found.steps} steps, batch size {found.images_per_step}, {found.epochs:.0f} epochs"
+    rows = [(TITLES[name], page_words(value, workspace)) for name, value in summary.items()]
+    device = best_device()
+    libraries = memory_in_use(device) if total_memory(device) is None else 0
+    disk = sum(found.files.values()) + found.checkpoints * found.checkpoint_size
+    return Estimate(tuple(rows), max(found.phases.values()) + libraries, disk, max(found.files.values()))
 
 
-def known_time(config: TrainConfig, workspace: Workspace) -> str | None:
-    """How long it takes, from a run whose steps do the same work, if there is one."""
+def known_time(config: TrainConfig, workspace: Workspace) -> tuple[str, str] | None:
+    """(about 4:05, a run whose steps do the same work), if there is such a run."""
     steps = config.resolved().max_train_steps
     if steps is None:  # epochs: the plan knows their steps
         return None
@@ -88,8 +125,7 @@ def known_time(config: TrainConfig, workspace: Workspace) -> str | None:
             continue
         seconds = [line["seconds"] for line in metrics(workspace.runs / name)[1:50]]
         if len(seconds) > 1 and work_of_a_step(other) == work:
-            total = clock_time(steps * sum(seconds) / len(seconds))
-            return f"about {total} for {steps} steps, as fast as {name}, and the sample images"
+            return f"about {clock_time(steps * sum(seconds) / len(seconds))}", name
     return None
 
 
@@ -111,11 +147,11 @@ def work_of_a_step(config: TrainConfig) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def try_out(config: TrainConfig, workspace: Workspace) -> Iterator[str | None]:
+def try_out(config: TrainConfig, workspace: Workspace) -> Iterator[dict | None]:
     """Start the run in a temporary folder, and kill it after three batches, when it has made its forecast.
 
-    Yields None until then, and the forecast at the end; closing the generator ends the trial.
-    Raises ConfigError with the trainer's message when the run ends at once.
+    Yields None until then, and at the end {"seconds", "memory_mb", "disk_mb"}, or {} where it took too long;
+    closing the generator ends the trial.  Raises ConfigError with the trainer's message when the run ends.
     """
     folder = Path(tempfile.mkdtemp(prefix="try-", dir=workspace.scratch))
     config = replace(config, output_dir=str(folder / "run"), push_to_hub=False, report_to="none")
@@ -124,20 +160,23 @@ def try_out(config: TrainConfig, workspace: Workspace) -> Iterator[str | None]:
         until = time.monotonic() + MAX_WAIT
         while time.monotonic() < until:
             if isinstance(found := raw_status(folder / "run").get("forecast"), dict):
-                memory = f"memory {found['memory_mb']:,.0f} MB"
-                disk = f"disk {found['disk_mb']:,.0f} MB"
-                yield f"about {clock_time(found['seconds'])}; {memory}, {disk} (measured on three batches)"
+                yield found
                 return
             if child.poll() is not None:
-                raise ConfigError(final_message(folder))
+                raise ConfigError(page_words(final_message(folder), workspace))
             yield None
             time.sleep(0.3)
-        yield "not known yet: the run itself measures it, after its first batches"
+        yield {}
     finally:
         if child.poll() is None:
             end_group(child.pid, at_once=True)
         child.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def size_text(size: float) -> str:
+    """1.2 GB, or 345 MB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
 def warm_up() -> None:

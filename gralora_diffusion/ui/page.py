@@ -4,9 +4,11 @@ import gradio as gr
 
 from gralora_diffusion.ui import run_view
 from gralora_diffusion.ui.card import device_name
-from gralora_diffusion.ui.config_form import BASE, FIELDS, IMAGES
+from gralora_diffusion.ui.config_form import IMAGES
 from gralora_diffusion.ui.follow_log import FOLLOW_LOG
+from gralora_diffusion.ui.form_memory import browser_state
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify, on_end
+from gralora_diffusion.ui.mistakes import MARK, MARK_AND_SHOW
 from gralora_diffusion.ui.notifications import FOLLOW, LABEL
 from gralora_diffusion.ui.run_cards import WORDS
 from gralora_diffusion.ui.run_queue import RunQueue
@@ -18,8 +20,7 @@ from gralora_diffusion.ui.tab_sample import SampleTab
 from gralora_diffusion.ui.tab_train import TrainTab
 from gralora_diffusion.ui.tab_watch import WatchTab
 from gralora_diffusion.ui.theme import HEADER
-from gralora_diffusion.ui.train_fields import MARK_AND_SHOW
-from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name
+from gralora_diffusion.ui.workspace import Workspace
 
 WORKING, IDLE = 1, 5  # seconds between two looks at the run
 ACTIVE = ("queued", "starting", "running", "stopping")
@@ -34,11 +35,12 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         gr.HTML(HEADER, elem_id="header", padding=False)
         timer = gr.Timer(WORKING)
         strip = StatusStrip(queue, timer)
+        saved_form = browser_state(workspace)  # outside of the tabs, which are built when they are opened
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Dataset", id="dataset"):
                 dataset = DatasetTab(workspace)
-            with gr.Tab("Train", id="train"):
-                train = TrainTab(workspace, queue)
+            with gr.Tab("Train", id="train") as train_tab:
+                train = TrainTab(workspace, queue, saved_form)
             with gr.Tab("Watch", id="watch") as watch_tab:
                 watch = WatchTab(workspace, queue)
             with gr.Tab("Sample", id="sample") as sample_tab:
@@ -59,9 +61,12 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         page.load(None, None, watch.notify, js=LABEL, **PRIVATE)
         watch_tab.select(None, None, None, js=FOLLOW_LOG, **PRIVATE)
         page.load(guarded(dataset.view), dataset.chosen, dataset.set_view, **PRIVATE)
-        page.load(**train.preview_event)
+        connect_form(page, train)
+        gr.on([page.load, train_tab.select], **train.lists_event)
         for tab, part in ((sample_tab, sample), (compare_tab, compare), (export_tab, export)):
             gr.on([page.load, tab.select], **part.lists_event)
+        gr.on([page.load, sample_tab.select], **sample.history.refresh)
+        gr.on([page.load, compare_tab.select], **compare.blind.refresh)
 
         def list_runs() -> list:
             return run_view.history(queue)
@@ -178,10 +183,17 @@ def connect_clone(tabs: gr.Tabs, train: TrainTab, watch: WatchTab) -> None:
 
     def clone(run):
         values, name = watch.form_of(run)
-        return *train.field_values(values), name, gr.Tabs(selected="train")
+        return *train.filled(values), name, gr.Tabs(selected="train")
 
-    form = [*train.fields.values(), train.name, tabs]
-    watch.clone.click(guarded(clone), watch.run, form, **PRIVATE)
+    watch.clone.click(guarded(clone), watch.run, [*train.form, train.name, tabs], **PRIVATE)
+
+
+def connect_form(page: gr.Blocks, train: TrainTab) -> None:
+    """When the page is loaded, the form is as the browser kept it, with its command and its estimate."""
+    loaded = page.load(**train.restore_event)
+    for event in (train.preview_event, train.estimate_event):
+        loaded = loaded.then(**event)
+        loaded.then(None, train.marks, None, js=MARK)
 
 
 def connect_next(tabs: gr.Tabs, watch: WatchTab, to_sample: gr.Dropdown, to_export: gr.Dropdown) -> None:
@@ -200,21 +212,15 @@ def connect_next(tabs: gr.Tabs, watch: WatchTab, to_sample: gr.Dropdown, to_expo
 
 
 def connect_sets(page: gr.Blocks, workspace: Workspace, dataset: DatasetTab, train: TrainTab) -> None:
-    """The set of Dataset is the one that Train trains on; lists are those of now when the page is loaded."""
-    others = [name for name, option in FIELDS.items() if option.kind == "images" and name != IMAGES]
+    """The set of Dataset is the one that Train trains on; its list is that of now when the page is loaded."""
 
     def choose(name):
         workspace.image_set(name)
         return gr.update(choices=workspace.set_names(), value=name), train.suggest_name(name)
 
-    def lists():
-        sets = workspace.set_names()
-        optional = [gr.update(choices=["", *sets]) for _ in others]
-        bases = gr.update(choices=workspace.base_names())
-        name = free_name(BUNDLED, workspace.run_names())
-        return gr.update(choices=sets), gr.update(choices=sets), *optional, bases, name
+    def sets():
+        return gr.update(choices=workspace.set_names())
 
+    page.load(guarded(sets), None, dataset.chosen, **QUIET)
     images = train.fields[IMAGES]
-    dropdowns = [dataset.chosen, images, *(train.fields[name] for name in others), train.fields[BASE]]
-    page.load(guarded(lists), None, [*dropdowns, train.name], **QUIET)
     dataset.chosen.change(guarded(choose), dataset.chosen, [images, train.name], **QUIET)

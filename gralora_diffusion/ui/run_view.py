@@ -13,7 +13,7 @@ from gralora_diffusion.training.validation_images import prompts_of
 from gralora_diffusion.ui.run_files import config_of, resolved_config_of
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
 from gralora_diffusion.ui.served import served_copy
-from gralora_diffusion.ui.workspace import Workspace, folders, real_file
+from gralora_diffusion.ui.workspace import EMBEDDED, Workspace, folders, real_file
 
 MAX_POINTS = 900  # of one line of the plot
 SPEED_STEPS = 20  # the last steps, whose mean is the speed
@@ -225,7 +225,7 @@ def history(queue: RunQueue) -> list[list]:
         loss = "" if now.loss is None else f"{now.loss:.4f}"
         try:
             config = config_of(run)
-            base = config.pretrained_model_name_or_path or "embedded"
+            base = config.pretrained_model_name_or_path or EMBEDDED
             facts = [config.adapter_name, config.adapter.rank, base]
         except ConfigError:
             facts = ["?", None, "?"]

@@ -48,8 +48,6 @@ def launch(workspace: Workspace, port: int, access: Access) -> None:
     queue = RunQueue(workspace, before_start=sampler.unload_if_idle)
     page = build(workspace, queue, sampler)
     page.queue(max_size=32, default_concurrency_limit=4)
-    for task in (queue.watch, warm_up, find_device):
-        threading.Thread(target=task, daemon=True).start()
     page.launch(
         server_name=access.listen or "127.0.0.1",
         server_port=port or None,
@@ -71,6 +69,8 @@ def launch(workspace: Workspace, port: int, access: Access) -> None:
         prevent_thread_lock=True,
         app_kwargs=dict(middleware=middleware(access), routes=report_routes(workspace), **API_DOCS_OFF),
     )
+    for task in (queue.watch, warm_up, find_device):  # once the server answers, which launch() waits for
+        threading.Thread(target=task, daemon=True).start()
     urls = f"{page.local_url} and {page.share_url}" if access.share else page.local_url
     print(f"the page is at {urls}, its folders are in {workspace.root}", flush=True)
     page.block_thread()

@@ -1,4 +1,4 @@
-"""Train: six options in front, all others below, the equivalent command beside, a forecast, and Start."""
+"""Train: three questions, the options, and Start with an estimate of time, memory and files beside it."""
 
 import json
 
@@ -8,23 +8,35 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError, to_dict
 from gralora_diffusion.ui.config_form import (
+    BASE,
     FIELDS,
     IMAGES,
     command,
     from_config,
+    placeholder,
     to_config,
-    with_preset,
 )
-from gralora_diffusion.ui.forecasts import forecast_of, known_refusal, known_time, try_out
-from gralora_diffusion.ui.handlers import PRIVATE, guarded, notify, on_end
+from gralora_diffusion.ui.forecasts import estimate_of, known_refusal
+from gralora_diffusion.ui.form_memory import kept, restored
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify, on_end
+from gralora_diffusion.ui.mistakes import MARK, MARK_AND_SHOW, NAME, mistake_updates, refusal
+from gralora_diffusion.ui.page_words import in_page_words
 from gralora_diffusion.ui.run_files import UNREADABLE, config_from_json
 from gralora_diffusion.ui.run_queue import RunQueue
-from gralora_diffusion.ui.train_fields import MARK, MARK_AND_SHOW, build_field, build_front, build_groups
+from gralora_diffusion.ui.train_estimate import EstimateBar
+from gralora_diffusion.ui.train_fields import build_groups, build_middle, names_offered
+from gralora_diffusion.ui.train_questions import (
+    THIS,
+    Answers,
+    build_questions,
+    card_choices,
+    warning_of,
+    with_answers,
+)
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name, new_name
 
 MAX_CONFIG_BYTES = 1_000_000
-NOT_MEASURED = "the run itself measures it, after its first batches"
-RUN_NAME = "name"  # what a ConfigError names instead of an option
+BY_BASE = ("max_train_steps", "learning_rate", "train_batch_size", "guidance_scale", "resolution")
 
 
 class TrainTab:
@@ -33,104 +45,108 @@ class TrainTab:
     Handlers take the values of `inputs`: the run's name, then those of `fields`.
     """
 
-    def __init__(self, workspace: Workspace, queue: RunQueue):
+    def __init__(self, workspace: Workspace, queue: RunQueue, saved: gr.BrowserState):
         self.workspace = workspace
         self.queue = queue
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=3, min_width=300):
-                self.build_form()
-            with gr.Column(scale=2, min_width=300, elem_id="plan"):
-                self.build_plan()
+        self.last_base = gr.State(None)  # the base that the recommended values are for
+        self.saved = saved
+        fields = {}
+        self.what, self.card = build_questions(fields, workspace)
+        self.name = build_middle(fields, workspace)
+        build_groups(fields, workspace)
+        self.fields = {name: fields[name] for name in FIELDS}
+        self.build_files()
+        self.bar = EstimateBar(workspace)
+        self.start, self.marks = self.bar.start, self.bar.marks
         self.inputs = [self.name, *self.fields.values()]
-        self.mistakes = [self.problem, self.marks]
+        self.form = [*self.fields.values(), self.last_base]  # the outputs for filled()
+        self.mistakes = [self.bar.problem, self.marks]
+        self.define_events()
+        self.connect()
+
+    def build_files(self) -> None:
+        with gr.Accordion("Equivalent command and config file", open=False, elem_id="train-files"):
+            self.equal_command = gr.Code(
+                label="Equivalent command",
+                language="shell",
+                interactive=False,
+                elem_id="equal-command",
+                wrap_lines=True,
+                lines=3,
+            )
+            with gr.Row(elem_classes="tight"):
+                self.load = gr.UploadButton(
+                    "Load a config", file_types=[".json"], elem_id="load-config", size="sm"
+                )
+                self.save = gr.DownloadButton("Save this config", elem_id="save-config", size="sm")
+
+    def define_events(self) -> None:
+        """The events that the page connects too."""
         self.preview_event = dict(
             fn=guarded(self.preview),
-            inputs=self.inputs,
-            outputs=[self.equal_command, *self.mistakes],
+            inputs=[self.what, self.card, *self.inputs],
+            outputs=[self.equal_command, self.bar.warning, self.saved, *self.mistakes],
             show_progress="hidden",
             **PRIVATE,
         )
-        self.connect()
-
-    def build_form(self) -> None:
-        fields = {}
-        with gr.Row():
-            fields[IMAGES] = build_field(FIELDS[IMAGES], self.workspace)
-            self.name = gr.Textbox(
-                free_name(BUNDLED, self.workspace.run_names()),
-                label="Name of the run",
-                info="Also the name of its folder under runs",
-                max_length=64,
-                elem_id="run-name",
-            )
-        self.preset = build_front(fields, self.workspace)
-        build_groups(fields, self.workspace)
-        self.fields = {name: fields[name] for name in FIELDS}
-        with gr.Row(elem_classes="tight"):
-            self.load = gr.UploadButton(
-                "Load a config", file_types=[".json"], elem_id="load-config", size="sm"
-            )
-            self.save = gr.DownloadButton("Save this config", elem_id="save-config", size="sm")
-
-    def build_plan(self) -> None:
-        gr.Markdown("#### Estimate", elem_classes="group-title")
-        self.forecast = gr.Dataframe(
-            [["memory, time, files", "press Check"]],
-            headers=["what", "how much"],
-            datatype="str",
-            interactive=False,
-            wrap=True,
-            label="Forecast",
-            column_widths=["32%", "68%"],
-            elem_id="forecast",
+        self.estimate_event = dict(
+            fn=guarded(self.estimate),
+            inputs=self.inputs,
+            outputs=[*self.bar.facts, *self.mistakes],
+            show_progress="hidden",
+            concurrency_id="check",
+            concurrency_limit=1,
+            **PRIVATE,
         )
-        self.equal_command = gr.Code(
-            label="Equivalent command",
-            language="shell",
-            interactive=False,
-            elem_id="equal-command",
-            wrap_lines=True,
-            lines=3,
+        self.restore_event = dict(
+            fn=guarded(self.restore),
+            inputs=self.saved,
+            outputs=[self.what, self.card, self.name, *self.form],
+            **QUIET,
         )
-        with gr.Row(elem_classes="tight"):
-            self.check = gr.Button("Check", elem_id="check", min_width=100)
-            self.start = gr.Button("Start", variant="primary", elem_id="start", min_width=140, scale=2)
-        self.problem = gr.Textbox(
-            label="Fix before starting", visible=False, interactive=False, elem_id="problem", lines=2
-        )
-        self.marks = gr.Textbox("[]", visible="hidden", label="Mistakes", elem_id="marks")
-        gr.Markdown(
-            "Runs are queued: only one trains at a time.",
-            elem_classes="hint",
-        )
+        self.offered = {n: c for n, c in self.fields.items() if names_offered(FIELDS[n], self.workspace)}
+        outputs = [self.card, *self.offered.values()]
+        self.lists_event = dict(fn=guarded(self.lists), inputs=self.what, outputs=outputs, **QUIET)
 
     def connect(self) -> None:
-        fields = list(self.fields.values())
-        changes = [component.change for component in self.inputs]
-        preview = gr.on(changes, trigger_mode="always_last", **self.preview_event)
-        preview.then(None, self.marks, None, js=MARK)
-        applied = self.preset.input(guarded(self.apply_preset), [self.preset, *fields], fields, **PRIVATE)
-        applied.failure(None, None, self.preset, js="() => 'default'", **PRIVATE)
-        images = self.fields[IMAGES]
+        base, images = self.fields[BASE], self.fields[IMAGES]
+        changes = [component.change for component in (self.what, self.card, *self.inputs)]
+        for event in (self.preview_event, self.estimate_event):
+            changed = gr.on(changes, trigger_mode="always_last", **event)
+            changed.then(None, self.marks, None, js=MARK)
+        gr.on(
+            [self.what.input, self.card.input, base.input],
+            guarded(self.follow_answers),
+            [self.what, self.card, self.last_base, *self.fields.values()],
+            [self.card, *self.form],
+            show_progress="hidden",
+            **PRIVATE,
+        )
+        base.change(guarded(self.placeholders), base, [self.fields[name] for name in BY_BASE], **QUIET)
         images.input(guarded(self.suggest_name), images, self.name, show_progress="hidden", **PRIVATE)
-        self.checking = self.check.click(
-            guarded(self.show_forecast),
+        self.checking = self.bar.check.click(
+            guarded(self.show_estimate),
             self.inputs,
-            [self.forecast, *self.mistakes],
+            [*self.bar.facts, *self.mistakes],
             api_name="validate",
             concurrency_id="check",
             concurrency_limit=1,
             show_progress="hidden",
         )
         on_end(self.checking, None, self.marks, None, js=MARK_AND_SHOW)
-        self.load.upload(guarded(self.load_config), self.load, fields, **PRIVATE)
+        self.load.upload(guarded(self.load_config), self.load, self.form, **PRIVATE)
         self.save.click(guarded(self.save_config), self.inputs, self.save, **PRIVATE)
 
     def values_of(self, fields: tuple) -> dict:
         return dict(zip(self.fields, fields, strict=True))
 
-    def field_values(self, values: dict) -> list:
-        return [values[name] for name in self.fields]
+    def filled(self, values: dict) -> list:
+        """What the outputs `form` get."""
+        try:
+            base = self.workspace.base(values[BASE])
+        except ConfigError:  # while its name is typed
+            base = None
+        return [*(values[name] for name in self.fields), base]
 
     def problem_of(self, name: str, *fields, thorough: bool = False) -> ConfigError | None:
         """What is wrong with the form.
@@ -141,48 +157,54 @@ class TrainTab:
         try:
             new_name(name, "a run", self.workspace.run_names() if thorough else ())
         except ConfigError as error:
-            return ConfigError(str(error), option=RUN_NAME)
+            return ConfigError(str(error), option=NAME)
         try:
             config = to_config(self.values_of(fields), self.workspace)
             if not thorough:
                 return known_refusal(config, self.workspace)
-            forecast_of(config, self.workspace)
+            estimate_of(config, self.workspace)
         except ConfigError as error:
             return error
         return None
 
-    def preview(self, name: str, *fields):
-        """The equivalent command, or what is wrong; after each change."""
+    def preview(self, request: gr.Request, what: str, card: str, name: str, *fields):
+        """After each change: the equivalent command or what is wrong, a warning, what the browser keeps."""
+        values = self.values_of(fields)
+        keep = kept(request.username, what, card, name, values)
         problem = self.problem_of(name, *fields)
         if problem:
-            return gr.skip(), *mistake_updates(problem)
-        config = to_config(self.values_of(fields), self.workspace, new_name(name, "a run"))
-        return command(config), *mistake_updates(None)
+            return gr.skip(), gr.skip(), keep, *mistake_updates(problem)
+        config = to_config(values, self.workspace, new_name(name, "a run"))
+        warning = warning_of(Answers(what, config.pretrained_model_name_or_path, card), values[IMAGES])
+        shown = gr.update(value=warning, visible=bool(warning))
+        return command(config), shown, keep, *mistake_updates(None)
 
-    def show_forecast(self, name: str, *fields):
-        """Rows of the forecast, first without the time, which may have to be measured."""
+    def estimate(self, name: str, *fields):
+        """The estimate as far as it is known at once; after each change."""
+        problem = self.problem_of(name, *fields)
+        facts = [gr.skip()] * len(self.bar.facts)
+        if not problem:
+            try:
+                facts = self.bar.at_once(to_config(self.values_of(fields), self.workspace))
+            except ConfigError as error:
+                problem = error
+        return *facts, *mistake_updates(problem)
+
+    def show_estimate(self, name: str, *fields):
+        """The estimate with the time, which is measured where no run has measured it before."""
         problem = self.problem_of(name, *fields, thorough=True)
-        yield gr.skip(), *mistake_updates(problem)
+        yield *[gr.skip()] * len(self.bar.facts), *mistake_updates(problem)
         if problem:
-            raise problem
-        config = to_config(self.values_of(fields), self.workspace)
-        rows = forecast_of(config, self.workspace)
-        base = config.pretrained_model_name_or_path
-        time = known_time(config, self.workspace)
-        if time is None and base and not base.startswith("models/"):  # its download may take long
-            time = NOT_MEASURED
-        yield [*rows, ["time", time or "measuring on three batches ..."]], gr.skip(), gr.skip()
-        if time is None:
-            for measured in try_out(config, self.workspace):
-                update = [*rows, ["time", measured]] if measured else gr.skip()
-                yield update, gr.skip(), gr.skip()
+            raise refusal(problem)
+        for facts in self.bar.measured(to_config(self.values_of(fields), self.workspace)):
+            yield *facts, gr.skip(), gr.skip()
 
     def start_run(self, name: str, *fields):
         """(name for the next run, run to watch, selected tab, mistakes): queue the run and go to Watch."""
         problem = self.problem_of(name, *fields, thorough=True)
         yield gr.skip(), gr.skip(), gr.skip(), *mistake_updates(problem)
         if problem:
-            raise problem
+            raise refusal(problem)
         values = self.values_of(fields)
         run = new_name(name, "a run", self.workspace.run_names())
         config = to_config(values, self.workspace, run)
@@ -192,29 +214,56 @@ class TrainTab:
     def suggest_name(self, image_set: str | None) -> str:
         return free_name(image_set or "run", self.workspace.run_names())
 
-    def apply_preset(self, preset: str, *fields) -> list:
-        return self.field_values(with_preset(self.values_of(fields), preset, self.workspace))
+    def follow_answers(self, what: str, card: str, last_base: str | None, *fields) -> list:
+        """The card's list, and the form after an answer to one of the three questions."""
+        values = self.values_of(fields)
+        choices = card_choices(what)
+        if card not in [value for _, value in choices]:
+            card = THIS
+        listed = gr.update(choices=choices, value=card)
+        try:
+            base = self.workspace.base(values[BASE])
+        except ConfigError:  # the field is marked
+            return [listed, *[gr.skip()] * len(self.form)]
+        values = with_answers(values, last_base, Answers(what, base, card), self.workspace)
+        return [listed, *self.filled(values)]
+
+    def placeholders(self, base: str) -> list:
+        """What blank fields stand for on this base."""
+        try:
+            chosen = self.workspace.base(base)
+        except ConfigError:
+            return [gr.skip()] * len(BY_BASE)
+        return [gr.update(placeholder=placeholder(FIELDS[name], chosen)) for name in BY_BASE]
+
+    def lists(self, what: str) -> list:
+        """The names to choose from, and the cards, as they are now."""
+        names = [names_offered(FIELDS[name], self.workspace) for name in self.offered]
+        return [gr.update(choices=choices) for choices in (card_choices(what), *names)]
+
+    def restore(self, request: gr.Request, saved):
+        """The form as this user's browser kept it, and a name for the run that is still free."""
+        found = restored(saved, request.username, self.workspace)
+        if found is None:
+            name = self.suggest_name(BUNDLED)
+            return [gr.skip(), gr.skip(), name, *[gr.skip()] * len(self.form)]
+        taken = found["name"] in ("", *self.workspace.run_names())
+        name = self.suggest_name(found["values"][IMAGES]) if taken else found["name"]
+        return [found["what"], found["card"], name, *self.filled(found["values"])]
 
     def load_config(self, path: str) -> list:
         """The form's values of an uploaded config.json."""
-        return self.field_values(from_config(read_config(path), self.workspace))
+        try:
+            config = read_config(path)
+        except ConfigError as error:
+            raise in_page_words(error, self.workspace) from None
+        return self.filled(from_config(config, self.workspace))
 
     def save_config(self, _name: str, *fields) -> str:
         config = to_config(self.values_of(fields), self.workspace)
         path = self.workspace.new_served_path("config.json")
         write_text(path, json.dumps(to_dict(config), indent=2) + "\n")
         return str(path)
-
-
-def mistake_updates(problem: ConfigError | None) -> tuple:
-    """Updates of the box below Start, and of the marks at the fields."""
-    if problem is None:
-        return gr.update(visible=False), "[]"
-    marks = []
-    if problem.option:
-        field = "run-name" if problem.option == RUN_NAME else f"option-{problem.option}"
-        marks.append([field, str(problem)])
-    return gr.update(value=str(problem), visible=True), json.dumps(marks)
 
 
 def read_config(path: str) -> TrainConfig:

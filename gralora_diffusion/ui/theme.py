@@ -58,7 +58,8 @@ SHAPES = {
     "button_large_padding": "9px 16px",
     "button_small_text_size": "13px",
 }
-CSS = Path(__file__).with_name("page.css").read_text()
+STYLES = ("page.css", "train.css")
+CSS = "".join(Path(__file__).with_name(name).read_text() for name in STYLES)
 HEAD = """<script>
 document.addEventListener('keydown', event => {  // from tab to tab by arrows
     const step = {ArrowLeft: -1, ArrowRight: 1}[event.key];

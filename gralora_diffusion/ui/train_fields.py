@@ -1,4 +1,4 @@
-"""The components of the Train tab's form: a field for each option, and the groups below those in front."""
+"""The components of the Train tab's form: a field for each option, some always in sight, the others below."""
 
 import gradio as gr
 
@@ -6,16 +6,14 @@ from gralora_diffusion.options import Option
 from gralora_diffusion.ui.config_form import (
     BASE,
     FIELDS,
-    FRONT,
-    IMAGES,
     MAX_TEXT,
-    PRESET_NAMES,
+    MIDDLE,
     choices,
     grouped_fields,
-    hint,
+    initial_value,
     placeholder,
 )
-from gralora_diffusion.ui.workspace import BUNDLED, EMBEDDED, Workspace
+from gralora_diffusion.ui.workspace import Workspace
 
 FIND = """(text) => {  // hide the options that do not contain all words
     const words = text.toLowerCase().split(/\\s+/).filter(Boolean);
@@ -29,47 +27,32 @@ FIND = """(text) => {  // hide the options that do not contain all words
         group.style.display = any ? '' : 'none';
     }
 }"""
-MARK = """(text) => {  // mistakes as [field's id, sentence], displayed at their fields
-    for (const old of document.querySelectorAll('.mistake')) old.remove();
-    for (const old of document.querySelectorAll('.mistaken')) old.classList.remove('mistaken');
-    for (const [id, sentence] of JSON.parse(text || '[]')) {
-        const field = document.getElementById(id);
-        if (!field) continue;
-        field.classList.add('mistaken');
-        const note = field.appendChild(document.createElement('p'));
-        note.className = 'mistake'; note.textContent = sentence;
-    }
-}"""
-MARK_AND_SHOW = f"""(text) => {{
-    ({MARK})(text);
-    document.querySelector('.mistaken')?.scrollIntoView({{block: 'nearest', behavior: 'smooth'}});
-}}"""
 
 
-def build_front(fields: dict, workspace: Workspace) -> gr.Dropdown:
-    """The fields above the groups, added to {name: component}; returns the preset's."""
-    before = FRONT[:2]
+def build_middle(fields: dict, workspace: Workspace) -> gr.Textbox:
+    """The options always in sight, added to {name: component}; returns the field of the run's name."""
     with gr.Row(elem_id="front"):
-        for name in before:
-            fields[name] = build_field(FIELDS[name], workspace)
-        preset = gr.Dropdown(
-            list(PRESET_NAMES),
-            value="default",
-            label="Preset",
-            info="subject and style: what fits this GPU; presets are for SDXL",
-            elem_id="preset",
-            min_width=220,
+        name = gr.Textbox(
+            label="Name of the run",
+            info="Also the name of its folder under runs",
+            max_length=64,
+            elem_id="run-name",
+            min_width=200,
         )
-        for name in FRONT[len(before) :]:
-            fields[name] = build_field(FIELDS[name], workspace)
-    return preset
+        for option in MIDDLE:
+            fields[option] = build_field(FIELDS[option], workspace)
+    return name
 
 
 def build_groups(fields: dict, workspace: Workspace) -> None:
     """All other fields by group, added to {name: component}, with a search box."""
-    with gr.Accordion("All options", open=False, elem_id="all-options"):
-        find = gr.Textbox(label="Find an option", placeholder="learning rate", elem_id="find-option")
-        for title, options in grouped_fields().items():
+    groups = grouped_fields()
+    count = sum(map(len, groups.values()))
+    with gr.Accordion(f"{count} more options", open=False, elem_id="all-options"):
+        find = gr.Textbox(label="Find an option", placeholder="weight decay", elem_id="find-option")
+        for title, options in groups.items():
+            if not options:
+                continue
             with gr.Group(elem_classes="group-of-options"):
                 gr.Markdown(f"#### {title}", elem_classes="group-title")
                 with gr.Row(elem_classes="options"):
@@ -82,32 +65,42 @@ def build_field(option: Option, workspace: Workspace):
     """The component of an option."""
     common = dict(
         label=option.label,
-        info=hint(option),
+        info=option.hint,
         elem_id=f"option-{option.name}",
         elem_classes="option",
         min_width=220,
     )
-    if option.name == IMAGES:
-        return gr.Dropdown(workspace.set_names(), value=BUNDLED, allow_custom_value=True, **common)
-    if option.kind == "images":
-        return gr.Dropdown(["", *workspace.set_names()], value="", allow_custom_value=True, **common)
-    if option.kind == "adapter":
-        return gr.Dropdown(["", *workspace.adapter_names()], value="", allow_custom_value=True, **common)
-    if option.name == BASE:
-        return gr.Dropdown(workspace.base_names(), value=EMBEDDED, allow_custom_value=True, **common)
+    value = initial_value(option)
+    offered = names_offered(option, workspace)
+    if offered is not None:
+        return gr.Dropdown(offered, value=value, allow_custom_value=True, **common)
     if option.type is bool:
-        return gr.Checkbox(bool(option.default), **common)
-    if choices(option) and option.default is None:
-        return gr.Dropdown([("by default", ""), *choices(option)], value="", **common)
+        return gr.Checkbox(bool(value), **common)
+    if choices(option) and value == "":
+        return gr.Dropdown([("default", ""), *choices(option)], value="", **common)
     if choices(option):
-        return gr.Dropdown(list(choices(option)), value=option.default, **common)
-    if option.type in (int, float) and option.default is not None:
-        return gr.Number(option.default, step=1 if option.type is int else 0.1, **common)
+        return gr.Dropdown(list(choices(option)), value=value, **common)
+    if option.type in (int, float) and value != "":
+        return gr.Number(value, step=1 if option.type is int else 0.1, **common)
     return gr.Textbox(  # for optional numbers too, since a Number cannot be blank
-        "" if option.default in (None, {}) else str(option.default),
-        placeholder=placeholder(option),
+        str(value),
+        placeholder=placeholder(option, None),
         max_lines=1,
         max_length=MAX_TEXT,
         type="password" if option.kind == "secret" else "text",
         **common,
     )
+
+
+def names_offered(option: Option, workspace: Workspace) -> list | None:
+    """The choices of a field whose values are names in the workspace now; None for other fields."""
+    if option.name == BASE:
+        return workspace.base_choices()
+    if option.kind == "images":
+        own = workspace.set_names()
+        return own if initial_value(option) else [("none", ""), *own]
+    if option.kind == "adapter":
+        return [("none", ""), *workspace.adapter_choices()]
+    if option.kind == "allocation":
+        return [("none", ""), *workspace.runs_with_ranks()]
+    return None

@@ -14,10 +14,12 @@ from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.options import ConfigError
 
 BUNDLED = "robot"  # the set of images that comes with the package
-EMBEDDED = "embedded"  # the base that comes with the package
+EMBEDDED = "Demo model (64 px emoji)"  # the base that comes with the package
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # names that Windows keeps for devices
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+BEST = "checkpoint-best"  # in a run's folder: the adapter of its best step, as the trainer names it
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -50,12 +52,16 @@ class Workspace:
             raise ConfigError(f"there is no run named {quoted(name)}: choose one from the list")
         return self.runs / name
 
+    def runs_with_ranks(self) -> list[str]:
+        """The runs whose ranks came from gradients, which another run can use."""
+        return [name for name in self.run_names() if real_file(self.runs / name / "allocation.json")]
+
     def set_names(self) -> list[str]:
         return [BUNDLED, *sorted(p.name for p in folders(self.images) if p.name != BUNDLED)]
 
     def image_set(self, name: str) -> Path:
         if name not in self.set_names():
-            raise ConfigError(f"there is no set of images named {quoted(name)}: choose one from the list")
+            raise ConfigError(f"there is no dataset named {quoted(name)}: choose one from the list")
         return EXAMPLE if name == BUNDLED else self.images / name
 
     def base_names(self) -> list[str]:
@@ -65,6 +71,21 @@ class Workspace:
             if path.suffix == ".safetensors" or (path / "model_index.json").is_file():
                 found.append(path.name)
         return [EMBEDDED, *sorted(found)]
+
+    def base_choices(self) -> list[tuple[str, str]]:
+        """(what the list displays, its value) of the bases that Train offers; an id is typed."""
+        own = [(name, name) for name in self.base_names()]
+        return [own[0], (f"SDXL 1.0 ({SDXL})", SDXL), *own[1:]]
+
+    def adapter_choices(self) -> list[tuple[str, str]]:
+        """(what the list displays, its value) of adapter_names(), a run's own before its checkpoints."""
+        found = []
+        for name in self.adapter_names():
+            run, _, checkpoint = name.partition("/")
+            step = checkpoint.removeprefix("checkpoint-")
+            mark = "best step" if checkpoint == BEST else f"checkpoint of step {step}"
+            found.append((f"{run}, {mark}" if checkpoint else name, name))
+        return found
 
     def base(self, name: str) -> str | None:
         """What --pretrained_model_name_or_path takes: None for the embedded base, models/NAME or a hub id."""
@@ -81,22 +102,23 @@ class Workspace:
     def hub_id(self, name: str) -> str:
         own = name.split("/")[0] in ("models", "runs", "images", "adapters")
         if own or ".." in name or not HUB_ID.fullmatch(name):
-            example = "stabilityai/stable-diffusion-xl-base-1.0"
-            raise ConfigError(
-                f"{quoted(name)} is neither in the folder models nor a hub id such as {example}"
-            )
+            problem = f"{quoted(name)} is neither in the folder models nor a Hugging Face ID such as {SDXL}"
+            raise ConfigError(problem)
         return name
 
     def adapter_names(self) -> list[str]:
-        """Runs that have an adapter, their checkpoints as RUN/checkpoint-N, and the files that were added."""
+        """Runs that have an adapter, their checkpoints as RUN/checkpoint-N, and the files that were added.
+
+        RUN/checkpoint-best is the adapter of the run's best step.
+        """
         found = []
         for name in self.run_names():
             run = self.runs / name
             if real_file(run / "adapter.safetensors"):
                 found.append(name)
-            for step in checkpoint_steps(run):
-                if real_file(run / f"checkpoint-{step}" / "adapter.safetensors"):
-                    found.append(f"{name}/checkpoint-{step}")
+            for checkpoint in (BEST, *(f"checkpoint-{step}" for step in checkpoint_steps(run))):
+                if real_file(run / checkpoint / "adapter.safetensors"):
+                    found.append(f"{name}/{checkpoint}")
         return found + sorted(p.name for p in self.adapters.glob("*.safetensors") if real_file(p))
 
     def suggested_adapter(self) -> str | None:

@@ -188,7 +188,10 @@ def test_a_file_of_concepts_in_json_and_toml(kohya):
         ('[{"folder": "a"}, {"folder": "gone"}]', "entry 2 of .*: its folder .*gone is not a folder"),
         ('[{"folder": "a", "repeat": 5}]', "entry 1 of .*: unknown key 'repeat'; did you mean 'repeats'"),
         ('[{"folder": "a", "repeats": 0}]', "entry 1 of .*: --repeats is 0; it must be at least 1"),
-        ('[{"folder": "a", "repeats": "5"}]', "entry 1 of .*: option 'repeats' is '5'; it must be int"),
+        (
+            '[{"folder": "a", "repeats": "5"}]',
+            "entry 1 of .*: option 'repeats' is '5'; it must be a whole number",
+        ),
         ('[{"folder": "a", "keep_tokens": "x"}]', "entry 1 of .*: option 'keep_tokens' is 'x'"),
         ('[{"folder": "a", "keep_tokens": 1}]', "entry 1 of .*: --keep_tokens has no effect here"),
         ('[{"folder": "a", "caption_dropout": 2}]', "entry 1 of .*: --caption_dropout is 2; it must be at"),

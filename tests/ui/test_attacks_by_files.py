@@ -186,9 +186,9 @@ def test_a14_pickles_are_never_read(page, tmp_path):
     function = page.function_of("add-adapter", "upload")
     for name in ("x.ckpt", "x.pt", "x.bin", "x.pkl", "x.safetensors"):
         (tmp_path / name).write_bytes(harmful)
-        assert refused(
-            page.send(function, [page.upload(tmp_path / name)[0], "none", "same as training", ""])
-        ), name
+        assert refused(page.send(function, [page.upload(tmp_path / name)[0], "none", "none", "none", ""])), (
+            name
+        )
     assert not HARMED.exists()
     assert not list(page.home.glob("adapters/*"))
 

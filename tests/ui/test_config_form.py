@@ -4,13 +4,14 @@ import re
 import shlex
 
 import pytest
+from train_form import form_values
 
 from gralora_diffusion.command_line import parse, parser_of
 from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.options import ConfigError, options_of
 from gralora_diffusion.presets import PRESETS
-from gralora_diffusion.ui import config_form
-from gralora_diffusion.ui.workspace import BUNDLED
+from gralora_diffusion.ui import config_form, train_questions
+from gralora_diffusion.ui.workspace import EMBEDDED, SDXL
 
 HOSTILE = [
     "--push_to_hub",
@@ -41,22 +42,17 @@ BAD_BASES = [
 ]
 
 
-def form_values(**values):
-    """The values of the untouched form, but for these."""
-    blank = {o.name: "" if o.default in (None, {}) else o.default for o in config_form.FIELDS.values()}
-    return blank | dict(instance_data_dir=BUNDLED, pretrained_model_name_or_path="embedded") | values
-
-
 def test_every_option_of_the_command_line_is_on_the_form():
     options = options_of(TrainConfig)
     assert config_form.FIELDS.keys() == options.keys() - set(config_form.NO_FIELD)
-    assert tuple(config_form.FIELDS)[: len(config_form.FRONT)] == config_form.FRONT
+    in_sight = (*config_form.FIRST, *config_form.MIDDLE)
+    assert tuple(config_form.FIELDS)[: len(in_sight)] == in_sight
 
 
 def test_every_option_has_a_group():
     assert all(option.group in GROUPS for option in options_of(TrainConfig).values())
     below = [option.name for options in config_form.grouped_fields().values() for option in options]
-    assert sorted([*below, *config_form.FRONT, config_form.IMAGES]) == sorted(config_form.FIELDS)
+    assert sorted([*below, *config_form.FIRST, *config_form.MIDDLE]) == sorted(config_form.FIELDS)
 
 
 def groups_in_help() -> dict[str, str]:
@@ -94,35 +90,42 @@ def test_a_cloned_run_may_have_ranks_of_another(workspace):
     assert config_form.to_config(values, workspace) == config
 
 
-def test_an_untouched_form_is_the_default_config(workspace):
-    assert config_form.to_config(form_values(), workspace) == TrainConfig()
+def test_an_untouched_form_is_the_default_config_with_previews(workspace):
+    assert config_form.to_config(form_values(), workspace) == TrainConfig(validation_steps=100)
 
 
-@pytest.mark.parametrize("preset", config_form.FORM_PRESETS)
+@pytest.mark.parametrize(
+    ("values", "every"),
+    [
+        ({}, (100, None)),
+        (dict(pretrained_model_name_or_path=SDXL), (84, None)),
+        (dict(max_train_steps="1"), (1, None)),
+        (dict(max_train_steps="1000"), (167, None)),
+        (dict(num_train_epochs="12"), (None, 2)),
+        (dict(validation_epochs="3"), (None, 3)),
+        (dict(validation_steps="7"), (7, None)),
+        (dict(validation_steps="0"), (None, None)),
+    ],
+)
+def test_previews_are_about_six_times_a_run_unless_asked_for(values, every, workspace):
+    """So that one of the last step is among them; and a run's config is the form's again."""
+    config = config_form.to_config(form_values(**values), workspace)
+    assert (config.validation_steps, config.validation_epochs) == every
+    assert config_form.to_config(config_form.from_config(config, workspace), workspace) == config
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
 def test_form_command_and_config_agree(preset, workspace):
-    base = "some/sdxl" if preset in PRESETS else config_form.EMBEDDED
+    base = "some/sdxl" if preset else EMBEDDED
     given = dict(pretrained_model_name_or_path=base, instance_prompt="a photo of sks dog")
-    values = config_form.with_preset(
-        form_values(**given, rank_pattern='{"attn2": 8}', prodigy_decouple=True),
-        preset,
-        workspace,
-    )
+    values = form_values(**given, rank_pattern='{"attn2": 8}', prodigy_decouple=True)
+    values |= train_questions.recommended(preset, workspace)
     config = config_form.to_config(values, workspace, "dog-1")
     assert parse("", config_form.arguments(config)) == config
     words = shlex.split(config_form.command(config).replace("\\\n", " "))
     assert words[:2] == ["gralora", "train"]
     assert parse("", words[2:]) == config
     assert config_form.to_config(config_form.from_config(config, workspace), workspace, "dog-1") == config
-
-
-@pytest.mark.parametrize("preset", [*PRESETS, "subject", "style"])
-def test_page_and_command_refuse_a_preset_on_the_embedded_base_alike(preset, workspace, capsys):
-    with pytest.raises(ConfigError) as error:
-        config_form.with_preset(form_values(), preset, workspace)
-    assert error.value.option == config_form.BASE
-    with pytest.raises(SystemExit):
-        parse("", ["--preset", preset])
-    assert str(error.value) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -146,15 +149,18 @@ def test_a_text_is_one_argument_verbatim(text, workspace):
         (dict(max_train_steps="inf"), "max_train_steps", "finite"),
         (dict(resolution="100"), "resolution", "divisible by 8"),
         (dict(lr_warmup_steps=5), "lr_warmup_steps", "no effect"),
-        (dict(method="lora", k="4"), "k", "--gralora_k is an option of GraLoRA"),
+        (dict(method="lora", k="4"), "k", "GraLoRA k (blocks per side)” is an option of GraLoRA"),
         (dict(method="dora"), "method", "one of"),
         (dict(rank_pattern="[1]"), "rank_pattern", "JSON object"),
         (dict(instance_prompt="a\nb"), "instance_prompt", "one line"),
         (dict(instance_prompt="x" * 5000), "instance_prompt", "at most"),
-        (dict(instance_data_dir="../../etc"), "instance_data_dir", "no set of images"),
+        (dict(instance_data_dir="../../etc"), "instance_data_dir", "no dataset"),
         (dict(logging_dir="../x"), "logging_dir", "plain name"),
         (dict(cache_dir="/etc"), "cache_dir", "plain name"),
-        *((dict(pretrained_model_name_or_path=base), config_form.BASE, "hub id") for base in BAD_BASES),
+        *(
+            (dict(pretrained_model_name_or_path=base), config_form.BASE, "Hugging Face ID")
+            for base in BAD_BASES
+        ),
     ],
 )
 def test_a_mistake_names_its_field(values, name, words, workspace):

@@ -9,11 +9,11 @@ import pytest
 
 import gralora_diffusion.ui
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.options import ConfigError
+from gralora_diffusion.options import ConfigError, options_of
 from gralora_diffusion.training import dry_run
 from gralora_diffusion.ui import forecasts
 from gralora_diffusion.ui.grid import save_table
-from gralora_diffusion.ui.tab_train import mistake_updates
+from gralora_diffusion.ui.mistakes import mistake_updates
 
 UI = Path(gralora_diffusion.ui.__file__).parent
 
@@ -57,10 +57,11 @@ def test_a_refused_forecast_marks_its_field(workspace, monkeypatch, option):
     config = TrainConfig(seed=31415)
     assert forecasts.known_refusal(config, workspace) is None
     with pytest.raises(ConfigError, match="this run is impossible") as refusal:
-        forecasts.forecast_of(config, workspace)
+        forecasts.estimate_of(config, workspace)
     known = forecasts.known_refusal(config, workspace)
-    assert str(known) == "this run is impossible"
-    expected = [[f"option-{option}", "this run is impossible"]] if option else []
+    label = f"“{options_of(TrainConfig)[option].label}”: " if option else ""
+    assert str(known) == f"{label}this run is impossible"
+    expected = [[f"option-{option}", str(known)]] if option else []
     for error in (refusal.value, known):
         assert error.option == option
         assert json.loads(mistake_updates(error)[1]) == expected

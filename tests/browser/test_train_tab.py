@@ -1,0 +1,210 @@
+"""The Train tab in Chromium: three questions, mistakes at their field, a form that survives a reload."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from page_browser import Tab
+from page_server import end_runs, until
+
+from gralora_diffusion.data.dataset import EXAMPLE
+from gralora_diffusion.ui.workspace import EMBEDDED, SDXL
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def mine(filled):
+    """A dataset of two photos without captions."""
+    folder = filled.home / "images" / "mine"
+    folder.mkdir(parents=True)
+    for number in range(2):
+        shutil.copy(EXAMPLE / f"0{number}.png", folder / f"{number}.png")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def tab(chromium, filled):
+    tab = Tab(chromium, filled.url)
+    tab.go("Train")
+    until(lambda: tab.value("run-name"), "the form is there")
+    yield tab
+    tab.stays_home()
+    tab.context.close()
+
+
+def choose(tab: Tab, target: str, words: str) -> None:
+    tab.page.locator(f"#{target} input").click()
+    tab.page.get_by_role("option").filter(has_text=words).first.click()
+
+
+def load(tab: Tab, config: Path) -> None:
+    with tab.page.expect_file_chooser() as chooser:
+        tab.page.click("#load-config")
+    chooser.value.set_files(config)
+
+
+def has(tab: Tab, target: str, value: str) -> None:
+    until(lambda: tab.value(target) == value, f"{target} is {value}")
+
+
+def in_sight(tab: Tab, target: str) -> bool:
+    return tab.page.evaluate(
+        """id => {
+            const {top, bottom} = document.getElementById(id).getBoundingClientRect();
+            return top >= 0 && bottom <= innerHeight;
+        }""",
+        target,
+    )
+
+
+def test_the_form_survives_a_reload(mine, tab, chromium, filled):
+    """Fields in sight, in the closed list, and the questions; a token does not, nor in another browser."""
+    choose(tab, "option-instance_data_dir", "mine")
+    tab.page.get_by_label("A style").check()
+    choose(tab, "option-pretrained_model_name_or_path", "SDXL 1.0")
+    tab.fill("option-instance_prompt", "a photo of sks dog 🐶")
+    tab.fill("option-max_train_steps", 77)
+    tab.page.get_by_text("more options").click()
+    tab.fill("option-adam_weight_decay", 0.25)
+    tab.fill("option-hub_token", "hf_averysecrettoken")
+    tab.page.get_by_text("Equivalent command and config file").click()
+    tab.wait("equal-command", "--adam_weight_decay 0.25")
+    tab.fill("run-name", "dog-7")
+    tab.wait("equal-command", "--output_dir runs/dog-7")
+    tab.page.reload()
+    tab.page.wait_for_selector("#strip-run")
+    tab.go("Train")
+    has(tab, "run-name", "dog-7")
+    has(tab, "option-instance_prompt", "a photo of sks dog 🐶")
+    has(tab, "option-max_train_steps", "77")
+    has(tab, "option-instance_data_dir", "mine")
+    assert SDXL in tab.value("option-pretrained_model_name_or_path")
+    assert tab.page.get_by_label("A style").is_checked()
+    tab.page.get_by_text("more options").click()
+    has(tab, "option-adam_weight_decay", "0.25")
+    assert tab.value("option-hub_token") == ""
+    other = Tab(chromium, filled.url)
+    other.go("Train")
+    until(lambda: other.value("run-name"), "the form is there")
+    assert other.value("option-instance_prompt") == ""
+    other.context.close()
+
+
+def test_a_mistake_is_displayed_once_at_its_field(mine, tab):
+    """With the name of the dataset, without flags, paths and messages that cover something."""
+    choose(tab, "option-instance_data_dir", "mine")
+    tab.page.click("#start")
+    tab.wait("option-instance_prompt", "mine has no caption for any of its images")
+    sentence = tab.page.locator(".mistake").inner_text()
+    assert "--" not in sentence
+    assert "/" not in sentence
+    assert tab.page.locator(".toast-body").count() == 0
+    assert tab.page.get_by_text(sentence, exact=True).count() == 1
+    assert tab.value("problem") == "Trigger caption"
+    tab.fill("option-instance_prompt", "a photo of sks dog")
+    tab.page.locator(".mistake").wait_for(state="detached")
+    assert not tab.page.locator("#problem").is_visible()
+
+
+def test_a_mistake_in_the_list_opens_it(tab):
+    tab.page.get_by_text("more options").click()
+    tab.fill("option-adam_beta1", 2)
+    tab.wait("option-adam_beta1", "at most")
+    tab.page.get_by_text("more options").click()
+    tab.page.locator("#option-adam_beta1").wait_for(state="hidden")
+    tab.page.click("#check")
+    until(lambda: tab.page.locator("#option-adam_beta1").is_visible(), "the list is open")
+    tab.wait("option-adam_beta1", "it must be at most 0.999999")
+    until(lambda: in_sight(tab, "option-adam_beta1"), "it is in sight")
+
+
+def test_options_and_warnings_follow_the_base(mine, tab):
+    """No 1024 pixels on the demo model, whose name is the same everywhere, and which learns no photos."""
+    assert tab.value("option-pretrained_model_name_or_path") == EMBEDDED
+    assert not tab.page.locator("#train-warning").is_visible()
+    choose(tab, "option-instance_data_dir", "mine")
+    tab.fill("option-instance_prompt", "a photo of sks dog")
+    tab.wait("train-warning", "The demo model cannot learn photos")
+    choose(tab, "option-pretrained_model_name_or_path", "SDXL 1.0")
+    resolution = tab.page.locator("#option-resolution input, #option-resolution textarea")
+    until(lambda: resolution.get_attribute("placeholder") == "1024", "the placeholder follows")
+    choose(tab, "card", "12 GB")
+    has(tab, "option-resolution", "1024")
+    has(tab, "option-max_train_steps", "800")
+    has(tab, "option-rank", "32")
+    tab.page.locator("#train-warning").wait_for(state="hidden")
+    choose(tab, "option-pretrained_model_name_or_path", EMBEDDED)
+    has(tab, "option-resolution", "")
+    has(tab, "option-rank", "64")
+    until(lambda: resolution.get_attribute("placeholder") == "64", "the placeholder follows")
+    tab.wait("train-warning", "The demo model cannot learn photos")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_start_and_the_estimate_stay_in_sight(chromium, filled, width):
+    tab = Tab(chromium, filled.url, width)
+    tab.go("Train")
+    until(lambda: tab.value("estimate-memory").startswith("about "), "the estimate is there by itself")
+    assert "adapter" in tab.value("estimate-files")
+    tab.page.get_by_text("more options").click()
+    tab.page.locator("#option-adam_beta1").wait_for()
+    for place in (0, 600, 1500):
+        tab.page.evaluate("y => scrollTo(0, y)", place)
+        until(lambda: in_sight(tab, "start") and in_sight(tab, "estimate-time"), f"at {place}")
+    tab.stays_home()
+    tab.context.close()
+
+
+def test_a_run_generates_previews_six_times_by_itself(tab, filled):
+    tab.fill("option-max_train_steps", 12)
+    tab.fill("option-rank", 8)
+    tab.page.get_by_text("more options").click()
+    tab.fill("option-num_inference_steps", 1)
+    name = "with-previews"
+    tab.fill("run-name", name)
+    until(lambda: tab.value("run-name") == name, "the name is there")
+    tab.page.click("#start")
+    has(tab, "strip-run", name)
+    tab.wait_state("done")
+    samples = filled.home / "runs" / name / "samples"
+    steps = sorted(int(folder.name.removeprefix("step-")) for folder in samples.iterdir())
+    assert steps == [0, 2, 4, 6, 8, 10, 12]
+    end_runs(filled.home)
+    shutil.rmtree(filled.home / "runs" / name)
+
+
+def test_start_from_lists_the_adapters_of_now(tab, filled):
+    """Also of a run that ended after the page was loaded; a file that is damaged is refused at the field."""
+    later = filled.home / "runs" / "later"
+    shutil.copytree(filled.home / "runs" / "robot-1", later)
+    (filled.home / "adapters" / "damaged.safetensors").write_bytes(b"pickle")
+    try:
+        tab.go("Dataset")
+        tab.go("Train")
+        tab.page.locator("#option-start_from input").click()
+        tab.page.get_by_role("option", name="later", exact=True).click()
+        tab.page.get_by_text("Estimate in detail").click()
+        tab.wait("forecast", "Starts from")
+        tab.wait("forecast", "later")
+        choose(tab, "option-start_from", "damaged")
+        tab.wait("option-start_from", "damaged.safetensors is not a complete .safetensors file")
+    finally:
+        shutil.rmtree(later)
+        (filled.home / "adapters" / "damaged.safetensors").unlink()
+
+
+def test_a_config_is_loaded_and_saved(tab, tmp_path):
+    """Its mistakes name labels; what is saved is what was loaded."""
+    config = tmp_path / "config.json"
+    tab.page.get_by_text("Equivalent command and config file").click()
+    config.write_text(json.dumps(dict(adapter=dict(rank="x"))))
+    load(tab, config)
+    tab.page.locator(".toast-body", has_text="“Rank” is 'x'; it must be a whole number").wait_for()
+    config.write_text(json.dumps(dict(adapter=dict(rank=16), seed=7)))
+    load(tab, config)
+    has(tab, "option-rank", "16")
+    tab.wait("equal-command", "--seed 7")
+    has(tab, "option-validation_steps", "0")
