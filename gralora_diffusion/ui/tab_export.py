@@ -219,10 +219,10 @@ class ExportTab:
 
     def lists(self, chosen: str | None, suggested: str | None = None) -> tuple:
         """The adapters of now, the chosen one kept where it is still there."""
-        names = self.workspace.adapter_names()
+        choices = self.workspace.adapter_choices()
         value = self.workspace.kept_or_suggested(chosen, suggested)
         newest = self.workspace.suggested_adapter()
-        return gr.update(choices=names, value=value), gr.update(visible=not names), newest
+        return gr.update(choices=choices, value=value), gr.update(visible=not choices), newest
 
 
 def rank_of(text: str) -> int | None:
