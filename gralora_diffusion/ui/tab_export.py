@@ -75,7 +75,6 @@ class ExportTab:
             max_lines=6,
             scale=2,
             min_width=200,
-            buttons=["copy"],
             elem_id="export-triggers",
         )
 
