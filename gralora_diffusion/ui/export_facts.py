@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from gralora_diffusion.data.images import open_image
 from gralora_diffusion.ui.run_view import sample_files
 from gralora_diffusion.ui.workspace import CHECKPOINT, Workspace
 
+SIDE = 512  # pixels
 MOST_WORDS = 5  # trigger prompts and captions
 
 
@@ -18,6 +20,17 @@ def preview_of_adapter(workspace: Workspace, name: str) -> Path | None:
     if not by_step:
         return None
     return by_step.get(step, by_step[max(by_step)])[0]
+
+
+def preview_html(path: Path | None) -> str:
+    """A small copy of the image as HTML, which holds nothing but its pixels; "" without one."""
+    from gralora_diffusion.formats.preview import jpeg_of_image
+
+    try:
+        data = jpeg_of_image(open_image(path), SIDE) if path else ""
+    except (OSError, ValueError):  # no image
+        data = ""
+    return f'<img src="data:image/jpeg;base64,{data}" alt="a sample image">' if data else ""
 
 
 def trigger_words(workspace: Workspace, name: str) -> str:

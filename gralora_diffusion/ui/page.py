@@ -202,8 +202,8 @@ def connect_next(tabs: gr.Tabs, watch: WatchTab, to_sample: gr.Dropdown, to_expo
     def choose(tab: str):
         def chosen(run):
             watch.workspace.adapter(run)
-            names = watch.workspace.adapter_names()
-            return gr.update(choices=names, value=run), gr.Tabs(selected=tab)
+            choices = watch.workspace.adapter_choices()
+            return gr.update(choices=choices, value=run), gr.Tabs(selected=tab)
 
         return guarded(chosen)
 

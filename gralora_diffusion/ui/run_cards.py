@@ -61,7 +61,7 @@ def facts_of(workspace: Workspace, run: Path, image: Path | None) -> tuple[str, 
     lines = [date_and_duration(run)]
     try:
         config = config_of(run)
-        base = without_folders(config.pretrained_model_name_or_path or "demo model")
+        base = without_folders(config.pretrained_model_name_or_path or "Demo model")
         lines.append(f"{base} · {config.adapter_name}, rank {config.adapter.rank}")
     except ConfigError:
         lines.append("its settings cannot be read")

@@ -5,14 +5,12 @@ import gradio as gr
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.copy_to_tool import copy_to_tool
 from gralora_diffusion.ui.export import DOWNLOADS, DTYPES, export
-from gralora_diffusion.ui.export_facts import preview_of_adapter, trigger_words
+from gralora_diffusion.ui.export_facts import preview_html, preview_of_adapter, trigger_words
 from gralora_diffusion.ui.export_sizes import error_of, size_text, sizes_of
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
-from gralora_diffusion.ui.served import served_copy
 from gralora_diffusion.ui.workspace import Workspace, quoted
 
 SMALL = 32  # the rank of "small"
-PREVIEW = 512  # pixels
 FILE_SIZES = [("Exact", ""), (f"Small (rank {SMALL})", str(SMALL))]
 
 
@@ -67,17 +65,8 @@ class ExportTab:
         self.write = gr.Button("Export", variant="primary", elem_id="export")
 
     def build_facts(self) -> None:
-        self.preview = gr.Image(
-            label="Preview",
-            interactive=False,
-            format="png",
-            height=210,
-            scale=1,
-            min_width=140,
-            visible=False,
-            elem_id="export-preview",
-            buttons=[],
-        )
+        with gr.Column(scale=1, min_width=140, visible=False) as self.preview_column:
+            self.preview = gr.HTML(elem_id="export-preview", padding=False)
         self.triggers = gr.Textbox(
             label="Trigger words",
             info="Use them in the prompt",
@@ -86,7 +75,6 @@ class ExportTab:
             max_lines=6,
             scale=2,
             min_width=200,
-            buttons=["copy"],
             elem_id="export-triggers",
         )
 
@@ -134,7 +122,7 @@ class ExportTab:
                 **PRIVATE,
             )
         self.size.input(lambda rank: rank, self.size, self.rank, **QUIET)
-        facts = [self.preview, self.triggers, self.file_name]
+        facts = [self.preview_column, self.preview, self.triggers, self.file_name]
         quiet = dict(show_progress="hidden", **PRIVATE)  # in the queue, without which no error is shown
         self.adapter.change(guarded(self.facts), self.adapter, facts, **quiet)
         chosen = [self.adapter, self.rank, self.dtype]
@@ -193,17 +181,13 @@ class ExportTab:
         return f"Rank {number} keeps {kept:.2f} % of the adapter: relative error {error:.3g} (0 is exact)."
 
     def facts(self, adapter: str) -> tuple:
-        """(preview, trigger words, name of the file in another tool) of an adapter."""
+        """(column and image of the preview, trigger words, file name in another tool) of an adapter."""
         if not adapter:
-            return gr.update(value=None, visible=False), "", ""
+            return gr.update(visible=False), "", "", ""
         words = trigger_words(self.workspace, adapter)
-        path = preview_of_adapter(self.workspace, adapter)
-        try:
-            image = served_copy(self.workspace, path, PREVIEW) if path else None
-        except (OSError, ValueError):  # no image
-            image = None
-        shown = gr.update(value=image, visible=image is not None)
-        return shown, words, adapter.removesuffix(".safetensors").replace("/", "-")
+        image = preview_html(preview_of_adapter(self.workspace, adapter))
+        name = adapter.removesuffix(".safetensors").replace("/", "-")
+        return gr.update(visible=bool(image)), image, words, name
 
     def export(self, adapter: str, kinds: list[str], rank: str, dtype: str):
         """(rows of the table, files) after each file."""
@@ -234,10 +218,10 @@ class ExportTab:
 
     def lists(self, chosen: str | None, suggested: str | None = None) -> tuple:
         """The adapters of now, the chosen one kept where it is still there."""
-        names = self.workspace.adapter_names()
+        choices = self.workspace.adapter_choices()
         value = self.workspace.kept_or_suggested(chosen, suggested)
         newest = self.workspace.suggested_adapter()
-        return gr.update(choices=names, value=value), gr.update(visible=not names), newest
+        return gr.update(choices=choices, value=value), gr.update(visible=not choices), newest
 
 
 def rank_of(text: str) -> int | None:

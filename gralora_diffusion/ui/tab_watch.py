@@ -10,6 +10,7 @@ from gralora_diffusion.ui.config_form import IMAGES, from_config
 from gralora_diffusion.ui.follow_log import FOLLOW_LOG
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
 from gralora_diffusion.ui.notifications import ASK
+from gralora_diffusion.ui.page_words import page_words
 from gralora_diffusion.ui.run_files import config_of, log_tail
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.tab_history import RunHistory
@@ -171,7 +172,7 @@ class WatchTab:
         run = self.workspace.runs / name if name else None
         progress = run_view.progress(self.queue, run) if run else None
         state = progress.state if run else ""
-        message = progress.message if run and state != "done" else ""
+        message = page_words(progress.message, self.workspace) if run and state != "done" else ""
         stoppable = state in ("starting", "running", "queued")
         resumable = state in RESUMABLE
         steps = len(run_view.metrics(run)) if run else 0

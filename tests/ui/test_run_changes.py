@@ -119,5 +119,5 @@ def test_a_card_tells_date_duration_base_rank_and_best_score(changes, workspace)
     assert first == "robot-1 · done"
     assert str(time.localtime().tm_year) in date
     assert date.split(" · ")[1][0].isdigit()
-    assert base == "demo model · gralora, rank 16"
+    assert base == "Demo model · gralora, rank 16"
     assert score == "best score 0.25 at step 20"
