@@ -93,4 +93,5 @@ def render(template: str, **values) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(values)
+    page = environment.get_template(template).render(values)
+    return page.encode(errors="backslashreplace").decode()  # names of files may be no UTF-8

@@ -105,10 +105,9 @@ def test_a_failed_seed_takes_the_interval(kept):
 
 
 def test_runs_on_other_images_are_not_mixed(kept):
-    lines = (kept / RESULTS).read_text()
-    (kept / RESULTS).write_text(
-        lines + lines.splitlines()[0].replace('"setting": "s"', '"setting": "t"') + "\n"
-    )
+    lines = (kept / RESULTS).read_text().splitlines(keepends=True)
+    other = lines[0].replace('"setting": "s"', '"setting": "t"')
+    (kept / RESULTS).write_text("".join([*lines, other]))
     with pytest.raises(ConfigError, match="holds runs on other images"):
         outliers.report()
     (kept / RESULTS).unlink()
