@@ -23,11 +23,15 @@ test: .venv/test chromium
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".$(EXTRA_$*)"
 	touch $@
 
-# The browser that the tests of the page need, where it is missing and can be had; without it those tests fail and say so.
+# The browser that the tests of the page need, and nginx for the test of the page behind it, where they are missing and can
+# be had; without the browser those tests fail and say so, without nginx its test is skipped.
 chromium:
 	@command -v chromium chromium-browser google-chrome >/dev/null || (apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null) || \
 	    echo "Chromium could not be installed: install it yourself, the tests of the page need it"
+	@command -v nginx /usr/sbin/nginx >/dev/null || (apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light >/dev/null) || \
+	    echo "nginx could not be installed: the test of the page behind it is skipped"
 
 clean:
 	rm -rf .venv build demo runs

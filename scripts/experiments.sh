@@ -2,7 +2,7 @@
 # Run the experiments of docs/experiments/README.md, print their reports and keep them in
 # docs/experiments/results.  The same command resumes.
 #
-#   bash scripts/experiments.sh style              # or k, heads, dreambooth, gora, or several of them
+#   bash scripts/experiments.sh style              # or k, heads, dreambooth, gora, outliers, or several
 #   WORKERS=1 bash scripts/experiments.sh style    # processes that share the runs, a core each; 2 by default
 #   PYTHON=echo bash scripts/experiments.sh k      # print the commands alone
 #
@@ -141,11 +141,23 @@ gora() {
     report --output "$STATE/gora-subjects" "${baselines[@]}" --keep $RESULTS/gora-subjects
 }
 
-[ $# -gt 0 ] || fail "name experiments: style, k, heads, dreambooth, gora"
+outliers() {
+    sticker
+    local code=0
+    for _ in $(seq "$WORKERS"); do
+        $PYTHON scripts/outliers.py --images "$STATE/sticker" --state "$STATE/outliers" &
+        workers+=($!)
+    done
+    for worker in "${workers[@]}"; do wait "$worker" || code=$?; done
+    workers=()
+    return $code
+}
+
+[ $# -gt 0 ] || fail "name experiments: style, k, heads, dreambooth, gora, outliers"
 for experiment in "$@"; do
     case $experiment in
-    style | k | heads | dreambooth | gora) ;;
-    *) fail "no experiment is called $experiment; there are style, k, heads, dreambooth and gora" ;;
+    style | k | heads | dreambooth | gora | outliers) ;;
+    *) fail "no experiment is called $experiment; there are style, k, heads, dreambooth, gora and outliers" ;;
     esac
 done
 has matplotlib

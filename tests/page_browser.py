@@ -9,6 +9,7 @@ from playwright.sync_api import sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+PROXY = "photos.example.com"  # a name that leads to this machine, as that of a proxy
 TABS = ("Dataset", "Train", "Watch", "Sample", "Compare", "Export")
 MILLIS = PATIENCE * 1000
 
@@ -19,7 +20,7 @@ def browser():
     assert CHROMIUM, (
         "the tests of the page need Chromium: apt-get install -y --no-install-recommends chromium"
     )
-    away = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
+    away = f"--host-resolver-rules=MAP {PROXY} 127.0.0.1, MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=CHROMIUM,

@@ -13,13 +13,14 @@ from helpers import GRALORA
 
 from gralora_diffusion.ui.processes import end_group
 
-PATIENCE = 100  # seconds; a busy machine takes its time
+PATIENCE = 300  # seconds; a busy machine takes its time
 SECRET = "root:x:0:0"  # of /etc/passwd
 
 
 def sample_request(adapter: str, base: str = "same as training") -> list:
     """What the browser sends to generate one image of one step."""
-    return [adapter, 1, "a robot", 1, 0, "none", 0, 1, None, base, False, "", "", "same as the base model"]
+    asked = [adapter, 1, "a robot", 1, 0, "none", 0, 1, None, base, False, "", "", "same as the base model"]
+    return [*asked, False, "", "none", 0.5, "none", 0.5, 0]
 
 
 class Page:
@@ -89,6 +90,14 @@ class Page:
             if function["backend_fn"] and [number, event] in [list(t) for t in function["targets"]]:
                 return function["id"]
         raise AssertionError(f"{event} of {target} calls nothing")
+
+    def function_with(self, target: str) -> int:
+        """The number of the only function that takes the value of the element with this id."""
+        config = self.config()
+        number = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == target)
+        found = [d["id"] for d in config["dependencies"] if d["backend_fn"] and number in d["inputs"]]
+        assert len(found) == 1, f"{len(found)} functions take the value of {target}"
+        return found[0]
 
     def stop_run(self, name: str) -> str:
         return self.client.post("/gradio_api/run/stop", json=dict(data=[name])).text

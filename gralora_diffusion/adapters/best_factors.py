@@ -12,7 +12,8 @@ import torch
 from gralora_diffusion.adapters.gora import as_gralora, blocks
 from gralora_diffusion.adapters.low_rank import truncate
 
-POWERS = 3  # power iterations of the range finder
+POWERS = 4  # most power iterations of the range finder
+SETTLED = 1e-3  # it ends once an iteration finds less than this part of the energy that is not held yet
 EXTRA = 16  # columns beyond the rank
 SEED = 0  # of its random test matrix
 
@@ -60,17 +61,31 @@ def best_of_matrix(delta: torch.Tensor, rank: int, k: int = 1) -> Best:
     g = rank // k
     parts = blocks(delta, k)
     if 4 * g < min(parts.shape[2:]):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED)
-            u, s, v = torch.svd_lowrank(parts.float(), q=g + EXTRA, niter=POWERS)
-        vh = v.mT
+        u, s, vh = leading(parts.float(), g + EXTRA)
     else:
         u, s, vh = torch.linalg.svd(parts.double(), full_matrices=False)
     root = s[..., :g].sqrt()
     A = root[..., None] * vh[..., :g, :]
     B = u[..., :g] * root[..., None, :]
-    error = float((parts - B.to(parts.dtype) @ A.to(parts.dtype)).norm())
+    left, right = B.to(parts.dtype).flatten(0, 1), A.to(parts.dtype).flatten(0, 1)
+    error = float(torch.baddbmm(parts.flatten(0, 1), left, right, alpha=-1).norm())
     return Best(A, B, error, float(delta.norm()))
+
+
+def leading(parts: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(u, s, vh) of about the first `count` singular values of each matrix of parts [..., M, N]."""
+    test = torch.randn(parts.shape[-1], count, generator=torch.Generator().manual_seed(SEED))
+    basis = torch.linalg.qr(parts @ test).Q  # [..., M, count]
+    energy, held = float(parts.norm()) ** 2, 0.0
+    for power in range(POWERS + 1):
+        small = basis.mT @ parts  # [..., count, N]
+        before, held = held, float(small.norm()) ** 2
+        if power == POWERS or held - before < SETTLED * (energy - held):
+            break
+        basis = torch.linalg.qr(parts @ torch.linalg.qr(small.mT).Q).Q
+    q, r = torch.linalg.qr(small.mT)
+    u, s, vh = torch.linalg.svd(r.mT)  # of a matrix much smaller than `small`
+    return basis @ u, s, vh @ q.mT
 
 
 def best_of_energy(delta: torch.Tensor, energy: float) -> Best:

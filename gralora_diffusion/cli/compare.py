@@ -11,14 +11,14 @@ OMP_NUM_THREADS=1. --report prints and plots the finished runs.
 docs/experiments/README.md describes the experiments that the README summarizes.
 """
 
-import dataclasses
 import json
 import textwrap
 from argparse import Namespace
 from pathlib import Path
 
 from gralora_diffusion.command_line import Parser, path_text
-from gralora_diffusion.console import fail, note
+from gralora_diffusion.config.choices import OPTIMIZERS
+from gralora_diffusion.console import fail
 from gralora_diffusion.evaluation.encoder_names import parse_encoder_name
 from gralora_diffusion.evaluation.metric import METRICS
 from gralora_diffusion.experiments.methods import METHODS, WITH_K
@@ -44,7 +44,7 @@ def arguments(argv: list[str] | None) -> Namespace:
     add_report(parser.add_argument_group("Report"))
     args = parser.parse_args(argv)
     if not args.report:
-        defaults = dict(methods=["lora", "gralora"], ranks=[8], k=[2], lrs=[1e-3])
+        defaults = dict(methods=["lora", "gralora"], ranks=[8], k=[2], lrs=[1e-3], outliers=[1.0])
         for name, default in defaults.items():
             setattr(args, name, getattr(args, name) or default)
         args.steps = 300 if args.steps is None else args.steps
@@ -67,6 +67,13 @@ def add_runs(group) -> None:
     group.add_argument(
         "--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="random seeds (default: 0)"
     )
+    about = (
+        "plant outlier channels that many times as large in the UNet, without changing what it computes "
+        "(default: 1, which plants none)"
+    )
+    group.add_argument("--outliers", nargs="+", type=float, metavar="SCALE", help=about)
+    about = "plant one outlier channel in each of so many equal slices of a layer's inputs (default: 1)"
+    group.add_argument("--outlier_slices", type=int, default=1, metavar="N", help=about)
     about = "training steps of each run (default: 300); with --report, only runs of this length"
     group.add_argument("--steps", type=int, help=about)
     about = "which held-out images are scored (default: validation)"
@@ -76,6 +83,11 @@ def add_runs(group) -> None:
         "sweep, or of the sweep in FOLDER"
     )
     group.add_argument("--tuned", nargs="?", type=Path, const=Path(), metavar="FOLDER", help=about)
+    about = (
+        "do the runs on the Ray cluster at this address (HOST:PORT, or auto; local is one of this machine); "
+        "the folders must have the same paths on all its machines"
+    )
+    group.add_argument("--ray", metavar="ADDRESS", help=about)
     about = "print the runs, their parameters and an estimate, and stop"
     group.add_argument("--dry_run", action="store_true", help=about)
 
@@ -97,6 +109,8 @@ def add_training(group) -> None:
     about = "images per step; by default the base's"
     group.add_argument("--batch_size", type=int, help=about)
     group.add_argument("--resolution", type=int, help="side of the images; by default the base's")
+    about = f"optimizer: {', '.join(OPTIMIZERS)} (default: AdamW)"
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default="AdamW", metavar="NAME", help=about)
     about = "precision of the frozen base and the computation (default: no, which is fp32)"
     group.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help=about)
     about = (
@@ -117,6 +131,8 @@ def add_scores(group) -> None:
     group.add_argument("--score", help=about)
     about = "measure the loss on held-out noise every N steps"
     group.add_argument("--held_out_every", type=int, metavar="STEPS", help=about)
+    about = "score the loss on held-out images alone, and generate no images"
+    group.add_argument("--loss_only", action="store_true", help=about)
     about = "also generate and score at these strengths of the adapter, besides 1"
     group.add_argument("--strengths", nargs="+", type=float, default=[], metavar="STRENGTH", help=about)
     about = "text file of prompts without the subject, to measure drift from the base"
@@ -143,15 +159,21 @@ def problem_with(args: Namespace) -> str | None:
     """What is wrong with options, alone or together."""
     if args.keep and not args.report:
         return "--keep needs --report"
-    for name in ("methods", "ranks", "k", "lrs", "seeds"):
+    for name in ("methods", "ranks", "k", "lrs", "seeds", "outliers"):
         values = getattr(args, name) or []
         if len(set(values)) < len(values):
             return f"--{name} has a value twice: {' '.join(map(str, values))}"
     positive = [*(args.ranks or []), *(args.lrs or []), 1 if args.steps is None else args.steps]
     if min(positive) <= 0 or min(args.seeds) < 0:
         return "--steps, --ranks and --lrs must be above 0, and --seeds at least 0"
+    if min(args.outliers or [1]) < 1 or args.outlier_slices < 1:
+        return "--outliers and --outlier_slices must be at least 1"
+    if args.loss_only and (args.prompts or args.strengths or args.drift_prompts or args.encoder):
+        return "--loss_only generates no images: drop --prompts, --strengths, --drift_prompts and --encoder"
     if args.subjects and not args.prompts:
         return "--subjects needs --prompts, which are generated for each subject"
+    if args.ray and (args.report or args.dry_run):
+        return "--ray does runs: drop it with --report and --dry_run"
     if args.held_out_every is not None and args.held_out_every < 1:
         return "--held_out_every must be above 0"
     return None
@@ -185,6 +207,7 @@ def report_runs(args: Namespace) -> None:
     among = dict(method=args.methods, rank=args.ranks, lr=args.lrs)
     among["k"] = [None, *args.k] if args.k else None
     among["steps"] = [args.steps] if args.steps else None
+    among["outliers"] = [None if scale == 1 else scale for scale in args.outliers or []]
     done = select(args.output, **among)
     options = dict(score=args.score, baselines=args.baseline, unit=args.unit, front=args.front)
     folder = args.keep or args.output
@@ -203,31 +226,15 @@ def dry_run(args: Namespace) -> None:
 
 
 def run_sweep(args: Namespace) -> None:
-    import torch
-    from accelerate import Accelerator
-
-    from gralora_diffusion.evaluation.encoders import load_encoder
     from gralora_diffusion.experiments.plan import plan_sweep
-    from gralora_diffusion.experiments.queue import do_runs, others_at_work
-    from gralora_diffusion.experiments.run import run_experiment
-    from gralora_diffusion.training.signals import Interrupts
 
     plan = plan_sweep(args)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision or "no")
-    encoders = tuple(load_encoder(name, str(accelerator.device)) for name in plan.encoders)
-    experiments = {}
-    for subject, experiment in plan.experiments.items():
-        experiments[subject] = dataclasses.replace(experiment, accelerator=accelerator, encoders=encoders)
-    many_threads = accelerator.device.type == "cpu" and torch.get_num_threads() > 1
-    if many_threads and others_at_work(args.output):
-        note(
-            "another process shares these runs: set OMP_NUM_THREADS=1 for each, several times faster on a CPU"
-        )
-    with Interrupts(lambda: None) as interrupts:
-        interrupts.patient = True
+    if args.ray:
+        from gralora_diffusion.experiments.cluster import do_sweep_on_ray
 
-        def do(run: dict) -> dict:
-            return run_experiment(run, experiments[run.get("subject")], interrupts)
+        do_sweep_on_ray(plan, args.output, args.ray, args.mixed_precision)
+    else:
+        from gralora_diffusion.experiments.sweep import do_sweep
 
-        do_runs(args.output, plan.runs, do, stop_requested=lambda: interrupts.asked)
+        do_sweep(plan, args.output, args.mixed_precision)
     print(f"{len(plan.runs)} runs are done: --report prints the results in {args.output}")

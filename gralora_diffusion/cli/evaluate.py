@@ -14,6 +14,7 @@ gralora evaluate --subjects dreambooth --encoder imagenet
 Reference images are first cropped and resized to the size of the generated ones, if these have one size.
 """
 
+import dataclasses
 import json
 import os
 from argparse import Namespace
@@ -59,6 +60,11 @@ def add_images(group) -> None:
     group.add_argument("--generated", nargs="+", default=[], metavar="FOLDER", type=path_text, help=about)
     about = "folder with the subject's images: CLIP-I, DINO, and the nearest training image"
     group.add_argument("--reference", type=Path, metavar="FOLDER", help=about)
+    about = (
+        "folder with images, or folders, of other subjects like this one: how well generated images tell the "
+        "subject from them"
+    )
+    group.add_argument("--lookalikes", type=Path, metavar="FOLDER", help=about)
     about = "folder with one true image for each generated one; NAME.txt is its caption"
     group.add_argument("--paired", type=Path, metavar="FOLDER", help=about)
     about = "folder with the base's images for the same prompts and seeds, to measure drift"
@@ -118,8 +124,9 @@ def problem_with(args: Namespace) -> str | None:
         )
     if len({Path(name).resolve() for name in args.generated}) < len(args.generated):
         return f"--generated names a folder twice: {' '.join(args.generated)}"
-    if args.masked and not (args.run or args.reference):
-        return "--masked compares subjects: it needs --run, or --generated with --reference"
+    for name in ("masked", "lookalikes"):
+        if getattr(args, name) and not (args.run or args.reference):
+            return f"--{name} compares subjects: it needs --run, or --generated with --reference"
     if args.batch_size < 1 or args.seed < 0:
         return "--batch_size must be at least 1, and --seed at least 0"
     return None
@@ -205,10 +212,15 @@ def score_retrieval(args: Namespace) -> None:
 
 def score_sets(args: Namespace) -> None:
     """Print the scores, and write the report."""
+    from gralora_diffusion.data.masks import without_masks
+    from gralora_diffusion.evaluation.image_sets import images_of_lookalikes
     from gralora_diffusion.evaluation.metrics import evaluate
     from gralora_diffusion.evaluation.report import score_tables, write_evaluation
 
     runs, against, default = samples_of_run(args) if args.run else generated_images(args)
+    if args.lookalikes:
+        others = without_masks(images_of_lookalikes(args.lookalikes, against.references))
+        against = dataclasses.replace(against, lookalikes=others)
     encoders = encoders_of(args, default)
     alone = subject_features_of(args, against.masks) if args.masked else None
     result = evaluate(encoders, runs, against, features_of(args), not args.unpaired, args.seed, alone)

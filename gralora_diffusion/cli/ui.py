@@ -1,8 +1,8 @@
 """Open a page to train, watch, sample, compare and export in a browser.
 
-Only this computer can open it. --listen ADDRESS or --share opens it to others and needs --auth NAME:PASSWORD
-(or the environment variable GRALORA_AUTH). Runs, datasets, base models and added adapters are kept in the
-folders runs, images, models and adapters of --home.
+Only this computer can open it. --listen ADDRESS, --share or --allow_host NAME opens it to others and needs
+--auth NAME:PASSWORD (or the environment variable GRALORA_AUTH). Runs, datasets, base models and added
+adapters are kept in the folders runs, images, models and adapters of --home.
 """
 
 import errno
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gralora_diffusion.command_line import Parser
 from gralora_diffusion.console import fail
+from gralora_diffusion.ui.access import Access
 
 TELEMETRY_OFF = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 EXAMPLE = """example:
@@ -22,18 +23,22 @@ EXAMPLE = """example:
 def main(argv: list[str] | None = None) -> None:
     parser = parser_of_ui()
     args = parser.parse_args(argv)
-    if (args.listen or args.share) and not args.auth:
-        parser.error("--listen and --share open the page to others: give --auth NAME:PASSWORD with them")
-    if args.auth and not all(args.auth.partition(":")[::2]):
-        parser.error("--auth must be NAME:PASSWORD")
+    access = Access(args.listen, args.share, args.auth, tuple(args.allow_host), args.root_path)
+    if problem := access.problem():
+        parser.error(problem)
     if not 0 <= args.port < 65536:
         parser.error(f"--port is {args.port}; it must be from 0 to 65535")
+    other_tools = {"ComfyUI": args.comfyui, "A1111": args.a1111}
+    other_tools = {name: folder.resolve() for name, folder in other_tools.items() if folder}
+    for name, folder in other_tools.items():
+        if not folder.is_dir():
+            parser.error(f"--{name.lower()} is {folder}, which is not a folder")
     check_address(args.listen or "127.0.0.1", args.port)
 
     os.environ |= TELEMETRY_OFF  # read when gradio and huggingface_hub are imported
     from gralora_diffusion.ui.server import serve  # imports them, only after --help and mistakes
 
-    serve(args.home, args.port, args.listen, args.share, args.auth)
+    serve(args.home, args.port, access, other_tools)
 
 
 def parser_of_ui() -> Parser:
@@ -62,6 +67,26 @@ def parser_of_ui() -> Parser:
         default=os.environ.get("GRALORA_AUTH"),
         help="who may log in (default: $GRALORA_AUTH)",
     )
+    parser.add_argument(
+        "--allow_host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a proxy's name for the page, such as photos.example.com, or NAME:PORT; needs --auth",
+    )
+    parser.add_argument(
+        "--root_path",
+        metavar="PATH",
+        default="",
+        help="the path under which a proxy has the page, such as /studio",
+    )
+    for name, example in (("ComfyUI", "ComfyUI/models/loras"), ("A1111", "models/Lora")):
+        parser.add_argument(
+            f"--{name.lower()}",
+            metavar="FOLDER",
+            type=Path,
+            help=f"folder of LoRAs of {name}, such as {example}, to which Export offers to copy adapters",
+        )
     return parser
 
 

@@ -2,7 +2,7 @@
 
 METHODS = ["gralora", "lora"]  # adapters.kinds.register() adds to it
 ALLOCATE = ("gora", "energy", "uniform", "random", "inverse", "ralora")
-OPTIMIZERS = ("AdamW", "Prodigy", "Adafactor", "AdamWScheduleFree")
+OPTIMIZERS = ("AdamW", "Prodigy", "Adafactor", "AdamWScheduleFree", "SGD")
 RESTARTS, POLYNOMIAL, STEP_RULES = "cosine_with_restarts", "polynomial", "piecewise_constant"
 SCHEDULES = ("linear", "cosine", RESTARTS, POLYNOMIAL, "constant", "constant_with_warmup", STEP_RULES)
 INTERPOLATIONS = ("nearest", "nearest_exact", "bilinear", "bicubic", "box", "hamming", "lanczos")

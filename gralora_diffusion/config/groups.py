@@ -36,7 +36,7 @@ SHUFFLED, RECOMPUTED = {"shuffle_captions": True}, {"gradient_checkpointing": Tr
 MASKED = {"masked_loss": True}
 EVALUATED = {"validation_steps": True, "validation_epochs": True}
 STEPPED = {"lr_scheduler": (STEP_RULES,)}
-ADAMW, NO_AVERAGE = {"optimizer": ("AdamW",)}, {"optimizer": ("AdamW", "Prodigy", "Adafactor")}
+ADAMW, NO_AVERAGE = {"optimizer": ("AdamW",)}, {"optimizer": ("AdamW", "Prodigy", "Adafactor", "SGD")}
 CACHE = dict(kind="folder", resumable=True, needs={"cache_latents": True})
 WARMUP = {
     "lr_scheduler": tuple(s for s in SCHEDULES if s not in ("constant", STEP_RULES)),

@@ -93,7 +93,7 @@ def make_masks(jobs: Iterable[Job], saliency: Saliency, threshold: float, overwr
             else:
                 mask = saliency.mask(image, threshold)
                 if mask.getextrema()[1] == 0:
-                    raise ValueError("nothing stands out: lower --threshold, or draw its mask")
+                    raise ValueError("nothing stands out: lower the threshold, or draw its mask")
                 with complete_or_absent(job.mask) as part:
                     mask.save(part, "PNG")
                 made.written.append(job.name)

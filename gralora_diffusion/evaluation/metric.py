@@ -80,6 +80,22 @@ TABLE = (
         needs=("prompts",),
     ),
     Metric(
+        name="vendi",
+        label="Vendi score",
+        meaning="effective number of different images of one prompt (arXiv 2210.02410), a value per prompt: "
+        "from 1, always the same image, to their number",
+        higher_is_better=True,
+        needs=("prompts",),
+    ),
+    Metric(
+        name="identity",
+        label="identity rank",
+        meaning="average precision of the subject's images among those of look-alikes, by cosine with the "
+        "image: 1 puts all of the subject's first",
+        higher_is_better=True,
+        needs=("references", "lookalikes"),
+    ),
+    Metric(
         name="copy",
         label="nearest training image",
         meaning="cosine with the nearest training image: 1 is a copy",
@@ -93,6 +109,7 @@ TABLE = (
         higher_is_better=False,
     ),
 )
+OF_PROMPTS = ("diversity", "vendi")  # with a value for each prompt, not each image
 METRICS = {metric.name: metric for metric in TABLE}
 AT_STRENGTH = re.compile(r"(.*) at ([\d.e+-]+)")
 

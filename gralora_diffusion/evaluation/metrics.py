@@ -31,6 +31,7 @@ class Inputs:
     """What metrics are computed from: unit vectors by one encoder, None where there are none.
 
     generated [n, d], and of each image's partner: originals, base [n, d].  references [m, d]: the subject's.
+    lookalikes [l, d]: of images of other subjects like it.
     alone, references_alone: of generated and reference images without their backgrounds.
     texts [n, d]: of each image's prompt.  prompts: as they were written; cut: how many the encoder cuts.
     """
@@ -39,6 +40,7 @@ class Inputs:
     against: References
     generated: torch.Tensor
     references: torch.Tensor | None = None
+    lookalikes: torch.Tensor | None = None
     originals: torch.Tensor | None = None
     base: torch.Tensor | None = None
     alone: torch.Tensor | None = None
@@ -60,14 +62,47 @@ def similarities(generated: torch.Tensor, references: torch.Tensor) -> torch.Ten
 
 def diversity(features: torch.Tensor, groups: list[str]) -> tuple[list[str], torch.Tensor]:
     """The groups of at least two images, and the mean of 1 - cosine over all pairs within each."""
-    names, values = [], []
-    for name in dict.fromkeys(groups):
-        members = features[[group == name for group in groups]].double()
-        if len(members) > 1:
-            first, second = torch.triu_indices(len(members), len(members), 1)
-            names.append(name)
-            values.append((1 - rowwise(members[first], members[second])).mean())
+    names, found = groups_of(features, groups)
+    values = []
+    for members in found:
+        first, second = torch.triu_indices(len(members), len(members), 1)
+        values.append((1 - rowwise(members[first], members[second])).mean())
     return names, torch.stack(values) if values else torch.zeros(0)
+
+
+def groups_of(features: torch.Tensor, groups: list[str]) -> tuple[list[str], list[torch.Tensor]]:
+    """The groups of at least two images, and the vectors [n, d] of each."""
+    names, found = [], []
+    for name in dict.fromkeys(groups):
+        members = features[[group == name for group in groups]]
+        if len(members) > 1:
+            names.append(name)
+            found.append(members)
+    return names, found
+
+
+def vendi(features: torch.Tensor) -> float:
+    """The Vendi score (arXiv 2210.02410, eq. 1) of unit vectors [n, d] with the cosine as kernel.
+
+    exp of the entropy of the eigenvalues of the kernel's matrix / n: the effective number of images.
+    """
+    kernel = features.double() @ features.double().T
+    eigenvalues = torch.linalg.eigvalsh(kernel / len(kernel)).clamp_min(0)
+    return float(torch.special.entr(eigenvalues).sum().exp())
+
+
+def average_precision(
+    generated: torch.Tensor, references: torch.Tensor, lookalikes: torch.Tensor
+) -> torch.Tensor:
+    """Of each generated image as a query in a gallery of references and look-alikes: [n].
+
+    The mean, over the references, of the share of references among the images that are no farther.
+    """
+    hits = generated.double() @ references.double().T  # [n, m]
+    others = generated.double() @ lookalikes.double().T
+    before = (hits[:, None] >= hits[:, :, None]).sum(2)  # references no farther than each, itself among them
+    wrong = (others[:, None] >= hits[:, :, None]).sum(2)
+    return (before / (before + wrong)).double().mean(1)
 
 
 def nearest(
@@ -112,6 +147,16 @@ def measure_diversity(inputs: Inputs) -> dict:
     return dict(values=values, of=prompts)
 
 
+def measure_vendi(inputs: Inputs) -> dict:
+    prompts, groups = groups_of(inputs.generated, inputs.prompts)
+    return dict(values=torch.tensor([vendi(group) for group in groups], dtype=torch.float64), of=prompts)
+
+
+def measure_identity(inputs: Inputs) -> dict:
+    values = average_precision(inputs.generated, inputs.references, inputs.lookalikes)
+    return dict(values=values, extra=dict(subject=len(inputs.references), lookalikes=len(inputs.lookalikes)))
+
+
 def measure_copy(inputs: Inputs) -> dict:
     values, index, limit = nearest(inputs.generated, inputs.references)
     beside = [inputs.against.references[i] for i in index]
@@ -128,6 +173,8 @@ COMPUTE = {  # {name of a metric: its values and what belongs to them, from Inpu
     "paired": measure_paired,
     "drift": measure_drift,
     "diversity": measure_diversity,
+    "vendi": measure_vendi,
+    "identity": measure_identity,
     "copy": measure_copy,
 }
 
@@ -158,6 +205,8 @@ def inputs_of(
     given = dict(generated=features(encoder, run.paths, None))
     if against.references:
         given["references"] = features(encoder, against.references, against.size)
+        if against.lookalikes:
+            given["lookalikes"] = features(encoder, against.lookalikes, against.size)
         if alone:
             given["alone"] = alone(encoder, run.paths, None)
             given["references_alone"] = alone(encoder, against.references, against.size)
@@ -206,14 +255,16 @@ def evaluate(
                 metric = found.metric
                 label = metric.label_by(encoder.kind)
                 entry = dict(run=run.name, encoder=encoder.name, score=metric.name, label=label)
-                scores.append(entry | mean_and_interval(found.values, seed) | found.extra)
+                together = clusters_of(run, found)
+                scores.append(entry | mean_and_interval(found.values, seed, clusters=together) | found.extra)
                 if paired and run is not runs[0] and metric in first:
-                    difference = mean_and_interval(found.values - first[metric], seed)
+                    gains = found.values - first[metric]
+                    difference = mean_and_interval(gains, seed, clusters=together)
                     differences.append(entry | dict(against=runs[0].name) | difference)
                 first.setdefault(metric, found.values)
                 values += [entry | line for line in lines_of(found)]
     settings = dict(
-        interval="95 %, percentile bootstrap over the values, 10,000 resamples",
+        interval="95 %, BCa bootstrap, 10,000 resamples; images of one prompt are resampled together",
         seed=seed,
         words_left_out_of_prompts=list(against.drop),
         size_that_references_are_cut_to=against.size,
@@ -228,6 +279,11 @@ def evaluate(
         encoders=[dict(name=encoder.name) | encoder.facts for encoder in encoders],
         settings=settings,
     )
+
+
+def clusters_of(run: ImageSet, found: Measurement) -> list[str] | None:
+    """The prompt of each value's image, since images of one prompt are not independent; None without."""
+    return run.prompts if run.prompts and len(run.prompts) == len(found.values) else None
 
 
 def check_pairs(runs: list[ImageSet]) -> None:

@@ -66,6 +66,12 @@ def remarks_on(entry: dict) -> list[str]:
             f"{run}: {entry['copies']} of {entry['n']} images are nearer to a training image than any two of "
             f"those are to each other ({limit}): {encoder}"
         )
+    if others := entry.get("lookalikes"):
+        own = entry["subject"]
+        found.append(
+            f"{run}: identity rank among {own} images of the subject and {others} of look-alikes; about "
+            f"{score_cell(own / (own + others))} in random order: {encoder}"
+        )
     if cut := entry.get("prompts_longer_than_the_encoder_reads"):
         found.append(f"{run}: prompts longer than {encoder} reads were truncated: {cut}")
     return found

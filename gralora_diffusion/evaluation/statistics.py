@@ -3,34 +3,54 @@
 import math
 import statistics
 
+import numpy as np
 import torch
 from scipy import stats
-
-from gralora_diffusion.seeding import generator
 
 PART = 500  # resamples computed at once
 
 
 def mean_and_interval(
-    values: torch.Tensor, seed: int = 0, level: float = 0.95, resamples: int = 10_000
+    values: torch.Tensor,
+    seed: int = 0,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    clusters: list[str] | None = None,
 ) -> dict:
-    """n, mean, sample standard deviation, and the percentile bootstrap's interval of the mean.
+    """n, mean, sample standard deviation, and the interval of the mean by scipy's BCa bootstrap.
 
-    sd, low, high are None for n = 1.  Resampled here and not by scipy.stats.bootstrap, whose generator gives
-    other intervals than those that have been published with this seed.
+    clusters: of each value; those of one cluster are resampled together.  sd, low, high are None for n = 1,
+    and low, high for one cluster.
     """
-    values = values.double()
+    values = values.double().numpy()
     n = len(values)
     if n == 1:
-        return dict(n=1, mean=values.item(), sd=None, low=None, high=None)
-    random = generator(seed, 101)
-    parts = []
-    for start in range(0, resamples, PART):
-        index = torch.randint(n, (min(PART, resamples - start), n), generator=random)
-        parts.append(values[index].mean(1))
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.cat(parts).quantile(ends).tolist()
-    return dict(n=n, mean=values.mean().item(), sd=values.std().item(), low=low, high=high)
+        return dict(n=1, mean=float(values[0]), sd=None, low=None, high=None)
+    found = dict(n=n, mean=float(values.mean()), sd=float(values.std(ddof=1)))
+    places = np.unique(clusters, return_inverse=True)[1] if clusters else np.arange(n)
+    sums, counts = np.bincount(places, values), np.bincount(places)
+    if len(sums) == 1:
+        return found | dict(low=None, high=None)
+    means = sums / counts
+    if np.ptp(means) == 0:  # where BCa is not defined
+        return found | dict(low=found["mean"], high=found["mean"])
+    interval = stats.bootstrap(
+        (sums, counts),
+        ratio_of_sums,
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=PART,
+        confidence_level=level,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return found | dict(low=float(interval.low), high=float(interval.high))
+
+
+def ratio_of_sums(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
+    """The mean over all values, from the sums and counts of their clusters."""
+    return sums.sum(axis) / counts.sum(axis)
 
 
 def rate_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:

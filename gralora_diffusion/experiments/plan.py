@@ -53,6 +53,8 @@ def plan_sweep(args: argparse.Namespace) -> SweepPlan:
     config = base_config(args)
     embedded = args.pretrained_model_name_or_path in (None, str(EMBEDDED))
     encoders = args.encoder or list(FOR_EMBEDDED if embedded else FOR_SDXL)
+    if args.loss_only:
+        encoders = []
     drift_prompts = read_prompts(args.drift_prompts)
     common = dict(
         folder=args.output,
@@ -91,6 +93,7 @@ def base_config(args: argparse.Namespace) -> TrainConfig:
         mixed_precision=args.mixed_precision,
         max_train_steps=args.steps,
         train_batch_size=args.batch_size,
+        optimizer=args.optimizer,
     )
     if args.num_inference_steps is not None:
         given["num_inference_steps"] = args.num_inference_steps
@@ -172,11 +175,16 @@ def table_of_runs(args: argparse.Namespace, layer_shapes: Shapes) -> list[dict]:
                 print(f"rank {rank}: {method} trains {whatever}")
             setting = dict(method=method, rank=rank, size=size, k=k, parameters=parameters)
             setting |= dict(targets=args.targets, steps=args.steps, part=args.part)
-            for lr, seed in itertools.product(args.lrs, args.seeds):
-                runs.append(setting | dict(lr=lr, seed=seed))
+            for scale, lr, seed in itertools.product(args.outliers, args.lrs, args.seeds):
+                runs.append(setting | dict(lr=lr, seed=seed) | planted(scale, args.outlier_slices))
     if not runs:
         raise ConfigError("no run is left: no method of --methods can have the budget of a rank in --ranks")
     return runs
+
+
+def planted(scale: float, slices: int) -> dict:
+    """The options of a run on a base with planted outliers; a run without them has none of these."""
+    return {} if scale == 1 else dict(outliers=scale, outlier_slices=slices)
 
 
 def ks_for(args: argparse.Namespace, method: str) -> list[int | None]:

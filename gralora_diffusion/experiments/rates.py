@@ -67,14 +67,13 @@ def tuned(runs: list[dict], done: list[dict], score: Score | None, elsewhere: bo
         done = [entry for entry in done if entry["run"]["setting"] in settings]
     best = {}
     for setting in at_best_rate(done, score or choose_score(done)):
-        steps = None if elsewhere else setting.steps
-        best[setting.rank, setting.method, setting.k, steps] = setting.lr
+        best[rate_key(setting, setting.method, elsewhere)] = setting.lr
     given = {run["lr"] for run in runs}
     kept = []
     for run in runs:
         method = tuned_as(run["method"])
         name = f"--tuned: {method} at rank {run['rank']}"
-        key = run["rank"], method, run["k"] or 0, None if elsewhere else run["steps"]
+        key = rate_key(Setting.of(run), method, elsewhere)
         if key not in best:
             raise ConfigError(
                 f"{name} has no validation runs with these options yet; make them first", option="tuned"
@@ -84,6 +83,12 @@ def tuned(runs: list[dict], done: list[dict], score: Score | None, elsewhere: bo
         if run["lr"] == best[key]:
             kept.append(run)
     return kept
+
+
+def rate_key(setting: Setting, method: str, any_steps: bool) -> Setting:
+    """What a learning rate is chosen for: the validation setting of this method, at whatever rate."""
+    steps = 0 if any_steps else setting.steps
+    return setting.any_rate._replace(method=method, part="validation", steps=steps)
 
 
 def rates_at_an_end(done: list[dict], score: Score) -> list[str]:
@@ -115,10 +120,10 @@ def with_baseline(done: list[dict], score: Score, baseline: str) -> list[Compare
     bases = {}
     for setting in settings:
         if setting.label == baseline:
-            bases[setting.part, setting.rank, setting.steps] = setting
+            bases[setting.base] = setting
     found = []
     for setting, runs in settings.items():
-        base = bases.get((setting.part, setting.rank, setting.steps))
+        base = bases.get(setting.base)
         if base is not None:
             found.append(Compared(setting, runs, settings[base], base.lr))
     return found

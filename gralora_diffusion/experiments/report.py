@@ -28,8 +28,8 @@ def select(folder: Path, **among: list) -> list[dict]:
             done.append(entry)
     if finished and not done:
         raise ConfigError(
-            f"none of the {len(finished)} runs in {folder} is of the given --methods, --ranks, --k, --lrs "
-            "and --steps"
+            f"none of the {len(finished)} runs in {folder} is of the given --methods, --ranks, --k, --lrs, "
+            "--steps and --outliers"
         )
     return done
 

@@ -23,6 +23,7 @@ from gralora_diffusion.experiments.adapt import adapt, adapter_config_of, as_ada
 from gralora_diffusion.experiments.adapted import Adapted, Spec
 from gralora_diffusion.experiments.experiment import Experiment
 from gralora_diffusion.experiments.methods import METHODS
+from gralora_diffusion.experiments.outliers import plant_outliers
 from gralora_diffusion.experiments.queue import run_name
 from gralora_diffusion.experiments.scoring import base_images, scores_of
 from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
@@ -69,9 +70,11 @@ def run_experiment(run: dict, experiment: Experiment, interrupts: Interrupts) ->
     # the base, what it generates, and the batches
     pipeline = load_sdxl(config.pretrained_model_name_or_path, dtype=dtype).to(accelerator.device)
     config = with_base_defaults(config, pipeline, experiment.images, precision, 1)
+    if "outliers" in run:
+        plant_outliers(pipeline.unet, run["outliers"], run["outlier_slices"], run["seed"])
     ours = METHODS[run["method"]].build == "ours"
     losses = losses_of(pipeline, experiment, config, dtype, autocast=not ours)
-    base = base_images(pipeline, experiment, config)
+    base = base_images(pipeline, experiment, config) if experiment.encoders else []
 
     # the method
     spec = Spec(run["method"], run["size"], run.get("k"), run["seed"], config.adapter.targets)
@@ -99,7 +102,8 @@ def run_experiment(run: dict, experiment: Experiment, interrupts: Interrupts) ->
     if experiment.held_out:
         values = losses_without_gradient(losses.held_out, range(HELD_OUT_BATCHES))
         scores[HELD_OUT_LOSS] = [round(value, 6) for value in values]
-    scores |= scores_of(pipeline, experiment, config, folder, base)
+    if experiment.encoders:
+        scores |= scores_of(pipeline, experiment, config, folder, base)
     return found | dict(file_bytes=(folder / ADAPTER).stat().st_size, scores=scores)
 
 

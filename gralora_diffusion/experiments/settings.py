@@ -18,15 +18,24 @@ class Setting(NamedTuple):
     k: int
     lr: float | None
     steps: int
+    outliers: float = 1.0  # planted in the base; 1 for none
+    slices: int = 0  # with an outlier each
 
     @classmethod
     def of(cls, run: dict) -> "Setting":
-        return cls(run["part"], run["rank"], run["method"], run.get("k") or 0, run["lr"], run["steps"])
+        planted = run.get("outliers", 1.0), run.get("outlier_slices", 0)
+        k = run.get("k") or 0
+        return cls(run["part"], run["rank"], run["method"], k, run["lr"], run["steps"], *planted)
 
     @property
     def label(self) -> str:
         """As tables and --baseline have it."""
         return f"{self.method} k{self.k}" if self.k else self.method
+
+    @property
+    def base(self) -> tuple:
+        """What a baseline has in common with the settings that are compared with it."""
+        return self.part, self.rank, self.steps, self.outliers, self.slices
 
     @property
     def any_rate(self) -> "Setting":
@@ -79,7 +88,7 @@ def choose_score(done: list[dict], text: str | None = None) -> Score:
     Raises ConfigError, with the known ones, for a score that no run has.
     """
     known = known_scores(done)
-    by_default = [score for score in known if score.encoder and score.strength == 1]
+    by_default = [score for score in known if score.encoder and score.strength == 1] or known
     if not by_default:
         raise ConfigError("the sweep holds no finished runs to choose or report from")
     return find_score(text, known) if text else by_default[0]
@@ -101,6 +110,14 @@ def check_settings(done: list[dict]) -> None:
             f"these runs have {' and '.join(map(str, steps))} steps: choose one with --steps, since a "
             "table does not distinguish them",
             option="steps",
+        )
+    planted = sorted({Setting.of(entry["run"])[-2:] for entry in done})
+    if len(planted) > 1:
+        names = ", ".join(f"{scale:g}" for scale, _ in planted)
+        raise ConfigError(
+            f"these runs have outliers of {names}: choose one with --outliers, since a table does not "
+            "distinguish them",
+            option="outliers",
         )
     hashes = {}
     for entry in done:

@@ -14,7 +14,8 @@ from gralora_diffusion.formats.lazy_tensors import (
     transposed,
 )
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.sdxl.load import COMPONENTS, EMBEDDED, shapes, vae_shapes
+from gralora_diffusion.sdxl.hub import hub_options
+from gralora_diffusion.sdxl.load import COMPONENTS, EMBEDDED, reason_of, shapes, vae_shapes
 
 TRANSPOSED = "text_projection.weight"  # in original checkpoints
 CONVOLUTION = re.compile(
@@ -55,11 +56,11 @@ def local(base: str | None) -> Path:
         raise ConfigError(f"{path} is not a base: give {kinds}")
     if path.exists():
         return path
+    of_hub = hub_options(base)
     try:
-        return Path(StableDiffusionXLPipeline.download(base, use_safetensors=True))
+        return Path(StableDiffusionXLPipeline.download(base, use_safetensors=True, **of_hub))
     except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or ["?"])[0][:300]
-        raise ConfigError(f"no SDXL base can be loaded from {base}: {first}") from error
+        raise ConfigError(f"no SDXL base can be loaded from {base}: {reason_of(error)}") from error
 
 
 def stem(component: str) -> str:

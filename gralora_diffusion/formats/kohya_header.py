@@ -12,6 +12,7 @@ from gralora_diffusion.formats.tensor_hashes import hashes_of
 from gralora_diffusion.options import to_dict
 from gralora_diffusion.sdxl.objective import header_of
 
+WHOLE_SCHEDULE = [0, 1000]  # of timesteps
 TAGS = 10  # of modelspec.tags
 TAG_LENGTH = 64  # characters; longer ones are sentences
 PENULTIMATE = "2"  # the layer of the text encoders that SDXL reads, counted from the end
@@ -91,6 +92,8 @@ def model_spec(title: str, adapter: Adapter) -> dict[str, str]:
         lines["modelspec.encoder_layer"] = str(layer) if type(layer) is int else PENULTIMATE
     if "thumbnail" in training:
         lines["modelspec.thumbnail"] = training["thumbnail"]
+    if (timesteps := training.get("timestep_range")) not in (None, WHOLE_SCHEDULE):
+        lines["modelspec.timestep_range"] = ",".join(map(str, timesteps))
     return lines
 
 

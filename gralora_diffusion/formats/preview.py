@@ -16,7 +16,12 @@ THUMBNAIL = 256  # pixels of its longer side at most
 def jpeg_of(path: Path, side: int) -> str:
     """The image as a JPEG in base64, its longer side at most `side` pixels."""
     with Image.open(path) as image:
-        small = image.convert("RGB")
+        return jpeg_of_image(image, side)
+
+
+def jpeg_of_image(image: Image.Image, side: int) -> str:
+    """The same of an image that is open."""
+    small = image.convert("RGB")
     small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)

@@ -22,6 +22,7 @@ ENTRIES = {  # {entry: whether a value is one}
     "dataset_dirs": lambda value: is_dict(value, is_folder),
     "reg_dataset_dirs": lambda value: is_dict(value, is_folder),
     "resolution": lambda value: is_count(value) and 0 < value <= 2**16,
+    "timestep_range": lambda value: is_range(value),
     "finished_at": lambda value: is_number(value) and 0 <= value < MAX_TIME,
     "thumbnail": lambda value: is_thumbnail(value),
 }
@@ -54,6 +55,10 @@ def is_number(value) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 1e18 and math.isfinite(value)
+
+
+def is_range(value) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_count, value)) and value[0] < value[1]
 
 
 def is_count(value) -> bool:

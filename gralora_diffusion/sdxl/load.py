@@ -6,6 +6,7 @@ import torch
 
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.flow import FLOW, is_flow
+from gralora_diffusion.sdxl.hub import NOT_HERE, UNREACHABLE, hub_options
 from gralora_diffusion.sdxl.objective import objective_of_folder
 from gralora_diffusion.sdxl.single_file import (
     NOT_SDXL,
@@ -50,6 +51,7 @@ def load_sdxl(
             f"{path} is a pickle, which can run code when it is read: convert it to .safetensors first"
         )
     given = set(components)
+    of_hub = {} if path.endswith(".safetensors") else hub_options(path, revision, cache_dir)
     try:
         if isinstance(vae, torch.nn.Module):
             components["vae"] = vae
@@ -68,6 +70,7 @@ def load_sdxl(
         else:
             dtypes = {"default": dtype, "vae": torch.float32}
             where = dict(revision=revision, variant=variant, cache_dir=cache_dir, use_safetensors=True)
+            where |= of_hub
             pipeline = StableDiffusionXLPipeline.from_pretrained(
                 path, dtype=dtypes, add_watermarker=False, **where, **components
             )
@@ -91,8 +94,8 @@ def reason_of(error: Exception) -> str:
     while cause is not None:
         offline = isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError)
         if offline or type(cause).__name__ in ("ConnectError", "ConnectTimeout"):  # of the hub's HTTP library
-            why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
-            return f"it is neither a local folder nor in the download cache, and {why}"
+            why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else UNREACHABLE
+            return f"{why}, and {NOT_HERE}"
         cause = cause.__cause__ or cause.__context__
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
@@ -137,7 +140,7 @@ def shapes(path: str | None = None, revision=None, cache_dir=None) -> dict:
             raise ConfigError(f"no SDXL base can be read from {path}: there is no such file")
         configs = SDXL_UNET, CLIPTextConfig(**SDXL_TEXT_ENCODER), CLIPTextConfig(**SDXL_TEXT_ENCODER_2)
     else:
-        where = dict(revision=revision, cache_dir=cache_dir)
+        where = dict(revision=revision, cache_dir=cache_dir) | hub_options(path, revision, cache_dir)
         try:
             unet = UNet2DConditionModel.load_config(path, subfolder="unet", **where)
             texts = [

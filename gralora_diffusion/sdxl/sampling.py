@@ -68,6 +68,7 @@ def generate(
     origin: Origin | None = None,
     progress: Callable[[float], object] | None = None,
     problems: dict[int, str] | None = None,
+    watch: Callable | None = None,
 ) -> list[Image.Image]:
     """An image for each (prompt, seed).
 
@@ -77,6 +78,7 @@ def generate(
     models are moved to the CPU, and fewer images are made at once. origin: what the texts in the images name;
     by default they get none. progress: called with images' worth of work. problems: filled with {number:
     sentence} where numbers are not finite, and the image is None; by default TrainingError is raised.
+    watch: called after each step with (the denoising pipeline, step from 0, latents [n, c, h/8, w/8]).
     """
     device = device or pipeline.unet.device
     size = settings.size or sides(resolution_of(pipeline))
@@ -95,9 +97,8 @@ def generate(
             part = slice(first, first + at_once)
             inputs = {name: tensor[part] for name, tensor in prompts.items()}
             seeds = [seed for _, seed in batch[part]]
-            latents += denoise(
-                denoiser, inputs, seeds, settings, size, device, reporter(progress, len(seeds))
-            )
+            on_step = reporter(progress, len(seeds), watch)
+            latents += denoise(denoiser, inputs, seeds, settings, size, device, on_step)
             rows += [{name: tensor[n : n + 1] for name, tensor in inputs.items()} for n in range(len(seeds))]
     images = decode(pipeline, latents, size, device)
     for number, (image, (prompt, seed)) in enumerate(zip(images, wanted, strict=True)):
@@ -134,13 +135,18 @@ def denoise(
     ).images
 
 
-def reporter(progress: Callable[[float], object] | None, images: int) -> Callable | None:
+def reporter(
+    progress: Callable[[float], object] | None, images: int, watch: Callable | None = None
+) -> Callable | None:
     """A callback of the pipeline that reports each step of so many images."""
-    if progress is None:
+    if progress is None and watch is None:
         return None
 
-    def on_step(denoiser, _step, _timestep, _tensors) -> dict:
-        progress(images / denoiser.num_timesteps)
+    def on_step(denoiser, step, _timestep, tensors) -> dict:
+        if progress is not None:
+            progress(images / denoiser.num_timesteps)
+        if watch is not None:
+            watch(denoiser, step, tensors["latents"])
         return {}
 
     return on_step

@@ -93,6 +93,11 @@ def save_best(run: Path, adapter: Adapter) -> None:
         raise TrainingError(f"{problem}: lower --learning_rate") from error
 
 
+def discard_best(run: Path) -> None:
+    """Delete run/checkpoint-best, of a step that the run has not reached."""
+    discard(run / BEST)
+
+
 def not_saved(run: Path, step: int, error: Exception, needed: int) -> str:
     """Why a checkpoint of so many bytes could not be saved, and what is left."""
     last, free = max(candidates(run), default=None), shutil.disk_usage(run).free

@@ -58,7 +58,9 @@ class Evaluations:
                 self.scores = PreviewScores(setup.encoders, setup.images, setup.config)
             lines = "".join(json.dumps(line) + "\n" for line in self.history)
             write_text(setup.path / EVALUATIONS, lines)
-            if self.best is not None:
+            if self.best is None:
+                checkpoints.discard_best(setup.path)
+            else:
                 with self.best_in_place() as step:
                     self.write_best(step)
 

@@ -21,6 +21,7 @@ CONSTANT_SCHEDULES = (
     "constant_with_warmup",
     "piecewise_constant",
 )  # whatever the number of steps
+SGD_MOMENTUM = 0.9
 
 
 def adamw(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
@@ -47,6 +48,11 @@ def prodigy(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
 
 def adafactor(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
     return Adafactor(groups, lr=config.learning_rate, weight_decay=config.adam_weight_decay)
+
+
+def sgd(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
+    options = dict(weight_decay=config.adam_weight_decay, momentum=SGD_MOMENTUM, foreach=True)
+    return torch.optim.SGD(groups, lr=config.learning_rate, **options)
 
 
 def adamw_schedule_free(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
@@ -86,6 +92,7 @@ OPTIMIZERS = {
     "AdamWScheduleFree": OptimizerSpec(
         adamw_schedule_free, 8, "schedulefree", "schedulefree", own_warmup=True
     ),
+    "SGD": OptimizerSpec(sgd, 4),
 }
 ADAMW_8BIT = OptimizerSpec(adamw_8bit, 2, "bitsandbytes", "8bit")
 

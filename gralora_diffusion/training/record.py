@@ -14,13 +14,14 @@ from gralora_diffusion.formats.safetensors_files import opened, parsed
 from gralora_diffusion.formats.training_facts import is_number, tag_frequency
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.sampling_settings import EMBEDDED
-from gralora_diffusion.training.optim import learning_rates
+from gralora_diffusion.training.optim import SGD_MOMENTUM, learning_rates
 
 OPTIMIZER_CLASSES = {
     "AdamW": "torch.optim.adamw.AdamW",
     "Prodigy": "prodigyopt.prodigy.Prodigy",
     "Adafactor": "gralora_diffusion.training.adafactor.Adafactor",
     "AdamWScheduleFree": "schedulefree.adamw_schedulefree.AdamWScheduleFree",
+    "SGD": "torch.optim.sgd.SGD",
 }
 ADAMW_8BIT = "bitsandbytes.optim.adamw.AdamW8bit"
 
@@ -60,6 +61,7 @@ def training_record(
         dataset_dirs=folders_of(images, config.repeats),
         reg_dataset_dirs=folders_of(class_images, 1),
         resolution=config.resolution,
+        timestep_range=[config.min_timestep, config.max_timestep],
         finished_at=now,
     )
 
@@ -95,6 +97,8 @@ def options_of(config: TrainConfig, processes: int) -> dict:
         min_snr_gamma=config.snr_gamma,
         debiased_estimation=config.debiased_estimation,
         noise_offset=config.noise_offset or None,
+        multires_noise_iterations=config.multires_noise_iterations or None,
+        multires_noise_discount=config.multires_noise_discount,
         prior_loss_weight=config.prior_loss_weight,
         resolution=f"({config.resolution}, {config.resolution})",
         enable_bucket=config.use_aspect_ratio_buckets,
@@ -121,7 +125,9 @@ def optimizer_text(config: TrainConfig) -> str:
     """The optimizer's class with its arguments."""
     name = ADAMW_8BIT if config.use_8bit_adam else OPTIMIZER_CLASSES[config.optimizer]
     arguments = [f"weight_decay={config.adam_weight_decay}"]
-    if config.optimizer != "Adafactor":
+    if config.optimizer == "SGD":
+        arguments.append(f"momentum={SGD_MOMENTUM}")
+    elif config.optimizer != "Adafactor":
         arguments.append(f"betas=({config.adam_beta1}, {config.adam_beta2})")
         arguments.append(f"eps={config.adam_epsilon}")
     return f"{name}({','.join(arguments)})"

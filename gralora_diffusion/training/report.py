@@ -1,12 +1,22 @@
-"""report.html: one page for a run, without network: losses, evaluations, sample images, files and config."""
+"""report.html: one page for a run, without network: sample images, losses, evaluations, options and files."""
 
 import json
 from pathlib import Path
 
+from PIL import Image
+
+from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.files import render, write_text
-from gralora_diffusion.formats.preview import jpeg_of
+from gralora_diffusion.formats.preview import jpeg_of_image
+from gralora_diffusion.options import ConfigError, from_dict, options_of, to_dict
 from gralora_diffusion.training.memory import disk_used
-from gralora_diffusion.training.report_charts import best_evaluation, evaluation_charts, evaluation_rows
+from gralora_diffusion.training.report_charts import (
+    best_evaluation,
+    evaluation_charts,
+    evaluation_rows,
+    loss_chart,
+)
+from gralora_diffusion.training.report_samples import prompts_of_samples, sample_rows
 from gralora_diffusion.training.run_folder import (
     public_options,
     read_evaluations,
@@ -14,36 +24,40 @@ from gralora_diffusion.training.run_folder import (
     read_status,
 )
 
-WIDTH = 1000  # of the loss curve, in the SVG's own units
-HEIGHT = 280
-THUMBNAIL = 320  # pixels of the longer side of a sample image
-LEFT, RIGHT, TOP, BOTTOM = 50, 10, 5, 25  # margins of the plot inside it
-POINTS = 1000  # a curve has at most about so many
+TRAINING_IMAGE = 256  # pixels of the longer side of a training image
 COSTS = {  # of a RunCost
     "seconds": "seconds",
     "memory_mb": "memory in MB",
     "reserved_mb": "memory reserved on the GPU in MB",
     "disk_mb": "disk in MB",
 }
+# what config.json records of the base where the user gave nothing, and the folder, which is the title
+NOT_CHOSEN = ("output_dir", "mixed_precision", "prediction_type", "flow_shift", "text_encoder_lr")
+NOT_CHOSEN += ("text_encoder_2_lr",)
 
 
-def write_report(run: Path) -> None:
-    """Write run/report.html from what the folder holds."""
+def write_report(run: Path, training_images: list[Image.Image] = ()) -> None:
+    """Write run/report.html from what the folder holds, and some training images."""
     config = json.loads((run / "config.json").read_text())
     metrics, evaluations = read_metrics(run), read_evaluations(run)
     best = best_evaluation(evaluations, config.get("keep_best"))
-    options = public_options(config.pop("adapter") | config)
+    changed, others = options_apart(config)
+    options = public_options(config["adapter"] | config)
+    rows, left_out = sample_rows(run, prompts_of_samples(config), best["step"] if best else None)
     page = render(
         "training/templates/report.html",
         title=run.resolve().name,
         summary=summary(options, metrics),
-        curve=loss_curve(metrics),
+        rows=rows,
+        left_out=f"{left_out}: see the folder samples" if left_out else "",
+        training_images=[jpeg_of_image(image, TRAINING_IMAGE) for image in training_images],
+        curve=loss_chart(metrics),
         charts=evaluation_charts(evaluations, best),
         evaluations=evaluation_rows(evaluations, best) if evaluations else None,
-        samples=sample_images(run),
+        changed=changed,
+        others=others,
         files=file_sizes(run),
         forecast=forecast_and_actual(read_status(run)),
-        options={name: json.dumps(value) for name, value in options.items()},
     )
     write_text(run / "report.html", page)
 
@@ -56,45 +70,32 @@ def summary(options: dict, metrics: list[dict]) -> str:
     return f"{adapter}: {len(metrics)} steps in {seconds / 60:.1f} minutes ({speed:.2f} steps/s)."
 
 
-def loss_curve(metrics: list[dict]) -> dict | None:
-    """What the template draws: each step's loss and its running mean as points, and the ticks of the axes."""
-    if not metrics:
-        return None
-    steps = [line["step"] for line in metrics]
-    losses = [line["loss"] for line in metrics]
-    smoothed = losses[:1]
-    for loss in losses[1:]:
-        smoothed.append(0.95 * smoothed[-1] + 0.05 * loss)
-    highest = sorted(losses)[int(0.98 * (len(losses) - 1))] * 1.1 or 1  # the largest 2 % are cut off
-    last_step = max(steps[-1], 2)
-    plot_width, plot_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+def options_apart(config: dict) -> tuple[list[dict], list[dict]]:
+    """(options that differ from the defaults, all others), each with its label and its value as text.
 
-    def height_of(loss: float) -> float:
-        return TOP + plot_height * (1 - min(loss, highest) / highest)
-
-    def points(values: list[float]) -> str:
-        pairs = list(zip(steps, values, strict=True))[:: max(1, len(values) // POINTS)]
-        places = []
-        for step, value in pairs:
-            x = LEFT + plot_width * (step - 1) / (last_step - 1)
-            places.append(f"{x:.1f},{height_of(value):.1f}")
-        return " ".join(places)
-
-    ticks = [dict(y=round(height_of(value)), label=f"{value:.3g}") for value in (0, highest / 2, highest)]
-    curve = dict(width=WIDTH, height=HEIGHT, ticks=ticks, last_step=last_step)
-    return curve | dict(losses=points(losses), smoothed=points(smoothed))
+    config: config.json, with what the run took from the base. The defaults are those of the same base.
+    """
+    values = {name: value for name, value in config.items() if name != "adapter"} | config["adapter"]
+    values = public_options(values)
+    defaults = default_values(config.get("pretrained_model_name_or_path"))
+    known = options_of(TrainConfig)
+    apart = ([], [])
+    for name, value in values.items():
+        label = known[name].label if name in known else name
+        is_default = value is None or name in NOT_CHOSEN or (name in defaults and value == defaults[name])
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        apart[is_default].append(dict(name=name, label=label, value=text))
+    return apart
 
 
-def sample_images(run: Path) -> dict[int, dict[str, str]]:
-    """{step: {path in the run folder: thumbnail}}."""
-    found = {}
-    for folder in sorted((run / "samples").glob("step-*")):
-        if folder.is_dir():
-            paths = sorted(folder.glob("*.png"))
-            found[int(folder.name.removeprefix("step-"))] = {
-                f"samples/{folder.name}/{path.name}": jpeg_of(path, THUMBNAIL) for path in paths
-            }
-    return found
+def default_values(base: str | None) -> dict:
+    """{option: what it is where nothing is given, on this base}."""
+    try:
+        config = from_dict(TrainConfig, dict(pretrained_model_name_or_path=base)).resolved()
+    except ConfigError:
+        config = TrainConfig().resolved()
+    values = to_dict(config)
+    return public_options(values.pop("adapter") | values)
 
 
 def file_sizes(run: Path) -> dict[str, str]:

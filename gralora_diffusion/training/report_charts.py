@@ -2,17 +2,38 @@
 
 from gralora_diffusion.training.best import best_of
 
-WIDTH = 1000
-HEIGHT = 280
-LEFT, RIGHT, TOP, BOTTOM = 50, 10, 5, 25  # margins of the plot inside it
+WIDTH = 640
+HEIGHT = 240
+LEFT, RIGHT, TOP, BOTTOM = 50, 10, 8, 26  # margins of the plot inside it
+POINTS = 1000  # a curve has at most about so many
 SCORES = ("subject", "prompt", "copy", "score")
-COLORS = {"validation loss": "#0d9488", "subject": "#3b82f6", "prompt": "#d97706", "copy": "#94a3b8"}
-COLORS |= {"score": "#7c3aed"}
+COLORS = {"each step": "var(--f)", "smoothed": "var(--a)", "validation loss": "var(--c)"}
+COLORS |= {"subject": "var(--b)", "prompt": "var(--c)", "copy": "var(--f)", "score": "var(--d)"}
+FAINT = ("each step",)
 
 
 def best_evaluation(evaluations: list[dict], keep_best: str | None) -> dict | None:
-    """The evaluation that --keep_best chooses; without it, that of the lowest loss."""
-    return best_of(evaluations, keep_best or "loss")
+    """The evaluation that --keep_best chooses; without it that of the lowest loss, else the highest score."""
+    if keep_best:
+        return best_of(evaluations, keep_best)
+    return best_of(evaluations, "loss") or best_of(evaluations, "score")
+
+
+def loss_chart(metrics: list[dict]) -> dict | None:
+    """A chart of each step's loss and its running mean; None without steps. The largest 2 % are cut off."""
+    if not metrics:
+        return None
+    steps = [line["step"] for line in metrics]
+    losses = [line["loss"] for line in metrics]
+    smoothed = losses[:1]
+    for loss in losses[1:]:
+        smoothed.append(0.95 * smoothed[-1] + 0.05 * loss)
+    highest = sorted(losses)[int(0.98 * (len(losses) - 1))] * 1.1 or 1
+    lines = {}
+    for name, values in (("each step", losses), ("smoothed", smoothed)):
+        points = list(zip(steps, values, strict=True))[:: max(1, len(steps) // POINTS)]
+        lines[name] = [(step, min(value, highest)) for step, value in points]
+    return dict(title="Loss") | chart(lines, None, first=1, bounds=(0, highest))
 
 
 def evaluation_charts(evaluations: list[dict], best: dict | None) -> list[dict]:
@@ -39,17 +60,25 @@ def is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def chart(lines: dict[str, list[tuple[int, float]]], mark: int | None) -> dict:
-    """What the template draws of {name: points}: polylines, ticks, and a mark at a step."""
+def chart(
+    lines: dict[str, list[tuple[int, float]]],
+    mark: int | None,
+    first: int = 0,
+    bounds: tuple[float, float] | None = None,
+) -> dict:
+    """What the template draws of {name: points}: polylines, ticks, and a mark at a step.
+
+    first: the step at the left end; bounds: (lowest, highest) value, by default those of the points.
+    """
     steps = [step for points in lines.values() for step, _ in points]
     values = [value for points in lines.values() for _, value in points]
-    low, high = min(values), max(values)
+    low, high = bounds or (min(values), max(values))
     if high == low:
         low, high = low - 0.5, high + 0.5
-    last = max(*steps, 1)
+    last = max(*steps, first + 1)
 
     def x_of(step: int) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * step / last
+        return LEFT + (WIDTH - LEFT - RIGHT) * (step - first) / (last - first)
 
     def y_of(value: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
@@ -57,11 +86,12 @@ def chart(lines: dict[str, list[tuple[int, float]]], mark: int | None) -> dict:
     drawn = []
     for name, points in lines.items():
         places = " ".join(f"{x_of(step):.1f},{y_of(value):.1f}" for step, value in points)
-        drawn.append(dict(name=name, points=places, color=COLORS[name]))
+        opacity = 0.35 if name in FAINT else 1
+        drawn.append(dict(name=name, points=places, color=COLORS[name], opacity=opacity))
     ticks = [dict(y=round(y_of(value)), label=f"{value:.3g}") for value in (low, (low + high) / 2, high)]
     marked = None if mark is None else dict(x=round(x_of(mark), 1), step=mark)
-    sizes = dict(width=WIDTH, height=HEIGHT, left=LEFT, top=TOP, bottom=HEIGHT - BOTTOM)
-    return sizes | dict(lines=drawn, ticks=ticks, last_step=last, mark=marked)
+    sizes = dict(width=WIDTH, height=HEIGHT, left=LEFT, right=WIDTH - RIGHT, top=TOP, bottom=HEIGHT - BOTTOM)
+    return sizes | dict(lines=drawn, ticks=ticks, first_step=first, last_step=last, mark=marked)
 
 
 def evaluation_rows(evaluations: list[dict], best: dict | None) -> tuple[list[str], list]:

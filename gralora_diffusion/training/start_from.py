@@ -38,7 +38,8 @@ class Started:
     """name, digest: of the adapter; errors: {layer: relative error}; error: of the whole, Frobenius norms.
 
     lost: layers of the adapter that the run does not train, with an error of 1; unknown: how many of them
-    depend on a base that is not there, so that the whole error does not count them.
+    depend on a base that is not there, so that the whole error does not count them.  schedules: how its noise
+    schedule differs from the run's, if it does.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Started:
     error: float = 0.0
     lost: list[str] = field(default_factory=list)
     unknown: int = 0
+    schedules: str = ""
 
     def parent(self) -> dict:
         """What the run's files record of it."""
@@ -61,6 +63,8 @@ class Started:
         without = f" without {counted(self.unknown, 'change')} of unknown size" if self.unknown else ""
         copied = f"{counted(exact, 'layer')} exactly"
         lines.append(f"started from {self.name}: {copied}, relative error {self.error:.3e}{without}")
+        if self.schedules:
+            lines.append(f"note: {self.schedules}")
         return "\n".join(lines)
 
 
@@ -85,7 +89,8 @@ def start_from(path: str, models: dict[str, nn.Module], objective: dict) -> Star
     adapter = read_adapter(path)
     check_parent(path, adapter, models, objective)
     check_gradient_start(all_layers(models))
-    started = Started(name_of(path), digest_of(path))
+    schedules = other_schedule(adapter.facts.get("objective", {}), objective)
+    started = Started(name_of(path), digest_of(path), schedules=schedules)
     waiting = {(component, name): delta for component, name, delta in adapter.changes()}
     lost = total = 0.0
     for component, model in models.items():
@@ -145,6 +150,14 @@ def check_parent(path: str, adapter: Adapter, models: dict[str, nn.Module], obje
             f"it was trained for {objective_text(trained)}, and this run is for {objective_text(objective)}"
         )
         raise ConfigError(f"--start_from {path}: {problem}", option="start_from")
+
+
+def other_schedule(trained: dict, objective: dict) -> str:
+    """A sentence where an adapter for the same prediction was trained on another noise schedule."""
+    known = trained.get("rescale_betas_zero_snr")
+    if known is None or known == objective.get("rescale_betas_zero_snr", False):
+        return ""
+    return f"it was trained for {objective_text(trained)}, and this run is for {objective_text(objective)}"
 
 
 def set_factors(

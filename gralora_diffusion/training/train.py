@@ -206,13 +206,13 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
     forget_peak(device)
     keys = LatentKeys(pipeline.vae, config)
     text_encoders = weights_hash(pipeline.text_encoder, pipeline.text_encoder_2)
-    previews, training_images = None, []
+    previews = None
+    training_images = thumbnails(setup.images, config) if run else []
     if not config.skip_final_inference:
         with memory_for("while the validation prompts are embedded", config):
             bring(pipeline, COMPONENTS[1:], device, TOKENS)
             ranks = accelerator.process_index, accelerator.num_processes
             previews = Previews(pipeline, config, setup.path, *ranks)
-        training_images = thumbnails(setup.images, config)
     batch_plan, held_out, encode = encode_dataset(setup, keys, text_encoders)
 
     # UNet: images of the base, ranks and factors from gradients, a forecast, and the training
@@ -257,7 +257,7 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
         cost = measured_cost(seconds, device, setup.path, earlier)
         run.status("running", actual=cost.after(steps_before).to_json())
         shutil.rmtree(setup.path / CACHE, ignore_errors=True)
-        write_report(setup.path)
+        write_report(setup.path, training_images)
     accelerator.end_training()
 
 

@@ -1,24 +1,20 @@
-"""The images of a set as cards: thumbnail, caption, and a button that removes the image.
+"""The images of a set as cards: thumbnail with mask, caption, a box to select it, a button that removes it.
 
 A caption is saved while it is typed, and nothing is written back into its field, so that no key is lost.
 """
 
-import base64
-import functools
-import html
-import io
 from functools import partial
-from pathlib import Path
 
 import gradio as gr
 
-from gralora_diffusion.data.images import open_image
-from gralora_diffusion.ui import image_sets
-from gralora_diffusion.ui.handlers import PRIVATE, guarded, notify
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui import image_sets, removed_images
+from gralora_diffusion.ui.card_images import card_image
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace
 
 CARDS = 12  # on one page of the set
-THUMBNAIL = 256  # pixels
+SHOW_MASKS = """on => { document.getElementById('cards').classList.toggle('without-masks', !on); }"""
 SAVING = dict(show_progress="hidden", concurrency_id="captions", concurrency_limit=1, **PRIVATE)
 CAPTION_KEYS = """<script>
 document.addEventListener('keydown', event => {  // from caption to caption by Tab, or down by Enter
@@ -39,24 +35,18 @@ document.addEventListener('input', event => {  // Gradio's input event follows k
 </script>"""
 
 
-@functools.lru_cache(maxsize=1000)
-def thumbnail(path: Path, _version: int) -> str:
-    """A small copy of an image as HTML, named after its file; _version: of the file, in nanoseconds."""
-    image = open_image(path)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    content = io.BytesIO()
-    image.convert("RGB").save(content, "JPEG", quality=85)
-    data = base64.b64encode(content.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{html.escape(path.name)}">'
-
-
 class CaptionCards:
-    """The components of the cards; `outputs` are those that view() updates."""
+    """The components of the cards; `outputs` are those that view() updates.
+
+    chosen_files: components whose values selected() turns into the names of the images that are selected.
+    """
 
     def __init__(self, workspace: Workspace, chosen: gr.Dropdown):
         self.workspace = workspace
         self.chosen = chosen
-        self.cards, self.images, self.names, self.captions, self.buttons = [], [], [], [], []
+        self.cards, self.images, self.names, self.captions = [], [], [], []
+        self.checks, self.buttons, self.actions = [], [], []
+        self.build_bar()
         with gr.Row(elem_id="cards"):
             for number in range(CARDS):
                 self.build_card(number)
@@ -67,8 +57,25 @@ class CaptionCards:
             self.undo = gr.Button("Undo delete", size="sm", elem_id="undo-delete", min_width=80)
         self.first = gr.State(0)  # the number of the first card's image
         pager = [self.back, self.range, self.forward, self.undo, self.first]
-        self.outputs = [*self.cards, *self.images, *self.names, *self.captions, *self.buttons, *pager]
+        cards = [*self.cards, *self.images, *self.names, *self.captions, *self.checks, *self.actions]
+        self.outputs = [*cards, *pager, self.bar, self.masks]
+        self.chosen_files = [*self.names, *self.checks]
         self.connect()
+
+    def build_bar(self) -> None:
+        """What is done with the images that are selected, and whether masks are visible."""
+        with gr.Row(elem_classes="tight", elem_id="selection"):
+            with gr.Row(elem_classes="tight", visible=False) as self.bar:
+                self.select_all = gr.Button("Select all", size="sm", elem_id="select-all", min_width=80)
+                self.delete_selected = gr.Button(
+                    "Delete selected", size="sm", elem_id="delete-selected", min_width=110
+                )
+                self.delete_masks = gr.Button(
+                    "Delete their masks", size="sm", elem_id="delete-masks", min_width=120
+                )
+            self.masks = gr.Checkbox(
+                True, label="Show masks", elem_id="show-masks", visible=False, container=False, min_width=110
+            )
 
     def build_card(self, number: int) -> None:
         with gr.Column(visible=False, min_width=170, elem_classes="card") as card:
@@ -82,33 +89,49 @@ class CaptionCards:
                 elem_classes="card-caption",
             )
             name = gr.Textbox(label="File", elem_id=f"card-name-{number}", elem_classes="card-name")
-            button = gr.Button("Delete", size="sm", min_width=40, elem_id=f"delete-{number}")
+            with gr.Row(elem_classes="card-actions") as actions:
+                check = gr.Checkbox(
+                    False, label="Select", elem_id=f"select-{number}", container=False, min_width=60
+                )
+                button = gr.Button("Delete", size="sm", min_width=40, elem_id=f"delete-{number}")
         self.cards.append(card)
         self.images.append(image)
         self.captions.append(caption)
         self.names.append(name)
+        self.checks.append(check)
         self.buttons.append(button)
+        self.actions.append(actions)
 
     def connect(self) -> None:
         for name, caption, button in zip(self.names, self.captions, self.buttons, strict=True):
             fields = [self.chosen, name, caption]
             caption.input(guarded(self.save), fields, None, trigger_mode="always_last", **SAVING)
             caption.blur(guarded(self.save), fields, None, trigger_mode="multiple", **SAVING)
-            shown = [self.chosen, name, self.first]
+            shown = [self.chosen, self.first, name]
             button.click(guarded(self.delete), shown, self.outputs, **PRIVATE)
         for button, step in ((self.back, -CARDS), (self.forward, CARDS)):
             turn = guarded(partial(self.turn, step))
             button.click(turn, [self.chosen, self.first], self.outputs, show_progress="hidden", **PRIVATE)
         self.undo.click(guarded(self.undo_delete), [self.chosen, self.first], self.outputs, **PRIVATE)
+        selection = [self.chosen, self.first, *self.chosen_files]
+        self.delete_selected.click(guarded(self.delete_chosen), selection, self.outputs, **PRIVATE)
+        self.delete_masks.click(guarded(self.delete_their_masks), selection, self.outputs, **PRIVATE)
+        self.select_all.click(guarded(self.all_or_none), self.checks, self.checks, **QUIET)
+        self.masks.change(None, self.masks, None, js=SHOW_MASKS, **PRIVATE)
 
     def view(self, name: str, first: int = 0) -> list:
         """Updates of `outputs` for a set, from its image number `first`."""
-        files = image_sets.images_of(self.workspace.image_set(name))
+        folder = self.workspace.image_set(name)
+        files = image_sets.images_of(folder)
+        try:
+            masks = image_sets.masks_in(folder)
+        except ConfigError:
+            masks = {}  # Check the images says which two are of one image
         first = max(0, min(first, (len(files) - 1) // CARDS * CARDS))
         shown = files[first : first + CARDS]
         hidden = [None] * (CARDS - len(shown))
         cards = [gr.update(visible=path is not None) for path in [*shown, *hidden]]
-        images = [thumbnail(path, path.stat().st_mtime_ns) for path in shown] + [""] * len(hidden)
+        images = [card_image(path, masks.get(path)) for path in shown] + [""] * len(hidden)
         names = [path.name for path in shown] + [""] * len(hidden)
         editable = name != BUNDLED
         captions = []
@@ -116,30 +139,50 @@ class CaptionCards:
             text = image_sets.caption_of(path)
             captions.append(gr.update(value=text, label=path.name, interactive=editable))
         captions += [gr.update(value="")] * len(hidden)
-        buttons = [gr.update(visible=editable)] * CARDS
+        checks = [False] * CARDS  # not in an update with visible=, which Gradio's checkbox leaves as it was
+        actions = [gr.update(visible=editable)] * CARDS
         last = first + len(shown)
         text = f"{first + 1} to {last} of {len(files)}" if len(files) > CARDS else ""
         pager = [
             gr.update(visible=len(files) > CARDS, interactive=first > 0),
             text,
             gr.update(visible=len(files) > CARDS, interactive=last < len(files)),
-            gr.update(visible=bool(image_sets.removals(self.workspace, name))),
+            gr.update(visible=bool(removed_images.removals(self.workspace, name))),
             first,
         ]
-        return [*cards, *images, *names, *captions, *buttons, *pager]
+        bar = [gr.update(visible=editable and bool(shown)), gr.update(visible=bool(masks))]
+        return [*cards, *images, *names, *captions, *checks, *actions, *pager, *bar]
 
     def save(self, chosen: str, name: str, caption: str) -> None:
         if name and chosen != BUNDLED:
             image_sets.save_captions(self.workspace, chosen, {name: caption or ""})
 
-    def delete(self, chosen: str, name: str, first: int) -> list:
-        image_sets.remove(self.workspace, chosen, name)
-        notify(f"{name} was deleted; Undo delete brings it back")
+    def delete(self, chosen: str, first: int, *files: str) -> list:
+        what = removed_images.remove(self.workspace, chosen, list(files))
+        notify(f"{what} deleted; Undo delete brings back the images, captions and masks")
+        return self.view(chosen, first)
+
+    def delete_chosen(self, chosen: str, first: int, *names_and_checks) -> list:
+        return self.delete(chosen, first, *selected(names_and_checks))
+
+    def delete_their_masks(self, chosen: str, first: int, *names_and_checks) -> list:
+        what = removed_images.remove_masks(self.workspace, chosen, selected(names_and_checks))
+        notify(f"{what} deleted; Undo delete brings it back")
         return self.view(chosen, first)
 
     def undo_delete(self, chosen: str, first: int) -> list:
-        notify(f"{image_sets.undo_remove(self.workspace, chosen)} is back")
+        notify(f"{removed_images.undo_remove(self.workspace, chosen)} restored")
         return self.view(chosen, first)
 
     def turn(self, step: int, chosen: str, first: int) -> list:
         return self.view(chosen, int(first) + step)
+
+    def all_or_none(self, *checks: bool) -> list[bool]:
+        """All cards are selected, or where they are already none."""
+        return [not all(checks)] * len(checks)
+
+
+def selected(names_and_checks: tuple) -> list[str]:
+    """The names of the cards whose boxes are ticked: of the values of CaptionCards.chosen_files."""
+    names, checks = names_and_checks[:CARDS], names_and_checks[CARDS:]
+    return [name for name, check in zip(names, checks, strict=True) if name and check is True]

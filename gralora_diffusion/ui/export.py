@@ -1,6 +1,5 @@
 """Export: an adapter in each tool's format, or a run's sample images, as one file each."""
 
-import shutil
 import tempfile
 import zipfile
 from pathlib import Path
@@ -59,10 +58,18 @@ def write(
     if writer.suffixes == FOLDER:
         with tempfile.TemporaryDirectory(dir=workspace.scratch) as folder:
             writer.write(Path(folder) / path.stem.removesuffix(f"-{kind}"), adapter, dtype)
-            shutil.make_archive(str(path.with_suffix("")), "zip", folder)
+            zip_folder(Path(folder), path)
         return
     base = workspace.base_path(base_of(workspace, name)) if writer.needs_base else None
     writer.write(path, adapter, dtype, base)
+
+
+def zip_folder(folder: Path, path: Path) -> None:
+    """The files of a folder, not compressed: numbers hardly get smaller."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder))
 
 
 def zip_samples(workspace: Workspace, name: str, path: Path) -> Path:
@@ -78,12 +85,3 @@ def zip_samples(workspace: Workspace, name: str, path: Path) -> Path:
             for file in files:
                 archive.write(file, f"{run}/step-{step:05d}/{file.name}")
     return path
-
-
-def file_size(path: Path) -> str:
-    """The size of a file in the unit that suits it."""
-    size = path.stat().st_size
-    for unit, factor in (("GB", 2**30), ("MB", 2**20)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size / 2**10:.1f} KB"

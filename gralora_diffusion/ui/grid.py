@@ -1,23 +1,27 @@
-"""Compare: adapters against strengths, with the same prompt and seeds in every cell."""
+"""Compare: prompts and adapters against strengths, with the same seeds in every cell."""
 
 import csv
 import io
+import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.adapter_files import AS_TRAINED, base_of
+from gralora_diffusion.ui.image_series import followed
 from gralora_diffusion.ui.image_sets import images_of
 from gralora_diffusion.ui.run_files import config_of
-from gralora_diffusion.ui.sampler import MAX_STRENGTH, ImageRequest, Sampler
+from gralora_diffusion.ui.sampler import MAX_STRENGTH, ImageRequest, Sampler, Step
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, quoted
 
-MAX_CELLS = 60
+MAX_CELLS = 96
 MAX_SEEDS = 8
 
 
@@ -47,37 +51,48 @@ def parse_strengths(text: str) -> list[float]:
     return list(dict.fromkeys(found))
 
 
-def check_size(adapters: list[str], strengths: list[float], seeds: int) -> None:
-    """Raises ConfigError for a grid without adapters, or with too many cells."""
-    if not adapters:
-        raise ConfigError("choose at least one adapter to compare")
-    if not 1 <= seeds <= MAX_SEEDS or len(adapters) * len(strengths) * seeds > MAX_CELLS:
-        size = f"{len(adapters)} adapters x {len(strengths)} strengths x {seeds} seeds"
-        raise ConfigError(f"{size} are too many: a grid has at most {MAX_CELLS} images")
+@dataclass(frozen=True)
+class Axes:
+    """What a grid compares: a row for each prompt and adapter, columns of strengths with their seeds."""
+
+    prompts: list[str]
+    adapters: list[str]
+    strengths: list[float]
+    seeds: int
+
+    def cells(self, first_seed: int) -> list[Cell]:
+        """Row by row, without images.  Raises ConfigError for no adapters, and for too many cells."""
+        if not self.adapters:
+            raise ConfigError("choose at least one adapter to compare")
+        counts = dict(prompt=len(self.prompts), adapter=len(self.adapters))
+        counts |= dict(strength=len(self.strengths), seed=self.seeds)
+        if not 1 <= self.seeds <= MAX_SEEDS or math.prod(counts.values()) > MAX_CELLS:
+            size = " x ".join(counted(number, what) for what, number in counts.items())
+            raise ConfigError(f"{size} are too many: a grid has at most {MAX_CELLS} images")
+        seeds = range(first_seed, first_seed + self.seeds)
+        rows = itertools.product(self.prompts, self.adapters, self.strengths, seeds)
+        return [Cell(adapter, strength, seed, prompt) for prompt, adapter, strength, seed in rows]
 
 
 def grid(
-    sampler: Sampler, adapters: list[str], strengths: list[float], first: ImageRequest, seeds: int
-) -> Iterator[tuple[Cell, Image.Image]]:
-    """Cells row by row: an adapter each, in it the strengths, each with `seeds` seeds.
+    sampler: Sampler, cells: list[Cell], first: ImageRequest
+) -> Iterator[Step | tuple[Cell, Image.Image]]:
+    """The cells, each with its image once it is there, and the steps before it.
 
-    Strength 0 is the base, which is generated once for each seed.
+    Strength 0 is the base, which is generated once for each prompt and seed.
     """
-    check_size(adapters, strengths, seeds)
-    bases = {name: base_of(sampler.workspace, name) for name in adapters}
+    bases = {cell.adapter: base_of(sampler.workspace, cell.adapter) for cell in cells}
     base_images = {}
-    for name in adapters:
-        for strength in strengths:
-            for seed in range(first.seed, first.seed + seeds):
-                used = ((name, strength),) if strength else ()
-                request = replace(first, seed=seed, adapters=used)
-                key = (bases[name], seed)
-                image = None if strength else base_images.get(key)
-                if image is None:
-                    image = sampler.generate(request, bases[name])
-                if not strength:
-                    base_images[key] = image
-                yield Cell(name, strength, seed, first.prompt), image
+    for cell in cells:
+        used = ((cell.adapter, cell.strength),) if cell.strength else ()
+        request = replace(first, prompt=cell.prompt, seed=cell.seed, adapters=used)
+        key = (bases[cell.adapter], cell.prompt, cell.seed)
+        image = None if cell.strength else base_images.get(key)
+        if image is None:
+            image = yield from followed(sampler, request, bases[cell.adapter], 0)
+        if not cell.strength:
+            base_images[key] = image
+        yield cell, image
 
 
 def references_of(workspace: Workspace, adapter: str, choice: str | None) -> list[Path]:

@@ -2,12 +2,12 @@
 
 import collections
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
 from gralora_diffusion.data.captions import from_text
 from gralora_diffusion.data.images import EXTENSIONS, open_image
+from gralora_diffusion.data.masks import masks_of, without_masks
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name, quoted, real_file
@@ -19,7 +19,24 @@ Finding = tuple[str, str, str]  # (file, what is wrong, what to do)
 
 
 def images_of(folder: Path) -> list[Path]:
+    """The images of a set by name, without the masks beside them."""
+    return without_masks(image_files(folder))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images and masks of a set by name; links are left out."""
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and real_file(p))
+
+
+def masks_in(folder: Path) -> dict[Path, Path]:
+    """{image: its mask}, as training finds them beside the images.
+
+    Raises ConfigError where two files could be the mask of one image.
+    """
+    try:
+        return masks_of(image_files(folder))
+    except ValueError as error:
+        raise ConfigError(str(error).replace(f"{folder}/", "")) from None
 
 
 def create(workspace: Workspace, name: str) -> str:
@@ -37,10 +54,10 @@ def editable(workspace: Workspace, name: str) -> Path:
 
 
 def copy(workspace: Workspace, name: str, new: str) -> str:
-    """A new set with the images and captions of another."""
+    """A new set with the images, masks and captions of another."""
     source = workspace.image_set(name)
     new = create(workspace, new)
-    for path in images_of(source):
+    for path in image_files(source):
         target = workspace.images / new / path.name
         shutil.copyfile(path, target)
         if caption := caption_of(path):
@@ -92,12 +109,14 @@ def save_captions(workspace: Workspace, name: str, captions: dict[str, str]) -> 
     return saved
 
 
-def add_prefix(workspace: Workspace, name: str, prefix: str) -> None:
-    """Put a text at the front of each caption that does not begin with it."""
+def add_prefix(workspace: Workspace, name: str, prefix: str, files: list[str] | None = None) -> None:
+    """Put a text at the front of each caption that does not begin with it; files: of these images only."""
     prefix = prefix.strip()
     if not prefix:
         raise ConfigError("the text to put before every caption is empty")
     captions = {path.name: caption_of(path) for path in images_of(editable(workspace, name))}
+    if files is not None:
+        captions = {file: captions.get(file, "") for file in files}
     changed = {file: f"{prefix} {text}" for file, text in captions.items() if not text.startswith(prefix)}
     save_captions(workspace, name, changed)
 
@@ -119,39 +138,6 @@ def tag_counts(workspace: Workspace, name: str) -> list[tuple[str, int]]:
         if len(parts) > 1:
             counts.update(set(filter(None, parts)))
     return counts.most_common()
-
-
-def remove(workspace: Workspace, name: str, file: str) -> None:
-    """Move an image of a set, and its caption, to where undo_remove() finds them."""
-    images = {path.name: path for path in images_of(editable(workspace, name))}
-    if file not in images:
-        raise ConfigError(f"the dataset {name} has no image named {quoted(file)}")
-    folder = workspace.removed / name / f"{len(removals(workspace, name)):06d}"
-    folder.mkdir(parents=True)
-    for path in (images[file].with_suffix(".txt"), images[file]):
-        if real_file(path):
-            os.replace(path, folder / path.name)
-
-
-def removals(workspace: Workspace, name: str) -> list[Path]:
-    """The folders of what was removed from a set and can be put back, the latest last."""
-    return sorted(folders(workspace.removed / name))
-
-
-def undo_remove(workspace: Workspace, name: str) -> str:
-    """Put back what was removed from a set last; returns the name of the image."""
-    folder = editable(workspace, name)
-    found = removals(workspace, name)
-    if not found:
-        raise ConfigError(f"nothing was deleted from {name} since the page was started")
-    files = sorted(found[-1].iterdir())
-    for path in files:
-        if (folder / path.name).exists():
-            raise ConfigError(f"the dataset {name} has another {path.name} now: delete that one first")
-    for path in files:
-        os.replace(path, folder / path.name)
-    found[-1].rmdir()
-    return next(path.name for path in files if path.suffix != ".txt")
 
 
 def rename(workspace: Workspace, name: str, new: str) -> str:
@@ -181,9 +167,20 @@ def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]
     seen = {}
     for path in images:
         findings += check_image(path, resolution, seen)
+    findings += check_masks(folder, images)
     unused = [p.name for p in folder.iterdir() if p.is_symlink()] + [p.name for p in folders(folder)]
     findings += [(file, "a link or a folder", "it is not used; remove it") for file in sorted(unused)]
     return findings
+
+
+def check_masks(folder: Path, images: list[Path]) -> list[Finding]:
+    """Findings on the masks beside the images."""
+    try:
+        used = set(masks_in(folder).values())
+    except ConfigError as error:
+        return [("masks", str(error), "remove one of the two")]
+    others = [path for path in image_files(folder) if path not in used and path not in images]
+    return [(path.name, "a mask without an image of its name", "remove or rename it") for path in others]
 
 
 def check_image(path: Path, resolution: int, seen: dict[str, str]) -> list[Finding]:
@@ -198,7 +195,7 @@ def check_image(path: Path, resolution: int, seen: dict[str, str]) -> list[Findi
         advice = "use a larger one, or a lower resolution"
         findings.append((path.name, f"{size}, less than {resolution}", advice))
     if max(image.size) > 2 * min(image.size):
-        findings.append((path.name, f"{size}: it will be cropped to squares", "crop it to the subject"))
+        findings.append((path.name, f"{size}: training cuts squares of it", "look at Preview crops"))
     digest = hashlib.sha256(image.tobytes()).hexdigest()
     if digest in seen:
         findings.append((path.name, f"the same image as {seen[digest]}", "remove one of them"))

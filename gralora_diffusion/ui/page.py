@@ -5,9 +5,12 @@ import gradio as gr
 from gralora_diffusion.ui import run_view
 from gralora_diffusion.ui.card import device_name
 from gralora_diffusion.ui.config_form import IMAGES
+from gralora_diffusion.ui.follow_log import FOLLOW_LOG
 from gralora_diffusion.ui.form_memory import browser_state
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify, on_end
 from gralora_diffusion.ui.mistakes import MARK, MARK_AND_SHOW
+from gralora_diffusion.ui.notifications import FOLLOW, LABEL
+from gralora_diffusion.ui.run_cards import WORDS
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.sampler import Sampler
 from gralora_diffusion.ui.tab_compare import CompareTab
@@ -38,7 +41,7 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
                 dataset = DatasetTab(workspace)
             with gr.Tab("Train", id="train") as train_tab:
                 train = TrainTab(workspace, queue, saved_form)
-            with gr.Tab("Watch", id="watch"):
+            with gr.Tab("Watch", id="watch") as watch_tab:
                 watch = WatchTab(workspace, queue)
             with gr.Tab("Sample", id="sample") as sample_tab:
                 sample = SampleTab(workspace, sampler)
@@ -48,17 +51,22 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
                 export = ExportTab(workspace)
         connect_start(tabs, train, watch)
         connect_clone(tabs, train, watch)
+        connect_next(tabs, watch, sample.adapter, export.adapter)
         connect_sets(page, workspace, dataset, train)
         connect_visibility(timer)
         timer.tick(**strip.event, trigger_mode="once", api_name="status")
         timer.tick(**watch.refresh_event, trigger_mode="once")
         page.load(**strip.event, **PRIVATE)
         page.load(**watch.refresh_event)
+        page.load(None, None, watch.notify, js=LABEL, **PRIVATE)
+        watch_tab.select(None, None, None, js=FOLLOW_LOG, **PRIVATE)
         page.load(guarded(dataset.view), dataset.chosen, dataset.set_view, **PRIVATE)
         connect_form(page, train)
         gr.on([page.load, train_tab.select], **train.lists_event)
         for tab, part in ((sample_tab, sample), (compare_tab, compare), (export_tab, export)):
             gr.on([page.load, tab.select], **part.lists_event)
+        gr.on([page.load, sample_tab.select], **sample.history.refresh)
+        gr.on([page.load, compare_tab.select], **compare.blind.refresh)
 
         def list_runs() -> list:
             return run_view.history(queue)
@@ -89,6 +97,9 @@ class StatusStrip:
         quiet = dict(queue=False, show_progress="hidden")
         self.event = dict(fn=guarded(self.refresh), inputs=seen, outputs=outputs, **quiet)
         stop.click(guarded(self.stop_run), None, None, queue=False, **PRIVATE)
+        shown = dict(zip(STRIP, texts, strict=True))
+        followed = [shown[label] for label in ("Run", "State", "Step")]
+        gr.on([text.change for text in followed], None, followed, None, js=FOLLOW, **PRIVATE)
 
     @staticmethod
     def build_text(label: str) -> gr.Textbox:
@@ -126,7 +137,7 @@ def strip_values(queue: RunQueue) -> list:
     now = run_view.progress(queue, queue.workspace.runs / name)
     return [
         name,
-        now.state,
+        WORDS.get(now.state, now.state),
         f"{now.step} / {now.steps}" if now.steps else "-",
         run_view.speed(now.seconds),
         run_view.clock_time(now.seconds_left),
@@ -183,6 +194,21 @@ def connect_form(page: gr.Blocks, train: TrainTab) -> None:
     for event in (train.preview_event, train.estimate_event):
         loaded = loaded.then(**event)
         loaded.then(None, train.marks, None, js=MARK)
+
+
+def connect_next(tabs: gr.Tabs, watch: WatchTab, to_sample: gr.Dropdown, to_export: gr.Dropdown) -> None:
+    """Try it and Export go to their tabs with the run's adapter."""
+
+    def choose(tab: str):
+        def chosen(run):
+            watch.workspace.adapter(run)
+            names = watch.workspace.adapter_names()
+            return gr.update(choices=names, value=run), gr.Tabs(selected=tab)
+
+        return guarded(chosen)
+
+    watch.try_it.click(choose("sample"), watch.run, [to_sample, tabs], **PRIVATE)
+    watch.export.click(choose("export"), watch.run, [to_export, tabs], **PRIVATE)
 
 
 def connect_sets(page: gr.Blocks, workspace: Workspace, dataset: DatasetTab, train: TrainTab) -> None:

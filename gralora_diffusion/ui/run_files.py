@@ -13,6 +13,7 @@ from gralora_diffusion.ui.workspace import quoted, real_file
 UNREADABLE = (OSError, ValueError, TypeError, AttributeError, RecursionError)
 JOB_STATES = ("queued", "canceled", "withdrawn", "started", "broken")
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)")
+LIBRARY_WARNING = re.compile(r"\S{1,300}\.py:\d{1,6}: \w{1,40}Warning: ")
 LOG_BYTES = 60_000  # of the end of a log that are read
 PROGRAM = "gralora train: "  # what the trainer's error messages begin with
 
@@ -82,7 +83,10 @@ def resolved_config_of(run: Path) -> TrainConfig:
 
 
 def log_tail(run: Path, lines: int = 30) -> str:
-    """The last lines of log.txt without escape sequences, progress bars as their last state."""
+    """The last lines of log.txt without escape sequences, progress bars as their last state.
+
+    Warnings of libraries about themselves, with paths of this machine, are left out; the file has them.
+    """
     try:
         with open(run / "log.txt", "rb") as file:
             file.seek(max(0, os.path.getsize(run / "log.txt") - LOG_BYTES))
@@ -90,7 +94,19 @@ def log_tail(run: Path, lines: int = 30) -> str:
     except OSError:
         return ""
     found = [clean(line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")]
-    return "\n".join([line for line in found if line.strip()][-lines:])
+    return "\n".join(without_noise([line for line in found if line.strip()])[-lines:])
+
+
+def without_noise(lines: list[str]) -> list[str]:
+    """The lines without Python's warnings of libraries, and the line of code that follows each."""
+    kept = []
+    after_warning = False
+    for line in lines:
+        is_code = after_warning and line.startswith("  ")
+        after_warning = LIBRARY_WARNING.match(line) is not None
+        if not (after_warning or is_code):
+            kept.append(line)
+    return kept
 
 
 def clean(line: str) -> str:

@@ -116,6 +116,32 @@ class RunQueue:
             write_job(run, job | dict(stop_asked=time.time(), stop_pid=status.get("pid") or job["pid"]))
             return f"Stopping {name} after this step; progress will be saved"
 
+    def queued(self) -> list[str]:
+        """The runs that wait, the next one first."""
+        found = []
+        for name in self.workspace.run_names():
+            job = read_job(self.workspace.runs / name)
+            if job.get("state") == "queued":
+                found.append((job["created"], name))
+        return [name for _, name in sorted(found)]
+
+    def move(self, name: str, places: int) -> str:
+        """Let a queued run start so many places later, or earlier below zero, as far as there are places."""
+        with self.lock:
+            self.workspace.run(name)
+            names = self.queued()
+            if name not in names:
+                raise ConfigError(f"{name} is not in the queue")
+            place = min(max(names.index(name) + places, 0), len(names) - 1)
+            jobs = {other: read_job(self.workspace.runs / other) for other in names}
+            times = sorted(job["created"] for job in jobs.values())
+            names.remove(name)
+            names.insert(place, name)
+            for other, created in zip(names, times, strict=True):
+                if jobs[other]["created"] != created:
+                    write_job(self.workspace.runs / other, jobs[other] | dict(created=created))
+            return f"{name} is number {place + 1} of {len(names)} in the queue"
+
     def stop_active(self) -> str:
         """stop() for the run that is active."""
         name = self.current()

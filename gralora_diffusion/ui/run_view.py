@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas
 
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.training.best import MEASURES, best_of
-from gralora_diffusion.training.report_charts import SCORES
+from gralora_diffusion.training.report_charts import SCORES, best_evaluation
 from gralora_diffusion.training.run_folder import read_evaluations, read_metrics
 from gralora_diffusion.training.validation_images import prompts_of
 from gralora_diffusion.ui.run_files import config_of, resolved_config_of
@@ -19,6 +18,8 @@ from gralora_diffusion.ui.workspace import EMBEDDED, Workspace, folders, real_fi
 MAX_POINTS = 900  # of one line of the plot
 SPEED_STEPS = 20  # the last steps, whose mean is the speed
 HISTORY = ("run", "state", "step", "loss", "adapter", "rank", "base")  # the columns of history()
+HELD_OUT = "validation loss"  # lines of the plots
+BEST = "best step"
 _metrics: dict[Path, tuple] = {}  # {run: (version of the file, lines)} of the last run
 
 
@@ -130,39 +131,51 @@ def evaluations(run: Path) -> list[dict]:
     return [line for line in found if isinstance(line, dict) and type(line.get("step")) is int]
 
 
+def measured(run: Path) -> list[dict]:
+    """evaluations() without what is no number where one has to be."""
+    found = []
+    for line in evaluations(run):
+        found.append({name: value for name, value in line.items() if name == "step" or is_number(value)})
+    return found
+
+
+def best_step(run: Path) -> int | None:
+    """The step that --keep_best would export now; without it that of the lowest validation loss, or score."""
+    try:
+        by = config_of(run).keep_best
+    except ConfigError:
+        by = None
+    best = best_evaluation(measured(run), by)
+    return best["step"] if best else None
+
+
 def with_evaluations(points: pandas.DataFrame, run: Path) -> pandas.DataFrame:
     """curve() with the loss on held-out images, and a vertical line at the best step, as further lines."""
-    lines = [line for line in evaluations(run) if is_number(line.get("validation_loss"))]
-    rows = [(line["step"], line["validation_loss"], "held-out images") for line in lines]
+    rows = []
+    for line in measured(run):
+        if "validation_loss" in line:
+            rows.append((line["step"], line["validation_loss"], HELD_OUT))
     step = best_step(run)
     if step is not None:
         highest = max([*points["loss"], *(loss for _, loss, _ in rows)], default=1.0)
-        rows += [(step, 0.0, "best step"), (step, highest, "best step")]
+        rows += [(step, 0.0, BEST), (step, highest, BEST)]
     if not rows:
         return points
     return pandas.concat([points, pandas.DataFrame(rows, columns=points.columns)], ignore_index=True)
 
 
-def best_step(run: Path) -> int | None:
-    """The step that --keep_best would export now; None for a run without."""
-    try:
-        by = config_of(run).keep_best
-    except ConfigError:
-        return None
-    if by is None:
-        return None
-    name = MEASURES[by]
-    measured = [line for line in evaluations(run) if is_number(line.get(name))]
-    best = best_of(measured, by)
-    return best["step"] if best else None
-
-
 def score_curve(run: Path) -> pandas.DataFrame | None:
-    """step, value, line: the scores of the sample images; None where there are none."""
+    """step, value, line: the scores of the sample images and the best step; None where there are none."""
     rows = []
-    for line in evaluations(run):
-        rows += [(line["step"], line[name], name) for name in SCORES if is_number(line.get(name))]
-    return pandas.DataFrame(rows, columns=["step", "value", "line"]) if rows else None
+    for line in measured(run):
+        rows += [(line["step"], line[name], name) for name in SCORES if name in line]
+    if not rows:
+        return None
+    step = best_step(run)
+    if step is not None:
+        values = [value for _, value, _ in rows]
+        rows += [(step, min(values), BEST), (step, max(values), BEST)]
+    return pandas.DataFrame(rows, columns=["step", "value", "line"])
 
 
 def sample_files(run: Path) -> list[tuple[int, list[Path]]]:

@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from PIL import Image
@@ -16,7 +16,6 @@ from gralora_diffusion.ui.workspace import Workspace, quoted
 
 # torch's default dtype and seed belong to the process: forecasts of runs and image generation take turns
 ONE_AT_A_TIME = threading.Lock()
-MAX_IMAGES = 8
 MAX_STEPS = 100
 MAX_STRENGTH = 1.5
 MAX_PROMPT = 1000  # characters
@@ -66,8 +65,17 @@ class ImageRequest:
             if not 0 <= strength <= MAX_STRENGTH:
                 raise ConfigError(f"the strength is {quoted(strength)}; it must be from 0 to {MAX_STRENGTH}")
         if len(dict(self.adapters)) < len(self.adapters):
-            raise ConfigError("the second adapter is the same as the first: choose another, or none")
+            raise ConfigError("an adapter is chosen twice: choose another, or none")
         return self
+
+
+@dataclass(frozen=True)
+class Step:
+    """A denoising step that was done, counted from 1; preview: of the image, where one was due."""
+
+    number: int
+    steps: int
+    preview: Image.Image | None
 
 
 class Sampler:
@@ -82,10 +90,19 @@ class Sampler:
         self.objectives = {}  # {adapter: what it was trained to predict}
         self.used = {}  # {(path, mtime): UsedAdapter}, whose hashes take time
 
-    def generate(self, request: ImageRequest, base: str | None) -> Image.Image:
-        """An image; `base` as --pretrained_model_name_or_path takes it."""
+    def generate(
+        self,
+        request: ImageRequest,
+        base: str | None,
+        report: Callable[[Step], object] | None = None,
+        every: int = 0,
+    ) -> Image.Image:
+        """An image; `base` as --pretrained_model_name_or_path takes it.
+
+        report: called after each step, with a preview after every so many; none where that is 0. What it
+        raises ends the image.
+        """
         from gralora_diffusion.devices import best_device
-        from gralora_diffusion.formats.used_adapter import common_clip_skip
         from gralora_diffusion.sdxl.objective import common_objective
         from gralora_diffusion.sdxl.sampling import as_trained, generate
 
@@ -94,7 +111,7 @@ class Sampler:
         if guidance is None:
             guidance = (SDXL_DEFAULTS if base else EMBEDDED_DEFAULTS)["guidance_scale"]
         size = parse_size(request.size) if request.size else None
-        clip_skip = common_clip_skip([self.workspace.adapter(name) for name, _ in request.adapters])
+        clip_skip = self.clip_skip(request)
         of_prompts = request.negative_prompt, request.scheduler or None, clip_skip
         settings = SamplingSettings(request.steps, guidance, size, *of_prompts)
         with self.lock:
@@ -104,7 +121,18 @@ class Sampler:
             objective = common_objective([self.objectives[name] for name, _ in request.adapters])
             scheduler = as_trained(self.pipeline.scheduler, **objective)
             how = dict(scheduler=scheduler, device=best_device(), origin=self.origin(request))
+            if report is not None:
+                how["watch"] = reporting(self.pipeline, size, report, every)
             return generate(self.pipeline, wanted, settings, **how)[0]
+
+    def clip_skip(self, request: ImageRequest) -> int:
+        """That of the adapters' training.  Raises ConfigError that names two where they differ."""
+        from gralora_diffusion.formats.used_adapter import clip_skip_of, common_clip_skip
+
+        paths = {name: self.workspace.adapter(name) for name, _ in request.adapters}
+        known = {name: skip for name, path in paths.items() if (skip := clip_skip_of(path)) is not None}
+        refuse_different({name: f"clip skip {skip}" for name, skip in known.items()})
+        return common_clip_skip(list(paths.values()))
 
     def origin(self, request: ImageRequest) -> Origin:
         """What an image is from, for the texts in its file; call it once the adapters are loaded."""
@@ -153,6 +181,7 @@ class Sampler:
                         facts = load_adapter(self.pipeline, files[name], name=name)
                     self.objectives[name] = facts.get("objective")
                     self.loaded[name] = versions[name]
+            self.check_objectives(adapters)
         for layer in layers_of(self.pipeline):
             for name in layer.names:
                 adapter = layer.get(name)
@@ -160,6 +189,13 @@ class Sampler:
                 adapter.strength = adapters.get(name, adapter.strength)
         if adapters:
             self.merge_where_it_fits()
+
+    def check_objectives(self, adapters: dict[str, float]) -> None:
+        """Raises ConfigError that names two which were trained to predict different things."""
+        from gralora_diffusion.sdxl.objective import objective_text
+
+        known = {name: self.objectives[name] for name in adapters if self.objectives[name]}
+        refuse_different({name: objective_text(objective) for name, objective in known.items()})
 
     def merge_where_it_fits(self) -> None:
         """Merge the adapters, which makes the steps faster, where there is room for both weights of a layer.
@@ -206,13 +242,28 @@ class Sampler:
                 self.lock.release()
 
 
-def image_series(
-    sampler: Sampler, first: ImageRequest, count: int, base: str | None, with_base: bool
-) -> Iterator[tuple[int, Image.Image, Image.Image | None]]:
-    """(seed, image, the base's image of that seed where wanted) for `count` seeds, each once it is there."""
-    if not 1 <= count <= MAX_IMAGES:
-        raise ConfigError(f"the number of images is {quoted(count)}; it must be from 1 to {MAX_IMAGES}")
-    for seed in range(first.seed, first.seed + count):
-        request = replace(first, seed=seed)
-        base_image = sampler.generate(replace(request, adapters=()), base) if with_base else None
-        yield seed, sampler.generate(request, base), base_image
+def refuse_different(trained_for: dict[str, str]) -> None:
+    """trained_for: {adapter: what it was trained for}.  Raises ConfigError that names two that differ."""
+    names = list(trained_for)
+    for name in names[1:]:
+        if trained_for[name] != trained_for[names[0]]:
+            problem = f"{names[0]} was trained for {trained_for[names[0]]}, {name} for {trained_for[name]}"
+            raise ConfigError(f"{names[0]} and {name} cannot be used together: {problem}. Use one of them.")
+
+
+def reporting(pipeline, size: tuple[int, int] | None, report: Callable[[Step], object], every: int):
+    """The `watch` of generate() for images of this (height, width), the base's own for None."""
+    from gralora_diffusion.sdxl.base import resolution_of
+    from gralora_diffusion.sdxl.latent_preview import LatentPreviews, small_image
+    from gralora_diffusion.sdxl.sampling import sides
+
+    height, width = size or sides(resolution_of(pipeline))
+    previews = LatentPreviews()
+
+    def watch(denoiser, step: int, latents) -> None:
+        number, steps = step + 1, denoiser.num_timesteps
+        clean = previews.clean(denoiser, step, latents)
+        due = every and number % every == 0 and number < steps
+        report(Step(number, steps, small_image(pipeline.vae, clean[0], (width, height)) if due else None))
+
+    return watch

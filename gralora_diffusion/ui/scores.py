@@ -1,4 +1,4 @@
-"""The page's only use of the evaluators: images, prompts and references in, rows of scores out."""
+"""The page's only use of the evaluators: images, prompts and references in, scores out."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +8,9 @@ from PIL import Image
 
 from gralora_diffusion.options import ConfigError, one_of
 
-HEAD = ["images", "score", "n", "mean", "sd", "95 % interval", "encoder"]
+HEAD = ["images", "score", "n", "mean", "sd", "95 % interval", "encoder", "best"]
+BEST = "★ best"
+BEST_BUT = "★ best, intervals overlap"
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,14 @@ def load_encoders(names: list[str]) -> list:
         raise ConfigError(problem) from None
 
 
-def scores(groups: list[Group], references: list[Path], encoders: list[str], cache: Path) -> list[list]:
-    """Rows with the columns HEAD: likeness to the references, fidelity to the prompt, diversity, copies.
+def scores(groups: list[Group], references: list[Path], encoders: list[str], cache: Path) -> list[dict]:
+    """Likeness to the references, fidelity to the prompt, diversity, copies: a dict for each as in reports.
 
     cache: a folder for the features of images.  Raises ConfigError when an encoder cannot be loaded.
     """
     from gralora_diffusion.evaluation.features import image_features
     from gralora_diffusion.evaluation.image_sets import ImageSet, References
     from gralora_diffusion.evaluation.metrics import evaluate
-    from gralora_diffusion.evaluation.score_rows import rows_of
 
     loaded = load_encoders(encoders)
     with Image.open(groups[0].files[0]) as image:
@@ -57,4 +58,43 @@ def scores(groups: list[Group], references: list[Path], encoders: list[str], cac
     image_sets = [ImageSet(group.name, group.files, group.prompts) for group in groups]
     against = References(references=references, size=size)
     found = evaluate(loaded, image_sets, against, partial(image_features, cache=cache), paired=False)
-    return rows_of(found["scores"])
+    return [entry | dict(against=references) for entry in found["scores"]]
+
+
+def table(entries: list[dict], of_base: set[str]) -> list[list[str]]:
+    """Rows with the columns HEAD.  of_base: the groups that are the base's, which are never the best."""
+    from gralora_diffusion.evaluation.score_rows import rows_of
+
+    marks = best_marks(entries, of_base)
+    rows = rows_of([{name: entry[name] for name in entry if name != "against"} for entry in entries])
+    return [[*row, mark] for row, mark in zip(rows, marks, strict=True)]
+
+
+def best_marks(entries: list[dict], of_base: set[str]) -> list[str]:
+    """For each score BEST where its mean is the best of those that were measured in the same way.
+
+    That is, by the same encoder against the same images. BEST_BUT where the interval of another overlaps its
+    own, or one of them has none. Of equal means, and of one group alone, none is marked.
+    """
+    from gralora_diffusion.evaluation.metric import METRICS
+
+    by_measure = {}
+    for number, entry in enumerate(entries):
+        key = entry["score"], entry["encoder"], tuple(entry["against"])
+        if entry["run"] not in of_base:
+            by_measure.setdefault(key, []).append(number)
+    marks = [""] * len(entries)
+    for (score, _, _), numbers in by_measure.items():
+        sign = METRICS[score].sign
+        best, *others = sorted(numbers, key=lambda n: -sign * entries[n]["mean"])
+        if others and entries[others[0]]["mean"] != entries[best]["mean"]:
+            overlaps = any(overlap(entries[best], entries[other]) for other in others)
+            marks[best] = BEST_BUT if overlaps else BEST
+    return marks
+
+
+def overlap(first: dict, second: dict) -> bool:
+    """Whether the intervals of two means have common values, or one is not known."""
+    if None in (first["low"], second["low"]):
+        return True
+    return first["low"] <= second["high"] and second["low"] <= first["high"]

@@ -2,12 +2,14 @@
 
 import ipaddress
 import socket
-import time
 
 import psutil
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, RedirectResponse
+
+from gralora_diffusion.ui.access import Access
+from gralora_diffusion.ui.logins import Logins
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'",
@@ -28,27 +30,24 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
 }
-FREE_TRIES = 5  # wrong passwords before one has to wait
-WAIT = 2.0  # seconds, and as many more for each further one
-MAX_WAIT = 60.0
-FORGET_AFTER = 300.0  # seconds since the last wrong password
 
 
-def middleware(listen: str | None, share: bool) -> list[Middleware]:
+def middleware(access: Access) -> list[Middleware]:
+    names = allowed_hosts(access)
     return [
-        Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(listen, share), www_redirect=False),
-        Middleware(Guard),
+        Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False),
+        Middleware(Guard, access=access, names=names),
     ]
 
 
-def allowed_hosts(listen: str | None, share: bool) -> list[str]:
+def allowed_hosts(access: Access) -> list[str]:
     """The host names that are accepted: a foreign one that leads here (DNS rebinding) is refused."""
-    names = {"127.0.0.1", "localhost"}
-    if listen:
-        names.add(listen)
-        if ipaddress.ip_address(socket.gethostbyname(listen)).is_unspecified:
+    names = {"127.0.0.1", "localhost", *access.names()}
+    if access.listen:
+        names.add(access.listen)
+        if ipaddress.ip_address(socket.gethostbyname(access.listen)).is_unspecified:
             names |= {socket.gethostname(), *own_addresses()}
-    if share:
+    if access.share:
         names.add("*.gradio.live")
     return sorted(names)
 
@@ -62,35 +61,64 @@ def own_addresses() -> set[str]:
 
 
 class Guard:
-    """Refuses requests of other sites' pages, slows down guesses of the password, and adds HEADERS."""
+    """Refuses requests of other sites' pages, slows down guesses of the password, and adds HEADERS.
 
-    def __init__(self, app):
+    A path that begins with access.root_path is taken without it, so that a proxy may leave it in or not.
+    """
+
+    def __init__(self, app, access: Access, names: list[str]):
         self.app = app
+        self.root_path = access.root_path
+        self.own = {host.lower() for host in access.hosts}
+        self.names = names
         self.logins = Logins()
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = {name.decode("latin1").lower(): value.decode("latin1") for name, value in scope["headers"]}
-        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and is_foreign(headers):
-            refusal = PlainTextResponse("this page takes requests from itself only", 403)
-            return await refusal(scope, receive, send)
-        is_login = scope["path"].rstrip("/") == "/login" and scope["method"] == "POST"
+        if self.root_path and scope["path"] == self.root_path:
+            return await RedirectResponse(f"{self.root_path}/")(scope, receive, send)
+        scope = without_prefix(scope, self.root_path)
         client = scope["client"][0] if scope.get("client") else ""
-        wait = self.logins.wait(client) if is_login else 0
-        if wait > 0:
+        is_login = scope["path"].rstrip("/") == "/login" and scope["method"] == "POST"
+        refusal = self.refusal(scope["method"], headers)
+        if refusal is None and is_login and (wait := self.logins.begin(client)) > 0:
             text = f"too many wrong passwords: wait {wait:.0f} s"
             refusal = PlainTextResponse(text, 429, headers={"retry-after": f"{wait:.0f}"})
+        if refusal is not None:
             return await refusal(scope, receive, send)
 
         async def send_with_headers(message):
             if message["type"] == "http.response.start":
                 if is_login:
-                    self.logins.note(client, message["status"] < 400)
+                    self.logins.end(client, message["status"] < 400)
                 message["headers"] += missing_headers(message["headers"])
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
+
+    def refusal(self, method: str, headers: dict[str, str]) -> PlainTextResponse | None:
+        """The answer to a request that is not of this page; None for one that is."""
+        forwarded = headers.get("x-forwarded-host", "").split(",")[0].strip().partition(":")[0].lower()
+        if forwarded and not self.is_known(forwarded):
+            return PlainTextResponse("Invalid host header", 400)  # as TrustedHostMiddleware has it
+        if "x-gradio-server" in headers:  # by which Gradio would take another address for its own
+            return PlainTextResponse("Invalid host header", 400)
+        if method not in ("GET", "HEAD", "OPTIONS") and is_foreign(headers, self.own):
+            return PlainTextResponse("this page takes requests from itself only", 403)
+        return None
+
+    def is_known(self, host: str) -> bool:
+        return host in self.names or ("*.gradio.live" in self.names and host.endswith(".gradio.live"))
+
+
+def without_prefix(scope: dict, prefix: str) -> dict:
+    """The request with its path as this server has it."""
+    if not prefix or not scope["path"].startswith(f"{prefix}/"):
+        return scope
+    path = scope["path"][len(prefix) :]
+    return dict(scope, path=path, raw_path=path.encode())
 
 
 def missing_headers(given: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -100,32 +128,10 @@ def missing_headers(given: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes
     return [(name, value) for name, value in encoded if name not in names]
 
 
-class Logins:
-    """Wrong passwords by client: (how many, when the last)."""
-
-    def __init__(self):
-        self.failures: dict[str, tuple[int, float]] = {}
-
-    def wait(self, client: str) -> float:
-        """Seconds until the client may try again."""
-        tries, last = self.failures.get(client, (0, 0.0))
-        if tries < FREE_TRIES:
-            return 0.0
-        pause = min(MAX_WAIT, WAIT * (tries - FREE_TRIES + 1))
-        return max(0.0, last + pause - time.monotonic())
-
-    def note(self, client: str, good: bool) -> None:
-        """Count a wrong password, or forget those of a client that has logged in; forget old ones."""
-        now = time.monotonic()
-        self.failures = {c: (n, last) for c, (n, last) in self.failures.items() if now - last < FORGET_AFTER}
-        tries, _ = self.failures.pop(client, (0, now))
-        if not good:
-            self.failures[client] = tries + 1, now
-
-
-def is_foreign(headers: dict[str, str]) -> bool:
-    """Whether a page of another site sent this request."""
+def is_foreign(headers: dict[str, str], own: set[str] = frozenset()) -> bool:
+    """Whether a page of another site sent this request; own: hosts that a proxy has for this page."""
     origin = headers.get("origin")
     if origin is not None:
-        return origin.partition("://")[2].lower() != headers.get("host", "").lower()
+        host = origin.partition("://")[2].lower()
+        return host not in own and host != headers.get("host", "").lower()
     return headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")

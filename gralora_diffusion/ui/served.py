@@ -18,6 +18,13 @@ def save_served(workspace: Workspace, image: Image.Image, name: str) -> str:
     return str(path)
 
 
+def save_small(workspace: Workspace, image: Image.Image, name: str) -> str:
+    """The path of a new JPEG that the page may serve: a preview, without texts."""
+    path = workspace.new_served_path(name)
+    image.save(path, "JPEG", quality=88)
+    return str(path)
+
+
 def served_copy(workspace: Workspace, path: Path, max_side: int | None = None) -> str:
     """A copy of an image that the page may serve, of at most max_side pixels a side; one for each file."""
     stat = path.stat()

@@ -7,14 +7,18 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gralora_diffusion.console import fail
+from gralora_diffusion.ui.access import Access
 from gralora_diffusion.ui.workspace import Workspace
 
 API_DOCS_OFF = dict(openapi_url=None, docs_url=None, redoc_url=None)
 
 
-def serve(root: Path, port: int, listen: str | None, share: bool, auth: str | None) -> None:
-    """Serve the page of a HOME until the process ends; the options are those of `gralora ui`."""
-    workspace = Workspace(root)
+def serve(root: Path, port: int, access: Access, other_tools: dict[str, Path]) -> None:
+    """Serve the page of a HOME until the process ends.
+
+    other_tools: {name: the folder of LoRAs of this tool}, to which adapters may be copied.
+    """
+    workspace = Workspace(root, other_tools)
     lock = FileLock(workspace.scratch / "lock")
     try:
         lock.acquire(timeout=0)
@@ -25,15 +29,16 @@ def serve(root: Path, port: int, listen: str | None, share: bool, auth: str | No
     empty.mkdir(exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(workspace.served)
     os.chdir(empty)
-    launch(workspace, port, listen, share, auth)
+    launch(workspace, port, access)
 
 
-def launch(workspace: Workspace, port: int, listen: str | None, share: bool, auth: str | None) -> None:
+def launch(workspace: Workspace, port: int, access: Access) -> None:
     """Build the page and serve it; Gradio is imported here, when its environment is set."""
     from gralora_diffusion.ui.card import find_device
     from gralora_diffusion.ui.forecasts import warm_up
     from gralora_diffusion.ui.image_uploads import MAX_BYTES
     from gralora_diffusion.ui.page import build
+    from gralora_diffusion.ui.report_route import report_routes
     from gralora_diffusion.ui.run_queue import RunQueue
     from gralora_diffusion.ui.sampler import Sampler
     from gralora_diffusion.ui.security import middleware
@@ -44,10 +49,11 @@ def launch(workspace: Workspace, port: int, listen: str | None, share: bool, aut
     page = build(workspace, queue, sampler)
     page.queue(max_size=32, default_concurrency_limit=4)
     page.launch(
-        server_name=listen or "127.0.0.1",
+        server_name=access.listen or "127.0.0.1",
         server_port=port or None,
-        share=share,
-        auth=tuple(auth.split(":", 1)) if auth else None,
+        root_path=access.root_path,
+        share=access.share,
+        auth=tuple(access.auth.split(":", 1)) if access.auth else None,
         show_error=False,
         max_file_size=MAX_BYTES,
         theme=theme(),
@@ -61,10 +67,10 @@ def launch(workspace: Workspace, port: int, listen: str | None, share: bool, aut
         pwa=False,
         quiet=True,
         prevent_thread_lock=True,
-        app_kwargs=dict(middleware=middleware(listen, share), **API_DOCS_OFF),
+        app_kwargs=dict(middleware=middleware(access), routes=report_routes(workspace), **API_DOCS_OFF),
     )
     for task in (queue.watch, warm_up, find_device):  # once the server answers, which launch() waits for
         threading.Thread(target=task, daemon=True).start()
-    urls = f"{page.local_url} and {page.share_url}" if share else page.local_url
+    urls = f"{page.local_url} and {page.share_url}" if access.share else page.local_url
     print(f"the page is at {urls}, its folders are in {workspace.root}", flush=True)
     page.block_thread()

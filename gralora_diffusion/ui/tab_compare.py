@@ -1,4 +1,4 @@
-"""Compare: a grid of adapters and strengths, the base beside any of its images, and the scores."""
+"""Compare: a grid of prompts, adapters and strengths, the base beside any image, scores, blind votes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +9,13 @@ from gralora_diffusion.data.images import open_image
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.sheet import sheet
 from gralora_diffusion.ui.adapter_files import AS_TRAINED, prompt_of
-from gralora_diffusion.ui.grid import MAX_SEEDS, Cell, grid, parse_strengths, references_of, save_table
-from gralora_diffusion.ui.handlers import QUIET, connect_generation, guarded
-from gralora_diffusion.ui.sampler import MAX_PROMPT, MAX_STEPS, ImageRequest, Sampler
-from gralora_diffusion.ui.scores import HEAD, Group, encoder_names, scores
+from gralora_diffusion.ui.grid import MAX_SEEDS, Axes, Cell, grid, parse_strengths, references_of, save_table
+from gralora_diffusion.ui.handlers import QUIET, connect_generation, guarded, on_end
+from gralora_diffusion.ui.image_series import MAX_PROMPTS, prompts_of
+from gralora_diffusion.ui.sampler import MAX_PROMPT, MAX_STEPS, ImageRequest, Sampler, Step
+from gralora_diffusion.ui.scores import HEAD, Group, encoder_names, scores, table
 from gralora_diffusion.ui.served import save_served
+from gralora_diffusion.ui.tab_blind import BlindComparison
 from gralora_diffusion.ui.workspace import Workspace
 
 
@@ -41,6 +43,7 @@ class CompareTab:
             visible=False,
             elem_id="compare-files",
         )
+        self.blind = BlindComparison(workspace, self.cells)
         self.connect()
 
     def build_request(self) -> None:
@@ -63,8 +66,9 @@ class CompareTab:
         )
         self.prompt = gr.Textbox(
             label="Prompt",
+            info="Several prompts: one per line, a row each",
             lines=2,
-            max_length=MAX_PROMPT,
+            max_length=MAX_PROMPT * MAX_PROMPTS,
             placeholder="a photo of sks robot in the snow",
             elem_id="compare-prompt",
         )
@@ -114,12 +118,13 @@ class CompareTab:
             elem_id="nothing-to-compare",
         )
         self.gallery = gr.Gallery(
-            label="One row per adapter, one column per strength: choose an image to see it beside the base",
+            label="A row per prompt and adapter, a column per strength: choose one to see it beside the base",
             columns=3,
             height="auto",
             format="png",
             elem_id="grid",
             allow_preview=False,
+            object_fit="contain",
         )
         self.slider = gr.ImageSlider(
             label="First column | chosen image: drag the line",
@@ -139,6 +144,7 @@ class CompareTab:
         )
         # all cells once more: of updates that come within 0.1 s a browser's gallery may keep an older one
         generated.success(guarded(captioned), self.cells, self.gallery, **QUIET)
+        on_end(generated, **self.blind.groups)
         self.score.click(
             guarded(self.evaluate),
             [self.cells, self.sheet_file, self.references, self.encoders],
@@ -158,25 +164,32 @@ class CompareTab:
     def compare(self, adapters, strengths, prompt, seed, seeds, steps):
         """(gallery, slider, cells, files, sheet, table) after each cell, and with the sheet at the end."""
         columns = parse_strengths(strengths or "")
-        adapters = list(adapters or [])
-        first = ImageRequest(prompt or "", int(seed or 0), (), int(steps), None).checked(self.workspace)
-        for name in adapters:
+        axes = Axes(prompts_of(prompt), list(adapters or []), columns, int(seeds))
+        for text in axes.prompts:
+            first = ImageRequest(text, int(seed or 0), (), int(steps), None).checked(self.workspace)
+        for name in axes.adapters:
             self.workspace.adapter(name)
         cells = []
-        for cell, image in grid(self.sampler, adapters, columns, first, int(seeds)):
+        for event in grid(self.sampler, axes.cells(first.seed), first):
+            if isinstance(event, Step):
+                continue
+            cell, image = event
             cells.append(replace(cell, path=save_served(self.workspace, image, "cell.png")))
             gallery = gr.update(value=captioned(cells), columns=len(columns) * int(seeds))
             pair = cells[0].path, cells[-1].path
             yield gallery, pair, cells, gr.update(value=[], visible=False), None, None
-        path = self.save_sheet(adapters, cells)
+        path = self.save_sheet(cells)
         yield gallery, pair, cells, gr.update(value=[path], visible=True), path, None
 
-    def save_sheet(self, adapters: list[str], cells: list[Cell]) -> str:
-        """All cells as one image: a row for each adapter."""
-        rows = {}
-        for name in adapters:
-            rows[name] = [open_image(cell.path) for cell in cells if cell.adapter == name]
-        heads = [f"strength {c.strength:g}, seed {c.seed}" for c in cells if c.adapter == adapters[0]]
+    def save_sheet(self, cells: list[Cell]) -> str:
+        """All cells as one image: a row for each prompt and adapter."""
+        several = len({cell.prompt for cell in cells}) > 1
+        by_row = {}
+        for cell in cells:
+            label = f"{cell.adapter}: {cell.prompt}" if several else cell.adapter
+            by_row.setdefault(label, []).append(cell)
+        rows = {label: [open_image(cell.path) for cell in found] for label, found in by_row.items()}
+        heads = [f"strength {cell.strength:g}, seed {cell.seed}" for cell in next(iter(by_row.values()))]
         return save_served(self.workspace, sheet(rows, heads), "grid.png")
 
     def evaluate(self, cells, sheet_file, references, encoders):
@@ -185,11 +198,12 @@ class CompareTab:
         if not cells:
             raise ConfigError("generate a grid first; then it can be scored")
         cache = self.workspace.scratch / "features"
-        rows = []
+        found = []
         for name in dict.fromkeys(cell.adapter for cell in cells):
             against = references_of(self.workspace, name, references)
             groups = groups_of([cell for cell in cells if cell.adapter == name])
-            rows += scores(groups, against, list(encoders or []), cache)
+            found += scores(groups, against, list(encoders or []), cache)
+        rows = table(found, {cell.group for cell in cells if not cell.strength})
         files = [sheet_file] if sheet_file else []
         files += save_table(self.workspace, HEAD, rows)
         return rows, gr.update(value=files, visible=True)
@@ -199,7 +213,7 @@ class CompareTab:
         if not isinstance(event.index, int) or not 0 <= event.index < len(cells):
             return gr.skip()
         chosen = cells[event.index]
-        same = [cell for cell in cells if (cell.adapter, cell.seed) == (chosen.adapter, chosen.seed)]
+        same = [cell for cell in cells if row_of(cell) == row_of(chosen)]
         return same[0].path, chosen.path
 
     def first_prompt(self, adapters: list[str] | None, prompt: str) -> str:
@@ -216,7 +230,7 @@ class CompareTab:
         sets = [AS_TRAINED, *self.workspace.set_names()]
         references = references if references in sets else AS_TRAINED
         return (
-            gr.update(choices=names, value=kept),
+            gr.update(choices=self.workspace.adapter_choices(), value=kept),
             gr.update(choices=sets, value=references),
             gr.update(visible=not names),
             self.first_prompt(kept, prompt),
@@ -226,7 +240,17 @@ class CompareTab:
 
 def captioned(cells: list[Cell]) -> list[tuple[str, str]]:
     """Cells as a gallery takes them."""
-    return [(cell.path, f"{cell.group} · seed {cell.seed}") for cell in cells]
+    several = len({cell.prompt for cell in cells}) > 1
+    found = []
+    for cell in cells:
+        prompt = f" · {cell.prompt[:60]}" if several else ""
+        found.append((cell.path, f"{cell.group} · seed {cell.seed}{prompt}"))
+    return found
+
+
+def row_of(cell: Cell) -> tuple:
+    """What the cells of a row at one seed have in common."""
+    return cell.adapter, cell.prompt, cell.seed
 
 
 def groups_of(cells: list[Cell]) -> list[Group]:

@@ -5,9 +5,12 @@ import html
 import gradio as gr
 
 from gralora_diffusion.console import counted
+from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import image_sets, image_uploads
-from gralora_diffusion.ui.caption_cards import CaptionCards
+from gralora_diffusion.ui.caption_cards import CaptionCards, selected
 from gralora_diffusion.ui.handlers import PRIVATE, guarded, notify
+from gralora_diffusion.ui.tab_crops import CropPreview
+from gralora_diffusion.ui.tab_set_models import SetModels
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name
 
 RESOLUTIONS = ["64", "512", "768", "1024"]
@@ -39,7 +42,6 @@ class DatasetTab:
             label="Checks",
             elem_id="findings",
         )
-        self.set_view = [*self.cards.outputs, self.tags]
         self.connect()
 
     def build_sets(self) -> None:
@@ -75,6 +77,7 @@ class DatasetTab:
             info="64 for the embedded base",
             elem_id="check-size",
         )
+        self.crops = CropPreview(self.workspace)
         self.check = gr.Button("Check the images", elem_id="check-set")
 
     def build_images(self) -> None:
@@ -94,6 +97,9 @@ class DatasetTab:
                     scale=3,
                 )
                 self.apply = gr.Button("Add prefix", elem_id="put-before", scale=1, min_width=80)
+                self.apply_selected = gr.Button(
+                    "To selected", elem_id="put-before-selected", scale=1, min_width=80
+                )
             with gr.Row(elem_classes="tight"):
                 self.find = gr.Textbox(label="Find in captions", max_length=200, elem_id="find-text", scale=2)
                 self.replacement = gr.Textbox(
@@ -101,16 +107,23 @@ class DatasetTab:
                 )
                 self.replace = gr.Button("Replace all", elem_id="replace-all", scale=1, min_width=80)
             self.tags = gr.Markdown("", elem_id="tags")
+        self.set_view = [*self.cards.outputs, self.tags]
+        refresh = dict(fn=guarded(self.view), inputs=self.chosen, outputs=self.set_view, **PRIVATE)
+        SetModels(self.workspace, self.chosen, refresh)
+        self.crops.build_gallery()
 
     def connect(self) -> None:
         whole = [self.chosen, *self.set_view]
-        made = [*whole, self.new_name, self.findings]
-        self.chosen.input(guarded(self.switch_set), self.chosen, [*self.set_view, self.findings], **PRIVATE)
+        shown = [self.findings, self.crops.gallery]
+        made = [*whole, self.new_name, *shown]
+        self.chosen.input(guarded(self.switch_set), self.chosen, [*self.set_view, *shown], **PRIVATE)
         uploads = [self.drop, self.chosen, self.new_name]
         self.drop.upload(
             guarded(self.add), uploads, [*whole, self.drop, self.notes, self.new_name], **PRIVATE
         )
         self.apply.click(guarded(self.add_prefix), [self.chosen, self.prefix], self.set_view, **PRIVATE)
+        selection = [self.chosen, self.prefix, *self.cards.chosen_files]
+        self.apply_selected.click(guarded(self.prefix_selected), selection, self.set_view, **PRIVATE)
         texts = [self.chosen, self.find, self.replacement]
         self.replace.click(guarded(self.replace_text), texts, self.set_view, **PRIVATE)
         self.create.click(guarded(self.create_set), self.new_name, made, **PRIVATE)
@@ -118,6 +131,7 @@ class DatasetTab:
         self.rename.click(guarded(self.rename_set), [self.chosen, self.new_name], made, **PRIVATE)
         self.delete.click(guarded(self.delete_set), self.chosen, made, js=CONFIRM, **PRIVATE)
         self.check.click(guarded(self.check_set), [self.chosen, self.resolution], self.findings, **PRIVATE)
+        self.crops.connect(self.chosen, self.resolution)
 
     def view(self, name: str) -> list:
         """Updates of `set_view` for a set."""
@@ -126,7 +140,7 @@ class DatasetTab:
         return [*self.cards.view(name), f"**Tags:** {tags}" if tags else ""]
 
     def switch_set(self, name: str) -> tuple:
-        return *self.view(name), gr.update(visible=False)
+        return *self.view(name), gr.update(visible=False), gr.update(visible=False)
 
     def add(self, files: list[str] | None, name: str, new: str):
         """Add uploads to the chosen dataset, or a new one where a name is given or the bundled one chosen."""
@@ -149,6 +163,13 @@ class DatasetTab:
         image_sets.add_prefix(self.workspace, name, prefix)
         return self.view(name)
 
+    def prefix_selected(self, name: str, prefix: str, *names_and_checks) -> list:
+        files = selected(names_and_checks)
+        if not files:
+            raise ConfigError("no image is selected: tick Select on the images first")
+        image_sets.add_prefix(self.workspace, name, prefix, files)
+        return self.view(name)
+
     def replace_text(self, name: str, find: str, replacement: str) -> list:
         changed = image_sets.replace_in_captions(self.workspace, name, find, replacement or "")
         notify(f"{counted(changed, 'caption')} changed")
@@ -165,14 +186,15 @@ class DatasetTab:
 
     def delete_set(self, name: str | None) -> tuple:
         if name is None:  # not confirmed
-            return tuple([gr.skip()] * (len(self.set_view) + 3))
+            return tuple([gr.skip()] * (len(self.set_view) + 4))
         image_sets.delete(self.workspace, name)
         notify(f"{name} was deleted")
         return self.made(BUNDLED)
 
     def made(self, name: str) -> tuple:
-        """Updates for a new set: it is chosen, and the field of its name and the findings are cleared."""
-        return self.select(name), *self.view(name), "", gr.update(visible=False)
+        """Updates for a new set: it is chosen, and the field of its name and what was found are cleared."""
+        hidden = gr.update(visible=False)
+        return self.select(name), *self.view(name), "", hidden, hidden
 
     def select(self, name: str):
         return gr.update(choices=self.workspace.set_names(), value=name)

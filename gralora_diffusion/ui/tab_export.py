@@ -1,11 +1,19 @@
-"""Export: choose an adapter and formats, download the files, compare their checksums."""
+"""Export: choose an adapter and formats, see how large the files will be, download or copy them."""
 
 import gradio as gr
 
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui.export import DOWNLOADS, DTYPES, export, file_size
-from gralora_diffusion.ui.handlers import QUIET, guarded, notify
+from gralora_diffusion.ui.copy_to_tool import copy_to_tool
+from gralora_diffusion.ui.export import DOWNLOADS, DTYPES, export
+from gralora_diffusion.ui.export_facts import preview_of_adapter, trigger_words
+from gralora_diffusion.ui.export_sizes import error_of, size_text, sizes_of
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
+from gralora_diffusion.ui.served import served_copy
 from gralora_diffusion.ui.workspace import Workspace, quoted
+
+SMALL = 32  # the rank of "small"
+PREVIEW = 512  # pixels
+FILE_SIZES = [("Exact", ""), (f"Small (rank {SMALL})", str(SMALL))]
 
 
 class ExportTab:
@@ -22,19 +30,12 @@ class ExportTab:
             with gr.Column(scale=2, min_width=300):
                 self.build_choices()
             with gr.Column(scale=3, min_width=300):
+                with gr.Row(equal_height=False):
+                    self.build_facts()
                 self.build_files()
-        self.write.click(
-            guarded(self.export),
-            [self.adapter, self.kinds, self.rank, self.dtype],
-            [self.table, self.files],
-            api_name="export",
-            concurrency_id="gpu",
-        )
-        suggested = gr.State(None)  # the adapter that the tab chose by itself
-        lists = [self.adapter, self.empty, suggested]
-        self.lists_event = dict(
-            fn=guarded(self.lists), inputs=[self.adapter, suggested], outputs=lists, **QUIET
-        )
+                self.build_copies()
+        self.suggested = gr.State(None)  # the adapter that the tab chose by itself
+        self.connect()
 
     def build_choices(self) -> None:
         self.adapter = gr.Dropdown(
@@ -45,24 +46,49 @@ class ExportTab:
             elem_id="export-adapter",
         )
         self.kinds = gr.CheckboxGroup(
-            [(f"{kind}: {text}", kind) for kind, text in DOWNLOADS.items()],
-            value=["comfyui"],
-            label="Formats",
-            elem_id="kinds",
+            self.formats({}), value=["comfyui"], label="Formats, with the size of each file", elem_id="kinds"
         )
         with gr.Row():
-            self.dtype = gr.Dropdown(
-                list(DTYPES), value="fp16", label="Precision", elem_id="dtype", min_width=120
+            self.size = gr.Radio(
+                FILE_SIZES, value="", label="File size", elem_id="export-size", min_width=200
             )
             self.rank = gr.Textbox(
                 label="Rank",
                 placeholder="exact",
-                info="Blank keeps it exact; a number makes it smaller",
+                info="Leave blank for exact; lower = smaller file",
                 max_length=4,
                 elem_id="export-rank",
                 min_width=140,
             )
+            self.dtype = gr.Dropdown(
+                list(DTYPES), value="fp16", label="Precision", elem_id="dtype", min_width=120
+            )
+        self.error = gr.Markdown("", elem_id="export-error", elem_classes="hint")
         self.write = gr.Button("Export", variant="primary", elem_id="export")
+
+    def build_facts(self) -> None:
+        self.preview = gr.Image(
+            label="Preview",
+            interactive=False,
+            format="png",
+            height=210,
+            scale=1,
+            min_width=140,
+            visible=False,
+            elem_id="export-preview",
+            buttons=[],
+        )
+        self.triggers = gr.Textbox(
+            label="Trigger words",
+            info="Use them in the prompt",
+            interactive=False,
+            lines=4,
+            max_lines=6,
+            scale=2,
+            min_width=200,
+            buttons=["copy"],
+            elem_id="export-triggers",
+        )
 
     def build_files(self) -> None:
         self.table = gr.Dataframe(
@@ -76,23 +102,135 @@ class ExportTab:
         )
         self.files = gr.File(label="Download", file_count="multiple", interactive=False, elem_id="download")
 
+    def build_copies(self) -> None:
+        """A button for each folder that the owner of the server named."""
+        self.copies = {}
+        if not self.workspace.other_tools:
+            self.file_name = gr.State("")
+            return
+        with gr.Row(elem_classes="tight"):
+            self.file_name = gr.Textbox(
+                label="File name in the other tool", max_length=64, elem_id="copy-name", min_width=180
+            )
+            for tool in self.workspace.other_tools:
+                self.copies[tool] = gr.Button(
+                    f"Copy to {tool}", elem_id=f"copy-{tool.lower()}", min_width=140
+                )
+
+    def connect(self) -> None:
+        self.write.click(
+            guarded(self.export),
+            [self.adapter, self.kinds, self.rank, self.dtype],
+            [self.table, self.files],
+            api_name="export",
+            concurrency_id="gpu",
+        )
+        for tool, button in self.copies.items():
+            button.click(
+                guarded(self.copier(tool)),
+                [self.adapter, self.file_name, self.rank, self.dtype],
+                None,
+                concurrency_id="gpu",
+                **PRIVATE,
+            )
+        self.size.input(lambda rank: rank, self.size, self.rank, **QUIET)
+        facts = [self.preview, self.triggers, self.file_name]
+        quiet = dict(show_progress="hidden", **PRIVATE)  # in the queue, without which no error is shown
+        self.adapter.change(guarded(self.facts), self.adapter, facts, **quiet)
+        chosen = [self.adapter, self.rank, self.dtype]
+        changed = gr.on(
+            [self.adapter.change, self.rank.change, self.dtype.change],
+            guarded(self.sizes),
+            chosen,
+            [self.kinds, self.size],
+            trigger_mode="always_last",
+            **quiet,
+        )
+        changed.then(
+            guarded(self.error_text),
+            chosen[:2],
+            self.error,
+            trigger_mode="always_last",
+            concurrency_id="error",
+            concurrency_limit=1,
+            **PRIVATE,
+        )
+        lists = [self.adapter, self.empty, self.suggested]
+        self.lists_event = dict(
+            fn=guarded(self.lists), inputs=[self.adapter, self.suggested], outputs=lists, **QUIET
+        )
+
+    @staticmethod
+    def formats(sizes: dict[str, int | None]) -> list[tuple[str, str]]:
+        """The formats with what reads them, and their sizes as far as they are known."""
+        choices = []
+        for kind, text in DOWNLOADS.items():
+            size = size_text(sizes.get(kind))
+            choices.append((f"{kind}: {text} · {size}" if size else f"{kind}: {text}", kind))
+        return choices
+
+    def sizes(self, adapter: str, rank: str, dtype: str) -> tuple:
+        """The formats with their sizes, and the choice of a size that the rank is."""
+        found = {}
+        text = str(rank or "").strip()
+        if adapter and dtype in DTYPES:
+            try:
+                found = sizes_of(self.workspace, adapter, rank_of(rank), dtype)
+            except ConfigError:
+                found = {}  # error_text() says why
+        known = [value for _, value in FILE_SIZES]
+        return gr.update(choices=self.formats(found)), text if text in known else None
+
+    def error_text(self, adapter: str, rank: str) -> str:
+        """How far the nearest LoRA of this rank is from the adapter."""
+        number = rank_of(rank)
+        if not adapter or number is None:
+            return ""
+        error = error_of(self.workspace, adapter, number)
+        if error < 1e-6:
+            return f"Rank {number} holds this adapter exactly."
+        kept = 100 * (1 - error**2)
+        return f"Rank {number} keeps {kept:.2f} % of the adapter: relative error {error:.3g} (0 is exact)."
+
+    def facts(self, adapter: str) -> tuple:
+        """(preview, trigger words, name of the file in another tool) of an adapter."""
+        if not adapter:
+            return gr.update(value=None, visible=False), "", ""
+        words = trigger_words(self.workspace, adapter)
+        path = preview_of_adapter(self.workspace, adapter)
+        try:
+            image = served_copy(self.workspace, path, PREVIEW) if path else None
+        except (OSError, ValueError):  # no image
+            image = None
+        shown = gr.update(value=image, visible=image is not None)
+        return shown, words, adapter.removesuffix(".safetensors").replace("/", "-")
+
     def export(self, adapter: str, kinds: list[str], rank: str, dtype: str):
         """(rows of the table, files) after each file."""
         if not adapter:
             raise ConfigError("choose an adapter; train one first if there is none")
         if not kinds:
             raise ConfigError("choose at least one format")
-        text = str(rank or "").strip()
-        if text and not (text.isascii() and text.isdigit()):
-            raise ConfigError(f"the rank is {quoted(text)}; it must be a whole number, or blank")
+        number = rank_of(rank)
         files = []
         rows = []
         for kind in kinds:
-            path, digest = export(self.workspace, adapter, kind, int(text) if text else None, dtype)
+            path, digest = export(self.workspace, adapter, kind, number, dtype)
             files.append(str(path))
-            rows.append([path.name, file_size(path), digest])
+            rows.append([path.name, size_text(path.stat().st_size), digest])
             yield rows, files
         notify(f"{len(files)} file{'' if len(files) == 1 else 's'} ready")
+
+    def copier(self, tool: str):
+        """The handler of the button of this tool."""
+
+        def copy(adapter: str, file_name: str, rank: str, dtype: str) -> None:
+            if not adapter:
+                raise ConfigError("choose an adapter; train one first if there is none")
+            written = copy_to_tool(self.workspace, tool, adapter, file_name, rank_of(rank), dtype)
+            notify(f"{written} was copied to {tool}")
+
+        return copy
 
     def lists(self, chosen: str | None, suggested: str | None = None) -> tuple:
         """The adapters of now, the chosen one kept where it is still there."""
@@ -100,3 +238,11 @@ class ExportTab:
         value = self.workspace.kept_or_suggested(chosen, suggested)
         newest = self.workspace.suggested_adapter()
         return gr.update(choices=names, value=value), gr.update(visible=not names), newest
+
+
+def rank_of(text: str) -> int | None:
+    """The number in the field Rank, None where it is blank; raises ConfigError."""
+    text = str(text or "").strip()
+    if text and not (text.isascii() and text.isdigit() and 0 < int(text[:9]) <= 4096):
+        raise ConfigError(f"the rank is {quoted(text)}; it must be a whole number from 1 to 4096, or blank")
+    return int(text) if text else None

@@ -1,28 +1,26 @@
-"""Sample: images from an adapter at any strength, a second one beside it, the base in a slider."""
+"""Sample: images from adapters at any strength, the base's in a slider, and what was generated before."""
 
 import gradio as gr
 
-from gralora_diffusion.config.choices import SAMPLERS
+from gralora_diffusion.ui import sample_history
 from gralora_diffusion.ui.adapter_files import AS_TRAINED, add_adapter, chosen_base, prompt_of
-from gralora_diffusion.ui.handlers import PRIVATE, QUIET, connect_generation, guarded, notify, optional_number
-from gralora_diffusion.ui.sampler import (
-    MAX_IMAGES,
-    MAX_PROMPT,
-    MAX_STEPS,
-    MAX_STRENGTH,
-    ImageRequest,
-    Sampler,
-    image_series,
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, connect_generation, guarded, notify, on_end
+from gralora_diffusion.ui.image_series import Generated, series
+from gralora_diffusion.ui.sample_fields import (
+    DEFAULT_SCHEDULER,
+    MORE_ADAPTERS,
+    NO_ADAPTER,
+    SampleFields,
+    all_requests,
 )
-from gralora_diffusion.ui.served import save_served
+from gralora_diffusion.ui.sampler import Sampler, Step
+from gralora_diffusion.ui.served import save_served, save_small
+from gralora_diffusion.ui.tab_sample_history import History
 from gralora_diffusion.ui.workspace import Workspace
-
-NO_ADAPTER = "none"
-DEFAULT_SCHEDULER = "same as the base model"
 
 
 class SampleTab:
-    """The tab's components, handlers and events; the page connects `lists_event`."""
+    """The tab's components, handlers and events; the page connects `lists_event` and `history.refresh`."""
 
     def __init__(self, workspace: Workspace, sampler: Sampler):
         self.workspace = workspace
@@ -31,93 +29,20 @@ class SampleTab:
         self.suggested = gr.State(None)  # the adapter that the tab chose by itself
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
-                self.build_request()
+                self.fields = SampleFields()
+                self.adapter = self.fields["adapter"]
+                self.build_buttons()
             with gr.Column(scale=3, min_width=300):
                 self.build_images()
+        self.history = History(workspace, self.fields)
         self.connect()
 
-    def build_request(self) -> None:
-        self.adapter = gr.Dropdown(
-            [],
-            allow_custom_value=True,
-            label="Adapter",
-            info="A run, one of its checkpoints, or a file that was added",
-            elem_id="adapter",
-        )
-        self.strength = gr.Slider(
-            0,
-            MAX_STRENGTH,
-            1.0,
-            step=0.05,
-            label="Strength",
-            info="0 is the base, 1 the adapter as trained",
-            elem_id="strength",
-        )
-        self.prompt = gr.Textbox(
-            label="Prompt",
-            lines=2,
-            max_length=MAX_PROMPT,
-            placeholder="a photo of sks robot on the beach",
-            elem_id="prompt",
-        )
-        with gr.Row():
-            self.count = gr.Slider(1, MAX_IMAGES, 2, step=1, label="Images", elem_id="count", min_width=140)
-            self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=100)
-        more = "More: negative prompt, size, scheduler, steps, a second adapter"
-        with gr.Accordion(more, open=False, elem_id="sample-more"):
-            self.build_more()
-        self.with_base = gr.Checkbox(True, label="Also generate the base model's image", elem_id="beside")
+    def build_buttons(self) -> None:
         with gr.Row(elem_classes="tight"):
             self.generate = gr.Button(
                 "Generate", variant="primary", elem_id="generate", scale=2, min_width=120
             )
             self.stop = gr.Button("Stop generating", elem_id="stop-generating", min_width=110)
-
-    def build_more(self) -> None:
-        self.second = gr.Dropdown(
-            [NO_ADAPTER], value=NO_ADAPTER, allow_custom_value=True, label="Second adapter", elem_id="second"
-        )
-        self.second_strength = gr.Slider(
-            0, MAX_STRENGTH, 0.5, step=0.05, label="Second adapter strength", elem_id="second-strength"
-        )
-        with gr.Row():
-            self.steps = gr.Slider(
-                1, MAX_STEPS, 25, step=1, label="Denoising steps", elem_id="sample-steps", min_width=140
-            )
-            self.guidance = gr.Textbox(
-                label="Guidance scale",
-                placeholder="blank: 5, or 3 for the demo model",
-                max_length=8,
-                elem_id="guidance",
-                min_width=140,
-            )
-        self.negative = gr.Textbox(
-            label="Negative prompt",
-            placeholder="what the image should not show",
-            max_length=MAX_PROMPT,
-            elem_id="negative",
-        )
-        with gr.Row():
-            self.size = gr.Textbox(
-                label="Size",
-                placeholder="blank: the base model's; or 832x1216",
-                max_length=11,
-                elem_id="size",
-                min_width=140,
-            )
-            self.scheduler = gr.Dropdown(
-                [DEFAULT_SCHEDULER, *SAMPLERS],
-                value=DEFAULT_SCHEDULER,
-                label="Scheduler",
-                elem_id="scheduler",
-                min_width=140,
-            )
-        self.base = gr.Dropdown(
-            [AS_TRAINED], value=AS_TRAINED, allow_custom_value=True, label="Base", elem_id="sample-base"
-        )
-        self.upload = gr.UploadButton(
-            "Add an adapter file", file_types=[".safetensors"], size="sm", elem_id="add-adapter"
-        )
 
     def build_images(self) -> None:
         self.empty = gr.Markdown(
@@ -125,6 +50,7 @@ class SampleTab:
             elem_id="no-adapters",
             visible=False,
         )
+        self.progress = gr.Markdown("", elem_id="sample-progress", elem_classes="hint")
         self.slider = gr.ImageSlider(
             label="Base | adapter: drag the line",
             elem_id="slider",
@@ -141,34 +67,25 @@ class SampleTab:
             format="png",
             elem_id="generated",
             allow_preview=False,
+            object_fit="contain",
         )
 
     def connect(self) -> None:
-        request = [
-            self.adapter,
-            self.strength,
-            self.prompt,
-            self.count,
-            self.seed,
-            self.second,
-            self.second_strength,
-            self.steps,
-            self.guidance,
-            self.base,
-            self.with_base,
-            self.negative,
-            self.size,
-            self.scheduler,
-        ]
-        images = [self.gallery, self.slider, self.pairs]
-        connect_generation(self.generate, self.stop, self.sample, request, images, api_name="sample")
+        fields = self.fields
+        images = [self.gallery, self.slider, self.pairs, fields["seed"], self.progress]
+        generated = connect_generation(
+            self.generate, self.stop, self.sample, fields.all, images, api_name="sample"
+        )
+        on_end(generated, **self.history.refresh)
         self.gallery.select(guarded(self.pair_of_image), self.pairs, self.slider, **QUIET)
-        self.adapter.change(guarded(self.first_prompt), [self.adapter, self.prompt], self.prompt, **QUIET)
-        chosen = [self.second, self.base, self.prompt]
-        lists = [self.adapter, self.second, self.base, self.empty, self.prompt, self.suggested]
-        current = [self.adapter, *chosen, self.suggested]
+        prompt = [self.adapter, fields["prompt"]]
+        self.adapter.change(guarded(self.first_prompt), prompt, fields["prompt"], **QUIET)
+        others = [fields[name] for name in MORE_ADAPTERS]
+        lists = [self.adapter, *others, fields["base"], self.empty, fields["prompt"], self.suggested]
+        chosen = [*others, fields["prompt"]]
+        current = [self.adapter, self.suggested, *chosen]
         self.lists_event = dict(fn=guarded(self.lists), inputs=current, outputs=lists, **QUIET)
-        self.upload.upload(guarded(self.add_file), [self.upload, *chosen], lists, **PRIVATE)
+        fields.upload.upload(guarded(self.add_file), [fields.upload, *chosen], lists, **PRIVATE)
 
     def sample(
         self,
@@ -177,45 +94,52 @@ class SampleTab:
         prompt,
         count,
         seed,
-        second,
-        second_strength,
-        steps,
-        guidance,
-        base,
-        with_base,
+        second=NO_ADAPTER,
+        second_strength=0.5,
+        steps=25,
+        guidance="",
+        base=AS_TRAINED,
+        with_base=True,
         negative="",
         size="",
         scheduler=DEFAULT_SCHEDULER,
+        random_seed=False,
+        sweep="",
+        third=NO_ADAPTER,
+        third_strength=0.5,
+        fourth=NO_ADAPTER,
+        fourth_strength=0.5,
+        preview_every=5,
     ):
-        """(gallery, slider, pairs) after each image."""
-        adapters = []
-        for name, value in ((adapter, strength), (second, second_strength)):
-            if name and name != NO_ADAPTER:
-                adapters.append((name, float(value)))
-        first = ImageRequest(
-            prompt=prompt or "",
-            seed=int(seed or 0),
-            adapters=tuple(adapters),
-            steps=int(steps),
-            guidance=optional_number(guidance, "guidance scale"),
-            negative_prompt=negative or "",
-            size=(size or "").strip(),
-            scheduler="" if scheduler == DEFAULT_SCHEDULER else scheduler or "",
-        )
-        first = first.checked(self.workspace)
-        base = chosen_base(self.workspace, base, adapter)
-        settings = ", ".join(f"{name} {value:g}" for name, value in adapters) or "base"
-        images = []
-        pairs = []
-        compared = bool(with_base) and bool(adapters)
-        for seed, image, base_image in image_series(self.sampler, first, int(count), base, compared):
-            path = save_served(self.workspace, image, f"seed-{seed}.png")
-            base_path = path
-            if base_image:
-                base_path = save_served(self.workspace, base_image, f"base-seed-{seed}.png")
-            images.append((path, f"seed {seed} · {settings}"))
-            pairs.append([base_path, path])
-            yield images, (base_path, path), pairs
+        """(gallery, slider, pairs, seed, progress) after each preview and image."""
+        values = locals().copy()  # the arguments, by the names of the fields
+        requests = all_requests(self.workspace, values)
+        model = chosen_base(self.workspace, base, adapter)
+        choice = base if isinstance(base, str) else AS_TRAINED
+        used_seed = requests[0].seed if random_seed is True else gr.skip()
+        images, pairs = [], []
+        for event in series(self.sampler, requests, model, with_base is True, int(preview_every)):
+            if isinstance(event, Step):
+                if event.preview is not None:
+                    text = (
+                        f"image {len(images) + 1} of {len(requests)} · step {event.number} of {event.steps}"
+                    )
+                    preview = save_small(self.workspace, event.preview, "preview.jpg")
+                    yield gr.skip(), (preview, preview), gr.skip(), used_seed, f"Preview of {text}"
+                continue
+            pair = self.save(event, choice)
+            images.append((pair[1], caption(event, len(requests))))
+            pairs.append(pair)
+            yield images, tuple(pair), pairs, used_seed, f"{len(images)} of {len(requests)}"
+
+    def save(self, found: Generated, base: str) -> list[str]:
+        """Keep an image in the history; [the served base's image, or the image itself; the served image]."""
+        request = found.request
+        sample_history.keep(self.workspace, found.image, request, base)
+        path = save_served(self.workspace, found.image, f"seed-{request.seed}.png")
+        if found.base_image is None:
+            return [path, path]
+        return [save_served(self.workspace, found.base_image, f"base-seed-{request.seed}.png"), path]
 
     def pair_of_image(self, pairs: list, event: gr.SelectData):
         """The slider for the image of the gallery that was clicked."""
@@ -227,21 +151,33 @@ class SampleTab:
         """The prompt, or where it is empty the one that the adapter was trained with."""
         return prompt or (prompt_of(self.workspace, adapter) if adapter else "")
 
-    def lists(self, adapter, second, base, prompt, suggested=None) -> tuple:
+    def lists(self, adapter, suggested, *others_and_prompt) -> tuple:
         """The adapters and bases of now, what was chosen kept where it is still there, and a first prompt."""
+        *others, prompt = others_and_prompt
         names = self.workspace.adapter_names()
         adapter = self.workspace.kept_or_suggested(adapter, suggested)
-        second = second if second in names else NO_ADAPTER
+        choices = self.workspace.adapter_choices()
+        more = []
+        for other in others:
+            value = other if other in names else NO_ADAPTER
+            more.append(gr.update(choices=[NO_ADAPTER, *choices], value=value))
         return (
-            gr.update(choices=names, value=adapter),
-            gr.update(choices=[NO_ADAPTER, *names], value=second),
+            gr.update(choices=choices, value=adapter),
+            *more,
             gr.update(choices=[AS_TRAINED, *self.workspace.base_names()]),
             gr.update(visible=not names),
             self.first_prompt(adapter, prompt),
             self.workspace.suggested_adapter(),
         )
 
-    def add_file(self, path: str, second, base, prompt) -> tuple:
+    def add_file(self, path: str, *others_and_prompt) -> tuple:
         name = add_adapter(self.workspace, path)
         notify(f"{name} was added to the adapters")
-        return self.lists(name, second, base, prompt)
+        return self.lists(name, None, *others_and_prompt)
+
+
+def caption(found: Generated, of: int) -> str:
+    """Of an image in the gallery; of: how many images there are."""
+    request = found.request
+    settings = ", ".join(f"{name} {value:g}" for name, value in request.adapters) or "base"
+    return f"seed {request.seed} · {settings}" + (f" · {request.prompt[:60]}" if of > 1 else "")

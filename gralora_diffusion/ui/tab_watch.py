@@ -1,16 +1,30 @@
-"""Watch: every run, and of the chosen one the progress, loss, sample images and log."""
+"""Watch: of the chosen run the progress, loss, scores, sample images, log and report; then every run."""
 
 from collections.abc import Callable
+from urllib.parse import quote
 
 import gradio as gr
 
-from gralora_diffusion.ui import run_view
+from gralora_diffusion.ui import run_cards, run_view
 from gralora_diffusion.ui.config_form import IMAGES, from_config
+from gralora_diffusion.ui.follow_log import FOLLOW_LOG
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
+from gralora_diffusion.ui.notifications import ASK
 from gralora_diffusion.ui.run_files import config_of, log_tail
 from gralora_diffusion.ui.run_queue import RunQueue
-from gralora_diffusion.ui.workspace import Workspace, free_name
+from gralora_diffusion.ui.tab_history import RunHistory
+from gralora_diffusion.ui.workspace import Workspace, free_name, real_file
 
+COLORS = {
+    "each step": "#94a3b855",
+    "smoothed": "#0d9488",
+    run_view.HELD_OUT: "#d97706",
+    run_view.BEST: "#7c3aed",
+    "subject": "#3b82f6",
+    "prompt": "#d97706",
+    "copy": "#94a3b8",
+    "score": "#0d9488",
+}
 RESUMABLE = ("stopped", "failed", "killed", "canceled", "withdrawn", "unknown")
 
 
@@ -53,9 +67,17 @@ class WatchTab:
                 self.build_plot()
             with gr.Column(scale=2, min_width=300):
                 self.log = gr.Textbox(
-                    label="Log", lines=17, max_lines=17, interactive=False, elem_id="log", autoscroll=True
+                    label="Log", lines=17, max_lines=17, interactive=False, elem_id="log", autoscroll=False
                 )
-        self.build_tables()
+        self.samples = gr.Gallery(
+            label="Sample images: a row for each prompt, the base first, then step by step",
+            columns=4,
+            height="auto",
+            format="png",
+            elem_id="samples",
+            object_fit="contain",
+        )
+        self.history = RunHistory(queue, self.run)
         self.seen = gr.State({})
         self.connect()
 
@@ -69,6 +91,21 @@ class WatchTab:
             )
             self.resume = gr.Button("Resume", elem_id="resume", interactive=False, min_width=90)
             self.clone = gr.Button("Duplicate settings", elem_id="clone", interactive=False, min_width=80)
+            self.notify = gr.Button("Notify me", elem_id="notify", min_width=80)
+        with gr.Row(visible=False, elem_classes="tight", elem_id="done-row") as self.done:
+            self.done_text = gr.Textbox(
+                label="Next step",
+                show_label=False,
+                interactive=False,
+                container=False,
+                elem_id="done-text",
+                scale=3,
+            )
+            self.try_it = gr.Button("Try it", variant="primary", elem_id="try-it", min_width=100)
+            self.export = gr.Button("Export", elem_id="go-to-export", min_width=100)
+            self.report = gr.Button(
+                "Open report", elem_id="open-report", link_target="_blank", link="", min_width=110
+            )
 
     def build_plot(self) -> None:
         self.plot = gr.LinePlot(
@@ -79,12 +116,7 @@ class WatchTab:
             title="Loss",
             height=280,
             elem_id="loss",
-            color_map={
-                "each step": "#94a3b855",
-                "smoothed": "#0d9488",
-                "held-out images": "#d97706",
-                "best step": "#7c3aed",
-            },
+            color_map=COLORS,
         )
         self.scores = gr.LinePlot(
             visible=False,
@@ -93,27 +125,10 @@ class WatchTab:
             color="line",
             title="Scores of the sample images",
             height=220,
-            elem_id="scores",
+            elem_id="score-plot",
+            color_map=COLORS,
         )
         self.smoothing = gr.Slider(0, 0.99, 0.9, step=0.01, label="Smoothing", elem_id="smoothing")
-
-    def build_tables(self) -> None:
-        self.samples = gr.Gallery(
-            label="Sample images: a row for each prompt, the base first, then step by step",
-            columns=4,
-            height="auto",
-            format="png",
-            elem_id="samples",
-            object_fit="contain",
-        )
-        self.history = gr.Dataframe(
-            headers=list(run_view.HISTORY),
-            datatype="str",
-            interactive=False,
-            label="All runs",
-            elem_id="history",
-            wrap=True,
-        )
 
     def connect(self) -> None:
         self.refresh_event = dict(
@@ -129,13 +144,19 @@ class WatchTab:
                 self.scores,
                 self.log,
                 self.samples,
-                self.history,
+                self.history.cards,
+                self.history.order,
+                self.done,
+                self.done_text,
+                self.report,
                 self.empty,
                 self.seen,
             ],
             **QUIET,
         )
-        self.history.select(guarded(self.run_of_row), None, self.run, queue=False, **PRIVATE)
+        self.history.connect(self.seen, self.refresh_event)
+        self.log.change(None, None, None, js=FOLLOW_LOG, **PRIVATE)
+        self.notify.click(None, None, self.notify, js=ASK, **PRIVATE)
         changes = [self.run.change, self.smoothing.release]
         gr.on(changes, trigger_mode="always_last", **self.refresh_event)
         stopped = self.stop.click(guarded(self.stop_run), self.run, None, queue=False, api_name="stop")
@@ -156,7 +177,8 @@ class WatchTab:
         steps = len(run_view.metrics(run)) if run else 0
         evaluated = len(run_view.evaluations(run)) if run else 0
         log = log_tail(run) if run else ""
-        history = run_view.history(self.queue)
+        has_report = bool(run and real_file(run / "report.html"))
+        finished = state == "done" and name in self.workspace.adapter_names()
 
         def curve():
             value = run_view.with_evaluations(run_view.curve(run, smoothing), run) if steps else None
@@ -176,15 +198,21 @@ class WatchTab:
         changes.add("scores", [name, evaluated], scores)
         changes.add("log", log, lambda: log)
         changes.add("samples", [name, sample_versions(run)], lambda: self.sample_images(run))
-        changes.add("history", history, lambda: history or None)
+        cards = run_cards.cards(self.queue)
+        changes.add("cards", cards, lambda: cards or None)
+        changes.add("order", state == "queued", lambda: gr.update(visible=state == "queued"))
+        changes.add("done", finished, lambda: gr.update(visible=finished))
+        changes.add("done text", [name, finished], lambda: f"{name} is done. What next?" if finished else "")
+        link = f"report/{quote(name)}/" if has_report else ""
+        changes.add("report", link, lambda: gr.update(link=link or None, interactive=has_report))
         changes.add("empty", not names, lambda: gr.update(visible=not names))
         return *changes.updates, changes.versions
 
     def sample_images(self, run):
         if run is None:
-            return gr.update(value=None)
+            return gr.update(value=None, visible=False)
         images, columns = run_view.samples(self.workspace, run)
-        return gr.update(value=images, columns=columns)
+        return gr.update(value=images, columns=columns, visible=bool(images))
 
     def stop_run(self, name: str) -> None:
         notify(self.queue.stop(name))
@@ -196,12 +224,6 @@ class WatchTab:
         """(values of the form, a name for the new run) of a run's config."""
         values = from_config(config_of(self.workspace.run(name)), self.workspace)
         return values, free_name(values[IMAGES], self.workspace.run_names())
-
-    def run_of_row(self, event: gr.SelectData):
-        """The run of the row of `history` that was clicked."""
-        names = self.workspace.run_names()
-        row = event.index[0] if isinstance(event.index, list | tuple) else -1
-        return names[row] if isinstance(row, int) and 0 <= row < len(names) else gr.skip()
 
 
 def sample_versions(run) -> list:

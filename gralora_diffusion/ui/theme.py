@@ -5,6 +5,8 @@ from pathlib import Path
 import gradio as gr
 
 from gralora_diffusion.ui.caption_cards import CAPTION_KEYS
+from gralora_diffusion.ui.follow_log import LOG_HEAD
+from gralora_diffusion.ui.notifications import NOTIFY_HEAD
 
 LOGO = """<svg viewBox="0 0 32 32" width="34" height="34" aria-hidden="true">
 <rect x="1" y="1" width="14" height="14" rx="4"/>
@@ -68,10 +70,11 @@ document.addEventListener('keydown', event => {  // from tab to tab by arrows
     event.preventDefault();
 });
 document.addEventListener('visibilitychange', () => {
+    if (document.hidden && window.graloraWaits?.()) return;  // a notification was asked for
     document.getElementById(document.hidden ? 'page-hidden' : 'page-visible')?.click();
 });
 </script>"""
-HEAD += CAPTION_KEYS
+HEAD += CAPTION_KEYS + NOTIFY_HEAD + LOG_HEAD
 
 
 def theme() -> gr.themes.Base:

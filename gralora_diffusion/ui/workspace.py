@@ -19,14 +19,19 @@ SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # names that Windows keeps for devices
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+BEST = "checkpoint-best"  # in a run's folder: the adapter of its best step, as the trainer names it
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 class Workspace:
-    """HOME and its folders, which are made where they are missing."""
+    """HOME and its folders, which are made where they are missing.
 
-    def __init__(self, root: Path):
+    other_tools: {name: folder of LoRAs of another tool}, as the owner of the server gave them.
+    """
+
+    def __init__(self, root: Path, other_tools: dict[str, Path] | None = None):
         self.root = root.resolve()
+        self.other_tools = other_tools or {}
         self.runs = self.root / "runs"
         self.images = self.root / "images"
         self.models = self.root / "models"
@@ -78,7 +83,8 @@ class Workspace:
         for name in self.adapter_names():
             run, _, checkpoint = name.partition("/")
             step = checkpoint.removeprefix("checkpoint-")
-            found.append((f"{run}, checkpoint of step {step}" if checkpoint else name, name))
+            mark = "best step" if checkpoint == BEST else f"checkpoint of step {step}"
+            found.append((f"{run}, {mark}" if checkpoint else name, name))
         return found
 
     def base(self, name: str) -> str | None:
@@ -101,15 +107,18 @@ class Workspace:
         return name
 
     def adapter_names(self) -> list[str]:
-        """Runs that have an adapter, their checkpoints as RUN/checkpoint-N, and the files that were added."""
+        """Runs that have an adapter, their checkpoints as RUN/checkpoint-N, and the files that were added.
+
+        RUN/checkpoint-best is the adapter of the run's best step.
+        """
         found = []
         for name in self.run_names():
             run = self.runs / name
             if real_file(run / "adapter.safetensors"):
                 found.append(name)
-            for step in checkpoint_steps(run):
-                if real_file(run / f"checkpoint-{step}" / "adapter.safetensors"):
-                    found.append(f"{name}/checkpoint-{step}")
+            for checkpoint in (BEST, *(f"checkpoint-{step}" for step in checkpoint_steps(run))):
+                if real_file(run / checkpoint / "adapter.safetensors"):
+                    found.append(f"{name}/{checkpoint}")
         return found + sorted(p.name for p in self.adapters.glob("*.safetensors") if real_file(p))
 
     def suggested_adapter(self) -> str | None:

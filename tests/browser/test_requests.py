@@ -6,6 +6,8 @@ import pytest
 from page_browser import Tab
 from page_server import until
 
+from gralora_diffusion.ui.sample_fields import NAMES
+
 pytestmark = pytest.mark.browser
 HIDE = """hidden => {
     Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});
@@ -47,11 +49,33 @@ def test_a_blank_guidance_scale_is_sent_as_blank_whether_more_is_open_or_not(tab
             tab.page.locator("#guidance input, #guidance textarea").first.wait_for()
         with tab.page.expect_request(lambda r: "sks robot" in (r.post_data or "")) as request:
             tab.page.click("#generate")
-        values = json.loads(request.value.post_data)["data"][5:]
+        values = json.loads(request.value.post_data)["data"]
         sent.append(["" if value is None else value for value in values])
         tab.page.wait_for_function("!document.getElementById('generate').disabled")
     assert sent[0] == sent[1]
-    assert sent[0][3] == ""  # the guidance scale, which would be 0 in a field of numbers
+    assert dict(zip(NAMES, sent[0], strict=True)) == dict(
+        adapter="robot-1",
+        strength=1,
+        prompt=tab.value("prompt"),
+        count=1,
+        seed=0,
+        random_seed=False,
+        sweep="",
+        second="none",
+        second_strength=0.5,
+        third="none",
+        third_strength=0.5,
+        fourth="none",
+        fourth_strength=0.5,
+        steps=25,
+        guidance="",  # which would be 0 in a field of numbers
+        base="same as training",
+        with_base=True,
+        negative="",
+        size="",
+        scheduler="same as the base model",
+        preview_every=5,
+    )
 
 
 def test_the_adapter_is_that_of_the_newest_run_that_has_ended(tab, filled):

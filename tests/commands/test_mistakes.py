@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from helpers import ACCELERATE, SCRIPTS, TRAIN
+from helpers import ACCELERATE, GRALORA, SCRIPTS, TRAIN
 from PIL import Image
 from run_command import assert_one_sentence, run
 
@@ -95,7 +95,21 @@ def test_a_hub_id_without_a_network_is_one_line(tmp_path):
         done = run(*TRAIN, *base, "--output_dir", "run", cwd=tmp_path, env=offline)
         assert done.returncode == 2
         (line,) = done.stderr.strip().splitlines()
-        assert "nowhere/model: it is neither a local folder nor in the download cache" in line
+        assert "nowhere/model: HF_HUB_OFFLINE is set, and it is neither a local folder" in line
+
+
+@pytest.mark.parametrize("command", ["train", "train --dry_run", "sample"])
+def test_a_hub_that_does_not_answer_is_named_at_once(tmp_path, command):
+    """It took 24 s of retries, and the sentence spoke of a missing config.json."""
+    away = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    name, *more = command.split()
+    options = ["--output_dir", "run"] if name == "train" else ["--prompt", "a dog", "--output", "a.png"]
+    base = ["--pretrained_model_name_or_path", "nowhere/model"]
+    done = run(*GRALORA, name, *more, *base, *options, cwd=tmp_path, env=away)
+    assert done.returncode == 2
+    first, last = done.stderr.strip().splitlines()
+    assert first == "note: looking for nowhere/model on the Hugging Face hub"
+    assert "nowhere/model: could not reach the Hugging Face hub, and it is neither" in last
 
 
 def test_several_flags_of_gralora_are_all_named():

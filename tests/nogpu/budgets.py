@@ -22,6 +22,7 @@ RUNS = {  # a step of the embedded base: test_commands.py's runs
     "Prodigy": budget(1_174, 3, 4),
     "Adafactor": budget(1_205, 1, 2),
     "AdamWScheduleFree": budget(1_170, 1, 2),
+    "SGD": budget(1_170, 1, 2),
 }
 PRESETS = {  # a step of SDXL; four batches of most style presets
     "subject-6gb": budget(9_317, 1, 171),

@@ -9,6 +9,7 @@ FOUND.json: {name: what run_case() found}
 """
 
 import contextlib
+import dataclasses
 import gc
 import io
 import json
@@ -32,7 +33,7 @@ import torch
 
 from gralora_diffusion.cli.main import main as gralora
 from gralora_diffusion.ui.handlers import guarded
-from gralora_diffusion.ui.sampler import ImageRequest, Sampler, image_series
+from gralora_diffusion.ui.sampler import ImageRequest, Sampler
 from gralora_diffusion.ui.workspace import Workspace
 
 GIB = 4.0  # of the card
@@ -101,8 +102,8 @@ def page(home: str, adapter: str) -> None:
     sampler = Sampler(Workspace(Path(home)))
     request = ImageRequest("a robot", 0, ((adapter, 1.0),), 2, None)
     try:
-        for _ in image_series(sampler, request, 1, None, with_base=True):
-            pass
+        for wanted in (dataclasses.replace(request, adapters=()), request):
+            sampler.generate(wanted, None)
     finally:
         sampler.unload()
 

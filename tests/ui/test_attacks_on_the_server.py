@@ -42,10 +42,22 @@ def test_headers(page):
     assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_a21_passwords_are_slow_to_guess_and_everything_needs_one(tmp_path):
+def test_a19_a_forwarded_foreign_name_is_refused(page):
+    for headers in (
+        {"x-forwarded-host": "evil.example"},
+        {"x-forwarded-host": "evil.example, 127.0.0.1"},
+        {"x-gradio-server": "http://evil.example"},
+    ):
+        assert page.client.get("/", headers=headers).status_code == 400, headers
+    assert page.client.get("/", headers={"x-forwarded-host": "localhost:7860"}).status_code == 200
+
+
+def test_a21_passwords_are_slow_to_guess_and_everything_needs_one(tmp_path, finished_run):
+    shutil.copytree(finished_run, tmp_path / "h" / "runs" / "robot-1")
     page = Page(tmp_path / "h", "--listen", "127.0.0.1", "--auth", "ann:a good password")
     try:
-        for place in ("/config", "/gradio_api/info", "/gradio_api/file=/etc/passwd"):
+        report = "/report/robot-1/"
+        for place in ("/config", "/gradio_api/info", "/gradio_api/file=/etc/passwd", report):
             assert page.client.get(place).status_code >= 400, place
         assert (
             page.client.post(
@@ -53,16 +65,17 @@ def test_a21_passwords_are_slow_to_guess_and_everything_needs_one(tmp_path):
             ).status_code
             == 401
         )
+        good = dict(username="ann", password="a good password")
+        with httpx.Client(base_url=page.url) as client:
+            assert client.post("/login", data=good).status_code == 200
+            assert client.get(report).status_code == 200
         codes = [
             page.client.post("/login", data=dict(username="ann", password=f"guess {i}")).status_code
             for i in range(30)
         ]
         assert codes[:5] == [400] * 5
         assert codes[5:] == [429] * 25
-        assert (
-            page.client.post("/login", data=dict(username="ann", password="a good password")).status_code
-            == 429
-        )
+        assert page.client.post("/login", data=good).status_code == 429
         assert "a good password" not in page.log.read_text()
     finally:
         page.close()

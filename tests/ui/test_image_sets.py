@@ -7,7 +7,7 @@ from PIL import Image
 
 from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui import image_sets, image_uploads
+from gralora_diffusion.ui import image_sets, image_uploads, removed_images
 from gralora_diffusion.ui.workspace import BUNDLED
 
 
@@ -123,13 +123,13 @@ def test_an_image_is_removed_and_put_back_with_its_caption(workspace, tmp_path):
     image_uploads.add(workspace, name, [image(tmp_path / "a.png"), image(tmp_path / "b.png", (64, 64))])
     image_sets.save_captions(workspace, name, {"a.png": "first", "b.png": "second"})
     for file in ("a.png", "b.png"):
-        image_sets.remove(workspace, name, file)
+        removed_images.remove(workspace, name, [file])
     assert list((workspace.images / name).iterdir()) == []
-    assert [image_sets.undo_remove(workspace, name) for _ in range(2)] == ["b.png", "a.png"]
+    assert [removed_images.undo_remove(workspace, name) for _ in range(2)] == ["b.png", "a.png"]
     found = {p.name: image_sets.caption_of(p) for p in image_sets.images_of(workspace.images / name)}
     assert found == {"a.png": "first", "b.png": "second"}
     with pytest.raises(ConfigError, match="nothing was deleted"):
-        image_sets.undo_remove(workspace, name)
+        removed_images.undo_remove(workspace, name)
 
 
 def test_a_set_is_renamed_and_deleted_and_the_bundled_one_is_not(workspace, tmp_path):
@@ -206,10 +206,10 @@ def test_names_of_devices_on_windows_are_changed(workspace, tmp_path):
 def test_removed_images_follow_their_set(workspace, tmp_path):
     name = image_sets.create(workspace, "mine")
     image_uploads.add(workspace, name, [image(tmp_path / "a.png")])
-    image_sets.remove(workspace, name, "a.png")
+    removed_images.remove(workspace, name, ["a.png"])
     renamed = image_sets.rename(workspace, name, "other")
-    assert image_sets.undo_remove(workspace, renamed) == "a.png"
-    image_sets.remove(workspace, renamed, "a.png")
+    assert removed_images.undo_remove(workspace, renamed) == "a.png"
+    removed_images.remove(workspace, renamed, ["a.png"])
     image_sets.delete(workspace, renamed)
     image_sets.create(workspace, renamed)
-    assert image_sets.removals(workspace, renamed) == []
+    assert removed_images.removals(workspace, renamed) == []

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from gralora_diffusion import TrainConfig
 from gralora_diffusion.devices import best_device, name_of
 from gralora_diffusion.options import to_dict
@@ -49,10 +51,22 @@ def test_the_plot_has_the_held_out_loss_and_the_best_step_and_scores_are_apart(t
     text = "".join(json.dumps(line) + "\n" for line in [*lines, *hostile])
     (run / "evaluations.jsonl").write_text(text)
     points = run_view.with_evaluations(plain, run)
-    held_out = points[points["line"] == "held-out images"]
+    held_out = points[points["line"] == run_view.HELD_OUT]
     assert held_out[["step", "loss"]].values.tolist() == [[0, 0.5], [10, 0.3]]
     assert points[points["line"] == "best step"]["step"].tolist() == [10, 10]
-    assert run_view.score_curve(run).values.tolist() == [[0, 0.4, "subject"]]
+    marked = [[0, 0.4, "subject"], [10, 0.4, run_view.BEST], [10, 0.4, run_view.BEST]]
+    assert run_view.score_curve(run).values.tolist() == marked
+
+
+@pytest.mark.parametrize(("values", "best"), [(("validation_loss", "score"), 10), (("score",), 20)])
+def test_the_best_step_is_marked_without_keep_best_too(tmp_path, values, best):
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(TrainConfig())))
+    numbers = dict(validation_loss=(0.5, 0.1, 0.3), score=(0.0, 0.1, 0.4))
+    lines = []
+    for place in range(3):
+        lines.append(dict(step=10 * place) | {name: numbers[name][place] for name in values})
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run_view.best_step(tmp_path) == best
 
 
 def test_the_device_is_shown_before_the_first_run(tmp_path):

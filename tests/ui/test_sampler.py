@@ -10,8 +10,12 @@ from gralora_diffusion import devices
 from gralora_diffusion.adapters.gralora import GraLoRA
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.cli import sample
+from gralora_diffusion.formats.read import read_adapter
+from gralora_diffusion.formats.write import write_native
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui.sampler import ImageRequest, Sampler, image_series
+from gralora_diffusion.sdxl.flow import flow_objective
+from gralora_diffusion.ui.image_series import Generated, requests_of, series
+from gralora_diffusion.ui.sampler import ImageRequest, Sampler
 from gralora_diffusion.ui.served import save_served
 from gralora_diffusion.ui.workspace import Workspace
 
@@ -39,12 +43,13 @@ def test_a_series_beside_the_base_merges_once_and_a_new_strength_merges_again(
     monkeypatch.setattr(GraLoRA, "add_delta", lambda self, *args: merged.append(args[1]) or real(self, *args))
     sampler = Sampler(Workspace(tmp_path))
     request = ImageRequest("a robot", 0, (("robot", 1.0),), 2, None)
-    images = list(image_series(sampler, request, 3, None, with_base=True))
+    requests = requests_of(request, ["a robot"], 3, [])
+    images = [event for event in series(sampler, requests, None, True, 0) if isinstance(event, Generated)]
     layers = adapted_layers(sampler.pipeline.unet).values()
     assert merged == [1.0] * len(layers)
-    assert all(np.any(np.asarray(image) != np.asarray(base)) for _, image, base in images)
+    assert all(np.any(np.asarray(event.image) != np.asarray(event.base_image)) for event in images)
     plain = Sampler(Workspace(tmp_path)).generate(ImageRequest("a robot", 2, (), 2, None), None)
-    assert np.array_equal(np.asarray(images[-1][2]), np.asarray(plain))
+    assert np.array_equal(np.asarray(images[-1].base_image), np.asarray(plain))
     sampler.generate(ImageRequest("a robot", 0, (("robot", 0.5),), 2, None), None)
     assert merged == [1.0] * len(layers) + [0.5] * len(layers)
 
@@ -78,6 +83,26 @@ def test_an_adapter_is_sampled_by_what_it_was_trained_to_predict(tmp_path, finis
     changed = sampler.generate(request, None)
     assert '"prediction_type": "v_prediction"' in changed.info["gralora"]
     assert np.any(np.asarray(plain) != np.asarray(changed))
+
+
+def test_flow_adapters_of_different_shifts_are_refused_by_name(tmp_path, finished_run):
+    """And the sampler goes on with those that fit together."""
+    workspace = Workspace(tmp_path)
+    for name, shift in (("slow", 3.0), ("fast", 1.0), ("also-slow", 3.0)):
+        adapter = read_adapter(finished_run / "adapter.safetensors")
+        adapter.facts["objective"] = flow_objective(shift)
+        write_native(workspace.adapters / f"{name}.safetensors", adapter)
+    sampler = Sampler(workspace)
+    slow, fast, also_slow = (f"{name}.safetensors" for name in ("slow", "fast", "also-slow"))
+    words = (
+        f"{slow} and {fast} cannot be used together: {slow} was trained for flow with shift 3, "
+        f"{fast} for flow with shift 1. Use one of them."
+    )
+    with pytest.raises(ConfigError) as refusal:
+        sampler.generate(ImageRequest("a robot", 0, ((slow, 1.0), (fast, 1.0)), 1, None), None)
+    assert str(refusal.value) == words
+    image = sampler.generate(ImageRequest("a robot", 0, ((slow, 1.0), (also_slow, 0.5)), 1, None), None)
+    assert '"flow_shift": 3.0' in image.info["gralora"]
 
 
 @pytest.mark.parametrize(

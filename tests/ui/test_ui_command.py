@@ -19,7 +19,20 @@ def refused_with(tmp_path, *arguments) -> str:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--listen", "0.0.0.0"], ["--share"], ["--auth", "nopassword"], ["--port", "99999"], ["--prot", "1"]],
+    [
+        ["--listen", "0.0.0.0"],
+        ["--share"],
+        ["--auth", "nopassword"],
+        ["--port", "99999"],
+        ["--prot", "1"],
+        ["--allow_host", "photos.example.com"],
+        ["--allow_host", "*", "--auth", "ann:secret"],
+        ["--allow_host", "a.example/x", "--auth", "ann:secret"],
+        ["--root_path", "studio"],
+        ["--root_path", "/studio/"],
+        ["--root_path", "//evil.example"],
+        ["--comfyui", "/nowhere/loras"],
+    ],
 )
 def test_a23_an_open_page_needs_a_password(arguments, tmp_path):
     assert refused_with(tmp_path, *arguments).startswith("gralora ui: ")
@@ -47,5 +60,6 @@ def test_help_explains_every_option_and_loads_no_library():
     *text, loaded = done.stdout.strip().splitlines()
     assert loaded == "[]"
     assert text[-2:] == ["example:", "  gralora ui --home studio --port 8000"]
-    for option in ("--port", "--home", "--listen", "--share", "--auth"):
+    options = ("--port", "--home", "--listen", "--share", "--auth", "--allow_host", "--root_path")
+    for option in (*options, "--comfyui", "--a1111"):
         assert any(line.strip().startswith(option) and len(line.split()) > 2 for line in text), option

@@ -1,0 +1,107 @@
+"""Images and masks that were removed from a set; they can be put back until the page is restarted."""
+
+import os
+from pathlib import Path
+
+from gralora_diffusion.console import counted
+from gralora_diffusion.data.images import EXTENSIONS
+from gralora_diffusion.data.listing import CAPTIONS
+from gralora_diffusion.data.masks import ENDINGS, LABELS, stem_of, without_masks
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui.image_sets import editable, images_of
+from gralora_diffusion.ui.workspace import Workspace, folders, quoted, real_file
+
+
+def remove(workspace: Workspace, name: str, files: list[str]) -> str:
+    """Move images of a set, with captions and masks, to where undo_remove() finds them.
+
+    Returns what was moved, in words.
+    """
+    images = named(workspace, name, files)
+    folder = editable(workspace, name)
+    stays = {stem_of(path) for path in images_of(folder) if path not in images}
+    moved = []
+    for image in images:
+        if stem_of(image) not in stays:  # else its caption and mask belong to another image too
+            moved += [*captions_beside(image), *masks_beside(image)]
+        moved.append(image)
+    return move_away(workspace, name, moved)
+
+
+def remove_masks(workspace: Workspace, name: str, files: list[str]) -> str:
+    """The same for the masks of images alone."""
+    moved = []
+    for image in named(workspace, name, files):
+        moved += masks_beside(image)
+    if not moved:
+        raise ConfigError("none of the selected images has a mask")
+    return move_away(workspace, name, moved)
+
+
+def named(workspace: Workspace, name: str, files: list[str]) -> list[Path]:
+    """The images of a set with these names.  Raises ConfigError for a name that is no image's."""
+    images = {path.name: path for path in images_of(editable(workspace, name))}
+    if not files:
+        raise ConfigError("no image is selected: tick Select on the images first")
+    for file in files:
+        if file not in images:
+            raise ConfigError(f"the dataset {name} has no image named {quoted(file)}")
+    return [images[file] for file in dict.fromkeys(files)]
+
+
+def captions_beside(image: Path) -> list[Path]:
+    found = [image.with_suffix(suffix) for suffix in CAPTIONS]
+    return [path for path in found if real_file(path)]
+
+
+def masks_beside(image: Path) -> list[Path]:
+    """The files that training takes for masks of the image, by their names."""
+    stems = {stem_of(image) + ending for ending in ENDINGS}
+    files = [path for path in image.parent.iterdir() if path.suffix.lower() in EXTENSIONS]
+    return sorted(path for path in files if stem_of(path) in stems and real_file(path))
+
+
+def move_away(workspace: Workspace, name: str, paths: list[Path]) -> str:
+    folder = workspace.removed / name / f"{len(removals(workspace, name)):06d}"
+    folder.mkdir(parents=True)
+    for path in paths:
+        os.replace(path, folder / path.name)
+    return described(paths)
+
+
+def removals(workspace: Workspace, name: str) -> list[Path]:
+    """The folders of what was removed from a set and can be put back, the latest last."""
+    return sorted(folders(workspace.removed / name))
+
+
+def undo_remove(workspace: Workspace, name: str) -> str:
+    """Put back what was removed from a set last; returns what it was."""
+    folder = editable(workspace, name)
+    found = removals(workspace, name)
+    if not found:
+        raise ConfigError(f"nothing was deleted from {name} since the page was started")
+    files = sorted(found[-1].iterdir())
+    for path in files:
+        if (folder / path.name).exists():
+            raise ConfigError(f"the dataset {name} has another {path.name} now: delete that one first")
+    for path in files:
+        os.replace(path, folder / path.name)
+    found[-1].rmdir()
+    return described(files)
+
+
+def described(paths: list[Path]) -> str:
+    """Files of a removal in words: the name of the image or mask, or how many."""
+    images = [path for path in paths if path.suffix.lower() in EXTENSIONS]
+    masks = [path for path in images if is_mask_of(path, images)]
+    shown = [path for path in images if path not in masks] or masks
+    if len(shown) == 1:
+        return shown[0].name
+    return counted(len(shown), "mask" if shown == masks else "image")
+
+
+def is_mask_of(path: Path, images: list[Path]) -> bool:
+    """Whether it is named as a mask: of one of these images, or with none of its own there."""
+    if path not in without_masks(images):
+        return True
+    return stem_of(path).endswith(tuple(ending for ending in ENDINGS if ending not in LABELS))

@@ -1,0 +1,104 @@
+"""The history of runs as cards: an image, and in a few words what the run was and how good it got."""
+
+import datetime
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from gralora_diffusion.files import without_folders
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui import run_view
+from gralora_diffusion.ui.run_files import config_of
+from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.served import save_served, served_copy
+from gralora_diffusion.ui.workspace import Workspace, created
+
+SIDE = 256  # pixels
+WORDS = {"canceled": "cancelled", "withdrawn": "cancelled"}  # of states, as the page shows them
+MOST = 500  # runs whose facts are kept
+_facts: dict[Path, tuple] = {}  # {run: (version of its files, what facts_of() found)}
+_blanks: dict[Path, str] = {}  # {HOME: the image of runs without images}
+
+
+def cards(queue: RunQueue) -> list[tuple[str, str]]:
+    """[(served image, lines)] of every run, the newest first."""
+    queued = queue.queued()
+    found = []
+    for name in queue.workspace.run_names():
+        run = queue.workspace.runs / name
+        state = queue.state(run)["state"]
+        state = WORDS.get(state, state)
+        if name in queued:
+            state = f"number {queued.index(name) + 1} in the queue"
+        image, lines = facts(queue.workspace, run)
+        found.append((image, "\n".join([f"{name} · {state}", *lines])))
+    return found
+
+
+def facts(workspace: Workspace, run: Path) -> tuple[str, list[str]]:
+    """facts_of(), found again when a file of the run has changed."""
+    version = tuple(version_of(run / name) for name in ("config.json", "job.json", "evaluations.jsonl"))
+    images = [path for _, files in run_view.sample_files(run) for path in files[:1]]
+    ended = version_of(run / "report.html")  # the last file that a run writes: its duration is known
+    version = (*version, ended, images[-1:], [version_of(path) for path in images[-1:]])
+    if run not in _facts or _facts[run][0] != version:
+        while len(_facts) >= MOST:
+            del _facts[next(iter(_facts))]
+        _facts[run] = version, facts_of(workspace, run, images[-1] if images else None)
+    return _facts[run][1]
+
+
+def version_of(path: Path) -> tuple | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
+
+
+def facts_of(workspace: Workspace, run: Path, image: Path | None) -> tuple[str, list[str]]:
+    """(served image, [date and duration, base and rank, best score])."""
+    lines = [date_and_duration(run)]
+    try:
+        config = config_of(run)
+        base = without_folders(config.pretrained_model_name_or_path or "demo model")
+        lines.append(f"{base} · {config.adapter_name}, rank {config.adapter.rank}")
+    except ConfigError:
+        lines.append("its settings cannot be read")
+    if score := score_text(run):
+        lines.append(score)
+    return card_image(workspace, image), lines
+
+
+def date_and_duration(run: Path) -> str:
+    day = datetime.datetime.fromtimestamp(created(run))
+    seconds = sum(line["seconds"] for line in run_view.metrics(run))
+    date = f"{day.day} {day:%b %Y, %H:%M}"
+    return f"{date} · {run_view.clock_time(seconds)}" if seconds else date
+
+
+def score_text(run: Path) -> str:
+    """The best evaluation's score or loss, as --keep_best has it; "" for a run without evaluations."""
+    step = run_view.best_step(run)
+    best = next((line for line in run_view.measured(run) if line["step"] == step), None)
+    if best is None:
+        return ""
+    for name, label in (("score", "score"), ("validation_loss", "validation loss")):
+        if name in best:
+            return f"best {label} {best[name]:.3g} at step {best['step']}"
+    return ""
+
+
+def card_image(workspace: Workspace, path: Path | None) -> str:
+    """A small served copy of an image, or a blank one."""
+    if path is not None:
+        try:
+            return served_copy(workspace, path, SIDE)
+        except (OSError, ValueError):  # deleted meanwhile, or no image
+            pass
+    blank = _blanks.get(workspace.root)
+    if blank is None or not Path(blank).is_file():
+        image = Image.new("RGB", (SIDE, SIDE), "#8fa3b0")
+        ImageDraw.Draw(image).rounded_rectangle((64, 64, 191, 191), 24, fill="#a9bac5")
+        blank = _blanks[workspace.root] = save_served(workspace, image, "no-image.png")
+    return blank

@@ -1,0 +1,43 @@
+"""Dataset: what training cuts of each image."""
+
+import gradio as gr
+
+from gralora_diffusion.ui import crop_preview
+from gralora_diffusion.ui.handlers import PRIVATE, guarded
+from gralora_diffusion.ui.served import save_small
+from gralora_diffusion.ui.workspace import Workspace
+
+
+class CropPreview:
+    """The options beside the resolution, a button, and where the previews are displayed."""
+
+    def __init__(self, workspace: Workspace):
+        self.workspace = workspace
+        with gr.Row(elem_classes="pair"):
+            self.buckets = gr.Checkbox(
+                False, label="Aspect ratio buckets", elem_id="crop-buckets", container=False, min_width=120
+            )
+            self.center = gr.Checkbox(
+                False, label="Center crop", elem_id="crop-center", container=False, min_width=100
+            )
+        self.button = gr.Button("Preview crops", elem_id="preview-crops")
+
+    def build_gallery(self) -> None:
+        self.gallery = gr.Gallery(
+            label="What training cuts: the outlined parts, as with the options at the left",
+            columns=4,
+            height="auto",
+            allow_preview=False,
+            object_fit="contain",
+            visible=False,
+            elem_id="crops",
+        )
+
+    def connect(self, chosen: gr.Dropdown, resolution: gr.Dropdown) -> None:
+        options = [chosen, resolution, self.buckets, self.center]
+        self.button.click(guarded(self.show), options, self.gallery, **PRIVATE)
+
+    def show(self, name: str, resolution, buckets: bool, center: bool):
+        found = crop_preview.previews(self.workspace, name, resolution, buckets, center)
+        items = [(save_small(self.workspace, image, "crop.jpg"), text) for image, text in found]
+        return gr.update(value=items, visible=True)

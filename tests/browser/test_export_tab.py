@@ -1,0 +1,76 @@
+"""Export in the browser: sizes and errors before files are made, and copies for another tool."""
+
+import shutil
+
+import pytest
+from page_browser import Tab
+from page_server import Page, end_runs, until
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, finished_run):
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "loras").mkdir()
+    shutil.copytree(finished_run, folder / "h" / "runs" / "robot-1")
+    page = Page(folder / "h", "--comfyui", folder / "loras")
+    page.loras = folder / "loras"
+    yield page
+    end_runs(page.home)
+    page.close()
+
+
+@pytest.fixture
+def tab(chromium, page):
+    tab = Tab(chromium, page.url)
+    tab.go("Export")
+    until(lambda: tab.value("export-adapter") == "robot-1", "the run's adapter is chosen")
+    yield tab
+    tab.stays_home()
+    tab.context.close()
+
+
+def size_on_page(tab: Tab, kind: str) -> float:
+    """Bytes beside a format."""
+    label = tab.page.locator("#kinds label", has_text=f"{kind}:").inner_text()
+    number, unit = label.rsplit(" · ", 1)[1].split()
+    return float(number) * dict(kB=1e3, MB=1e6, GB=1e9)[unit]
+
+
+def test_sizes_and_the_error_of_a_small_file_are_shown_before_it_is_made(tab):
+    tab.wait("kinds", "B")
+    until(
+        lambda: tab.text("kinds").count("kB") + tab.text("kinds").count("MB") == 6, "each format has a size"
+    )
+    exact = size_on_page(tab, "comfyui")
+    tab.fill("export-rank", "2")
+    tab.wait("export-error", "Rank 2 keeps")
+    until(lambda: size_on_page(tab, "comfyui") < exact, "it is smaller")
+    tab.page.get_by_label("Small (rank 32)").check()
+    tab.wait("export-error", "Rank 32 holds this adapter exactly.")
+    assert tab.value("export-rank") == "32"
+    tab.page.get_by_label("Exact", exact=True).check()
+    until(lambda: tab.text("export-error") == "", "nothing is lost")
+    tab.page.click("#export")
+    tab.wait("exported", "robot-1.safetensors")
+    assert tab.page.locator("#exported").inner_text().count("B") >= 1
+
+
+def test_the_preview_and_the_trigger_words_are_there(tab):
+    until(lambda: "sks robot" in tab.value("export-triggers"), "the trigger words")
+    tab.page.wait_for_function("document.querySelector('#export-preview img')?.naturalWidth > 0")
+
+
+def test_a_copy_for_comfyui_is_made_once(tab, page):
+    until(lambda: tab.value("copy-name") == "robot-1", "its name is suggested")
+    tab.page.click("#copy-comfyui")
+    tab.page.locator(".toast-body", has_text="robot-1.safetensors was copied to ComfyUI").wait_for()
+    before = (page.loras / "robot-1.safetensors").read_bytes()
+    tab.page.click("#copy-comfyui")
+    tab.page.locator(".toast-body", has_text="choose another file name").wait_for()
+    assert (page.loras / "robot-1.safetensors").read_bytes() == before
+    tab.fill("copy-name", "../robot-2")
+    tab.page.click("#copy-comfyui")
+    tab.page.locator(".toast-body", has_text="the file cannot be named").wait_for()
+    assert {path.name for path in page.loras.iterdir()} == {"robot-1.safetensors", "robot-1.png"}

@@ -1,0 +1,164 @@
+"""Sample: prompts, previews, sweeps, several adapters, and a history that survives a reload."""
+
+import io
+import json
+
+import pytest
+from page_browser import Tab
+from page_server import until
+from PIL import Image
+
+pytestmark = pytest.mark.browser
+WATCH_THE_END = """() => {  // of the next generation: the button is disabled while it runs
+    const button = document.getElementById('generate');
+    window.generationEnded = false;
+    const note = () => { if (!button.disabled) window.generationEnded = true; };
+    new MutationObserver(note).observe(button, {attributes: true, attributeFilter: ['disabled']});
+}"""
+
+
+@pytest.fixture
+def tab(chromium, filled):
+    tab = Tab(chromium, filled.url)
+    tab.go("Sample")
+    until(lambda: "sks robot" in tab.value("prompt"), "the prompt of the run")
+    yield tab
+    tab.stays_home()
+    tab.context.close()
+
+
+def generate(tab: Tab, **fields) -> list:
+    """Press Generate with these fields, wait for the end; the values that were sent."""
+    for name, value in fields.items():
+        tab.fill(name.replace("_", "-"), value)
+    tab.page.evaluate(WATCH_THE_END)
+    with tab.page.expect_request(lambda r: "queue/join" in r.url and "sks" in (r.post_data or "")) as request:
+        tab.page.click("#generate")
+    tab.page.wait_for_function("window.generationEnded")
+    return json.loads(request.value.post_data)["data"]
+
+
+def more(tab: Tab) -> None:
+    tab.page.get_by_text("More: negative prompt").click()
+    tab.page.locator("#negative").wait_for()
+
+
+def served(tab: Tab, url: str) -> Image.Image:
+    answer = tab.context.request.get(url)
+    assert answer.status == 200
+    return Image.open(io.BytesIO(answer.body()))
+
+
+def test_several_prompts_and_a_strength_sweep(tab, filled):
+    more(tab)
+    tab.set_number("sample-steps", 2)
+    tab.set_number("count", 1)
+    generate(tab, prompt="a photo of sks robot\na drawing of sks robot", sweep="0.5, 1")
+    captions = tab.page.locator("#generated .caption-label")
+    until(lambda: captions.count() == 4, "two prompts at two strengths")
+    texts = captions.all_inner_texts()
+    assert [("0.5" in text, "drawing" in text) for text in texts] == [
+        (True, False),
+        (False, False),
+        (True, True),
+        (False, True),
+    ]
+    wide = tab.page.locator("#slider img").first.get_attribute("src")
+    captions.first.click()
+    until(lambda: tab.page.locator("#slider img").count() >= 2, "the base beside it")
+    assert wide == tab.page.locator("#slider img").first.get_attribute("src") or wide
+
+
+def test_previews_are_visible_before_the_image(tab):
+    more(tab)
+    tab.set_number("sample-steps", 60)
+    tab.set_number("preview-every", 1)
+    tab.set_number("count", 1)
+    tab.page.locator("#beside input").uncheck()
+    tab.page.click("#generate")
+    tab.wait("sample-progress", "Preview of image 1 of 1 · step")
+    preview = tab.page.locator("#slider img").first
+    until(lambda: "preview" in (preview.get_attribute("src") or ""), "the preview is in the slider")
+    tab.page.click("#stop-generating")
+    tab.page.wait_for_function("!document.getElementById('generate').disabled")
+    tab.set_number("sample-steps", 2)
+    generate(tab)
+    tab.wait("sample-progress", "1 of 1")
+
+
+def test_a_new_seed_each_time_is_displayed(tab):
+    more(tab)
+    tab.set_number("sample-steps", 1)
+    tab.set_number("count", 1)
+    tab.page.locator("#random-seed input").check()
+    seeds = []
+    for _ in range(2):
+        generate(tab)
+        tab.wait("generated", f"seed {tab.value('seed')} ")
+        seeds.append(tab.value("seed"))
+    assert seeds[0] != seeds[1]
+
+
+def test_a_second_adapter_opens_the_row_of_the_third(tab, filled):
+    more(tab)
+    assert not tab.page.locator("#third").is_visible()
+    tab.page.locator("#second input").first.click()
+    tab.page.get_by_role("option", name="robot-1, checkpoint of step 20").click()
+    tab.page.locator("#third").wait_for()
+    tab.set_number("sample-steps", 1)
+    tab.set_number("count", 1)
+    sent = generate(tab)
+    assert sent[5] == "robot-1/checkpoint-20"
+    tab.wait("generated", "robot-1 1, robot-1/checkpoint-20 0.5")
+
+
+def test_the_history_survives_a_reload_and_gives_its_settings_back(tab, filled):
+    more(tab)
+    tab.set_number("sample-steps", 2)
+    tab.set_number("count", 1)
+    tab.set_number("strength", 0.6)
+    sent = generate(tab, prompt="a photo of sks robot at night", seed="41", negative="red", size="96x64")
+    tab.wait("history-images", "seed 41 · robot-1 0.6 · a photo of sks robot at night")
+    tab.page.reload()
+    tab.page.wait_for_selector("#strip-run")
+    tab.go("Sample")
+    tab.wait("history-images", "seed 41 · robot-1 0.6 · a photo")
+    tab.page.locator("#history-images .thumbnail-item", has_text="seed 41").first.click()
+    tab.page.locator("#use-settings").wait_for()
+    until(lambda: "not: red" in tab.value("history-facts"), "its settings")
+    url = tab.page.locator("#history-image img").get_attribute("src")
+    with served(tab, url) as image:
+        assert image.size == (96, 64)
+        assert image.text["parameters"].startswith("a photo of sks robot at night <lora:robot-1:0.6>")
+        assert json.loads(image.text["gralora"])["seed"] == 41
+    tab.page.click("#use-settings")
+    until(lambda: tab.value("seed") == "41", "the seed is back")
+    more(tab)
+    again = generate(tab)
+    known = {0: 0, 1: 1, 2: 2, 4: 4, 7: 7, 11: 11, 12: 12}  # the fields that determine the image
+    assert [again[n] for n in known] == [sent[n] for n in known]
+    tab.page.click("#favourite")
+    until(lambda: tab.page.locator("#favourite").inner_text() == "Remove from favourites", "it is one")
+    tab.page.locator("#favourites-only input").check()
+    tab.wait("history-images", "★ seed 41 · robot-1 0.6")
+    assert tab.page.locator("#history-images .thumbnail-item").count() == 1
+    tab.page.on("dialog", lambda dialog: dialog.accept())
+    tab.page.click("#delete-image")
+    tab.wait("history-count", "No favourites yet.")
+
+
+def test_a_downloaded_image_holds_its_settings(tab):
+    more(tab)
+    tab.set_number("sample-steps", 1)
+    tab.set_number("count", 1)
+    generate(tab, seed="7")
+    tab.wait("generated", "seed 7")
+    url = tab.page.locator("#generated img").first.get_attribute("src")
+    with served(tab, url) as image:
+        assert "Seed: 7" in image.text["parameters"]
+    tab.page.locator("#slider").hover()
+    with tab.page.expect_download() as download:
+        tab.page.locator("#slider a[download], #slider button[aria-label=Download]").first.click()
+    with Image.open(download.value.path()) as image:
+        assert "Seed: 7" in image.text["parameters"]
+        assert "<lora:robot-1:1>" in image.text["parameters"]

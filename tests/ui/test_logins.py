@@ -1,0 +1,63 @@
+"""Guesses of the password: slow for one address, and for many together."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from gralora_diffusion.ui.access import Access
+from gralora_diffusion.ui.logins import FREE_TRIES, FREE_TRIES_OF_ALL, Logins
+from gralora_diffusion.ui.security import allowed_hosts, is_foreign, without_prefix
+
+
+def test_tries_at_once_are_no_way_around_the_wait():
+    logins = Logins()
+    with ThreadPoolExecutor(30) as pool:
+        waits = list(pool.map(lambda _: logins.begin("203.0.113.5"), range(30)))
+    assert sum(wait == 0 for wait in waits) == FREE_TRIES
+
+
+def test_many_addresses_together_are_slowed_too():
+    """Where a proxy passes on the client's own X-Forwarded-For, each guess can have another address."""
+    logins = Logins()
+    waits = [logins.begin(f"203.0.113.{number}") for number in range(2 * FREE_TRIES_OF_ALL)]
+    assert sum(wait == 0 for wait in waits) == FREE_TRIES_OF_ALL
+
+
+def test_a_good_password_is_no_failure():
+    logins = Logins()
+    for _ in range(2 * FREE_TRIES_OF_ALL):
+        assert logins.begin("203.0.113.5") == 0
+        logins.end("203.0.113.5", good=True)
+    for _ in range(FREE_TRIES):
+        assert logins.begin("203.0.113.5") == 0
+        logins.end("203.0.113.5", good=False)
+    assert logins.begin("203.0.113.5") > 0
+    assert logins.begin("198.51.100.7") == 0
+
+
+def test_hosts_of_a_proxy_are_known_without_their_ports():
+    access = Access(auth="ann:secret", hosts=("Photos.example.com:8443",))
+    assert access.problem() is None
+    assert "photos.example.com" in allowed_hosts(access)
+    assert "photos.example.com" not in allowed_hosts(Access())
+
+
+@pytest.mark.parametrize(
+    ("origin", "foreign"),
+    [
+        ("https://photos.example.com:8443", False),
+        ("https://photos.example.com", True),
+        ("https://photos.example.com:8444", True),
+        ("https://evil.example", True),
+        ("http://127.0.0.1:7860", False),
+        ("null", True),
+    ],
+)
+def test_only_the_proxys_own_pages_may_send_requests(origin, foreign):
+    own = {"photos.example.com:8443"}
+    assert is_foreign(dict(origin=origin, host="127.0.0.1:7860"), own) is foreign
+
+
+def test_only_the_whole_prefix_is_taken_off():
+    for path, expected in (("/studio/login", "/login"), ("/studio2/x", "/studio2/x"), ("/x", "/x")):
+        assert without_prefix(dict(path=path), "/studio")["path"] == expected

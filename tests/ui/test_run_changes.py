@@ -1,0 +1,123 @@
+"""Runs are renamed, deleted, brought back and reordered, and nothing of them is lost."""
+
+import json
+import os
+import shutil
+import time
+
+import psutil
+import pytest
+
+from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui import run_cards
+from gralora_diffusion.ui.run_changes import RunChanges
+from gralora_diffusion.ui.run_queue import RunQueue
+
+NAMES = ["../x", "/etc/x", "a/b", "..", "", "a\0b", "a\nb", "CON", "x" * 300, "--help", "$(id)", "%2e%2e"]
+
+
+@pytest.fixture
+def changes(workspace, finished_run):
+    """A finished run, robot-1, whose exported file is named after it."""
+    run = workspace.runs / "robot-1"
+    shutil.copytree(finished_run, run)
+    for suffix in (".safetensors", ".png"):
+        if (run / f"{finished_run.name}{suffix}").is_file():
+            os.rename(run / f"{finished_run.name}{suffix}", run / f"robot-1{suffix}")
+    return RunChanges(RunQueue(workspace))
+
+
+def contents(folder) -> dict:
+    return {
+        str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_a_renamed_run_keeps_its_files_and_those_named_after_it_follow(changes, workspace):
+    before = contents(workspace.runs / "robot-1")
+    assert "robot-1.safetensors" in before
+    assert changes.rename("robot-1", "my robot".replace(" ", "-")) == "my-robot"
+    expected = {name.replace("robot-1", "my-robot"): size for name, size in before.items()}
+    assert contents(workspace.runs / "my-robot") == expected
+    assert workspace.run_names() == ["my-robot"]
+    assert "my-robot" in workspace.adapter_names()
+
+
+@pytest.mark.parametrize("name", [*NAMES, "other", "OTHER"])
+def test_a1_a_run_gets_no_name_that_leads_away_or_is_taken(changes, workspace, name):
+    (workspace.runs / "other").mkdir()
+    before = contents(workspace.root)
+    with pytest.raises(ConfigError):
+        changes.rename("robot-1", name)
+    with pytest.raises(ConfigError):
+        changes.rename(name, "free-name")
+    with pytest.raises(ConfigError):
+        changes.delete(name)
+    assert contents(workspace.root) == before
+
+
+def test_a_deleted_run_comes_back_whole(changes, workspace):
+    before = contents(workspace.runs / "robot-1")
+    changes.delete("robot-1")
+    assert workspace.run_names() == []
+    (workspace.runs / "robot-1").mkdir()  # its name is taken meanwhile
+    assert changes.undo_delete() == "robot-1-1"
+    assert contents(workspace.runs / "robot-1-1") == before
+    with pytest.raises(ConfigError, match="no deleted run"):
+        changes.undo_delete()
+
+
+def test_a_run_that_is_active_or_queued_is_neither_renamed_nor_deleted(changes, workspace):
+    me = dict(pid=os.getpid(), born=psutil.Process().create_time(), started=time.time() + 5)
+    for name, job in (("busy", dict(state="started", **me)), ("waits", dict(state="queued"))):
+        (workspace.runs / name).mkdir()
+        job = dict(config={}, created=time.time()) | job
+        (workspace.runs / name / "job.json").write_text(json.dumps(job))
+        for change in (lambda n: changes.rename(n, "free-name"), changes.delete):
+            with pytest.raises(ConfigError, match="stop it before"):
+                change(name)
+        assert (workspace.runs / name / "job.json").is_file()
+
+
+def test_a_link_is_not_a_run(changes, workspace, tmp_path):
+    outside = tmp_path / "outside"
+    shutil.copytree(workspace.runs / "robot-1", outside)
+    (workspace.runs / "link").symlink_to(outside)
+    with pytest.raises(ConfigError):
+        changes.delete("link")
+    assert outside.is_dir()
+
+
+def test_the_order_of_the_queue_is_changed(changes, workspace):
+    queue = changes.queue
+    busy = workspace.runs / "busy"
+    busy.mkdir()
+    me = dict(pid=os.getpid(), born=psutil.Process().create_time(), started=time.time() + 5)
+    (busy / "job.json").write_text(json.dumps(dict(config={}, created=1.0, state="started", **me)))
+    for name in ("one", "two", "three"):
+        queue.add(name, TrainConfig())
+    assert queue.queued() == ["one", "two", "three"]
+    assert queue.move("three", -1) == "three is number 2 of 3 in the queue"
+    assert queue.move("three", -9) == "three is number 1 of 3 in the queue"
+    assert queue.move("one", 5) == "one is number 3 of 3 in the queue"
+    assert queue.queued() == ["three", "two", "one"]
+    for name in ("robot-1", "busy", "../one"):
+        with pytest.raises(ConfigError):
+            queue.move(name, 1)
+    states = [lines.splitlines()[0] for _, lines in run_cards.cards(queue)]
+    assert {"three · number 1 in the queue", "one · number 3 in the queue", "robot-1 · done"} < set(states)
+
+
+def test_a_card_tells_date_duration_base_rank_and_best_score(changes, workspace):
+    run = workspace.runs / "robot-1"
+    lines = [dict(step=0, score=0.0), dict(step=20, score=0.25)]
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ((image, text),) = run_cards.cards(changes.queue)
+    assert workspace.served in (workspace.root / image).parents
+    first, date, base, score = text.splitlines()
+    assert first == "robot-1 · done"
+    assert str(time.localtime().tm_year) in date
+    assert date.split(" · ")[1][0].isdigit()
+    assert base == "demo model · gralora, rank 16"
+    assert score == "best score 0.25 at step 20"
