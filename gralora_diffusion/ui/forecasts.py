@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.options import PATHS, ConfigError, from_dict, to_dict
-from gralora_diffusion.ui.config_form import EMBEDDED_RESOLUTION, FIELDS
+from gralora_diffusion.options import PATHS, ConfigError, fault_of, from_dict, to_dict
+from gralora_diffusion.ui.config_form import BASE, EMBEDDED_RESOLUTION, FIELDS
 from gralora_diffusion.ui.page_words import in_page_words, page_words
 from gralora_diffusion.ui.processes import end_group
 from gralora_diffusion.ui.run_files import UNREADABLE, config_from_json, final_message, raw_status
@@ -98,10 +98,16 @@ _plans: dict[str, Estimate | ConfigError] = {}  # the latest estimates, or why t
 def estimate_of_text(text: str, workspace: Workspace) -> Estimate:
     """The estimate for a config in JSON."""
     from gralora_diffusion.devices import best_device, memory_in_use, total_memory
+    from gralora_diffusion.sdxl.single_file import names_in
     from gralora_diffusion.training.dry_run import plan
 
+    config = from_dict(TrainConfig, json.loads(text))
+    base = config.pretrained_model_name_or_path
+    if base and base.endswith(".safetensors"):  # of which a plan takes the shapes for granted
+        with fault_of(BASE):
+            names_in(Path(base))
     with ONE_AT_A_TIME:
-        found = plan(from_dict(TrainConfig, json.loads(text)))
+        found = plan(config)
     summary = found.summary()
     summary["base"] = found.config.pretrained_model_name_or_path or EMBEDDED
     summary["steps"] = f"{found.steps} steps, batch size {found.images_per_step}, {found.epochs:.0f} epochs"

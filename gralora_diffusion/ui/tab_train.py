@@ -111,8 +111,9 @@ class TrainTab:
     def connect(self) -> None:
         base, images = self.fields[BASE], self.fields[IMAGES]
         changes = [component.change for component in (self.what, self.card, *self.inputs)]
-        for event in (self.preview_event, self.estimate_event):
-            changed = gr.on(changes, trigger_mode="always_last", **event)
+        sizes = [c.change for name, c in self.fields.items() if FIELDS[name].kind not in ("text", "secret")]
+        for event, triggers in ((self.preview_event, changes), (self.estimate_event, sizes)):
+            changed = gr.on(triggers, trigger_mode="always_last", **event)
             changed.then(None, self.marks, None, js=MARK)
         gr.on(
             [self.what.input, self.card.input, base.input],

@@ -126,7 +126,7 @@ CONTRADICTIONS = [
     (dict(score_encoders="auto", skip_final_inference=True), "score_encoders"),
     (dict(score_encoders="auto,/etc"), "score_encoders"),
     (
-        dict(prior_by_prediction=True, class_prompt="x", with_prior_preservation=True),
+        dict(prior_by_prediction=True, class_prompt="x", with_prior_preservation=True, class_data_dir="mine"),
         "prior_by_prediction",
     ),
     (dict(prior_by_prediction=True), "class_prompt"),
