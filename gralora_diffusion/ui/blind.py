@@ -37,6 +37,11 @@ class Trial:
     vote: str | None = None
 
     @property
+    def id(self) -> str:
+        """That no trial of another comparison has."""
+        return self.images[0]
+
+    @property
     def winner(self) -> int | None:
         """The number of the preferred contender; None for a tie, and without a vote."""
         if self.vote not in ("left", "right"):
@@ -128,13 +133,13 @@ def trial_in(folder: Path, facts: dict) -> Trial:
     return Trial(str(facts["prompt"]), int(facts["seed"]), images, facts["swapped"] is True, facts["vote"])
 
 
-def vote(workspace: Workspace, number, choice: str) -> Comparison:
-    """Count a vote for the trial of this number; one for another trial, as of a second click, is left out."""
+def vote(workspace: Workspace, trial: str, choice: str) -> Comparison:
+    """Count a vote for the trial of this id; one for another trial, as of a second click, is left out."""
     if choice not in VOTES:
         raise ConfigError(f"the vote is {quoted(choice)}; it must be one of {', '.join(VOTES)}")
     with CHANGES:
         comparison = current_of(workspace)
-        if comparison.ended or number != comparison.votes:
+        if comparison.ended or trial != comparison.current.id:
             return comparison
         trials = list(comparison.trials)
         trials[comparison.votes] = dataclasses.replace(comparison.current, vote=choice)

@@ -28,6 +28,7 @@ MIDDLE = (  # always in sight, below the questions
 )  # fmt: skip
 # The run's name, Check, Resume, and a file that names any folders, which a page must not read.
 NO_FIELD = ("output_dir", "dry_run", "resume_from_checkpoint", "concepts")
+BLANK = object()  # the value of a field that is to be left blank
 PREVIEWS = 6  # times that a run generates previews where nothing else is asked for, those at its end included
 EMBEDDED_RESOLUTION, SDXL_RESOLUTION = 64, 1024  # what a blank resolution stands for
 MAX_TEXT = 2000  # characters
@@ -184,6 +185,11 @@ def from_config(config: TrainConfig, workspace: Workspace) -> dict:
 def form_values(config: TrainConfig, workspace: Workspace) -> dict:
     """{option: value of its field}, which is not checked."""
     flat = to_flat(config)
+    intervals = EVERY, "validation_epochs"
+    rest = {name: value for name, value in flat.items() if name not in intervals and value is not None}
+    by_itself = with_previews(rest)
+    if all(flat[name] == by_itself.get(name) for name in intervals):
+        flat |= dict.fromkeys(intervals, BLANK)
     return {option.name: form_value(option, flat[option.name], workspace) for option in FIELDS.values()}
 
 
@@ -202,6 +208,8 @@ def form_value(option: Option, value, workspace: Workspace):
         return set_name(option, value, workspace)
     if option.name == BASE:
         return EMBEDDED if value is None else value.removeprefix("models/")
+    if value is BLANK:
+        return ""
     if option.name == EVERY and value is None:  # as blank, it would be PREVIEWS times
         return "0"
     if value in (None, {}) or option.kind == "secret":

@@ -1,5 +1,7 @@
 """Sample: the images that were generated before, favourites, and their settings for the next ones."""
 
+import contextlib
+
 import gradio as gr
 
 from gralora_diffusion.ui import sample_history
@@ -73,12 +75,16 @@ class History:
         """(gallery, ids, how many)"""
         found = sample_history.entries(self.workspace, favourites is True)
         shown = found[:SHOWN]
-        items = [(sample_history.thumbnail(self.workspace, entry), entry.text) for entry in shown]
+        items, ids = [], []
+        for entry in shown:
+            with contextlib.suppress(OSError, ValueError):  # damaged, or deleted in another tab meanwhile
+                items.append((sample_history.thumbnail(self.workspace, entry), entry.text))
+                ids.append(entry.id)
         if not found:
             text = "No favourites yet." if favourites is True else "Images that you generate are kept here."
         else:
             text = f"{len(shown)} of {len(found)}" if len(found) > SHOWN else f"{len(found)}"
-        return items, [entry.id for entry in shown], text
+        return items, ids, text
 
     def choose(self, shown: list, event: gr.SelectData) -> tuple:
         if not isinstance(event.index, int) or not 0 <= event.index < len(shown or []):
