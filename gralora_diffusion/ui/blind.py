@@ -186,5 +186,5 @@ def result_text(comparison: Comparison) -> str:
         return f"Equal: {names[0]} and {names[1]} have {counted(wins[0], 'vote')} each ({share}).{uncounted}"
     return (
         f"{names[better]} was chosen over {names[1 - better]} in {wins[better]} of "
-        f"{counted(decided, 'vote')}: {share} (exact, Clopper and Pearson); {verdict}.{uncounted}"
+        f"{counted(decided, 'vote')}: {share} (exact Clopper-Pearson); {verdict}.{uncounted}"
     )

@@ -46,7 +46,7 @@ class Entry:
 
     id: str
     request: ImageRequest
-    base: str  # as the field Base of Sample has it
+    base: str  # as the field Base model of Sample has it
     favorite: bool
 
     @property

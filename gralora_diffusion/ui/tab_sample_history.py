@@ -32,7 +32,7 @@ class History:
             )
             self.count = gr.Markdown("", elem_id="history-count")
         self.gallery = gr.Gallery(
-            label="Generated before, the newest first: choose one",
+            label="Generated before, newest first: choose one",
             columns=6,
             height="auto",
             allow_preview=False,
@@ -101,12 +101,12 @@ class History:
         return None, gr.update(visible=False), None, "", gr.skip(), *self.view(favorites)
 
     def settings(self, chosen: str) -> list:
-        """The values of all fields for the chosen image; a note where an adapter is not there any more."""
+        """The values of all fields for the chosen image; a note where an adapter no longer exists."""
         entry = sample_history.entry_of(self.workspace, chosen)
         known = self.workspace.adapter_names()
         gone = [name for name, _ in entry.request.adapters if name not in known]
         if gone:
-            notify(f"{', '.join(gone)} is not there any more: choose another adapter")
+            notify(f"no longer available: {', '.join(gone)}; choose another adapter")
         values = values_of(entry.request, entry.base)
         return [values.get(name, gr.skip()) for name in NAMES]
 
