@@ -89,7 +89,7 @@ def test_selected_images_are_deleted_at_once_and_get_a_prefix(tab, folder):
 def test_what_training_cuts_is_displayed(tab, folder):
     Image.new("RGB", (256, 128), "white").save(folder / "wide.png")
     tab.page.click("#preview-crops")
-    tab.wait("crops", "wide.png: 64 x 64, 50% cut away, at 4 places")
+    tab.wait("crops", "wide.png: 64 x 64, 50 % cut away, at 4 places")
     tab.page.locator("#crop-buckets input").check()
     tab.page.click("#preview-crops")
     tab.wait("crops", "wide.png: 88 x 40")
