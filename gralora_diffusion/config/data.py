@@ -137,7 +137,7 @@ class DataOptions:
         None,
         "dataset on the hub or on disk instead of --instance_data_dir",
         label="Dataset from the hub",
-        hint="Hugging Face ID of a dataset, instead of a dataset of this page",
+        hint="Hugging Face ID of a dataset, instead of a dataset on this page",
         kind="dataset",
     )
     dataset_config_name: str | None = dataset(

@@ -39,7 +39,7 @@ class RunOptions:
         None,
         f"images per step and process; {by_base('train_batch_size')}",
         label="Batch size (images)",
-        hint="Images per step; more need more memory. Leave blank for the recommended number",
+        hint="Images per step; larger needs more memory. Leave blank for the recommended number",
         at_least=1,
     )
     gradient_accumulation_steps: int = training(
@@ -50,7 +50,7 @@ class RunOptions:
         f"learning rate of the UNet's adapters; {by_base('learning_rate')}; "
         "for Prodigy a factor, by default 1",
         label="Learning rate",
-        hint="Lower it if images look burnt. Leave blank for the recommended rate",
+        hint="Lower it if images look burned. Leave blank for the recommended rate",
         above=0,
     )
     train_text_encoder: bool = training(
@@ -126,7 +126,7 @@ class RunOptions:
         None,
         "the same every N epochs",
         label="Sample images every (epochs)",
-        hint="The same in epochs, instead of steps",
+        hint="In epochs, instead of steps",
         at_least=1,
     )
     skip_final_inference: bool = samples(False, "generate no sample images", label="No sample images")
@@ -220,7 +220,7 @@ class RunOptions:
         "none", "tracker, in addition to metrics.jsonl", label="Tracker", choices=TRACKERS
     )
     logging_dir: str = tracking(
-        "logs", "folder in the run folder for tensorboard's files", label="Tensorboard folder", kind="folder"
+        "logs", "folder in the run folder for tensorboard's files", label="TensorBoard folder", kind="folder"
     )
     push_to_hub: bool = tracking(
         False, "upload adapter, samples and a model card to the hub at the end", label="Upload to the hub"

@@ -226,7 +226,7 @@ def set_name(option: Option, folder: str | None, workspace: Workspace) -> str:
     for name in workspace.set_names():
         if (workspace.root / folder).resolve() == workspace.image_set(name).resolve():
             return name
-    problem = f"{label_of(option.name)} is a folder that is not a dataset of this page"
+    problem = f"{label_of(option.name)} is a folder that is not a dataset on this page"
     raise ConfigError(f"{problem}: add its images under Dataset", option=option.name)
 
 
