@@ -14,7 +14,7 @@ class DataOptions:
         None,
         "folder, .safetensors file or hub id; by default the embedded base",
         label="Base model",
-        hint="The demo model, a file in models/, or a Hugging Face ID typed here",
+        hint="The demo model, one in the folder models, or a Hugging Face ID typed here",
         kind=MODEL,
     )
     pretrained_vae_model_name_or_path: str | None = base(

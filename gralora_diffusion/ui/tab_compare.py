@@ -66,7 +66,7 @@ class CompareTab:
         )
         self.prompt = gr.Textbox(
             label="Prompt",
-            info="Several prompts: one per line, a row each",
+            info="Several prompts: one per line, a row each; scores then have intervals",
             lines=2,
             max_length=MAX_PROMPT * MAX_PROMPTS,
             placeholder="a photo of sks robot in the snow",
@@ -80,7 +80,7 @@ class CompareTab:
                 1,
                 step=1,
                 label="Seeds",
-                info="Diversity needs 2 or more; intervals need 2 or more prompts",
+                info="2 or more for diversity",
                 elem_id="seeds",
                 min_width=120,
             )
