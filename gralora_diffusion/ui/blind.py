@@ -173,6 +173,10 @@ def sides_of(workspace: Workspace, trial: Trial) -> tuple[Path, Path]:
     return (second, first) if trial.swapped else (first, second)
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.0f}"
+
+
 def result_text(comparison: Comparison) -> str:
     """The share of the decided votes for the preferred one, with its exact 95 % interval."""
     winners = [trial.winner for trial in comparison.trials]
@@ -185,11 +189,11 @@ def result_text(comparison: Comparison) -> str:
         return f"No preference between {names[0]} and {names[1]}: {counted(ties, 'tie')}."
     better = int(wins[1] > wins[0])
     low, high = rate_interval(wins[better], decided)
-    share = f"{wins[better] / decided:.0%}, 95 % interval {low:.0%} to {high:.0%}"
+    share = f"{percent(wins[better] / decided)} %, 95 % interval {percent(low)} to {percent(high)} %"
     verdict = "clearly preferred" if low > 0.5 else "not clearly preferred: the interval includes 50 %"
     if wins[0] == wins[1]:
         return f"Equal: {names[0]} and {names[1]} have {counted(wins[0], 'vote')} each ({share}).{uncounted}"
     return (
         f"{names[better]} was chosen over {names[1 - better]} in {wins[better]} of "
-        f"{counted(decided, 'vote')}: {share} (exact, Clopper and Pearson); {verdict}.{uncounted}"
+        f"{counted(decided, 'vote')}: {share} (exact Clopper-Pearson); {verdict}.{uncounted}"
     )

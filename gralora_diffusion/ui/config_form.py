@@ -164,7 +164,7 @@ def parse_name(option: Option, text: str, workspace: Workspace) -> str | None:
     if option.kind == "encoders":
         names = [name.strip() for name in text.split(",")]
         if text != "auto" and not set(names) <= set(ENCODERS):
-            rule = f"here it must be auto, or some of {', '.join(ENCODERS)}"
+            rule = f"here it must be auto, or one or more of {', '.join(ENCODERS)}"
             raise ConfigError(f"{label_of(option.name)} is {quoted(text)}; {rule}")
     if option.kind == "folder" and not FOLDER.fullmatch(text):
         rule = "it must be a plain name, without a path"
@@ -175,7 +175,7 @@ def parse_name(option: Option, text: str, workspace: Workspace) -> str | None:
 def from_config(config: TrainConfig, workspace: Workspace) -> dict:
     """The form's values for a config: the inverse of to_config().  Raises ConfigError for foreign paths."""
     if config.concepts is not None:
-        problem = "this config trains on several datasets: a run of the page has one"
+        problem = "this config trains on several datasets, and a run on the page uses one"
         raise ConfigError(problem, option="concepts")
     values = form_values(config, workspace)
     to_config(values, workspace)
@@ -234,7 +234,7 @@ def set_name(option: Option, folder: str | None, workspace: Workspace) -> str:
     for name in workspace.set_names():
         if (workspace.root / folder).resolve() == workspace.image_set(name).resolve():
             return name
-    problem = f"{label_of(option.name)} is a folder that is not a dataset of this page"
+    problem = f"{label_of(option.name)} is a folder that is not a dataset on this page"
     raise ConfigError(f"{problem}: add its images under Dataset", option=option.name)
 
 
@@ -270,7 +270,7 @@ def command(config: TrainConfig) -> str:
 def placeholder(option: Option, base: str | None) -> str:
     """What a blank field stands for, with a base of Workspace.base()."""
     if option.name == EVERY:
-        return f"{PREVIEWS} times a run"
+        return f"{PREVIEWS} times per run"
     if option.name == "resolution":
         return str(EMBEDDED_RESOLUTION if base is None else SDXL_RESOLUTION)
     value = defaults_by_base(base).get(option.name, option.default)

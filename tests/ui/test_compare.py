@@ -99,7 +99,7 @@ def test_votes_count_for_the_image_that_was_chosen_over_a_restart(workspace, cel
     low, _ = rate_interval(3, 3)
     text = blind.result_text(blind.load(workspace))
     assert text.startswith(
-        f"one at 1 was chosen over two at 1 in 3 of 3 votes: 100%, 95 % interval {low:.0%}"
+        f"one at 1 was chosen over two at 1 in 3 of 3 votes: 100 %, 95 % interval {100 * low:.0f} to"
     )
     assert "not clearly preferred: the interval includes 50 %" in text
 
@@ -116,10 +116,10 @@ def test_sides_and_order_are_random(workspace, cells):
 @pytest.mark.parametrize(
     ("votes", "words"),
     [
-        ("L" * 10 + "R", "A was chosen over B in 10 of 11 votes: 91%, 95 % interval 59% to 100%"),
+        ("L" * 10 + "R", "A was chosen over B in 10 of 11 votes: 91 %, 95 % interval 59 to 100 %"),
         ("L" * 10 + "R", "clearly preferred."),
-        ("RRL", "B was chosen over A in 2 of 3 votes: 67%"),
-        ("LRT", "Equal: A and B have 1 vote each (50%, 95 % interval 1% to 99%). 1 tie not counted."),
+        ("RRL", "B was chosen over A in 2 of 3 votes: 67 %"),
+        ("LRT", "Equal: A and B have 1 vote each (50 %, 95 % interval 1 to 99 %). 1 tie not counted."),
         ("TT", "No preference between A and B: 2 ties."),
     ],
 )
