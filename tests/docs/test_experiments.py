@@ -13,6 +13,7 @@ from gralora_diffusion.cli import compare, demo
 sys.path.insert(0, str(SCRIPTS))
 
 import demo_sweep
+import outliers
 import prior
 import stopping
 
@@ -93,3 +94,15 @@ def test_the_table_of_the_prior_is_what_its_script_prints():
     assert (prior.KEPT / "table.md").read_text().splitlines() == printed
     section = re.split(r"^## Prior$", DOCUMENT, flags=re.M)[1].partition("\n## ")[0]
     assert [line for line in section.splitlines() if line.startswith("|")] == printed
+
+
+def test_the_differences_of_the_outliers_are_those_of_its_report(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(outliers, "plot", lambda *_: None)
+    monkeypatch.setattr(outliers, "write_text", lambda *_: None)
+    printed = outliers.report()
+    section = re.split(r"^## Outliers$", DOCUMENT, flags=re.M)[1].partition("\n## ")[0]
+    cells = re.findall(r"[+-]\d\.\d\d \([^)]*\)", section)
+    assert len(cells) == 3
+    assert all(cell in printed for cell in cells)
+    assert (outliers.KEPT / "table.md").read_text() == f"{printed}\n"
