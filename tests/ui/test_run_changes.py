@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 
 import psutil
@@ -10,6 +12,7 @@ import pytest
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.training.run_folder import Run
 from gralora_diffusion.ui import run_cards
 from gralora_diffusion.ui.run_changes import RunChanges
 from gralora_diffusion.ui.run_queue import RunQueue
@@ -78,6 +81,46 @@ def test_a_run_that_is_active_or_queued_is_neither_renamed_nor_deleted(changes, 
             with pytest.raises(ConfigError, match="stop it before"):
                 change(name)
         assert (workspace.runs / name / "job.json").is_file()
+
+
+@pytest.mark.parametrize("state", ["queued", "canceled", "withdrawn", "broken"])
+def test_a_run_that_its_command_trains_is_neither_renamed_nor_deleted(changes, workspace, state):
+    """Whatever the page had last noted about it."""
+    job = dict(config={}, created=time.time(), state=state, message="")
+    path = workspace.runs / "robot-1"
+    (path / "job.json").write_text(json.dumps(job))
+    with Run(path) as run:
+        run.status("running", step=3)
+        for change in (lambda n: changes.rename(n, "free-name"), changes.delete):
+            with pytest.raises(ConfigError, match="robot-1 is running: stop it before"):
+                change("robot-1")
+        assert changes.queue.start_next() == ""
+        assert changes.queue.queued() == []
+        with pytest.raises(ConfigError, match="is running"):
+            changes.queue.resume("robot-1")
+        run.status("stopped", message="asked to")
+    assert changes.queue.state(path)["state"] == ("queued" if state == "queued" else "stopped")
+    (path / "job.json").write_text(json.dumps(job | dict(state="canceled")))
+    changes.delete("robot-1")
+
+
+def test_a_queued_run_that_its_command_trains_is_stopped_and_leaves_the_queue(changes, workspace):
+    path = workspace.runs / "robot-1"
+    (path / "job.json").write_text(json.dumps(dict(config={}, created=time.time(), state="queued")))
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        with Run(path) as run:
+            run.status("running", step=3)
+            status = json.loads((path / "status.json").read_text())
+            (path / "status.json").write_text(json.dumps(status | dict(pid=sleeper.pid)))
+            assert changes.queue.stop("robot-1").startswith("Stopping robot-1")
+            assert sleeper.wait(30) != 0
+            assert changes.queue.state(path)["state"] == "stopping"
+        assert changes.queue.start_next() == ""
+        assert changes.queue.state(path)["state"] == "killed"
+    finally:
+        sleeper.kill()
+        sleeper.wait()
 
 
 def test_a_link_is_not_a_run(changes, workspace, tmp_path):
