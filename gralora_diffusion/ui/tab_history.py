@@ -8,7 +8,7 @@ from gralora_diffusion.ui.run_queue import RunQueue
 
 
 class RunHistory:
-    """Its components and handlers; Watch updates `cards` and `order`, and follows changes of `run`."""
+    """Its components and handlers; Watch updates `cards`, `order`, `undo`, and follows changes of `run`."""
 
     def __init__(self, queue: RunQueue, run: gr.Dropdown):
         self.queue = queue
@@ -63,9 +63,9 @@ class RunHistory:
         self.keep.click(lambda: gr.update(visible=False), None, self.confirmation, **quiet)
         self.run.change(lambda: gr.update(visible=False), None, self.confirmation, **quiet)
         deleted = self.confirm.click(
-            guarded(self.delete_run), self.run, [self.run, self.confirmation, self.undo], **quiet
+            guarded(self.delete_run), self.run, [self.run, self.confirmation], **quiet
         )
-        undone = self.undo.click(guarded(self.undo_delete), None, [self.run, self.undo], **quiet)
+        undone = self.undo.click(guarded(self.undo_delete), None, self.run, **quiet)
         moved = [self.earlier.click(guarded(self.mover(-1)), self.run, None, **quiet)]
         moved.append(self.later.click(guarded(self.mover(1)), self.run, None, **quiet))
         for changed in (renamed, deleted, undone, *moved):
@@ -95,13 +95,12 @@ class RunHistory:
         notify(f"{run} was deleted. It can be brought back until the page is restarted")
         names = self.workspace.run_names()
         chosen = gr.update(choices=names, value=names[0] if names else None)
-        return chosen, gr.update(visible=False), gr.update(visible=True)
+        return chosen, gr.update(visible=False)
 
-    def undo_delete(self) -> tuple:
+    def undo_delete(self):
         name = self.changes.undo_delete()
         notify(f"{name} is back")
-        chosen = gr.update(choices=self.workspace.run_names(), value=name)
-        return chosen, gr.update(visible=bool(self.changes.deleted))
+        return gr.update(choices=self.workspace.run_names(), value=name)
 
     def mover(self, places: int):
         def move(run: str) -> None:

@@ -1,5 +1,6 @@
 """Runs are renamed, deleted, brought back and reordered, and nothing of them is lost."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import gradio as gr
 import psutil
 import pytest
 
@@ -16,6 +18,7 @@ from gralora_diffusion.training.run_folder import Run
 from gralora_diffusion.ui import run_cards
 from gralora_diffusion.ui.run_changes import RunChanges
 from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.tab_watch import WatchTab
 
 NAMES = ["../x", "/etc/x", "a/b", "..", "", "a\0b", "a\nb", "CON", "x" * 300, "--help", "$(id)", "%2e%2e"]
 
@@ -69,6 +72,27 @@ def test_a_deleted_run_comes_back_whole(changes, workspace):
     assert contents(workspace.runs / "robot-1-1") == before
     with pytest.raises(ConfigError, match="no deleted run"):
         changes.undo_delete()
+
+
+def test_a_reloaded_page_offers_to_undo_a_delete(changes, workspace):
+    async def build() -> WatchTab:  # in a loop that is closed; Gradio would leave one of its own open
+        with gr.Blocks():
+            return WatchTab(workspace, changes.queue)
+
+    tab = asyncio.run(build())
+    place = tab.refresh_event["outputs"].index(tab.history.undo)
+
+    def refreshed(before: dict | None) -> tuple:
+        *updates, seen = tab.refresh(None, 0.9, before)
+        return updates[place].get("visible"), seen
+
+    assert refreshed(None)[0] is False
+    tab.history.changes.delete("robot-1")
+    visible, seen = refreshed(None)  # as after a reload
+    assert visible is True
+    assert refreshed(seen)[0] is None
+    tab.history.changes.undo_delete()
+    assert refreshed(seen)[0] is False
 
 
 def test_a_run_that_is_active_or_queued_is_neither_renamed_nor_deleted(changes, workspace):
