@@ -124,8 +124,9 @@ class RunQueue:
         found = []
         for name in self.workspace.run_names():
             run = self.workspace.runs / name
-            if self.state(run)["state"] == "queued":
-                found.append((read_job(run)["created"], name))
+            job = read_job(run)
+            if job.get("state") == "queued" and self.state(run)["state"] == "queued":
+                found.append((job["created"], name))
         return [name for _, name in sorted(found)]
 
     def move(self, name: str, places: int) -> str:

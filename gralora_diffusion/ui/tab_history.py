@@ -1,7 +1,8 @@
-"""The lower part of Watch: all runs as cards; rename, delete and reorder the chosen one."""
+"""The lower part of Watch: the newest runs as cards; rename, delete and reorder the chosen one."""
 
 import gradio as gr
 
+from gralora_diffusion.ui import run_cards
 from gralora_diffusion.ui.handlers import PRIVATE, guarded, notify
 from gralora_diffusion.ui.run_changes import RunChanges
 from gralora_diffusion.ui.run_queue import RunQueue
@@ -16,7 +17,7 @@ class RunHistory:
         self.changes = RunChanges(queue)
         self.run = run
         self.cards = gr.Gallery(
-            label="All runs: choose one to watch it",
+            label=f"The newest runs, at most {run_cards.MOST}: choose one to watch it",
             columns=6,
             height="auto",
             format="png",

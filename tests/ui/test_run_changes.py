@@ -176,6 +176,24 @@ def test_the_order_of_the_queue_is_changed(changes, workspace):
     assert {"three · number 1 in the queue", "one · number 3 in the queue", "robot-1 · done"} < set(states)
 
 
+def test_only_the_newest_runs_have_cards_whose_facts_are_found_once(workspace, monkeypatch):
+    for number in range(run_cards.MOST + 2):
+        run = workspace.runs / f"run-{number:03d}"
+        run.mkdir()
+        job = dict(config={}, created=1.0, state="canceled")
+        (run / "job.json").write_text(json.dumps(job))
+        os.utime(run / "job.json", (number, number))
+    found = []
+    facts_of = run_cards.facts_of
+    monkeypatch.setattr(run_cards, "facts_of", lambda *given: found.append(given[1].name) or facts_of(*given))
+    first = run_cards.cards(RunQueue(workspace))
+    newest = workspace.run_names()[: run_cards.MOST]
+    assert [text.split(" · ")[0] for _, text in first] == newest == found
+    assert newest[0] == "run-101"
+    assert run_cards.cards(RunQueue(workspace)) == first
+    assert found == newest
+
+
 def test_a_card_tells_date_duration_base_rank_and_best_score(changes, workspace):
     run = workspace.runs / "robot-1"
     lines = [dict(step=0, score=0.0), dict(step=20, score=0.25)]
