@@ -162,18 +162,8 @@ class RunQueue:
         return names[0] if names else None
 
     def state(self, run: Path) -> dict:
-        """What status.json holds, corrected by whether the process is there: {"state", "message", ...}.
-
-        The states: queued, canceled, starting, running, stopping, stopped, done, failed, killed, unknown.
-        """
-        job = read_job(run)
-        if job.get("state") in NOT_STARTED and (status := state_outside(run, job)) is not None:
-            return status
-        if job.get("state") in ("queued", "canceled", "withdrawn"):
-            return dict(state=job["state"], message="")
-        if job.get("state") == "broken":
-            return dict(state="failed", message=f"it cannot be started: {job.get('message')}")
-        return active_state(run, job) if is_active(job) else ended_state(run, job)
+        """state_of() of a run."""
+        return state_of(run)
 
     def watch(self) -> None:
         """Run tend() twice a second, until the process ends; to be called in a thread."""
@@ -211,6 +201,21 @@ def start_trainer(config: TrainConfig, folder: Path, log: Path, env: dict | None
 
 def write_job(run: Path, job: dict) -> None:
     write_text(run / "job.json", json.dumps(job, indent=2) + "\n")
+
+
+def state_of(run: Path) -> dict:
+    """What status.json holds, corrected by whether the process is there: {"state", "message", ...}.
+
+    The states: queued, canceled, starting, running, stopping, stopped, done, failed, killed, unknown.
+    """
+    job = read_job(run)
+    if job.get("state") in NOT_STARTED and (status := state_outside(run, job)) is not None:
+        return status
+    if job.get("state") in ("queued", "canceled", "withdrawn"):
+        return dict(state=job["state"], message="")
+    if job.get("state") == "broken":
+        return dict(state="failed", message=f"it cannot be started: {job.get('message')}")
+    return active_state(run, job) if is_active(job) else ended_state(run, job)
 
 
 def is_active(job: dict) -> bool:
