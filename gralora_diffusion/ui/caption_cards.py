@@ -159,7 +159,7 @@ class CaptionCards:
 
     def delete(self, chosen: str, first: int, *files: str) -> list:
         what = removed_images.remove(self.workspace, chosen, list(files))
-        notify(f"{what} deleted; Undo delete brings back the images, captions and masks")
+        notify(f"{what} deleted; Undo delete restores images, captions and masks")
         return self.view(chosen, first)
 
     def delete_chosen(self, chosen: str, first: int, *names_and_checks) -> list:
@@ -167,7 +167,7 @@ class CaptionCards:
 
     def delete_their_masks(self, chosen: str, first: int, *names_and_checks) -> list:
         what = removed_images.remove_masks(self.workspace, chosen, selected(names_and_checks))
-        notify(f"{what} deleted; Undo delete brings it back")
+        notify(f"{what} deleted; Undo delete restores what was deleted")
         return self.view(chosen, first)
 
     def undo_delete(self, chosen: str, first: int) -> list:
