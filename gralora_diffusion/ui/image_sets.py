@@ -10,6 +10,7 @@ from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.masks import masks_of, without_masks
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui.needed import check_unneeded
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name, quoted, real_file
 
 MAX_FILES = 500  # of a set
@@ -141,8 +142,9 @@ def tag_counts(workspace: Workspace, name: str) -> list[tuple[str, int]]:
 
 
 def rename(workspace: Workspace, name: str, new: str) -> str:
-    """Give a set another name."""
+    """Give a set another name; raises ConfigError while an active or queued run reads it."""
     folder = editable(workspace, name)
+    check_unneeded(workspace, folder, "rename")
     new = new_name(new, "a dataset", workspace.set_names())
     folder.rename(workspace.images / new)
     if (workspace.removed / name).is_dir():
@@ -151,8 +153,13 @@ def rename(workspace: Workspace, name: str, new: str) -> str:
 
 
 def delete(workspace: Workspace, name: str) -> None:
-    """Delete a set with all its images; runs that trained on it cannot be resumed without them."""
-    shutil.rmtree(editable(workspace, name))
+    """Delete a set with all its images; runs that trained on it cannot be resumed without them.
+
+    Raises ConfigError while an active or queued run reads it.
+    """
+    folder = editable(workspace, name)
+    check_unneeded(workspace, folder, "delete")
+    shutil.rmtree(folder)
     shutil.rmtree(workspace.removed / name, ignore_errors=True)  # a new set of this name gets none of it
 
 

@@ -15,16 +15,17 @@ from gralora_diffusion.ui.workspace import Workspace, created
 
 SIDE = 256  # pixels
 WORDS = {"canceled": "cancelled", "withdrawn": "cancelled"}  # of states, as the page shows them
-MOST = 500  # runs whose facts are kept
+MOST = 100  # runs that have a card
+KEPT = 500  # runs whose facts are kept: more than MOST, or those listed would push each other out
 _facts: dict[Path, tuple] = {}  # {run: (version of its files, what facts_of() found)}
 _blanks: dict[Path, str] = {}  # {HOME: the image of runs without images}
 
 
 def cards(queue: RunQueue) -> list[tuple[str, str]]:
-    """[(served image, lines)] of every run, the newest first."""
+    """[(served image, lines)] of the newest runs, the newest first, at most MOST."""
     queued = queue.queued()
     found = []
-    for name in queue.workspace.run_names():
+    for name in queue.workspace.run_names()[:MOST]:
         run = queue.workspace.runs / name
         state = queue.state(run)["state"]
         state = WORDS.get(state, state)
@@ -42,7 +43,7 @@ def facts(workspace: Workspace, run: Path) -> tuple[str, list[str]]:
     ended = version_of(run / "report.html")  # the last file that a run writes: its duration is known
     version = (*version, ended, images[-1:], [version_of(path) for path in images[-1:]])
     if run not in _facts or _facts[run][0] != version:
-        while len(_facts) >= MOST:
+        while len(_facts) >= KEPT:
             del _facts[next(iter(_facts))]
         _facts[run] = version, facts_of(workspace, run, images[-1] if images else None)
     return _facts[run][1]

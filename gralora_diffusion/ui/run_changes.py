@@ -1,4 +1,4 @@
-"""Rename, delete and bring back runs that are neither active nor queued."""
+"""Rename, delete and bring back runs that are neither active nor queued, nor read by one that is."""
 
 import os
 import secrets
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gralora_diffusion.formats.run_files import named_after
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui.needed import check_unneeded
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
 from gralora_diffusion.ui.workspace import free_name, new_name
 
@@ -21,11 +22,12 @@ class RunChanges:
         self.deleted: list[Path] = []  # the last one last
 
     def idle_run(self, name: str, what: str) -> Path:
-        """The folder of a run that nothing writes to; raises ConfigError."""
+        """The folder of a run that no run writes to or reads from; raises ConfigError."""
         run = self.workspace.run(name)
         state = self.queue.state(run)["state"]
         if state in (*ACTIVE, "queued"):
             raise ConfigError(f"{name} is {state}: stop it before you {what} it")
+        check_unneeded(self.workspace, run, what)
         return run
 
     def rename(self, name: str, wanted: str) -> str:

@@ -29,6 +29,7 @@ from gralora_diffusion.ui.workspace import Workspace
 TRAIN = (sys.executable, "-P", "-m", "gralora_diffusion", "train")  # -P: no module of the workspace
 GRACE = 120.0  # seconds that a stopping run has to finish its step and save
 ACTIVE = ("starting", "running", "stopping")
+NOT_STARTED = ("queued", "canceled", "withdrawn", "broken")  # states in job.json
 
 
 class RunQueue:
@@ -113,6 +114,8 @@ class RunQueue:
                 end_group(job["pid"])
             else:  # started on the command line: the process that holds the folder's lock wrote status.json
                 end_process(status["pid"])
+            if job.get("state") == "queued":  # or it would start again as soon as it has ended
+                job["state"] = "canceled"
             write_job(run, job | dict(stop_asked=time.time(), stop_pid=status.get("pid") or job["pid"]))
             return f"Stopping {name} after this step; progress will be saved"
 
@@ -120,8 +123,9 @@ class RunQueue:
         """The runs that wait, the next one first."""
         found = []
         for name in self.workspace.run_names():
-            job = read_job(self.workspace.runs / name)
-            if job.get("state") == "queued":
+            run = self.workspace.runs / name
+            job = read_job(run)
+            if job.get("state") == "queued" and self.state(run)["state"] == "queued":
                 found.append((job["created"], name))
         return [name for _, name in sorted(found)]
 
@@ -158,16 +162,8 @@ class RunQueue:
         return names[0] if names else None
 
     def state(self, run: Path) -> dict:
-        """What status.json holds, corrected by whether the process is there: {"state", "message", ...}.
-
-        The states: queued, canceled, starting, running, stopping, stopped, done, failed, killed, unknown.
-        """
-        job = read_job(run)
-        if job.get("state") in ("queued", "canceled", "withdrawn"):
-            return dict(state=job["state"], message="")
-        if job.get("state") == "broken":
-            return dict(state="failed", message=f"it cannot be started: {job.get('message')}")
-        return active_state(run, job) if is_active(job) else ended_state(run, job)
+        """state_of() of a run."""
+        return state_of(run)
 
     def watch(self) -> None:
         """Run tend() twice a second, until the process ends; to be called in a thread."""
@@ -207,6 +203,21 @@ def write_job(run: Path, job: dict) -> None:
     write_text(run / "job.json", json.dumps(job, indent=2) + "\n")
 
 
+def state_of(run: Path) -> dict:
+    """What status.json holds, corrected by whether the process is there: {"state", "message", ...}.
+
+    The states: queued, canceled, starting, running, stopping, stopped, done, failed, killed, unknown.
+    """
+    job = read_job(run)
+    if job.get("state") in NOT_STARTED and (status := state_outside(run, job)) is not None:
+        return status
+    if job.get("state") in ("queued", "canceled", "withdrawn"):
+        return dict(state=job["state"], message="")
+    if job.get("state") == "broken":
+        return dict(state="failed", message=f"it cannot be started: {job.get('message')}")
+    return active_state(run, job) if is_active(job) else ended_state(run, job)
+
+
 def is_active(job: dict) -> bool:
     """Whether the process that was started for this job is still there."""
     return "pid" in job and is_alive(job["pid"], job.get("born"))
@@ -221,6 +232,16 @@ def active_state(run: Path, job: dict) -> dict:
     if job.get("stop_asked") and status["state"] in ACTIVE:
         status["state"] = "stopping"
     return status
+
+
+def state_outside(run: Path, job: dict) -> dict | None:
+    """The state of a run in NOT_STARTED that its command trains, or has trained since; None where neither."""
+    raw = raw_status(run)
+    if not raw:
+        return None
+    status = ended_state(run, job)
+    ended = job["state"] != "queued" and raw["time"] > job["created"]
+    return status if ended or status["state"] in ACTIVE else None
 
 
 def ended_state(run: Path, job: dict) -> dict:

@@ -179,8 +179,11 @@ def score_curve(run: Path) -> pandas.DataFrame | None:
 
 
 def sample_files(run: Path) -> list[tuple[int, list[Path]]]:
-    """[(step, its images)], step 0 first."""
-    found = [p for p in folders(run / "samples") if re.fullmatch(r"step-\d{1,9}", p.name)]
+    """[(step, its images)], step 0 first; links are not followed."""
+    parent = run / "samples"
+    if parent.is_symlink() or run.resolve() not in parent.resolve().parents:
+        return []
+    found = [p for p in folders(parent) if re.fullmatch(r"step-\d{1,9}", p.name)]
     steps = sorted((int(p.name.removeprefix("step-")), p) for p in found)
     return [(step, sorted(filter(real_file, folder.glob("*.png")))) for step, folder in steps]
 

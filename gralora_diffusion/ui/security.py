@@ -80,6 +80,9 @@ class Guard:
         if self.root_path and scope["path"] == self.root_path:
             return await RedirectResponse(f"{self.root_path}/")(scope, receive, send)
         scope = without_prefix(scope, self.root_path)
+        if self.root_path and f"{scope['path']}/".startswith(f"{self.root_path}/"):
+            # the application would take the prefix off once more, so that is_login were of another path
+            return await PlainTextResponse("Not Found", 404)(scope, receive, send)
         client = scope["client"][0] if scope.get("client") else ""
         is_login = scope["path"].rstrip("/") == "/login" and scope["method"] == "POST"
         refusal = self.refusal(scope["method"], headers)

@@ -1,14 +1,15 @@
-"""The lower part of Watch: all runs as cards; rename, delete and reorder the chosen one."""
+"""The lower part of Watch: the newest runs as cards; rename, delete and reorder the chosen one."""
 
 import gradio as gr
 
+from gralora_diffusion.ui import run_cards
 from gralora_diffusion.ui.handlers import PRIVATE, guarded, notify
 from gralora_diffusion.ui.run_changes import RunChanges
 from gralora_diffusion.ui.run_queue import RunQueue
 
 
 class RunHistory:
-    """Its components and handlers; Watch updates `cards` and `order`, and follows changes of `run`."""
+    """Its components and handlers; Watch updates `cards`, `order`, `undo`, and follows changes of `run`."""
 
     def __init__(self, queue: RunQueue, run: gr.Dropdown):
         self.queue = queue
@@ -16,7 +17,7 @@ class RunHistory:
         self.changes = RunChanges(queue)
         self.run = run
         self.cards = gr.Gallery(
-            label="All runs: choose one to watch it",
+            label=f"The newest runs, at most {run_cards.MOST}: choose one to watch it",
             columns=6,
             height="auto",
             format="png",
@@ -63,9 +64,9 @@ class RunHistory:
         self.keep.click(lambda: gr.update(visible=False), None, self.confirmation, **quiet)
         self.run.change(lambda: gr.update(visible=False), None, self.confirmation, **quiet)
         deleted = self.confirm.click(
-            guarded(self.delete_run), self.run, [self.run, self.confirmation, self.undo], **quiet
+            guarded(self.delete_run), self.run, [self.run, self.confirmation], **quiet
         )
-        undone = self.undo.click(guarded(self.undo_delete), None, [self.run, self.undo], **quiet)
+        undone = self.undo.click(guarded(self.undo_delete), None, self.run, **quiet)
         moved = [self.earlier.click(guarded(self.mover(-1)), self.run, None, **quiet)]
         moved.append(self.later.click(guarded(self.mover(1)), self.run, None, **quiet))
         for changed in (renamed, deleted, undone, *moved):
@@ -95,13 +96,12 @@ class RunHistory:
         notify(f"{run} was deleted. Undo delete restores it until the page is restarted")
         names = self.workspace.run_names()
         chosen = gr.update(choices=names, value=names[0] if names else None)
-        return chosen, gr.update(visible=False), gr.update(visible=True)
+        return chosen, gr.update(visible=False)
 
-    def undo_delete(self) -> tuple:
+    def undo_delete(self):
         name = self.changes.undo_delete()
         notify(f"{name} was restored")
-        chosen = gr.update(choices=self.workspace.run_names(), value=name)
-        return chosen, gr.update(visible=bool(self.changes.deleted))
+        return gr.update(choices=self.workspace.run_names(), value=name)
 
     def mover(self, places: int):
         def move(run: str) -> None:

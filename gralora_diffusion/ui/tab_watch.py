@@ -147,6 +147,7 @@ class WatchTab:
                 self.samples,
                 self.history.cards,
                 self.history.order,
+                self.history.undo,
                 self.done,
                 self.done_text,
                 self.report,
@@ -202,6 +203,8 @@ class WatchTab:
         cards = run_cards.cards(self.queue)
         changes.add("cards", cards, lambda: cards or None)
         changes.add("order", state == "queued", lambda: gr.update(visible=state == "queued"))
+        deleted = bool(self.history.changes.deleted)
+        changes.add("undo", deleted, lambda: gr.update(visible=deleted))
         changes.add("done", finished, lambda: gr.update(visible=finished))
         changes.add("done text", [name, finished], lambda: f"{name} is done. What next?" if finished else "")
         link = f"report/{quote(name)}/" if has_report else ""

@@ -3,10 +3,12 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fastapi import FastAPI, Response
+from starlette.testclient import TestClient
 
 from gralora_diffusion.ui.access import Access
 from gralora_diffusion.ui.logins import FREE_TRIES, FREE_TRIES_OF_ALL, Logins
-from gralora_diffusion.ui.security import allowed_hosts, is_foreign, without_prefix
+from gralora_diffusion.ui.security import allowed_hosts, is_foreign, middleware, without_prefix
 
 
 def test_tries_at_once_are_no_way_around_the_wait():
@@ -61,3 +63,21 @@ def test_only_the_proxys_own_pages_may_send_requests(origin, foreign):
 def test_only_the_whole_prefix_is_taken_off():
     for path, expected in (("/studio/login", "/login"), ("/studio2/x", "/studio2/x"), ("/x", "/x")):
         assert without_prefix(dict(path=path), "/studio")["path"] == expected
+
+
+def test_a_repeated_prefix_is_no_way_around_the_wait():
+    access = Access(auth="ann:a good password", root_path="/studio")
+    app = FastAPI(middleware=middleware(access))
+    app.root_path = "/studio"  # as Gradio sets it
+
+    @app.post("/login")
+    def login(password: str) -> Response:
+        return Response(status_code=200 if password == "a good password" else 400)
+
+    client = TestClient(app, "http://127.0.0.1")
+    for path in ("/studio/studio/login", "/studio/studio", "/studio/studio/studio/login"):
+        assert client.post(path, params=dict(password="a good password")).status_code == 404, path
+    for path in ["/login", "/studio/login"] * 3:
+        last = client.post(path, params=dict(password="wrong")).status_code
+    assert last == 429
+    assert client.post("/studio/login", params=dict(password="a good password")).status_code == 429

@@ -1,18 +1,24 @@
 """Runs are renamed, deleted, brought back and reordered, and nothing of them is lost."""
 
+import asyncio
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 
+import gradio as gr
 import psutil
 import pytest
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.training.run_folder import Run
 from gralora_diffusion.ui import run_cards
 from gralora_diffusion.ui.run_changes import RunChanges
 from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.tab_watch import WatchTab
 
 NAMES = ["../x", "/etc/x", "a/b", "..", "", "a\0b", "a\nb", "CON", "x" * 300, "--help", "$(id)", "%2e%2e"]
 
@@ -68,6 +74,27 @@ def test_a_deleted_run_comes_back_whole(changes, workspace):
         changes.undo_delete()
 
 
+def test_a_reloaded_page_offers_to_undo_a_delete(changes, workspace):
+    async def build() -> WatchTab:  # in a loop that is closed; Gradio would leave one of its own open
+        with gr.Blocks():
+            return WatchTab(workspace, changes.queue)
+
+    tab = asyncio.run(build())
+    place = tab.refresh_event["outputs"].index(tab.history.undo)
+
+    def refreshed(before: dict | None) -> tuple:
+        *updates, seen = tab.refresh(None, 0.9, before)
+        return updates[place].get("visible"), seen
+
+    assert refreshed(None)[0] is False
+    tab.history.changes.delete("robot-1")
+    visible, seen = refreshed(None)  # as after a reload
+    assert visible is True
+    assert refreshed(seen)[0] is None
+    tab.history.changes.undo_delete()
+    assert refreshed(seen)[0] is False
+
+
 def test_a_run_that_is_active_or_queued_is_neither_renamed_nor_deleted(changes, workspace):
     me = dict(pid=os.getpid(), born=psutil.Process().create_time(), started=time.time() + 5)
     for name, job in (("busy", dict(state="started", **me)), ("waits", dict(state="queued"))):
@@ -78,6 +105,46 @@ def test_a_run_that_is_active_or_queued_is_neither_renamed_nor_deleted(changes, 
             with pytest.raises(ConfigError, match="stop it before"):
                 change(name)
         assert (workspace.runs / name / "job.json").is_file()
+
+
+@pytest.mark.parametrize("state", ["queued", "canceled", "withdrawn", "broken"])
+def test_a_run_that_its_command_trains_is_neither_renamed_nor_deleted(changes, workspace, state):
+    """Whatever the page had last noted about it."""
+    job = dict(config={}, created=time.time(), state=state, message="")
+    path = workspace.runs / "robot-1"
+    (path / "job.json").write_text(json.dumps(job))
+    with Run(path) as run:
+        run.status("running", step=3)
+        for change in (lambda n: changes.rename(n, "free-name"), changes.delete):
+            with pytest.raises(ConfigError, match="robot-1 is running: stop it before"):
+                change("robot-1")
+        assert changes.queue.start_next() == ""
+        assert changes.queue.queued() == []
+        with pytest.raises(ConfigError, match="is running"):
+            changes.queue.resume("robot-1")
+        run.status("stopped", message="asked to")
+    assert changes.queue.state(path)["state"] == ("queued" if state == "queued" else "stopped")
+    (path / "job.json").write_text(json.dumps(job | dict(state="canceled")))
+    changes.delete("robot-1")
+
+
+def test_a_queued_run_that_its_command_trains_is_stopped_and_leaves_the_queue(changes, workspace):
+    path = workspace.runs / "robot-1"
+    (path / "job.json").write_text(json.dumps(dict(config={}, created=time.time(), state="queued")))
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        with Run(path) as run:
+            run.status("running", step=3)
+            status = json.loads((path / "status.json").read_text())
+            (path / "status.json").write_text(json.dumps(status | dict(pid=sleeper.pid)))
+            assert changes.queue.stop("robot-1").startswith("Stopping robot-1")
+            assert sleeper.wait(30) != 0
+            assert changes.queue.state(path)["state"] == "stopping"
+        assert changes.queue.start_next() == ""
+        assert changes.queue.state(path)["state"] == "killed"
+    finally:
+        sleeper.kill()
+        sleeper.wait()
 
 
 def test_a_link_is_not_a_run(changes, workspace, tmp_path):
@@ -107,6 +174,24 @@ def test_the_order_of_the_queue_is_changed(changes, workspace):
             queue.move(name, 1)
     states = [lines.splitlines()[0] for _, lines in run_cards.cards(queue)]
     assert {"three · number 1 in the queue", "one · number 3 in the queue", "robot-1 · done"} < set(states)
+
+
+def test_only_the_newest_runs_have_cards_whose_facts_are_found_once(workspace, monkeypatch):
+    for number in range(run_cards.MOST + 2):
+        run = workspace.runs / f"run-{number:03d}"
+        run.mkdir()
+        job = dict(config={}, created=1.0, state="canceled")
+        (run / "job.json").write_text(json.dumps(job))
+        os.utime(run / "job.json", (number, number))
+    found = []
+    facts_of = run_cards.facts_of
+    monkeypatch.setattr(run_cards, "facts_of", lambda *given: found.append(given[1].name) or facts_of(*given))
+    first = run_cards.cards(RunQueue(workspace))
+    newest = workspace.run_names()[: run_cards.MOST]
+    assert [text.split(" · ")[0] for _, text in first] == newest == found
+    assert newest[0] == "run-101"
+    assert run_cards.cards(RunQueue(workspace)) == first
+    assert found == newest
 
 
 def test_a_card_tells_date_duration_base_rank_and_best_score(changes, workspace):

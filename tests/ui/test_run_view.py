@@ -74,3 +74,21 @@ def test_the_device_is_shown_before_the_first_run(tmp_path):
     assert device_name() == name_of(best_device())
     queue = RunQueue(Workspace(tmp_path))
     assert strip_values(queue)[STRIP.index("Device")] == device_name()
+
+
+def test_sample_images_are_those_in_the_folder_of_the_run(tmp_path):
+    outside = tmp_path / "outside"
+    for folder in (outside, tmp_path / "run" / "samples"):
+        (folder / "step-00010").mkdir(parents=True)
+        (folder / "step-00010" / "00.png").write_bytes(b"an image")
+    run = tmp_path / "run"
+    inside = [(10, [run / "samples" / "step-00010" / "00.png"])]
+    (run / "samples" / "step-00020").symlink_to(outside / "step-00010")
+    (run / "samples" / "step-00010" / "01.png").symlink_to(outside / "step-00010" / "00.png")
+    assert run_view.sample_files(run) == inside
+    (run / "samples").rename(run / "kept")
+    for target in (outside, run / "kept"):
+        (run / "samples").symlink_to(target)
+        assert run_view.sample_files(run) == []
+        (run / "samples").unlink()
+    assert run_view.sample_files(run) == []
