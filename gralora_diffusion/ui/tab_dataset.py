@@ -1,6 +1,6 @@
 """Dataset: images and captions in, a card for each image, checks with what to do."""
 
-import html
+import re
 
 import gradio as gr
 
@@ -136,7 +136,7 @@ class DatasetTab:
     def view(self, name: str) -> list:
         """Updates of `set_view` for a set."""
         counts = image_sets.tag_counts(self.workspace, name)[:TAGS]
-        tags = " · ".join(f"{html.escape(tag)} {count}" for tag, count in counts)
+        tags = " · ".join(f"{literal(tag)} {count}" for tag, count in counts)
         return [*self.cards.view(name), f"**Tags:** {tags}" if tags else ""]
 
     def switch_set(self, name: str) -> tuple:
@@ -202,3 +202,8 @@ class DatasetTab:
     def check_set(self, name: str, resolution: str):
         findings = image_sets.check_set(self.workspace, name, int(resolution))
         return gr.update(value=findings or [["all", "No problems found", "Continue to Train"]], visible=True)
+
+
+def literal(text: str) -> str:
+    """The text for a gr.Markdown, which shows it as it is, without formatting, links or HTML."""
+    return re.sub(r"[^\w\s]|_", lambda found: f"&#{ord(found[0])};", text)

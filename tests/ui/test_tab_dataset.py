@@ -1,0 +1,43 @@
+"""The Dataset tab's handlers and events."""
+
+import asyncio
+import html
+import re
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from gralora_diffusion.ui import image_sets
+from gralora_diffusion.ui.tab_dataset import DatasetTab
+
+
+@pytest.fixture
+def folder(workspace):
+    """A dataset `mine` of 30 images."""
+    folder = workspace.images / image_sets.create(workspace, "mine")
+    for number in range(30):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def tab(workspace):
+    async def build():  # in a loop that is closed; Gradio would leave one of its own open
+        with gr.Blocks() as page:
+            tab = DatasetTab(workspace)
+        tab.events = list(page.fns.values())
+        return tab
+
+    return asyncio.run(build())
+
+
+@pytest.mark.parametrize(
+    "tag", ["^_^", "*x*", "[x](https://evil)", "www.evil.com", "<b>x</b>", "$$x$$", "a_b_c", "`x`", "ü"]
+)
+def test_tags_are_shown_as_they_are_written(tab, folder, tag):
+    (folder / "00.txt").write_text(f"red, {tag}\n")
+    (text,) = [part for part in tab.view("mine")[-1].split(" · ") if "red" not in part]
+    text = text.removeprefix("**Tags:** ").removesuffix(" 1")
+    assert html.unescape(text) == tag
+    assert re.fullmatch(r"([^\W_]|&#\d+;)+", text)
