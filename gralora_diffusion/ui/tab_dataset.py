@@ -108,7 +108,8 @@ class DatasetTab:
                 self.replace = gr.Button("Replace all", elem_id="replace-all", scale=1, min_width=80)
             self.tags = gr.Markdown("", elem_id="tags")
         self.set_view = [*self.cards.outputs, self.tags]
-        refresh = dict(fn=guarded(self.view), inputs=self.chosen, outputs=self.set_view, **PRIVATE)
+        page = [self.chosen, self.cards.first]
+        refresh = dict(fn=guarded(self.view), inputs=page, outputs=self.set_view, **PRIVATE)
         SetModels(self.workspace, self.chosen, refresh)
         self.crops.build_gallery()
 
@@ -133,11 +134,11 @@ class DatasetTab:
         self.check.click(guarded(self.check_set), [self.chosen, self.resolution], self.findings, **PRIVATE)
         self.crops.connect(self.chosen, self.resolution)
 
-    def view(self, name: str) -> list:
-        """Updates of `set_view` for a set."""
+    def view(self, name: str, first: int = 0) -> list:
+        """Updates of `set_view` for a set, from its image number `first`."""
         counts = image_sets.tag_counts(self.workspace, name)[:TAGS]
         tags = " · ".join(f"{literal(tag)} {count}" for tag, count in counts)
-        return [*self.cards.view(name), f"**Tags:** {tags}" if tags else ""]
+        return [*self.cards.view(name, first), f"**Tags:** {tags}" if tags else ""]
 
     def switch_set(self, name: str) -> tuple:
         return *self.view(name), gr.update(visible=False), gr.update(visible=False)

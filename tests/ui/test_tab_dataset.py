@@ -41,3 +41,14 @@ def test_tags_are_shown_as_they_are_written(tab, folder, tag):
     text = text.removeprefix("**Tags:** ").removesuffix(" 1")
     assert html.unescape(text) == tag
     assert re.fullmatch(r"([^\W_]|&#\d+;)+", text)
+
+
+def test_the_page_of_cards_stays_when_a_model_ends(tab, folder):
+    redraws = [event for event in tab.events if event.outputs == tab.set_view]
+    ends = [event for event in redraws if event.trigger_after is not None]
+    assert len(ends) == 4  # after captions and masks, with and without an error
+    for event in ends:
+        values = {tab.chosen: "mine", tab.cards.first: 12}
+        updates = event.fn(*(values[part] for part in event.inputs))
+        assert updates[tab.set_view.index(tab.cards.first)] == 12
+        assert updates[tab.set_view.index(tab.cards.names[0])] == "12.png"
