@@ -8,7 +8,7 @@ from functools import partial
 import gradio as gr
 
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui import image_sets, removed_images
+from gralora_diffusion.ui import caption_files, image_sets, removed_images
 from gralora_diffusion.ui.card_images import card_image
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace
@@ -83,7 +83,7 @@ class CaptionCards:
             caption = gr.Textbox(
                 lines=2,
                 max_lines=4,
-                max_length=image_sets.MAX_CAPTION,
+                max_length=caption_files.MAX_CAPTION,
                 placeholder="Caption for this image",
                 elem_id=f"caption-{number}",
                 elem_classes="card-caption",
@@ -136,7 +136,7 @@ class CaptionCards:
         editable = name != BUNDLED
         captions = []
         for path in shown:
-            text = image_sets.caption_of(path)
+            text = caption_files.caption_of(path)
             captions.append(gr.update(value=text, label=path.name, interactive=editable))
         captions += [gr.update(value="")] * len(hidden)
         checks = [False] * CARDS  # not in an update with visible=, which Gradio's checkbox leaves as it was

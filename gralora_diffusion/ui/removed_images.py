@@ -5,9 +5,9 @@ from pathlib import Path
 
 from gralora_diffusion.console import counted
 from gralora_diffusion.data.images import EXTENSIONS
-from gralora_diffusion.data.listing import CAPTIONS
 from gralora_diffusion.data.masks import ENDINGS, LABELS, stem_of, without_masks
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui.caption_files import captions_beside
 from gralora_diffusion.ui.image_sets import editable, images_of
 from gralora_diffusion.ui.workspace import Workspace, folders, quoted, real_file
 
@@ -23,7 +23,7 @@ def remove(workspace: Workspace, name: str, files: list[str]) -> str:
     moved = []
     for image in images:
         if stem_of(image) not in stays:  # else its caption and mask belong to another image too
-            moved += [*captions_beside(image), *masks_beside(image)]
+            moved += [*captions_beside(image).values(), *masks_beside(image)]
         moved.append(image)
     return move_away(workspace, name, moved)
 
@@ -47,11 +47,6 @@ def named(workspace: Workspace, name: str, files: list[str]) -> list[Path]:
         if file not in images:
             raise ConfigError(f"the dataset {name} has no image named {quoted(file)}")
     return [images[file] for file in dict.fromkeys(files)]
-
-
-def captions_beside(image: Path) -> list[Path]:
-    found = [image.with_suffix(suffix) for suffix in CAPTIONS]
-    return [path for path in found if real_file(path)]
 
 
 def masks_beside(image: Path) -> list[Path]:

@@ -10,7 +10,8 @@ from gralora_diffusion.data.captioner import KINDS, Captioner, load_captioner
 from gralora_diffusion.data.saliency import load_saliency
 from gralora_diffusion.data.tagger import is_tagger, load_tagger
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui.image_sets import MAX_CAPTION, caption_of, editable, images_of, masks_in
+from gralora_diffusion.ui.caption_files import MAX_CAPTION, caption_of
+from gralora_diffusion.ui.image_sets import editable, images_of, masks_in
 from gralora_diffusion.ui.sampler import ONE_AT_A_TIME
 from gralora_diffusion.ui.workspace import Workspace, quoted
 
