@@ -86,7 +86,7 @@ class DatasetTab:
             "subject with a rare word: *a photo of sks dog*.",
             elem_id="captions-help",
         )
-        self.cards = CaptionCards(self.workspace, self.chosen)
+        self.cards = CaptionCards(self.workspace)
         with gr.Accordion("Edit all captions", open=False, elem_id="all-captions"):
             with gr.Row(elem_classes="tight"):
                 self.prefix = gr.Textbox(
@@ -114,6 +114,7 @@ class DatasetTab:
         self.crops.build_gallery()
 
     def connect(self) -> None:
+        displayed = self.cards.displayed  # what changes captions is for the cards that are seen
         whole = [self.chosen, *self.set_view]
         shown = [self.findings, self.crops.gallery]
         made = [*whole, self.new_name, *shown]
@@ -122,10 +123,10 @@ class DatasetTab:
         self.drop.upload(
             guarded(self.add), uploads, [*whole, self.drop, self.notes, self.new_name], **PRIVATE
         )
-        self.apply.click(guarded(self.add_prefix), [self.chosen, self.prefix], self.set_view, **PRIVATE)
-        selection = [self.chosen, self.prefix, *self.cards.chosen_files]
+        self.apply.click(guarded(self.add_prefix), [displayed, self.prefix], self.set_view, **PRIVATE)
+        selection = [displayed, self.prefix, *self.cards.chosen_files]
         self.apply_selected.click(guarded(self.prefix_selected), selection, self.set_view, **PRIVATE)
-        texts = [self.chosen, self.find, self.replacement]
+        texts = [displayed, self.find, self.replacement]
         self.replace.click(guarded(self.replace_text), texts, self.set_view, **PRIVATE)
         self.create.click(guarded(self.create_set), self.new_name, made, **PRIVATE)
         self.copy.click(guarded(self.copy_set), [self.chosen, self.new_name], made, **PRIVATE)
