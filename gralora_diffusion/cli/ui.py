@@ -72,13 +72,13 @@ def parser_of_ui() -> Parser:
         metavar="NAME",
         action="append",
         default=[],
-        help="a proxy's name for the page, such as photos.example.com, or NAME:PORT; needs --auth",
+        help="the page's name behind a proxy, such as photos.example.com or NAME:PORT; needs --auth",
     )
     parser.add_argument(
         "--root_path",
         metavar="PATH",
         default="",
-        help="the path under which a proxy has the page, such as /studio",
+        help="the page's path behind a proxy, such as /studio",
     )
     for name, example in (("ComfyUI", "ComfyUI/models/loras"), ("A1111", "models/Lora")):
         parser.add_argument(

@@ -14,7 +14,7 @@ class DataOptions:
         None,
         "folder, .safetensors file or hub id; by default the embedded base",
         label="Base model",
-        hint="The demo model, a file in models/, or a Hugging Face ID typed here",
+        hint="The demo model, one in the folder models, or a Hugging Face ID typed here",
         kind=MODEL,
     )
     pretrained_vae_model_name_or_path: str | None = base(
@@ -137,7 +137,7 @@ class DataOptions:
         None,
         "dataset on the hub or on disk instead of --instance_data_dir",
         label="Dataset from the hub",
-        hint="Hugging Face ID of a dataset, instead of a dataset of this page",
+        hint="Hugging Face ID of a dataset, instead of a dataset on this page",
         kind="dataset",
     )
     dataset_config_name: str | None = dataset(

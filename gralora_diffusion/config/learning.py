@@ -138,12 +138,18 @@ class LearningOptions:
         "l2", "squared error, pseudo-Huber, or pseudo-Huber divided by c", label="Loss type", choices=LOSSES
     )
     huber_c: float = huber(
-        0.1, "c: where the loss changes from squared to absolute error", label="Huber c", above=0, at_most=1
+        0.1,
+        "c: where the loss changes from squared to absolute error",
+        label="Huber c",
+        hint="Where the loss changes from squared to absolute error",
+        above=0,
+        at_most=1,
     )
     huber_schedule: str = huber(
         "snr",
         "c by timestep: from near 1 with little noise to huber_c; or constant",
         label="Huber schedule",
+        hint="How c depends on the timestep: from near 1 with little noise to Huber c; or constant",
         choices=HUBER_SCHEDULES,
     )
     masked_loss: bool = loss(

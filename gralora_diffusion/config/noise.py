@@ -30,7 +30,7 @@ class NoiseOptions:
         0.0, "mean of the logit: above 0 is more noise", label="Logit mean", at_least=-10, at_most=10
     )
     logit_std: float = logit(
-        1.0, "its spread: lower is closer to the mean", label="Logit spread", above=0, at_most=10
+        1.0, "spread of the logit: lower is closer to the mean", label="Logit spread", above=0, at_most=10
     )
     flow_shift: float | None = loss(
         None,

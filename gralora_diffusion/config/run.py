@@ -39,7 +39,7 @@ class RunOptions:
         None,
         f"images per step and process; {by_base('train_batch_size')}",
         label="Batch size (images)",
-        hint="Images per step; more need more memory. Leave blank for the recommended number",
+        hint="Images per step; larger needs more memory. Leave blank for the recommended number",
         at_least=1,
     )
     gradient_accumulation_steps: int = training(
@@ -50,7 +50,7 @@ class RunOptions:
         f"learning rate of the UNet's adapters; {by_base('learning_rate')}; "
         "for Prodigy a factor, by default 1",
         label="Learning rate",
-        hint="Lower it if images look burnt. Leave blank for the recommended rate",
+        hint="Lower it if images look burned. Leave blank for the recommended rate",
         above=0,
     )
     train_text_encoder: bool = training(
@@ -83,53 +83,53 @@ class RunOptions:
     validation_prompt: str | None = samples(
         None,
         "prompts, separated by |; by default the trigger prompt in four scenes",
-        label="Preview prompts",
-        hint="Prompts of the previews, separated by |. Blank: the trigger caption in four scenes",
+        label="Sample prompts",
+        hint="Separated by |. Leave blank for the trigger caption in four scenes",
         kind="text",
     )
     num_validation_images: int = samples(
-        1, "sample images per prompt", label="Previews per prompt", at_least=1
+        1, "sample images per prompt", label="Sample images per prompt", at_least=1
     )
     num_inference_steps: int = samples(
-        25, "denoising steps of a sample image", label="Preview sampling steps", at_least=1
+        25, "denoising steps of a sample image", label="Sample image denoising steps", at_least=1
     )
     guidance_scale: float | None = samples(
         None,
         f"guidance scale of the sample images; {by_base('guidance_scale')}",
-        label="Preview guidance scale",
-        hint="How closely previews follow their prompt. Leave blank for the recommended scale",
+        label="Sample image guidance scale",
+        hint="How closely sample images follow their prompt. Leave blank for the recommended scale",
         at_least=0,
     )
     validation_negative_prompt: str | None = samples(
-        None, "what the sample images should not show", label="Preview negative prompt", kind="text"
+        None, "what the sample images should not show", label="Sample image negative prompt", kind="text"
     )
     validation_size: str | None = samples(
         None,
         "WIDTHxHEIGHT of the sample images, such as 832x1216; by default a square of --resolution",
-        label="Preview size (pixels)",
+        label="Sample image size (pixels)",
         hint="WIDTHxHEIGHT, such as 832x1216. Leave blank for a square of the resolution",
     )
     validation_scheduler: str | None = samples(
         None,
         "scheduler of the sample images; by default the base's",
-        label="Preview scheduler",
+        label="Sample image scheduler",
         choices=SAMPLERS,
     )
     validation_steps: int | None = samples(
         None,
         "also generate sample images, and evaluate, every N steps",
-        label="Previews every (steps)",
-        hint="Leave blank for about six times a run; 0 for the start and the end only",
+        label="Sample images every (steps)",
+        hint="Leave blank for about six times per run; 0 for the start and the end only",
         at_least=1,
     )
     validation_epochs: int | None = samples(
         None,
         "the same every N epochs",
-        label="Previews every (epochs)",
-        hint="The same in epochs, instead of steps",
+        label="Sample images every (epochs)",
+        hint="In epochs, instead of steps",
         at_least=1,
     )
-    skip_final_inference: bool = samples(False, "generate no sample images", label="No previews")
+    skip_final_inference: bool = samples(False, "generate no sample images", label="No sample images")
     output_dir: str | None = output(
         None,
         "the run folder; by default runs/NAME, with a number if that exists",
@@ -220,7 +220,7 @@ class RunOptions:
         "none", "tracker, in addition to metrics.jsonl", label="Tracker", choices=TRACKERS
     )
     logging_dir: str = tracking(
-        "logs", "folder in the run folder for tensorboard's files", label="Tensorboard folder", kind="folder"
+        "logs", "folder in the run folder for tensorboard's files", label="TensorBoard folder", kind="folder"
     )
     push_to_hub: bool = tracking(
         False, "upload adapter, samples and a model card to the hub at the end", label="Upload to the hub"

@@ -29,7 +29,7 @@ class StoppingOptions:
     score_encoders: str | None = stopping(
         None,
         "score the sample images with these encoders, separated by commas; auto: those of gralora evaluate",
-        label="Score previews with",
+        label="Score sample images with",
         hint="Names of encoders, separated by commas; auto for the usual ones",
         kind="encoders",
     )

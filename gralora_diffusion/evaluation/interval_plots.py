@@ -34,7 +34,7 @@ def interval_plots(entries: list[dict], short: dict[str, str], signed: bool = Fa
         better = "higher is better" if METRICS[score].higher_is_better else "lower is better"
         ends = dict(low=score_cell(low, signed), high=score_cell(high, signed), zero=zero)
         if "against" in own[0]:
-            label = f"{label}, less {own[0]['against']}"
+            label = f"{label}: difference from {own[0]['against']}"
         plots.append(dict(title=label, encoder=short[encoder], better=better, rows=rows) | ends)
     return plots
 

@@ -75,7 +75,7 @@ TABLE = (
         name="diversity",
         label="diversity",
         meaning="mean of 1 - cosine over all pairs of images of one prompt, a value per prompt: "
-        "0 is always the same image",
+        "0 if all are the same",
         higher_is_better=True,
         needs=("prompts",),
     ),
@@ -83,7 +83,7 @@ TABLE = (
         name="vendi",
         label="Vendi score",
         meaning="effective number of different images of one prompt (arXiv 2210.02410), a value per prompt: "
-        "from 1, always the same image, to their number",
+        "from 1 (all are the same) to their number",
         higher_is_better=True,
         needs=("prompts",),
     ),

@@ -3,6 +3,7 @@
 import statistics
 from typing import NamedTuple
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.evaluation.metric import METRICS, Score, find_score
 from gralora_diffusion.options import ConfigError
 
@@ -114,7 +115,9 @@ def check_settings(done: list[dict]) -> None:
         )
     planted = sorted({Setting.of(entry["run"])[-2:] for entry in done})
     if len(planted) > 1:
-        names = ", ".join(f"{scale:g} in {slices} slices" if slices else "1" for scale, slices in planted)
+        names = ", ".join(
+            f"{scale:g} in {counted(slices, 'slice')}" if slices else "1" for scale, slices in planted
+        )
         raise ConfigError(
             f"these runs have outliers of {names}: choose one with --outliers and --outlier_slices, since a "
             "table does not distinguish them",

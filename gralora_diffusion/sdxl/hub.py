@@ -34,7 +34,7 @@ def hub_options(path: str, revision: str | None = None, cache_dir: str | None = 
         return {}
     if not isinstance(found, str):
         raise ConfigError(f"no SDXL base can be loaded from {path}: {UNREACHABLE}, and {NOT_HERE}")
-    note(f"{UNREACHABLE}: {path} is taken from the download cache")
+    note(f"{UNREACHABLE}: {path} is loaded from the download cache")
     return dict(local_files_only=True)
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from PIL import Image
 
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.devices import best_device, best_precision
 from gralora_diffusion.files import render, write_text
 from gralora_diffusion.formats.preview import jpeg_of_image
 from gralora_diffusion.options import ConfigError, from_dict, options_of, to_dict
+from gralora_diffusion.sdxl.flow import FLOW
 from gralora_diffusion.training.memory import disk_used
 from gralora_diffusion.training.report_charts import (
     best_evaluation,
@@ -31,9 +33,7 @@ COSTS = {  # of a RunCost
     "reserved_mb": "memory reserved on the GPU in MB",
     "disk_mb": "disk in MB",
 }
-# what config.json records of the base where the user gave nothing, and the folder, which is the title
-NOT_CHOSEN = ("output_dir", "mixed_precision", "prediction_type", "flow_shift", "text_encoder_lr")
-NOT_CHOSEN += ("text_encoder_2_lr",)
+NOT_CHOSEN = ("output_dir",)  # the title names it
 
 
 def write_report(run: Path, training_images: list[Image.Image] = ()) -> None:
@@ -82,10 +82,25 @@ def options_apart(config: dict) -> tuple[list[dict], list[dict]]:
     apart = ([], [])
     for name, value in values.items():
         label = known[name].label if name in known else name
-        is_default = value is None or name in NOT_CHOSEN or (name in defaults and value == defaults[name])
+        is_default = value is None or name in NOT_CHOSEN or value in taken_values(name, values, defaults)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         apart[is_default].append(dict(name=name, label=label, value=text))
     return apart
+
+
+def taken_values(name: str, values: dict, defaults: dict) -> list:
+    """What config.json records of an option that was not given, on this machine and with these options."""
+    if name == "mixed_precision":
+        return [best_precision(best_device())]
+    if name == "prediction_type":
+        return ["epsilon"]
+    if name == "flow_shift" and values["prediction_type"] != FLOW:
+        return [values[name]]
+    if name == "text_encoder_lr":
+        return [values["learning_rate"]]
+    if name == "text_encoder_2_lr":
+        return [values["learning_rate"], values["text_encoder_lr"]]
+    return [defaults[name]] if name in defaults else []
 
 
 def default_values(base: str | None) -> dict:

@@ -37,6 +37,11 @@ class Trial:
     vote: str | None = None
 
     @property
+    def id(self) -> str:
+        """That no trial of another comparison has."""
+        return self.images[0]
+
+    @property
     def winner(self) -> int | None:
         """The number of the preferred contender; None for a tie, and without a vote."""
         if self.vote not in ("left", "right"):
@@ -128,13 +133,13 @@ def trial_in(folder: Path, facts: dict) -> Trial:
     return Trial(str(facts["prompt"]), int(facts["seed"]), images, facts["swapped"] is True, facts["vote"])
 
 
-def vote(workspace: Workspace, number, choice: str) -> Comparison:
-    """Count a vote for the trial of this number; one for another trial, as of a second click, is left out."""
+def vote(workspace: Workspace, trial: str, choice: str) -> Comparison:
+    """Count a vote for the trial of this id; one for another trial, as of a second click, is left out."""
     if choice not in VOTES:
         raise ConfigError(f"the vote is {quoted(choice)}; it must be one of {', '.join(VOTES)}")
     with CHANGES:
         comparison = current_of(workspace)
-        if comparison.ended or number != comparison.votes:
+        if comparison.ended or trial != comparison.current.id:
             return comparison
         trials = list(comparison.trials)
         trials[comparison.votes] = dataclasses.replace(comparison.current, vote=choice)
@@ -168,6 +173,10 @@ def sides_of(workspace: Workspace, trial: Trial) -> tuple[Path, Path]:
     return (second, first) if trial.swapped else (first, second)
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.0f}"
+
+
 def result_text(comparison: Comparison) -> str:
     """The share of the decided votes for the preferred one, with its exact 95 % interval."""
     winners = [trial.winner for trial in comparison.trials]
@@ -180,11 +189,11 @@ def result_text(comparison: Comparison) -> str:
         return f"No preference between {names[0]} and {names[1]}: {counted(ties, 'tie')}."
     better = int(wins[1] > wins[0])
     low, high = rate_interval(wins[better], decided)
-    share = f"{wins[better] / decided:.0%}, 95 % interval {low:.0%} to {high:.0%}"
+    share = f"{percent(wins[better] / decided)} %, 95 % interval {percent(low)} to {percent(high)} %"
     verdict = "clearly preferred" if low > 0.5 else "not clearly preferred: the interval includes 50 %"
     if wins[0] == wins[1]:
         return f"Equal: {names[0]} and {names[1]} have {counted(wins[0], 'vote')} each ({share}).{uncounted}"
     return (
         f"{names[better]} was chosen over {names[1 - better]} in {wins[better]} of "
-        f"{counted(decided, 'vote')}: {share} (exact, Clopper and Pearson); {verdict}.{uncounted}"
+        f"{counted(decided, 'vote')}: {share} (exact Clopper-Pearson); {verdict}.{uncounted}"
     )

@@ -163,7 +163,7 @@ class CaptionCards:
 
     def delete(self, displayed: str, first: int, *files: str) -> list:
         what = removed_images.remove(self.workspace, displayed, list(files))
-        notify(f"{what} deleted; Undo delete brings back the images, captions and masks")
+        notify(f"{what} deleted; Undo delete restores images, captions and masks")
         return self.view(displayed, first)
 
     def delete_chosen(self, displayed: str, first: int, *names_and_checks) -> list:
@@ -171,7 +171,7 @@ class CaptionCards:
 
     def delete_their_masks(self, displayed: str, first: int, *names_and_checks) -> list:
         what = removed_images.remove_masks(self.workspace, displayed, selected(names_and_checks))
-        notify(f"{what} deleted; Undo delete brings it back")
+        notify(f"{what} deleted; Undo delete restores what was deleted")
         return self.view(displayed, first)
 
     def undo_delete(self, displayed: str, first: int) -> list:

@@ -28,6 +28,7 @@ MIDDLE = (  # always in sight, below the questions
 )  # fmt: skip
 # The run's name, Check, Resume, and a file that names any folders, which a page must not read.
 NO_FIELD = ("output_dir", "dry_run", "resume_from_checkpoint", "concepts")
+BLANK = object()  # the value of a field that is to be left blank
 PREVIEWS = 6  # times that a run generates previews where nothing else is asked for, those at its end included
 EMBEDDED_RESOLUTION, SDXL_RESOLUTION = 64, 1024  # what a blank resolution stands for
 MAX_TEXT = 2000  # characters
@@ -163,7 +164,7 @@ def parse_name(option: Option, text: str, workspace: Workspace) -> str | None:
     if option.kind == "encoders":
         names = [name.strip() for name in text.split(",")]
         if text != "auto" and not set(names) <= set(ENCODERS):
-            rule = f"here it must be auto, or some of {', '.join(ENCODERS)}"
+            rule = f"here it must be auto, or one or more of {', '.join(ENCODERS)}"
             raise ConfigError(f"{label_of(option.name)} is {quoted(text)}; {rule}")
     if option.kind == "folder" and not FOLDER.fullmatch(text):
         rule = "it must be a plain name, without a path"
@@ -174,7 +175,7 @@ def parse_name(option: Option, text: str, workspace: Workspace) -> str | None:
 def from_config(config: TrainConfig, workspace: Workspace) -> dict:
     """The form's values for a config: the inverse of to_config().  Raises ConfigError for foreign paths."""
     if config.concepts is not None:
-        problem = "this config trains on several datasets: a run of the page has one"
+        problem = "this config trains on several datasets, and a run on the page uses one"
         raise ConfigError(problem, option="concepts")
     values = form_values(config, workspace)
     to_config(values, workspace)
@@ -184,6 +185,11 @@ def from_config(config: TrainConfig, workspace: Workspace) -> dict:
 def form_values(config: TrainConfig, workspace: Workspace) -> dict:
     """{option: value of its field}, which is not checked."""
     flat = to_flat(config)
+    intervals = EVERY, "validation_epochs"
+    rest = {name: value for name, value in flat.items() if name not in intervals and value is not None}
+    by_itself = with_previews(rest)
+    if all(flat[name] == by_itself.get(name) for name in intervals):
+        flat |= dict.fromkeys(intervals, BLANK)
     return {option.name: form_value(option, flat[option.name], workspace) for option in FIELDS.values()}
 
 
@@ -202,6 +208,8 @@ def form_value(option: Option, value, workspace: Workspace):
         return set_name(option, value, workspace)
     if option.name == BASE:
         return EMBEDDED if value is None else value.removeprefix("models/")
+    if value is BLANK:
+        return ""
     if option.name == EVERY and value is None:  # as blank, it would be PREVIEWS times
         return "0"
     if value in (None, {}) or option.kind == "secret":
@@ -226,7 +234,7 @@ def set_name(option: Option, folder: str | None, workspace: Workspace) -> str:
     for name in workspace.set_names():
         if (workspace.root / folder).resolve() == workspace.image_set(name).resolve():
             return name
-    problem = f"{label_of(option.name)} is a folder that is not a dataset of this page"
+    problem = f"{label_of(option.name)} is a folder that is not a dataset on this page"
     raise ConfigError(f"{problem}: add its images under Dataset", option=option.name)
 
 
@@ -262,7 +270,7 @@ def command(config: TrainConfig) -> str:
 def placeholder(option: Option, base: str | None) -> str:
     """What a blank field stands for, with a base of Workspace.base()."""
     if option.name == EVERY:
-        return f"{PREVIEWS} times a run"
+        return f"{PREVIEWS} times per run"
     if option.name == "resolution":
         return str(EMBEDDED_RESOLUTION if base is None else SDXL_RESOLUTION)
     value = defaults_by_base(base).get(option.name, option.default)

@@ -22,7 +22,7 @@ def copy_to_tool(
         raise ConfigError(f"there is no folder of {tool!r}: give it to `gralora ui` when the page is started")
     folder = workspace.other_tools[tool]
     if not folder.is_dir():
-        raise ConfigError(f"the folder of {tool} is not there any more")
+        raise ConfigError(f"the folder of {tool} no longer exists")
     stem = new_name(str(file_name or "").strip().removesuffix(".safetensors"), "the file")
     target = folder / f"{stem}.safetensors"
     check_free(target, tool)
@@ -36,9 +36,7 @@ def copy_to_tool(
 
 def check_free(target: Path, tool: str) -> None:
     if os.path.lexists(target):  # a link that leads nowhere too
-        raise ConfigError(
-            f"{tool} has a file named {target.name} already, which is kept: choose another file name"
-        )
+        raise ConfigError(f"{tool} already has a file named {target.name}: choose another file name")
 
 
 def copy_new(source: Path, target: Path, tool: str) -> None:

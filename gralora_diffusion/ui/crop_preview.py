@@ -36,7 +36,7 @@ class Crops:
     def text(self) -> str:
         height, width = self.shape
         cut = 1 - width * height / (self.size[0] * self.size[1])
-        parts = [f"{width} x {height}", f"{cut:.0%} cut away" if cut > 0.005 else "nothing cut away"]
+        parts = [f"{width} x {height}", f"{100 * cut:.0f} % cut away" if cut > 0.005 else "nothing cut away"]
         if len(self.places) > 1:
             parts.append(f"at {len(self.places)} places")
         if self.scale > 1.005:

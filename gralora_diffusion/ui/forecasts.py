@@ -29,7 +29,7 @@ TITLES = {  # of the facts of a plan
     "timesteps": "Timesteps",
     "evaluations": "Evaluations",
     "concepts": "Parts of the dataset",
-    "sample prompts": "Preview prompts",
+    "sample prompts": "Sample prompts",
     "steps": "Training",
     "device": "Device",
     "memory": "Memory (approx.)",

@@ -76,7 +76,9 @@ def series(
     The base's image of a prompt and seed is generated once.
     """
     if not 0 <= every <= MAX_PREVIEW:
-        raise ConfigError(f"previews are after {quoted(every)} steps; it must be from 0 to {MAX_PREVIEW}")
+        raise ConfigError(
+            f"the steps between previews are {quoted(every)}; they must be from 0 to {MAX_PREVIEW}"
+        )
     base_images = {}
     for request in requests:
         of_base = replace(request, adapters=())

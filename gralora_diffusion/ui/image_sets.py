@@ -84,7 +84,7 @@ def add_prefix(workspace: Workspace, name: str, prefix: str, files: list[str] | 
     """Put a text at the front of each caption that does not begin with it; files: of these images only."""
     prefix = prefix.strip()
     if not prefix:
-        raise ConfigError("the text to put before every caption is empty")
+        raise ConfigError("the prefix is empty")
     captions = {path.name: caption_of(path) for path in images_of(editable(workspace, name))}
     if files is not None:
         captions = {file: captions.get(file, "") for file in files}
@@ -166,12 +166,12 @@ def check_image(path: Path, resolution: int, seen: dict[str, str]) -> list[Findi
         advice = "use a larger one, or a lower resolution"
         findings.append((path.name, f"{size}, less than {resolution}", advice))
     if max(image.size) > 2 * min(image.size):
-        findings.append((path.name, f"{size}: training cuts squares of it", "look at Preview crops"))
+        findings.append((path.name, f"{size}: training crops squares from it", "look at Preview crops"))
     digest = hashlib.sha256(image.tobytes()).hexdigest()
     if digest in seen:
         findings.append((path.name, f"the same image as {seen[digest]}", "remove one of them"))
     seen.setdefault(digest, path.name)
     if not caption_of(path):
-        advice = "write one; without it, the trigger prompt of Train is its caption"
+        advice = "write one; without it, the Trigger caption of Train is used"
         findings.append((path.name, "no caption of its own", advice))
     return findings

@@ -29,7 +29,7 @@ window.graloraNotify = (run, state) => {
 FOLLOW = "(run, state, step) => { window.graloraFollow(run, state, step); }"
 # by a click alone: the browser's own question is asked at no other time
 ASK = """async () => {
-    if (!window.Notification) return 'This browser notifies on https and localhost only';
+    if (!window.Notification) return 'This browser notifies only on https and localhost';
     const wanted = !window.graloraAsked();
     const answer = wanted ? await Notification.requestPermission() : 'no longer wanted';
     localStorage.setItem('gralora-notify', answer === 'granted' ? 'on' : 'off');

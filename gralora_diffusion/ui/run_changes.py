@@ -53,7 +53,7 @@ class RunChanges:
         """Bring the run back that was deleted last, under another name if its own is taken; returns it."""
         with self.queue.lock:
             if not self.deleted:
-                raise ConfigError("there is no deleted run to bring back")
+                raise ConfigError("there is no deleted run to restore")
             run = self.deleted.pop()
             taken = [path.name for path in self.workspace.runs.iterdir()]
             name = run.name if run.name not in taken else free_name(run.name, taken)

@@ -105,7 +105,7 @@ class SampleFields:
             )
         found["sweep"] = gr.Textbox(
             label="Strength sweep",
-            info="Blank: one image at Strength; or one at each of these strengths, with the same seed",
+            info="Blank for one image at Strength; a list gives one at each strength, with the same seed",
             placeholder="0.25, 0.5, 0.75, 1, 1.25",
             max_length=100,
             elem_id="sweep",
@@ -177,12 +177,12 @@ class SampleFields:
             MAX_PREVIEW,
             5,
             step=1,
-            label="Preview every so many steps",
+            label="Preview every (steps)",
             info="0: none. Small and blurred; the finished image is exact",
             elem_id="preview-every",
         )
         found["base"] = gr.Dropdown(
-            [AS_TRAINED], value=AS_TRAINED, allow_custom_value=True, label="Base", elem_id="sample-base"
+            [AS_TRAINED], value=AS_TRAINED, allow_custom_value=True, label="Base model", elem_id="sample-base"
         )
 
 

@@ -1,6 +1,6 @@
 """Images that were generated under Sample: HOME/.page/history, which survives a reload and a restart.
 
-ID.png is the image with its texts, ID.json the request that it was generated with. Favourites are kept, of
+ID.png is the image with its texts, ID.json the request that it was generated with. Favorites are kept, of
 the others the newest MOST.
 """
 
@@ -24,7 +24,7 @@ from gralora_diffusion.ui.sampler import ImageRequest
 from gralora_diffusion.ui.served import save_small
 from gralora_diffusion.ui.workspace import Workspace, quoted, real_file
 
-MOST = 400  # images that are no favourites
+MOST = 400  # images that are no favorites
 ID = re.compile(r"\d{20}-[0-9a-f]{8}")  # nanoseconds since 1970, so that names are in order of time
 SIDE = 224  # pixels of a thumbnail
 TYPES = {  # of an ImageRequest in JSON
@@ -46,12 +46,12 @@ class Entry:
 
     id: str
     request: ImageRequest
-    base: str  # as the field Base of Sample has it
-    favourite: bool
+    base: str  # as the field Base model of Sample has it
+    favorite: bool
 
     @property
     def text(self) -> str:
-        mark = "★ " if self.favourite else ""
+        mark = "★ " if self.favorite else ""
         return f"{mark}seed {self.request.seed} · {self.adapters} · {self.request.prompt[:80]}"
 
     @property
@@ -69,29 +69,29 @@ def keep(workspace: Workspace, image: Image.Image, request: ImageRequest, base: 
     folder = folder_of(workspace)
     folder.mkdir(exist_ok=True)
     name = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
-    entry = Entry(name, request, base, favourite=False)
+    entry = Entry(name, request, base, favorite=False)
     with CHANGES:
         save_image(image, folder / f"{name}.png")
         write(folder, entry)
-        for old in [entry for entry in entries(workspace) if not entry.favourite][MOST:]:
+        for old in [entry for entry in entries(workspace) if not entry.favorite][MOST:]:
             unlink(folder, old.id)
     return name
 
 
 def write(folder: Path, entry: Entry) -> None:
-    facts = dict(request=dataclasses.asdict(entry.request), base=entry.base, favourite=entry.favourite)
+    facts = dict(request=dataclasses.asdict(entry.request), base=entry.base, favorite=entry.favorite)
     write_text(folder / f"{entry.id}.json", json.dumps(facts, indent=1) + "\n")
 
 
-def entries(workspace: Workspace, favourites: bool = False) -> list[Entry]:
-    """All that can be read, the newest first; favourites: these only."""
+def entries(workspace: Workspace, favorites: bool = False) -> list[Entry]:
+    """All that can be read, the newest first; favorites: these only."""
     folder = folder_of(workspace)
     if not folder.is_dir() or folder.is_symlink():
         return []
     found = []
     for path in sorted(folder.glob("*.png"), reverse=True):
         entry = read(folder, path.stem)
-        if entry is not None and (entry.favourite or not favourites):
+        if entry is not None and (entry.favorite or not favorites):
             found.append(entry)
     return found
 
@@ -105,7 +105,7 @@ def read(folder: Path, name: str) -> Entry | None:
     base = facts.get("base")
     if request is None or not isinstance(base, str):
         return None
-    return Entry(name, request, base, facts.get("favourite") is True)
+    return Entry(name, request, base, facts.get("favorite") is True)
 
 
 def request_in(facts) -> ImageRequest | None:
@@ -149,11 +149,11 @@ def served_image(workspace: Workspace, entry: Entry) -> str:
     return str(path)
 
 
-def toggle_favourite(workspace: Workspace, name: str) -> Entry:
+def toggle_favorite(workspace: Workspace, name: str) -> Entry:
     """The entry as it is then."""
     with CHANGES:
         entry = entry_of(workspace, name)
-        entry = dataclasses.replace(entry, favourite=not entry.favourite)
+        entry = dataclasses.replace(entry, favorite=not entry.favorite)
         write(folder_of(workspace), entry)
     return entry
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from gralora_diffusion.options import ConfigError, one_of
 
+WITH_IMAGES = {"references", "lookalikes", "originals", "base"}  # what a metric compares images with
 HEAD = ["images", "score", "n", "mean", "sd", "95 % interval", "encoder", "best"]
 BEST = "★ best"
 BEST_BUT = "★ best, intervals overlap"
@@ -80,7 +81,8 @@ def best_marks(entries: list[dict], of_base: set[str]) -> list[str]:
 
     by_measure = {}
     for number, entry in enumerate(entries):
-        key = entry["score"], entry["encoder"], tuple(entry["against"])
+        compares = not WITH_IMAGES.isdisjoint(METRICS[entry["score"]].needs)
+        key = entry["score"], entry["encoder"], tuple(entry["against"]) if compares else ()
         if entry["run"] not in of_base:
             by_measure.setdefault(key, []).append(number)
     marks = [""] * len(entries)

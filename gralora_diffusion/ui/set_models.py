@@ -110,7 +110,7 @@ def mask_set(
     """Write NAME-masklabel.png beside each image of a set that has no mask, or with `overwrite` for all."""
     folder = editable(workspace, name)
     if model not in saliency_models():
-        raise ConfigError(f"there is no model for masks named {quoted(model)}: choose one from the list")
+        raise ConfigError(f"there is no mask model named {quoted(model)}: choose one from the list")
     if not isinstance(threshold, int | float) or not 0 < threshold < 1:
         raise ConfigError(f"the threshold is {quoted(threshold)}; it must be between 0 and 1")
     present = masks_in(folder)

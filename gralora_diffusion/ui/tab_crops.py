@@ -15,7 +15,7 @@ class CropPreview:
         self.workspace = workspace
         with gr.Row(elem_classes="pair"):
             self.buckets = gr.Checkbox(
-                False, label="Aspect ratio buckets", elem_id="crop-buckets", container=False, min_width=120
+                False, label="Aspect-ratio buckets", elem_id="crop-buckets", container=False, min_width=120
             )
             self.center = gr.Checkbox(
                 False, label="Center crop", elem_id="crop-center", container=False, min_width=100
@@ -24,7 +24,7 @@ class CropPreview:
 
     def build_gallery(self) -> None:
         self.gallery = gr.Gallery(
-            label="What training cuts: the outlined parts, as with the options at the left",
+            label="What training crops: the outlined parts, with the options on the left",
             columns=4,
             height="auto",
             allow_preview=False,

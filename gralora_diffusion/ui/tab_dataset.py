@@ -74,7 +74,7 @@ class DatasetTab:
             RESOLUTIONS,
             value="64",
             label="Resolution to train at",
-            info="64 for the embedded base",
+            info="64 for the demo model",
             elem_id="check-size",
         )
         self.crops = CropPreview(self.workspace)
@@ -90,15 +90,15 @@ class DatasetTab:
         with gr.Accordion("Edit all captions", open=False, elem_id="all-captions"):
             with gr.Row(elem_classes="tight"):
                 self.prefix = gr.Textbox(
-                    label="Add prefix to all captions",
+                    label="Prefix for captions",
                     placeholder="a photo of sks dog,",
                     max_length=200,
                     elem_id="before",
                     scale=3,
                 )
-                self.apply = gr.Button("Add prefix", elem_id="put-before", scale=1, min_width=80)
+                self.apply = gr.Button("Add to all", elem_id="put-before", scale=1, min_width=80)
                 self.apply_selected = gr.Button(
-                    "To selected", elem_id="put-before-selected", scale=1, min_width=80
+                    "Add to selected", elem_id="put-before-selected", scale=1, min_width=80
                 )
             with gr.Row(elem_classes="tight"):
                 self.find = gr.Textbox(label="Find in captions", max_length=200, elem_id="find-text", scale=2)

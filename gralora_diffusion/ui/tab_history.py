@@ -27,7 +27,7 @@ class RunHistory:
         )
         with gr.Row(elem_classes="tight"):
             self.name = gr.Textbox(
-                label="New name of the run",
+                label="New name for the run",
                 max_length=64,
                 elem_id="new-run-name",
                 min_width=180,
@@ -92,14 +92,14 @@ class RunHistory:
 
     def delete_run(self, run: str) -> tuple:
         self.changes.delete(run)
-        notify(f"{run} was deleted. It can be brought back until the page is restarted")
+        notify(f"{run} was deleted. Undo delete restores it until the page is restarted")
         names = self.workspace.run_names()
         chosen = gr.update(choices=names, value=names[0] if names else None)
         return chosen, gr.update(visible=False), gr.update(visible=True)
 
     def undo_delete(self) -> tuple:
         name = self.changes.undo_delete()
-        notify(f"{name} is back")
+        notify(f"{name} was restored")
         chosen = gr.update(choices=self.workspace.run_names(), value=name)
         return chosen, gr.update(visible=bool(self.changes.deleted))
 

@@ -114,7 +114,8 @@ class SampleTab:
         """(gallery, slider, pairs, seed, progress) after each preview and image."""
         values = locals().copy()  # the arguments, by the names of the fields
         requests = all_requests(self.workspace, values)
-        model = chosen_base(self.workspace, base, adapter)
+        given = [name for name in (adapter, second, third, fourth) if name not in (None, "", NO_ADAPTER)]
+        model = chosen_base(self.workspace, base, given[0] if given else None)
         choice = base if isinstance(base, str) else AS_TRAINED
         used_seed = requests[0].seed if random_seed is True else gr.skip()
         images, pairs = [], []

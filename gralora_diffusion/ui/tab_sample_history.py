@@ -1,4 +1,6 @@
-"""Sample: the images that were generated before, favourites, and their settings for the next ones."""
+"""Sample: the images that were generated before, favorites, and their settings for the next ones."""
+
+import contextlib
 
 import gradio as gr
 
@@ -27,12 +29,12 @@ class History:
 
     def build_gallery(self) -> None:
         with gr.Row(elem_classes="tight"):
-            self.favourites = gr.Checkbox(
-                False, label="Favourites only", elem_id="favourites-only", container=False, min_width=120
+            self.favorites = gr.Checkbox(
+                False, label="Favorites only", elem_id="favorites-only", container=False, min_width=120
             )
             self.count = gr.Markdown("", elem_id="history-count")
         self.gallery = gr.Gallery(
-            label="Generated before, the newest first: choose one",
+            label="Generated before, newest first: choose one",
             columns=6,
             height="auto",
             allow_preview=False,
@@ -53,32 +55,36 @@ class History:
         self.facts = gr.Textbox(label="Settings", lines=3, interactive=False, elem_id="history-facts")
         with gr.Row(elem_classes="tight"):
             self.use = gr.Button("Use these settings", elem_id="use-settings", min_width=130)
-            self.star = gr.Button("Add to favourites", elem_id="favourite", min_width=130)
+            self.star = gr.Button("Add to favorites", elem_id="favorite", min_width=130)
             self.delete = gr.Button("Delete", elem_id="delete-image", min_width=70)
             self.confirmed = gr.Textbox("", label="Confirmed", visible=False)
 
     def connect(self, fields: SampleFields) -> None:
         listed = [self.gallery, self.shown, self.count]
-        self.refresh = dict(fn=guarded(self.view), inputs=self.favourites, outputs=listed, **QUIET)
+        self.refresh = dict(fn=guarded(self.view), inputs=self.favorites, outputs=listed, **QUIET)
         details = [self.chosen, self.details, self.image, self.facts, self.star]
         self.gallery.select(guarded(self.choose), self.shown, details, **QUIET)
-        self.favourites.change(**self.refresh)
+        self.favorites.change(**self.refresh)
         changed = [*details, *listed]
-        self.star.click(guarded(self.toggle), [self.chosen, self.favourites], changed, **PRIVATE)
-        inputs = [self.confirmed, self.chosen, self.favourites]
+        self.star.click(guarded(self.toggle), [self.chosen, self.favorites], changed, **PRIVATE)
+        inputs = [self.confirmed, self.chosen, self.favorites]
         self.delete.click(guarded(self.remove), inputs, changed, js=CONFIRM, **PRIVATE)
         self.use.click(guarded(self.settings), self.chosen, fields.all, **PRIVATE)
 
-    def view(self, favourites: bool) -> tuple:
+    def view(self, favorites: bool) -> tuple:
         """(gallery, ids, how many)"""
-        found = sample_history.entries(self.workspace, favourites is True)
+        found = sample_history.entries(self.workspace, favorites is True)
         shown = found[:SHOWN]
-        items = [(sample_history.thumbnail(self.workspace, entry), entry.text) for entry in shown]
+        items, ids = [], []
+        for entry in shown:
+            with contextlib.suppress(OSError, ValueError):  # damaged, or deleted in another tab meanwhile
+                items.append((sample_history.thumbnail(self.workspace, entry), entry.text))
+                ids.append(entry.id)
         if not found:
-            text = "No favourites yet." if favourites is True else "Images that you generate are kept here."
+            text = "No favorites yet." if favorites is True else "Images that you generate are kept here."
         else:
             text = f"{len(shown)} of {len(found)}" if len(found) > SHOWN else f"{len(found)}"
-        return items, [entry.id for entry in shown], text
+        return items, ids, text
 
     def choose(self, shown: list, event: gr.SelectData) -> tuple:
         if not isinstance(event.index, int) or not 0 <= event.index < len(shown or []):
@@ -87,26 +93,26 @@ class History:
 
     def details_of(self, entry: sample_history.Entry) -> tuple:
         path = sample_history.served_image(self.workspace, entry)
-        star = "Remove from favourites" if entry.favourite else "Add to favourites"
+        star = "Remove from favorites" if entry.favorite else "Add to favorites"
         return entry.id, gr.update(visible=True), path, facts_of(entry), star
 
-    def toggle(self, chosen: str, favourites: bool) -> tuple:
-        entry = sample_history.toggle_favourite(self.workspace, chosen)
-        return *self.details_of(entry), *self.view(favourites)
+    def toggle(self, chosen: str, favorites: bool) -> tuple:
+        entry = sample_history.toggle_favorite(self.workspace, chosen)
+        return *self.details_of(entry), *self.view(favorites)
 
-    def remove(self, confirmed: str, chosen: str | None, favourites: bool) -> tuple:
+    def remove(self, confirmed: str, chosen: str | None, favorites: bool) -> tuple:
         if confirmed != "true":
             return (gr.skip(),) * 8
         sample_history.delete(self.workspace, chosen)
-        return None, gr.update(visible=False), None, "", gr.skip(), *self.view(favourites)
+        return None, gr.update(visible=False), None, "", gr.skip(), *self.view(favorites)
 
     def settings(self, chosen: str) -> list:
-        """The values of all fields for the chosen image; a note where an adapter is not there any more."""
+        """The values of all fields for the chosen image; a note where an adapter no longer exists."""
         entry = sample_history.entry_of(self.workspace, chosen)
         known = self.workspace.adapter_names()
         gone = [name for name, _ in entry.request.adapters if name not in known]
         if gone:
-            notify(f"{', '.join(gone)} is not there any more: choose another adapter")
+            notify(f"no longer available: {', '.join(gone)}; choose another adapter")
         values = values_of(entry.request, entry.base)
         return [values.get(name, gr.skip()) for name in NAMES]
 

@@ -40,7 +40,7 @@ class SetModels:
                 names, value=names[0] if names else None, label="Captioning model", elem_id="captioner"
             )
             self.prefix = gr.Textbox(
-                label="Text before each caption",
+                label="Prefix for new captions",
                 placeholder="a photo of sks dog",
                 max_length=200,
                 elem_id="caption-prefix",
@@ -57,8 +57,8 @@ class SetModels:
             self.saliency = gr.Dropdown(
                 names,
                 value=names[0] if names else None,
-                label="Model for masks",
-                info="Finds what stands out; used with Masked loss in Train. Look at each mask.",
+                label="Mask model",
+                info="Finds what stands out; used with Masked loss in Train. Check every mask.",
                 elem_id="saliency",
             )
             self.threshold = gr.Slider(

@@ -92,7 +92,7 @@ def fact(label: str, name: str) -> gr.Textbox:
 
 
 def as_fast_as(run: str) -> str:
-    return f", as fast as {run}, and the previews"
+    return f" at the speed of {run}, plus the sample images"
 
 
 def is_remote(config: TrainConfig) -> bool:

@@ -16,14 +16,14 @@ WHAT = (("A subject: one person, animal or thing", "subject"), ("A style: the lo
 THIS = "this"  # the card of this computer
 FOLLOWING = sorted(set().union(*(preset["options"] for preset in PRESETS.values())))  # from the answers
 OWN_IMAGES = (
-    "**The demo model cannot learn photos.** It generates emoji of 64 x 64 pixels, to try the page without a "
-    "download. For your own images, choose a real base model, such as SDXL 1.0."
+    "**The demo model cannot learn photos.** It generates emoji of 64 x 64 pixels and is for trying the page "
+    "without a download. For your own images, choose a real base model, such as SDXL 1.0."
 )
 NO_GPU = (
-    "**This computer has no GPU.** SDXL trains on a CPU, at some minutes a step: "
+    "**This computer has no GPU.** On a CPU, SDXL takes minutes per step: "
     "use the equivalent command on a computer with a GPU."
 )
-SMALL_GPU = "**The GPU of this computer may be too small.** Compare the memory below with what it has free."
+SMALL_GPU = "**The GPU of this computer may be too small.** Compare its free memory with the estimate below."
 
 
 class Answers(NamedTuple):
@@ -38,11 +38,11 @@ def build_questions(fields: dict, workspace: Workspace) -> tuple[gr.Radio, gr.Dr
     """The fields of the questions: those of options are added to {name: component}, the others returned."""
     with gr.Row(elem_id="questions", equal_height=True):
         with gr.Column(min_width=260, elem_classes="question"):
-            title("1. What do you train?")
+            title("1. What are you training?")
             what = gr.Radio(
                 list(WHAT),
                 value="subject",
-                label="What do you train?",
+                label="What are you training?",
                 show_label=False,
                 container=False,
                 elem_id="what",

@@ -137,14 +137,14 @@ def test_the_history_survives_a_reload_and_gives_its_settings_back(tab, filled):
     again = generate(tab)
     known = {0: 0, 1: 1, 2: 2, 4: 4, 7: 7, 11: 11, 12: 12}  # the fields that determine the image
     assert [again[n] for n in known] == [sent[n] for n in known]
-    tab.page.click("#favourite")
-    until(lambda: tab.page.locator("#favourite").inner_text() == "Remove from favourites", "it is one")
-    tab.page.locator("#favourites-only input").check()
+    tab.page.click("#favorite")
+    until(lambda: tab.page.locator("#favorite").inner_text() == "Remove from favorites", "it is one")
+    tab.page.locator("#favorites-only input").check()
     tab.wait("history-images", "★ seed 41 · robot-1 0.6")
     assert tab.page.locator("#history-images .thumbnail-item").count() == 1
     tab.page.on("dialog", lambda dialog: dialog.accept())
     tab.page.click("#delete-image")
-    tab.wait("history-count", "No favourites yet.")
+    tab.wait("history-count", "No favorites yet.")
 
 
 def test_a_downloaded_image_holds_its_settings(tab):

@@ -66,7 +66,7 @@ def fill_form(tab: Tab) -> None:
     tab.fill("find-option", "guidance")
     tab.fill("option-guidance_scale", "minus one")
     tab.wait("option-guidance_scale", "must be a number")
-    assert tab.value("problem") == "Preview guidance scale"
+    assert tab.value("problem") == "Sample image guidance scale"
     tab.page.click("#check")
     tab.wait("option-guidance_scale", "must be a number")
     tab.fill("option-guidance_scale", 2)

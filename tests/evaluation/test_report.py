@@ -161,5 +161,5 @@ def test_an_interval_is_drawn_around_its_mean_and_one_value_has_none():
     assert first["low"] == first["mean"] == first["high"] == 94
     assert 6 == second["low"] < second["mean"] < second["high"] < 94
     (plot,) = interval_plots([many | dict(against="a", mean=0.0, low=-0.1)], {"X": "x"}, signed=True)
-    assert (plot["title"], plot["rows"][0]["name"]) == ("drift, less a", "b")
+    assert (plot["title"], plot["rows"][0]["name"]) == ("drift: difference from a", "b")
     assert plot["zero"] == plot["rows"][0]["mean"]

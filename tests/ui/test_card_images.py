@@ -75,12 +75,12 @@ def test_the_preview_has_the_crops_of_training(tmp_path, by_aspect, center):
 def test_the_preview_dims_what_is_cut_away(tmp_path):
     Image.new("RGB", (320, 160), "white").save(tmp_path / "a.png")
     crops = crop_preview.crops_in_training(tmp_path / "a.png", 64, False, True)
-    assert crops.text == "64 x 64, 50% cut away"
+    assert crops.text == "64 x 64, 50 % cut away"
     pixels = np.asarray(crop_preview.preview(tmp_path / "a.png", crops))
     assert pixels[80, 160].tolist() == [255, 255, 255]
     assert pixels[80, 10].max() < 100
     small = crop_preview.crops_in_training(tmp_path / "a.png", 512, False, True)
-    assert small.text == "512 x 512, 50% cut away, enlarged 3.2 times: too small"
+    assert small.text == "512 x 512, 50 % cut away, enlarged 3.2 times: too small"
 
 
 @pytest.mark.parametrize("value", [None, "", "x", -1, 63, 8193, "1e9", 2**70, float("nan"), [64]])

@@ -48,12 +48,14 @@ def test_the_best_of_each_score_is_marked_and_never_the_base():
         entry("two at 1", 0.9, 0.8, 1, "diversity", against=("y",)),
         entry("one at 1", 0.9, 0.8, 1, "prompt"),
         entry("two at 1", 0.9, 0.8, 1, "prompt"),
+        entry("one at 1", 0.3, 0.2, 0.4, "prompt", "embedded", against=("x",)),
+        entry("two at 1", 0.7, 0.6, 0.8, "prompt", "embedded", against=("y",)),  # no score of these images
     ]
     rows = table(entries, {"one at 0"})
     assert all(len(row) == len(HEAD) for row in rows)
     marks = [row[-1] for row in rows]
     # the copy score is better where it is lower; alone, and of equals, none is the best
-    assert marks == ["", "", BEST, BEST_BUT, "", BEST_BUT, "", "", "", ""]
+    assert marks == ["", "", BEST, BEST_BUT, "", BEST_BUT, "", "", "", "", "", BEST]
 
 
 @pytest.fixture
@@ -89,14 +91,15 @@ def test_votes_count_for_the_image_that_was_chosen_over_a_restart(workspace, cel
         assert "one" not in f"{left.name}{right.name}"
         seen.append(comparison.current.seed)
         choice = "left" if color_of(left) == "red" else "right"
-        comparison = blind.vote(workspace, number, choice)
-        assert blind.vote(workspace, number, "tie") == comparison  # a second click
+        shown = comparison.current.id
+        comparison = blind.vote(workspace, shown, choice)
+        assert blind.vote(workspace, shown, "tie") == comparison  # a second click
     assert sorted(seen) == [0, 1, 2]
     assert comparison.ended
     low, _ = rate_interval(3, 3)
     text = blind.result_text(blind.load(workspace))
     assert text.startswith(
-        f"one at 1 was chosen over two at 1 in 3 of 3 votes: 100%, 95 % interval {low:.0%}"
+        f"one at 1 was chosen over two at 1 in 3 of 3 votes: 100 %, 95 % interval {100 * low:.0f} to"
     )
     assert "not clearly preferred: the interval includes 50 %" in text
 
@@ -113,10 +116,10 @@ def test_sides_and_order_are_random(workspace, cells):
 @pytest.mark.parametrize(
     ("votes", "words"),
     [
-        ("L" * 10 + "R", "A was chosen over B in 10 of 11 votes: 91%, 95 % interval 59% to 100%"),
+        ("L" * 10 + "R", "A was chosen over B in 10 of 11 votes: 91 %, 95 % interval 59 to 100 %"),
         ("L" * 10 + "R", "clearly preferred."),
-        ("RRL", "B was chosen over A in 2 of 3 votes: 67%"),
-        ("LRT", "Equal: A and B have 1 vote each (50%, 95 % interval 1% to 99%). 1 tie not counted."),
+        ("RRL", "B was chosen over A in 2 of 3 votes: 67 %"),
+        ("LRT", "Equal: A and B have 1 vote each (50 %, 95 % interval 1 to 99 %). 1 tie not counted."),
         ("TT", "No preference between A and B: 2 ties."),
     ],
 )
@@ -139,17 +142,18 @@ def test_what_a_browser_sends_for_a_blind_comparison_is_checked(workspace, cells
     for action in (lambda: blind.vote(workspace, 0, "left"), lambda: blind.end(workspace)):
         with pytest.raises(ConfigError, match="there is no blind comparison"):
             action()
-    blind.start(workspace, cells, "one at 1", "two at 1")
+    older = blind.start(workspace, cells, "one at 1", "two at 1").current.id
+    shown = blind.start(workspace, cells, "one at 1", "two at 1").current.id
     with pytest.raises(ConfigError, match="vote at least once"):
         blind.end(workspace)
     for vote in ("LEFT", None, 1, ["left"]):
         with pytest.raises(ConfigError, match="the vote is"):
-            blind.vote(workspace, 0, vote)
-    for number in (None, -1, 1, 99, "0", 0.5, [0]):
-        assert blind.vote(workspace, number, "left").votes == 0
-    blind.vote(workspace, 0, "tie")
+            blind.vote(workspace, shown, vote)
+    for other in (None, -1, 0, "0", [0], older):
+        assert blind.vote(workspace, other, "left").votes == 0
+    blind.vote(workspace, shown, "tie")
     assert blind.end(workspace).ended
-    assert blind.vote(workspace, 1, "left").votes == 1
+    assert blind.vote(workspace, shown, "left").votes == 1
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,14 @@ def test_previews_are_about_six_times_a_run_unless_asked_for(values, every, work
     assert config_form.to_config(config_form.from_config(config, workspace), workspace) == config
 
 
+@pytest.mark.parametrize("values", [{}, dict(max_train_steps="600"), dict(num_train_epochs="12")])
+def test_a_duplicated_form_leaves_the_interval_of_previews_to_the_steps(values, workspace):
+    config = config_form.to_config(form_values(**values), workspace)
+    again = config_form.from_config(config, workspace)
+    assert (again["validation_steps"], again["validation_epochs"]) == ("", "")
+    assert config_form.from_config(TrainConfig(validation_steps=7), workspace)["validation_steps"] == "7"
+
+
 @pytest.mark.parametrize("preset", [None, *PRESETS])
 def test_form_command_and_config_agree(preset, workspace):
     base = "some/sdxl" if preset else EMBEDDED

@@ -139,7 +139,7 @@ def test_what_a_browser_sends_for_a_series_is_checked(workspace, changes, words)
 
 @pytest.mark.parametrize("every", [-1, 21])
 def test_previews_are_bounded(sampler, every):
-    with pytest.raises(ConfigError, match="previews are after"):
+    with pytest.raises(ConfigError, match="the steps between previews are"):
         next(series(sampler, [PLAIN], None, False, every))
 
 

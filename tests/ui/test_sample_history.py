@@ -26,7 +26,7 @@ def test_an_image_is_kept_with_its_texts_and_request(workspace):
     again = Workspace(workspace.root)
     again.delete_served()  # as at a start of the page
     (entry,) = sample_history.entries(again)
-    assert (entry.id, entry.request, entry.base, entry.favourite) == (name, REQUEST, "embedded", False)
+    assert (entry.id, entry.request, entry.base, entry.favorite) == (name, REQUEST, "embedded", False)
     with Image.open(sample_history.served_image(again, entry)) as served:
         assert served.text[PARAMETERS] == "a robot\nSteps: 4"
         assert served.text[OWN] == '{"seed": 3}'
@@ -35,16 +35,16 @@ def test_an_image_is_kept_with_its_texts_and_request(workspace):
     assert str(again.served) in sample_history.thumbnail(again, entry)
 
 
-def test_favourites_are_kept_when_the_history_is_full(workspace, monkeypatch):
+def test_favorites_are_kept_when_the_history_is_full(workspace, monkeypatch):
     monkeypatch.setattr(sample_history, "MOST", 2)
     first = sample_history.keep(workspace, image(), REQUEST, "")
-    assert sample_history.toggle_favourite(workspace, first).favourite
+    assert sample_history.toggle_favorite(workspace, first).favorite
     others = [
         sample_history.keep(workspace, image(), dataclasses.replace(REQUEST, seed=n), "") for n in (4, 5, 6)
     ]
     assert [entry.id for entry in sample_history.entries(workspace)] == [others[2], others[1], first]
-    assert [entry.id for entry in sample_history.entries(workspace, favourites=True)] == [first]
-    assert not sample_history.toggle_favourite(workspace, first).favourite
+    assert [entry.id for entry in sample_history.entries(workspace, favorites=True)] == [first]
+    assert not sample_history.toggle_favorite(workspace, first).favorite
     sample_history.delete(workspace, first)
     assert len(list(sample_history.folder_of(workspace).iterdir())) == 4  # two images with their requests
 
@@ -52,7 +52,7 @@ def test_favourites_are_kept_when_the_history_is_full(workspace, monkeypatch):
 @pytest.mark.parametrize("name", [None, 7, "", "..", "../../runs/x", "/etc/passwd", "0" * 20 + "-" + "0" * 8])
 def test_only_images_of_the_history_can_be_named(workspace, name):
     sample_history.keep(workspace, image(), REQUEST, "")
-    for change in (sample_history.entry_of, sample_history.toggle_favourite, sample_history.delete):
+    for change in (sample_history.entry_of, sample_history.toggle_favorite, sample_history.delete):
         with pytest.raises(ConfigError, match="the history has no image"):
             change(workspace, name)
     assert len(sample_history.entries(workspace)) == 1

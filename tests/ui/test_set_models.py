@@ -133,7 +133,7 @@ def test_an_unusable_model_is_one_sentence_without_a_path(workspace, images):
 def test_a_model_is_named_from_the_list(workspace, tagger, images, model):
     with pytest.raises(ConfigError, match="no captioning model named"):
         next(set_models.caption_set(workspace, "mine", model, "", overwrite=False))
-    with pytest.raises(ConfigError, match="no model for masks named"):
+    with pytest.raises(ConfigError, match="no mask model named"):
         next(set_models.mask_set(workspace, "mine", model, 0.5, overwrite=False))
 
 
