@@ -71,10 +71,7 @@ def write_captions(jobs: Iterable[Job], captioner: Captioner, prefix: str, overw
             written.kept.append(job.name)
             continue
         try:
-            caption = one_line(captioner.of(open_image(job.image)))
-            if not caption:
-                raise ValueError("the model gives an empty caption")
-            text = shortened(f"{prefix}, {caption}" if prefix else caption)
+            text = caption_by(captioner, job.image, prefix)
             write_text(job.caption, f"{text}\n")
             written.captions[job.name] = text
         except ConfigError:
@@ -82,6 +79,14 @@ def write_captions(jobs: Iterable[Job], captioner: Captioner, prefix: str, overw
         except Exception as error:  # a decoder may raise anything at all on a damaged file
             written.bad[job.name] = reason_of(error)
     return written
+
+
+def caption_by(captioner: Captioner, image: Path, prefix: str) -> str:
+    """The caption of an image; raises any error for a damaged one, ValueError for an empty caption."""
+    caption = one_line(captioner.of(open_image(image)))
+    if not caption:
+        raise ValueError("the model gives an empty caption")
+    return shortened(f"{prefix}, {caption}" if prefix else caption)
 
 
 def one_line(text: str) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 import gradio as gr
 
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui import image_sets, removed_images
+from gralora_diffusion.ui import caption_files, image_sets, removed_images
 from gralora_diffusion.ui.card_images import card_image
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace
@@ -38,12 +38,13 @@ document.addEventListener('input', event => {  // Gradio's input event follows k
 class CaptionCards:
     """The components of the cards; `outputs` are those that view() updates.
 
+    displayed: the name of the set that the cards show, which is the chosen one when no switch is under way. A
+    field, not a gr.State: the browser sends it with the cards, so an event that waits keeps its set.
     chosen_files: components whose values selected() turns into the names of the images that are selected.
     """
 
-    def __init__(self, workspace: Workspace, chosen: gr.Dropdown):
+    def __init__(self, workspace: Workspace):
         self.workspace = workspace
-        self.chosen = chosen
         self.cards, self.images, self.names, self.captions = [], [], [], []
         self.checks, self.buttons, self.actions = [], [], []
         self.build_bar()
@@ -55,8 +56,10 @@ class CaptionCards:
             self.range = gr.Markdown("", elem_id="cards-range")
             self.forward = gr.Button("Next", size="sm", elem_id="cards-next", min_width=80)
             self.undo = gr.Button("Undo delete", size="sm", elem_id="undo-delete", min_width=80)
+            with gr.Column(elem_classes="never"):
+                self.displayed = gr.Textbox(BUNDLED, label="Dataset shown", elem_id="displayed")
         self.first = gr.State(0)  # the number of the first card's image
-        pager = [self.back, self.range, self.forward, self.undo, self.first]
+        pager = [self.back, self.range, self.forward, self.undo, self.first, self.displayed]
         cards = [*self.cards, *self.images, *self.names, *self.captions, *self.checks, *self.actions]
         self.outputs = [*cards, *pager, self.bar, self.masks]
         self.chosen_files = [*self.names, *self.checks]
@@ -83,7 +86,7 @@ class CaptionCards:
             caption = gr.Textbox(
                 lines=2,
                 max_lines=4,
-                max_length=image_sets.MAX_CAPTION,
+                max_length=caption_files.MAX_CAPTION,
                 placeholder="Caption for this image",
                 elem_id=f"caption-{number}",
                 elem_classes="card-caption",
@@ -104,16 +107,16 @@ class CaptionCards:
 
     def connect(self) -> None:
         for name, caption, button in zip(self.names, self.captions, self.buttons, strict=True):
-            fields = [self.chosen, name, caption]
+            fields = [self.displayed, name, caption]
             caption.input(guarded(self.save), fields, None, trigger_mode="always_last", **SAVING)
             caption.blur(guarded(self.save), fields, None, trigger_mode="multiple", **SAVING)
-            shown = [self.chosen, self.first, name]
+            shown = [self.displayed, self.first, name]
             button.click(guarded(self.delete), shown, self.outputs, **PRIVATE)
         for button, step in ((self.back, -CARDS), (self.forward, CARDS)):
             turn = guarded(partial(self.turn, step))
-            button.click(turn, [self.chosen, self.first], self.outputs, show_progress="hidden", **PRIVATE)
-        self.undo.click(guarded(self.undo_delete), [self.chosen, self.first], self.outputs, **PRIVATE)
-        selection = [self.chosen, self.first, *self.chosen_files]
+            button.click(turn, [self.displayed, self.first], self.outputs, show_progress="hidden", **PRIVATE)
+        self.undo.click(guarded(self.undo_delete), [self.displayed, self.first], self.outputs, **PRIVATE)
+        selection = [self.displayed, self.first, *self.chosen_files]
         self.delete_selected.click(guarded(self.delete_chosen), selection, self.outputs, **PRIVATE)
         self.delete_masks.click(guarded(self.delete_their_masks), selection, self.outputs, **PRIVATE)
         self.select_all.click(guarded(self.all_or_none), self.checks, self.checks, **QUIET)
@@ -136,7 +139,7 @@ class CaptionCards:
         editable = name != BUNDLED
         captions = []
         for path in shown:
-            text = image_sets.caption_of(path)
+            text = caption_files.caption_of(path)
             captions.append(gr.update(value=text, label=path.name, interactive=editable))
         captions += [gr.update(value="")] * len(hidden)
         checks = [False] * CARDS  # not in an update with visible=, which Gradio's checkbox leaves as it was
@@ -149,33 +152,34 @@ class CaptionCards:
             gr.update(visible=len(files) > CARDS, interactive=last < len(files)),
             gr.update(visible=bool(removed_images.removals(self.workspace, name))),
             first,
+            name,
         ]
         bar = [gr.update(visible=editable and bool(shown)), gr.update(visible=bool(masks))]
         return [*cards, *images, *names, *captions, *checks, *actions, *pager, *bar]
 
-    def save(self, chosen: str, name: str, caption: str) -> None:
-        if name and chosen != BUNDLED:
-            image_sets.save_captions(self.workspace, chosen, {name: caption or ""})
+    def save(self, displayed: str, name: str, caption: str) -> None:
+        if name and displayed != BUNDLED:
+            image_sets.save_captions(self.workspace, displayed, {name: caption or ""})
 
-    def delete(self, chosen: str, first: int, *files: str) -> list:
-        what = removed_images.remove(self.workspace, chosen, list(files))
+    def delete(self, displayed: str, first: int, *files: str) -> list:
+        what = removed_images.remove(self.workspace, displayed, list(files))
         notify(f"{what} deleted; Undo delete restores images, captions and masks")
-        return self.view(chosen, first)
+        return self.view(displayed, first)
 
-    def delete_chosen(self, chosen: str, first: int, *names_and_checks) -> list:
-        return self.delete(chosen, first, *selected(names_and_checks))
+    def delete_chosen(self, displayed: str, first: int, *names_and_checks) -> list:
+        return self.delete(displayed, first, *selected(names_and_checks))
 
-    def delete_their_masks(self, chosen: str, first: int, *names_and_checks) -> list:
-        what = removed_images.remove_masks(self.workspace, chosen, selected(names_and_checks))
+    def delete_their_masks(self, displayed: str, first: int, *names_and_checks) -> list:
+        what = removed_images.remove_masks(self.workspace, displayed, selected(names_and_checks))
         notify(f"{what} deleted; Undo delete restores what was deleted")
-        return self.view(chosen, first)
+        return self.view(displayed, first)
 
-    def undo_delete(self, chosen: str, first: int) -> list:
-        notify(f"{removed_images.undo_remove(self.workspace, chosen)} restored")
-        return self.view(chosen, first)
+    def undo_delete(self, displayed: str, first: int) -> list:
+        notify(f"{removed_images.undo_remove(self.workspace, displayed)} restored")
+        return self.view(displayed, first)
 
-    def turn(self, step: int, chosen: str, first: int) -> list:
-        return self.view(chosen, int(first) + step)
+    def turn(self, step: int, displayed: str, first: int) -> list:
+        return self.view(displayed, int(first) + step)
 
     def all_or_none(self, *checks: bool) -> list[bool]:
         """All cards are selected, or where they are already none."""

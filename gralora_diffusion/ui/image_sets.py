@@ -5,16 +5,14 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from gralora_diffusion.data.captions import from_text
 from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.masks import masks_of, without_masks
-from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui.caption_files import caption_of, captions_beside, edit, one_line, write_edit
 from gralora_diffusion.ui.needed import check_unneeded
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name, quoted, real_file
 
 MAX_FILES = 500  # of a set
-MAX_CAPTION = 2000  # characters
 FEW = 3  # images; a set with fewer gets a warning
 Finding = tuple[str, str, str]  # (file, what is wrong, what to do)
 
@@ -59,55 +57,28 @@ def copy(workspace: Workspace, name: str, new: str) -> str:
     source = workspace.image_set(name)
     new = create(workspace, new)
     for path in image_files(source):
-        target = workspace.images / new / path.name
-        shutil.copyfile(path, target)
-        if caption := caption_of(path):
-            write_caption(target, caption)
+        for file in (path, *captions_beside(path).values()):
+            shutil.copyfile(file, workspace.images / new / file.name)
     return new
 
 
-def caption_of(image: Path) -> str:
-    """An image's caption, of several lines the first, as in training; "" where it has none."""
-    text = image.with_suffix(".txt")
-    if not real_file(text):
-        return ""
-    try:
-        return from_text(text, "first").text
-    except (OSError, ValueError):
-        return ""
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def write_caption(image: Path, caption: str) -> None:
-    """An empty caption deletes the file; the trigger prompt is used then."""
-    caption = one_line(caption)
-    text = image.with_suffix(".txt")
-    if len(caption) > MAX_CAPTION:
-        raise ConfigError(
-            f"the caption of {image.name} has {len(caption)} characters; the limit is {MAX_CAPTION}"
-        )
-    if caption:
-        write_text(text, caption + "\n")
-    else:
-        text.unlink(missing_ok=True)
-
-
 def save_captions(workspace: Workspace, name: str, captions: dict[str, str]) -> list[str]:
-    """Write the captions that changed, {file: caption}; returns those files.  Files of no set are refused."""
+    """Write the captions that changed, {file: caption}; returns those files.
+
+    Raises ConfigError, and writes none, for a file of no set and a caption that cannot be written.
+    """
     images = {path.name: path for path in images_of(editable(workspace, name))}
-    saved = []
+    edits = {}
     for file, caption in captions.items():
         if file not in images:
             raise ConfigError(f"the dataset {name} has no image named {quoted(file)}: reload the page")
         if not isinstance(caption, str):
             raise ConfigError(f"the caption of {file} is not text")
         if one_line(caption) != caption_of(images[file]):
-            write_caption(images[file], caption)
-            saved.append(file)
-    return saved
+            edits[file] = edit(images[file], caption)
+    for path, content in edits.values():
+        write_edit(path, content)
+    return list(edits)
 
 
 def add_prefix(workspace: Workspace, name: str, prefix: str, files: list[str] | None = None) -> None:

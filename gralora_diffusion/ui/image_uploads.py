@@ -13,7 +13,8 @@ from gralora_diffusion.data.captions import from_json, from_text
 from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.listing import reason_of
 from gralora_diffusion.data.masks import ENDINGS
-from gralora_diffusion.ui.image_sets import MAX_FILES, editable, images_of, write_caption
+from gralora_diffusion.ui.caption_files import write_caption
+from gralora_diffusion.ui.image_sets import MAX_FILES, editable, images_of
 from gralora_diffusion.ui.workspace import RESERVED, Workspace
 
 MAX_BYTES = 50_000_000  # of an image

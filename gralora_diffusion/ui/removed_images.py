@@ -1,15 +1,18 @@
 """Images and masks that were removed from a set; they can be put back until the page is restarted."""
 
 import os
+import threading
 from pathlib import Path
 
 from gralora_diffusion.console import counted
 from gralora_diffusion.data.images import EXTENSIONS
-from gralora_diffusion.data.listing import CAPTIONS
 from gralora_diffusion.data.masks import ENDINGS, LABELS, stem_of, without_masks
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui.caption_files import captions_beside
 from gralora_diffusion.ui.image_sets import editable, images_of
 from gralora_diffusion.ui.workspace import Workspace, folders, quoted, real_file
+
+ONE_AT_A_TIME = threading.Lock()  # two at once would take the same number for what they remove
 
 
 def remove(workspace: Workspace, name: str, files: list[str]) -> str:
@@ -17,25 +20,27 @@ def remove(workspace: Workspace, name: str, files: list[str]) -> str:
 
     Returns what was moved, in words.
     """
-    images = named(workspace, name, files)
-    folder = editable(workspace, name)
-    stays = {stem_of(path) for path in images_of(folder) if path not in images}
-    moved = []
-    for image in images:
-        if stem_of(image) not in stays:  # else its caption and mask belong to another image too
-            moved += [*captions_beside(image), *masks_beside(image)]
-        moved.append(image)
-    return move_away(workspace, name, moved)
+    with ONE_AT_A_TIME:
+        images = named(workspace, name, files)
+        folder = editable(workspace, name)
+        stays = {stem_of(path) for path in images_of(folder) if path not in images}
+        moved = []
+        for image in images:
+            if stem_of(image) not in stays:  # else its caption and mask belong to another image too
+                moved += [*captions_beside(image).values(), *masks_beside(image)]
+            moved.append(image)
+        return move_away(workspace, name, list(dict.fromkeys(moved)))
 
 
 def remove_masks(workspace: Workspace, name: str, files: list[str]) -> str:
     """The same for the masks of images alone."""
-    moved = []
-    for image in named(workspace, name, files):
-        moved += masks_beside(image)
-    if not moved:
-        raise ConfigError("none of the selected images has a mask")
-    return move_away(workspace, name, moved)
+    with ONE_AT_A_TIME:
+        moved = []
+        for image in named(workspace, name, files):
+            moved += masks_beside(image)
+        if not moved:
+            raise ConfigError("none of the selected images has a mask")
+        return move_away(workspace, name, list(dict.fromkeys(moved)))
 
 
 def named(workspace: Workspace, name: str, files: list[str]) -> list[Path]:
@@ -47,11 +52,6 @@ def named(workspace: Workspace, name: str, files: list[str]) -> list[Path]:
         if file not in images:
             raise ConfigError(f"the dataset {name} has no image named {quoted(file)}")
     return [images[file] for file in dict.fromkeys(files)]
-
-
-def captions_beside(image: Path) -> list[Path]:
-    found = [image.with_suffix(suffix) for suffix in CAPTIONS]
-    return [path for path in found if real_file(path)]
 
 
 def masks_beside(image: Path) -> list[Path]:
@@ -75,19 +75,48 @@ def removals(workspace: Workspace, name: str) -> list[Path]:
 
 
 def undo_remove(workspace: Workspace, name: str) -> str:
-    """Put back what was removed from a set last; returns what it was."""
-    folder = editable(workspace, name)
-    found = removals(workspace, name)
-    if not found:
-        raise ConfigError(f"nothing was deleted from {name} since the page was started")
-    files = sorted(found[-1].iterdir())
-    for path in files:
-        if (folder / path.name).exists():
-            raise ConfigError(f"the dataset {name} has another {path.name} now: delete that one first")
-    for path in files:
-        os.replace(path, folder / path.name)
-    found[-1].rmdir()
-    return described(files)
+    """Put back what was removed from a set last; returns what it was.
+
+    An image whose name is taken by now gets a free one, with its captions and masks.
+    """
+    with ONE_AT_A_TIME:
+        folder = editable(workspace, name)
+        found = removals(workspace, name)
+        if not found:
+            raise ConfigError(f"nothing was deleted from {name} since the page was started")
+        targets = places(sorted(found[-1].iterdir()), folder)
+        for target in targets.values():
+            if target.exists():  # a mask, whose image has another by now
+                raise ConfigError(f"the dataset {name} has another {target.name} now: delete that one first")
+        for path, target in targets.items():
+            os.replace(path, target)
+        found[-1].rmdir()
+        return described(list(targets.values()))
+
+
+def places(files: list[Path], folder: Path) -> dict[Path, Path]:
+    """{file of a removal: where it goes in the folder of the set}."""
+    targets = {path: folder / path.name for path in files}
+    images = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    taken = {path.stem.lower() for path in (*folder.iterdir(), *files)}
+    for stem in sorted({path.stem for path in images if not is_mask_of(path, images)}):
+        stems = {stem.lower() + ending for ending in ("", *ENDINGS)}
+        own = [path for path in files if path.stem.lower() in stems]
+        if not any(targets[path].exists() for path in own):
+            continue
+        free = free_stem(stem, taken)
+        for path in own:
+            targets[path] = folder / f"{free}{path.stem[len(stem) :]}{path.suffix}"
+            taken.add(targets[path].stem.lower())
+    return targets
+
+
+def free_stem(stem: str, taken: set[str]) -> str:
+    """STEM-2, STEM-3, ...: the first that neither an image nor its mask has."""
+    number = 2
+    while any(f"{stem}-{number}{ending}".lower() in taken for ending in ("", *ENDINGS)):
+        number += 1
+    return f"{stem}-{number}"
 
 
 def described(paths: list[Path]) -> str:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from gralora_diffusion.data import make_masks, write_captions
 from gralora_diffusion.data.captioner import KINDS, Captioner, load_captioner
+from gralora_diffusion.data.listing import reason_of
 from gralora_diffusion.data.saliency import load_saliency
 from gralora_diffusion.data.tagger import is_tagger, load_tagger
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui.image_sets import MAX_CAPTION, caption_of, editable, images_of, masks_in
+from gralora_diffusion.ui.caption_files import MAX_CAPTION, caption_of, write_caption
+from gralora_diffusion.ui.image_sets import editable, images_of, masks_in
 from gralora_diffusion.ui.sampler import ONE_AT_A_TIME
 from gralora_diffusion.ui.workspace import Workspace, quoted
 
@@ -22,6 +24,7 @@ NO_CAPTIONER = (
 NO_SALIENCY = (
     "**Masks by a model need a package:** `pip install 'gralora-diffusion[masks]'`, then restart the page."
 )
+KEPT = "kept its caption"
 Progress = tuple[int, int, str]  # (images done, of how many, what happened to the last one)
 
 
@@ -64,16 +67,30 @@ def caption_set(
     prefix = write_captions.one_line(prefix)
     if len(prefix) > MAX_CAPTION:
         raise ConfigError(f"the prefix has {len(prefix)} characters; the limit is {MAX_CAPTION}")
-    jobs = []
-    for path in images_of(folder):
-        caption = path.with_suffix(".txt")
-        jobs.append(write_captions.Job(path.name, path, caption, bool(caption_of(path))))
-    yield 0, checked_count(jobs, name), f"Loading {model}"
+    images = images_of(folder)
+    yield 0, checked_count(images, name), f"Loading {model}"
     captioner = loaded_captioner(workspace, model)
-    for number, job in enumerate(jobs, 1):
-        written = write_captions.write_captions([job], captioner, prefix, overwrite)
-        text = written.captions.get(job.name) or written.bad.get(job.name) or "kept its caption"
-        yield number, len(jobs), f"{job.name}: {text}"
+    for number, path in enumerate(images, 1):
+        yield number, len(images), f"{path.name}: {caption_image(path, captioner, prefix, overwrite)}"
+
+
+def caption_image(path: Path, captioner: Captioner, prefix: str, overwrite: bool) -> str:
+    """What happened, in words. A caption that is typed while the model works is kept without `overwrite`."""
+    if caption_of(path) and not overwrite:
+        return KEPT
+    try:
+        text = write_captions.caption_by(captioner, path, prefix)
+    except ConfigError:  # the model itself cannot be used
+        raise
+    except Exception as error:  # a decoder may raise any error on a damaged file
+        return reason_of(error)
+    if caption_of(path) and not overwrite:
+        return KEPT
+    try:
+        write_caption(path, text)
+    except ConfigError as error:
+        return str(error)
+    return text
 
 
 def loaded_captioner(workspace: Workspace, model: str) -> Captioner:

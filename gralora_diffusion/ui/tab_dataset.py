@@ -1,6 +1,6 @@
 """Dataset: images and captions in, a card for each image, checks with what to do."""
 
-import html
+import re
 
 import gradio as gr
 
@@ -86,7 +86,7 @@ class DatasetTab:
             "subject with a rare word: *a photo of sks dog*.",
             elem_id="captions-help",
         )
-        self.cards = CaptionCards(self.workspace, self.chosen)
+        self.cards = CaptionCards(self.workspace)
         with gr.Accordion("Edit all captions", open=False, elem_id="all-captions"):
             with gr.Row(elem_classes="tight"):
                 self.prefix = gr.Textbox(
@@ -108,11 +108,13 @@ class DatasetTab:
                 self.replace = gr.Button("Replace all", elem_id="replace-all", scale=1, min_width=80)
             self.tags = gr.Markdown("", elem_id="tags")
         self.set_view = [*self.cards.outputs, self.tags]
-        refresh = dict(fn=guarded(self.view), inputs=self.chosen, outputs=self.set_view, **PRIVATE)
+        page = [self.chosen, self.cards.first]
+        refresh = dict(fn=guarded(self.view), inputs=page, outputs=self.set_view, **PRIVATE)
         SetModels(self.workspace, self.chosen, refresh)
         self.crops.build_gallery()
 
     def connect(self) -> None:
+        displayed = self.cards.displayed  # what changes captions is for the cards that are seen
         whole = [self.chosen, *self.set_view]
         shown = [self.findings, self.crops.gallery]
         made = [*whole, self.new_name, *shown]
@@ -121,10 +123,10 @@ class DatasetTab:
         self.drop.upload(
             guarded(self.add), uploads, [*whole, self.drop, self.notes, self.new_name], **PRIVATE
         )
-        self.apply.click(guarded(self.add_prefix), [self.chosen, self.prefix], self.set_view, **PRIVATE)
-        selection = [self.chosen, self.prefix, *self.cards.chosen_files]
+        self.apply.click(guarded(self.add_prefix), [displayed, self.prefix], self.set_view, **PRIVATE)
+        selection = [displayed, self.prefix, *self.cards.chosen_files]
         self.apply_selected.click(guarded(self.prefix_selected), selection, self.set_view, **PRIVATE)
-        texts = [self.chosen, self.find, self.replacement]
+        texts = [displayed, self.find, self.replacement]
         self.replace.click(guarded(self.replace_text), texts, self.set_view, **PRIVATE)
         self.create.click(guarded(self.create_set), self.new_name, made, **PRIVATE)
         self.copy.click(guarded(self.copy_set), [self.chosen, self.new_name], made, **PRIVATE)
@@ -133,11 +135,11 @@ class DatasetTab:
         self.check.click(guarded(self.check_set), [self.chosen, self.resolution], self.findings, **PRIVATE)
         self.crops.connect(self.chosen, self.resolution)
 
-    def view(self, name: str) -> list:
-        """Updates of `set_view` for a set."""
+    def view(self, name: str, first: int = 0) -> list:
+        """Updates of `set_view` for a set, from its image number `first`."""
         counts = image_sets.tag_counts(self.workspace, name)[:TAGS]
-        tags = " · ".join(f"{html.escape(tag)} {count}" for tag, count in counts)
-        return [*self.cards.view(name), f"**Tags:** {tags}" if tags else ""]
+        tags = " · ".join(f"{literal(tag)} {count}" for tag, count in counts)
+        return [*self.cards.view(name, first), f"**Tags:** {tags}" if tags else ""]
 
     def switch_set(self, name: str) -> tuple:
         return *self.view(name), gr.update(visible=False), gr.update(visible=False)
@@ -202,3 +204,8 @@ class DatasetTab:
     def check_set(self, name: str, resolution: str):
         findings = image_sets.check_set(self.workspace, name, int(resolution))
         return gr.update(value=findings or [["all", "No problems found", "Continue to Train"]], visible=True)
+
+
+def literal(text: str) -> str:
+    """The text for a gr.Markdown, which shows it as it is, without formatting, links or HTML."""
+    return re.sub(r"[^\w\s]|_", lambda found: f"&#{ord(found[0])};", text)

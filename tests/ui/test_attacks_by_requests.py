@@ -107,6 +107,7 @@ def test_a5_datasets_images_and_models_are_named_from_lists(page, name):
     cards = [*[name] * 12, *[True] * 12]
     asked = [
         (page.function_of("delete-0", "click"), [name, 0, name]),
+        (page.function_of("undo-delete", "click"), [name, 0]),
         (page.function_of("delete-selected", "click"), [name, 0, *cards]),
         (page.function_of("delete-masks", "click"), [name, 0, *cards]),
         (page.function_of("put-before-selected", "click"), [name, "x", *cards]),

@@ -7,7 +7,7 @@ from PIL import Image
 
 from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui import image_sets, image_uploads, removed_images
+from gralora_diffusion.ui import caption_files, image_sets, image_uploads, removed_images
 from gralora_diffusion.ui.workspace import BUNDLED
 
 
@@ -188,7 +188,7 @@ def test_masks_stay_beside_their_images(workspace, tmp_path):
     cut = "a" * 60
     wanted = ["dog-2-masklabel.png", "dog-2.png", "dog.png", f"{cut}.png", f"{cut}_mask.png"]
     assert {path.name for path in folder.iterdir()} == set(wanted)
-    image_sets.write_caption(folder / "dog.png", "a dog")
+    caption_files.write_caption(folder / "dog.png", "a dog")
     trained = [found.path.name for found in find_images(folder, "a dog")]
     assert trained == [f"{cut}.png", "dog-2.png", "dog.png"]
     (_, notes) = image_uploads.add(workspace, name, [tmp_path / "dog-masklabel.png"])

@@ -1,6 +1,8 @@
 """Images leave a set with their captions and masks, and come back with them."""
 
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
@@ -78,11 +80,60 @@ def test_links_beside_an_image_are_not_moved(workspace, folder, tmp_path):
     assert (tmp_path / "outside.txt").read_text() == "of somebody else"
 
 
-def test_an_undo_replaces_nothing(workspace, folder):
-    removed_images.remove(workspace, "mine", ["dog.png"])
-    Image.new("RGB", (64, 64), "blue").save(folder / "dog_mask.png")
+def test_an_image_whose_name_is_taken_comes_back_under_a_free_one(workspace, folder):
     before = files_of(folder)
-    with pytest.raises(ConfigError, match=r"another dog_mask\.png now"):
+    removed_images.remove(workspace, "mine", ["dog.png", "cat.png"])
+    Image.new("RGB", (64, 64), "blue").save(folder / "dog.png")
+    Image.new("RGB", (64, 64), "blue").save(folder / "dog-2-mask.png")
+    new = files_of(folder)
+    assert removed_images.undo_remove(workspace, "mine") == "2 images"
+    after = files_of(folder)
+    assert {name: after[name] for name in new} == new
+    for name in ("dog.png", "dog.txt", "dog.caption", "dog_mask.png", "dog-masklabel.png"):
+        assert after[name.replace("dog", "dog-3")] == before[name]
+    assert after["cat.png"] == before["cat.png"]
+    assert len(after) == len(before) + 2
+    assert removed_images.removals(workspace, "mine") == []
+    removed_images.remove(workspace, "mine", ["dog.png"])
+    removed_images.remove(workspace, "mine", ["dog-3.png"])
+    assert removed_images.undo_remove(workspace, "mine") == "dog-3.png"
+    assert removed_images.undo_remove(workspace, "mine") == "dog.png"
+    assert files_of(folder) == after
+
+
+def test_a_caption_of_another_image_is_not_replaced(workspace, folder):
+    removed_images.remove(workspace, "mine", ["dog.png"])
+    Image.new("RGB", (64, 64), "blue").save(folder / "dog.jpg")
+    (folder / "dog.txt").write_text("a blue dog\n")
+    assert removed_images.undo_remove(workspace, "mine") == "dog-2.png"
+    captions = {path.name: image_sets.caption_of(path) for path in image_sets.images_of(folder)}
+    assert captions == {"bird.png": "", "cat.png": "", "dog-2.png": "a dog", "dog.jpg": "a blue dog"}
+
+
+def test_an_undo_replaces_no_mask(workspace, folder):
+    removed_images.remove_masks(workspace, "mine", ["cat.png"])
+    Image.new("L", (64, 64), 128).save(folder / "cat-mask.png")
+    before = files_of(folder)
+    with pytest.raises(ConfigError, match=r"another cat-mask\.png now"):
+        removed_images.undo_remove(workspace, "mine")
+    assert files_of(folder) == before
+
+
+def test_deletes_at_once_take_numbers_of_their_own(workspace, folder):
+    names = [f"image-{number}.png" for number in range(40)]
+    for name in names:
+        Image.new("RGB", (64, 64)).save(folder / name)
+    before = files_of(folder)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            done = list(threads.map(lambda name: removed_images.remove(workspace, "mine", [name]), names))
+    finally:
+        sys.setswitchinterval(interval)
+    assert done == names
+    assert len(removed_images.removals(workspace, "mine")) == len(names)
+    for _ in names:
         removed_images.undo_remove(workspace, "mine")
     assert files_of(folder) == before
 
@@ -96,7 +147,7 @@ def test_masks_are_no_images_of_the_set_and_are_duplicated_with_it(workspace, fo
     }
     image_sets.copy(workspace, "mine", "copied")
     copied = set(files_of(workspace.images / "copied"))
-    assert copied == set(files_of(folder)) - {"dog.caption"}
+    assert copied == set(files_of(folder))
 
 
 def test_the_check_names_masks_without_an_image_and_two_of_one(workspace, folder):

@@ -49,6 +49,47 @@ def test_captions_stop_where_the_reader_stops(workspace, tagger, images):
     assert sorted(path.name for path in images.glob("*.txt")) == ["00.txt", "01.txt"]
 
 
+def test_a_caption_that_is_typed_meanwhile_is_kept(workspace, tagger, images, monkeypatch):
+    """Before the image's turn, and while the model works on it."""
+    for path in images.glob("*.txt"):
+        path.unlink()
+
+    class Typist:
+        """The tagger, and somebody who types a caption for 01.png while it works on that image."""
+
+        def __init__(self, captioner):
+            self.captioner = captioner
+            self.seen = 0
+
+        def of(self, image):
+            self.seen += 1
+            if self.seen == 2:
+                image_sets.save_captions(workspace, "mine", {"01.png": "typed at its turn"})
+            return self.captioner.of(image)
+
+    load = set_models.loaded_captioner
+    monkeypatch.setattr(set_models, "loaded_captioner", lambda *names: Typist(load(*names)))
+    progress = set_models.caption_set(workspace, "mine", "tagger", "", overwrite=False)
+    for done, _, text in progress:
+        if done == 1:
+            image_sets.save_captions(workspace, "mine", {"04.png": "typed before its turn"})
+        assert ("kept its caption" in text) == (done in (2, 5))
+    assert image_sets.caption_of(images / "01.png") == "typed at its turn"
+    assert image_sets.caption_of(images / "04.png") == "typed before its turn"
+    assert image_sets.caption_of(images / "05.png") == CAPTION
+
+
+@pytest.mark.parametrize("file", ["00.caption", "00.json"])
+def test_captions_by_a_model_go_where_training_reads_them(workspace, tagger, images, file):
+    (images / "00.txt").unlink(missing_ok=True)
+    (images / file).write_text('{"caption": "my own words"}' if file.endswith("json") else "my own words")
+    list(set_models.caption_set(workspace, "mine", "tagger", "", overwrite=False))
+    assert image_sets.caption_of(images / "00.png") == "my own words"
+    list(set_models.caption_set(workspace, "mine", "tagger", "", overwrite=True))
+    assert image_sets.caption_of(images / "00.png") == CAPTION
+    assert not (images / "00.txt").exists()
+
+
 def test_img_focus_makes_masks_and_keeps_those_that_are_there(workspace, images):
     Image.new("L", (64, 64), 255).save(images / "00_mask.png")
     before = (images / "00_mask.png").read_bytes()

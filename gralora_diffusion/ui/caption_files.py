@@ -1,0 +1,113 @@
+"""Captions beside images, NAME.txt, NAME.caption or NAME.json: the one that counts in training, and edits."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from gralora_diffusion.data import captions
+from gralora_diffusion.data.listing import CAPTIONS
+from gralora_diffusion.files import write_text
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui.workspace import real_file
+
+MAX_CAPTION = 2000  # characters
+ENDS_OF_LINES = re.compile(r"\r\n|\r|\n")
+
+
+def captions_beside(image: Path) -> dict[str, Path]:
+    """{file name with its ending in lower case: caption file} of an image; links are left out."""
+    names = sorted(name for name in os.listdir(image.parent) if name.startswith(f"{image.stem}."))
+    files = [image.with_name(name) for name in names]
+    files = [path for path in files if path.stem == image.stem and path.suffix.lower() in CAPTIONS]
+    return {f"{path.stem}{path.suffix.lower()}": path for path in files if real_file(path)}
+
+
+def found_caption(image: Path, beside: dict[str, Path]) -> captions.Caption:
+    """An image's caption as training finds it, of several lines the first; "" where it has none."""
+    try:
+        return captions.caption_of(image, beside, {}, "")
+    except (OSError, ValueError):
+        return captions.Caption("")
+
+
+def caption_of(image: Path) -> str:
+    """The text of found_caption()."""
+    return found_caption(image, captions_beside(image)).text
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def write_caption(image: Path, caption: str) -> None:
+    """Write a caption as edit() says."""
+    write_edit(*edit(image, caption))
+
+
+def write_edit(file: Path, content: str | None) -> None:
+    if content is None:
+        file.unlink(missing_ok=True)
+    else:
+        write_text(file, content)
+
+
+def edit(image: Path, caption: str) -> tuple[Path, str | None]:
+    """(file, its content with this caption, or None where it is to be deleted).
+
+    It is the file that counts, and keeps its other lines. With an empty caption the trigger prompt is used.
+    Raises ConfigError where the caption is too long, or another one would take the place of an empty one.
+    """
+    caption = one_line(caption)
+    if len(caption) > MAX_CAPTION:
+        problem = f"the caption of {image.name} has {len(caption)} characters; the limit is {MAX_CAPTION}"
+        raise ConfigError(problem)
+    beside = captions_beside(image)
+    found = found_caption(image, beside)
+    if not found.text:
+        return beside.get(f"{image.stem}.txt", image.with_suffix(".txt")), f"{caption}\n" if caption else None
+    (file,) = [path for path in beside.values() if path.name == found.file]
+    if not caption:
+        refuse_another(image, found, {name: path for name, path in beside.items() if path != file})
+    if file.suffix.lower() == ".json":
+        content = in_json(file, caption)
+    else:
+        content = in_text(file, caption) if caption else None
+    if content and len(content.encode(errors="replace")) > captions.MAX_BYTES:
+        raise ConfigError(f"{file.name} would be longer than {captions.MAX_BYTES:,} bytes with this caption")
+    return file, content
+
+
+def refuse_another(image: Path, found: captions.Caption, others: dict[str, Path]) -> None:
+    """Raises ConfigError where an image whose caption is deleted would have another one."""
+    if found.lines > 1:
+        problem = (
+            f"{found.file} has {found.lines} lines, and the next one would be the caption of {image.name}"
+        )
+        raise ConfigError(f"{problem}: write another first line instead of none")
+    if other := found_caption(image, others).file:
+        problem = f"{other} would be the caption of {image.name} without the one in {found.file}"
+        raise ConfigError(f"{problem}: write another caption instead of none")
+
+
+def in_text(file: Path, caption: str) -> str:
+    """The content of a text file with another first line; blank lines before it stay."""
+    lines = ENDS_OF_LINES.split(captions.caption_file(file).text)
+    number = next(number for number, line in enumerate(lines) if line.strip())
+    lines[number] = caption
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def in_json(file: Path, caption: str) -> str:
+    """The content of a JSON file with another caption; tags at its end stay tags, other keys as they are."""
+    try:
+        entry = json.loads(captions.caption_file(file).text)
+        tags = entry.pop("tags", None)
+        end = ", ".join(tags) if isinstance(tags, list) else tags
+        if end and caption.endswith(f", {one_line(end)}"):
+            entry["tags"] = tags
+            caption = caption.removesuffix(f", {one_line(end)}")
+        entry["caption" if "caption" in entry or "text" not in entry else "text"] = caption
+        return json.dumps(entry, indent=2) + "\n"
+    except RecursionError:
+        raise ConfigError(f"{file.name} cannot be edited: it is nested too deeply") from None
