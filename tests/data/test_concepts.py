@@ -371,5 +371,5 @@ def test_the_page_has_no_file_of_concepts(tmp_path):
     from gralora_diffusion.ui.workspace import Workspace
 
     assert "concepts" not in FIELDS
-    with pytest.raises(ConfigError, match="--concepts is an option of the command line"):
+    with pytest.raises(ConfigError, match="this config trains on several datasets"):
         from_config(TrainConfig(concepts="x.json"), Workspace(tmp_path))

@@ -277,7 +277,7 @@ def test_images_on_the_way_and_the_report(tmp_path):
     run = again(tmp_path / "run", **options)
     assert sorted(p.name for p in (run / "samples").iterdir()) == ["step-00000", "step-00002", "step-00003"]
     page = (run / "report.html").read_text()
-    assert page.count("data:image/jpeg") == 6
+    assert page.count("data:image/jpeg") == 3 * 2 + 6  # samples, and training images
     assert "<polyline" in page
     assert "://" not in page
     assert "Forecast and actual use" in page

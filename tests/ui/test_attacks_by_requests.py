@@ -145,7 +145,7 @@ def test_a30_a_request_for_more_images_than_the_limit_is_refused_at_once(page):
 )
 def test_a18_the_base_is_a_name(page, base):
     assert refused(page.call("sample", *sample_request("robot-1", base)))
-    answer = page.call("validate", *page.form(pretrained_model_name_or_path=base))
+    answer = page.call("validate", *page.form(name="x", pretrained_model_name_or_path=base))
     assert refused(answer)
     assert "Hugging Face ID" in answer["error"]
 
