@@ -137,8 +137,12 @@ def subjects_of(
 
 
 def setting_of(config: TrainConfig, images: list[TrainingImage], *common) -> str:
-    """A hash of what all runs have in common, so that no other command takes their results for its own."""
-    digest = hashlib.sha256(json.dumps([to_dict(config), *common], sort_keys=True).encode())
+    """A hash of what all runs have in common, so that no other command takes their results for its own.
+
+    Images count by their content, wherever their folder is.
+    """
+    options = to_dict(config) | dict(instance_data_dir=None)
+    digest = hashlib.sha256(json.dumps([options, *common], sort_keys=True).encode())
     for image in images:
         digest.update(f"{image.caption}\0{image.digest}".encode())
     return digest.hexdigest()[:12]

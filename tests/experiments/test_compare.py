@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, SCRIPTS
 
+from gralora_diffusion import TrainConfig
 from gralora_diffusion.cli import compare
 from gralora_diffusion.cli.main import main
 from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.experiments.methods import METHODS
-from gralora_diffusion.experiments.plan import SweepForecast, operations, plan_sweep, split
+from gralora_diffusion.experiments.plan import SweepForecast, operations, plan_sweep, setting_of, split
 from gralora_diffusion.experiments.results import RESULTS
 from gralora_diffusion.options import ConfigError
 
@@ -31,6 +32,13 @@ def test_help_names_every_method_and_loads_no_torch(capsys):
         code = f"import sys, gralora_diffusion.cli.{command}; print({{'torch', 'scipy'}} & set(sys.modules))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.stdout.strip() == "set()", command
+
+
+def test_the_setting_of_runs_is_that_of_their_images_wherever_they_are():
+    image = TrainingImage(Path("a.png"), "x", "", (64, 64))
+    there = TrainConfig(instance_data_dir="/there/images")
+    assert setting_of(TrainConfig(instance_data_dir="images"), [image]) == setting_of(there, [image])
+    assert setting_of(there, [image]) != setting_of(there, [])
 
 
 def test_the_split_is_fixed_and_its_parts_are_apart():
