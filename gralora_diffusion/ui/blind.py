@@ -110,7 +110,7 @@ def save(workspace: Workspace, comparison: Comparison) -> None:
 
 
 def load(workspace: Workspace) -> Comparison | None:
-    """The comparison that was begun last; None where there is none that can be read."""
+    """The comparison that was started last; None where there is none that can be read."""
     folder = folder_of(workspace)
     try:
         facts = read_json(folder / "state.json")
