@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 
@@ -19,6 +20,13 @@ def cache_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     os.environ["XDG_CACHE_HOME"] = str(folder)
     return folder / "gralora_diffusion"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap():
+    """Take what is loaded so far out of garbage collections: a training run does several of all objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
