@@ -12,6 +12,13 @@ from gralora_diffusion import AdapterConfig
 from gralora_diffusion.console import no_telemetry
 
 no_telemetry()
+LONG_FIRST = ("training", "browser", "nogpu", "commands", "ui")  # folders
+
+
+def pytest_collection_modifyitems(items):
+    """Folders whose files take long come first, so that no worker waits for the other's long file."""
+    places = {name: place for place, name in enumerate(LONG_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
