@@ -12,6 +12,7 @@ CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 PROXY = "photos.example.com"  # a name that leads to this machine, as that of a proxy
 TABS = ("Dataset", "Train", "Watch", "Sample", "Compare", "Export")
 MILLIS = PATIENCE * 1000
+STREAMS = ("/heartbeat/", "/queue/data")  # are open as long as the page
 
 
 @contextmanager
@@ -46,16 +47,19 @@ class Tab:
         self.errors = []
         self.page.set_default_timeout(MILLIS)
         self.page.on("request", self.note_request)
-        self.page.on("requestfinished", self.unanswered.discard)
-        self.page.on("requestfailed", self.unanswered.discard)
+        self.page.on("requestfinished", self.note_answer)
+        self.page.on("requestfailed", self.note_answer)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
         self.page.wait_for_selector("#strip-run")
 
     def note_request(self, request) -> None:
         self.requests.append(request.url)
-        if "/heartbeat/" not in request.url:  # which is open as long as the page
+        if not any(stream in request.url for stream in STREAMS):
             self.unanswered.add(request)
+
+    def note_answer(self, request) -> None:
+        self.unanswered.discard(request)
 
     def settle(self) -> None:
         """Wait until the page has its answers and asks for nothing more."""
