@@ -1,6 +1,7 @@
 import gc
 import json
 import os
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,10 +9,9 @@ import torch
 from helpers import CLIP_CONFIG, IMAGENET
 from PIL import Image
 
-from gralora_diffusion import AdapterConfig
-from gralora_diffusion.console import no_telemetry
+from gralora_diffusion import AdapterConfig, console
 
-no_telemetry()
+console.no_telemetry()
 LONG_FIRST = ("training", "browser", "nogpu", "commands", "ui")  # folders
 
 
@@ -34,6 +34,13 @@ def small_heap():
     """Take what is loaded so far out of garbage collections: a training run does several of all objects."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    """The environment and the name before messages, which a command sets, are restored after each test."""
+    with mock.patch.dict(os.environ), mock.patch.object(console, "_program", None):
+        yield
 
 
 @pytest.fixture(autouse=True)
