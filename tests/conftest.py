@@ -1,6 +1,7 @@
 import gc
 import json
 import os
+import sys
 from unittest import mock
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from gralora_diffusion import AdapterConfig, console
 
 console.no_telemetry()
+heap = dict(modules=0)  # loaded when their objects were last taken out of garbage collections
 LONG_FIRST = ("training", "browser", "nogpu", "commands", "ui")  # folders
 
 
@@ -29,11 +31,14 @@ def cache_folder(tmp_path_factory):
     return folder / "gralora_diffusion"
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def small_heap():
-    """Take what is loaded so far out of garbage collections: a training run does several of all objects."""
-    gc.collect()
-    gc.freeze()
+    """Take the objects of loaded libraries out of garbage collections: a training run does several of all."""
+    yield
+    if len(sys.modules) > heap["modules"] + 200:
+        heap["modules"] = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
