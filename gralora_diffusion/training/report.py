@@ -23,7 +23,7 @@ from gralora_diffusion.training.run_folder import (
     public_options,
     read_evaluations,
     read_metrics,
-    read_status,
+    recorded_status,
 )
 
 TRAINING_IMAGE = 256  # pixels of the longer side of a training image
@@ -57,7 +57,7 @@ def write_report(run: Path, training_images: list[Image.Image] = ()) -> None:
         changed=changed,
         others=others,
         files=file_sizes(run),
-        forecast=forecast_and_actual(read_status(run)),
+        forecast=forecast_and_actual(recorded_status(run)),
     )
     write_text(run / "report.html", page)
 
