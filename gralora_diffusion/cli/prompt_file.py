@@ -56,7 +56,7 @@ def read_prompts(path: Path) -> list[Line]:
     if not found:
         raise ConfigError(f"--prompt_file {path} holds no prompts: write one per line")
     if len(found) > MAX_PROMPTS:
-        raise ConfigError(f"--prompt_file {path} holds {len(found):,} prompts; it may hold {MAX_PROMPTS:,}")
+        raise ConfigError(f"--prompt_file {path} holds {len(found):,} prompts; the limit is {MAX_PROMPTS:,}")
     return found
 
 

@@ -85,7 +85,7 @@ def parser_of_ui() -> Parser:
             f"--{name.lower()}",
             metavar="FOLDER",
             type=Path,
-            help=f"folder of LoRAs of {name}, such as {example}, to which Export offers to copy adapters",
+            help=f"{name}'s folder of LoRAs, such as {example}, to which Export can copy adapters",
         )
     return parser
 

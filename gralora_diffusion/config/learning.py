@@ -67,7 +67,7 @@ class LearningOptions:
     )
     lr_pattern: dict = optim(
         {},
-        'factors on the learning rate of some layers, as JSON: {"regular expression": factor}',
+        'factors for the learning rates of some layers, as JSON: {"regular expression": factor}',
         label="Learning-rate factors by layer (JSON)",
     )
     loraplus_lr_ratio: float = optim(
@@ -168,13 +168,13 @@ class LearningOptions:
     )
     allocate: str | None = ranks(
         None,
-        "rule that gives each layer its rank, at the parameter count of the rank",
+        "rule that assigns a rank to each layer, within the parameter count of --rank",
         label="Rank allocation",
         choices=ALLOCATE,
     )
     allocation: str | None = ranks(
         None,
-        "another run's allocation.json, for its ranks",
+        "another run's allocation.json, whose ranks are used",
         label="Ranks of another run",
         hint="Name of a run whose ranks are used",
         kind="allocation",
@@ -214,7 +214,7 @@ class LearningOptions:
     )
     gora_rounding: str = gora(
         "exact",
-        "the exact parameter count of the rank, or the paper's rounding",
+        "keep exactly the parameter count of --rank, or round as in the paper",
         label="Rank rounding",
         choices=("exact", "paper"),
     )

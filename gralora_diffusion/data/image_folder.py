@@ -197,7 +197,7 @@ def note_captions(folder: Path, captions: list[Caption], lines: str, prompt_opti
     if guessed:
         note(f"captions in {folder} that are not UTF-8 are read as cp1252: {some(guessed)}")
     if several and lines == "first":
-        what = f"only the first of several lines is used of {plural(several, 'caption')} in {folder}"
+        what = f"only the first line is used of {plural(several, 'caption')} with several lines in {folder}"
         note(f"{what}: {some(several)} (--caption_lines join or random uses all lines)")
     if empty:
         note(f"--{prompt_option} replaces empty captions in {folder}: {some(empty)}")
@@ -258,7 +258,7 @@ def note_peculiarities(where, images: list[TrainingImage]) -> None:
     for names in same.values():
         if len(names) > 1:
             files = f"{' and '.join(names)} in {where}"
-            note(f"{files} hold the same bytes: the image is used {len(names)} times")
+            note(f"{files} hold the same bytes: this image is used {len(names)} times")
 
 
 def in_threads(function: Callable, items: Iterable, workers: int) -> Iterator:

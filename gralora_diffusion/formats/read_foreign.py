@@ -124,7 +124,7 @@ def check_model(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     for key in tensors:
         for prefix, model in OTHER_MODELS.items():
             if key.startswith(prefix):
-                raise ConfigError(f"{path} was made for {model}, and not for SDXL: it holds {key!r}")
+                raise ConfigError(f"{path} was made for {model}, not for SDXL: it holds {key!r}")
 
 
 def own_config(configs: dict, component: str) -> dict | None:
