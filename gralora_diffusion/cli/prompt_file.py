@@ -1,4 +1,4 @@
-"""Prompts from a file: one a line, with settings of its own behind it as sd-scripts' files have them."""
+"""Prompts from a file: one per line, followed by settings of its own, as in the files of sd-scripts."""
 
 import re
 from dataclasses import dataclass, replace

@@ -36,7 +36,7 @@ class DataOptions:
         None,
         "run or adapter file from any tool to start from; converted if its kind or sizes differ",
         label="Start from adapter",
-        hint="Continue from one of your runs or adapters instead of from zero",
+        hint="Continue from one of your runs or adapters instead of from scratch",
         kind="adapter",
     )
     instance_data_dir: str | None = images(

@@ -1,7 +1,7 @@
 """Prompts as chunks of tokens: text encoders read 75 tokens at once, longer prompts are read in parts.
 
 As ComfyUI does: each chunk has a start and an end of its own, a word is not divided between two chunks unless
-it is long, and the embeddings of the chunks stand one behind the other. The pooled embedding is that of the
+it is long, and the embeddings of the chunks are concatenated. The pooled embedding is that of the
 first chunk.
 """
 
