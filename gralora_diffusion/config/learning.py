@@ -77,7 +77,7 @@ class LearningOptions:
     adam_beta2: float = betas(0.999, "the optimizer's beta2", label="Beta 2", at_least=0, at_most=0.999999)
     adam_epsilon: float = betas(1e-8, "the optimizer's epsilon", label="Epsilon", above=0)
     adam_weight_decay: float = optim(
-        1e-4, "weight decay, with every optimizer", label="Weight decay", at_least=0
+        1e-4, "weight decay of every optimizer", label="Weight decay", at_least=0
     )
     adam_weight_decay_text_encoder: float | None = text_decay(
         None,
@@ -168,7 +168,7 @@ class LearningOptions:
     )
     allocate: str | None = ranks(
         None,
-        "rule that assigns a rank to each layer, within the parameter count of --rank",
+        "rule that assigns a rank to each layer, for as many parameters as with equal ranks",
         label="Rank allocation",
         choices=ALLOCATE,
     )
@@ -214,7 +214,7 @@ class LearningOptions:
     )
     gora_rounding: str = gora(
         "exact",
-        "keep exactly the parameter count of --rank, or round as in the paper",
+        "exactly as many parameters as with equal ranks, or the paper's rounding",
         label="Rank rounding",
         choices=("exact", "paper"),
     )

@@ -22,7 +22,7 @@ def precision(config: TrainConfig) -> tuple[str, torch.dtype]:
     """(name, dtype) of --mixed_precision.
 
     By default fp16 or bf16 of accelerate's configuration, else the best of this device. accelerate's own
-    default, no, is no choice of anybody.
+    default, no, does not count as a choice.
     """
     name = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     one_of("mixed_precision (from accelerate's configuration)", name, DTYPES)
