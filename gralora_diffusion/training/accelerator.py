@@ -71,4 +71,4 @@ def check_processes(accelerator: Accelerator) -> None:
             torch.distributed.destroy_process_group()
         ways = "use `gralora train --num_processes N`, or set ACCELERATE_USE_CPU=1 for torchrun without GPUs"
         problem = f"{started} processes were started together, but accelerate sees only one on this machine"
-        raise ConfigError(f"{problem}, so that each would train alone: {ways}")
+        raise ConfigError(f"{problem}, so each would train alone: {ways}")
