@@ -108,6 +108,12 @@ TABLE = (
         meaning="training loss on images that are held out",
         higher_is_better=False,
     ),
+    Metric(
+        name="training loss",
+        label="training loss",
+        meaning="mean training loss of the last third of the steps",
+        higher_is_better=False,
+    ),
 )
 OF_PROMPTS = ("diversity", "vendi")  # with a value for each prompt, not each image
 METRICS = {metric.name: metric for metric in TABLE}
