@@ -1,4 +1,4 @@
-"""Open a page to train, watch, sample, compare and export in a browser.
+"""Serve a page to train, watch, sample, compare and export in a browser.
 
 Only this computer can open it. --listen ADDRESS, --share or --allow_host NAME opens it to others and needs
 --auth NAME:PASSWORD (or the environment variable GRALORA_AUTH). Runs, datasets, base models and added
