@@ -244,7 +244,7 @@ def refuse_files(where, bad: dict[str, str], skip: bool, option: str) -> None:
     if not skip:
         problem = f"{where} holds {counted(len(bad), 'file')} that cannot be used"
         ways = "repair or remove them, or use --on_bad_image skip"
-        raise ConfigError(f"{problem}, {ways}: {names}", option=option)
+        raise ConfigError(f"{problem}; {ways}: {names}", option=option)
     note(f"skipped {counted(len(bad), 'file')} of {where}: {names}")
 
 
