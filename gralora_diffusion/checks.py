@@ -93,11 +93,11 @@ def training_problems(config) -> Iterator[Problem]:
 def start_problems(config) -> Iterator[Problem]:
     """Where the adapter's first factors have two sources, or none."""
     origin = config.adapter.orthogonal_start
-    if origin is None:
-        return
-    if config.allocate or config.allocation:
+    both_sides = config.adapter.method == "ortholora"
+    if (origin or both_sides) and (config.allocate or config.allocation):
         problem = "--allocate, --allocation and --adapter gora set the initial factors"
-        yield f"{problem}: drop --orthogonal_start", "orthogonal_start"
+        way = "use --adapter lora or gralora" if both_sides else "drop --orthogonal_start"
+        yield f"{problem}: {way}", "method" if both_sides else "orthogonal_start"
     if origin == "base" and config.base_model_precision:
         problem = "--orthogonal_start base needs the base's weights, which --base_model_precision quantizes"
         yield f"{problem}: use random", "orthogonal_start"

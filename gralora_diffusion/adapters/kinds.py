@@ -9,9 +9,10 @@ from gralora_diffusion.adapters.conv import matrix_of
 from gralora_diffusion.adapters.gralora import GraLoRA
 from gralora_diffusion.adapters.layer_adapter import LayerAdapter
 from gralora_diffusion.adapters.lora import LoRA
+from gralora_diffusion.adapters.ortholora import OrthoLoRA
 from gralora_diffusion.config import METHODS, AdapterConfig
 
-KINDS: dict[str, type[LayerAdapter]] = {"gralora": GraLoRA, "lora": LoRA}
+KINDS: dict[str, type[LayerAdapter]] = {"gralora": GraLoRA, "lora": LoRA, "ortholora": OrthoLoRA}
 
 
 def register(name: str, kind: type[LayerAdapter]) -> None:

@@ -155,7 +155,8 @@ class OwnDelta(Delta):
     def __init__(self, adapter: Adapter, component: str, path: str):
         super().__init__(adapter.layers[component][path])
         self.adapter, self.component, self.path = adapter, component, path
-        self.NAME = "GraLoRA" if "gralora_A" in self.tensors else "LoRA"
+        names = {"gralora_A": "GraLoRA", "ortho_A": "Ortho-LoRA"}
+        self.NAME = next((name for leaf, name in names.items() if leaf in self.tensors), "LoRA")
 
     def to(self, device) -> "OwnDelta":
         moved = {leaf: tensor.to(device) for leaf, tensor in self.tensors.items()}

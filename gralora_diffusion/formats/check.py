@@ -131,12 +131,16 @@ def check_shapes(factors: Factors, where: str) -> None:
         raise ConfigError(f"{where}: a tensor has the wrong number of dimensions")
     kernels = {tuple(t.shape[2:4]) for t in factors.values() if t.ndim > 3}
     given, factors = factors, as_matrices(factors)
-    dimensions = dict(lora_A=2, lora_B=2, gralora_A=3, gralora_B=3)
+    dimensions = dict(lora_A=2, lora_B=2, gralora_A=3, gralora_B=3, ortho_A=2, ortho_B=2)
     if any(tensor.ndim != dimensions.get(name, tensor.ndim) for name, tensor in factors.items()):
         raise ConfigError(f"{where}: a tensor has the wrong number of dimensions")
     fit = len(kernels) < 2
     if "lora_A" in factors:
         fit &= factors["lora_A"].shape[0] == factors["lora_B"].shape[1]
+    if "ortho_A" in factors:
+        for side in ("A", "S", "B"):
+            fit &= factors[f"ortho_{side}"].shape == factors[f"start_{side}"].shape
+        fit &= factors["ortho_S"].shape == factors["ortho_A"].shape[:1] == factors["ortho_B"].shape[1:]
     if "gralora_A" in factors:
         k, n, r = factors["gralora_A"].shape
         k_of_B, r_of_B, m = factors["gralora_B"].shape

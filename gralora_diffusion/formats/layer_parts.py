@@ -28,6 +28,7 @@ DELTAS: tuple[type[Delta], ...] = (
     FullDelta,
     Replacement,
 )
+PEFT_OWN = {"oft_R", "boft_R", "boft_s", "ia3_l", "vera_lambda_b", "vera_lambda_d"}  # see peft_deltas.py
 LARGEST_WEIGHT = 2**27  # numbers; the largest of SDXL has 2**25
 LARGEST_ALPHA = 1e30
 BESIDE = {"alpha", "scalar", "dora_scale", "magnitude", "lora_bias", "diff_b"}  # the tensors of any kind
@@ -78,6 +79,8 @@ def delta_of(own: Factors, alpha: float | None, scale: float | None, where: str)
         likely = [kind for kind in DELTAS if kind.NEEDED and set(own) & (kind.NEEDED | kind.OPTIONAL)]
         needs = [f"{kind.NAME} needs {' and '.join(sorted(kind.NEEDED))}" for kind in likely]
         problem = "; ".join(dict.fromkeys(needs)) or "they are not a complete layer of a known kind"
+        if set(own) & PEFT_OWN:
+            problem = "what they mean is in PEFT's adapter_config.json: give the folder with both files"
         raise ConfigError(f"{where} holds {held}; {problem}")
     try:
         return kind(own, alpha, scale)

@@ -19,7 +19,8 @@ def captions_beside(image: Path) -> dict[str, Path]:
     """{file name with its ending in lower case: caption file} of an image; links are left out."""
     names = sorted(name for name in os.listdir(image.parent) if name.startswith(f"{image.stem}."))
     files = [image.with_name(name) for name in names]
-    files = [path for path in files if path.stem == image.stem and path.suffix.lower() in CAPTIONS]
+    own = image.stem, image.name
+    files = [path for path in files if path.stem in own and path.suffix.lower() in CAPTIONS]
     return {f"{path.stem}{path.suffix.lower()}": path for path in files if real_file(path)}
 
 

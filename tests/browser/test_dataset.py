@@ -107,7 +107,7 @@ def test_models_caption_and_mask_what_has_none(tab, folder, page):
         assert (folder / "03.txt").read_text() == f"sks, {CAPTION}\n"
         assert (folder / "00.txt").read_text() == "a photo of sks robot\n"
         until(lambda: tab.value("caption-3") == f"sks, {CAPTION}", "the cards have the captions")
-        assert "4 of 4" in tab.value("model-results")
+        until(lambda: "4 of 4" in tab.value("model-results"), "all four are done")
         tab.page.click("#make-masks")
         until(lambda: "00.png: kept its mask" in tab.value("model-results"), "the first mask, kept")
         until(lambda: tab.value("model-results").startswith("4 of 4"), "the last mask")

@@ -387,3 +387,12 @@ def test_equal_images_with_different_masks_keep_their_own(tmp_path, vae):
 def test_the_plan_counts_masks(folder):
     assert "\nmasks: 3 of 4 images\n" in plan(config_of(folder)).text()
     assert "\nmasks:" not in plan(config_of(folder, masked_loss=False)).text()
+
+
+@pytest.mark.parametrize("name", ["a-masklabel", "a_masklabel", "a_mask", "a-mask", "a.mask", "A_MASK"])
+def test_every_name_of_a_mask_is_one_and_no_image(tmp_path, name):
+    photo(tmp_path / "a.png")
+    box(tmp_path / f"{name}.png")
+    found = instance_images(config_of(tmp_path))
+    assert names(found) == {"a.png": f"{name}.png"}
+    assert [image.path.name for image in instance_images(config_of(tmp_path, masked_loss=False))] == ["a.png"]
