@@ -179,10 +179,6 @@ def note_left_out(folder: Path, folders: list[str], files: list[Path], masks: li
         note(f"{folder} holds {what}: {printable(masks[0].name)}{' and others' if len(masks) > 1 else ''}")
 
 
-def plural(items: list, noun: str) -> str:
-    return noun if len(items) == 1 else f"{noun}s"
-
-
 def note_captions(folder: Path, captions: list[Caption], lines: str, prompt_option: str) -> None:
     """Note which captions were read in a way that their writer may not expect."""
     guessed = [caption for caption in captions if caption.guessed]
@@ -193,7 +189,7 @@ def note_captions(folder: Path, captions: list[Caption], lines: str, prompt_opti
         first = printable(guessed[0].text[:40])
         note(f"captions in {folder} that are not UTF-8 are read as cp1252: {files} (the first: {first!r})")
     if several and lines == "first":
-        what = f"only the first line is used of {plural(several, 'caption')} with several lines in {folder}"
+        what = f"only the first line of {counted(len(several), 'caption file')} in {folder} is used"
         note(f"{what}: {some(several)} (--caption_lines join or random uses all lines)")
     if empty:
         note(f"--{prompt_option} replaces empty captions in {folder}: {some(empty)}")
