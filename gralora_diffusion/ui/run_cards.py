@@ -14,7 +14,7 @@ from gralora_diffusion.ui.served import save_served, served_copy
 from gralora_diffusion.ui.workspace import Workspace, created
 
 SIDE = 256  # pixels
-WORDS = {"withdrawn": "canceled"}  # of states, as the page shows them
+WORDS = {"canceled": "cancelled", "withdrawn": "cancelled"}  # of states, as the page shows them
 MOST = 100  # runs that have a card
 KEPT = 500  # runs whose facts are kept: more than MOST, or those listed would push each other out
 _facts: dict[Path, tuple] = {}  # {run: (version of its files, what facts_of() found)}
