@@ -1,6 +1,7 @@
 """Compare adapter methods: short training runs of every method, rank, learning rate and seed.
 
-All share one trainer, data order and budget: as many trainable parameters as a LoRA of the rank.
+All share one trainer and data order, and at each rank one budget: as many trainable parameters as a LoRA of
+that rank.
 
 Captioned images: a tenth is held out for --part validation, where learning rates are chosen, and another
 for --part test; images generated from held-out captions are compared with the true images in pairs.
@@ -85,8 +86,8 @@ def add_runs(group) -> None:
     )
     group.add_argument("--tuned", nargs="?", type=Path, const=Path(), metavar="FOLDER", help=about)
     about = (
-        "do the runs on the Ray cluster at this address (HOST:PORT, auto, or local for this machine); "
-        "the folders must have the same paths on all its machines"
+        "distribute the runs over the Ray cluster at this address (HOST:PORT, auto, or local for this "
+        "machine); the folders must have the same paths on all its machines"
     )
     group.add_argument("--ray", metavar="ADDRESS", help=about)
     about = "print the runs, their parameters and an estimate, and stop"

@@ -43,7 +43,7 @@ TABLE = (
     Metric(
         name="subject alone",
         label="subject without background",
-        meaning="the same of the subjects alone, on gray: by masks, or what a saliency model finds",
+        meaning="the same for the subjects alone, on gray: from masks, or what a saliency model finds",
         higher_is_better=True,
         needs=("alone", "references_alone"),
         labels={"clip": "CLIP-I without background", "dinov2": "DINO without background"},

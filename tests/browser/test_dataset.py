@@ -99,7 +99,7 @@ def test_what_training_cuts_is_displayed(tab, folder):
 def test_models_caption_and_mask_what_has_none(tab, folder, page):
     write_tagger(page.home / "models" / "tagger")
     try:
-        tab.page.get_by_text("Captions and masks by a model").click()
+        tab.page.get_by_text("Captions and masks from a model").click()
         until(lambda: tab.value("captioner") == "tagger", "the model in the folder models is offered")
         tab.fill("caption-prefix", "sks")
         tab.page.click("#write-captions")

@@ -76,7 +76,7 @@ def test_the_printed_error_of_a_sum_is_its_error(how, folder, adapters, tmp_path
     files = [folder / f"{name}.safetensors" for name in KINDS]
     done = call("convert", *files, "x.safetensors", "--to", "native", *how, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("relative error of the whole"))
+    line = next(line for line in done.stdout.splitlines() if line.startswith("overall relative error"))
     wanted = dense(adapters[0])
     for name, delta in dense(adapters[1]).items():
         wanted[name] = wanted.get(name, 0) + delta

@@ -308,7 +308,7 @@ def test_the_command_round_trips_and_says_what_is_lost(mixed, tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == sum(map(len, mixed.layers.values())) + 3
     assert "unet.mid_block" in done.stdout
-    assert lines[-3].startswith("relative error of the whole: ")
+    assert lines[-3].startswith("overall relative error: ")
     assert 0 < float(lines[-3].split()[-1]) < 1
     done = call("convert", "small.safetensors", "back.safetensors", "--to", "native", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -61,7 +61,7 @@ def test_paths_in_a_file_of_concepts(home, tmp_path):
     (concept,) = concepts_of(TrainConfig(concepts=str(tmp_path / "c.json")))
     assert concept.folder == home
     (tmp_path / "c.json").write_text(json.dumps([dict(folder=f"{NOBODY}/x", prompt="a")]))
-    with pytest.raises(ConfigError, match=f"there is no home folder of {NOBODY}"):
+    with pytest.raises(ConfigError, match=f"there is no home folder for {NOBODY}"):
         concepts_of(TrainConfig(concepts=str(tmp_path / "c.json")))
 
 
@@ -80,7 +80,7 @@ def test_a_user_who_is_not_there_is_one_sentence(words, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2
-    assert f"there is no home folder of {NOBODY}: write the whole path" in capsys.readouterr().err
+    assert f"there is no home folder for {NOBODY}: write the full path" in capsys.readouterr().err
 
 
 def test_other_paths_stay(home):
