@@ -93,7 +93,7 @@ class AdaptedConv2d(AdaptedLayer, nn.Conv2d):
         return y
 
     def of_part(self, x: torch.Tensor, part: Part, dtype: torch.dtype) -> torch.Tensor:
-        """What a part adds to the output, see the head of this file."""
+        """What a part adds to the output, see the top of this file."""
         x = x if part.own is None else part.own
         A = with_sink(part.A, part.A_grad, dtype)
         B = with_sink(part.B, part.B_grad, dtype)

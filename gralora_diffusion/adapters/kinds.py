@@ -21,7 +21,7 @@ def register(name: str, kind: type[LayerAdapter]) -> None:
     Raises ValueError for a name that is taken.
     """
     if name in KINDS and KINDS[name] is not kind:
-        raise ValueError(f"there is a kind of adapter named {name!r} already: choose another name")
+        raise ValueError(f"there is already a kind of adapter named {name!r}: choose another name")
     KINDS[name] = kind
     if name not in METHODS:
         METHODS.append(name)

@@ -57,7 +57,7 @@ def chosen_digests(digests: set[str], share: float, seed: int) -> set[str]:
 def held_out_folder(
     config: TrainConfig, images: list[TrainingImage], cache: Cache | None
 ) -> list[TrainingImage]:
-    """The images of --validation_dir, a folder as that of the training images.
+    """The images of --validation_dir, a folder like that of the training images.
 
     With --masked_loss their masks are beside them, or in the alpha channel.
     """

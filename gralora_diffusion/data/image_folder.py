@@ -179,10 +179,6 @@ def note_left_out(folder: Path, folders: list[str], files: list[Path], masks: li
         note(f"{folder} holds {what}: {printable(masks[0].name)}{' and others' if len(masks) > 1 else ''}")
 
 
-def plural(items: list, noun: str) -> str:
-    return noun if len(items) == 1 else f"{noun}s"
-
-
 def note_captions(folder: Path, captions: list[Caption], lines: str, prompt_option: str) -> None:
     """Note which captions were read in a way that their writer may not expect."""
     guessed = [caption for caption in captions if caption.guessed]
@@ -193,7 +189,7 @@ def note_captions(folder: Path, captions: list[Caption], lines: str, prompt_opti
         first = printable(guessed[0].text[:40])
         note(f"captions in {folder} that are not UTF-8 are read as cp1252: {files} (the first: {first!r})")
     if several and lines == "first":
-        what = f"only the first of several lines is used of {plural(several, 'caption')} in {folder}"
+        what = f"only the first line of {counted(len(several), 'caption file')} in {folder} is used"
         note(f"{what}: {some(several)} (--caption_lines join or random uses all lines)")
     if empty:
         note(f"--{prompt_option} replaces empty captions in {folder}: {some(empty)}")
@@ -240,7 +236,7 @@ def refuse_files(where, bad: dict[str, str], skip: bool, option: str) -> None:
     if not skip:
         problem = f"{where} holds {counted(len(bad), 'file')} that cannot be used"
         ways = "repair or remove them, or use --on_bad_image skip"
-        raise ConfigError(f"{problem}, {ways}: {names}", option=option)
+        raise ConfigError(f"{problem}; {ways}: {names}", option=option)
     note(f"skipped {counted(len(bad), 'file')} of {where}: {names}")
 
 
@@ -254,7 +250,7 @@ def note_peculiarities(where, images: list[TrainingImage]) -> None:
     for names in same.values():
         if len(names) > 1:
             files = f"{' and '.join(names)} in {where}"
-            note(f"{files} hold the same bytes: the image is used {len(names)} times")
+            note(f"{files} hold the same bytes: this image is used {len(names)} times")
 
 
 def in_threads(function: Callable, items: Iterable, workers: int) -> Iterator:

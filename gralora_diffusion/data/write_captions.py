@@ -1,4 +1,4 @@
-"""Captions for all images of a folder, in NAME.txt beside each, by a model."""
+"""Captions for all images of a folder, in NAME.txt beside each, from a model."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -96,7 +96,7 @@ def one_line(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """At most MAX_CHARACTERS, cut behind a word or tag."""
+    """At most MAX_CHARACTERS, cut after a word or tag."""
     if len(text) <= MAX_CHARACTERS:
         return text
     return text[:MAX_CHARACTERS].rpartition(" ")[0].rstrip(" ,") or text[:MAX_CHARACTERS]

@@ -193,7 +193,7 @@ def sizes_of(factors: Factors) -> Sizes | None:
 def note_lost_mask(adapters: list["Adapter"]) -> None:
     """Say that T-LoRA's mask is lost where adapters that have one become another kind or a sum."""
     if any(adapter.config.tlora for adapter in adapters):
-        note("T-LoRA's mask is not part of the new adapter, so that all ranks act at every timestep")
+        note("T-LoRA's mask is not part of the new adapter, so all ranks act at every timestep")
 
 
 def describe(layers: Layers, alpha: float | None = None) -> AdapterConfig:

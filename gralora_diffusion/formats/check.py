@@ -102,7 +102,7 @@ def check_factors(factors: Factors, method: str, where: str) -> None:
     kind = KINDS[method]
     if set(factors) not in kind.LEAVES:
         needed = " or ".join(", ".join(sorted(names)) for names in kind.LEAVES)
-        raise ConfigError(f"{where}: holds {', '.join(sorted(factors))}; a {method} layer needs {needed}")
+        raise ConfigError(f"{where} holds {', '.join(sorted(factors))}; a {method} layer needs {needed}")
     check_shapes(factors, where)
     check_tensors(factors, where)
 
@@ -115,11 +115,11 @@ def check_tensors(tensors: Factors, where: str) -> None:
             continue
         if tensor.dtype not in FLOATS:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            raise ConfigError(f"{where}.{name}: is {dtype}; adapters are fp8, fp16, bf16, fp32 or fp64")
+            raise ConfigError(f"{where}.{name} is {dtype}; adapters are fp8, fp16, bf16, fp32 or fp64")
         if 0 in tensor.shape:
-            raise ConfigError(f"{where}.{name}: is empty, {list(tensor.shape)}; the file is damaged")
+            raise ConfigError(f"{where}.{name} is empty, {list(tensor.shape)}; the file is damaged")
         if not all_finite(tensor):
-            raise ConfigError(f"{where}.{name}: holds numbers that are not finite; the file is damaged")
+            raise ConfigError(f"{where}.{name} holds numbers that are not finite; the file is damaged")
 
 
 def check_shapes(factors: Factors, where: str) -> None:

@@ -111,7 +111,7 @@ def layer_of(name: str, layers_per_block: int = 2) -> tuple[str | None, str]:
     """(component, module path in diffusers' names); raises ValueError as place_of() does."""
     if name.startswith("lora_te_"):
         origin = "made for Stable Diffusion 1 or 2, with its one text encoder 'lora_te'"
-        raise ValueError(f"{name!r} was {origin}, and not for SDXL")
+        raise ValueError(f"{name!r} was {origin}, not for SDXL")
     for prefix, own in UNDERSCORES.items():
         if name.startswith(prefix):
             return from_kohya(own + name.removeprefix(prefix), layers_per_block)

@@ -26,13 +26,13 @@ def peft_parts(leaves: Factors, config: dict, component: str, path: str, where: 
     kind = PEFT_DELTAS[config["peft_type"]]
     if set(leaves) != set(kind.NEEDED):
         held = ", ".join(sorted(leaves))
-        raise ConfigError(f"{where}: holds {held}; {kind.NAME} needs {' and '.join(sorted(kind.NEEDED))}")
+        raise ConfigError(f"{where} holds {held}; {kind.NAME} needs {' and '.join(sorted(kind.NEEDED))}")
     is_conv = kernel_by_name(component, path) is not None
     options = config
     if kind is PeftIA3:
         options = dict(on_input=scales_inputs(leaves["ia3_l"], config, is_conv, path, where))
     if kind is PeftVeRA and is_conv:
-        raise ConfigError(f"{where}: is a convolution, which VeRA does not have")
+        raise ConfigError(f"{where} is a convolution, which VeRA cannot change")
     try:
         if kind is PeftVeRA:
             check_projections(leaves)

@@ -37,9 +37,9 @@ NO_ADAPTERS = {  # {how keys begin: what such a file is}
     "first_stage_model.": "a whole checkpoint; `gralora extract` makes an adapter from two of them",
     "model.diffusion_model.out.2.bias": "a whole UNet; `gralora extract` makes an adapter from two models",
     "conv_out.bias": "a whole UNet; `gralora extract` makes an adapter from two models",
-    "image_proj.": "an IP-Adapter, which is no change of weights",
-    "lora_controlnet": "a Control-LoRA, which is no change of weights",
-    "lllite_": "a ControlNet-LLLite, which is no change of weights",
+    "image_proj.": "an IP-Adapter, which does not change weights",
+    "lora_controlnet": "a Control-LoRA, which does more than change weights",
+    "lllite_": "a ControlNet-LLLite, which does not change weights",
 }
 Found = dict[tuple[str, str], Factors]  # {(component, module path): {our name of the tensor: tensor}}
 
@@ -139,7 +139,7 @@ def check_model(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     for key in tensors:
         for prefix, model in OTHER_MODELS.items():
             if key.startswith(prefix):
-                raise ConfigError(f"{path} was made for {model}, and not for SDXL: it holds {key!r}")
+                raise ConfigError(f"{path} was made for {model}, not for SDXL: it holds {key!r}")
         for prefix, kind in NO_ADAPTERS.items():
             if key.startswith(prefix):
                 raise ConfigError(f"{path} is {kind}: it holds {key!r}")

@@ -27,14 +27,14 @@ def read_peft(folders: list[Path]) -> Adapter:
         config = parsed((folder / PEFT_CONFIG).read_text(errors="replace"), str(folder / PEFT_CONFIG))
         kind = config.get("peft_type")
         if kind not in KINDS:
-            way = "merge it in PEFT, and make an adapter of the merged model with `gralora extract`"
+            way = "merge it in PEFT, and make an adapter from the merged model with `gralora extract`"
             problem = f"{folder} holds a PEFT adapter of type {kind}; supported types: {', '.join(KINDS)}"
             raise ConfigError(f"{problem}: {way}")
         metadata, own = leaves_in(folder)
         facts |= facts_of(folder / PEFT_TENSORS, metadata)
         component = next(iter(own))[0]
         if component in configs:
-            raise ConfigError(f"{folder}: is a second folder for {component}; give one of the two")
+            raise ConfigError(f"{folder} is a second folder for {component}; give one of the two")
         configs[component] = config
         if kind != "GRALORA":
             found |= own

@@ -23,7 +23,7 @@ from gralora_diffusion.training.run_folder import (
     public_options,
     read_evaluations,
     read_metrics,
-    read_status,
+    recorded_status,
 )
 from gralora_diffusion.training.validation_images import label_of_start
 
@@ -59,7 +59,7 @@ def write_report(run: Path, training_images: list[Image.Image] = ()) -> None:
         changed=changed,
         others=others,
         files=file_sizes(run),
-        forecast=forecast_and_actual(read_status(run)),
+        forecast=forecast_and_actual(recorded_status(run)),
     )
     write_text(run / "report.html", page)
 

@@ -61,7 +61,7 @@ class Started:
         ]
         exact = len(self.errors) - len(lines)
         without = f" without {counted(self.unknown, 'change')} of unknown size" if self.unknown else ""
-        copied = f"{counted(exact, 'layer')} exactly"
+        copied = f"{counted(exact, 'layer')} exact"
         lines.append(f"started from {self.name}: {copied}, relative error {self.error:.3e}{without}")
         if self.schedules:
             lines.append(f"note: {self.schedules}")

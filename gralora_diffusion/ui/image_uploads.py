@@ -106,7 +106,7 @@ def add_image(folder: Path, upload: Path, by_stem: dict[str, Path], notes: list[
     """
     try:
         if len(images_of(folder)) >= MAX_FILES:
-            raise ValueError(f"the dataset has {MAX_FILES} images already")
+            raise ValueError(f"the dataset already has {MAX_FILES} images")
         note = check_upload(upload)
         target = mask_path(upload, by_stem) or free_path(folder, upload)
         shutil.copyfile(upload, target)

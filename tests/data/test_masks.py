@@ -227,7 +227,7 @@ def test_bad_masks_are_named(tmp_path):
     assert error.value.option == "masked_loss"
     assert "wide_mask.png (a mask of 64 x 64 pixels, and its image wide.png has 96 x 64 pixels" in text
     assert "black_mask.png (a mask that selects nothing: its brightest value is 3 of 255" in text
-    assert "broken_mask.png (not an image, in spite of its name)" in text
+    assert "broken_mask.png (not an image, despite its name)" in text
     assert "clear.png (an alpha channel that selects nothing: its brightest value is 20 of 255" in text
     assert "good" not in text
     found = instance_images(config_of(tmp_path, on_bad_image="skip"))

@@ -275,7 +275,7 @@ def test_patience_ends_the_run_and_the_same_command_finds_it_done(tmp_path, loss
     assert "stopped after step 3 by --patience; best: step 1" in capsys.readouterr().out
     quick(tmp_path / "run", **options)
     out = capsys.readouterr().out
-    assert "was finished already" in out
+    assert "was already finished" in out
     assert "raise --patience to train it further" in out
     losses(0.5, *[2.0] * 5)
     quick(tmp_path / "run", **options | dict(patience=3))  # more patience goes on where it stopped

@@ -2,7 +2,7 @@
 
 They are k times smaller than the exported LoRA.
 It brings no node of its own; it adds a reader to the list that ComfyUI asks about every layer.  That list is
-no promised API: where it changes, use the exported LoRA, RUN.safetensors, which needs nothing.
+not a stable API: if it changes, use the exported LoRA, RUN.safetensors, which needs no custom node.
 """
 
 import comfy.weight_adapter
