@@ -35,7 +35,7 @@ from gralora_diffusion.training.forecast import duration
 from gralora_diffusion.training.optim import bytes_per_parameter, checkpoint_bytes
 from gralora_diffusion.training.phase_memory import numbers, phase_memory
 from gralora_diffusion.training.preview_scores import encoder_names
-from gralora_diffusion.training.run_folder import locate, with_recorded_prompts
+from gralora_diffusion.training.run_folder import locate, with_recorded_options
 from gralora_diffusion.training.setup import checkpoint_interval, evaluations_due, inject_all, steps_of
 from gralora_diffusion.training.step_cost import step_memory, step_time
 from gralora_diffusion.training.timesteps import shapes_timesteps, shares_of_tenths
@@ -259,7 +259,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         held_out=len(held_out),
         evaluations=evaluations_due(config, images, steps, 1) if held_out or scored else 0,
         concepts=concept_lines(config, images),
-        prompts=sample_prompts(with_recorded_prompts(run, config), images),
+        prompts=sample_prompts(with_recorded_options(run, config), images),
     )
 
 

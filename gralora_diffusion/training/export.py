@@ -1,6 +1,5 @@
 """The adapter of a finished run, in each tool's format."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from gralora_diffusion.formats.read import DIFFUSERS, NATIVE, read_adapter
 from gralora_diffusion.formats.run_files import named_after
 from gralora_diffusion.formats.write import EARLIER, KOHYA, file_sizes, write_comfyui
 from gralora_diffusion.formats.writers import WRITERS
-from gralora_diffusion.options import ConfigError, TrainingError, from_dict, to_dict
+from gralora_diffusion.options import ConfigError, TrainingError, from_dict
 from gralora_diffusion.training.accelerator import precision
 from gralora_diffusion.training.best import is_exhausted
 from gralora_diffusion.training.checkpoint import BEST
@@ -102,7 +101,8 @@ def export_again(run: Path, config: TrainConfig) -> None:
 
     Prints that the run is finished, and notes which changed options no longer have an effect.
     """
-    saved = from_dict(TrainConfig, json.loads((run / "config.json").read_text()))
+    recorded = json.loads((run / "config.json").read_text())
+    saved = from_dict(TrainConfig, recorded)
     ignored = [f"--{name}" for name in SAMPLE_OPTIONS if getattr(saved, name) != getattr(config, name)]
     if ignored:
         problem = f"{run} is finished, and {' and '.join(ignored)} can no longer change its images"
@@ -115,8 +115,7 @@ def export_again(run: Path, config: TrainConfig) -> None:
     try:
         with Run(run):
             write_other_formats(run, read_adapter(run / NATIVE), config)
-            saved = dataclasses.replace(saved, **changed)
-            write_text(run / "config.json", json.dumps(to_dict(saved), indent=2) + "\n")
+            write_text(run / "config.json", json.dumps(recorded | changed, indent=2) + "\n")
     except (ValueError, OSError) as error:
         raise TrainingError(f"{run} is finished, and its files could not be written again: {error}") from None
     print(f"{done}; its files for other tools were written again", flush=True)

@@ -26,6 +26,7 @@ from gralora_diffusion.training import checkpoint as checkpoints
 
 LOCK = ".lock"
 EVALUATIONS = "evaluations.jsonl"
+LENGTH_BEFORE = 75  # tokens of a caption that were read before --max_token_length
 
 
 class Run:
@@ -51,6 +52,8 @@ class Run:
     def begin(self, config: TrainConfig, facts: dict, step: int) -> None:
         """Write config.json and environment.json, to reproduce the run, and end metrics.jsonl at `step`."""
         public = to_dict(dataclasses.replace(config, hub_token=None))
+        if is_older(self.path):
+            del public["max_token_length"]  # so that the same command resumes it again
         write_text(self.path / "config.json", json.dumps(public, indent=2) + "\n")
         write_text(self.path / "environment.json", json.dumps(environment() | facts, indent=2) + "\n")
         kept = [line for line in self.metrics() if line["step"] <= step]
@@ -231,18 +234,37 @@ def same_source(run: Path, saved: TrainConfig, config: TrainConfig, images: list
     return all(getattr(saved, name) == value for name, value in given.items())
 
 
-def with_recorded_prompts(run: Path, config: TrainConfig) -> TrainConfig:
-    """The config with the sample prompts of the run that it resumes, unless it names others.
+def with_recorded_options(run: Path, config: TrainConfig) -> TrainConfig:
+    """The config with what the run that it resumes has recorded: sample prompts, unless it names others.
 
     Images of one run are compared with each other, and what a run without prompts draws may change.
     """
-    if config.validation_prompt is not None:
-        return config
     try:
-        recorded = json.loads((run / "config.json").read_text())["validation_prompt"]
+        recorded = json.loads((run / "config.json").read_text())
+        prompt = recorded["validation_prompt"]
     except (OSError, ValueError, KeyError, TypeError):
         return config
-    return dataclasses.replace(config, validation_prompt=recorded)
+    if config.validation_prompt is None:
+        config = dataclasses.replace(config, validation_prompt=prompt)
+    return as_it_was(recorded, config)
+
+
+def is_older(run: Path) -> bool:
+    """Whether a run was started before --max_token_length."""
+    try:
+        return "max_token_length" not in json.loads((run / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def as_it_was(recorded: dict, config: TrainConfig) -> TrainConfig:
+    """The config with the caption length of a run that is older than --max_token_length: 75 tokens.
+
+    recorded: the run's config.json. Another length than the default is left to be compared.
+    """
+    if "max_token_length" in recorded or config.max_token_length != TrainConfig().max_token_length:
+        return config
+    return dataclasses.replace(config, max_token_length=LENGTH_BEFORE)
 
 
 def check_same(run: Path, config: TrainConfig, given_only: bool = False) -> None:
@@ -251,11 +273,12 @@ def check_same(run: Path, config: TrainConfig, given_only: bool = False) -> None
     given_only: options that are None in `config` are not compared.
     """
     try:
-        saved = from_dict(TrainConfig, json.loads((run / "config.json").read_text()))
+        recorded = json.loads((run / "config.json").read_text())
+        saved = as_it_was(recorded, from_dict(TrainConfig, recorded))
     except (OSError, ValueError, AttributeError) as error:
         problem = f"{run} holds a config.json that cannot be read ({error})"
         raise ConfigError(f"{problem}: choose another --output_dir", option="output_dir") from None
-    if changed := differences(saved, config, given_only):
+    if changed := differences(saved, as_it_was(recorded, config), given_only):
         problem = f"{run} was started with {'; '.join(changed)}"
         ways = "use the same options to resume it, or choose another --output_dir"
         raise ConfigError(f"{problem}: {ways}", option="output_dir")

@@ -42,7 +42,7 @@ from gralora_diffusion.training.optim import (
 from gralora_diffusion.training.preview_scores import encoder_names, load_encoders
 from gralora_diffusion.training.record import base_name, began_at, training_record
 from gralora_diffusion.training.resume import facts_of, resume
-from gralora_diffusion.training.run_folder import locate, with_recorded_prompts
+from gralora_diffusion.training.run_folder import locate, with_recorded_options
 from gralora_diffusion.training.start_from import Started, start_from
 from gralora_diffusion.training.validation_images import check_sample_options
 
@@ -122,7 +122,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
     encoder_names(config)  # refuses wrong ones
     path = locate(config, images)
     check_class_folders(config)
-    config = with_recorded_prompts(path, config)
+    config = with_recorded_options(path, config)
     mixed_precision, dtype = precision(config)
     if config.push_to_hub:
         check_hub(config, path)

@@ -57,6 +57,23 @@ def test_long_captions_are_read_whole_and_a_run_resumes_exactly(tmp_path, text_e
     assert losses(cut) != losses(whole)
 
 
+def test_a_run_from_before_the_option_keeps_its_75_tokens(tmp_path):
+    """Its config.json does not have max_token_length; another one that is given is a difference."""
+    images = folder_of(tmp_path / "images", ["short", "long"])
+    wanted = run(tmp_path, "wanted", images, max_token_length=75)
+    old = run(tmp_path, "old", images, steps=1, max_token_length=75)
+    config = json.loads((old / "config.json").read_text())
+    del config["max_token_length"]
+    (old / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="was started with --max_token_length 75, not 150"):
+        run(tmp_path, "old", images, max_token_length=150)
+    run(tmp_path, "old", images)
+    one, two = (load_file(path / "adapter.safetensors") for path in (wanted, old))
+    assert all(equal(one[name], two[name]) for name in one)
+    assert "max_token_length" not in json.loads((old / "config.json").read_text())
+    run(tmp_path, "old", images, steps=3)  # the same command resumes it again
+
+
 def test_the_options_change_nothing_for_captions_that_they_do_not_concern(tmp_path):
     images = folder_of(tmp_path / "images", ["short"])
     plain = losses(run(tmp_path, "plain", images))
