@@ -118,8 +118,10 @@ def rename(workspace: Workspace, name: str, new: str) -> str:
     check_unneeded(workspace, folder, "rename")
     new = new_name(new, "a dataset", workspace.set_names())
     folder.rename(workspace.images / new)
-    if (workspace.removed / name).is_dir():
-        (workspace.removed / name).rename(workspace.removed / new)
+    removed = workspace.removed_images / name
+    if removed.is_dir():
+        shutil.rmtree(removed.with_name(new), ignore_errors=True)  # of a set that was deleted by hand
+        removed.rename(removed.with_name(new))
     return new
 
 
@@ -131,7 +133,8 @@ def delete(workspace: Workspace, name: str) -> None:
     folder = editable(workspace, name)
     check_unneeded(workspace, folder, "delete")
     shutil.rmtree(folder)
-    shutil.rmtree(workspace.removed / name, ignore_errors=True)  # a new set of this name gets none of it
+    removed = workspace.removed_images / name
+    shutil.rmtree(removed, ignore_errors=True)  # a new set of this name gets none of it
 
 
 def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]:

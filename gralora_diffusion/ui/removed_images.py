@@ -1,18 +1,19 @@
-"""Images and masks that were removed from a set; they can be put back until the page is restarted."""
+"""Images and masks that were removed from a set; they can be put back while they are in the bin."""
 
-import os
 import threading
 from pathlib import Path
 
 from gralora_diffusion.console import counted
 from gralora_diffusion.data.images import EXTENSIONS
 from gralora_diffusion.data.masks import ENDINGS, LABELS, stem_of, without_masks
+from gralora_diffusion.files import move_all
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui import removed
 from gralora_diffusion.ui.caption_files import captions_beside
 from gralora_diffusion.ui.image_sets import editable, images_of
-from gralora_diffusion.ui.workspace import Workspace, folders, quoted, real_file
+from gralora_diffusion.ui.workspace import Workspace, quoted, real_file
 
-ONE_AT_A_TIME = threading.Lock()  # two at once would take the same number for what they remove
+ONE_AT_A_TIME = threading.Lock()  # one change at a time
 
 
 def remove(workspace: Workspace, name: str, files: list[str]) -> str:
@@ -62,16 +63,18 @@ def masks_beside(image: Path) -> list[Path]:
 
 
 def move_away(workspace: Workspace, name: str, paths: list[Path]) -> str:
-    folder = workspace.removed / name / f"{len(removals(workspace, name)):06d}"
-    folder.mkdir(parents=True)
-    for path in paths:
-        os.replace(path, folder / path.name)
+    folder = removed.new_removal(workspace.removed_images / name)
+    try:
+        move_all({path: folder / path.name for path in paths})
+    except BaseException:
+        folder.rmdir()
+        raise
     return described(paths)
 
 
 def removals(workspace: Workspace, name: str) -> list[Path]:
     """The folders of what was removed from a set and can be put back, the latest last."""
-    return sorted(folders(workspace.removed / name))
+    return removed.removals(workspace.removed_images / name)
 
 
 def undo_remove(workspace: Workspace, name: str) -> str:
@@ -83,13 +86,12 @@ def undo_remove(workspace: Workspace, name: str) -> str:
         folder = editable(workspace, name)
         found = removals(workspace, name)
         if not found:
-            raise ConfigError(f"nothing was deleted from {name} since the page was started")
+            raise ConfigError(f"nothing was deleted from {name} in the last {removed.DAYS} days")
         targets = places(sorted(found[-1].iterdir()), folder)
         for target in targets.values():
             if target.exists():  # a mask, whose image has another by now
                 raise ConfigError(f"the dataset {name} has another {target.name} now: delete that one first")
-        for path, target in targets.items():
-            os.replace(path, target)
+        move_all(targets)
         found[-1].rmdir()
         return described(list(targets.values()))
 

@@ -148,6 +148,7 @@ class WatchTab:
                 self.history.cards,
                 self.history.order,
                 self.history.undo,
+                self.history.empty,
                 self.done,
                 self.done_text,
                 self.report,
@@ -203,8 +204,10 @@ class WatchTab:
         cards = run_cards.cards(self.queue)
         changes.add("cards", cards, lambda: cards or None)
         changes.add("order", state == "queued", lambda: gr.update(visible=state == "queued"))
-        deleted = bool(self.history.changes.deleted)
-        changes.add("undo", deleted, lambda: gr.update(visible=deleted))
+        deleted = self.history.changes.deleted()
+        in_bin = [str(run) for run in deleted]
+        changes.add("undo", in_bin, lambda: self.history.undo_update(deleted))
+        changes.add("empty bin", in_bin, lambda: self.history.empty_update(deleted))
         changes.add("done", finished, lambda: gr.update(visible=finished))
         changes.add("done text", [name, finished], lambda: f"{name} is done. What next?" if finished else "")
         link = f"report/{quote(name)}/" if has_report else ""
