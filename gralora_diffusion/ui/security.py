@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+from pathlib import Path
 
 import psutil
 from starlette.middleware import Middleware
@@ -32,11 +33,12 @@ HEADERS = {
 }
 
 
-def middleware(access: Access) -> list[Middleware]:
+def middleware(access: Access, known: Path | None = None) -> list[Middleware]:
+    """known: the file that keeps the addresses which have logged in."""
     names = allowed_hosts(access)
     return [
         Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False),
-        Middleware(Guard, access=access, names=names),
+        Middleware(Guard, access=access, names=names, known=known),
     ]
 
 
@@ -66,12 +68,12 @@ class Guard:
     A path that begins with access.root_path is taken without it, so that a proxy may leave it in or not.
     """
 
-    def __init__(self, app, access: Access, names: list[str]):
+    def __init__(self, app, access: Access, names: list[str], known: Path | None):
         self.app = app
         self.root_path = access.root_path
         self.own = {host.lower() for host in access.hosts}
         self.names = names
-        self.logins = Logins()
+        self.logins = Logins(known)
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":

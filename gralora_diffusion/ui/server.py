@@ -12,6 +12,7 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.access import Access
 from gralora_diffusion.ui.workspace import Workspace
 
+KNOWN = "logged-in.json"  # addresses that have logged in
 API_DOCS_OFF = dict(openapi_url=None, docs_url=None, redoc_url=None)
 
 
@@ -73,7 +74,11 @@ def launch(workspace: Workspace, port: int, access: Access) -> None:
         pwa=False,
         quiet=True,
         prevent_thread_lock=True,
-        app_kwargs=dict(middleware=middleware(access), routes=report_routes(workspace), **API_DOCS_OFF),
+        app_kwargs=dict(
+            middleware=middleware(access, workspace.scratch / KNOWN),
+            routes=report_routes(workspace),
+            **API_DOCS_OFF,
+        ),
     )
     tasks = (queue.watch, warm_up, find_device, partial(keep_tidy, workspace))
     for task in tasks:  # once the server answers, which launch() waits for
