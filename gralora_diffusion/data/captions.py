@@ -46,6 +46,12 @@ class Caption(NamedTuple):
     lines: int = 1  # of that file
     guessed: bool = False  # see Text
     empty: str | None = None  # name of a caption file without words, which counts as none
+    in_metadata: bool = False  # whether it is in metadata.jsonl, and not in a file of its own
+
+    @property
+    def source(self) -> str | None:
+        """The name of the file that it is in; None for a prompt."""
+        return METADATA if self.in_metadata else self.file
 
 
 def clean(text, where: str) -> str:
@@ -85,7 +91,7 @@ def caption_of(
         empty = empty or file.name
     if path in metadata:
         if text := clean(metadata[path], METADATA):
-            return Caption(text)
+            return Caption(text, in_metadata=True)
         empty = empty or METADATA
     if prompt is None and empty:
         raise ValueError(f"its caption in {empty} is empty, and there is no --{prompt_option}")

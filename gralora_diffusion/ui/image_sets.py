@@ -5,10 +5,12 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from gralora_diffusion.data.captions import METADATA
 from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.masks import masks_of, without_masks
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui.caption_files import caption_of, captions_beside, edit, one_line, write_edit
+from gralora_diffusion.ui import metadata_rows
+from gralora_diffusion.ui.caption_files import caption_of, captions_beside, one_line, write_captions
 from gralora_diffusion.ui.needed import check_unneeded
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name, quoted, real_file
 
@@ -56,9 +58,12 @@ def copy(workspace: Workspace, name: str, new: str) -> str:
     """A new set with the images, masks and captions of another."""
     source = workspace.image_set(name)
     new = create(workspace, new)
+    copied = workspace.images / new
     for path in image_files(source):
         for file in (path, *captions_beside(path).values()):
-            shutil.copyfile(file, workspace.images / new / file.name)
+            shutil.copyfile(file, copied / file.name)
+    if rows := metadata_rows.rows_of(source, [path.name for path in image_files(source)]):
+        metadata_rows.add(copied, rows)
     return new
 
 
@@ -75,10 +80,9 @@ def save_captions(workspace: Workspace, name: str, captions: dict[str, str]) -> 
         if not isinstance(caption, str):
             raise ConfigError(f"the caption of {file} is not text")
         if one_line(caption) != caption_of(images[file]):
-            edits[file] = edit(images[file], caption)
-    for path, content in edits.values():
-        write_edit(path, content)
-    return list(edits)
+            edits[images[file]] = caption
+    write_captions(edits)
+    return [path.name for path in edits]
 
 
 def add_prefix(workspace: Workspace, name: str, prefix: str, files: list[str] | None = None) -> None:
@@ -149,6 +153,8 @@ def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]
     for path in images:
         findings += check_image(path, resolution, seen)
     findings += check_masks(folder, images)
+    if problem := metadata_rows.problem_in(folder):
+        findings.append((METADATA, f"cannot be used: {problem}", "correct or delete it"))
     unused = [p.name for p in folder.iterdir() if p.is_symlink()] + [p.name for p in folders(folder)]
     findings += [(file, "a link or a folder", "it is not used; remove it") for file in sorted(unused)]
     return findings

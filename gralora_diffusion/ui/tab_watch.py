@@ -179,7 +179,7 @@ class WatchTab:
         resumable = state in RESUMABLE
         steps = len(run_view.metrics(run)) if run else 0
         evaluated = len(run_view.evaluations(run)) if run else 0
-        log = log_tail(run) if run else ""
+        log = self.log_of(run) if run else ""
         has_report = bool(run and real_file(run / "report.html"))
         finished = state == "done" and name in self.workspace.adapter_names()
 
@@ -214,6 +214,10 @@ class WatchTab:
         changes.add("report", link, lambda: gr.update(link=link or None, interactive=has_report))
         changes.add("empty", not names, lambda: gr.update(visible=not names))
         return *changes.updates, changes.versions
+
+    def log_of(self, run) -> str:
+        """The end of the log, with the labels of the form for flags."""
+        return "\n".join(page_words(line, self.workspace) for line in log_tail(run).split("\n"))
 
     def sample_images(self, run):
         if run is None:
