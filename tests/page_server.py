@@ -13,7 +13,7 @@ from helpers import GRALORA
 
 from gralora_diffusion.ui.processes import end_group
 
-PATIENCE = 300  # seconds; a busy machine takes its time
+PATIENCE = 40  # seconds; a busy machine takes its time
 SECRET = "root:x:0:0"  # of /etc/passwd
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse, RedirectResponse
 
@@ -39,6 +40,7 @@ def middleware(access: Access, known: Path | None = None) -> list[Middleware]:
     return [
         Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False),
         Middleware(Guard, access=access, names=names, known=known),
+        Middleware(CompressedPage),
     ]
 
 
@@ -60,6 +62,18 @@ def own_addresses() -> set[str]:
     for addresses in psutil.net_if_addrs().values():
         found |= {address.address for address in addresses if address.family == socket.AF_INET}
     return found
+
+
+class CompressedPage:
+    """Compresses the page itself, a tenth then; Gradio compresses its scripts and styles alone."""
+
+    def __init__(self, app):
+        self.app = app
+        self.compressed = GZipMiddleware(app, compresslevel=6)
+
+    async def __call__(self, scope, receive, send):
+        is_page = scope["type"] == "http" and scope["path"] in ("", "/", "/config")
+        await (self.compressed if is_page else self.app)(scope, receive, send)
 
 
 class Guard:

@@ -13,7 +13,7 @@ LINES = {
         "note: the run ends after 300 steps (“Steps” 300)"
     ),
     "warning: {images}/mine/a.png is 20 x 20 pixels; see --resolution": (
-        "warning: mine/a.png is 20 x 20 pixels; see “Resolution”"
+        "warning: mine/a.png is 20 x 20 pixels; see “Resolution (pixels)”"
     ),
     "step 10/300 loss 0.1234": "step 10/300 loss 0.1234",
     "saved {runs}/dog-1/adapter.safetensors": "saved dog-1/adapter.safetensors",
