@@ -16,19 +16,19 @@ ui: .venv/ui
 test: .venv/test chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile  # half of the time goes into starting commands
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .venv/%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".$(EXTRA_$*)"
 	touch $@
 
-# The browser that the tests of the page need, and nginx for the test of the page behind it, where they are missing and can
-# be had; without the browser those tests fail and say so, without nginx its test is skipped.
+# Install Chromium for the tests of the page, and nginx for the test of the page behind a proxy, if they are missing and apt
+# has them. Without Chromium those tests fail and say so; without nginx its test is skipped.
 chromium:
 	@command -v chromium chromium-browser google-chrome >/dev/null || (apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null) || \
-	    echo "Chromium could not be installed: install it yourself, the tests of the page need it"
+	    echo "Chromium could not be installed: install it yourself, since the tests of the page need it"
 	@command -v nginx /usr/sbin/nginx >/dev/null || (apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light >/dev/null) || \
 	    echo "nginx could not be installed: the test of the page behind it is skipped"

@@ -1,5 +1,5 @@
 #!/usr/bin/env sh
-# Set everything up in .venv, once, and open the page. Options go to gralora ui, for instance: sh run.sh --port 8000
+# Set everything up in .venv, once, and start the page. Options go to gralora ui, for instance: sh run.sh --port 8000
 set -e
 cd "$(dirname "$0")"
 if [ ! -x .venv/bin/gralora ]; then

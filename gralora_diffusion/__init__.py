@@ -1,4 +1,4 @@
-"""Personalise SDXL with low-rank adapters: GraLoRA, Hybrid GraLoRA, GoRA and LoRA."""
+"""Personalize SDXL with low-rank adapters: GraLoRA, Hybrid GraLoRA, GoRA and LoRA."""
 
 import importlib
 

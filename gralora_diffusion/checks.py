@@ -73,11 +73,11 @@ def training_problems(config) -> Iterator[Problem]:
     if config.offload_unet and config.base_model_precision:
         yield "--offload_unet needs a base that is not quantized: drop --base_model_precision", "offload_unet"
     if config.start_from and (config.allocate or config.allocation):
-        problem = "begins with the ranks and factors of another adapter, and --allocate makes new ones"
+        problem = "starts with the ranks and factors of another adapter, but --allocate makes new ones"
         yield f"--start_from {problem}: drop one of the two", "start_from"
     if config.compile and (config.offload_unet or config.base_model_precision):
         other = "--offload_unet" if config.offload_unet else "--base_model_precision"
-        problem = "--compile needs a UNet whose weights stay as they are and where they are"
+        problem = "--compile needs a UNet whose weights stay in place and are not quantized"
         yield f"{problem}: drop it, or {other}", "compile"
     if config.validation_size is not None:
         parse_size(config.validation_size, "--validation_size")
@@ -93,11 +93,11 @@ def training_problems(config) -> Iterator[Problem]:
 def start_problems(config) -> Iterator[Problem]:
     """Where the adapter's first factors have two sources, or none."""
     origin = config.adapter.orthogonal_start
-    if origin is None:
-        return
-    if config.allocate or config.allocation:
+    both_sides = config.adapter.method == "ortholora"
+    if (origin or both_sides) and (config.allocate or config.allocation):
         problem = "--allocate, --allocation and --adapter gora set the initial factors"
-        yield f"{problem}: drop --orthogonal_start", "orthogonal_start"
+        way = "use --adapter lora or gralora" if both_sides else "drop --orthogonal_start"
+        yield f"{problem}: {way}", "method" if both_sides else "orthogonal_start"
     if origin == "base" and config.base_model_precision:
         problem = "--orthogonal_start base needs the base's weights, which --base_model_precision quantizes"
         yield f"{problem}: use random", "orthogonal_start"
@@ -119,7 +119,8 @@ def data_problems(config) -> Iterator[Problem]:
         problem = "--mask_dir is for a single folder of images"
         yield f"{problem}: give each entry of --concepts its mask_folder instead", "mask_dir"
     if config.max_train_steps is not None and config.num_train_epochs is not None:
-        yield "--max_train_steps and --num_train_epochs mean the same: give one of them", "num_train_epochs"
+        problem = "--max_train_steps and --num_train_epochs both set the length of the run"
+        yield f"{problem}: give one of them", "num_train_epochs"
     if config.with_prior_preservation and not (config.class_data_dir or config.concepts):
         yield "--with_prior_preservation needs --class_data_dir and --class_prompt", "class_data_dir"
 
@@ -151,7 +152,7 @@ def prior_problems(config) -> Iterator[Problem]:
     if config.class_data_dir:
         yield "--prior_by_prediction uses no class images: drop --class_data_dir", "class_data_dir"
     if config.compile:
-        problem = "--prior_by_prediction runs the UNet with and without adapters, which --compile does not"
+        problem = "--prior_by_prediction runs the UNet with and without adapters, which --compile cannot"
         yield f"{problem}: drop one of the two", "compile"
 
 
@@ -165,7 +166,7 @@ def noise_problems(config) -> Iterator[Problem]:
         yield f"{problem}: drop one of the two", "noise_offset"
     if config.prediction_type != "flow":
         if config.flow_shift is not None and config.prediction_type is not None:
-            problem = f"--flow_shift needs --prediction_type flow, and it is {config.prediction_type}"
+            problem = f"--flow_shift needs --prediction_type flow, not {config.prediction_type}"
             yield f"{problem}: drop it", "flow_shift"
         return
     weights = {
@@ -215,14 +216,14 @@ def rank_problems(config) -> Iterator[Problem]:
         if config.base_model_precision:
             need = "which --allocate, --allocation and --adapter gora need: drop one of them"
             yield (
-                f"--base_model_precision leaves no weights to take gradients of, {need}",
+                f"--base_model_precision leaves no weights whose gradients can be taken, {need}",
                 "base_model_precision",
             )
     if config.allocate == "ralora" and (adapter.method != "gralora" or adapter.k):
         yield "--allocate ralora chooses GraLoRA's k: use --adapter gralora without --gralora_k", "allocate"
     for name in ("gora_min_rank", "gora_max_rank"):
         if fixed and getattr(config, name) is not None:
-            problem = f"--{name} has no effect where the ranks are given"
+            problem = f"--{name} has no effect if the ranks are given"
             yield f"{problem}: drop it, or --allocation and --allocate uniform", name
     if config.gora_rounding == "paper" and (fixed or config.allocate == "energy"):
         rule = f"--allocate {config.allocate}" if config.allocate else "--allocation"

@@ -233,8 +233,8 @@ def in_home(path: str, name: str | None = None) -> str:
     if found == path:
         user = path.replace("\\", "/").partition("/")[0]
         flag = f"--{name} is {path}, and " if name else f"{path}: "
-        problem = f"{flag}there is no home folder of {user}"
-        raise ConfigError(f"{problem}: write the whole path, or ./{path}", option=name)
+        problem = f"{flag}there is no home folder for {user}"
+        raise ConfigError(f"{problem}: write the full path, or ./{path}", option=name)
     return found
 
 

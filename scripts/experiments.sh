@@ -143,9 +143,14 @@ gora() {
 
 outliers() {
     sticker
+    task style --images "$STATE/sticker"
+    task robot
+}
+
+task() { # one task of scripts/outliers.py, by all workers
     local code=0
     for _ in $(seq "$WORKERS"); do
-        $PYTHON scripts/outliers.py --images "$STATE/sticker" --state "$STATE/outliers" &
+        $PYTHON scripts/outliers.py "$@" --state "$STATE/outliers-$1" &
         workers+=($!)
     done
     for worker in "${workers[@]}"; do wait "$worker" || code=$?; done

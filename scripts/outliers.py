@@ -1,9 +1,10 @@
 """Do outlier channels cost LoRA its loss, and do GraLoRA's blocks confine the harm?
 
-    python scripts/outliers.py --images build/sticker --state build/outliers    # several at once; resumes
-    python scripts/outliers.py --report    # tables and plots, from docs/experiments/results/outliers
+    python scripts/outliers.py style --images build/sticker    # several at once; resumes
+    python scripts/outliers.py robot
+    python scripts/outliers.py style --report    # tables and plot of the runs in docs/experiments/results
 
-docs/experiments/README.md has the design and its rule, which were written before the test runs.
+docs/experiments/README.md has the designs and their rules, which were written before the test runs.
 """
 
 import argparse
@@ -11,34 +12,24 @@ import dataclasses
 import itertools
 import os
 import shutil
-import statistics
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock
+from outliers_tables import BESIDE, SLICES, STRONG, Case, Tables, arm_of, best_rates
 
 from gralora_diffusion.cli.compare import arguments
 from gralora_diffusion.console import fail
-from gralora_diffusion.evaluation.statistics import p_value, t_interval
-from gralora_diffusion.experiments.markdown import markdown
+from gralora_diffusion.evaluation.metric import Score
 from gralora_diffusion.experiments.plan import plan_sweep
-from gralora_diffusion.experiments.plots import half_width, line_style, save_figure
-from gralora_diffusion.experiments.rates import at_best_rate
 from gralora_diffusion.experiments.results import RESULTS, line_of, read_results, shortened
-from gralora_diffusion.experiments.settings import HELD_OUT_LOSS, Setting, by_setting, per_run
+from gralora_diffusion.experiments.settings import HELD_OUT_LOSS, TRAINING_LOSS, Setting
 from gralora_diffusion.experiments.sweep import do_sweep
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.signals import Stopped
 
-KEPT = Path(__file__).parents[1] / "docs" / "experiments" / "results" / "outliers"
-SCALES = (1, 10, 30, 100, 300, 1000, 3000)
-TUNED_AT = (1, 1000)
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-LORA, K2, K4, K8 = "our-lora", "gralora k2", "gralora k4", "gralora k8"
-BESIDE = ("rslora", "dora", "pissa", "gora")
-STRONG, SLICES = 1000, 4
-SEEDS = 5  # of the test runs
+RESULTS_FOLDER = Path(__file__).parents[1] / "docs" / "experiments" / "results"
 
 
 class Stage(NamedTuple):
@@ -48,267 +39,146 @@ class Stage(NamedTuple):
     tuned_at: int | None = None
 
 
+class Task(NamedTuple):
+    """What is trained on, the loss that scores, the rates that are tried, and the stages in their order."""
+
+    options: str
+    score: Score
+    rates: tuple[float, ...]
+    stages: tuple[Stage, ...]
+    kept: Path
+
+
 def scales(*values: int) -> str:
     return "--outliers " + " ".join(map(str, values))
 
 
 VALIDATION, TEST = "--seeds 0 1", "--seeds 2 3 4 5 6 --part test"
-OURS, EVERY_K = "--methods our-lora gralora", "--k 2 4 8"
-STAGES = (
-    Stage(f"{VALIDATION} {OURS} {EVERY_K} --ranks 64 {scales(*TUNED_AT)}"),
-    Stage(f"{TEST} {OURS} {EVERY_K} --ranks 64 {scales(*TUNED_AT)}", 1000),
-    Stage(f"{VALIDATION} {OURS} {EVERY_K} --ranks 64 {scales(STRONG)} --outlier_slices {SLICES}"),
-    Stage(f"{TEST} {OURS} {EVERY_K} --ranks 64 {scales(STRONG)} --outlier_slices {SLICES}", 1000),
-    Stage(f"{TEST} {OURS} {EVERY_K} --ranks 64 {scales(*TUNED_AT)}", 1),
-    Stage(f"{TEST} {OURS} {EVERY_K} --ranks 64 {scales(100, 300, 3000, 30, 10)}", 1000),
-    Stage(f"{TEST} {OURS} {EVERY_K} --ranks 64 {scales(100, 300, 3000, 30, 10)}", 1),
-    Stage(f"{VALIDATION} {OURS} --k 2 4 --ranks 4 16 {scales(*TUNED_AT)}"),
-    Stage(f"{TEST} {OURS} --k 2 4 --ranks 4 16 {scales(STRONG)}", 1000),
-    Stage(f"{TEST} {OURS} --k 2 4 --ranks 4 16 {scales(1)}", 1),
-    Stage(f"{VALIDATION} --methods {' '.join(BESIDE)} --ranks 64 {scales(*TUNED_AT)}"),
-    Stage(f"{TEST} --methods {' '.join(BESIDE)} --ranks 64 {scales(STRONG)}", 1000),
-    Stage(f"{TEST} --methods {' '.join(BESIDE)} --ranks 64 {scales(1)}", 1),
+OURS = "--methods our-lora gralora"
+BLOCKS = f"{OURS} --k 2 4 8 --ranks 64"
+IN_SLICES = f"{scales(STRONG)} --outlier_slices {SLICES}"
+OTHERS = f"--methods {' '.join(BESIDE)} --ranks 64"
+LOW_RANKS = f"{OURS} --k 2 4 --ranks 4 16"
+STYLE = (
+    Stage(f"{VALIDATION} {BLOCKS} {scales(1, STRONG)}"),
+    Stage(f"{TEST} {BLOCKS} {scales(1, STRONG)}", STRONG),
+    Stage(f"{VALIDATION} {BLOCKS} {IN_SLICES}"),
+    Stage(f"{TEST} {BLOCKS} {IN_SLICES}", STRONG),
+    Stage(f"{TEST} {BLOCKS} {scales(1, STRONG)}", 1),
+    Stage(f"{TEST} {BLOCKS} {scales(100, 300, 3000, 30, 10)}", STRONG),
+    Stage(f"{TEST} {BLOCKS} {scales(100, 300, 3000, 30, 10)}", 1),
+    Stage(f"{VALIDATION} {LOW_RANKS} {scales(1, STRONG)}"),
+    Stage(f"{TEST} {LOW_RANKS} {scales(STRONG)}", STRONG),
+    Stage(f"{TEST} {LOW_RANKS} {scales(1)}", 1),
+    Stage(f"{VALIDATION} {OTHERS} {scales(1, STRONG)}"),
+    Stage(f"{TEST} {OTHERS} {scales(STRONG)}", STRONG),
+    Stage(f"{TEST} {OTHERS} {scales(1)}", 1),
+)
+TWO_K = f"{OURS} --k 2 4 --ranks 64"
+ROBOT = (
+    Stage(f"{VALIDATION} {TWO_K} {scales(1, STRONG)}"),
+    Stage(f"{TEST} {TWO_K} {scales(STRONG)}", STRONG),
+    Stage(f"{TEST} {TWO_K} {scales(1)}", 1),
+    Stage(f"{VALIDATION} {TWO_K} {IN_SLICES}"),
+    Stage(f"{TEST} {TWO_K} {IN_SLICES}", STRONG),
+    Stage(f"{TEST} {TWO_K} {scales(STRONG)}", 1),
+    Stage(f"{TEST} {TWO_K} {scales(300, 100)}", STRONG),
+)
+TASKS = dict(
+    style=Task("--loss_only", HELD_OUT_LOSS, (1e-4, 3e-4, 1e-3, 3e-3), STYLE, RESULTS_FOLDER / "outliers"),
+    robot=Task(
+        options="--training_loss",
+        score=TRAINING_LOSS,
+        rates=(1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+        stages=ROBOT,
+        kept=RESULTS_FOLDER / "outliers-robot",
+    ),
 )
 
 
 def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout, allow_abbrev=False)
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument("--images", type=Path, default=Path("build/sticker"), help="the style's images")
-    parser.add_argument("--state", type=Path, default=Path("build/outliers"), help="folder of the sweep")
+    parser.add_argument("--state", type=Path, help="folder of the sweep (default: build/outliers-TASK)")
     parser.add_argument("--report", action="store_true", help="print the tables of the runs that are kept")
     args = parser.parse_args()
+    task = TASKS[args.task]
+    state = args.state or Path("build") / f"outliers-{args.task}"
+    images = f"--instance_data_dir {args.images}" if args.task == "style" else ""
     try:
         if not args.report:
-            begin(args.state)
-            for stage in STAGES:
-                do_stage(stage, args.images, args.state)
-                keep(args.state)
-        print(report())
+            begin(task, state)
+            for stage in task.stages:
+                do_stage(task, stage, f"{task.options} {images} --output {state}", state)
+                keep(task, state)
+        print(report(task))
     except Stopped as stop:
         fail(str(stop), 130)
     except ConfigError as error:
         fail(str(error))
 
 
-def begin(state: Path) -> None:
+def begin(task: Task, state: Path) -> None:
     """Take up the runs that are kept, in a state folder without any."""
     state.mkdir(parents=True, exist_ok=True)
     with FileLock(state / ".begin.lock"):
-        if (KEPT / RESULTS).is_file() and not (state / RESULTS).exists():
-            shutil.copyfile(KEPT / RESULTS, state / f"{RESULTS}.part")
+        if (task.kept / RESULTS).is_file() and not (state / RESULTS).exists():
+            shutil.copyfile(task.kept / RESULTS, state / f"{RESULTS}.part")
             os.replace(state / f"{RESULTS}.part", state / RESULTS)
 
 
-def do_stage(stage: Stage, images: Path, state: Path) -> None:
-    options = f"{stage.options} --loss_only --output {state} --instance_data_dir {images}"
-    args = arguments([*options.split(), "--lrs", *map(str, RATES)])
+def do_stage(task: Task, stage: Stage, options: str, state: Path) -> None:
+    args = arguments([*stage.options.split(), *options.split(), "--lrs", *map(str, task.rates)])
     plan = plan_sweep(args)
     runs, done = plan.runs, read_results(state)
-    check_setting([*done, dict(run=runs[0])], state)
+    check_setting([*done, dict(run=runs[0])], task, state)
     if stage.tuned_at:
-        rates = best_rates(done, stage.tuned_at, args.outlier_slices or 1)
+        rates = best_rates(done, task.score, stage.tuned_at, args.outlier_slices or 1)
         for arm in sorted({arm_of(Setting.of(run)) for run in runs} - rates.keys()):
             print(f"{arm.label} of rank {arm.rank} failed at every rate, and is left out")
         runs = [run for run in runs if run["lr"] == rates.get(arm_of(Setting.of(run)))]
     do_sweep(dataclasses.replace(plan, runs=runs), state)
 
 
-def check_setting(done: list[dict], folder: Path) -> None:
+def check_setting(done: list[dict], task: Task, folder: Path) -> None:
     """Raises ConfigError where the runs are of several images or bases."""
     if len({entry["run"]["setting"] for entry in done}) > 1:
         problem = f"{folder} holds runs on other images, or on another base"
-        raise ConfigError(f"{problem}: give these --images a --state of their own, and move {KEPT} away")
+        raise ConfigError(f"{problem}: give these images a --state of their own, and move {task.kept} away")
 
 
-class Arm(NamedTuple):
-    """A method at a rank, in tables."""
-
-    label: str
-    rank: int
-
-
-def arm_of(setting: Setting) -> Arm:
-    return Arm(setting.label, setting.rank)
-
-
-def best_rates(done: list[dict], scale: int, slices: int) -> dict[Arm, float]:
-    """The rate of the lowest held-out loss on the validation runs with outliers of this scale."""
-    found = {}
-    for setting in at_best_rate([e for e in done if e["run"]["part"] == "validation"], HELD_OUT_LOSS):
-        if planted(setting) == (scale, slices if scale > 1 else 0):
-            found[arm_of(setting)] = setting.lr
-    return found
-
-
-def planted(setting: Setting) -> tuple[float, int]:
-    return setting.outliers, setting.slices
-
-
-def keep(state: Path) -> None:
+def keep(task: Task, state: Path) -> None:
     """The runs so far, in short, where the report reads them."""
-    KEPT.mkdir(parents=True, exist_ok=True)
+    task.kept.mkdir(parents=True, exist_ok=True)
     lines = sorted(line_of(shortened(entry)) for entry in read_results(state))
-    write_text(KEPT / RESULTS, "".join(lines))
+    write_text(task.kept / RESULTS, "".join(lines))
 
 
-def report() -> str:
+def report(task: Task) -> str:
     """The tables, written to table.md beside the plot.  Raises ConfigError without runs."""
-    done = read_results(KEPT)
+    done = read_results(task.kept)
     if not done:
-        raise ConfigError(f"{KEPT} holds no runs to report")
-    check_setting(done, KEPT)
-    tests = by_setting([entry for entry in done if entry["run"]["part"] == "test"])
-    parts = [
-        ("Chosen rates, by the mean held-out loss of two validation seeds", rates_table(done)),
-        ("Held-out loss x 1000, mean over the seeds", losses_table(done, tests)),
-        ("Less LoRA's of the same seed, x 1000, 95 % t-intervals", differences_table(done, tests)),
-        ("How much more outliers cost LoRA than the blocks, x 1000", interaction_table(done, tests)),
-    ]
-    text = "\n\n".join(f"**{title}**\n\n{table}" for title, table in parts if table)
-    write_text(KEPT / "table.md", text + "\n")
-    plot(done, tests)
+        raise ConfigError(f"{task.kept} holds no runs to report")
+    check_setting(done, task, task.kept)
+    tables = Tables(done, task.score, cases_of(task))
+    text = tables.text()
+    write_text(task.kept / "table.md", text + "\n")
+    tables.plot(task.kept / "loss-outliers.png")
     return text
 
 
-def rates_table(done: list[dict]) -> str:
-    rows = []
-    for scale, slices in ((1, 0), (STRONG, 1), (STRONG, SLICES)):
-        rates = best_rates(done, scale, slices)
-        validation = by_setting([e for e in done if e["run"]["part"] == "validation"])
-        for arm in rates:
-            cells = []
-            for rate in RATES:
-                cells.append("")
-                for setting, runs in validation.items():
-                    if (arm_of(setting), planted(setting), setting.lr) == (arm, (scale, slices), rate):
-                        cells[-1] = mean_text(runs)
-            rows.append([scale, slices or "", arm.rank, arm.label, f"{rates[arm]:g}", *cells])
-    heads = [f"loss at {rate:g}" for rate in RATES]
-    return markdown(["outliers", "slices", "rank", "arm", "best rate", *heads], rows)
-
-
-def mean_text(runs: list[dict]) -> str:
-    """1000 x the mean held-out loss, or how many of the runs failed."""
-    values = list(per_run(runs, HELD_OUT_LOSS).values())
-    failed = len(runs) - len(values)
-    return f"{failed} failed" if failed else f"{1000 * statistics.mean(values):.2f}"
-
-
-def losses_of(
-    done: list[dict], tests: dict, arm: Arm, scale: float, slices: int, tuned_at: int
-) -> dict[tuple, float]:
-    """{(subject, seed): 1000 x held-out loss} of the arm's test runs at the rate that was chosen there."""
-    rate = best_rates(done, tuned_at, max(slices, 1)).get(arm)
-    for setting, runs in tests.items():
-        if (arm_of(setting), planted(setting), setting.lr) == (
-            arm,
-            (scale, slices if scale > 1 else 0),
-            rate,
-        ):
-            return {key: 1000 * value for key, value in per_run(runs, HELD_OUT_LOSS).items()}
-    return {}
-
-
-def cases(tests: dict) -> list[tuple]:
-    """(rank, scale, slices, tuned at) of every comparison of the stages that has runs."""
-    found = {(setting.rank, *planted(setting)) for setting in tests}
-    wanted = set()
-    for stage in STAGES:
+def cases_of(task: Task) -> list[Case]:
+    """Every comparison of the task's test stages."""
+    found = set()
+    for stage in task.stages:
         if stage.tuned_at:
             args = arguments([*stage.options.split(), "--output", "x"])
+            slices = args.outlier_slices or 1
             for rank, scale in itertools.product(args.ranks, args.outliers):
-                slices = args.outlier_slices or 1
-                wanted.add((rank, scale, slices if scale > 1 else 0, stage.tuned_at))
-    return sorted(case for case in wanted if case[:3] in found)
-
-
-def arms_of(tests: dict, rank: int) -> list[Arm]:
-    labels = {setting.label for setting in tests if setting.rank == rank}
-    known = (LORA, K2, K4, K8, *BESIDE)
-    return [Arm(label, rank) for label in known if label in labels]
-
-
-def losses_table(done: list[dict], tests: dict) -> str:
-    rows = []
-    for rank, scale, slices, tuned_at in cases(tests):
-        for arm in arms_of(tests, rank):
-            values = list(losses_of(done, tests, arm, scale, slices, tuned_at).values())
-            if values:
-                mean = f"{statistics.mean(values):.2f}"
-                spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
-                rows.append(
-                    [rank, f"{scale:g}", slices or "", tuned_at, arm.label, len(values), mean, spread]
-                )
-    return markdown(["rank", "outliers", "slices", "rate tuned at", "arm", "seeds", "mean", "sd"], rows)
-
-
-def paired(first: dict, second: dict) -> list[float]:
-    return [first[key] - second[key] for key in sorted(first, key=str) if key in second]
-
-
-def interval_text(values: list[float]) -> str:
-    """The mean with its interval, or without where a seed failed or has not run."""
-    if len(values) < SEEDS:
-        return f"{statistics.mean(values):+.2f}, without interval"
-    low, high = t_interval(values)
-    return f"{statistics.mean(values):+.2f} ({low:+.2f} to {high:+.2f})"
-
-
-def differences_table(done: list[dict], tests: dict) -> str:
-    rows = []
-    for rank, scale, slices, tuned_at in cases(tests):
-        base = losses_of(done, tests, Arm(LORA, rank), scale, slices, tuned_at)
-        for arm in arms_of(tests, rank):
-            values = paired(losses_of(done, tests, arm, scale, slices, tuned_at), base)
-            if arm.label != LORA and values:
-                p = f"{p_value(values):.2g}" if len(values) == SEEDS else ""
-                cells = [f"{len(values)} of {SEEDS}", interval_text(values), p]
-                rows.append([rank, f"{scale:g}", slices or "", tuned_at, arm.label, *cells])
-    return markdown(["rank", "outliers", "slices", "rate tuned at", "arm", "seeds", "difference", "p"], rows)
-
-
-def interaction_table(done: list[dict], tests: dict) -> str:
-    """(arm - LoRA with outliers) - (arm - LoRA without), each at the rates tuned there."""
-    rows = []
-    for rank in sorted({setting.rank for setting in tests}):
-        for arm in arms_of(tests, rank)[1:]:
-            gaps = {}
-            for scale, slices in ((1, 0), (STRONG, 1), (STRONG, SLICES)):
-                own = losses_of(done, tests, arm, scale, slices, scale)
-                base = losses_of(done, tests, Arm(LORA, rank), scale, slices, scale)
-                gaps[scale, slices] = {key: own[key] - base[key] for key in own if key in base}
-            for first, second, name in (
-                ((STRONG, 1), (1, 0), f"{STRONG} minus none"),
-                ((STRONG, SLICES), (STRONG, 1), f"{SLICES} slices minus one, at {STRONG}"),
-            ):
-                values = paired(gaps[first], gaps[second])
-                if values:
-                    seeds = f"{len(values)} of {SEEDS}"
-                    rows.append([rank, arm.label, name, seeds, interval_text(values)])
-    return markdown(["rank", "arm", "outliers", "seeds", "change of the difference from LoRA"], rows)
-
-
-def plot(done: list[dict], tests: dict) -> None:
-    """Held-out loss against the outliers' scale, at the rates tuned at 1000 and at 1."""
-
-    def fill(*axes) -> None:
-        for axis, tuned_at in zip(axes, reversed(TUNED_AT), strict=True):
-            axis.set(xlabel=f"scale of the outliers; rates tuned at {tuned_at}", xscale="log")
-            axis.set_ylabel("held-out loss x 1000")
-            for number, label in enumerate((LORA, K2, K4, K8)):
-                means = {}
-                for scale in SCALES:
-                    values = losses_of(done, tests, Arm(label, 64), scale, 1, tuned_at).values()
-                    if values:
-                        means[scale] = statistics.mean(values), half_width(list(values))
-                shift = 1 + 0.04 * (number - 1.5)
-                places = [scale * shift for scale in means]
-                heights = [mean for mean, _ in means.values()]
-                spreads = [spread for _, spread in means.values()]
-                axis.errorbar(places, heights, spreads, capsize=3, label=label, **line_style(number))
-
-    save_figure(KEPT / "loss-outliers.png", fill, columns=2)
+                found.add(Case(rank, scale, slices if scale > 1 else 0, stage.tuned_at))
+    return sorted(found)
 
 
 if __name__ == "__main__":

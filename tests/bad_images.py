@@ -44,13 +44,13 @@ def flipped(name: bytes, offset: int) -> bytes:
 
 BAD = {
     "empty file": ("bad.png", b"", "empty file"),
-    "HTML as JPEG": ("bad.jpg", b"<html>not found</html>", "not an image, in spite of its name"),
-    "text as PNG": ("bad.png", b"some text", "not an image, in spite of its name"),
-    "zip as PNG": ("bad.png", b"PK\x03\x04" + bytes(60), "not an image, in spite of its name"),
+    "HTML as JPEG": ("bad.jpg", b"<html>not found</html>", "not an image, despite its name"),
+    "text as PNG": ("bad.png", b"some text", "not an image, despite its name"),
+    "zip as PNG": ("bad.png", b"PK\x03\x04" + bytes(60), "not an image, despite its name"),
     "PostScript as PNG": (
         "bad.png",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
-        "not an image, in spite of its name",
+        "not an image, despite its name",
     ),
     "SVG": ("bad.svg", b"<svg/>", "vector graphics, not pixels: export it as PNG"),
     "EPS": ("bad.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n", "vector graphics, not pixels: export it as PNG"),
@@ -58,7 +58,7 @@ BAD = {
     "truncated JPEG": ("bad.jpg", encoded("JPEG")[:3000], "truncated"),
     "truncated PNG": ("bad.png", encoded("PNG")[:9000], "truncated"),
     "truncated GIF": ("bad.gif", b"GIF89a", "not an image"),
-    "bad CRC of the header": ("bad.png", flipped(b"IHDR", 17), "not an image, in spite of its name"),
+    "bad CRC of the header": ("bad.png", flipped(b"IHDR", 17), "not an image, despite its name"),
     "bad CRC of the pixels": ("bad.png", flipped(b"IDAT", 20), "broken data stream"),
     "bomb of pixels": ("bad.png", png_header(30_000, 30_000), "more than the limit of 89,478,485"),
     "bomb just over": ("bad.png", png_header(10_000, 9_000), "10000 x 9000 pixels is more than the limit"),

@@ -1,5 +1,7 @@
+import gc
 import json
 import os
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -7,10 +9,16 @@ import torch
 from helpers import CLIP_CONFIG, IMAGENET
 from PIL import Image
 
-from gralora_diffusion import AdapterConfig
-from gralora_diffusion.console import no_telemetry
+from gralora_diffusion import AdapterConfig, console
 
-no_telemetry()
+console.no_telemetry()
+LONG_FIRST = ("training", "browser", "nogpu", "commands", "ui")  # folders
+
+
+def pytest_collection_modifyitems(items):
+    """Folders whose files take long come first, so that no worker waits for the other's long file."""
+    places = {name: place for place, name in enumerate(LONG_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,6 +27,20 @@ def cache_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     os.environ["XDG_CACHE_HOME"] = str(folder)
     return folder / "gralora_diffusion"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap():
+    """Take what is loaded so far out of garbage collections: a training run does several of all objects."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    """The environment and the name before messages, which a command sets, are restored after each test."""
+    with mock.patch.dict(os.environ), mock.patch.object(console, "_program", None):
+        yield
 
 
 @pytest.fixture(autouse=True)

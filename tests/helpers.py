@@ -37,5 +37,5 @@ def adapted_pipeline(config: AdapterConfig, names=MODELS):
     for model in models.values():
         inject(model, config)
         for name, p in adapter_parameters(model).items():
-            p.data.normal_(std=0.1 if name.endswith("_B") else p.data.std().item())
+            p.data.normal_(std=0.1 if name.endswith("_B") or not p.any() else p.data.std().item())
     return pipeline, models

@@ -12,6 +12,7 @@ CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 PROXY = "photos.example.com"  # a name that leads to this machine, as that of a proxy
 TABS = ("Dataset", "Train", "Watch", "Sample", "Compare", "Export")
 MILLIS = PATIENCE * 1000
+STREAMS = ("/heartbeat/", "/queue/data")  # are open as long as the page
 
 
 @contextmanager
@@ -42,12 +43,32 @@ class Tab:
         )
         self.page = self.context.new_page()
         self.requests = []
+        self.unanswered = set()
         self.errors = []
         self.page.set_default_timeout(MILLIS)
-        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("request", self.note_request)
+        self.page.on("requestfinished", self.note_answer)
+        self.page.on("requestfailed", self.note_answer)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
         self.page.wait_for_selector("#strip-run")
+
+    def note_request(self, request) -> None:
+        self.requests.append(request.url)
+        if not any(stream in request.url for stream in STREAMS):
+            self.unanswered.add(request)
+
+    def note_answer(self, request) -> None:
+        self.unanswered.discard(request)
+
+    def settle(self) -> None:
+        """Wait until the page has its answers and asks for nothing more."""
+        until(self.is_quiet, "the page asks for nothing more")
+
+    def is_quiet(self, milliseconds: int = 700) -> bool:
+        count = len(self.requests)
+        self.page.wait_for_timeout(milliseconds)
+        return count == len(self.requests) and not self.unanswered
 
     def go(self, name: str) -> None:
         tab = self.page.get_by_role("tab", name=name, exact=True)

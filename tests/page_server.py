@@ -13,7 +13,7 @@ from helpers import GRALORA
 
 from gralora_diffusion.ui.processes import end_group
 
-PATIENCE = 40  # seconds; a busy machine takes its time
+PATIENCE = 300  # seconds; a busy machine takes its time
 SECRET = "root:x:0:0"  # of /etc/passwd
 
 
@@ -40,7 +40,7 @@ class Page:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < until, self.log.read_text()
             time.sleep(0.1)
-        self.url = self.log.read_text().partition("the page is at ")[2].split()[0].rstrip("/,")
+        self.url = self.log.read_text().partition("the page is at ")[2].split()[0].rstrip("/;")
         self.client = httpx.Client(
             base_url=self.url, timeout=PATIENCE, limits=httpx.Limits(max_keepalive_connections=0)
         )

@@ -126,9 +126,9 @@ class AdaptedLayer(nn.Module):
 
     def changed_bias(self) -> torch.Tensor | None:
         """The base's bias and what the enabled adapters add to it; None where there is neither."""
-        bias = self.unmerged_bias if self.has_merged_bias else self.bias
+        bias = base = self.unmerged_bias if self.has_merged_bias else self.bias
         for adapter in self.enabled_adapters():
-            change = adapter.bias_delta()
+            change = adapter.bias_delta(base)
             if change is not None:
                 change = (adapter.strength * change).to(self.weight.device)
                 bias = (change if bias is None else bias.float() + change).to(self.weight.dtype)

@@ -1,4 +1,4 @@
-"""What can be done with the adapters in a model: strength, on and off, merge, remove."""
+"""Operations on the adapters in a model: strength, on and off, merge, remove."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from gralora_diffusion.adapters.registry import adapted_layers, forget, models_o
 
 
 def set_strength(model, strength: float, name: str | None = None) -> None:
-    """0 is the base, 1 the adapter as trained.
+    """Set the strength: 0 is the base, 1 the adapter as trained.
 
     Of all adapters or of the one of this name, in a model or a pipeline; merged layers are merged again.
     Raises ValueError for a name that no adapter has.

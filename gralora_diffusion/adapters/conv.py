@@ -82,7 +82,8 @@ class AdaptedConv2d(AdaptedLayer, nn.Conv2d):
             return self._conv_forward(x, self.weight, self.bias)
         dtype = dtype_of_products(x)
         x = x.to(dtype)
-        y = self._conv_forward(x, self.unmerged_weight if self.merged else self.weight, self.bias)
+        weight = self.unmerged_weight if self.merged else self.weight
+        y = self._conv_forward(x, weight, self.changed_bias())
         for adapter in self.enabled_adapters():
             parts = adapter.parts(x)
             for part in parts:
@@ -92,7 +93,7 @@ class AdaptedConv2d(AdaptedLayer, nn.Conv2d):
         return y
 
     def of_part(self, x: torch.Tensor, part: Part, dtype: torch.dtype) -> torch.Tensor:
-        """What a part adds to the output, see the head of this file."""
+        """What a part adds to the output, see the top of this file."""
         x = x if part.own is None else part.own
         A = with_sink(part.A, part.A_grad, dtype)
         B = with_sink(part.B, part.B_grad, dtype)
@@ -113,9 +114,7 @@ class AdaptedConv2d(AdaptedLayer, nn.Conv2d):
         """What an adapter without parts adds to the output."""
         own = adapter.dropped_out(x)
         delta = adapter.delta(**self.base_for(adapter)).reshape(self.matrix_shape)
-        y = self.convolved(x if own is None else own, (adapter.strength * delta).to(dtype))
-        bias = adapter.bias_delta()
-        return y if bias is None else y + (adapter.strength * bias).to(dtype)[:, None, None]
+        return self.convolved(x if own is None else own, (adapter.strength * delta).to(dtype))
 
     def convolved(self, x: torch.Tensor, matrix: torch.Tensor, groups: int = 1) -> torch.Tensor:
         """x [T, C, H, W] through a matrix [M', C/groups*kh*kw] with this layer's kernel and stride."""

@@ -27,6 +27,8 @@ class DeltaAdapter(LayerAdapter):
         if weight is not None:
             weight.check_fits(tuple(layer.weight.shape))
         if bias is not None:
+            if bias.needs_base and layer.bias is None:
+                raise ValueError(f"{bias.NAME} changes a bias, which the base's layer does not have")
             bias.check_fits(tuple(layer.weight.shape[:1]))
 
     def _apply(self, fn, recurse=True):
@@ -51,13 +53,13 @@ class DeltaAdapter(LayerAdapter):
     def add_delta(self, weight, strength=1.0, base=None):
         weight.add_(self.delta(base).reshape(weight.shape).to(weight.dtype), alpha=strength)
 
-    def bias_delta(self) -> torch.Tensor | None:
+    def bias_delta(self, base=None) -> torch.Tensor | None:
         """What is added to the bias at strength 1, [M], or None."""
-        return None if self.bias_change is None else self.bias_change.delta()
+        return None if self.bias_change is None else self.bias_change.delta(base)
 
     def forward(self, x, base=None):
-        bias = self.bias_delta()
-        return F.linear(x, self.delta(base).to(x.dtype), None if bias is None else bias.to(x.dtype))
+        """What the weight's change adds; the bias's is part of the layer's changed_bias()."""
+        return F.linear(x, self.delta(base).to(x.dtype))
 
     def extra_repr(self) -> str:
         changes = [delta.NAME for delta in (self.change, self.bias_change) if delta is not None]

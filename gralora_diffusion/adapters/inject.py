@@ -1,4 +1,4 @@
-"""Which linear layers and convolutions of a model are adapted, and putting adapters into them."""
+"""Which linear layers and convolutions of a model are adapted, and how adapters are put into them."""
 
 import re
 
@@ -31,16 +31,16 @@ TARGETS = {
 
 
 def inject(model: nn.Module, config: AdapterConfig) -> dict[str, AdaptedLayer]:
-    """Freeze `model`, and put an adapter into each layer that config.targets matches: {path: layer}.
+    """Freeze `model`, and put an adapter into each layer that config.targets matches; returns {path: layer}.
 
     targets is a name in TARGETS, or a regular expression searched in each module path, so that any torch
-    model can be adapted: see targeted(); rank_pattern and k_pattern give other sizes to the paths
-    they match (the first match counts).  Raises ValueError, before anything is changed, when the model has
+    model can be adapted: see targeted(); rank_pattern and k_pattern give other sizes to the paths they match
+    (the first match applies).  Raises ValueError, before anything is changed, when the model already has
     adapters, nothing matches, or a size does not fit.
     """
     check_free(model)
     if adapted_layers(model):
-        raise ValueError("the model has adapters already: call remove() first")
+        raise ValueError("the model already has adapters: call remove() first")
     adapters = {}
     for path, layer in targeted(model, config.targets).items():
         rank = first_match(config.rank_pattern, path, config.rank)

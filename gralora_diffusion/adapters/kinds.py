@@ -9,9 +9,10 @@ from gralora_diffusion.adapters.conv import matrix_of
 from gralora_diffusion.adapters.gralora import GraLoRA
 from gralora_diffusion.adapters.layer_adapter import LayerAdapter
 from gralora_diffusion.adapters.lora import LoRA
+from gralora_diffusion.adapters.ortholora import OrthoLoRA
 from gralora_diffusion.config import METHODS, AdapterConfig
 
-KINDS: dict[str, type[LayerAdapter]] = {"gralora": GraLoRA, "lora": LoRA}
+KINDS: dict[str, type[LayerAdapter]] = {"gralora": GraLoRA, "lora": LoRA, "ortholora": OrthoLoRA}
 
 
 def register(name: str, kind: type[LayerAdapter]) -> None:
@@ -20,7 +21,7 @@ def register(name: str, kind: type[LayerAdapter]) -> None:
     Raises ValueError for a name that is taken.
     """
     if name in KINDS and KINDS[name] is not kind:
-        raise ValueError(f"there is a kind of adapter named {name!r} already: choose another name")
+        raise ValueError(f"there is already a kind of adapter named {name!r}: choose another name")
     KINDS[name] = kind
     if name not in METHODS:
         METHODS.append(name)

@@ -113,8 +113,8 @@ class LayerAdapter(nn.Module):
         pair = cls.low_rank_of(shapes, 1.0)
         return None if pair is None else pair[0].shape[0]
 
-    def bias_delta(self) -> torch.Tensor | None:
-        """What is added to the layer's bias at strength 1, [M]; None where nothing is."""
+    def bias_delta(self, base: torch.Tensor | None = None) -> torch.Tensor | None:
+        """What is added to the layer's bias `base` at strength 1, [M]; None where nothing is."""
         return None
 
     def low_rank(self) -> tuple[torch.Tensor, torch.Tensor]:

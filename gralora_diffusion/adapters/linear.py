@@ -41,7 +41,7 @@ class AdaptedLinear(AdaptedLayer, nn.Linear):
             parts += own_parts
             if not own_parts:
                 unfused.append(adapter)
-        y = adapted_linear(x, weight, self.bias, parts)
+        y = adapted_linear(x, weight, self.changed_bias(), parts)
         for adapter in unfused:
             y = y + adapter.strength * adapter(x, **self.base_for(adapter)).to(y.dtype)
         return y

@@ -29,7 +29,7 @@ def check_quantization(kind: str | None) -> None:
 
 @torch.no_grad()
 def quantize(model: nn.Module, kind: str) -> None:
-    """Quantise the weight of every linear layer of a frozen model in place.
+    """Quantize the weight of every linear layer of a frozen model in place.
 
     Adapters may be injected afterward.
     """

@@ -1,4 +1,4 @@
-"""T-LoRA (arXiv 2507.05964): where there is more noise, fewer of an adapter's ranks act."""
+"""T-LoRA (arXiv 2507.05964): where there is more noise, fewer of an adapter's ranks are active."""
 
 import functools
 import inspect

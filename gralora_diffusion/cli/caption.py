@@ -1,11 +1,11 @@
-"""Write captions beside images, by a captioning model or a tagger.
+"""Write captions beside images, with a captioning model or a tagger.
 
 gralora caption photos/my_dog --model Salesforce/blip-image-captioning-large --prefix "a photo of sks dog"
 gralora caption photos/my_dog --model models/Florence-2-base --prompt "<MORE_DETAILED_CAPTION>"
 gralora caption drawings --model models/wd-vit-tagger-v3 --prefix sks --threshold 0.4
 
---model is a BLIP or Florence-2 model of transformers, a hub id or a folder, or a folder with model.onnx and
-selected_tags.csv of a WD14 tagger. Existing captions are kept. Read the captions before training.
+--model is the hub id or folder of a BLIP or Florence-2 model of transformers, or a folder with model.onnx
+and selected_tags.csv of a WD14 tagger. Existing captions are kept. Read the captions before training.
 """
 
 import argparse

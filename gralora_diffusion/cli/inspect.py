@@ -14,7 +14,7 @@ from gralora_diffusion.options import ConfigError
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(usage="%(prog)s [options] IN", description=__doc__)
-    about = "adapter file of any tool, run folder, or PEFT folder"
+    about = "adapter file from any tool, run folder, or PEFT folder"
     parser.add_argument("adapter", metavar="IN", type=path_text, help=about)
     parser.add_argument("--header", action="store_true", help="print the whole header too")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")

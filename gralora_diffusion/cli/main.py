@@ -10,7 +10,7 @@ COMMANDS = {
     "train": "train an adapter on your images",
     "sample": "generate images with a trained adapter",
     "mask": "make masks of the subject for --masked_loss",
-    "caption": "write captions beside images, by a captioning model or a tagger",
+    "caption": "write captions beside images, with a captioning model or a tagger",
     "ui": "train, sample, compare and export in a browser",
     "convert": "convert adapters for other tools, combine several, or merge them into a base model",
     "extract": "extract an adapter from the difference between a fine-tuned model and its base",

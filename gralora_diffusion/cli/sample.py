@@ -1,9 +1,10 @@
 """Generate images from prompts, with trained adapters or with the base model alone.
 
-Writes one grid of all images, and each image as its own file in a folder named as OUTPUT without .png. The
+Writes one grid of all images, and each image as its own file in a folder named like OUTPUT without .png. The
 files hold their settings as text that AUTOMATIC1111's web UI and ComfyUI read. Few-step bases and adapters
-need their scheduler: Lightning --scheduler lightning with its 2, 4 or 8 steps and guidance 1; LCM --scheduler
-lcm, 4 to 8 steps, guidance 1 to 2; Turbo --scheduler turbo, 1 to 4 steps, guidance 1, --size 512x512.
+need their own scheduler: for Lightning --scheduler lightning, its 2, 4 or 8 steps, guidance 1; for LCM
+--scheduler lcm, 4 to 8 steps, guidance 1 to 2; for Turbo --scheduler turbo, 1 to 4 steps, guidance 1,
+--size 512x512.
 """
 
 import argparse
@@ -76,14 +77,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def add_adapter_options(group) -> None:
-    about = "run folder or adapter file of any tool; can be repeated; without it, only the base model is used"
+    about = "run folder or adapter file from any tool; can be repeated; by default the base model alone"
     group.add_argument("--adapter", metavar="PATH", type=path_text, action="append", default=[], help=about)
     about = "what to generate; | separates several prompts"
     group.add_argument("--prompt", metavar="TEXT", help=about)
     about = (
-        "prompts from a text file, one per line; # begins a comment; a line may end in settings of its own, "
+        "prompts from a text file, one per line; lines that begin with # are left out; a line may end in its "
     )
-    about += "--n NEGATIVE --w WIDTH --h HEIGHT --d SEED --s STEPS --l GUIDANCE"
+    about += "own settings, --n NEGATIVE --w WIDTH --h HEIGHT --d SEED --s STEPS --l GUIDANCE"
     group.add_argument("--prompt_file", metavar="FILE", type=Path, help=about)
     about = "what the images should not show; needs a guidance scale above 1"
     group.add_argument("--negative_prompt", metavar="TEXT", default="", help=about)
@@ -93,7 +94,7 @@ def add_adapter_options(group) -> None:
         "layer of the text encoders; 2 is the second-to-last (default: as the adapters were trained, or 2)"
     )
     group.add_argument("--clip_skip", metavar="INT", type=int, help=about)
-    about = "0 is the base model, 1 the adapter as trained; for several adapters, such as 1,0.6 (default: 1)"
+    about = "0 is the base model, 1 the adapter as trained; for several adapters one each: 1,0.6 (default: 1)"
     group.add_argument("--strength", metavar="FLOAT[,FLOAT...]", default="1", help=about)
     about = "generate the base model's images too, in a row above the adapter's"
     group.add_argument("--compare", action="store_true", help=about)
@@ -109,7 +110,7 @@ def add_adapter_options(group) -> None:
 
 def add_image_options(group) -> None:
     group.add_argument("--num_images", metavar="INT", type=int, help="images per prompt (default: 4)")
-    about = "image n uses the noise of seed + n; or a seed for each image, as 1,2,3 or 10-13 (default: 0)"
+    about = "image n uses the noise of seed + n; or a seed for each image: 1,2,3 or 10-13 (default: 0)"
     group.add_argument("--seed", metavar="INT[,INT...]", default="0", help=about)
     about = "size of the images in pixels, multiples of 8 (default: the base's own)"
     group.add_argument("--size", metavar="WIDTHxHEIGHT", help=about)
@@ -153,14 +154,14 @@ def size_of(args: argparse.Namespace) -> tuple[int, int] | None:
     if not all(given):
         missing = "--height" if given[0] else "--width"
         raise ConfigError(
-            f"{missing} is missing: --width and --height go together, from {LEAST_SIDE} pixels on"
+            f"{missing} is missing: give both --width and --height, each at least {LEAST_SIDE} pixels"
         )
     return check_side(args.height, "--height"), check_side(args.width, "--width")
 
 
 def seeds_of(text: str, num_images: int | None) -> list[int]:
     """The seed of each image of a prompt.  Raises ConfigError."""
-    problem = f"--seed is {text!r}; it must be whole numbers from 0, as 7 or 1,2,3 or 10-13"
+    problem = f"--seed is {text!r}; it must be whole numbers from 0, such as 7, or 1,2,3, or 10-13"
     seeds = []
     parts = text.split(",")
     for part in parts:
@@ -177,6 +178,6 @@ def seeds_of(text: str, num_images: int | None) -> list[int]:
         return [seeds[0] + n for n in range(4 if num_images is None else num_images)]
     if num_images not in (None, len(seeds)):
         raise ConfigError(
-            f"--seed names {len(seeds)} seeds, and --num_images is {num_images}: drop one of the two"
+            f"--seed names {len(seeds)} seeds, but --num_images is {num_images}: drop one of the two"
         )
     return seeds

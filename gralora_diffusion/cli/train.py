@@ -1,6 +1,6 @@
 """Train a GraLoRA, GoRA or LoRA adapter for SDXL on a few images.
 
-Without options it trains the embedded base model on the bundled images of a robot, in a few minutes.
+Without options it trains on the embedded base model and the bundled images of a robot, in a few minutes.
 --dry_run prints the plan: steps, memory, time, disk; --verbose adds the resolved config and every layer.
 """
 

@@ -1,4 +1,4 @@
-"""Open a page to train, watch, sample, compare and export in a browser.
+"""Serve a page to train, watch, sample, compare and export in a browser.
 
 Only this computer can open it. --listen ADDRESS, --share or --allow_host NAME opens it to others and needs
 --auth NAME:PASSWORD (or the environment variable GRALORA_AUTH). Runs, datasets, base models and added
@@ -85,7 +85,7 @@ def parser_of_ui() -> Parser:
             f"--{name.lower()}",
             metavar="FOLDER",
             type=Path,
-            help=f"folder of LoRAs of {name}, such as {example}, to which Export offers to copy adapters",
+            help=f"{name}'s folder of LoRAs, such as {example}, to which Export can copy adapters",
         )
     return parser
 

@@ -81,7 +81,7 @@ class AdapterConfig:
 
     orthogonal_start: str | None = adapter(
         None,
-        "orthogonal initial ranks: random, or those that the base uses least (after T-LoRA)",
+        "orthogonal initial ranks: random (the default of ortholora), or those that the base uses least",
         label="Orthogonal start",
         choices=ORIGINS,
     )

@@ -1,6 +1,6 @@
 """The values that options can take, and defaults that the base determines."""
 
-METHODS = ["gralora", "lora"]  # adapters.kinds.register() adds to it
+METHODS = ["gralora", "lora", "ortholora"]  # adapters.kinds.register() adds to it
 ALLOCATE = ("gora", "energy", "uniform", "random", "inverse", "ralora")
 OPTIMIZERS = ("AdamW", "Prodigy", "Adafactor", "AdamWScheduleFree", "SGD")
 RESTARTS, POLYNOMIAL, STEP_RULES = "cosine_with_restarts", "polynomial", "piecewise_constant"

@@ -34,9 +34,9 @@ class DataOptions:
     )
     start_from: str | None = start(
         None,
-        "run or adapter file of any tool to start from; converted if its kind or sizes differ",
+        "run or adapter file from any tool to start from; converted if its kind or sizes differ",
         label="Start from adapter",
-        hint="Continue from one of your runs or adapters instead of from zero",
+        hint="Continue from one of your runs or adapters instead of from scratch",
         kind="adapter",
     )
     instance_data_dir: str | None = images(
@@ -78,7 +78,7 @@ class DataOptions:
     repeats: int = data(1, "times each image is used in one epoch", label="Repeats per epoch", at_least=1)
     caption_dropout: float = data(
         0.0,
-        "share of the training images used without a caption (0.1 is usual)",
+        "share of training images used without a caption (0.1 is usual)",
         label="Caption dropout (share)",
         at_least=0,
         at_most=1,
@@ -89,7 +89,11 @@ class DataOptions:
         label="Shuffle caption tags",
     )
     keep_tokens: int = data(
-        0, "tags at the front that are not shuffled", label="Tags kept in place", at_least=0, needs=SHUFFLED
+        0,
+        "number of tags at the front that are not shuffled",
+        label="Tags kept in place",
+        at_least=0,
+        needs=SHUFFLED,
     )
     max_token_length: int = data(
         225,
@@ -112,8 +116,8 @@ class DataOptions:
     )
     caption_lines: str = images(
         "first",
-        "lines to use of a caption file: the first, all joined, or a random one",
-        label="Lines of a caption file",
+        "which lines of a caption file to use: the first, all joined, or a random one",
+        label="Caption file lines",
         choices=CAPTION_LINES,
     )
     caption_wildcards: bool = data(
@@ -143,9 +147,9 @@ class DataOptions:
     dataset_config_name: str | None = dataset(
         None, "the dataset's configuration, if it has several", label="Hub dataset configuration"
     )
-    image_column: str = data("image", "the dataset's column of images", label="Image column")
+    image_column: str = data("image", "column of images in the dataset", label="Image column")
     caption_column: str | None = data(
-        None, "the column of captions in the dataset or in metadata.jsonl", label="Caption column"
+        None, "column of captions in the dataset or in metadata.jsonl", label="Caption column"
     )
     streaming: bool = dataset(
         False,

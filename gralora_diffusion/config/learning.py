@@ -67,7 +67,7 @@ class LearningOptions:
     )
     lr_pattern: dict = optim(
         {},
-        'factors on the learning rate of some layers, as JSON: {"regular expression": factor}',
+        'factors for the learning rates of some layers, as JSON: {"regular expression": factor}',
         label="Learning-rate factors by layer (JSON)",
     )
     loraplus_lr_ratio: float = optim(
@@ -77,7 +77,7 @@ class LearningOptions:
     adam_beta2: float = betas(0.999, "the optimizer's beta2", label="Beta 2", at_least=0, at_most=0.999999)
     adam_epsilon: float = betas(1e-8, "the optimizer's epsilon", label="Epsilon", above=0)
     adam_weight_decay: float = optim(
-        1e-4, "weight decay, with every optimizer", label="Weight decay", at_least=0
+        1e-4, "weight decay of every optimizer", label="Weight decay", at_least=0
     )
     adam_weight_decay_text_encoder: float | None = text_decay(
         None,
@@ -168,13 +168,13 @@ class LearningOptions:
     )
     allocate: str | None = ranks(
         None,
-        "rule that gives each layer its rank, at the parameter count of the rank",
+        "rule that assigns a rank to each layer, for as many parameters as with equal ranks",
         label="Rank allocation",
         choices=ALLOCATE,
     )
     allocation: str | None = ranks(
         None,
-        "another run's allocation.json, for its ranks",
+        "another run's allocation.json, whose ranks are used",
         label="Ranks of another run",
         hint="Name of a run whose ranks are used",
         kind="allocation",
@@ -214,7 +214,7 @@ class LearningOptions:
     )
     gora_rounding: str = gora(
         "exact",
-        "the exact parameter count of the rank, or the paper's rounding",
+        "exactly as many parameters as with equal ranks, or the paper's rounding",
         label="Rank rounding",
         choices=("exact", "paper"),
     )

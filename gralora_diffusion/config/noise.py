@@ -15,7 +15,7 @@ class NoiseOptions:
     )
     max_timestep: int = loss(
         1000,
-        "timesteps are below this: 1000 is pure noise",
+        "highest timestep, itself excluded: 1000 is pure noise",
         label="Highest timestep",
         at_least=1,
         at_most=1000,

@@ -132,7 +132,7 @@ class RunOptions:
     skip_final_inference: bool = samples(False, "generate no sample images", label="No sample images")
     output_dir: str | None = output(
         None,
-        "the run folder; by default runs/NAME, with a number if that exists",
+        "the run folder; by default runs/FOLDER-ADAPTER-rRANK, with a number if that exists",
         label="Run folder",
         kind="folder",
     )
@@ -220,7 +220,7 @@ class RunOptions:
         "none", "tracker, in addition to metrics.jsonl", label="Tracker", choices=TRACKERS
     )
     logging_dir: str = tracking(
-        "logs", "folder in the run folder for tensorboard's files", label="TensorBoard folder", kind="folder"
+        "logs", "folder for tensorboard's files, in the run folder", label="TensorBoard folder", kind="folder"
     )
     push_to_hub: bool = tracking(
         False, "upload adapter, samples and a model card to the hub at the end", label="Upload to the hub"

@@ -2,22 +2,20 @@
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from gralora_diffusion.data.metadata import LISTS
 from gralora_diffusion.data.text_files import Text, read_text
 from gralora_diffusion.data.wildcards import wildcard_forms
 from gralora_diffusion.sdxl.prompt_weights import split_at_commas
 from gralora_diffusion.seeding import generator
 
 MAX_BYTES = 65_536
-METADATA = "metadata.jsonl"
-PLACES = f"NAME.txt, NAME.caption or NAME.json beside NAME.png, or lines of {METADATA}"
-COLUMNS = ("text", "caption")  # of metadata.jsonl, where --caption_column names none
+PLACES = f"NAME.txt, NAME.caption or NAME.json beside NAME.png, or lines of {LISTS}"
 ORDERS = 8  # of a caption's tags with --shuffle_captions; bounded, since their embeddings are cached
 
 
@@ -46,12 +44,7 @@ class Caption(NamedTuple):
     lines: int = 1  # of that file
     guessed: bool = False  # see Text
     empty: str | None = None  # name of a caption file without words, which counts as none
-    in_metadata: bool = False  # whether it is in metadata.jsonl, and not in a file of its own
-
-    @property
-    def source(self) -> str | None:
-        """The name of the file that it is in; None for a prompt."""
-        return METADATA if self.in_metadata else self.file
+    in_metadata: bool = False  # whether it is in one of LISTS, and not in a file of its own
 
 
 def clean(text, where: str) -> str:
@@ -80,24 +73,29 @@ def caption_of(
     """
     empty = None
     for suffix in (".txt", ".caption"):
-        if file := beside.get(f"{path.stem}{suffix}"):
+        if file := file_beside(path, beside, suffix):
             caption = from_text(file, lines)
             if caption.text:
                 return caption
             empty = empty or file.name
-    if file := beside.get(f"{path.stem}.json"):
+    if file := file_beside(path, beside, ".json"):
         if text := from_json(file):
             return Caption(text, file.name)
         empty = empty or file.name
     if path in metadata:
-        if text := clean(metadata[path], METADATA):
+        if text := clean(metadata[path], LISTS):
             return Caption(text, in_metadata=True)
-        empty = empty or METADATA
+        empty = empty or LISTS
     if prompt is None and empty:
         raise ValueError(f"its caption in {empty} is empty, and there is no --{prompt_option}")
     if prompt is None:
         raise ValueError(f"no caption: give --{prompt_option} for such images, or captions, {PLACES}")
     return Caption(prompt, empty=empty)
+
+
+def file_beside(path: Path, beside: dict[str, Path], suffix: str) -> Path | None:
+    """NAME.txt, or NAME.png.txt, of NAME.png."""
+    return beside.get(f"{path.stem}{suffix}") or beside.get(f"{path.name}{suffix}")
 
 
 def from_text(path: Path, lines: str) -> Caption:
@@ -137,45 +135,6 @@ def from_json(path: Path) -> str:
     parts = [part for part in (entry.get("caption", entry.get("text")), tags) if part]
     words = [clean(part, path.name) for part in parts]
     return ", ".join(filter(None, words))
-
-
-def read_metadata(folder: Path, column: str | None) -> dict[Path, str]:
-    """{image: caption} of the folder's metadata.jsonl, in the format of Hugging Face's imagefolder.
-
-    Raises ValueError that names the line.
-    """
-    path = folder / METADATA
-    if not os.path.lexists(path):
-        return {}
-    if not path.is_file():
-        raise ValueError("it is not a file")
-    found, root = {}, folder.resolve()
-    for number, line in enumerate(read_text(path).text.split("\n"), 1):
-        if not line.strip():
-            continue
-        image, caption = read_line(line, column, f"line {number}")
-        if ".." in Path(image).parts or root not in (root / image).resolve().parents:
-            raise ValueError(f"line {number} names a file outside the folder")
-        if folder / image in found:
-            raise ValueError(f"line {number} names {image} a second time")
-        found[folder / image] = caption
-    return found
-
-
-def read_line(line: str, column: str | None, where: str) -> tuple[str, str]:
-    """(file name, caption) of a line of metadata.jsonl."""
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{where} is not JSON") from None
-    image = entry.get("file_name") if isinstance(entry, dict) else None
-    if not image or not isinstance(image, str) or "\0" in image:
-        raise ValueError(f'{where} has no "file_name"')
-    columns = (column,) if column else COLUMNS
-    for name in columns:
-        if name in entry:
-            return image, entry[name]
-    raise ValueError(f"{where} has no {' or '.join(map(repr, columns))}")
 
 
 def forms_of(caption: str, variation: Variation, weighted: bool = False) -> list[str]:

@@ -117,8 +117,8 @@ def entries_of(file: Path) -> list:
         raise ConfigError(problem, option="concepts") from None
     entries = content.get("concepts") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not entries:
-        shape = '[{"folder": "dog", "prompt": "a photo of sks dog"}, ...], in TOML of [[concepts]] tables'
-        raise ConfigError(f"{name} must be a list of entries, as {shape}", option="concepts")
+        shape = '[{"folder": "dog", "prompt": "a photo of sks dog"}, ...], or in TOML [[concepts]] tables'
+        raise ConfigError(f"{name} must be a list of entries: {shape}", option="concepts")
     return entries
 
 

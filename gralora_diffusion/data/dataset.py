@@ -6,7 +6,7 @@ from pathlib import Path
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, default_folder
-from gralora_diffusion.data.captions import METADATA, Variation
+from gralora_diffusion.data.captions import Variation
 from gralora_diffusion.data.concepts import (
     EXAMPLE,
     EXAMPLE_PROMPT,
@@ -19,6 +19,7 @@ from gralora_diffusion.data.hub_dataset import find_rows
 from gralora_diffusion.data.image_folder import TrainingImage, find_images, some
 from gralora_diffusion.data.listing import has_images, listing, numbered, printable
 from gralora_diffusion.data.masked_images import check_masks, with_masks
+from gralora_diffusion.data.metadata import LISTS, metadata_in
 from gralora_diffusion.data.wildcards import has_wildcards
 from gralora_diffusion.options import ConfigError
 
@@ -83,8 +84,8 @@ def check_columns(concepts: list[Concept]) -> None:
     """Raises ConfigError where --caption_column names a column of nothing."""
     for concept in concepts:
         column = concept.config.caption_column
-        if column is not None and not (concept.folder / METADATA).is_file():
-            problem = f"--caption_column names a column of --dataset_name or of {METADATA}"
+        if column is not None and metadata_in(concept.folder) is None:
+            problem = f"--caption_column names a column of --dataset_name or of {LISTS}"
             raise ConfigError(f"{problem}, and there is neither", option="caption_column")
 
 
@@ -93,12 +94,18 @@ def check_holds_images(concept: Concept) -> None:
     if concept.numbered or has_images(concept.folder):
         return
     subfolders = listing(concept.folder, "instance_data_dir")[1]
+    of_kohya = [name for name in subfolders if numbered(concept.folder / name)]
+    if of_kohya:
+        problem = (
+            f"{printable(concept.folder)} holds no images itself; its subfolder {printable(of_kohya[0])}"
+        )
+        way = f"name it: --instance_data_dir {printable(concept.folder / of_kohya[0])}"
+        raise ConfigError(f"{problem} holds folders of images: {way}", option="instance_data_dir")
     with_images = [name for name in subfolders if has_images(concept.folder / name)]
     if with_images:
         problem = f"{printable(concept.folder)} holds no images itself, only subfolders ({some(with_images)})"
-        ways = (
-            f"name one of them, or put repeats before their names, such as '10_{printable(with_images[0])}'"
-        )
+        words = with_images[0].lstrip("0123456789 -_") or with_images[0]
+        ways = f"name one of them, or put repeats before their names, such as '10_{printable(words)}'"
         raise ConfigError(f"{problem}: {ways}", option="instance_data_dir")
 
 

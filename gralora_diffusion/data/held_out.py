@@ -11,6 +11,7 @@ from gralora_diffusion.data.concepts import in_folder
 from gralora_diffusion.data.dataset import instance
 from gralora_diffusion.data.image_folder import TrainingImage, find_images
 from gralora_diffusion.data.listing import printable
+from gralora_diffusion.data.masked_images import with_masks
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
 
@@ -56,23 +57,22 @@ def chosen_digests(digests: set[str], share: float, seed: int) -> set[str]:
 def held_out_folder(
     config: TrainConfig, images: list[TrainingImage], cache: Cache | None
 ) -> list[TrainingImage]:
-    """The images of --validation_dir, a folder as that of the training images."""
+    """The images of --validation_dir, a folder like that of the training images.
+
+    With --masked_loss their masks are beside them, or in the alpha channel.
+    """
     prompt = instance(config)[1]
     found = []
     for concept in in_folder(
         Path(config.validation_dir), dataclasses.replace(config, instance_prompt=prompt)
     ):
         own = concept.config
-        found += find_images(
-            concept.folder,
-            own.instance_prompt,
-            "validation_dir",
-            own.caption_column,
-            own.on_bad_image == "skip",
-            cache,
-            own.dataloader_num_workers,
-            lines=own.caption_lines,
-        )
+        common = dict(skip=own.on_bad_image == "skip", cache=cache, workers=own.dataloader_num_workers)
+        how = dict(column=own.caption_column, lines=own.caption_lines)
+        members = find_images(concept.folder, own.instance_prompt, "validation_dir", **how, **common)
+        if config.masked_loss:
+            members = with_masks(members, concept.folder, None, **common)
+        found += members
     trained = {image.digest: image for image in images}
     for image in found:
         if image.digest in trained:

@@ -14,14 +14,7 @@ from PIL import Image
 
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, key_of
-from gralora_diffusion.data.captions import (
-    METADATA,
-    PLACES,
-    Caption,
-    Variation,
-    caption_of,
-    read_metadata,
-)
+from gralora_diffusion.data.captions import PLACES, Caption, Variation, caption_of, file_beside
 from gralora_diffusion.data.file_facts import facts_of, unchanged
 from gralora_diffusion.data.images import EXTENSIONS, decode, open_image
 from gralora_diffusion.data.listing import (
@@ -36,6 +29,7 @@ from gralora_diffusion.data.listing import (
 )
 from gralora_diffusion.data.mask_images import Mask
 from gralora_diffusion.data.masks import companions
+from gralora_diffusion.data.metadata import metadata_in, read_metadata
 from gralora_diffusion.options import ConfigError
 
 NAMED = 10  # files that a note names
@@ -116,13 +110,13 @@ def find_images(
     try:
         metadata = read_metadata(folder, column)
     except (ValueError, OSError) as error:
-        problem = f"{folder / METADATA} cannot be used: {reason_of(error)}"
+        problem = f"{metadata_in(folder)} cannot be used: {reason_of(error)}"
         raise ConfigError(problem, option=option) from None
     images = {p for p in files if p.suffix.lower() in EXTENSIONS}
     masks = [p for p in companions(sorted(images)) if p not in metadata]
     paths = sorted(images.difference(masks) | metadata.keys())
     beside = {f"{p.stem}{p.suffix.lower()}": p for p in files if p.suffix.lower() in CAPTIONS}
-    stems = {p.stem for p in images | metadata.keys()}
+    stems = {name for p in images | metadata.keys() for name in (p.stem, p.name)}
     for path in files:
         if path not in metadata and (reason := reason_by_name(path, stems)):
             bad[path] = reason
@@ -169,7 +163,7 @@ def find_images(
 
 
 def has_caption(path: Path, beside: dict[str, Path], metadata: dict[Path, str]) -> bool:
-    return path in metadata or any(f"{path.stem}{suffix}" in beside for suffix in CAPTIONS)
+    return path in metadata or any(file_beside(path, beside, suffix) for suffix in CAPTIONS)
 
 
 def note_left_out(folder: Path, folders: list[str], files: list[Path], masks: list[Path]) -> None:
@@ -185,19 +179,17 @@ def note_left_out(folder: Path, folders: list[str], files: list[Path], masks: li
         note(f"{folder} holds {what}: {printable(masks[0].name)}{' and others' if len(masks) > 1 else ''}")
 
 
-def plural(items: list, noun: str) -> str:
-    return noun if len(items) == 1 else f"{noun}s"
-
-
 def note_captions(folder: Path, captions: list[Caption], lines: str, prompt_option: str) -> None:
     """Note which captions were read in a way that their writer may not expect."""
-    guessed = [caption.file for caption in captions if caption.guessed]
+    guessed = [caption for caption in captions if caption.guessed]
     several = [caption.file for caption in captions if caption.lines > 1]
     empty = [caption.empty for caption in captions if caption.empty]
     if guessed:
-        note(f"captions in {folder} that are not UTF-8 are read as cp1252: {some(guessed)}")
+        files = some([caption.file for caption in guessed])
+        first = printable(guessed[0].text[:40])
+        note(f"captions in {folder} that are not UTF-8 are read as cp1252: {files} (the first: {first!r})")
     if several and lines == "first":
-        what = f"only the first of several lines is used of {plural(several, 'caption')} in {folder}"
+        what = f"only the first line of {counted(len(several), 'caption file')} in {folder} is used"
         note(f"{what}: {some(several)} (--caption_lines join or random uses all lines)")
     if empty:
         note(f"--{prompt_option} replaces empty captions in {folder}: {some(empty)}")
@@ -244,7 +236,7 @@ def refuse_files(where, bad: dict[str, str], skip: bool, option: str) -> None:
     if not skip:
         problem = f"{where} holds {counted(len(bad), 'file')} that cannot be used"
         ways = "repair or remove them, or use --on_bad_image skip"
-        raise ConfigError(f"{problem}, {ways}: {names}", option=option)
+        raise ConfigError(f"{problem}; {ways}: {names}", option=option)
     note(f"skipped {counted(len(bad), 'file')} of {where}: {names}")
 
 
@@ -258,7 +250,7 @@ def note_peculiarities(where, images: list[TrainingImage]) -> None:
     for names in same.values():
         if len(names) > 1:
             files = f"{' and '.join(names)} in {where}"
-            note(f"{files} hold the same bytes: the image is used {len(names)} times")
+            note(f"{files} hold the same bytes: this image is used {len(names)} times")
 
 
 def in_threads(function: Callable, items: Iterable, workers: int) -> Iterator:

@@ -99,7 +99,7 @@ def unidentified(source: Path | BinaryIO) -> str:
     for (skipped, mark), reason in BY_HEADER.items():
         if begin[skipped:].startswith(mark) and not (reason is NO_HEIF and add_heif()):
             return reason
-    return "not an image, in spite of its name"
+    return "not an image, despite its name"
 
 
 def check_header(image: Image.Image) -> None:

@@ -4,11 +4,11 @@ import re
 import stat
 from pathlib import Path
 
-from gralora_diffusion.data.captions import METADATA
 from gralora_diffusion.data.images import EXTENSIONS, NO_JXL, RAW, VECTOR_GRAPHICS
+from gralora_diffusion.data.metadata import METADATA, METADATA_CSV, metadata_in
 from gralora_diffusion.options import ConfigError
 
-IGNORED = {"thumbs.db", "desktop.ini", "readme.md", METADATA}
+IGNORED = {"thumbs.db", "desktop.ini", "readme.md", METADATA, METADATA_CSV}
 IGNORED_FOLDERS = {"__macosx", "@eadir", "_latent_cache", "_t_e_cache"}
 CACHES = {".npz", ".aae"}  # of other trainers, and edits of a phone: ignored
 CAPTIONS = (".txt", ".caption", ".json")
@@ -57,7 +57,7 @@ def leads_up(folder: Path) -> bool:
 
 
 def reason_by_name(path: Path, stems: set[str]) -> str | None:
-    """Why a file cannot be used, judged by its name alone. stems: those of the images."""
+    """Why a file cannot be used, judged by its name alone. stems: NAME and NAME.png of the images."""
     suffix = path.suffix.lower()
     if suffix in EXTENSIONS | DOCUMENTS or (suffix in CAPTIONS and path.stem in stems):
         return None
@@ -69,6 +69,9 @@ def reason_by_name(path: Path, stems: set[str]) -> str | None:
         return NO_JXL
     if suffix in RAW:
         return "a raw photo: export it as JPEG or PNG"
+    if path.stem in stems:
+        stem = printable(path.stem)
+        return f"neither an image nor a caption by its name: captions are {stem}.txt or {stem}.caption"
     return "not an image"
 
 
@@ -103,7 +106,7 @@ def has_images(folder: Path) -> bool:
         names = [path.name.lower() for path in folder.iterdir() if not path.name.startswith(".")]
     except (OSError, ValueError):
         return False
-    return METADATA in names or any(name.endswith(tuple(EXTENSIONS)) for name in names)
+    return metadata_in(folder) is not None or any(name.endswith(tuple(EXTENSIONS)) for name in names)
 
 
 def printable(name) -> str:

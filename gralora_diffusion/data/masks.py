@@ -7,9 +7,14 @@ In a folder of masks: a.png too, which comes first.
 from collections.abc import Iterable
 from pathlib import Path
 
-LABELS = ("-masklabel", "-condlabel")  # OneTrainer's: never images to train on, with or without a partner
-MASKS = ("-masklabel", "_mask", "-mask")  # by precedence
-ENDINGS = (*MASKS, "-condlabel")
+LABELS = (
+    "-masklabel",
+    "_masklabel",
+    "-condlabel",
+    "_condlabel",
+)  # OneTrainer's: never images to train on, with or without a partner
+MASKS = ("-masklabel", "_masklabel", "_mask", "-mask", ".mask")  # by precedence
+ENDINGS = (*MASKS, "-condlabel", "_condlabel")
 NAMES = "NAME-masklabel.png, NAME_mask.png or NAME-mask.png"
 
 

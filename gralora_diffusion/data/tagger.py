@@ -54,7 +54,7 @@ def load_tagger(folder: Path, threshold: float | None, character_threshold: floa
         (values,) = session.run(None, {about.name: pixels_of(image, side)})[:1]
         if values.shape != (1, len(tags)):
             problem = f"{printable(folder / MODEL)} gives {values.shape[-1]} values for {len(tags)} tags"
-            raise ConfigError(f"{problem} of {TAGS}: both must be of one tagger", option="model")
+            raise ConfigError(f"{problem} of {TAGS}: both must be from the same tagger", option="model")
         return ", ".join(chosen(tags, values[0].tolist(), least))
 
     return Captioner(f"tagger {folder}", of)

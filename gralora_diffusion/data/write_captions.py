@@ -1,14 +1,15 @@
-"""Captions for all images of a folder, in NAME.txt beside each, by a model."""
+"""Captions for all images of a folder, in NAME.txt beside each, from a model."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gralora_diffusion.data.captioner import Captioner
-from gralora_diffusion.data.captions import METADATA, read_metadata
+from gralora_diffusion.data.captions import file_beside
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.data.listing import CAPTIONS, listing, reason_of
 from gralora_diffusion.data.make_masks import folders_in, images_of
+from gralora_diffusion.data.metadata import metadata_in, read_metadata
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
 
@@ -46,7 +47,7 @@ def jobs_of(folder: Path) -> list[Job]:
         try:
             metadata = read_metadata(where, None)
         except (ValueError, OSError) as error:
-            problem = f"{where / METADATA} cannot be used: {reason_of(error)}"
+            problem = f"{metadata_in(where)} cannot be used: {reason_of(error)}"
             raise ConfigError(problem, option="folder") from None
         for image in images_of(where):
             caption = beside.get(f"{image.stem}.txt", image.with_suffix(".txt"))
@@ -54,7 +55,7 @@ def jobs_of(folder: Path) -> list[Job]:
             if other != image:
                 problem = f"{other.name} and {image.name} of {where} would share the caption {caption.name}"
                 raise ConfigError(f"{problem}: rename one of them", option="folder")
-            own = [beside[name] for name in (f"{image.stem}{end}" for end in CAPTIONS) if name in beside]
+            own = [file for end in CAPTIONS if (file := file_beside(image, beside, end))]
             present = image in metadata or any(path.read_bytes().strip() for path in own)
             jobs.append(Job(str(image.relative_to(folder)), image, caption, present))
     return jobs
@@ -95,7 +96,7 @@ def one_line(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """At most MAX_CHARACTERS, cut behind a word or tag."""
+    """At most MAX_CHARACTERS, cut after a word or tag."""
     if len(text) <= MAX_CHARACTERS:
         return text
     return text[:MAX_CHARACTERS].rpartition(" ")[0].rstrip(" ,") or text[:MAX_CHARACTERS]

@@ -38,7 +38,7 @@ def ask_hub(repo: str, file: str, what: str) -> None:
     if not repo or constants.HF_HUB_OFFLINE:
         return
     if not isinstance(try_to_load_from_cache(repo, file), str):
-        note(f"fetching the weights of {what} from {repo} of the Hugging Face hub")
+        note(f"fetching the weights of {what} from {repo} on the Hugging Face hub")
 
 
 def unavailable(what: str, hub: str, files: str, kind: str, error: Exception) -> str:
@@ -46,7 +46,7 @@ def unavailable(what: str, hub: str, files: str, kind: str, error: Exception) ->
     why = re.split("[.:] ", first_line(error))[0]
     return (
         f"the weights of {what} are not on this machine and cannot be fetched ({why}); either run once with "
-        f"a network, which keeps {hub} of the Hugging Face hub in its cache, or copy {files} from {hub} into "
+        f"a network, which caches {hub} from the Hugging Face hub, or copy {files} from {hub} into "
         f"a folder and use --encoder {kind}:FOLDER; images of the embedded base can be scored without "
         "either: --encoder imagenet embedded"
     )

@@ -43,7 +43,7 @@ TABLE = (
     Metric(
         name="subject alone",
         label="subject without background",
-        meaning="the same of the subjects alone, on gray: by masks, or what a saliency model finds",
+        meaning="the same for the subjects alone, on gray: from masks, or what a saliency model finds",
         higher_is_better=True,
         needs=("alone", "references_alone"),
         labels={"clip": "CLIP-I without background", "dinov2": "DINO without background"},
@@ -106,6 +106,12 @@ TABLE = (
         name="held-out loss",
         label="held-out loss",
         meaning="training loss on images that are held out",
+        higher_is_better=False,
+    ),
+    Metric(
+        name="training loss",
+        label="training loss",
+        meaning="mean training loss of the last third of the steps",
         higher_is_better=False,
     ),
 )

@@ -48,7 +48,7 @@ def remarks(result: dict) -> list[str]:
         )
     if size := settings["size_that_references_are_cut_to"]:
         found.append(
-            "the images that these were compared with were first cropped and resized to their size, "
+            "the reference images were first cropped and resized to the size of the generated ones, "
             f"{size[0]} x {size[1]}"
         )
     if any(entry["score"] == "prompt" for entry in result["scores"]):

@@ -4,8 +4,8 @@ import math
 import statistics
 
 import numpy as np
+import scipy  # whose parts are imported when they are first used: scipy.stats takes half a second
 import torch
-from scipy import stats
 
 PART = 500  # resamples computed at once
 
@@ -34,7 +34,7 @@ def mean_and_interval(
     means = sums / counts
     if np.ptp(means) == 0:  # where BCa is not defined
         return found | dict(low=found["mean"], high=found["mean"])
-    interval = stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         (sums, counts),
         ratio_of_sums,
         paired=True,
@@ -55,7 +55,7 @@ def ratio_of_sums(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray
 
 def rate_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Clopper and Pearson's exact interval of the rate of `hits` in n independent trials."""
-    interval = stats.binomtest(hits, n).proportion_ci(level, method="exact")
+    interval = scipy.stats.binomtest(hits, n).proportion_ci(level, method="exact")
     return float(interval.low), float(interval.high)
 
 
@@ -65,7 +65,7 @@ def t_interval(values: list[float], level: float = 0.95) -> tuple[float, float] 
     if n < 2:
         return None
     mean = statistics.mean(values)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    half = float(scipy.stats.t.ppf((1 + level) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
     return mean - half, mean + half
 
 
@@ -78,7 +78,7 @@ def p_value(values: list[float]) -> float | None:
     spread = statistics.stdev(values)
     if spread == 0:
         return 1.0 if mean == 0 else 0.0
-    return 2 * float(stats.t.sf(abs(mean) / spread * math.sqrt(n), n - 1))
+    return 2 * float(scipy.stats.t.sf(abs(mean) / spread * math.sqrt(n), n - 1))
 
 
 def holm(ps: list[float]) -> list[float]:

@@ -69,7 +69,7 @@ def exceeds_budget(compared: Compared) -> bool:
 
 
 def verdict_of(mean: float, interval: tuple | None, second: float | None, sign: int, run_failed: bool) -> str:
-    """win or loss: the interval leaves out zero, the second encoder agrees, and, for a win, no run failed.
+    """win or loss: the interval excludes zero, the second encoder agrees, and, for a win, no run failed.
 
     sign: 1 where a higher score is better, else -1.
     """

@@ -28,7 +28,7 @@ from gralora_diffusion.experiments.outliers import check_outliers
 from gralora_diffusion.experiments.rates import tuned
 from gralora_diffusion.experiments.results import read_results
 from gralora_diffusion.experiments.run import HELD_OUT_BATCHES
-from gralora_diffusion.experiments.settings import choose_score
+from gralora_diffusion.experiments.settings import TRAINING_LOSS, choose_score
 from gralora_diffusion.experiments.sizes import Shapes
 from gralora_diffusion.options import ConfigError, to_dict
 from gralora_diffusion.sdxl.base import blank_inputs, predict
@@ -54,7 +54,7 @@ def plan_sweep(args: argparse.Namespace) -> SweepPlan:
     config = base_config(args)
     embedded = args.pretrained_model_name_or_path in (None, str(EMBEDDED))
     encoders = args.encoder or list(FOR_EMBEDDED if embedded else FOR_SDXL)
-    if args.loss_only:
+    if args.loss_only or args.training_loss:
         encoders = []
     drift_prompts = read_prompts(args.drift_prompts)
     common = dict(
@@ -73,10 +73,13 @@ def plan_sweep(args: argparse.Namespace) -> SweepPlan:
     for subject, (of_subject, prompts) in subjects_of(args, config).items():
         images = instance_images(of_subject)
         extra = also_measured if any(also_measured) else []
+        if args.training_loss:
+            extra = [*extra, TRAINING_LOSS.metric.name]
         setting = setting_of(of_subject, images, prompts, encoders, *extra)
         named = dict(subject=subject) if subject else {}
         runs += [named | run | dict(setting=setting) for run in table]
-        training, held_out = (images, []) if prompts else split(images, args.part)
+        hold_out = not prompts and not args.training_loss
+        training, held_out = split(images, args.part) if hold_out else (images, [])
         own = dict(config=of_subject, images=training, held_out=held_out, prompts=prompts)
         experiments[subject] = Experiment(**common, **own)
     if args.tuned is not None:

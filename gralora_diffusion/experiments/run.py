@@ -26,7 +26,7 @@ from gralora_diffusion.experiments.methods import METHODS
 from gralora_diffusion.experiments.outliers import plant_outliers
 from gralora_diffusion.experiments.queue import run_name
 from gralora_diffusion.experiments.scoring import base_images, scores_of
-from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
+from gralora_diffusion.experiments.settings import HELD_OUT_LOSS, TRAINING_LOSS
 from gralora_diffusion.sdxl.load import load_sdxl
 from gralora_diffusion.sdxl.prompt_chunks import PromptRules
 from gralora_diffusion.training.accelerator import DTYPES
@@ -105,6 +105,9 @@ def run_experiment(run: dict, experiment: Experiment, interrupts: Interrupts) ->
         scores[HELD_OUT_LOSS] = [round(value, 6) for value in values]
     if experiment.encoders:
         scores |= scores_of(pipeline, experiment, config, folder, base)
+    if not scores:
+        last_third = found["losses"][-max(1, run["steps"] // 3) :]
+        scores[TRAINING_LOSS] = [round(statistics.mean(last_third), 6)]
     return found | dict(file_bytes=(folder / ADAPTER).stat().st_size, scores=scores)
 
 

@@ -8,6 +8,7 @@ from gralora_diffusion.evaluation.metric import METRICS, Score, find_score
 from gralora_diffusion.options import ConfigError
 
 HELD_OUT_LOSS = Score(METRICS["held-out loss"])
+TRAINING_LOSS = Score(METRICS["training loss"])
 
 
 class Setting(NamedTuple):

@@ -29,8 +29,8 @@ from gralora_diffusion.experiments.settings import (
 )
 
 VERDICT = (
-    "Verdict, of test runs alone: win or loss where the interval leaves out zero and the second encoder's "
-    "mean difference (second) has the same sign; Holm's correction is not in it."
+    "Verdict, for test runs only: win or loss if the interval excludes zero and the second encoder's "
+    "mean difference (second) has the same sign; Holm's correction is not part of it."
 )
 COSTS = (  # column, field of a run's result, unit, format
     ("s/step", "seconds_per_step", 1, ".3f"),

@@ -155,7 +155,8 @@ class OwnDelta(Delta):
     def __init__(self, adapter: Adapter, component: str, path: str):
         super().__init__(adapter.layers[component][path])
         self.adapter, self.component, self.path = adapter, component, path
-        self.NAME = "GraLoRA" if "gralora_A" in self.tensors else "LoRA"
+        names = {"gralora_A": "GraLoRA", "ortho_A": "Ortho-LoRA"}
+        self.NAME = next((name for leaf, name in names.items() if leaf in self.tensors), "LoRA")
 
     def to(self, device) -> "OwnDelta":
         moved = {leaf: tensor.to(device) for leaf, tensor in self.tensors.items()}
@@ -192,7 +193,7 @@ def sizes_of(factors: Factors) -> Sizes | None:
 def note_lost_mask(adapters: list["Adapter"]) -> None:
     """Say that T-LoRA's mask is lost where adapters that have one become another kind or a sum."""
     if any(adapter.config.tlora for adapter in adapters):
-        note("T-LoRA's mask is not part of the new adapter, so that all ranks act at every timestep")
+        note("T-LoRA's mask is not part of the new adapter, so all ranks act at every timestep")
 
 
 def describe(layers: Layers, alpha: float | None = None) -> AdapterConfig:

@@ -102,7 +102,7 @@ def check_factors(factors: Factors, method: str, where: str) -> None:
     kind = KINDS[method]
     if set(factors) not in kind.LEAVES:
         needed = " or ".join(", ".join(sorted(names)) for names in kind.LEAVES)
-        raise ConfigError(f"{where}: holds {', '.join(sorted(factors))}; a {method} layer needs {needed}")
+        raise ConfigError(f"{where} holds {', '.join(sorted(factors))}; a {method} layer needs {needed}")
     check_shapes(factors, where)
     check_tensors(factors, where)
 
@@ -115,11 +115,11 @@ def check_tensors(tensors: Factors, where: str) -> None:
             continue
         if tensor.dtype not in FLOATS:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            raise ConfigError(f"{where}.{name}: is {dtype}; adapters are fp8, fp16, bf16, fp32 or fp64")
+            raise ConfigError(f"{where}.{name} is {dtype}; adapters are fp8, fp16, bf16, fp32 or fp64")
         if 0 in tensor.shape:
-            raise ConfigError(f"{where}.{name}: is empty, {list(tensor.shape)}; the file is damaged")
+            raise ConfigError(f"{where}.{name} is empty, {list(tensor.shape)}; the file is damaged")
         if not all_finite(tensor):
-            raise ConfigError(f"{where}.{name}: holds numbers that are not finite; the file is damaged")
+            raise ConfigError(f"{where}.{name} holds numbers that are not finite; the file is damaged")
 
 
 def check_shapes(factors: Factors, where: str) -> None:
@@ -131,12 +131,16 @@ def check_shapes(factors: Factors, where: str) -> None:
         raise ConfigError(f"{where}: a tensor has the wrong number of dimensions")
     kernels = {tuple(t.shape[2:4]) for t in factors.values() if t.ndim > 3}
     given, factors = factors, as_matrices(factors)
-    dimensions = dict(lora_A=2, lora_B=2, gralora_A=3, gralora_B=3)
+    dimensions = dict(lora_A=2, lora_B=2, gralora_A=3, gralora_B=3, ortho_A=2, ortho_B=2)
     if any(tensor.ndim != dimensions.get(name, tensor.ndim) for name, tensor in factors.items()):
         raise ConfigError(f"{where}: a tensor has the wrong number of dimensions")
     fit = len(kernels) < 2
     if "lora_A" in factors:
         fit &= factors["lora_A"].shape[0] == factors["lora_B"].shape[1]
+    if "ortho_A" in factors:
+        for side in ("A", "S", "B"):
+            fit &= factors[f"ortho_{side}"].shape == factors[f"start_{side}"].shape
+        fit &= factors["ortho_S"].shape == factors["ortho_A"].shape[:1] == factors["ortho_B"].shape[1:]
     if "gralora_A" in factors:
         k, n, r = factors["gralora_A"].shape
         k_of_B, r_of_B, m = factors["gralora_B"].shape

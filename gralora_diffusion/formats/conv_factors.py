@@ -7,7 +7,8 @@ So files describe themselves: lora_A [r, C, kh, kw] in the place of [r, C*kh*kw]
 import torch
 
 Kernel = tuple[int, int]
-DIMENSIONS = {"lora_A": 2, "gralora_A": 3}  # of the factors that have a kernel, as matrices
+# Of the factors that have a kernel, as matrices.
+DIMENSIONS = {"lora_A": 2, "gralora_A": 3, "ortho_A": 2, "start_A": 2}
 
 
 def kernel_of(factors: dict[str, torch.Tensor]) -> Kernel | None:

@@ -1,4 +1,4 @@
-"""An adapter from two checkpoints: the nearest LoRA or GraLoRA of what a finetune changed in its base.
+"""An adapter from two checkpoints: the nearest LoRA or GraLoRA of what fine-tuning changed in its base.
 
 The checkpoints are read tensor by tensor; only the adapter is in memory.
 """

@@ -32,6 +32,7 @@ LEAVES = {  # {how a key ends: our name of the tensor}
     ".lora_linear_layer.down.weight": "lora_A",
     ".lora_linear_layer.up.weight": "lora_B",
     ".lora_B.bias": "lora_bias",
+    ".lora_up.bias": "lora_bias",
     ".alpha": "alpha",
     ".scalar": "scalar",
     ".dora_scale": "dora_scale",
@@ -47,6 +48,12 @@ LEAVES = {  # {how a key ends: our name of the tensor}
     ".on_input": "on_input",
     ".oft_blocks": "oft_blocks",
     ".rescale": "rescale",
+    ".oft_R.weight": "oft_R",
+    ".boft_R": "boft_R",
+    ".boft_s": "boft_s",
+    ".ia3_l": "ia3_l",
+    ".vera_lambda_b": "vera_lambda_b",
+    ".vera_lambda_d": "vera_lambda_d",
     ".gralora_A": "gralora_A",
     ".gralora_B": "gralora_B",
     ".gralora_A_general.weight": "lora_A",
@@ -66,6 +73,14 @@ UNDERSCORES = {  # {prefix of names with underscores: kohya's}
     "lora_te2_": "lora_te2_",
     "lycoris_": "lora_unet_",
     "oft_unet_": "lora_unet_",
+    "oft_te1_": "lora_te1_",
+    "oft_te2_": "lora_te2_",
+}
+TEXT_PROCESSORS = {  # {diffusers' projections of 2023 in a text encoder: its own}
+    "self_attn.to_q": "self_attn.q_proj",
+    "self_attn.to_k": "self_attn.k_proj",
+    "self_attn.to_v": "self_attn.v_proj",
+    "self_attn.to_out": "self_attn.out_proj",
 }
 ORIGINAL = ("model.diffusion_model.", "diffusion_model.")
 WRAPPERS = ("base_model.model.unet.", "base_model.model.")
@@ -96,7 +111,7 @@ def layer_of(name: str, layers_per_block: int = 2) -> tuple[str | None, str]:
     """(component, module path in diffusers' names); raises ValueError as place_of() does."""
     if name.startswith("lora_te_"):
         origin = "made for Stable Diffusion 1 or 2, with its one text encoder 'lora_te'"
-        raise ValueError(f"{name!r} was {origin}, and not for SDXL")
+        raise ValueError(f"{name!r} was {origin}, not for SDXL")
     for prefix, own in UNDERSCORES.items():
         if name.startswith(prefix):
             return from_kohya(own + name.removeprefix(prefix), layers_per_block)
@@ -129,6 +144,9 @@ def unet_path(path: str, layers_per_block: int) -> str:
 def without_processor(path: str) -> str:
     """The path of a projection; diffusers' files of 2023 name it by the attention processor."""
     path = path.replace(".processor.", ".")
+    for name, own in TEXT_PROCESSORS.items():
+        if path.endswith(f".{name}"):
+            return path.removesuffix(name) + own
     return f"{path}.0" if path.endswith(".to_out") else path
 
 

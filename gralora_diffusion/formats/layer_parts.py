@@ -28,6 +28,7 @@ DELTAS: tuple[type[Delta], ...] = (
     FullDelta,
     Replacement,
 )
+PEFT_OWN = {"oft_R", "boft_R", "boft_s", "ia3_l", "vera_lambda_b", "vera_lambda_d"}  # see peft_deltas.py
 LARGEST_WEIGHT = 2**27  # numbers; the largest of SDXL has 2**25
 LARGEST_ALPHA = 1e30
 BESIDE = {"alpha", "scalar", "dora_scale", "magnitude", "lora_bias", "diff_b"}  # the tensors of any kind
@@ -49,7 +50,7 @@ def parts_of(leaves: Factors, config: dict | None, component: str, path: str, wh
     """
     check_tensors(leaves, where)
     if "scalar" in leaves:
-        raise ConfigError(f"{where}: has a `scalar`, which only a trainer's own checkpoint holds; export it")
+        raise ConfigError(f"{where} has a `scalar`, which only a trainer's own checkpoint holds; export it")
     if config is not None and config.get("use_dora") and "magnitude" not in leaves:
         raise ConfigError(f"{where}: the header says use_dora, and the layer has no magnitude")
     own = {name: tensor for name, tensor in leaves.items() if name not in BESIDE}
@@ -78,7 +79,9 @@ def delta_of(own: Factors, alpha: float | None, scale: float | None, where: str)
         likely = [kind for kind in DELTAS if kind.NEEDED and set(own) & (kind.NEEDED | kind.OPTIONAL)]
         needs = [f"{kind.NAME} needs {' and '.join(sorted(kind.NEEDED))}" for kind in likely]
         problem = "; ".join(dict.fromkeys(needs)) or "they are not a complete layer of a known kind"
-        raise ConfigError(f"{where}: holds {held}; {problem}")
+        if set(own) & PEFT_OWN:
+            problem = "what they mean is in PEFT's adapter_config.json: give the folder with both files"
+        raise ConfigError(f"{where} holds {held}; {problem}")
     try:
         return kind(own, alpha, scale)
     except (ValueError, IndexError, RuntimeError) as error:
@@ -113,7 +116,7 @@ def check_shape(delta: Delta, change: torch.Tensor, kernel: tuple[int, int] | No
     given = tuple(given if given is not None else shape[2:])
     columns = math.prod(shape[1:])
     if kernel is None and any(side != 1 for side in given):
-        raise ValueError("they are of a convolution")
+        raise ValueError("they are for a convolution")
     if kernel is not None and (columns % math.prod(kernel) or given not in ((), kernel)):
         raise ValueError(f"the layer has a kernel of {kernel[0]} x {kernel[1]}")
 
@@ -157,7 +160,7 @@ def bias_of(leaves: Factors, own: Factors, alpha: float | None, where: str) -> D
         return FullDelta(dict(diff=leaves["diff_b"])) if "diff_b" in leaves else None
     if "diff_b" in leaves or "lora_A" not in own:
         problem = "holds a bias of lora_B, which only a LoRA without another bias can have"
-        raise ConfigError(f"{where}: {problem}")
+        raise ConfigError(f"{where} {problem}")
     scale = 1.0 if alpha is None else alpha / own["lora_A"].shape[0]
     return FullDelta(dict(diff=leaves["lora_bias"].float() * scale))
 

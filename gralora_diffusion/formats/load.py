@@ -49,8 +49,8 @@ def load_adapter(pipeline, path: str | Path, strength: float = 1.0, name: str | 
 
     Several may be in a pipeline, each with a name (by default the file's or the folder's) for set_strength(),
     enable() and remove().  Everything is checked before anything is changed: keys, shapes, finite numbers,
-    sizes.  Raises ConfigError. Warns about a base other than the one it was trained on: adapters are often
-    used on a finetune.
+    sizes.  Raises ConfigError. Only warns if the base is not the one it was trained on: adapters are often
+    used on fine-tuned models.
     """
     path = Path(path)
     name = name or (path.resolve().name if path.is_dir() else path.stem)
@@ -83,7 +83,7 @@ def check_room(model: nn.Module, what: str, name: str) -> None:
     check_free(model)
     if name in handles(model):
         way = "give another name, or remove() it first"
-        raise ConfigError(f"{what} has an adapter named {name!r} already; {way}")
+        raise ConfigError(f"{what} already has an adapter named {name!r}; {way}")
     if any(layer.merged for layer in adapted_layers(model).values()):
         raise ConfigError(f"{what} holds a merged adapter; unmerge() it first")
 

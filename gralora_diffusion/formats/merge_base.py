@@ -47,7 +47,7 @@ def write_merged(out: str | Path, adapter: Adapter, base: str | None, dtype: tor
     out = Path(out)
     if out.exists():
         way = "give the name of a new folder, or of a new file that ends in .safetensors"
-        raise ConfigError(f"{out} exists already: {way}")
+        raise ConfigError(f"{out} already exists: {way}")
     base_path = local(base)
     models, names, layout = structure(base_path)
     fitted(adapter, models, base_path)

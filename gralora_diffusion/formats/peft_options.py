@@ -4,7 +4,7 @@ from gralora_diffusion.options import ConfigError
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # init_lora_weights, also pissa_niter_N
 NOT_ADDITIVE = {  # {option: why the adapter is not a change of weights}
-    "alora_invocation_tokens": "acts from an invocation token on",
+    "alora_invocation_tokens": "acts only after an invocation token",
     "kasa_config": "truncates the base's weights",
     "layer_replication": "copies layers of the base",
     "monteclora_config": "samples its factors",
@@ -25,7 +25,7 @@ def check_peft_options(config: dict, where: str) -> None:
     if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
         way = "save it with PEFT's path_initial_model_for_weight_conversion, which gives a plain LoRA"
         problem = f"was initialized by {start[:40]}, which changes the base's weights"
-        raise ConfigError(f"{where}: {problem}: {way}")
+        raise ConfigError(f"{where} {problem}: {way}")
     for option, meaning in NOT_ADDITIVE.items():
         if config.get(option):
-            raise ConfigError(f"{where}: has {option}, so that it {meaning}: it cannot be read as one change")
+            raise ConfigError(f"{where} has {option}, so it {meaning} and cannot be read as one change")

@@ -10,6 +10,7 @@ from gralora_diffusion.formats.check import check_layer
 from gralora_diffusion.formats.key_names import is_embedding, place_of
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.formats.layer_parts import parts_of
+from gralora_diffusion.formats.peft_deltas import is_peft_delta, peft_parts
 from gralora_diffusion.formats.peft_options import check_peft_options
 from gralora_diffusion.formats.safetensors_files import parsed
 from gralora_diffusion.options import ConfigError
@@ -18,6 +19,11 @@ from gralora_diffusion.sdxl.objective import objective_of_header
 LORA_CONFIG = "lora_adapter_metadata"  # diffusers' header with the LoraConfig
 LONGEST_KEY = 300
 OTHER_MODELS = {  # {how keys begin: what they are of}
+    "transformer_blocks.": "a transformer such as Flux or Stable Diffusion 3",
+    "single_transformer_blocks.": "Flux",
+    "lora_te3_": "a transformer such as Flux or Stable Diffusion 3",
+    "lora_unet_joint_blocks": "Stable Diffusion 3",
+    "lora_unet_blocks_": "a video model such as Wan",
     "transformer.": "a transformer such as Flux or Stable Diffusion 3",
     "lora_transformer_": "a transformer such as Flux or Stable Diffusion 3",
     "lora_unet_double_blocks": "Flux",
@@ -26,6 +32,14 @@ OTHER_MODELS = {  # {how keys begin: what they are of}
     "diffusion_model.single_blocks": "Flux",
     "diffusion_model.blocks": "a video model such as Wan",
     "lora_prior_": "Stable Cascade",
+}
+NO_ADAPTERS = {  # {how keys begin: what such a file is}
+    "first_stage_model.": "a whole checkpoint; `gralora extract` makes an adapter from two of them",
+    "model.diffusion_model.out.2.bias": "a whole UNet; `gralora extract` makes an adapter from two models",
+    "conv_out.bias": "a whole UNet; `gralora extract` makes an adapter from two models",
+    "image_proj.": "an IP-Adapter, which does not change weights",
+    "lora_controlnet": "a Control-LoRA, which does more than change weights",
+    "lllite_": "a ControlNet-LLLite, which does not change weights",
 }
 Found = dict[tuple[str, str], Factors]  # {(component, module path): {our name of the tensor: tensor}}
 
@@ -76,7 +90,8 @@ def assembled(found: Found, config_of, where: str, facts: dict | None = None) ->
         check_layer(component, module_path, layer)
         config = config_of(component)
         check_peft_options(config or {}, f"{where}: {component}")
-        parts = parts_of(leaves, config, component, module_path, layer)
+        read = peft_parts if is_peft_delta(config) else parts_of
+        parts = read(leaves, config, component, module_path, layer)
         if parts.factors is not None:
             layers.setdefault(component, {})[module_path] = parts.factors
         for name, delta in (("weight", parts.weight), ("bias", parts.bias)):
@@ -124,7 +139,10 @@ def check_model(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     for key in tensors:
         for prefix, model in OTHER_MODELS.items():
             if key.startswith(prefix):
-                raise ConfigError(f"{path} was made for {model}, and not for SDXL: it holds {key!r}")
+                raise ConfigError(f"{path} was made for {model}, not for SDXL: it holds {key!r}")
+        for prefix, kind in NO_ADAPTERS.items():
+            if key.startswith(prefix):
+                raise ConfigError(f"{path} is {kind}: it holds {key!r}")
 
 
 def own_config(configs: dict, component: str) -> dict | None:

@@ -1,17 +1,18 @@
-"""PEFT's folders of adapters: LoRA (also DoRA), LoHa, LoKr and GraLoRA."""
+"""PEFT's folders of adapters: LoRA (also DoRA), LoHa, LoKr, OFT, BOFT, (IA)3, VeRA and GraLoRA."""
 
 from pathlib import Path
 
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, describe, sizes_of
 from gralora_diffusion.formats.check import check_factors
 from gralora_diffusion.formats.layer_parts import LARGEST_ALPHA
+from gralora_diffusion.formats.peft_deltas import PEFT_DELTAS, PROJECTIONS
 from gralora_diffusion.formats.read_foreign import Found, assembled, facts_of, grouped
 from gralora_diffusion.formats.safetensors_files import parsed, read_safetensors
 from gralora_diffusion.options import ConfigError
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_TENSORS = "adapter_model.safetensors"
-KINDS = ("LORA", "LOHA", "LOKR", "GRALORA")
+KINDS = ("LORA", "LOHA", "LOKR", *PEFT_DELTAS, "GRALORA")
 
 
 def read_peft(folders: list[Path]) -> Adapter:
@@ -26,14 +27,14 @@ def read_peft(folders: list[Path]) -> Adapter:
         config = parsed((folder / PEFT_CONFIG).read_text(errors="replace"), str(folder / PEFT_CONFIG))
         kind = config.get("peft_type")
         if kind not in KINDS:
-            way = "merge it in PEFT, and make an adapter of the merged model with `gralora extract`"
+            way = "merge it in PEFT, and make an adapter from the merged model with `gralora extract`"
             problem = f"{folder} holds a PEFT adapter of type {kind}; supported types: {', '.join(KINDS)}"
             raise ConfigError(f"{problem}: {way}")
         metadata, own = leaves_in(folder)
         facts |= facts_of(folder / PEFT_TENSORS, metadata)
         component = next(iter(own))[0]
         if component in configs:
-            raise ConfigError(f"{folder}: is a second folder for {component}; give one of the two")
+            raise ConfigError(f"{folder} is a second folder for {component}; give one of the two")
         configs[component] = config
         if kind != "GRALORA":
             found |= own
@@ -59,7 +60,16 @@ def leaves_in(folder: Path) -> tuple[dict[str, str], Found]:
         danger = "a .bin file is a pickle, which can run code when it is read"
         raise ConfigError(f"{folder} holds no {PEFT_TENSORS} ({danger})")
     metadata, tensors = read_safetensors(file)
-    return metadata, grouped(file, tensors)
+    shared = {name: tensors.pop(key) for key, name in PROJECTIONS.items() if key in tensors}
+    found = grouped(file, tensors)
+    if not found:
+        raise ConfigError(f"{file} holds no layers")
+    if any("vera_lambda_d" in leaves for leaves in found.values()) and len(shared) < len(PROJECTIONS):
+        problem = "is a VeRA without its projections, which cannot be made again with certainty"
+        raise ConfigError(f"{folder} {problem}: save it in PEFT with save_projection=True")
+    for leaves in found.values():
+        leaves |= shared
+    return metadata, found
 
 
 def gralora_alpha(config: dict, factors: Factors, where: str) -> float:

@@ -22,7 +22,7 @@ def opened(path: Path):
         return safetensors.safe_open(path, "pt")
     except (safetensors.SafetensorError, OSError) as error:
         if begins_as_pickle(path):
-            way = "convert it to .safetensors where you trust its source"
+            way = "convert it to .safetensors if you trust its source"
             problem = f"{path} is a pickle, which can run code when it is read"
             raise ConfigError(f"{problem}: {way}") from None
         raise ConfigError(f"{path} is not a complete .safetensors file: {error}") from None

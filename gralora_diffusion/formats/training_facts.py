@@ -78,7 +78,7 @@ def is_thumbnail(value) -> bool:
 
 
 def tag_frequency(captions: list[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    """{folder: {tag: count}} of (folder, caption) pairs: tags are separated by commas, in small letters.
+    """{folder: {tag: count}} of (folder, caption) pairs: tags are separated by commas, in lowercase.
 
     As sd-scripts counts them. Of more than MAX_TAGS characters, the commonest tags are kept.
     """

@@ -30,7 +30,7 @@ def write_peft(folder: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
     """
     folder = Path(folder)
     if folder.exists():
-        raise ConfigError(f"{folder} exists already: give the name of a new folder")
+        raise ConfigError(f"{folder} already exists: give the name of a new folder")
     make = peft_gralora if adapter.config.method == "gralora" else peft_lora
     made = {component: make(adapter, component) for component in adapter.layers}
     with new_folder(folder) as unfinished:

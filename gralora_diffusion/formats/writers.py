@@ -40,7 +40,7 @@ class Writer(NamedTuple):
             problem = f"{path}: the adapter holds layers of the kind {kinds}, which this format cannot hold"
             raise ConfigError(f"{problem}: give a rank, for the nearest LoRA of that rank")
         if adapter.config.tlora and not self.masked:
-            note(f"{path}: T-LoRA's mask is not part of this file, so that all ranks act at every timestep")
+            note(f"{path}: T-LoRA's mask is not part of this file, so all ranks act at every timestep")
         module, _, name = self.function.rpartition(".")
         function = getattr(importlib.import_module(f"gralora_diffusion.formats.{module}"), name)
         options = dict(base=base) if self.needs_base else {}

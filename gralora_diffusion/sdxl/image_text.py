@@ -1,4 +1,4 @@
-"""Texts in the PNG files of generated images: what they are of, for other tools and to make them again.
+"""Texts in the PNG files of generated images: how they were generated, for other tools and to repeat them.
 
 `parameters` is in the format of AUTOMATIC1111's web UI, which ComfyUI and others read too: the prompt, the
 negative prompt, a line of "Name: value" pairs. `gralora` is JSON with every setting.
@@ -34,7 +34,7 @@ def texts_of(
 def parameters_text(
     prompt: str, seed: int, settings: SamplingSettings, size: tuple[int, int], scheduler, origin: Origin
 ) -> str:
-    """The text of A1111; each adapter is a tag <lora:NAME:STRENGTH> behind the prompt."""
+    """The text of A1111; each adapter is a tag <lora:NAME:STRENGTH> after the prompt."""
     tags = [f"<lora:{plain(adapter.name)}:{adapter.strength:g}>" for adapter in origin.adapters]
     sampler, schedule = title_of(settings.scheduler, scheduler)
     hashes = []

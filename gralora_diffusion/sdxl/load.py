@@ -33,7 +33,7 @@ def load_sdxl(
 ):
     """A StableDiffusionXLPipeline in eval mode on the CPU, its weights in `dtype` and the VAE in fp32.
 
-    path: None for the embedded tiny base, a folder in diffusers layout, a single .safetensors checkpoint, or
+    path: None for the embedded base, a folder in diffusers layout, a single .safetensors checkpoint, or
     a hub id. vae: another VAE, as a folder, a hub id, or a model.  components: models that are taken as they
     are, for instance unet=unet. Raises ConfigError when there is no such base, or it is not an SDXL one.
     """

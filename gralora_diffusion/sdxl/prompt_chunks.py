@@ -1,7 +1,7 @@
 """Prompts as chunks of tokens: text encoders read 75 tokens at once, longer prompts are read in parts.
 
 As ComfyUI does: each chunk has a start and an end of its own, a word is not divided between two chunks unless
-it is long, and the embeddings of the chunks stand one behind the other. The pooled embedding is that of the
+it is long, and the embeddings of the chunks are concatenated. The pooled embedding is that of the
 first chunk.
 """
 
@@ -65,7 +65,7 @@ def read_prompt(pipeline, text: str, rules: PromptRules) -> Reading:
     """Raises ConfigError for a prompt that is too long and not cut, and for weights out of bounds."""
     tokenizers, most = (pipeline.tokenizer, pipeline.tokenizer_2), rules.chunks
     if len(text) > MOST_CHARACTERS:
-        problem = f"the prompt has {len(text):,} characters; it may have {MOST_CHARACTERS:,}"
+        problem = f"the prompt has {len(text):,} characters; the limit is {MOST_CHARACTERS:,}"
         raise ConfigError(problem)
     parts = parse_weights(text) if rules.weighted else [(text, 1.0)]
     words = [words_of(tokenizer, parts) for tokenizer in tokenizers]
@@ -79,7 +79,7 @@ def read_prompt(pipeline, text: str, rules: PromptRules) -> Reading:
     filled = [fill(tokenizer, own) for tokenizer, own in zip(tokenizers, words, strict=True)]
     longest = max(len(chunks) for chunks in filled)
     if longest > most and not rules.cut:
-        problem = f"the prompt has {number:,} tokens; it may have {most * room:,}"
+        problem = f"the prompt has {number:,} tokens; the limit is {most * room:,}"
         raise ConfigError(f"{problem}: shorten {text[:40]!r}...")
     lost = max(sum(map(len, chunks[most:])) for chunks in filled)
     kept = min(longest, most)

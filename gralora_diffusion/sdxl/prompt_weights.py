@@ -2,7 +2,7 @@
 
 Brackets raise the weight of what they hold by a factor of 1.1, square ones lower it by the same. A number is
 the weight itself, whatever stands around its brackets. A bracket without its other half is text, and so is
-one behind a backslash.
+one after a backslash.
 """
 
 import re
@@ -96,7 +96,7 @@ def pairs_of(characters: list[str], escaped: set[int]) -> dict[int, Pair]:
 
 
 def number_before(characters: list[str], start: int, close: int) -> tuple[int, float | None]:
-    """(end of the words, weight) of what stands between two brackets: the weight behind the last colon."""
+    """(end of the words, weight) of what stands between two brackets: the weight after the last colon."""
     tail = "".join(characters[max(start + 1, close - LONGEST) : close])
     _, colon, number = tail.rpartition(":")
     end = close - len(number) - 1

@@ -22,7 +22,7 @@ def precision(config: TrainConfig) -> tuple[str, torch.dtype]:
     """(name, dtype) of --mixed_precision.
 
     By default fp16 or bf16 of accelerate's configuration, else the best of this device. accelerate's own
-    default, no, is no choice of anybody.
+    default, no, does not count as a choice.
     """
     name = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     one_of("mixed_precision (from accelerate's configuration)", name, DTYPES)
@@ -71,4 +71,4 @@ def check_processes(accelerator: Accelerator) -> None:
             torch.distributed.destroy_process_group()
         ways = "use `gralora train --num_processes N`, or set ACCELERATE_USE_CPU=1 for torchrun without GPUs"
         problem = f"{started} processes were started together, but accelerate sees only one on this machine"
-        raise ConfigError(f"{problem}, so that each would train alone: {ways}")
+        raise ConfigError(f"{problem}, so each would train alone: {ways}")

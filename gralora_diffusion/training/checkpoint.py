@@ -4,7 +4,7 @@ adapter.safetensors: the adapter as it is trained
 state.safetensors, state.json: everything else, such as optimizer and schedule
 manifest.json: sizes and SHA-256 of the other files, written last
 
-The folder is written under another name, synced, then renamed, so that neither a kill nor a power cut can
+The folder is written under another name, synced, then renamed, so that neither a kill nor a power failure can
 lose an older one. Nothing in it is a pickle.
 """
 

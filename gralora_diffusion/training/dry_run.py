@@ -265,7 +265,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
 
 def planned(path: str, layer) -> PlannedLayer:
     adapter = layer.adapter
-    parameters = sum(p.numel() for p in adapter.parameters())
+    parameters = sum(p.numel() for p in adapter.parameters() if p.requires_grad)
     shape = layer.in_features, layer.out_features
     sizes = adapter.rank, adapter.k, adapter.hybrid_rank
     return PlannedLayer(path, *shape, *sizes, parameters, adapter.kernel)

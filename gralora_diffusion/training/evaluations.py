@@ -90,7 +90,9 @@ class Evaluations:
             line["score"] = score_of(line, base)
         self.history.append(line)
         if config.keep_best == "score" and step == 0 and line["score"] is None:
-            raise TrainingError("the base's sample images could not be scored, which --keep_best score needs")
+            raise TrainingError(
+                "the sample images of step 0 could not be scored, which --keep_best score needs"
+            )
         if self.run:
             self.log(line)
         if config.keep_best and best_of(self.history, config.keep_best) is line:

@@ -108,7 +108,7 @@ def export_again(run: Path, config: TrainConfig) -> None:
         problem = f"{run} is finished, and {' and '.join(ignored)} can no longer change its images"
         note(f"{problem}: use `gralora sample` to generate others")
     changed = {name: getattr(config, name) for name in EXPORT_OPTIONS}
-    done = f"done: {run} was finished already, and nothing was trained"
+    done = f"done: {run} was already finished, and nothing was trained"
     if all(getattr(saved, name) == value for name, value in changed.items()):
         print(f"{done}: raise {ended_by(run, config)} to train it further", flush=True)
         return

@@ -142,7 +142,7 @@ def write_card(run: Path) -> None:
         facts=yaml.safe_dump(facts, sort_keys=False, allow_unicode=True),
         name=run.resolve().name,
         adapter=f"{config.adapter_name}, rank {adapter.rank}, on {adapter.targets}",
-        base=without_folders(base) if base else "the embedded tiny base of gralora_diffusion",
+        base=without_folders(base) if base else "the embedded base of gralora_diffusion",
         lora=named_after(run).name,
         prompt=config.instance_prompt,
         diffusers=DIFFUSERS,

@@ -183,7 +183,8 @@ def by_factor(component: str, model: nn.Module, config: TrainConfig) -> dict[flo
         factor = float(first_match(config.lr_pattern, f"{component}.{path}", 1.0))
         members = found.setdefault(factor, {})
         for name, parameter in layer.adapter.named_parameters():
-            members[f"{path}.{name}"] = parameter
+            if parameter.requires_grad:
+                members[f"{path}.{name}"] = parameter
     return found
 
 

@@ -23,8 +23,9 @@ from gralora_diffusion.training.run_folder import (
     public_options,
     read_evaluations,
     read_metrics,
-    read_status,
+    recorded_status,
 )
+from gralora_diffusion.training.validation_images import label_of_start
 
 TRAINING_IMAGE = 256  # pixels of the longer side of a training image
 COSTS = {  # of a RunCost
@@ -43,7 +44,8 @@ def write_report(run: Path, training_images: list[Image.Image] = ()) -> None:
     best = best_evaluation(evaluations, config.get("keep_best"))
     changed, others = options_apart(config)
     options = public_options(config["adapter"] | config)
-    rows, left_out = sample_rows(run, prompts_of_samples(config), best["step"] if best else None)
+    prompts, first = prompts_of_samples(config), label_of_start(config.get("start_from"))
+    rows, left_out = sample_rows(run, prompts, best["step"] if best else None, first)
     page = render(
         "training/templates/report.html",
         title=run.resolve().name,
@@ -57,7 +59,7 @@ def write_report(run: Path, training_images: list[Image.Image] = ()) -> None:
         changed=changed,
         others=others,
         files=file_sizes(run),
-        forecast=forecast_and_actual(read_status(run)),
+        forecast=forecast_and_actual(recorded_status(run)),
     )
     write_text(run / "report.html", page)
 

@@ -18,8 +18,10 @@ def prompts_of_samples(config: dict) -> list[str]:
     return [prompt.strip() for prompt in prompts.split("|") for _ in range(count)]
 
 
-def sample_rows(run: Path, prompts: list[str], best: int | None) -> tuple[list[list[dict]], str]:
-    """(rows of images, what was left out in words).
+def sample_rows(
+    run: Path, prompts: list[str], best: int | None, first: str = "base model"
+) -> tuple[list[list[dict]], str]:
+    """(rows of images, what was left out in words); first: what the images of step 0 are of.
 
     An image: its path in the run folder, a label, its prompt, a JPEG in base64, and whether it is of the best
     step.
@@ -36,7 +38,7 @@ def sample_rows(run: Path, prompts: list[str], best: int | None) -> tuple[list[l
             path = by_step[step][number]
             prompt = prompts[number] if number < len(prompts) else ""
             place = f"samples/{path.parent.name}/{path.name}"
-            label = f"step {step}" if step else "base model"
+            label = f"step {step}" if step else first
             row.append(dict(path=place, label=label, prompt=prompt, data=jpeg_of(path, SIDE)))
             row[-1]["best"] = step == best
         rows.append(row)

@@ -115,12 +115,17 @@ def read_lines(path: Path) -> list[dict]:
     return lines
 
 
-def read_status(run: Path) -> dict:
-    """status.json, with the state "killed" for a run that is "running" and whose lock is free."""
+def recorded_status(run: Path) -> dict:
+    """status.json as the run wrote it last; the state "unknown" where it cannot be read."""
     try:
-        status = json.loads((run / "status.json").read_text())
+        return json.loads((run / "status.json").read_text())
     except (OSError, ValueError):
         return dict(state="unknown")
+
+
+def read_status(run: Path) -> dict:
+    """recorded_status(), with the state "killed" for a run that is "running" and whose lock is free."""
+    status = recorded_status(run)
     if status["state"] in ("starting", "running") and not busy(run):
         status["state"] = "killed"
     return status

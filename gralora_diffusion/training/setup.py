@@ -14,7 +14,7 @@ from torch import nn
 from gralora_diffusion.adapters import allocation_file, rank_rules
 from gralora_diffusion.adapters.adapted_layer import DEFAULT
 from gralora_diffusion.adapters.inject import inject, unmatched_patterns
-from gralora_diffusion.adapters.orthogonal_start import start_orthogonal
+from gralora_diffusion.adapters.orthogonal_start import origin_of, start_orthogonal
 from gralora_diffusion.adapters.quantization import check_quantization, quantize
 from gralora_diffusion.adapters.registry import adapter_parameters, all_layers, handles
 from gralora_diffusion.config import TrainConfig
@@ -79,11 +79,12 @@ class TrainingSetup:
         return all_layers(self.models)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """{component.path: parameter} of all adapters."""
+        """{component.path: parameter} of all adapters, without those that stay frozen."""
         found = {}
         for component, model in self.models.items():
             for path, parameter in adapter_parameters(model).items():
-                found[f"{component}.{path}"] = parameter
+                if parameter.requires_grad:
+                    found[f"{component}.{path}"] = parameter
         return found
 
     def adapter(self, step: int) -> Adapter:
@@ -153,8 +154,8 @@ def set_up(config: TrainConfig) -> TrainingSetup:
         known = fingerprint(pipeline.unet)  # quantized weights cannot be compared
         quantize(pipeline.unet, config.base_model_precision)
     models = inject_all(pipeline.components, config)
-    if config.adapter.orthogonal_start:
-        start_orthogonal(all_layers(models), config.adapter.orthogonal_start, config.seed)
+    if origin := origin_of(config.adapter):
+        start_orthogonal(all_layers(models), origin, config.seed)
     if config.base_model_precision:
         handles(pipeline.unet)[DEFAULT].fingerprint = known
     note_single_blocks(config, models)

@@ -12,11 +12,11 @@ from gralora_diffusion.adapters.adapted_layer import AdaptedLayer
 from gralora_diffusion.adapters.best_factors import Best, best_of_matrix, best_of_pair
 from gralora_diffusion.adapters.deltas import Delta
 from gralora_diffusion.adapters.gora import as_gralora, by_block
-from gralora_diffusion.adapters.gradient_init import check_gradient_start
 from gralora_diffusion.adapters.gralora import GraLoRA
 from gralora_diffusion.adapters.layer_adapter import LayerAdapter
+from gralora_diffusion.adapters.lora import LoRA
 from gralora_diffusion.adapters.low_rank import joined
-from gralora_diffusion.adapters.registry import adapted_layers, all_layers, handles
+from gralora_diffusion.adapters.registry import adapted_layers, handles
 from gralora_diffusion.console import counted
 from gralora_diffusion.formats.adapter_state import Adapter, Factors
 from gralora_diffusion.formats.conv_factors import as_matrices
@@ -61,7 +61,7 @@ class Started:
         ]
         exact = len(self.errors) - len(lines)
         without = f" without {counted(self.unknown, 'change')} of unknown size" if self.unknown else ""
-        copied = f"{counted(exact, 'layer')} exactly"
+        copied = f"{counted(exact, 'layer')} exact"
         lines.append(f"started from {self.name}: {copied}, relative error {self.error:.3e}{without}")
         if self.schedules:
             lines.append(f"note: {self.schedules}")
@@ -88,7 +88,6 @@ def start_from(path: str, models: dict[str, nn.Module], objective: dict) -> Star
     """
     adapter = read_adapter(path)
     check_parent(path, adapter, models, objective)
-    check_gradient_start(all_layers(models))
     schedules = other_schedule(adapter.facts.get("objective", {}), objective)
     started = Started(name_of(path), digest_of(path), schedules=schedules)
     waiting = {(component, name): delta for component, name, delta in adapter.changes()}
@@ -172,6 +171,9 @@ def set_factors(
         for name, p in parameters.items():
             p.copy_(matrices[name] * (scale / adapter.scale) if name.endswith("_B") else matrices[name])
         return 0.0, float(adapter.delta().norm())
+    if not isinstance(adapter, LoRA | GraLoRA):
+        problem = "an adapter of this kind starts only from one of the same kind and sizes"
+        raise ConfigError(f"{where}: {problem}: use --adapter lora or gralora", option="start_from")
     try:
         delta.check_fits(tuple(layer.weight.shape))
     except ValueError as error:

@@ -193,6 +193,11 @@ def thumbnails(images: list[TrainingImage], config: TrainConfig) -> list[Image.I
     return [crop_square(image.open()).resize((side, side)) for image in images[:6]]
 
 
+def label_of_start(start_from: str | None) -> str:
+    """What the images of step 0 are of: the base, or the adapter of --start_from."""
+    return f"start: {name_of(start_from)}" if start_from else "base model"
+
+
 def save_comparison(run: Path, training_images: list[Image.Image], step: int, config: TrainConfig) -> None:
     """before_after.png: some training images, then the same prompts and seeds at step 0 and at `step`."""
     before, after = samples_of(run, 0)[:6], samples_of(run, step)[:6]
@@ -200,7 +205,8 @@ def save_comparison(run: Path, training_images: list[Image.Image], step: int, co
         return
     n = len(before)
     prompts = [p for p in prompts_of(config) for _ in range(config.num_validation_images)]
-    rows = {"base": before, "with the adapter": after}
+    first = "start adapter" if config.start_from else "base"
+    rows = {first: before, "with the adapter": after}
     page = sheet(rows, prompts[:n], above={"training images": training_images[:n]})
     save_image(page, run / "before_after.png")
 

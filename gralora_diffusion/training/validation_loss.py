@@ -12,7 +12,7 @@ from gralora_diffusion.sdxl.base import Prompts, predict
 from gralora_diffusion.sdxl.flow import FLOW_STEPS
 from gralora_diffusion.seeding import generator
 from gralora_diffusion.training.compiled import uncompiled
-from gralora_diffusion.training.loss import add_noise, noise_schedule, target
+from gralora_diffusion.training.loss import add_noise, area_weights, noise_schedule, target
 
 TIMES = 8  # noised copies of each image, at one timestep of each eighth of the schedule
 VALIDATION = 26  # in a generator's key: it draws their noise and timesteps
@@ -35,11 +35,11 @@ def draw_stratified(shape, schedule_length: int | None, seed: int, key: int) -> 
 
 
 class ValidationLoss:
-    """The mean squared error of the UNet's prediction on held-out images, without any weight of the loss.
+    """The mean squared error of the UNet's prediction on held-out images, without any weight by timestep.
 
     It is that of the run's prediction type, so that runs of one type can be compared whatever --loss_type,
-    --snr_gamma and the like say. Crop, caption, noise and timesteps of an image follow from its content and
-    the seed.
+    --snr_gamma and the like say. With --masked_loss the area of an image is weighted as in training. Crop,
+    caption, noise and timesteps of an image follow from its content and the seed.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class ValidationLoss:
         return errors.cpu().double().mean().item()
 
     def errors_of(self, batch: list[tuple[CachedImage, int]]) -> torch.Tensor:
-        """The mean squared error of each row, [n]."""
+        """The mean squared error of each row, [n], over its area as --masked_loss weighs it."""
         config, device, schedule = self.config, self.accelerator.device, self.schedule
         length = None if schedule is None else len(schedule)
-        latents, noises, times, sizes, captions = [], [], [], [], []
+        latents, noises, times, sizes, captions, masks = [], [], [], [], [], []
         for cached, number in batch:
             key = int(cached.image.digest[:12], 16)
             (mean, std), time_ids = cached.crop_at(self.plan.cache, config.seed, key)
@@ -94,6 +94,8 @@ class ValidationLoss:
             noises.append(noise[number])
             times.append(timesteps[number])
             sizes.append(time_ids)
+            mask = cached.mask_at(self.plan.cache, config.seed, key)
+            masks.append(torch.ones(mean.shape[1:]) if mask is None else mask)
             how = variation_of(cached.image, config), config.weighted_captions
             captions.append(forms_of(cached.image.caption, *how)[0])
         clean, noise, timesteps = torch.stack(latents), torch.stack(noises), torch.stack(times)
@@ -103,4 +105,8 @@ class ValidationLoss:
         prompts = Prompts(embeds.to(device, self.dtype), pooled.to(device, self.dtype))
         inputs = noisy.to(device, self.dtype), timesteps.to(device), prompts, torch.stack(sizes).to(device)
         predicted = predict(self.models["unet"], *inputs)
-        return (predicted.float() - wanted.to(device)).square().mean((1, 2, 3))
+        errors = (predicted.float() - wanted.to(device)).square()
+        if config.masked_loss:
+            area = area_weights(torch.stack(masks), config.mask_background_weight)
+            errors = errors * area.unsqueeze(1).to(device)
+        return errors.mean((1, 2, 3))

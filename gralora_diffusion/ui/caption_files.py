@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gralora_diffusion.data import captions
 from gralora_diffusion.data.listing import CAPTIONS
+from gralora_diffusion.data.metadata import metadata_in
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import metadata_rows
@@ -22,7 +23,8 @@ def captions_beside(image: Path) -> dict[str, Path]:
     """{file name with its ending in lower case: caption file} of an image; links are left out."""
     names = sorted(name for name in os.listdir(image.parent) if name.startswith(f"{image.stem}."))
     files = [image.with_name(name) for name in names]
-    files = [path for path in files if path.stem == image.stem and path.suffix.lower() in CAPTIONS]
+    own = image.stem, image.name
+    files = [path for path in files if path.stem in own and path.suffix.lower() in CAPTIONS]
     return {f"{path.stem}{path.suffix.lower()}": path for path in files if real_file(path)}
 
 
@@ -51,7 +53,7 @@ def write_captions(edits: dict[Path, str]) -> None:
     with CHANGES:
         files, rows = [], {}
         for image, caption in edits.items():
-            if found_caption(image, captions_beside(image)).source == captions.METADATA:
+            if found_caption(image, captions_beside(image)).in_metadata:
                 rows[image.name] = checked(image, caption)
             else:
                 files.append(edit(image, caption))
@@ -111,8 +113,10 @@ def refuse_another(image: Path, found: captions.Caption, others: dict[str, Path]
             f"{found.file} has {found.lines} lines, and the next one would be the caption of {image.name}"
         )
         raise ConfigError(f"{problem}: write another first line instead of none")
-    if other := found_caption(image, others).source:
-        problem = f"{other} would be the caption of {image.name} without the one in {found.file}"
+    other = found_caption(image, others)
+    if other.text:
+        name = other.file or metadata_in(image.parent).name
+        problem = f"{name} would be the caption of {image.name} without the one in {found.file}"
         raise ConfigError(f"{problem}: write another caption instead of none")
 
 

@@ -19,7 +19,7 @@ def copy_to_tool(
     Raises ConfigError where the folder has a file of this name already, or is gone.
     """
     if tool not in workspace.other_tools:
-        raise ConfigError(f"there is no folder of {tool!r}: give it to `gralora ui` when the page is started")
+        raise ConfigError(f"the folder of {tool!r} is not known: name it when you start `gralora ui`")
     folder = workspace.other_tools[tool]
     if not folder.is_dir():
         raise ConfigError(f"the folder of {tool} no longer exists")

@@ -5,9 +5,9 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from gralora_diffusion.data.captions import METADATA
 from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.masks import masks_of, without_masks
+from gralora_diffusion.data.metadata import metadata_in
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import metadata_rows
 from gralora_diffusion.ui.caption_files import caption_of, captions_beside, one_line, write_captions
@@ -154,7 +154,7 @@ def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]
         findings += check_image(path, resolution, seen)
     findings += check_masks(folder, images)
     if problem := metadata_rows.problem_in(folder):
-        findings.append((METADATA, f"cannot be used: {problem}", "correct or delete it"))
+        findings.append((metadata_in(folder).name, f"cannot be used: {problem}", "correct or delete it"))
     unused = [p.name for p in folder.iterdir() if p.is_symlink()] + [p.name for p in folders(folder)]
     findings += [(file, "a link or a folder", "it is not used; remove it") for file in sorted(unused)]
     return findings

@@ -10,10 +10,11 @@ from PIL import Image
 
 from gralora_diffusion.console import counted
 from gralora_diffusion.data.captions import MAX_BYTES as MAX_CAPTION_BYTES
-from gralora_diffusion.data.captions import METADATA, clean, from_json, from_text, read_metadata
+from gralora_diffusion.data.captions import clean, from_json, from_text
 from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.listing import reason_of
 from gralora_diffusion.data.masks import ENDINGS
+from gralora_diffusion.data.metadata import LISTS, METADATA, METADATA_CSV, read_metadata
 from gralora_diffusion.ui.caption_files import write_caption
 from gralora_diffusion.ui.image_sets import MAX_FILES, editable, images_of
 from gralora_diffusion.ui.workspace import RESERVED, Workspace
@@ -22,8 +23,8 @@ MAX_BYTES = 50_000_000  # of an image
 MAX_ZIP_BYTES = 2_000_000_000  # of what a zip archive holds
 TEXTS = {".txt", ".caption"}
 CAPTIONS = TEXTS | {".json"}
-LINES = Path(METADATA).suffix
-ACCEPTED = EXTENSIONS | CAPTIONS | {LINES, ".zip"}
+LINES = {Path(name).suffix for name in (METADATA, METADATA_CSV)}
+ACCEPTED = EXTENSIONS | CAPTIONS | LINES | {".zip"}
 
 
 def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int, list[str]]:
@@ -36,7 +37,7 @@ def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int
     with tempfile.TemporaryDirectory(dir=workspace.scratch) as scratch:
         files = unpacked([Path(upload) for upload in uploads], Path(scratch), notes)
         captions = [path for path in files if path.suffix.lower() in CAPTIONS]
-        lines = [path for path in files if path.suffix.lower() == LINES]
+        lines = [path for path in files if path.suffix.lower() in LINES]
         images = [path for path in files if path not in captions and path not in lines]
         images.sort(key=lambda path: bool(mask_ending(path)))  # a mask after its image
         by_stem = {path.stem: path for path in images_of(folder)}
@@ -101,7 +102,7 @@ def is_wanted(member: zipfile.ZipInfo) -> bool:
     """Whether it is an image or a caption, and none of the copies that macOS puts into archives."""
     path = Path(member.filename)
     hidden = path.name.startswith(".") or "__MACOSX" in path.parts
-    is_known = path.suffix.lower() in EXTENSIONS | CAPTIONS or path.name == METADATA
+    is_known = path.suffix.lower() in EXTENSIONS | CAPTIONS or path.name in (METADATA, METADATA_CSV)
     return not member.is_dir() and not hidden and is_known
 
 
@@ -112,7 +113,7 @@ def add_image(folder: Path, upload: Path, by_stem: dict[str, Path], notes: list[
     """
     try:
         if len(images_of(folder)) >= MAX_FILES:
-            raise ValueError(f"the dataset has {MAX_FILES} images already")
+            raise ValueError(f"the dataset already has {MAX_FILES} images")
         note = check_upload(upload)
         target = mask_path(upload, by_stem) or free_path(folder, upload)
         shutil.copyfile(upload, target)
@@ -136,10 +137,10 @@ def add_caption(upload: Path, image: Path | None, notes: list[str]) -> None:
 
 
 def add_lines(upload: Path, by_stem: dict[str, Path], notes: list[str]) -> None:
-    """Write the captions of an uploaded metadata.jsonl beside their images; a note on what cannot be used."""
+    """Write the captions of an uploaded list of LISTS beside their images; a note on what cannot be used."""
     try:
-        if upload.name != METADATA:
-            raise ValueError(f"only {METADATA} may hold the captions of several images")
+        if upload.name not in (METADATA, METADATA_CSV):
+            raise ValueError(f"only {LISTS} may hold the captions of several images")
         found = read_metadata(upload.parent, None)
     except (ValueError, OSError) as error:
         notes.append(f"{upload.name} was left out: {reason_of(error)}")
@@ -150,11 +151,11 @@ def add_lines(upload: Path, by_stem: dict[str, Path], notes: list[str]) -> None:
         without += image is None
         try:
             if image is not None:
-                write_caption(image, clean(text, METADATA))
+                write_caption(image, clean(text, upload.name))
         except (ValueError, OSError) as error:
             notes.append(f"{path.name} got no caption: {reason_of(error)}")
     if without:
-        notes.append(f"{METADATA}: {counted(without, 'line')} without an image of the name")
+        notes.append(f"{upload.name}: {counted(without, 'line')} without an image of the name")
 
 
 def check_upload(path: Path) -> str:

@@ -4,9 +4,9 @@ import threading
 from pathlib import Path
 
 from gralora_diffusion.console import counted
-from gralora_diffusion.data.captions import METADATA
 from gralora_diffusion.data.images import EXTENSIONS
 from gralora_diffusion.data.masks import ENDINGS, LABELS, stem_of, without_masks
+from gralora_diffusion.data.metadata import METADATA
 from gralora_diffusion.files import delete, move_all
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import metadata_rows, removed
@@ -64,7 +64,7 @@ def masks_beside(image: Path) -> list[Path]:
 
 
 def move_away(workspace: Workspace, name: str, paths: list[Path], rows_of: list[str] = ()) -> str:
-    """rows_of: images whose lines in metadata.jsonl leave with them."""
+    """rows_of: images whose lines in metadata.jsonl or metadata.csv leave with them."""
     source = workspace.images / name
     rows = metadata_rows.rows_of(source, rows_of)
     folder = removed.new_removal(workspace.removed_images / name)

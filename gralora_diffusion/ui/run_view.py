@@ -9,7 +9,7 @@ import pandas
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.report_charts import SCORES, best_evaluation
 from gralora_diffusion.training.run_folder import read_evaluations, read_metrics
-from gralora_diffusion.training.validation_images import prompts_of
+from gralora_diffusion.training.validation_images import label_of_start, prompts_of
 from gralora_diffusion.ui.run_files import config_of, resolved_config_of
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
 from gralora_diffusion.ui.served import served_copy
@@ -193,18 +193,28 @@ def samples(workspace: Workspace, run: Path, most: int = 8) -> tuple[list[tuple[
     columns = [(step, files) for step, files in sample_files(run) if files]
     columns = columns[:1] + columns[1:][-(most - 1) :]
     prompts = sample_prompts(run)
+    first = first_column(run)
     found = []
     for row in range(max((len(files) for _, files in columns), default=0)):
         prompt = prompts[row] if row < len(prompts) else f"image {row + 1}"
         for step, files in columns:
             if row >= len(files):
                 continue
-            column = f"step {step}" if step else "base"
+            column = f"step {step}" if step else first
             try:
                 found.append((served_copy(workspace, files[row]), f"{column} · {prompt}"))
             except (OSError, ValueError):  # deleted meanwhile, or no image
                 continue
     return found, max(1, len(columns))
+
+
+def first_column(run: Path) -> str:
+    """What the images of step 0 are of."""
+    try:
+        start = resolved_config_of(run).start_from
+    except ConfigError:
+        start = None
+    return label_of_start(start) if start else "base"
 
 
 def sample_prompts(run: Path) -> list[str]:

@@ -123,7 +123,7 @@ class Guard:
         if "x-gradio-server" in headers:  # by which Gradio would take another address for its own
             return PlainTextResponse("Invalid host header", 400)
         if method not in ("GET", "HEAD", "OPTIONS") and is_foreign(headers, self.own):
-            return PlainTextResponse("this page takes requests from itself only", 403)
+            return PlainTextResponse("this page accepts only its own requests", 403)
         return None
 
     def is_known(self, host: str) -> bool:

@@ -29,7 +29,7 @@ def serve(root: Path, port: int, access: Access, other_tools: dict[str, Path]) -
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        fail(f"a page is open on {workspace.root} already: use that one, or give another --home")
+        fail(f"a page is already open on {workspace.root}: use that one, or give another --home")
     workspace.delete_served()
     empty = workspace.scratch / "nowhere"  # Gradio serves files of its working directory
     empty.mkdir(exist_ok=True)
@@ -84,5 +84,5 @@ def launch(workspace: Workspace, port: int, access: Access) -> None:
     for task in tasks:  # once the server answers, which launch() waits for
         threading.Thread(target=task, daemon=True).start()
     urls = f"{page.local_url} and {page.share_url}" if access.share else page.local_url
-    print(f"the page is at {urls}, its folders are in {workspace.root}", flush=True)
+    print(f"the page is at {urls}; its folders are in {workspace.root}", flush=True)
     page.block_thread()

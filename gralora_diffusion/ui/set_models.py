@@ -1,4 +1,4 @@
-"""Captions and masks of a set by models: which are there, and one image after the other."""
+"""Captions and masks of a set from models: which are there, and one image after the other."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ NO_CAPTIONER = (
     "(`model.onnx` and `selected_tags.csv`), into the folder `models`, then reload the page."
 )
 NO_SALIENCY = (
-    "**Masks by a model need a package:** `pip install 'gralora-diffusion[masks]'`, then restart the page."
+    "**Masks from a model need a package:** `pip install 'gralora-diffusion[masks]'`, then restart the page."
 )
 KEPT = "kept its caption"
 Progress = tuple[int, int, str]  # (images done, of how many, what happened to the last one)

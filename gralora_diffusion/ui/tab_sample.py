@@ -55,7 +55,7 @@ class SampleTab:
 
     def build_images(self) -> None:
         self.empty = gr.Markdown(
-            "### No adapter yet\nTrain one first; meanwhile images of the base alone can be generated here.",
+            "### No adapter yet\nTrain one first. Meanwhile you can generate images of the base model here.",
             elem_id="no-adapters",
             visible=False,
         )

@@ -1,4 +1,4 @@
-"""Dataset: captions and masks by models, with progress, and a button that stops."""
+"""Dataset: captions and masks from models, with progress, and a button that stops."""
 
 import gradio as gr
 
@@ -15,7 +15,7 @@ class SetModels:
     def __init__(self, workspace: Workspace, chosen: gr.Dropdown, refresh: dict):
         self.workspace = workspace
         self.chosen = chosen
-        with gr.Accordion("Captions and masks by a model", open=False, elem_id="set-models") as accordion:
+        with gr.Accordion("Captions and masks from a model", open=False, elem_id="set-models") as accordion:
             with gr.Row(equal_height=False):
                 with gr.Column(min_width=260):
                     self.build_captions()

@@ -13,7 +13,7 @@ LOGO = """<svg viewBox="0 0 32 32" width="34" height="34" aria-hidden="true">
 <rect x="17" y="1" width="14" height="14" rx="4" opacity=".38"/>
 <rect x="1" y="17" width="14" height="14" rx="4" opacity=".38"/>
 <rect x="17" y="17" width="14" height="14" rx="4"/></svg>"""
-TITLE = "<div><h1>GraLoRA</h1><p>Train SDXL on a subject from a few images</p></div>"
+TITLE = "<div><h1>GraLoRA</h1><p>Teach SDXL a subject from a few images</p></div>"
 HEADER = f"<header>{LOGO}{TITLE}</header>"
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "DejaVu Sans", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]

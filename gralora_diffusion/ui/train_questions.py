@@ -16,8 +16,8 @@ WHAT = (("A subject: one person, animal or thing", "subject"), ("A style: the lo
 THIS = "this"  # the card of this computer
 FOLLOWING = sorted(set().union(*(preset["options"] for preset in PRESETS.values())))  # from the answers
 OWN_IMAGES = (
-    "**The demo model cannot learn photos.** It generates emoji of 64 x 64 pixels and is for trying the page "
-    "without a download. For your own images, choose a real base model, such as SDXL 1.0."
+    "**The demo model cannot learn photos.** It generates emoji of 64 x 64 pixels and lets you try the "
+    "page without a download. For your own images, choose a real base model, such as SDXL 1.0."
 )
 NO_GPU = (
     "**This computer has no GPU.** On a CPU, SDXL takes minutes per step: "

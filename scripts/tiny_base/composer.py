@@ -42,6 +42,17 @@ class Composer:
         self.objects = [i for i, name in enumerate(OBJECTS) if name not in HELD_OUT]
         self.unet_objects = [OBJECTS.index(name) for name in UNET_OBJECTS]
 
+    def redraw_style(self, style: str, sprites: dict[int, np.ndarray]) -> None:
+        """Give a style the sprites {number in OBJECTS: uint8 [SPRITE, SPRITE, 4]} of another icon set.
+
+        unet_objects loses those that the set lacks.  For images of one object.
+        """
+        for number, sprite in sprites.items():
+            straight = torch.from_numpy(sprite).float().div(255).permute(2, 0, 1)
+            alpha = straight[3:]
+            self.sprites[STYLES.index(style), number] = torch.cat([straight[:3] * alpha, alpha])
+        self.unet_objects = [number for number in self.unet_objects if number in sprites]
+
     def plan(self, rng: np.random.Generator, held_out=False, objects: list[int] | None = None) -> dict:
         """What an image shows, of self.objects or `objects`.
 

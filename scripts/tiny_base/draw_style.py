@@ -1,6 +1,7 @@
 """Compose captioned images in a style that the embedded base was never trained on, for docs/experiments.
 
     python scripts/tiny_base/draw_style.py --state build/tiny_base --output build/sticker --number 400
+    python scripts/tiny_base/draw_style.py --icons fxemoji@1.2.2 --output build/fxemoji
 
 Needs npm and pip install -e ".[build]", as build_tiny_base.py does, whose sprites are used where they exist.
 """
@@ -12,6 +13,7 @@ import numpy as np
 from captions import caption
 from composer import Composer
 from PIL import Image
+from sprites import other_sprites
 
 
 def main() -> None:
@@ -21,11 +23,17 @@ def main() -> None:
     parser.add_argument(
         "--state", type=Path, default=Path("build/tiny_base"), help="build_tiny_base.py's --state"
     )
+    about = "another emoji set of @iconify-json, as NAME@VERSION (default: Twemoji)"
+    parser.add_argument("--icons", metavar="SET", help=about)
     parser.add_argument("--output", type=Path, required=True, help="folder for NNNN.png and NNNN.txt")
     parser.add_argument("--number", type=int, default=400, help="of images (default: 400)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     args = parser.parse_args()
     composer = Composer(args.state)
+    if args.icons:
+        composer.redraw_style("sticker", other_sprites(args.state, args.icons))
+        if len(composer.unet_objects) < 50:
+            parser.error(f"{args.icons} has only {len(composer.unet_objects)} of the objects")
     rng = np.random.default_rng(args.seed)
     args.output.mkdir(parents=True, exist_ok=True)
     for i in range(args.number):

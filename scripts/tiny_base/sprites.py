@@ -5,8 +5,10 @@ Licenses are repeated in gralora_diffusion/tiny/README.md.  unicode-emoji-json (
 @iconify-json/twemoji (CC BY 4.0): "sticker", held out of training.
 """
 
+import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -35,28 +37,46 @@ def fetch_sprites(folder: Path) -> Path:
     if target.exists():
         return target
     packages = download_packages(folder / "npm")
-    emoji_by_name = {}
-    for emoji, facts in read_json(packages / "names" / "data-by-emoji.json").items():
-        emoji_by_name[facts["name"]] = emoji
+    codes = object_codes(packages / "names")
     sprites = np.zeros((len(STYLES), len(OBJECTS), SPRITE, SPRITE, 4), np.uint8)
     for s, style in enumerate(STYLES):
         kind = FluentEmoji if style == "3d render" else IconSet
         package = kind(packages / style)
-        for n, name in enumerate(OBJECTS):
-            code = "-".join(f"{ord(character):04x}" for character in emoji_by_name[name])
-            sprites[s, n] = np.asarray(to_sprite(package.load(code)))
+        for n, code in enumerate(codes):
+            sprites[s, n] = np.asarray(to_sprite(package.load(code, OBJECTS[n])))
     part = folder / "sprites.part.npz"
     np.savez_compressed(part, sprites=sprites)
     part.rename(target)
     return target
 
 
-def download_packages(folder: Path) -> Path:
-    """The npm packages, each in a folder named by its key in PACKAGES."""
+def other_sprites(folder: Path, package: str) -> dict[int, np.ndarray]:
+    """{number in OBJECTS: uint8 [SPRITE, SPRITE, 4]} of those that an @iconify-json NAME@VERSION has."""
+    key = package.replace("@", "-")
+    wanted = {"names": PACKAGES["names"], key: f"@iconify-json/{package}"}
+    packages = download_packages(folder / "npm", wanted)
+    icons = IconSet(packages / key)
+    found = {}
+    for number, code in enumerate(object_codes(packages / "names")):
+        with contextlib.suppress(KeyError):  # a set without this emoji
+            found[number] = np.asarray(to_sprite(icons.load(code, OBJECTS[number])))
+    return found
+
+
+def object_codes(names: Path) -> list[str]:
+    """The code points of each of OBJECTS, in hex."""
+    emoji_by_name = {}
+    for emoji, facts in read_json(names / "data-by-emoji.json").items():
+        emoji_by_name[facts["name"]] = emoji
+    return ["-".join(f"{ord(character):04x}" for character in emoji_by_name[name]) for name in OBJECTS]
+
+
+def download_packages(folder: Path, packages: dict[str, str] = PACKAGES) -> Path:
+    """The npm packages, each in a folder named by its key."""
     folder.mkdir(parents=True, exist_ok=True)
     if shutil.which("npm") is None:
         raise SystemExit("npm is needed to download the emoji packages (Debian: apt-get install npm)")
-    for key, package in PACKAGES.items():
+    for key, package in packages.items():
         if (folder / key / "package.json").exists():
             continue
         command = ["npm", "pack", "--silent", package]
@@ -74,10 +94,10 @@ class FluentEmoji:
     def __init__(self, package: Path):
         self.folder = package / "assets"
 
-    def load(self, code: str) -> Image.Image:
-        """code: the emoji's code points in hex; some file names have the variation selector fe0f."""
+    def load(self, code: str, name: str) -> Image.Image:
+        """code: the code points in hex; some file names have the variation selector fe0f.  name: not used."""
         short = code.replace("-fe0f", "")
-        files = [self.folder / f"{name}.webp" for name in (code, short, f"{short}-fe0f")]
+        files = [self.folder / f"{stem}.webp" for stem in (code, short, f"{short}-fe0f")]
         return Image.open(next(file for file in files if file.exists())).convert("RGBA")
 
 
@@ -87,12 +107,17 @@ class IconSet:
     def __init__(self, package: Path):
         self.icons = read_json(package / "icons.json")
         self.names = read_json(package / "chars.json")
+        self.by_letters = {letters(name): name for name in self.icons["icons"]}
 
-    def load(self, code: str) -> Image.Image:
+    def load(self, code: str, name: str) -> Image.Image:
+        """By the code points, or by the emoji's name in a set without them.  Raises KeyError."""
         import resvg_py
 
         short = code.replace("-fe0f", "")
-        name = self.names.get(code) or self.names.get(short) or self.names[f"{short}-fe0f"]
+        if self.names:
+            name = self.names.get(code) or self.names.get(short) or self.names[f"{short}-fe0f"]
+        else:
+            name = self.by_letters[letters(name)]
         icon = self.icons["icons"].get(name)
         if not icon:
             icon = self.icons["icons"][self.icons["aliases"][name]["parent"]]
@@ -100,6 +125,11 @@ class IconSet:
         size = f'viewBox="0 0 {width} {width}" width="288" height="288"'
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{icon["body"]}</svg>'
         return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))).convert("RGBA")
+
+
+def letters(name: str) -> str:
+    """A name without case, spaces and hyphens, which sets write in their own way."""
+    return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def to_sprite(image: Image.Image) -> Image.Image:

@@ -154,7 +154,7 @@ def test_mistakes_change_nothing(config, words):
 def test_injecting_twice_raises():
     model = llama()
     inject(model, AdapterConfig(rank=4, targets="q_proj"))
-    with pytest.raises(ValueError, match="adapters already"):
+    with pytest.raises(ValueError, match="already has adapters"):
         inject(model, AdapterConfig(rank=4, targets="k_proj"))
 
 

@@ -141,9 +141,9 @@ def test_a_low_rank_kind_is_exported_and_another_refused(tmp_path):
 
 
 def test_what_does_not_fit_a_kind_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="a kind of adapter named 'lora' already"):
+    with pytest.raises(ValueError, match="already a kind of adapter named 'lora'"):
         kinds.register("lora", ScaledDiagonal)
-    with pytest.raises(ConfigError, match="one of gralora, lora, diagonal, row"):
+    with pytest.raises(ConfigError, match="one of gralora, lora, ortholora, diagonal, row"):
         AdapterConfig(method="unknown")
     start = dict(allocate="gora", gora_init="svd", gora_batches=1)
     config = TrainConfig(

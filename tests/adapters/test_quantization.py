@@ -126,7 +126,7 @@ def test_every_linear_weight_of_the_base_is_in_few_bits_and_the_image_stays(torc
 def test_without_the_package_or_with_gradients_of_the_base_it_is_one_sentence(monkeypatch, tmp_path):
     import importlib.util
 
-    with pytest.raises(ConfigError, match="leaves no weights to take gradients of"):
+    with pytest.raises(ConfigError, match="leaves no weights whose gradients can be taken"):
         TrainConfig(base_model_precision="int8-torchao", allocate="gora")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the package torchao: pip install"):

@@ -99,7 +99,7 @@ def test_what_training_cuts_is_displayed(tab, folder):
 def test_models_caption_and_mask_what_has_none(tab, folder, page):
     write_tagger(page.home / "models" / "tagger")
     try:
-        tab.page.get_by_text("Captions and masks by a model").click()
+        tab.page.get_by_text("Captions and masks from a model").click()
         until(lambda: tab.value("captioner") == "tagger", "the model in the folder models is offered")
         tab.fill("caption-prefix", "sks")
         tab.page.click("#write-captions")
@@ -107,7 +107,7 @@ def test_models_caption_and_mask_what_has_none(tab, folder, page):
         assert (folder / "03.txt").read_text() == f"sks, {CAPTION}\n"
         assert (folder / "00.txt").read_text() == "a photo of sks robot\n"
         until(lambda: tab.value("caption-3") == f"sks, {CAPTION}", "the cards have the captions")
-        assert "4 of 4" in tab.value("model-results")
+        until(lambda: "4 of 4" in tab.value("model-results"), "all four are done")
         tab.page.click("#make-masks")
         until(lambda: "00.png: kept its mask" in tab.value("model-results"), "the first mask, kept")
         until(lambda: tab.value("model-results").startswith("4 of 4"), "the last mask")

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,14 @@ from page_server import until
 from gralora_diffusion.data.dataset import EXAMPLE
 
 pytestmark = pytest.mark.browser
+MOST = dict(count=8, steps=100)  # images and steps of a generation that is stopped
 HOSTILE = "<img src=x onerror=window.hacked=1>"
+WATCH_GENERATE = """() => {  // whether it was disabled, however short
+    const button = document.getElementById('generate');
+    window.wasDisabled = false;
+    const note = () => { window.wasDisabled ||= button.disabled; };
+    new MutationObserver(note).observe(button, {attributes: true, attributeFilter: ['disabled']});
+}"""
 NAMELESS = """() => {  // the controls that a screen reader could not name
     const controls = document.querySelectorAll('input, textarea, button, select, [role=slider]');
     const isNameless = control => {
@@ -27,15 +33,27 @@ NAMELESS = """() => {  // the controls that a screen reader could not name
 
 
 def test_generate_is_disabled_while_it_runs(chromium, filled):
-    """Another click would be lost.  It is enabled when it was stopped, and when the request is refused."""
+    """Another click would be lost.  It is enabled when it was stopped, and when the request is refused.
+
+    What is stopped would take long: a fast machine cannot be done before the click.
+    """
     tab = Tab(chromium, filled.url)
     tab.go("Sample")
     until(lambda: "sks robot" in tab.value("prompt"), "the prompt of the run")
     caption = f"seed 1 · {tab.value('adapter')} 1"
-    for button in ("#generate", "#stop-generating", "#generate"):
-        tab.page.click(button)  # which waits until the button is enabled
-        if button == "#generate":
-            tab.page.wait_for_function("document.getElementById('generate').disabled")
+    tab.page.get_by_text("More: negative prompt").click()
+    tab.set_number("count", MOST["count"])
+    tab.set_number("sample-steps", MOST["steps"])
+    tab.page.evaluate(WATCH_GENERATE)
+    tab.page.click("#generate")
+    tab.page.wait_for_function("document.getElementById('generate').disabled")
+    tab.page.click("#stop-generating")
+    tab.page.wait_for_function("!document.getElementById('generate').disabled")
+    tab.set_number("count", 2)
+    tab.set_number("sample-steps", 1)
+    tab.page.evaluate(WATCH_GENERATE)
+    tab.page.click("#generate")
+    tab.page.wait_for_function("window.wasDisabled")
     tab.wait("generated", caption)
     tab.fill("prompt", "")
     tab.page.click("#generate")
@@ -65,7 +83,7 @@ def test_a24_names_and_texts_are_never_markup(chromium, filled):
         until(lambda: "<img src=x" in tab.value("caption-0"), "the caption is text")
         for name in TABS:
             tab.go(name)
-            time.sleep(0.3)
+            tab.settle()
         tab.go("Train")
         tab.fill("run-name", HOSTILE)
         tab.wait("run-name", "cannot be named")
@@ -95,7 +113,7 @@ def test_every_tab_fits_and_everything_has_a_name(chromium, filled, width, dark)
     tab = Tab(chromium, filled.url, width, dark)
     for name in TABS:
         tab.go(name)
-        tab.page.wait_for_timeout(700)
+        tab.settle()
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= width, name
         assert tab.page.evaluate(NAMELESS) == [], name
         if folder := os.environ.get("GRALORA_SCREENSHOTS"):

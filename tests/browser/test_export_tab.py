@@ -49,7 +49,7 @@ def test_sizes_and_the_error_of_a_small_file_are_shown_before_it_is_made(tab):
     until(lambda: size_on_page(tab, "comfyui") < exact, "it is smaller")
     tab.page.get_by_label("Small (rank 32)").check()
     tab.wait("export-error", "Rank 32 holds this adapter exactly.")
-    assert tab.value("export-rank") == "32"
+    until(lambda: tab.value("export-rank") == "32", "the rank of the choice")
     tab.page.get_by_label("Exact", exact=True).check()
     until(lambda: tab.text("export-error") == "", "nothing is lost")
     tab.page.click("#export")

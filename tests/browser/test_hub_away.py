@@ -31,7 +31,8 @@ def test_a_run_says_where_it_looks_and_that_the_hub_is_away(chromium, page):
     until(lambda: tab.value("strip-run") == "away", "the run is shown at once")
     tab.wait_state("failed")
     until(lambda: SENTENCE in tab.value("message"), "the message names the hub")
-    assert f"looking for {BASE} on the Hugging Face hub" in tab.value("log")
+    looking = f"looking for {BASE} on the Hugging Face hub"
+    until(lambda: looking in tab.value("log"), "the log says where it looks")
     assert "config.json" not in tab.value("message")
     tab.stays_home()
     tab.context.close()

@@ -24,13 +24,13 @@ def tab(chromium, filled):
 
 
 def test_an_idle_page_asks_seldom_and_a_hidden_one_never(tab):
-    tab.page.wait_for_timeout(6000)  # the first events of a page
+    tab.settle()  # after the first events of a page
     count = len(tab.requests)
     tab.page.wait_for_timeout(16_000)
     asked = len(tab.requests) - count
     assert 1 <= asked <= 4 * 2  # the strip and Watch, each at most every 5 s
     tab.page.evaluate(HIDE, True)
-    tab.page.wait_for_timeout(1000)
+    tab.settle()
     count = len(tab.requests)
     tab.page.wait_for_timeout(8000)
     assert len(tab.requests) == count

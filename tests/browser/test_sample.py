@@ -94,9 +94,13 @@ def test_a_new_seed_each_time_is_displayed(tab):
     seeds = []
     for _ in range(2):
         generate(tab)
-        tab.wait("generated", f"seed {tab.value('seed')} ")
+        until(lambda: new_seed(tab, seeds), "another seed is displayed, and an image of it")
         seeds.append(tab.value("seed"))
-    assert seeds[0] != seeds[1]
+
+
+def new_seed(tab: Tab, known: list[str]) -> bool:
+    seed = tab.value("seed")
+    return seed not in known and f"seed {seed} " in tab.text("generated")
 
 
 def test_a_second_adapter_opens_the_row_of_the_third(tab, filled):
@@ -141,7 +145,8 @@ def test_the_history_survives_a_reload_and_gives_its_settings_back(tab, filled):
     until(lambda: tab.page.locator("#favorite").inner_text() == "Remove from favorites", "it is one")
     tab.page.locator("#favorites-only input").check()
     tab.wait("history-images", "★ seed 41 · robot-1 0.6")
-    assert tab.page.locator("#history-images .thumbnail-item").count() == 1
+    images = tab.page.locator("#history-images .thumbnail-item")
+    until(lambda: images.count() == 1, "the favorite alone")
     tab.page.on("dialog", lambda dialog: dialog.accept())
     tab.page.click("#delete-image")
     tab.wait("history-count", "No favorites yet.")

@@ -161,7 +161,7 @@ def test_title_and_notification_when_a_run_ends_asked_by_a_click_alone(chromium,
         tab.page.evaluate(hide + "document.dispatchEvent(new Event('visibilitychange'))")
         run.end()
         until(lambda: tab.page.evaluate("window.notified") == ["busy: done"], "a hidden page notifies")
-        assert tab.page.title() == "busy: done · GraLoRA"
+        until(lambda: tab.page.title() == "busy: done · GraLoRA", "the title says it too")
     finally:
         shutil.rmtree(run.run)
     tab.context.close()

@@ -1,4 +1,7 @@
-"""From images to a file for another tool, in Chromium, as a person does it."""
+"""From images to a file for another tool, in Chromium, as a person does it.
+
+Each stage goes on where another has led, and leads there itself if it runs alone.
+"""
 
 import hashlib
 import json
@@ -8,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from page_browser import Tab
-from page_server import end_runs, until
+from page_server import until
 
 from gralora_diffusion import load_sdxl
 from gralora_diffusion.data.dataset import EXAMPLE
@@ -17,22 +20,60 @@ pytestmark = pytest.mark.browser
 STEPS = 100  # of a run that is stopped before its end, then resumed
 
 
-def test_the_whole_way(chromium, page, tmp_path):
-    """Images, captions, a run that is stopped and resumed, samples, a grid, a file that diffusers loads."""
-    photos = [shutil.copy(EXAMPLE / f"0{i}.png", tmp_path / f"photo {i}.png") for i in range(4)]
-    try:
-        tab = Tab(chromium, page.url)
-        add_images(tab, page.home, photos)
-        fill_form(tab)
-        name = start_and_stop(tab, chromium, page)
-        resume(tab, page.home / "runs" / name)
-        refuse_taken_name(tab, name)
-        sample(tab, name)
-        compare(tab, name)
-        file = export(tab, name, tmp_path)
-        tab.stays_home()
-    finally:
-        end_runs(page.home)
+@pytest.fixture(scope="module")
+def tab(chromium, page):
+    tab = Tab(chromium, page.url)
+    yield tab
+    tab.context.close()
+
+
+@pytest.fixture(scope="module")
+def with_images(tab, page, tmp_path_factory) -> None:
+    folder = tmp_path_factory.mktemp("photos")
+    photos = [shutil.copy(EXAMPLE / f"0{i}.png", folder / f"photo {i}.png") for i in range(4)]
+    add_images(tab, page.home, photos)
+
+
+@pytest.fixture(scope="module")
+def stopped(with_images, tab, chromium, page) -> Path:
+    """The folder of a run that was started and stopped."""
+    fill_form(tab)
+    return page.home / "runs" / start_and_stop(tab, chromium, page)
+
+
+@pytest.fixture(scope="module")
+def finished(stopped, tab) -> str:
+    """The name of that run, resumed and done."""
+    resume(tab, stopped)
+    return stopped.name
+
+
+def test_images_are_added_captioned_and_checked(with_images, tab):
+    tab.stays_home()
+
+
+def test_a_run_is_started_and_stopped(stopped, tab):
+    tab.stays_home()
+
+
+def test_the_run_is_resumed_and_its_name_is_taken(finished, tab):
+    refuse_taken_name(tab, finished)
+    tab.stays_home()
+
+
+def test_its_adapter_is_sampled(finished, tab):
+    sample(tab, finished)
+    tab.stays_home()
+
+
+def test_its_strengths_are_compared_and_scored(finished, tab):
+    compare(tab, finished)
+    tab.stays_home()
+
+
+def test_diffusers_loads_the_file_that_is_exported(finished, tab, tmp_path):
+    file = export(tab, finished, tmp_path)
+    tab.stays_home()
     pipeline = load_sdxl()
     pipeline.load_lora_weights(str(file))
     assert pipeline.get_list_adapters()
@@ -144,7 +185,7 @@ def sample(tab: Tab, name: str) -> None:
         tab.wait("generated", f"seed 1 · {name} {strength:g}")
         images[strength] = tab.page.locator("#generated img").first.get_attribute("src")
     assert images[0.5] != images[1]
-    assert tab.page.locator("#slider img").count() >= 2
+    until(lambda: tab.page.locator("#slider img").count() >= 2, "the base beside it")
 
 
 def compare(tab: Tab, name: str) -> None:

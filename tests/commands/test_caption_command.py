@@ -251,7 +251,7 @@ def test_images_without_a_caption_are_named_and_the_others_are_written(photos, t
     (photos / "bad.png").write_bytes(b"nothing")
     Image.new("RGB", (40, 40)).save(photos / "dark.png")
     found = sentence(capsys, "caption", "photos", "--model", str(tagger))
-    assert "2 images of photos got no caption: bad.png (not an image, in spite of its name)" in found
+    assert "2 images of photos got no caption: bad.png (not an image, despite its name)" in found
     assert "dark.png (the model gives an empty caption)" in found
     assert captions(photos).keys() == {"a.txt", "b.txt", "c.txt"}
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from adapter_files import CONFIGS, close, deltas
 from diffusers import StableDiffusionXLPipeline
 from helpers import GRALORA, MODELS, adapted_pipeline
 from peft import PeftModel
+from run_command import call, run
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -300,21 +300,17 @@ def test_the_header_files_it_under_sdxl(mixed, tmp_path):
     )
 
 
-def convert(*arguments, cwd):
-    command = [*GRALORA, "convert", *arguments]
-    return subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, timeout=600)
-
-
 def test_the_command_round_trips_and_says_what_is_lost(mixed, tmp_path):
     write_native(tmp_path / "adapter.safetensors", mixed)
-    done = convert(tmp_path, "small.safetensors", "--to", "comfyui", "--rank", 8, cwd=tmp_path)
+    words = ["convert", tmp_path, "small.safetensors", "--to", "comfyui", "--rank", 8]
+    done = run(*GRALORA, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == sum(map(len, mixed.layers.values())) + 3
     assert "unet.mid_block" in done.stdout
-    assert lines[-3].startswith("relative error of the whole: ")
+    assert lines[-3].startswith("overall relative error: ")
     assert 0 < float(lines[-3].split()[-1]) < 1
-    done = convert("small.safetensors", "back.safetensors", "--to", "native", cwd=tmp_path)
+    done = call("convert", "small.safetensors", "back.safetensors", "--to", "native", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_adapter(tmp_path / "back.safetensors").config.rank == 8
 
@@ -329,7 +325,7 @@ def test_the_commands_mistakes_are_one_sentence_and_write_nothing(mixed, tmp_pat
         ([tmp_path, "x.safetensors", "--to", "comfyui", "--rank", 8, "--energy", 0.9], "give one of them"),
         ([tmp_path, "x.safetensors", "--to", "native", "--energy", 1.5], "above 0 and at most 1"),
     ]:
-        done = convert(*arguments, cwd=tmp_path)
+        done = call("convert", *arguments, cwd=tmp_path)
         assert done.returncode == 2, done.stdout
         (line,) = [text for text in done.stderr.strip().splitlines() if text.startswith("gralora convert: ")]
         assert words in line

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import GRALORA, TRAIN
+from helpers import GRALORA
 from PIL import Image
-from run_command import assert_one_sentence, run
+from run_command import assert_one_sentence, call, run
 
 from gralora_diffusion import TrainConfig
 from gralora_diffusion.cli.main import COMMANDS, main
@@ -43,14 +43,14 @@ def test_every_path_of_a_config_may_begin_with_a_tilde(home):
 
 
 def test_a_run_in_the_home_folder(home, tmp_path):
-    done = run(*TRAIN, "--output_dir=~/runs/a", *SHORT, cwd=tmp_path, env=os.environ)
+    done = call("train", "--output_dir=~/runs/a", *SHORT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (home / "runs" / "a" / "adapter.safetensors").is_file()
     words = ["--adapter=~/runs/a", "--output=~/out.png", "--num_inference_steps", "1", "--num_images", "1"]
-    done = run(*GRALORA, "sample", "--prompt", "a", *words, cwd=tmp_path, env=os.environ)
+    done = call("sample", "--prompt", "a", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (home / "out" / "strength-1-000.png").is_file()
-    done = run(*GRALORA, "inspect", "~/runs/a", cwd=tmp_path, env=os.environ)
+    done = call("inspect", "~/runs/a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "~").exists()
 
@@ -61,7 +61,7 @@ def test_paths_in_a_file_of_concepts(home, tmp_path):
     (concept,) = concepts_of(TrainConfig(concepts=str(tmp_path / "c.json")))
     assert concept.folder == home
     (tmp_path / "c.json").write_text(json.dumps([dict(folder=f"{NOBODY}/x", prompt="a")]))
-    with pytest.raises(ConfigError, match=f"there is no home folder of {NOBODY}"):
+    with pytest.raises(ConfigError, match=f"there is no home folder for {NOBODY}"):
         concepts_of(TrainConfig(concepts=str(tmp_path / "c.json")))
 
 
@@ -80,7 +80,7 @@ def test_a_user_who_is_not_there_is_one_sentence(words, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2
-    assert f"there is no home folder of {NOBODY}: write the whole path" in capsys.readouterr().err
+    assert f"there is no home folder for {NOBODY}: write the full path" in capsys.readouterr().err
 
 
 def test_other_paths_stay(home):
@@ -89,19 +89,23 @@ def test_other_paths_stay(home):
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "cp437"])
 def test_a_terminal_without_emoji(tmp_path, encoding):
-    env = os.environ | {"PYTHONIOENCODING": encoding}
+    """With the fewest characters in processes of their own."""
+
+    def gralora(*words):
+        if encoding != "ascii":
+            return call(*words, cwd=tmp_path, encoding=encoding)
+        return run(*GRALORA, *words, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": encoding})
+
     folder = tmp_path / "my \U0001f436 \u0436"
-    done = run(
-        *TRAIN, "--output_dir", folder, "--instance_prompt", "a \U0001f436", *SHORT, cwd=tmp_path, env=env
-    )
+    done = gralora("train", "--output_dir", folder, "--instance_prompt", "a \U0001f436", *SHORT)
     assert done.returncode == 0, done.stderr
     assert "\\U0001f436" in done.stdout
     words = ["--adapter", folder, "--prompt", "\U0001f436", "--output", tmp_path / "\U0001f436.png"]
-    done = run(*GRALORA, "sample", *words, "--num_inference_steps", "1", cwd=tmp_path, env=env)
+    done = gralora("sample", *words, "--num_inference_steps", "1")
     assert done.returncode == 0, done.stderr
-    done = run(*GRALORA, "inspect", folder, cwd=tmp_path, env=env)
+    done = gralora("inspect", folder)
     assert done.returncode == 0, done.stderr
-    done = run(*TRAIN, "--instance_data_dir", "no \U0001f436", cwd=tmp_path, env=env)
+    done = gralora("train", "--instance_data_dir", "no \U0001f436")
     assert_one_sentence(done, "\\U0001f436 is not a folder")
 
 
@@ -128,7 +132,7 @@ def test_a_run_among_its_own_images_is_refused(tmp_path, same):
     Image.new("RGB", (64, 64)).save(tmp_path / "images" / "a.png")
     output = tmp_path / "images" if same else tmp_path / "images" / "run"
     words = ["--instance_data_dir", tmp_path / "images", "--instance_prompt", "a", "--output_dir", output]
-    done = run(*TRAIN, *words, *SHORT, cwd=tmp_path)
+    done = call("train", *words, *SHORT, cwd=tmp_path)
     assert_one_sentence(done, "the same as" if same else "inside", "--output_dir")
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["a.png"]
 

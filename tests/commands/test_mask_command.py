@@ -115,7 +115,7 @@ def test_what_has_no_mask_is_named_and_the_others_are_made(photos, stand_in, cap
     (photos / "bad.png").write_bytes(b"nothing")
     Image.new("RGB", (64, 64)).save(photos / "dark.png")
     found = sentence(capsys, "mask", "photos")
-    assert "2 images of photos got no mask: bad.png (not an image, in spite of its name)" in found
+    assert "2 images of photos got no mask: bad.png (not an image, despite its name)" in found
     assert "dark.png (nothing stands out: lower the threshold, or draw its mask)" in found
     assert {"0-masklabel.png", "1-masklabel.png"} <= set(names(photos))
     assert "dark-masklabel.png" not in names(photos)

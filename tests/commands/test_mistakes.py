@@ -5,7 +5,7 @@ import os
 import pytest
 from helpers import ACCELERATE, GRALORA, SCRIPTS, TRAIN
 from PIL import Image
-from run_command import assert_one_sentence, run
+from run_command import assert_one_sentence, call, run
 
 from gralora_diffusion import AdapterConfig
 from gralora_diffusion.cli.main import main
@@ -40,7 +40,8 @@ from gralora_diffusion.options import ConfigError
         (["--rank_pattern", "[1]"], ["--rank_pattern is '[1]'; it must be a JSON object"]),
     ],
 )
-def test_a_mistake_is_one_sentence_and_writes_nothing(arguments, words, tmp_path):
+def test_a_mistake_is_one_sentence_and_writes_nothing(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for folder in ("empty", "broken", "texts", "uncaptioned"):
         (tmp_path / folder).mkdir()
     (tmp_path / "broken" / "broken.png").write_bytes(b"nonsense")
@@ -48,8 +49,7 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(arguments, words, tmp_path
     for folder in ("texts", "uncaptioned"):
         Image.new("RGB", (64, 64)).save(tmp_path / folder / "a.png")
     before = sorted(tmp_path.rglob("*"))
-    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path.parent / "hub")}
-    done = run(*TRAIN, *arguments, "--output_dir", tmp_path / "out" / "run", cwd=tmp_path, env=offline)
+    done = call("train", *arguments, "--output_dir", tmp_path / "out" / "run", cwd=tmp_path)
     assert_one_sentence(done, *words)
     assert sorted(tmp_path.rglob("*")) == before
 

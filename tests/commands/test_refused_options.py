@@ -51,7 +51,7 @@ ROWS = {
     ),
     "gradients of a quantized base": (
         train_with(base_model_precision="int8-torchao", allocate="gora"),
-        "no weights to take gradients of",
+        "no weights whose gradients can be taken",
     ),
     "fp16 without a GPU": (train_with(mixed_precision="fp16"), "fp16 needs a GPU"),
     "two precisions in one process": (

@@ -5,7 +5,7 @@ import re
 import pytest
 from helpers import ACCELERATE, GRALORA, SCRIPTS, TRAIN
 from PIL import Image
-from run_command import run
+from run_command import call, run
 
 
 @pytest.mark.slow
@@ -18,7 +18,7 @@ def test_accelerate_launch_then_sample_and_evaluate(tmp_path):
     sheet = tmp_path / "sheet.png"
     options = ["--prompt", "a photo of sks robot|a dog", "--num_images", 2, "--num_inference_steps", 2]
     options += ["--strength", 0.7, "--compare", "--output", sheet]
-    sampled = run(*GRALORA, "sample", "--adapter", tmp_path / "r", *options, cwd=tmp_path)
+    sampled = call("sample", "--adapter", tmp_path / "r", *options, cwd=tmp_path)
     assert sampled.returncode == 0, sampled.stderr
     with Image.open(sheet) as image:
         assert image.width > 4 * 192
@@ -35,7 +35,7 @@ A_LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
 def test_dry_run_prints_the_plan(tmp_path):
-    done = run(*TRAIN, "--dry_run", "--rank", 32, "--train_text_encoder", cwd=tmp_path)
+    done = call("train", "--dry_run", "--rank", 32, "--train_text_encoder", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first = [line.partition(":")[0] for line in done.stdout.splitlines()]
     whole = ["base", "adapter", "images", "sample prompts", "steps", "device", "memory"]

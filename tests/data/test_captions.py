@@ -138,3 +138,28 @@ def test_tags_within_brackets_that_set_weights_are_shuffled_together():
         )
     plain = forms_of(caption, Variation(shuffle_captions=True))
     assert any("(red hair, long:1.3)" not in form for form in plain)  # plain text
+
+
+@pytest.mark.parametrize("name", ["a.png.txt", "a.PNG.caption", "a.png.TXT", "a.png.json"])
+def test_a_caption_may_name_the_whole_image_file(folder, name):
+    """As taggers write them that add an ending to the image's name; a.txt comes before a.png.txt."""
+    if name.startswith("a.PNG"):
+        (folder / "a.png").rename(folder / "a.PNG")
+    (folder / name).write_text('{"caption": "a dog"}' if name.endswith("json") else "a dog")
+    assert first_caption(folder) == "a dog"
+    (folder / "a.txt").write_text("another dog")
+    assert first_caption(folder) == "another dog"
+
+
+@pytest.mark.parametrize("suffix", [".cap", ".tags", ".text", ".wd14", ".prompt"])
+def test_what_has_a_captions_place_and_another_ending_says_how_it_is_named(folder, suffix):
+    (folder / f"a{suffix}").write_text("a dog")
+    with pytest.raises(ConfigError, match=rf"a{suffix} \(neither .* by its name: captions are a.txt or a.ca"):
+        first_caption(folder)
+
+
+def test_a_guessed_encoding_shows_what_it_gives(folder, capsys):
+    """Of Cyrillic, cp1252 makes other letters, which no program can know to be wrong."""
+    (folder / "a.txt").write_bytes("фото собаки".encode("cp1251"))
+    first_caption(folder)
+    assert "read as cp1252: a.txt (the first: 'ôîòî ñîáàêè')" in capsys.readouterr().err

@@ -83,6 +83,21 @@ def test_subfolders_without_repeats_are_no_concepts(tmp_path):
         instance_images(config_of(tmp_path / "img"))
 
 
+@pytest.mark.parametrize("name", ["10 sks dog", "10-sks dog", "sks dog"])
+def test_another_separator_is_answered_by_a_name_that_works(tmp_path, name):
+    draw(tmp_path / "img" / name, 1)
+    with pytest.raises(ConfigError, match="such as '10_sks dog'"):
+        instance_images(config_of(tmp_path / "img"))
+
+
+def test_the_folder_above_kohyas_folders_names_the_right_one(tmp_path):
+    """The page of kohya_ss makes img, reg, log and model in one folder."""
+    draw(tmp_path / "dog" / "img" / "10_sks dog", 1)
+    (tmp_path / "dog" / "log").mkdir()
+    with pytest.raises(ConfigError, match=r"its subfolder img holds .* --instance_data_dir .*dog/img$"):
+        instance_images(config_of(tmp_path / "dog"))
+
+
 def series(config, images, of_class, cache):
     pipeline = load_sdxl()
     return plan_batches(images, of_class, pipeline.vae, config, Cache(cache), Accelerator(cpu=True))

@@ -80,7 +80,10 @@ def test_metadata_names_images_in_sub_folders_and_its_column(tmp_path, capsys):
         (b'{"file_name": "a.png"}', "line 1 has no 'text' or 'caption'"),
         (b'{"text": "x"}', 'line 1 has no "file_name"'),
         (b'{"file_name": "gone.png", "text": "x"}', "gone.png (No such file or directory)"),
-        (b'{"file_name": "a.png", "text": 5}', "a.png (its caption in metadata.jsonl is int, not text)"),
+        (
+            b'{"file_name": "a.png", "text": 5}',
+            "a.png (its caption in metadata.jsonl or metadata.csv is int, not text)",
+        ),
         (b"{", "line 1 is not JSON"),
         (b"[" * 10**5, "line 1 is not JSON"),
         (b"\xff\xfe{", "not UTF-8"),
@@ -242,3 +245,42 @@ def test_options_that_contradict_each_other_are_refused(options, words):
     with pytest.raises(ConfigError) as caught:
         TrainConfig(**options)
     assert words in str(caught.value)
+
+
+def test_metadata_may_be_a_table(tmp_path):
+    """metadata.csv, as Hugging Face's imagefolder reads it."""
+    for name in ("a.png", "b.png", "c.png"):
+        image(tmp_path / name)
+    table = tmp_path / "metadata.csv"
+    table.write_bytes('file_name,words,text\na.png,x,"a dog, ""sks"""\r\nb.png,y,\n'.encode("utf-8-sig"))
+    assert captions(tmp_path, "the prompt") == {
+        "a.png": 'a dog, "sks"',
+        "b.png": "the prompt",
+        "c.png": "the prompt",
+    }
+    assert captions(tmp_path, "the prompt", column="words")["b.png"] == "y"
+    found = instance_images(
+        TrainConfig(instance_data_dir=str(tmp_path), instance_prompt="p", caption_column="words")
+    )
+    assert [p.caption for p in found] == ["x", "y", "p"]
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}')
+    with pytest.raises(ConfigError, match=r"there is metadata.csv too: remove one of the two"):
+        captions(tmp_path, "the prompt")
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("image,text\na.png,x\n", 'line 2 has no "file_name"'),
+        ("file_name,words\na.png,x\n", "line 2 has no 'text' or 'caption'"),
+        ("file_name,text\n../a.png,x\n", "line 2 names a file outside the folder"),
+        ("file_name,text\na.png,x\na.png,y\n", "line 3 names a.png a second time"),
+        ('file_name,text\na.png,"x"y\n', "it is not CSV"),
+        ("file_name,text\na.png\n", "line 2 has no 'text' or 'caption'"),
+    ],
+)
+def test_a_bad_table_is_one_sentence(tmp_path, table, words):
+    image(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text(table)
+    with pytest.raises(ConfigError, match=words):
+        captions(tmp_path, "the prompt")

@@ -227,7 +227,7 @@ def test_bad_masks_are_named(tmp_path):
     assert error.value.option == "masked_loss"
     assert "wide_mask.png (a mask of 64 x 64 pixels, and its image wide.png has 96 x 64 pixels" in text
     assert "black_mask.png (a mask that selects nothing: its brightest value is 3 of 255" in text
-    assert "broken_mask.png (not an image, in spite of its name)" in text
+    assert "broken_mask.png (not an image, despite its name)" in text
     assert "clear.png (an alpha channel that selects nothing: its brightest value is 20 of 255" in text
     assert "good" not in text
     found = instance_images(config_of(tmp_path, on_bad_image="skip"))
@@ -387,3 +387,12 @@ def test_equal_images_with_different_masks_keep_their_own(tmp_path, vae):
 def test_the_plan_counts_masks(folder):
     assert "\nmasks: 3 of 4 images\n" in plan(config_of(folder)).text()
     assert "\nmasks:" not in plan(config_of(folder, masked_loss=False)).text()
+
+
+@pytest.mark.parametrize("name", ["a-masklabel", "a_masklabel", "a_mask", "a-mask", "a.mask", "A_MASK"])
+def test_every_name_of_a_mask_is_one_and_no_image(tmp_path, name):
+    photo(tmp_path / "a.png")
+    box(tmp_path / f"{name}.png")
+    found = instance_images(config_of(tmp_path))
+    assert names(found) == {"a.png": f"{name}.png"}
+    assert [image.path.name for image in instance_images(config_of(tmp_path, masked_loss=False))] == ["a.png"]

@@ -96,13 +96,15 @@ def test_the_table_of_the_prior_is_what_its_script_prints():
     assert [line for line in section.splitlines() if line.startswith("|")] == printed
 
 
-def test_the_differences_of_the_outliers_are_those_of_its_report(monkeypatch):
+@pytest.mark.parametrize(("title", "name"), [("Outliers", "style")])
+def test_the_differences_of_the_outliers_are_those_of_its_report(title, name, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(outliers, "plot", lambda *_: None)
+    monkeypatch.setattr(outliers.Tables, "plot", lambda *_: None)
     monkeypatch.setattr(outliers, "write_text", lambda *_: None)
-    printed = outliers.report()
-    section = re.split(r"^## Outliers$", DOCUMENT, flags=re.M)[1].partition("\n## ")[0]
-    cells = re.findall(r"[+-]\d\.\d\d \([^)]*\)", section)
-    assert len(cells) == 3
+    task = outliers.TASKS[name]
+    printed = outliers.report(task)
+    section = re.split(rf"^## {title}$", DOCUMENT, flags=re.M)[1].partition("\n## ")[0]
+    cells = re.findall(r"[+-]\d+\.\d\d \([^)]*\)", section)
+    assert cells
     assert all(cell in printed for cell in cells)
-    assert (outliers.KEPT / "table.md").read_text() == f"{printed}\n"
+    assert (task.kept / "table.md").read_text() == f"{printed}\n"

@@ -30,7 +30,7 @@ def test_what_is_compared_is_cut_to_the_size_of_what_is_scored(photos, tmp_path,
     common += ["--cache", tmp_path / "cache", "--output", tmp_path / "out"]
     command("--generated", tmp_path / "a", tmp_path / "b", *common, "--drop", "sks")
     printed = capsys.readouterr()
-    assert "were first cropped and resized to their size, 40 x 32" in printed.out
+    assert "were first cropped and resized to the size of the generated ones, 40 x 32" in printed.out
     assert "the prompts were not scored" in printed.err
     assert (tmp_path / "out" / "differences.csv").is_file()
     found = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"][0]["mean"]

@@ -112,6 +112,8 @@ def test_runs_on_planted_outliers_are_scored_by_the_loss_alone(tmp_path, capsys)
         ("--outlier_slices 4", "needs --outliers"),
         ("--outliers 10 --outlier_slices 7 --dry_run --prompts PROMPTS", "7 slices do not divide"),
         ("--loss_only --strengths 0.5", "--loss_only generates no images"),
+        ("--training_loss --encoder imagenet", "--training_loss generates no images"),
+        ("--training_loss --loss_only", "choose one"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path, capsys, options, problem):

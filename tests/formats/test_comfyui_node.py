@@ -18,6 +18,7 @@ from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.write import write_native
 
 CONFIGS = {**CONFIGS, **CONVOLUTIONS, "alpha": AdapterConfig(method="lora", rank=4, alpha=6.0)}
+CONFIGS["ortho"] = AdapterConfig(method="ortholora", rank=4, alpha=6.0, targets="attention+ff+conv")
 NODE = Path(gralora_diffusion.__file__).parent / "integrations" / "comfyui" / "__init__.py"
 
 

@@ -530,3 +530,45 @@ def test_an_adapter_of_norms_alone_is_no_lora(tmp_path):
     for convert in (as_lora, nearest):
         with pytest.raises(ConfigError, match="nothing of it can be a LoRA"):
             convert(read_adapter(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("first_stage_model.decoder.conv_in.weight", "is a whole checkpoint; `gralora extract` makes"),
+        ("conv_out.bias", "is a whole UNet; `gralora extract` makes"),
+        ("model.diffusion_model.out.2.bias", "is a whole UNet"),
+        ("image_proj.proj.weight", "is an IP-Adapter"),
+        ("lora_controlnet", "is a Control-LoRA"),
+        ("lllite_unet_input_blocks_4_1_attn1_to_q.down.0.weight", "is a ControlNet-LLLite"),
+        ("lora_te3_encoder_block_0.lora_down.weight", "Flux or Stable Diffusion 3"),
+        ("transformer_blocks.0.attn.to_q.lora_A.weight", "Flux or Stable Diffusion 3"),
+        ("lora_unet_blocks_0_self_attn_q.lora_down.weight", "a video model such as Wan"),
+    ],
+)
+def test_what_is_no_adapter_of_sdxl_says_what_it_is(key, words, tmp_path):
+    save_file({key: torch.ones(2, 2)}, tmp_path / "x.safetensors")
+    with pytest.raises(ConfigError, match=words):
+        read_adapter(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("to_q", "q_proj"), ("to_k", "k_proj"), ("to_v", "v_proj"), ("to_out", "out_proj")],
+)
+def test_text_encoders_of_diffusers_of_2023(name, own, tmp_path):
+    down, up = pair()
+    layer = f"text_encoder.text_model.encoder.layers.3.self_attn.{name}_lora"
+    save_file({f"{layer}.down.weight": down, f"{layer}.up.weight": up}, tmp_path / "x.safetensors")
+    adapter = read_adapter(tmp_path / "x.safetensors")
+    assert list(adapter.layers["text_encoder"]) == [f"text_model.encoder.layers.3.self_attn.{own}"]
+
+
+def test_a_bias_of_lora_up_in_kohyas_names_is_read(tmp_path):
+    down, up = pair()
+    tensors = {f"{KOHYA_Q}.lora_down.weight": down, f"{KOHYA_Q}.lora_up.weight": up}
+    tensors |= {f"{KOHYA_Q}.lora_up.bias": torch.ones(64), f"{KOHYA_Q}.alpha": torch.tensor(1.5)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    found = {name: delta for _, name, delta in read_adapter(tmp_path / "x.safetensors").changes()}
+    torch.testing.assert_close(found[f"{Q}.bias"].delta(), torch.full((64,), 0.5))
+    torch.testing.assert_close(found[f"{Q}.weight"].delta(), up @ down / 2)

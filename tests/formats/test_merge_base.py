@@ -41,7 +41,7 @@ def test_merged_bases_load_again(single, mixed, tmp_path):
     assert all(
         torch.equal(again.vae.state_dict()[name], tensor) for name, tensor in base.vae.state_dict().items()
     )
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         write_merged(out, mixed, None, torch.float32)
 
 

@@ -56,7 +56,7 @@ def test_several_adapters_in_a_plain_pipeline(two_files):
     for c in MODELS:  # the base's tensors are where they were, and no other name is taken by a weight
         assert keys[c] <= set(getattr(pipeline, c).state_dict())
         assert weights[c].items() <= weight_ids(getattr(pipeline, c)).items()
-    with pytest.raises(ConfigError, match="named 'dog' already"):
+    with pytest.raises(ConfigError, match="already has an adapter named 'dog'"):
         load_adapter(pipeline, folder / "dog.safetensors")
     with pytest.raises(ValueError, match=r"no adapter named 'cat'; there are: dog, paint"):
         set_strength(pipeline, 1, "cat")

@@ -68,7 +68,7 @@ def tables(found: dict) -> list[str]:
         numbers = [usable(preset), run["forecast_gib"], peaks["encode"], peaks["step"], peaks["previews"]]
         sizes = " | ".join(f"{number:.2f}" for number in [*numbers, step["peak_reserved"]])
         lines.append(f"| {preset} | {sizes} | {step['launches']:,} | {step['syncs']} |")
-    lines += ["", "| generating an image of 1024 px | card | peak | reserved |", "|---|---|---|---|"]
+    lines += ["", "| generating an image of 1024 px | usable | peak | reserved |", "|---|---|---|---|"]
     for line in found["drawing"]:
         sizes = " | ".join(f"{line[name]:.2f}" for name in ("gib", "peak", "reserved"))
         lines.append(f"| {line['way']} | {sizes} |")

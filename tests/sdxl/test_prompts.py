@@ -266,9 +266,9 @@ def test_long_captions_are_cut_and_long_prompts_are_refused(pipeline):
     assert (reading.chunks, reading.lost) == (3, 5)
     assert read_prompt(pipeline, caption, PromptRules(chunks=1)).plain  # as diffusers cuts it
     assert read_prompt(pipeline, caption, PromptRules(chunks=1)).lost == 2 * ROOM + 5
-    with pytest.raises(ConfigError, match="the prompt has 305 tokens; it may have 300: shorten 'dog dog"):
+    with pytest.raises(ConfigError, match="the prompt has 305 tokens; the limit is 300: shorten 'dog dog"):
         read_prompt(pipeline, "dog " * (10 * ROOM + 5), WEIGHTED)
-    with pytest.raises(ConfigError, match="the prompt has 100,000 characters; it may have 65,536"):
+    with pytest.raises(ConfigError, match="the prompt has 100,000 characters; the limit is 65,536"):
         read_prompt(pipeline, "a" * 100_000, WEIGHTED)
 
 

@@ -152,7 +152,7 @@ def test_options_of_diffusion_are_refused_on_a_base_that_is_a_flow(tuned, tmp_pa
     with pytest.raises(ConfigError, match="--snr_gamma is for diffusion models") as caught:
         quick(tmp_path / "run", tuned[0], snr_gamma=5.0)
     assert caught.value.option == "snr_gamma"
-    with pytest.raises(ConfigError, match="--flow_shift needs --prediction_type flow, and it is epsilon"):
+    with pytest.raises(ConfigError, match="--flow_shift needs --prediction_type flow, not epsilon"):
         train(dataclasses.replace(QUICK, output_dir=str(tmp_path / "run"), flow_shift=3.0))
     assert not (tmp_path / "run").exists()
 

@@ -163,6 +163,17 @@ def test_each_sample_has_its_prompt_and_the_training_images_are_there(tmp_path):
     assert page.text.count("best") == 2  # the badge of both images of step 20
 
 
+def test_step_0_of_a_started_run_is_that_of_its_adapter(tmp_path):
+    """Neither the report nor before_after.png calls it the base; the folders of the machine are not named."""
+    start = tmp_path / "house" / "my_style.safetensors"
+    run = evaluated_run(tmp_path / "run", validation_prompt="a dog", start_from=str(start))
+    add_samples(run, (0, 10), 1)
+    page = read(run)
+    captions = [value for name, value in page.attributes if name == "alt"]
+    assert captions == ["start: my_style: a dog", "step 10: a dog"]
+    assert "house" not in "".join(page.text)
+
+
 def test_a_long_run_shows_some_steps_and_says_so(tmp_path):
     run = make_run(tmp_path / "run")
     add_samples(run, range(0, 200, 10), MOST_ROWS + 1)

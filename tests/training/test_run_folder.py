@@ -101,7 +101,7 @@ def test_a_finished_run_is_reported_done_once_and_as_finished(tmp_path, capsys):
     assert capsys.readouterr().out.count("done: ") == 1
     again(tmp_path / "run")
     (line,) = capsys.readouterr().out.strip().splitlines()
-    assert line.startswith(f"done: {tmp_path / 'run'} was finished already, and nothing was trained")
+    assert line.startswith(f"done: {tmp_path / 'run'} was already finished, and nothing was trained")
 
 
 def test_checkpoints_are_a_quarter_of_the_run_apart_unless_the_interval_is_given():

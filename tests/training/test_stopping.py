@@ -16,6 +16,7 @@ from gralora_diffusion import AdapterConfig, TrainConfig, load_sdxl
 from gralora_diffusion.data import dataset
 from gralora_diffusion.data.dataset import EXAMPLE, instance_images
 from gralora_diffusion.data.held_out import hold_out
+from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.data.images import crops_of
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.sdxl.base import encode_images, encode_prompts, predict
@@ -157,6 +158,50 @@ def test_the_loss_is_the_plain_error_of_the_prediction_on_every_held_out_image(t
     assert measured == pytest.approx(sum(errors) / len(errors), rel=1e-5)
 
 
+@pytest.mark.parametrize("background", [0.0, 0.25])
+def test_masks_weigh_the_held_out_images_as_in_training(tmp_path, background):
+    """At step 0, on a folder with masks beside the images, against the weighted mean of each image."""
+    photos, held_out = tmp_path / "photos", tmp_path / "held_out"
+    for folder, numbers in ((photos, range(4)), (held_out, (4, 5))):
+        folder.mkdir()
+        for number in numbers:
+            image = Image.open(EXAMPLE / f"{number:02}.png").convert("RGB")
+            image.save(folder / f"{number}.png")
+            mask = Image.new("L", image.size)
+            mask.paste(255, (0, 0, image.width // 2, image.height))
+            if number != 5:  # which counts whole
+                mask.save(folder / f"{number}-masklabel.png")
+    options = dict(
+        instance_data_dir=str(photos),
+        instance_prompt="a photo of sks robot",
+        validation_dir=str(held_out),
+        masked_loss=True,
+        mask_background_weight=background,
+    )
+    run = quick(tmp_path / "run", max_train_steps=1, **options)
+    measured = read_evaluations(run)[0]["validation_loss"]
+    pipeline = load_sdxl()
+    errors = []
+    for number in (4, 5):
+        (image,) = [p for p in find_images(held_out, "a photo of sks robot") if p.path.stem == str(number)]
+        key = int(image.digest[:12], 16)
+        ((pixels, ids),) = crops_of(image.open(), (64, 64), True, False, "lanczos", key)
+        with torch.no_grad():
+            mean, std = encode_images(pipeline.vae, pixels[None])[0]
+            posterior, noise, timesteps = draw_stratified(mean.shape, 1000, 0, key)
+            latents = (mean + std * posterior[0]).expand(TIMES, *mean.shape)
+            a = pipeline.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+            noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
+            prompts = encode_prompts(pipeline, [image.caption] * TIMES)
+            predicted = predict(pipeline.unet, noisy, timesteps, prompts, ids.expand(TIMES, 6))
+        squares = (predicted - noise).square().mean((0, 1))
+        weights = torch.full_like(squares, background)
+        weights[:, : squares.shape[1] // 2] = 1
+        weights = torch.ones_like(squares) if number == 5 else weights
+        errors.append(((weights * squares).sum() / weights.sum()).item())
+    assert measured == pytest.approx(sum(errors) / 2, rel=1e-4)
+
+
 def test_evaluations_change_nothing_of_the_training(tmp_path):
     """With dropout and EMA, whose state an evaluation must leave as it was."""
     files = sorted(EXAMPLE.glob("*.png"))
@@ -230,7 +275,7 @@ def test_patience_ends_the_run_and_the_same_command_finds_it_done(tmp_path, loss
     assert "stopped after step 3 by --patience; best: step 1" in capsys.readouterr().out
     quick(tmp_path / "run", **options)
     out = capsys.readouterr().out
-    assert "was finished already" in out
+    assert "was already finished" in out
     assert "raise --patience to train it further" in out
     losses(0.5, *[2.0] * 5)
     quick(tmp_path / "run", **options | dict(patience=3))  # more patience goes on where it stopped
@@ -377,7 +422,7 @@ def test_images_that_cannot_be_scored_are_no_candidates(tmp_path, monkeypatch):
         run = quick(tmp_path / "run", keep_best="score", validation_steps=1, **options)
     assert [line["score"] is None for line in read_evaluations(run)] == [False, False, True, False, False]
     monkeypatch.setattr(PreviewScores, "measure", lambda self, folder: {"subject": 0.5})
-    with pytest.raises(TrainingError, match="base's sample images could not be scored"):
+    with pytest.raises(TrainingError, match="sample images of step 0 could not be scored"):
         quick(tmp_path / "other", keep_best="score", validation_steps=1, **options)
 
 

@@ -41,7 +41,7 @@ def test_a_mask_or_image_that_cannot_be_read_is_named(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     (tmp_path / "a_mask.png").write_bytes(b"<script>")
     html = card_image(tmp_path / "a.png", tmp_path / "a_mask.png")
-    assert "a_mask.png: not an image, in spite of its name" in html
+    assert "a_mask.png: not an image, despite its name" in html
     assert "<script>" not in html
     assert "a_mask.png: not an image" in card_image(tmp_path / "a_mask.png", None)
     for name, content, words in BAD.values():

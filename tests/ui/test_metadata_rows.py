@@ -122,6 +122,21 @@ def test_a_damaged_file_is_named_by_the_check_and_stays(workspace, folder, text)
     assert (folder / "metadata.jsonl").read_text() == text
 
 
+def test_a_csv_file_is_edited_and_keeps_its_other_cells(workspace, folder):
+    (folder / "metadata.jsonl").unlink()
+    table = 'file_name,score,text\na.png,1,"a dog, sitting"\nb.png,2,"two\nlines"\ndeep/c.png,3,cat\n'
+    (folder / "metadata.csv").write_text(table)
+    assert shown(folder) == {"a.png": "a dog, sitting", "b.png": "two lines"}
+    image_sets.save_captions(workspace, "mine", {"a.png": 'a "big" dog'})
+    edited = table.replace('"a dog, sitting"', '"a ""big"" dog"')
+    assert (folder / "metadata.csv").read_text() == edited
+    removed_images.remove(workspace, "mine", ["a.png"])
+    assert trained(folder) == {"b.png": "two lines", "c.png": "cat"}
+    removed_images.undo_remove(workspace, "mine")
+    assert trained(folder) == {"a.png": 'a "big" dog', "b.png": "two lines", "c.png": "cat"}
+    assert (folder / "metadata.csv").read_text().endswith('\na.png,1,"a ""big"" dog"\n')
+
+
 def test_a_link_is_not_read(workspace, folder, tmp_path):
     (folder / "metadata.jsonl").rename(tmp_path / "outside.jsonl")
     (folder / "metadata.jsonl").symlink_to(tmp_path / "outside.jsonl")
@@ -151,5 +166,6 @@ def test_an_uploaded_file_gives_its_captions_to_its_images(workspace, folder, tm
     }
     assert sorted(notes) == [
         "metadata.jsonl: 1 line without an image of the name",
-        "other.jsonl was left out: only metadata.jsonl may hold the captions of several images",
+        "other.jsonl was left out: only metadata.jsonl or metadata.csv may hold the captions of several "
+        "images",
     ]

@@ -2,20 +2,23 @@
 
 They are k times smaller than the exported LoRA.
 It brings no node of its own; it adds a reader to the list that ComfyUI asks about every layer.  That list is
-no promised API: where it changes, use the exported LoRA, RUN.safetensors, which needs nothing.
+not a stable API: if it changes, use the exported LoRA, RUN.safetensors, which needs no custom node.
 """
 
 import comfy.weight_adapter
 import torch
 
-LEAVES = ("gralora_A", "gralora_B", "lora_A", "lora_B", "alpha")
+ORTHO = ("ortho_A", "ortho_S", "ortho_B", "start_A", "start_S", "start_B")
+LEAVES = ("gralora_A", "gralora_B", "lora_A", "lora_B", *ORTHO, "alpha")
+KINDS = ({"gralora_A", "gralora_B"}, {"lora_A", "lora_B"}, set(ORTHO))
 
 
 class GraLoRAAdapter(comfy.weight_adapter.WeightAdapterBase):
     """The factors of one layer: gralora_A [k, N/k, r], gralora_B [k, r, M/k].
 
     A plain lora_A [h, N], lora_B [M, h] may stand beside them, or alone.  Of a convolution gralora_A is
-    [k, C/k, kh, kw, r] and lora_A [h, C, kh, kw].
+    [k, C/k, kh, kw, r] and lora_A [h, C, kh, kw].  Ortho-LoRA has ortho_A [r, N], ortho_S [r], ortho_B
+    [M, r], and start_A, start_S and start_B, whose product is subtracted.
     """
 
     name = "gralora"
@@ -29,10 +32,8 @@ class GraLoRAAdapter(comfy.weight_adapter.WeightAdapterBase):
         path = x.replace(".processor.to_", ".to_")
         path += ".0" if path.endswith(".to_out") else ""
         factors = {leaf: lora[f"{path}.{leaf}"] for leaf in LEAVES if f"{path}.{leaf}" in lora}
-        if not (
-            path.startswith(("unet.", "text_encoder"))
-            and ({"gralora_A", "gralora_B"} <= set(factors) or {"lora_A", "lora_B"} <= set(factors))
-        ):
+        whole = any(kind <= set(factors) for kind in KINDS)
+        if not (path.startswith(("unet.", "text_encoder")) and whole):
             return None
         loaded_keys = set() if loaded_keys is None else loaded_keys
         loaded_keys.update(f"{path}.{leaf}" for leaf in factors)
@@ -55,6 +56,12 @@ class GraLoRAAdapter(comfy.weight_adapter.WeightAdapterBase):
             kernel = f["lora_A"].shape[2:]
             parts.append(f["lora_B"] @ f["lora_A"].flatten(1))
             rank += f["lora_A"].shape[0]
+        if "ortho_A" in f:
+            kernel = f["ortho_A"].shape[2:]
+            for name, sign in (("ortho", 1), ("start", -1)):
+                A, S, B = (f[f"{name}_{side}"] for side in "ASB")
+                parts.append(sign * (B * S) @ A.flatten(1))
+            rank += f["ortho_A"].shape[0]
         delta = sum(parts) * (float(f["alpha"]) / rank if "alpha" in f else 1.0)
         return delta.unflatten(1, (-1, *kernel)) if kernel else delta
 

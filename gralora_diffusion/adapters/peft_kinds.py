@@ -1,0 +1,172 @@
+"""PEFT's OFT, BOFT, (IA)3 and VeRA as its folders hold them: its formulas, which differ from LyCORIS's.
+
+Options are those of adapter_config.json. N counts the kernel of a convolution.
+"""
+
+import math
+
+import torch
+
+from gralora_diffusion.adapters.deltas import Delta, Tensors
+
+MOST_TERMS = 100  # of Neumann's series; PEFT's default is 5
+
+
+class PeftDelta(Delta):
+    """A change of PEFT's by tensors and options; all of them need the base."""
+
+    needs_base = True
+
+    def __init__(self, tensors: Tensors, options: dict | None = None):
+        super().__init__(tensors)
+        self.options = options or {}
+
+    def to(self, device):
+        return type(self)({name: t.to(device) for name, t in self.tensors.items()}, self.options)
+
+
+class PeftOFT(PeftDelta):
+    """W R^T - W, arXiv 2506.19847: R turns blocks of b inputs; oft_R [N/b, b(b-1)/2], or [1, ...] shared.
+
+    A row is the triangle above the diagonal of a skew-symmetric Q. Raises ValueError for options or sizes
+    that PEFT could not have written.
+    """
+
+    NAME = "OFT of PEFT"
+    NEEDED = frozenset({"oft_R"})
+
+    def __init__(self, tensors, options=None):
+        super().__init__(tensors, options)
+        given = self.options
+        self.side = (1 + math.isqrt(1 + 8 * tensors["oft_R"].shape[-1])) // 2
+        if tensors["oft_R"].ndim != 2 or self.side * (self.side - 1) // 2 != tensors["oft_R"].shape[1]:
+            raise ValueError("oft_R is no triangle of a square block")
+        self.terms = given.get("num_cayley_neumann_terms", 5) if given.get("use_cayley_neumann", True) else 0
+        if type(self.terms) is not int or not 0 <= self.terms <= MOST_TERMS:
+            raise ValueError(f"num_cayley_neumann_terms is {self.terms!r}")
+        self.limit = given.get("eps", 6e-5) if given.get("coft") else None
+        if self.limit is not None and not (type(self.limit) is float and 0 < self.limit < 1e3):
+            raise ValueError(f"eps is {self.limit!r}")
+
+    def delta(self, base=None):
+        triangles = self.wide("oft_R")
+        weight = base.to(triangles.dtype)
+        rows, columns = torch.triu_indices(self.side, self.side, 1, device=triangles.device)
+        Q = triangles.new_zeros(len(triangles), self.side, self.side)
+        Q[:, rows, columns] = triangles
+        Q = Q - Q.transpose(1, 2)
+        if self.limit is not None:
+            limit = self.limit / math.sqrt(len(Q))
+            norm = Q.norm(dim=(1, 2), keepdim=True)
+            Q = torch.where(norm <= limit, Q, limit * Q / norm)
+        R = neumann(Q, self.terms) if self.terms else cayley(Q)
+        blocks = weight.flatten(1).unflatten(1, (-1, self.side))  # [M, N/b, b]
+        if len(R) not in (1, blocks.shape[1]):
+            raise IndexError("the blocks do not fit the layer")
+        new = torch.einsum("mnb,ncb->mnc", blocks, R.expand(blocks.shape[1], -1, -1))
+        return new.reshape(weight.shape) - weight
+
+
+class PeftBOFT(PeftDelta):
+    """s * (W R^T) - W, arXiv 2311.06243; boft_R [m, N/b, b, b] of m butterfly stages, boft_s [M] of outputs.
+
+    Stage i turns the inputs in another order: P B P^T with P of butterfly().
+    """
+
+    NAME = "BOFT of PEFT"
+    NEEDED = frozenset({"boft_R", "boft_s"})
+
+    def __init__(self, tensors, options=None):
+        super().__init__(tensors, options)
+        blocks = tensors["boft_R"]
+        if blocks.ndim != 4 or blocks.shape[2] != blocks.shape[3]:
+            raise ValueError("boft_R has no square blocks")
+        stages, count, side = blocks.shape[:3]
+        odd = stages > 1 and (side % 2 or count % 2 ** (stages - 1))
+        if odd or stages > count.bit_length():
+            raise ValueError(f"{count} blocks cannot have {stages} stages")
+
+    def delta(self, base=None):
+        blocks = self.wide("boft_R")
+        weight = base.to(blocks.dtype)
+        stages, count, side = blocks.shape[:3]
+        new = weight.flatten(1)
+        if new.shape[1] != count * side:
+            raise IndexError("the blocks do not fit the layer")
+        for stage in range(stages):
+            R = cayley(0.5 * (blocks[stage] - blocks[stage].transpose(1, 2)))
+            order = None
+            if stages > 1:
+                order = butterfly(count * side, count // 2**stage, side // 2, new.device)
+                turned = torch.empty_like(new)
+                turned[:, order] = new
+                new = turned
+            new = torch.einsum("mnb,ncb->mnc", new.unflatten(1, (count, side)), R).flatten(1)
+            new = new if order is None else new[:, order]
+        scale = self.wide("boft_s").flatten()
+        if scale.numel() != len(new):
+            raise IndexError("boft_s does not fit the layer")
+        return (new * scale[:, None]).reshape(weight.shape) - weight
+
+
+class PeftIA3(PeftDelta):
+    """W * l - W, arXiv 2205.05638; ia3_l: of the outputs, and of a bias, or with on_input of the inputs."""
+
+    NAME = "IA3 of PEFT"
+    NEEDED = frozenset({"ia3_l"})
+
+    def delta(self, base=None):
+        scale = self.wide("ia3_l").flatten()
+        axis = 1 if self.options.get("on_input") else 0
+        if base is None or base.ndim <= axis or scale.numel() != base.shape[axis]:
+            raise IndexError("(IA)3 scales a different number of channels")
+        shape = [1] * base.ndim
+        shape[axis] = -1
+        return base.to(scale.dtype) * (scale - 1).reshape(shape)
+
+
+class PeftVeRA(PeftDelta):
+    """diag(b) B diag(d) A, arXiv 2310.11454; A [r, at least N] and B [at least M, r] are of all layers."""
+
+    NAME = "VeRA"
+    NEEDED = frozenset({"vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"})
+
+    @property
+    def rank(self) -> int:
+        return self.tensors["vera_lambda_d"].numel()
+
+    def delta(self, base=None):
+        b, d = self.wide("vera_lambda_b"), self.wide("vera_lambda_d")
+        A, B = self.wide("vera_A"), self.wide("vera_B")
+        m, n = base.shape
+        if b.numel() != m or len(B) < m or A.shape[1] < n:
+            raise IndexError("its vectors do not fit the layer")
+        return (b.view(-1, 1) * B[:m]) @ (d.view(-1, 1) * A[:, :n])
+
+
+def cayley(Q: torch.Tensor) -> torch.Tensor:
+    """(I - Q)(I + Q)^-1 of each Q [..., b, b]."""
+    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device).expand_as(Q)
+    return torch.linalg.solve(eye + Q, eye - Q, left=False)
+
+
+def neumann(Q: torch.Tensor, terms: int) -> torch.Tensor:
+    """PEFT's series for (I + Q)(I - Q)^-1: I + 2 Q + 2 Q^2 + ... + Q^(terms - 1)."""
+    R = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device).repeat(len(Q), 1, 1)
+    if terms < 2:
+        return R
+    R = R + 2 * Q
+    if terms > 2:
+        power = Q @ Q
+        R = R + 2 * power
+        for _ in range(3, terms - 1):
+            power = power @ Q
+            R = R + 2 * power
+        R = R + power @ Q
+    return R
+
+
+def butterfly(n: int, groups: int, chunk: int, device) -> torch.Tensor:
+    """An order of n numbers: within each group, the chunks of even place before those of odd place."""
+    places = torch.arange(n, device=device).view(groups, -1, chunk)
+    return torch.cat([places[:, 0::2], places[:, 1::2]], 1).flatten()

@@ -1,0 +1,180 @@
+"""Which tasks show learning: full fine-tuning against the base, and an adapter trained on the wrong images.
+
+    python scripts/tasks.py --images build/styles --state build/tasks    # several at once; resumes
+    python scripts/tasks.py --report    # the table of the runs in docs/experiments/results/tasks
+
+A task is a style that the base was never trained on, with captions; its score is the loss on held-out images
+with fixed noise.  docs/experiments/README.md has the criterion, which was written before the runs.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+from pathlib import Path
+
+from scipy import stats
+
+from gralora_diffusion.cli.compare import arguments
+from gralora_diffusion.console import fail
+from gralora_diffusion.data.dataset import instance_images
+from gralora_diffusion.evaluation.statistics import t_interval
+from gralora_diffusion.experiments.markdown import markdown
+from gralora_diffusion.experiments.plan import base_config, plan_sweep, split
+from gralora_diffusion.experiments.results import RESULTS, line_of, read_results, shortened
+from gralora_diffusion.experiments.sweep import do_sweep
+from gralora_diffusion.files import write_text
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.training.signals import Stopped
+
+KEPT = Path(__file__).parents[1] / "docs" / "experiments" / "results" / "tasks"
+STYLES = (  # folders of --images; the wrong images of each are the next one's
+    "twemoji",
+    "openmoji",
+    "fxemoji",
+    "streamline-emojis",
+    "noto-v1",
+    "fluent-emoji-high-contrast",
+    "emojione-v1",
+    "fluent-emoji-flat",
+)
+STEPS = 300
+RATES = (1e-4, 3e-4, 1e-3)  # of full fine-tuning, tried on the first style alone
+LORA = "--methods our-lora --ranks 16 --lrs 1e-3"  # the rate of experiment 1
+COMMON = f"--loss_only --steps {STEPS} --held_out_every {STEPS}"
+TEST = "--part test --seeds 2 3 4"
+FACTOR = 5  # of the seeds' standard deviation, which full fine-tuning must gain and wrong images must not
+POWER = 0.8
+
+
+def main() -> None:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout, allow_abbrev=False)
+    parser.add_argument("--images", type=Path, default=Path("build/styles"), help="a folder for each style")
+    parser.add_argument("--state", type=Path, default=Path("build/tasks"), help="folder of the sweeps")
+    parser.add_argument("--report", action="store_true", help="print the table of the runs that are kept")
+    args = parser.parse_args()
+    try:
+        if not args.report:
+            run_all(args.images, args.state)
+        print(report())
+    except Stopped as stop:
+        fail(str(stop), 130)
+    except ConfigError as error:
+        fail(str(error))
+
+
+def run_all(images: Path, state: Path) -> None:
+    first = images / STYLES[0]
+    tried = f"--methods full --ranks 16 --lrs {' '.join(map(str, RATES))} --seeds 0"
+    sweep(f"{COMMON} {tried}", first, state / STYLES[0])
+    full = f"--methods full --ranks 16 --lrs {best_rate(read_results(state / STYLES[0])):g}"
+    for style, wrong in zip(STYLES, (*STYLES[1:], STYLES[0]), strict=True):
+        for method in (full, LORA):
+            sweep(f"{COMMON} {TEST} {method}", images / style, state / style)
+        mixed = mix(images / style, images / wrong, state / f"images-{style}-wrong")
+        sweep(f"{COMMON} {TEST} {LORA}", mixed, state / f"{style}-wrong")
+        keep(state)
+
+
+def sweep(options: str, images: Path, state: Path) -> None:
+    args = arguments([*options.split(), "--instance_data_dir", str(images), "--output", str(state)])
+    do_sweep(plan_sweep(args), state)
+
+
+def best_rate(done: list[dict]) -> float:
+    """Of full fine-tuning, by the held-out loss of the validation runs."""
+    runs = [entry for entry in done if entry["run"]["part"] == "validation" and "curve" in entry]
+    if not runs:
+        raise ConfigError(f"full fine-tuning on {STYLES[0]} failed at every rate of {RATES}")
+    return min(runs, key=lambda entry: entry["curve"][-1][1])["run"]["lr"]
+
+
+def mix(right: Path, wrong: Path, folder: Path) -> Path:
+    """Images whose two held-out tenths are the right ones and whose training images are wrong ones."""
+    if folder.is_dir():
+        return folder
+    config = base_config(arguments(["--instance_data_dir", str(right), "--output", "x"]))
+    images = instance_images(config)
+    training = {image.path.name for image in split(images, "test")[0]}
+    part = folder.with_name(f"{folder.name}.part.{os.getpid()}")
+    part.mkdir(parents=True)
+    for image in images:
+        source = wrong if image.path.name in training else right
+        for suffix in (".png", ".txt"):
+            shutil.copy((source / image.path.name).with_suffix(suffix), part)
+    if folder.is_dir():  # made by another process meanwhile
+        shutil.rmtree(part)
+    else:
+        part.rename(folder)
+    return folder
+
+
+def keep(state: Path) -> None:
+    """The runs so far, in short, where the report reads them."""
+    lines = []
+    for style in STYLES:
+        for name, images in ((style, "right"), (f"{style}-wrong", "wrong")):
+            for entry in read_results(state / name):
+                lines.append(line_of(shortened(entry) | dict(task=style, images=images)))
+    KEPT.mkdir(parents=True, exist_ok=True)
+    write_text(KEPT / RESULTS, "".join(sorted(lines)))
+
+
+def report() -> str:
+    """The table, written to table.md.  Raises ConfigError without runs."""
+    done = [entry for entry in read_results(KEPT) if entry["run"]["part"] == "test" and "curve" in entry]
+    if not done:
+        raise ConfigError(f"{KEPT} holds no runs to report")
+    rows, variances = [], []
+    for style in STYLES:
+        full, lora = losses(done, style, "full"), losses(done, style, "our-lora")
+        wrong = losses(done, style, "our-lora", "wrong")
+        if len(full) < 2 or len(lora) < 2 or len(wrong) < 2:
+            continue
+        base = next(1000 * entry["curve"][0][1] for entry in done if entry["task"] == style)
+        noise = statistics.stdev(full.values())
+        paired = statistics.stdev(lora[seed] - full[seed] for seed in full if seed in lora)
+        variances.append(paired**2)
+        gain = base - statistics.mean(full.values())
+        of_lora = base - statistics.mean(lora.values())
+        by_wrong = [base - value for value in wrong.values()]
+        low, high = t_interval(by_wrong)
+        cells = [f"{base:.2f}", f"{gain:.2f}", f"{noise:.2f}", f"{gain / noise:.0f}", f"{of_lora:.2f}"]
+        cells += [f"{statistics.mean(by_wrong):+.2f} ({low:+.2f} to {high:+.2f})", f"{paired:.2f}"]
+        shows = gain >= FACTOR * noise > statistics.mean(by_wrong)
+        rows.append([style, len(full), *cells, "yes" if shows else "no"])
+    heads = ["style", "seeds", "loss of the base x 1000", "gain of full fine-tuning", "sd", "gain / sd"]
+    heads += ["gain of LoRA", "gain by wrong images (95 %)", "sd of LoRA less full", "shows learning"]
+    text = markdown(heads, rows)
+    if variances:
+        spread = statistics.mean(variances) ** 0.5
+        effects = ", ".join(f"{spread * detectable(n):.2f} with {n}" for n in (5, 10, 20))
+        text += f"\n\nSmallest paired difference x 1000 that is detected with 80 % power: {effects} seeds."
+    write_text(KEPT / "table.md", text + "\n")
+    return text
+
+
+def losses(done: list[dict], style: str, method: str, images: str = "right") -> dict[int, float]:
+    """{seed: 1000 x held-out loss after the last step}"""
+    found = {}
+    for entry in done:
+        if (entry["task"], entry["run"]["method"], entry["images"]) == (style, method, images):
+            found[entry["run"]["seed"]] = 1000 * entry["curve"][-1][1]
+    return found
+
+
+def detectable(n: int) -> float:
+    """The mean difference, in standard deviations, that a paired t-test at 5 % detects with POWER."""
+    limit = stats.t.ppf(0.975, n - 1)
+    low, high = 0.0, 20.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        shifted = stats.nct(n - 1, middle * n**0.5)
+        power = shifted.sf(limit) + shifted.cdf(-limit)
+        low, high = (middle, high) if power < POWER else (low, middle)
+    return high
+
+
+if __name__ == "__main__":
+    main()
