@@ -1,6 +1,7 @@
 """Files that are complete or absent, their digests and names, and HTML from templates."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -58,6 +59,68 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder, to another disk too: the source is deleted once the copy is complete.
+
+    Raises OSError, with the source as it was and no target.
+    """
+    try:
+        os.replace(source, target)
+        return
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        copy_synced(source, part)
+        os.replace(part, target)
+    except BaseException:
+        delete(part)
+        raise
+    gone = source.with_name(f".{source.name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        os.replace(source, gone)  # so that a source which is half deleted is never taken for a whole one
+    except BaseException:
+        delete(target)
+        raise
+    delete(gone)
+
+
+def move_all(targets: dict[Path, Path]) -> None:
+    """move() each of {source: target}; where one fails, those before it go back."""
+    moved = []
+    try:
+        for source, target in targets.items():
+            move(source, target)
+            moved.append(source)
+    except BaseException:
+        for source in moved:
+            move(targets[source], source)
+        raise
+
+
+def copy_synced(source: Path, target: Path) -> None:
+    """A copy of a file or folder, with times and links as they are, that lasts through a power cut."""
+    if source.is_symlink() or not source.is_dir():
+        shutil.copy2(source, target, follow_symlinks=False)
+        copied = [target]
+    else:
+        shutil.copytree(source, target, symlinks=True)
+        copied = target.rglob("*")
+    for path in copied:
+        if path.is_file() and not path.is_symlink():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def delete(path: Path) -> None:
+    """Delete a file, link or folder, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def without_folders(name: str) -> str:

@@ -44,6 +44,7 @@ class Caption(NamedTuple):
     lines: int = 1  # of that file
     guessed: bool = False  # see Text
     empty: str | None = None  # name of a caption file without words, which counts as none
+    in_metadata: bool = False  # whether it is in one of LISTS, and not in a file of its own
 
 
 def clean(text, where: str) -> str:
@@ -83,7 +84,7 @@ def caption_of(
         empty = empty or file.name
     if path in metadata:
         if text := clean(metadata[path], LISTS):
-            return Caption(text)
+            return Caption(text, in_metadata=True)
         empty = empty or LISTS
     if prompt is None and empty:
         raise ValueError(f"its caption in {empty} is empty, and there is no --{prompt_option}")

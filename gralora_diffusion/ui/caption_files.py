@@ -1,17 +1,21 @@
-"""Captions beside images, NAME.txt, NAME.caption or NAME.json: the one that counts in training, and edits."""
+"""Captions of images, beside them or in metadata.jsonl: the one that counts in training, and edits."""
 
 import json
 import os
 import re
+import threading
 from pathlib import Path
 
 from gralora_diffusion.data import captions
 from gralora_diffusion.data.listing import CAPTIONS
+from gralora_diffusion.data.metadata import metadata_in
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui import metadata_rows
 from gralora_diffusion.ui.workspace import real_file
 
 MAX_CAPTION = 2000  # characters
+CHANGES = threading.Lock()  # one at a time, for captions may share a file
 ENDS_OF_LINES = re.compile(r"\r\n|\r|\n")
 
 
@@ -27,7 +31,7 @@ def captions_beside(image: Path) -> dict[str, Path]:
 def found_caption(image: Path, beside: dict[str, Path]) -> captions.Caption:
     """An image's caption as training finds it, of several lines the first; "" where it has none."""
     try:
-        return captions.caption_of(image, beside, {}, "")
+        return captions.caption_of(image, beside, metadata_rows.captions_in(image.parent), "")
     except (OSError, ValueError):
         return captions.Caption("")
 
@@ -41,9 +45,22 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def write_caption(image: Path, caption: str) -> None:
-    """Write a caption as edit() says."""
-    write_edit(*edit(image, caption))
+def write_captions(edits: dict[Path, str]) -> None:
+    """Write the captions of images of one folder, {image: caption}; where one cannot be, none is written.
+
+    Raises ConfigError as edit() does.
+    """
+    with CHANGES:
+        files, rows = [], {}
+        for image, caption in edits.items():
+            if found_caption(image, captions_beside(image)).in_metadata:
+                rows[image.name] = checked(image, caption)
+            else:
+                files.append(edit(image, caption))
+        for file, content in files:
+            write_edit(file, content)
+        if rows:
+            metadata_rows.edit(next(iter(edits)).parent, rows)
 
 
 def write_edit(file: Path, content: str | None) -> None:
@@ -53,16 +70,26 @@ def write_edit(file: Path, content: str | None) -> None:
         write_text(file, content)
 
 
-def edit(image: Path, caption: str) -> tuple[Path, str | None]:
-    """(file, its content with this caption, or None where it is to be deleted).
+def write_caption(image: Path, caption: str) -> None:
+    write_captions({image: caption})
 
-    It is the file that counts, and keeps its other lines. With an empty caption the trigger prompt is used.
-    Raises ConfigError where the caption is too long, or another one would take the place of an empty one.
-    """
+
+def checked(image: Path, caption: str) -> str:
+    """The caption as one line.  Raises ConfigError where it is too long."""
     caption = one_line(caption)
     if len(caption) > MAX_CAPTION:
         problem = f"the caption of {image.name} has {len(caption)} characters; the limit is {MAX_CAPTION}"
         raise ConfigError(problem)
+    return caption
+
+
+def edit(image: Path, caption: str) -> tuple[Path, str | None]:
+    """(file beside the image, its content with this caption, or None where it is to be deleted).
+
+    It is the file that counts, and keeps its other lines. With an empty caption the trigger prompt is used.
+    Raises ConfigError where the caption is too long, or another one would take the place of an empty one.
+    """
+    caption = checked(image, caption)
     beside = captions_beside(image)
     found = found_caption(image, beside)
     if not found.text:
@@ -86,8 +113,10 @@ def refuse_another(image: Path, found: captions.Caption, others: dict[str, Path]
             f"{found.file} has {found.lines} lines, and the next one would be the caption of {image.name}"
         )
         raise ConfigError(f"{problem}: write another first line instead of none")
-    if other := found_caption(image, others).file:
-        problem = f"{other} would be the caption of {image.name} without the one in {found.file}"
+    other = found_caption(image, others)
+    if other.text:
+        name = other.file or metadata_in(image.parent).name
+        problem = f"{name} would be the caption of {image.name} without the one in {found.file}"
         raise ConfigError(f"{problem}: write another caption instead of none")
 
 

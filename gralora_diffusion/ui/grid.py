@@ -23,6 +23,7 @@ from gralora_diffusion.ui.workspace import BUNDLED, Workspace, quoted
 
 MAX_CELLS = 96
 MAX_SEEDS = 8
+AGAIN = "generate the grid again"  # what to do where its images were deleted because of their age
 
 
 @dataclass(frozen=True)

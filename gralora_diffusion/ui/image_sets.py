@@ -7,8 +7,10 @@ from pathlib import Path
 
 from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.masks import masks_of, without_masks
+from gralora_diffusion.data.metadata import metadata_in
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui.caption_files import caption_of, captions_beside, edit, one_line, write_edit
+from gralora_diffusion.ui import metadata_rows
+from gralora_diffusion.ui.caption_files import caption_of, captions_beside, one_line, write_captions
 from gralora_diffusion.ui.needed import check_unneeded
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name, quoted, real_file
 
@@ -56,9 +58,12 @@ def copy(workspace: Workspace, name: str, new: str) -> str:
     """A new set with the images, masks and captions of another."""
     source = workspace.image_set(name)
     new = create(workspace, new)
+    copied = workspace.images / new
     for path in image_files(source):
         for file in (path, *captions_beside(path).values()):
-            shutil.copyfile(file, workspace.images / new / file.name)
+            shutil.copyfile(file, copied / file.name)
+    if rows := metadata_rows.rows_of(source, [path.name for path in image_files(source)]):
+        metadata_rows.add(copied, rows)
     return new
 
 
@@ -75,10 +80,9 @@ def save_captions(workspace: Workspace, name: str, captions: dict[str, str]) -> 
         if not isinstance(caption, str):
             raise ConfigError(f"the caption of {file} is not text")
         if one_line(caption) != caption_of(images[file]):
-            edits[file] = edit(images[file], caption)
-    for path, content in edits.values():
-        write_edit(path, content)
-    return list(edits)
+            edits[images[file]] = caption
+    write_captions(edits)
+    return [path.name for path in edits]
 
 
 def add_prefix(workspace: Workspace, name: str, prefix: str, files: list[str] | None = None) -> None:
@@ -118,8 +122,10 @@ def rename(workspace: Workspace, name: str, new: str) -> str:
     check_unneeded(workspace, folder, "rename")
     new = new_name(new, "a dataset", workspace.set_names())
     folder.rename(workspace.images / new)
-    if (workspace.removed / name).is_dir():
-        (workspace.removed / name).rename(workspace.removed / new)
+    removed = workspace.removed_images / name
+    if removed.is_dir():
+        shutil.rmtree(removed.with_name(new), ignore_errors=True)  # of a set that was deleted by hand
+        removed.rename(removed.with_name(new))
     return new
 
 
@@ -131,7 +137,8 @@ def delete(workspace: Workspace, name: str) -> None:
     folder = editable(workspace, name)
     check_unneeded(workspace, folder, "delete")
     shutil.rmtree(folder)
-    shutil.rmtree(workspace.removed / name, ignore_errors=True)  # a new set of this name gets none of it
+    removed = workspace.removed_images / name
+    shutil.rmtree(removed, ignore_errors=True)  # a new set of this name gets none of it
 
 
 def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]:
@@ -146,6 +153,8 @@ def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]
     for path in images:
         findings += check_image(path, resolution, seen)
     findings += check_masks(folder, images)
+    if problem := metadata_rows.problem_in(folder):
+        findings.append((metadata_in(folder).name, f"cannot be used: {problem}", "correct or delete it"))
     unused = [p.name for p in folder.iterdir() if p.is_symlink()] + [p.name for p in folders(folder)]
     findings += [(file, "a link or a folder", "it is not used; remove it") for file in sorted(unused)]
     return findings

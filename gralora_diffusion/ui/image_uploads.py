@@ -8,11 +8,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.data.captions import MAX_BYTES as MAX_CAPTION_BYTES
-from gralora_diffusion.data.captions import from_json, from_text
+from gralora_diffusion.data.captions import clean, from_json, from_text
 from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.listing import reason_of
 from gralora_diffusion.data.masks import ENDINGS
+from gralora_diffusion.data.metadata import LISTS, METADATA, METADATA_CSV, read_metadata
 from gralora_diffusion.ui.caption_files import write_caption
 from gralora_diffusion.ui.image_sets import MAX_FILES, editable, images_of
 from gralora_diffusion.ui.workspace import RESERVED, Workspace
@@ -21,7 +23,8 @@ MAX_BYTES = 50_000_000  # of an image
 MAX_ZIP_BYTES = 2_000_000_000  # of what a zip archive holds
 TEXTS = {".txt", ".caption"}
 CAPTIONS = TEXTS | {".json"}
-ACCEPTED = EXTENSIONS | CAPTIONS | {".zip"}
+LINES = {Path(name).suffix for name in (METADATA, METADATA_CSV)}
+ACCEPTED = EXTENSIONS | CAPTIONS | LINES | {".zip"}
 
 
 def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int, list[str]]:
@@ -34,7 +37,8 @@ def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int
     with tempfile.TemporaryDirectory(dir=workspace.scratch) as scratch:
         files = unpacked([Path(upload) for upload in uploads], Path(scratch), notes)
         captions = [path for path in files if path.suffix.lower() in CAPTIONS]
-        images = [path for path in files if path.suffix.lower() not in CAPTIONS]
+        lines = [path for path in files if path.suffix.lower() in LINES]
+        images = [path for path in files if path not in captions and path not in lines]
         images.sort(key=lambda path: bool(mask_ending(path)))  # a mask after its image
         by_stem = {path.stem: path for path in images_of(folder)}
         added = 0
@@ -43,7 +47,9 @@ def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int
             if target is not None:
                 by_stem[upload.stem] = target
                 added += 1
-        for upload in captions:
+        for upload in lines:
+            add_lines(upload, by_stem, notes)
+        for upload in captions:  # as in training, a caption beside the image counts more
             add_caption(upload, by_stem.get(upload.stem), notes)
     return added, notes
 
@@ -83,7 +89,7 @@ def unzip(archive: Path, folder: Path) -> list[Path]:
             path = folder / Path(member.filename).name
             if path.exists():
                 raise ValueError(f"it holds two files named {path.name}")
-            limit = MAX_BYTES if path.suffix.lower() in EXTENSIONS else MAX_CAPTION_BYTES
+            limit = MAX_CAPTION_BYTES if path.suffix.lower() in CAPTIONS else MAX_BYTES
             if member.file_size > limit:
                 raise ValueError(f"{path.name} in it is larger than {limit / 1e6:g} MB")
             with file.open(member) as source:
@@ -96,7 +102,8 @@ def is_wanted(member: zipfile.ZipInfo) -> bool:
     """Whether it is an image or a caption, and none of the copies that macOS puts into archives."""
     path = Path(member.filename)
     hidden = path.name.startswith(".") or "__MACOSX" in path.parts
-    return not member.is_dir() and not hidden and path.suffix.lower() in EXTENSIONS | CAPTIONS
+    is_known = path.suffix.lower() in EXTENSIONS | CAPTIONS or path.name in (METADATA, METADATA_CSV)
+    return not member.is_dir() and not hidden and is_known
 
 
 def add_image(folder: Path, upload: Path, by_stem: dict[str, Path], notes: list[str]) -> Path | None:
@@ -127,6 +134,28 @@ def add_caption(upload: Path, image: Path | None, notes: list[str]) -> None:
         write_caption(image, text)
     except (ValueError, OSError) as error:
         notes.append(f"{upload.name} was left out: {reason_of(error)}")
+
+
+def add_lines(upload: Path, by_stem: dict[str, Path], notes: list[str]) -> None:
+    """Write the captions of an uploaded list of LISTS beside their images; a note on what cannot be used."""
+    try:
+        if upload.name not in (METADATA, METADATA_CSV):
+            raise ValueError(f"only {LISTS} may hold the captions of several images")
+        found = read_metadata(upload.parent, None)
+    except (ValueError, OSError) as error:
+        notes.append(f"{upload.name} was left out: {reason_of(error)}")
+        return
+    without = 0
+    for path, text in found.items():
+        image = by_stem.get(path.stem)
+        without += image is None
+        try:
+            if image is not None:
+                write_caption(image, clean(text, upload.name))
+        except (ValueError, OSError) as error:
+            notes.append(f"{path.name} got no caption: {reason_of(error)}")
+    if without:
+        notes.append(f"{upload.name}: {counted(without, 'line')} without an image of the name")
 
 
 def check_upload(path: Path) -> str:

@@ -1,18 +1,20 @@
-"""Images and masks that were removed from a set; they can be put back until the page is restarted."""
+"""Images and masks that were removed from a set; they can be put back while they are in the bin."""
 
-import os
 import threading
 from pathlib import Path
 
 from gralora_diffusion.console import counted
 from gralora_diffusion.data.images import EXTENSIONS
 from gralora_diffusion.data.masks import ENDINGS, LABELS, stem_of, without_masks
+from gralora_diffusion.data.metadata import METADATA
+from gralora_diffusion.files import delete, move_all
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui import metadata_rows, removed
 from gralora_diffusion.ui.caption_files import captions_beside
 from gralora_diffusion.ui.image_sets import editable, images_of
-from gralora_diffusion.ui.workspace import Workspace, folders, quoted, real_file
+from gralora_diffusion.ui.workspace import Workspace, quoted, real_file
 
-ONE_AT_A_TIME = threading.Lock()  # two at once would take the same number for what they remove
+ONE_AT_A_TIME = threading.Lock()  # one change at a time
 
 
 def remove(workspace: Workspace, name: str, files: list[str]) -> str:
@@ -29,7 +31,7 @@ def remove(workspace: Workspace, name: str, files: list[str]) -> str:
             if stem_of(image) not in stays:  # else its caption and mask belong to another image too
                 moved += [*captions_beside(image).values(), *masks_beside(image)]
             moved.append(image)
-        return move_away(workspace, name, list(dict.fromkeys(moved)))
+        return move_away(workspace, name, list(dict.fromkeys(moved)), [image.name for image in images])
 
 
 def remove_masks(workspace: Workspace, name: str, files: list[str]) -> str:
@@ -61,17 +63,26 @@ def masks_beside(image: Path) -> list[Path]:
     return sorted(path for path in files if stem_of(path) in stems and real_file(path))
 
 
-def move_away(workspace: Workspace, name: str, paths: list[Path]) -> str:
-    folder = workspace.removed / name / f"{len(removals(workspace, name)):06d}"
-    folder.mkdir(parents=True)
-    for path in paths:
-        os.replace(path, folder / path.name)
+def move_away(workspace: Workspace, name: str, paths: list[Path], rows_of: list[str] = ()) -> str:
+    """rows_of: images whose lines in metadata.jsonl or metadata.csv leave with them."""
+    source = workspace.images / name
+    rows = metadata_rows.rows_of(source, rows_of)
+    folder = removed.new_removal(workspace.removed_images / name)
+    try:
+        if rows:
+            metadata_rows.add(folder, rows)
+        move_all({path: folder / path.name for path in paths})
+    except BaseException:
+        delete(folder)
+        raise
+    if rows:
+        metadata_rows.remove(source, rows_of)
     return described(paths)
 
 
 def removals(workspace: Workspace, name: str) -> list[Path]:
     """The folders of what was removed from a set and can be put back, the latest last."""
-    return sorted(folders(workspace.removed / name))
+    return removed.removals(workspace.removed_images / name)
 
 
 def undo_remove(workspace: Workspace, name: str) -> str:
@@ -83,15 +94,28 @@ def undo_remove(workspace: Workspace, name: str) -> str:
         folder = editable(workspace, name)
         found = removals(workspace, name)
         if not found:
-            raise ConfigError(f"nothing was deleted from {name} since the page was started")
-        targets = places(sorted(found[-1].iterdir()), folder)
+            raise ConfigError(f"nothing was deleted from {name} in the last {removed.DAYS} days")
+        files = sorted(path for path in found[-1].iterdir() if path.name != METADATA)
+        targets = places(files, folder)
         for target in targets.values():
             if target.exists():  # a mask, whose image has another by now
                 raise ConfigError(f"the dataset {name} has another {target.name} now: delete that one first")
-        for path, target in targets.items():
-            os.replace(path, target)
-        found[-1].rmdir()
+        move_all(targets)
+        restore_rows(found[-1], folder, {path.name: target.name for path, target in targets.items()})
+        delete(found[-1])
         return described(list(targets.values()))
+
+
+def restore_rows(removal: Path, folder: Path, names: dict[str, str]) -> None:
+    """Put the lines of metadata.jsonl back; names: {name of an image before: now}."""
+    file = removal / METADATA
+    if not file.is_file():
+        return
+    rows = []
+    for row in metadata_rows.rows_in(file):
+        before = Path(row["file_name"]).name
+        rows.append(row | dict(file_name=names.get(before, before)))
+    metadata_rows.add(folder, rows)
 
 
 def places(files: list[Path], folder: Path) -> dict[Path, Path]:

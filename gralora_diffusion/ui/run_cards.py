@@ -10,7 +10,7 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import run_view
 from gralora_diffusion.ui.run_files import config_of
 from gralora_diffusion.ui.run_queue import RunQueue
-from gralora_diffusion.ui.served import save_served, served_copy
+from gralora_diffusion.ui.served import save_served, served_copy, still_served
 from gralora_diffusion.ui.workspace import Workspace, created
 
 SIDE = 256  # pixels
@@ -42,7 +42,8 @@ def facts(workspace: Workspace, run: Path) -> tuple[str, list[str]]:
     images = [path for _, files in run_view.sample_files(run) for path in files[:1]]
     ended = version_of(run / "report.html")  # the last file that a run writes: its duration is known
     version = (*version, ended, images[-1:], [version_of(path) for path in images[-1:]])
-    if run not in _facts or _facts[run][0] != version:
+    known, found = _facts.get(run, (None, None))
+    if known != version or not still_served(found[0]):
         while len(_facts) >= KEPT:
             del _facts[next(iter(_facts))]
         _facts[run] = version, facts_of(workspace, run, images[-1] if images else None)
@@ -98,7 +99,7 @@ def card_image(workspace: Workspace, path: Path | None) -> str:
         except (OSError, ValueError):  # deleted meanwhile, or no image
             pass
     blank = _blanks.get(workspace.root)
-    if blank is None or not Path(blank).is_file():
+    if not still_served(blank):
         image = Image.new("RGB", (SIDE, SIDE), "#8fa3b0")
         ImageDraw.Draw(image).rounded_rectangle((64, 64, 191, 191), 24, fill="#a9bac5")
         blank = _blanks[workspace.root] = save_served(workspace, image, "no-image.png")

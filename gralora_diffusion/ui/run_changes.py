@@ -1,25 +1,26 @@
 """Rename, delete and bring back runs that are neither active nor queued, nor read by one that is."""
 
 import os
-import secrets
+import shutil
 from pathlib import Path
 
+from gralora_diffusion.files import move
 from gralora_diffusion.formats.run_files import named_after
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui import removed
 from gralora_diffusion.ui.needed import check_unneeded
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
-from gralora_diffusion.ui.workspace import free_name, new_name
+from gralora_diffusion.ui.workspace import folders, free_name, new_name
 
 NAMED = (".safetensors", ".png")  # suffixes of the files in a run that have its name
 
 
 class RunChanges:
-    """Runs are deleted by moving them out of HOME/runs, where they stay until the page is restarted."""
+    """Runs are deleted by moving them to the bin, HOME/runs/.removed."""
 
     def __init__(self, queue: RunQueue):
         self.queue = queue
         self.workspace = queue.workspace
-        self.deleted: list[Path] = []  # the last one last
 
     def idle_run(self, name: str, what: str) -> Path:
         """The folder of a run that no run writes to or reads from; raises ConfigError."""
@@ -46,18 +47,36 @@ class RunChanges:
     def delete(self, name: str) -> None:
         with self.queue.lock:
             run = self.idle_run(name, "delete")
-            folder = self.workspace.removed / secrets.token_hex(8)
-            folder.mkdir(parents=True)
-            os.rename(run, folder / name)
-            self.deleted.append(folder / name)
+            folder = removed.new_removal(self.workspace.removed_runs)
+            try:
+                move(run, folder / name)
+            except BaseException:
+                folder.rmdir()
+                raise
+
+    def deleted(self) -> list[Path]:
+        """The runs that can be restored, the one that was deleted last at the end."""
+        found = []
+        for removal in removed.removals(self.workspace.removed_runs):
+            found += folders(removal)
+        return found
 
     def undo_delete(self) -> str:
         """Bring the run back that was deleted last, under another name if its own is taken; returns it."""
         with self.queue.lock:
-            if not self.deleted:
+            if not self.deleted():
                 raise ConfigError("there is no deleted run to restore")
-            run = self.deleted.pop()
+            run = self.deleted()[-1]
             taken = [path.name for path in self.workspace.runs.iterdir()]
             name = run.name if run.name not in taken else free_name(run.name, taken)
-            os.rename(run, self.workspace.runs / name)
+            move(run, self.workspace.runs / name)
+            run.parent.rmdir()
             return name
+
+    def delete_for_good(self) -> int:
+        """Empty the bin of its runs; returns how many there were."""
+        with self.queue.lock:
+            runs = self.deleted()
+            for run in runs:
+                shutil.rmtree(run.parent)
+            return len(runs)

@@ -21,7 +21,7 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.image_text import save_image
 from gralora_diffusion.ui.run_files import read_json
 from gralora_diffusion.ui.sampler import ImageRequest
-from gralora_diffusion.ui.served import save_small
+from gralora_diffusion.ui.served import save_small, still_served
 from gralora_diffusion.ui.workspace import Workspace, quoted, real_file
 
 MOST = 400  # images that are no favorites
@@ -71,8 +71,12 @@ def keep(workspace: Workspace, image: Image.Image, request: ImageRequest, base: 
     name = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
     entry = Entry(name, request, base, favorite=False)
     with CHANGES:
-        save_image(image, folder / f"{name}.png")
-        write(folder, entry)
+        try:
+            save_image(image, folder / f"{name}.png")
+            write(folder, entry)
+        except OSError:
+            unlink(folder, name)
+            raise
         for old in [entry for entry in entries(workspace) if not entry.favorite][MOST:]:
             unlink(folder, old.id)
     return name
@@ -134,7 +138,7 @@ def entry_of(workspace: Workspace, name) -> Entry:
 def thumbnail(workspace: Workspace, entry: Entry) -> str:
     """The served file of a small copy."""
     known = _thumbnails.get(entry.id)
-    if known is None or not Path(known).is_file():
+    if not still_served(known):
         with Image.open(folder_of(workspace) / f"{entry.id}.png", formats=["PNG"]) as image:
             small = image.convert("RGB")
         small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

@@ -2,8 +2,10 @@
 
 import ipaddress
 import socket
+from pathlib import Path
 
 import psutil
+from gradio.brotli_middleware import BrotliMiddleware
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse, RedirectResponse
@@ -32,11 +34,13 @@ HEADERS = {
 }
 
 
-def middleware(access: Access) -> list[Middleware]:
+def middleware(access: Access, known: Path | None = None) -> list[Middleware]:
+    """known: the file that keeps the addresses which have logged in."""
     names = allowed_hosts(access)
     return [
         Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False),
-        Middleware(Guard, access=access, names=names),
+        Middleware(Guard, access=access, names=names, known=known),
+        Middleware(CompressedPage),
     ]
 
 
@@ -60,18 +64,28 @@ def own_addresses() -> set[str]:
     return found
 
 
+class CompressedPage(BrotliMiddleware):
+    """Compresses the page itself to a fifteenth; Gradio does so with its scripts and styles alone."""
+
+    def __init__(self, app):
+        super().__init__(app, quality=5)
+
+    def _is_compressible_file_type(self, scope) -> bool:
+        return scope["path"] in ("", "/", "/config")
+
+
 class Guard:
     """Refuses requests of other sites' pages, slows down guesses of the password, and adds HEADERS.
 
     A path that begins with access.root_path is taken without it, so that a proxy may leave it in or not.
     """
 
-    def __init__(self, app, access: Access, names: list[str]):
+    def __init__(self, app, access: Access, names: list[str], known: Path | None):
         self.app = app
         self.root_path = access.root_path
         self.own = {host.lower() for host in access.hosts}
         self.names = names
-        self.logins = Logins()
+        self.logins = Logins(known)
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":

@@ -2,14 +2,17 @@
 
 import os
 import threading
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from gralora_diffusion.console import fail
+from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.access import Access
 from gralora_diffusion.ui.workspace import Workspace
 
+KNOWN = "logged-in.json"  # addresses that have logged in
 API_DOCS_OFF = dict(openapi_url=None, docs_url=None, redoc_url=None)
 
 
@@ -18,7 +21,10 @@ def serve(root: Path, port: int, access: Access, other_tools: dict[str, Path]) -
 
     other_tools: {name: the folder of LoRAs of this tool}, to which adapters may be copied.
     """
-    workspace = Workspace(root, other_tools)
+    try:
+        workspace = Workspace(root, other_tools)
+    except ConfigError as error:
+        fail(str(error))
     lock = FileLock(workspace.scratch / "lock")
     try:
         lock.acquire(timeout=0)
@@ -36,6 +42,7 @@ def launch(workspace: Workspace, port: int, access: Access) -> None:
     """Build the page and serve it; Gradio is imported here, when its environment is set."""
     from gralora_diffusion.ui.card import find_device
     from gralora_diffusion.ui.forecasts import warm_up
+    from gralora_diffusion.ui.housekeeping import keep_tidy
     from gralora_diffusion.ui.image_uploads import MAX_BYTES
     from gralora_diffusion.ui.page import build
     from gralora_diffusion.ui.report_route import report_routes
@@ -67,9 +74,14 @@ def launch(workspace: Workspace, port: int, access: Access) -> None:
         pwa=False,
         quiet=True,
         prevent_thread_lock=True,
-        app_kwargs=dict(middleware=middleware(access), routes=report_routes(workspace), **API_DOCS_OFF),
+        app_kwargs=dict(
+            middleware=middleware(access, workspace.scratch / KNOWN),
+            routes=report_routes(workspace),
+            **API_DOCS_OFF,
+        ),
     )
-    for task in (queue.watch, warm_up, find_device):  # once the server answers, which launch() waits for
+    tasks = (queue.watch, warm_up, find_device, partial(keep_tidy, workspace))
+    for task in tasks:  # once the server answers, which launch() waits for
         threading.Thread(target=task, daemon=True).start()
     urls = f"{page.local_url} and {page.share_url}" if access.share else page.local_url
     print(f"the page is at {urls}; its folders are in {workspace.root}", flush=True)

@@ -6,9 +6,9 @@ import gradio as gr
 
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import blind
-from gralora_diffusion.ui.grid import Cell
+from gralora_diffusion.ui.grid import AGAIN, Cell
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded
-from gralora_diffusion.ui.served import save_served
+from gralora_diffusion.ui.served import check_served, save_served
 from gralora_diffusion.ui.workspace import Workspace
 
 ABOUT = (
@@ -75,6 +75,7 @@ class BlindComparison:
         found = [cell for cell in cells or [] if isinstance(cell, Cell)]
         if not found or not isinstance(first, str) or not isinstance(second, str):
             raise ConfigError("generate a grid first, then choose two of its adapters or strengths")
+        check_served([cell.path for cell in found], AGAIN)
         blind.start(self.workspace, found, first, second)
         return self.view()
 

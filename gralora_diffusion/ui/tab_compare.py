@@ -9,12 +9,21 @@ from gralora_diffusion.data.images import open_image
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.sheet import sheet
 from gralora_diffusion.ui.adapter_files import AS_TRAINED, prompt_of
-from gralora_diffusion.ui.grid import MAX_SEEDS, Axes, Cell, grid, parse_strengths, references_of, save_table
+from gralora_diffusion.ui.grid import (
+    AGAIN,
+    MAX_SEEDS,
+    Axes,
+    Cell,
+    grid,
+    parse_strengths,
+    references_of,
+    save_table,
+)
 from gralora_diffusion.ui.handlers import QUIET, connect_generation, guarded, on_end
 from gralora_diffusion.ui.image_series import MAX_PROMPTS, prompts_of
 from gralora_diffusion.ui.sampler import MAX_PROMPT, MAX_STEPS, ImageRequest, Sampler, Step
 from gralora_diffusion.ui.scores import HEAD, Group, encoder_names, scores, table
-from gralora_diffusion.ui.served import save_served
+from gralora_diffusion.ui.served import check_served, save_served
 from gralora_diffusion.ui.tab_blind import BlindComparison
 from gralora_diffusion.ui.workspace import Workspace
 
@@ -197,6 +206,7 @@ class CompareTab:
         cells = [cell for cell in cells if isinstance(cell, Cell)]
         if not cells:
             raise ConfigError("generate a grid first; then it can be scored")
+        check_served([cell.path for cell in cells], AGAIN)
         cache = self.workspace.scratch / "features"
         found = []
         for name in dict.fromkeys(cell.adapter for cell in cells):
@@ -214,6 +224,7 @@ class CompareTab:
             return gr.skip()
         chosen = cells[event.index]
         same = [cell for cell in cells if row_of(cell) == row_of(chosen)]
+        check_served([same[0].path, chosen.path], AGAIN)
         return same[0].path, chosen.path
 
     def first_prompt(self, adapters: list[str] | None, prompt: str) -> str:

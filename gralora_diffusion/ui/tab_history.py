@@ -1,11 +1,18 @@
 """The lower part of Watch: the newest runs as cards; rename, delete and reorder the chosen one."""
 
+from pathlib import Path
+
 import gradio as gr
 
-from gralora_diffusion.ui import run_cards
+from gralora_diffusion.console import counted
+from gralora_diffusion.ui import removed, run_cards
+from gralora_diffusion.ui.export_sizes import size_text
 from gralora_diffusion.ui.handlers import PRIVATE, guarded, notify
+from gralora_diffusion.ui.housekeeping import size_of
 from gralora_diffusion.ui.run_changes import RunChanges
 from gralora_diffusion.ui.run_queue import RunQueue
+
+CONFIRM = """() => [String(confirm('Delete all runs in the bin for good?'))]"""
 
 
 class RunHistory:
@@ -37,6 +44,8 @@ class RunHistory:
             self.rename = gr.Button("Rename", elem_id="rename-run", min_width=80)
             self.delete = gr.Button("Delete run", elem_id="delete-run", min_width=80)
             self.undo = gr.Button("Undo delete", elem_id="undo-delete-run", visible=False, min_width=80)
+            self.empty = gr.Button("Empty bin", elem_id="empty-bin", visible=False, min_width=80)
+            self.confirmed = gr.Textbox("", label="Confirmed", visible=False)
             with gr.Row(visible=False, elem_classes="tight", elem_id="queue-order") as self.order:
                 self.earlier = gr.Button("Earlier in the queue", elem_id="queue-earlier", min_width=80)
                 self.later = gr.Button("Later in the queue", elem_id="queue-later", min_width=80)
@@ -67,9 +76,10 @@ class RunHistory:
             guarded(self.delete_run), self.run, [self.run, self.confirmation], **quiet
         )
         undone = self.undo.click(guarded(self.undo_delete), None, self.run, **quiet)
+        emptied = self.empty.click(guarded(self.empty_bin), self.confirmed, None, js=CONFIRM, **quiet)
         moved = [self.earlier.click(guarded(self.mover(-1)), self.run, None, **quiet)]
         moved.append(self.later.click(guarded(self.mover(1)), self.run, None, **quiet))
-        for changed in (renamed, deleted, undone, *moved):
+        for changed in (renamed, deleted, undone, emptied, *moved):
             changed.then(**refresh_event)
 
     def run_of_card(self, seen: dict | None, event: gr.SelectData):
@@ -93,7 +103,7 @@ class RunHistory:
 
     def delete_run(self, run: str) -> tuple:
         self.changes.delete(run)
-        notify(f"{run} was deleted. Undo delete restores it until the page is restarted")
+        notify(f"{run} was deleted. Undo delete restores it within {removed.DAYS} days")
         names = self.workspace.run_names()
         chosen = gr.update(choices=names, value=names[0] if names else None)
         return chosen, gr.update(visible=False)
@@ -102,6 +112,24 @@ class RunHistory:
         name = self.changes.undo_delete()
         notify(f"{name} was restored")
         return gr.update(choices=self.workspace.run_names(), value=name)
+
+    def empty_bin(self, confirmed: str) -> None:
+        if confirmed == "true":
+            notify(f"{counted(self.changes.delete_for_good(), 'run')} deleted for good")
+
+    @staticmethod
+    def undo_update(deleted: list[Path]):
+        """deleted: the runs in the bin, the latest last."""
+        if not deleted:
+            return gr.update(visible=False)
+        return gr.update(value=f"Undo delete of {deleted[-1].name}", visible=True)
+
+    @staticmethod
+    def empty_update(deleted: list[Path]):
+        if not deleted:
+            return gr.update(visible=False)
+        size = sum(size_of(run) for run in deleted)
+        return gr.update(value=f"Empty bin ({size_text(size)})", visible=True)
 
     def mover(self, places: int):
         def move(run: str) -> None:

@@ -1,9 +1,16 @@
 """Sample: images from adapters at any strength, the base's in a slider, and what was generated before."""
 
-import gradio as gr
+import errno
+import html
 
+import gradio as gr
+from PIL import Image
+
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.image_text import info_of
 from gralora_diffusion.ui import sample_history
 from gralora_diffusion.ui.adapter_files import AS_TRAINED, add_adapter, chosen_base, prompt_of
+from gralora_diffusion.ui.card_images import data_url
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, connect_generation, guarded, notify, on_end
 from gralora_diffusion.ui.image_series import Generated, series
 from gralora_diffusion.ui.sample_fields import (
@@ -14,9 +21,11 @@ from gralora_diffusion.ui.sample_fields import (
     all_requests,
 )
 from gralora_diffusion.ui.sampler import Sampler, Step
-from gralora_diffusion.ui.served import save_served, save_small
+from gralora_diffusion.ui.served import check_served, save_served, save_small
 from gralora_diffusion.ui.tab_sample_history import History
 from gralora_diffusion.ui.workspace import Workspace
+
+RIGHT_CLICK = "Save it with a right click, and free some space"
 
 
 class SampleTab:
@@ -51,6 +60,7 @@ class SampleTab:
             visible=False,
         )
         self.progress = gr.Markdown("", elem_id="sample-progress", elem_classes="hint")
+        self.unsaved = gr.HTML("", elem_id="unsaved", padding=False)
         self.slider = gr.ImageSlider(
             label="Base | adapter: drag the line",
             elem_id="slider",
@@ -72,7 +82,7 @@ class SampleTab:
 
     def connect(self) -> None:
         fields = self.fields
-        images = [self.gallery, self.slider, self.pairs, fields["seed"], self.progress]
+        images = [self.gallery, self.slider, self.pairs, fields["seed"], self.progress, self.unsaved]
         generated = connect_generation(
             self.generate, self.stop, self.sample, fields.all, images, api_name="sample"
         )
@@ -111,7 +121,7 @@ class SampleTab:
         fourth_strength=0.5,
         preview_every=5,
     ):
-        """(gallery, slider, pairs, seed, progress) after each preview and image."""
+        """(gallery, slider, pairs, seed, progress, unsaved) after each preview and image."""
         values = locals().copy()  # the arguments, by the names of the fields
         requests = all_requests(self.workspace, values)
         given = [name for name in (adapter, second, third, fourth) if name not in (None, "", NO_ADAPTER)]
@@ -121,22 +131,44 @@ class SampleTab:
         images, pairs = [], []
         for event in series(self.sampler, requests, model, with_base is True, int(preview_every)):
             if isinstance(event, Step):
-                if event.preview is not None:
+                if preview := self.preview(event):
                     text = (
                         f"image {len(images) + 1} of {len(requests)} · step {event.number} of {event.steps}"
                     )
-                    preview = save_small(self.workspace, event.preview, "preview.jpg")
-                    yield gr.skip(), (preview, preview), gr.skip(), used_seed, f"Preview of {text}"
+                    yield gr.skip(), (preview, preview), gr.skip(), used_seed, f"Preview of {text}", ""
                 continue
-            pair = self.save(event, choice)
+            note = self.keep(event, choice)
+            try:
+                pair = self.save(event)
+            except OSError as error:  # the browser gets the image itself
+                unsaved = image_in_html(event.image, caption(event, len(requests)))
+                yield gr.skip(), gr.skip(), gr.skip(), used_seed, "", unsaved
+                raise ConfigError(f"{not_saved(error)}, so the series ends here. {RIGHT_CLICK}") from None
             images.append((pair[1], caption(event, len(requests))))
             pairs.append(pair)
-            yield images, tuple(pair), pairs, used_seed, f"{len(images)} of {len(requests)}"
+            progress = f"{len(images)} of {len(requests)}{note}"
+            yield images, tuple(pair), pairs, used_seed, progress, ""
 
-    def save(self, found: Generated, base: str) -> list[str]:
-        """Keep an image in the history; [the served base's image, or the image itself; the served image]."""
+    def preview(self, step: Step) -> str | None:
+        """The served file of a step's preview; None where there is none, or no space for it."""
+        if step.preview is None:
+            return None
+        try:
+            return save_small(self.workspace, step.preview, "preview.jpg")
+        except OSError:
+            return None
+
+    def keep(self, found: Generated, base: str) -> str:
+        """Keep an image in the history; a note where that is not possible."""
+        try:
+            sample_history.keep(self.workspace, found.image, found.request, base)
+        except OSError as error:
+            return f" · **{not_saved(error)}**: it is displayed, but not kept in the history"
+        return ""
+
+    def save(self, found: Generated) -> list[str]:
+        """[the served base's image, or the image itself; the served image]."""
         request = found.request
-        sample_history.keep(self.workspace, found.image, request, base)
         path = save_served(self.workspace, found.image, f"seed-{request.seed}.png")
         if found.base_image is None:
             return [path, path]
@@ -146,7 +178,9 @@ class SampleTab:
         """The slider for the image of the gallery that was clicked."""
         if not isinstance(event.index, int) or not 0 <= event.index < len(pairs):
             return gr.skip()
-        return tuple(pairs[event.index])
+        pair = pairs[event.index]
+        check_served(pair, "choose one under History")
+        return tuple(pair)
 
     def first_prompt(self, adapter: str | None, prompt: str) -> str:
         """The prompt, or where it is empty the one that the adapter was trained with."""
@@ -175,6 +209,17 @@ class SampleTab:
         name = add_adapter(self.workspace, path)
         notify(f"{name} was added to the adapters")
         return self.lists(name, None, *others_and_prompt)
+
+
+def not_saved(error: OSError) -> str:
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+    return f"The image could not be saved ({reason})"
+
+
+def image_in_html(image: Image.Image, text: str) -> str:
+    """The image itself, with its texts, as HTML."""
+    url = data_url(image, "PNG", pnginfo=info_of(image))
+    return f'<figure><img src="{url}" alt="{html.escape(text)}"></figure>'
 
 
 def caption(found: Generated, of: int) -> str:

@@ -148,6 +148,7 @@ class WatchTab:
                 self.history.cards,
                 self.history.order,
                 self.history.undo,
+                self.history.empty,
                 self.done,
                 self.done_text,
                 self.report,
@@ -178,7 +179,7 @@ class WatchTab:
         resumable = state in RESUMABLE
         steps = len(run_view.metrics(run)) if run else 0
         evaluated = len(run_view.evaluations(run)) if run else 0
-        log = log_tail(run) if run else ""
+        log = self.log_of(run) if run else ""
         has_report = bool(run and real_file(run / "report.html"))
         finished = state == "done" and name in self.workspace.adapter_names()
 
@@ -203,14 +204,20 @@ class WatchTab:
         cards = run_cards.cards(self.queue)
         changes.add("cards", cards, lambda: cards or None)
         changes.add("order", state == "queued", lambda: gr.update(visible=state == "queued"))
-        deleted = bool(self.history.changes.deleted)
-        changes.add("undo", deleted, lambda: gr.update(visible=deleted))
+        deleted = self.history.changes.deleted()
+        in_bin = [str(run) for run in deleted]
+        changes.add("undo", in_bin, lambda: self.history.undo_update(deleted))
+        changes.add("empty bin", in_bin, lambda: self.history.empty_update(deleted))
         changes.add("done", finished, lambda: gr.update(visible=finished))
         changes.add("done text", [name, finished], lambda: f"{name} is done. What next?" if finished else "")
         link = f"report/{quote(name)}/" if has_report else ""
         changes.add("report", link, lambda: gr.update(link=link or None, interactive=has_report))
         changes.add("empty", not names, lambda: gr.update(visible=not names))
         return *changes.updates, changes.versions
+
+    def log_of(self, run) -> str:
+        """The end of the log, with the labels of the form for flags."""
+        return "\n".join(page_words(line, self.workspace) for line in log_tail(run).split("\n"))
 
     def sample_images(self, run):
         if run is None:

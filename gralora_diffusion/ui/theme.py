@@ -74,6 +74,18 @@ document.addEventListener('visibilitychange', () => {
     document.getElementById(document.hidden ? 'page-hidden' : 'page-visible')?.click();
 });
 </script>"""
+HEAD += """<script>
+{  // Gradio names its empty views and gives them no role, without which a name must not be
+    const empty = '[aria-label="Empty value"]:not([role])';
+    const mend = () => document.querySelectorAll(empty).forEach(view => view.setAttribute('role', 'img'));
+    let isDue = false;
+    new MutationObserver(() => {
+        if (isDue) return;
+        isDue = true;
+        requestAnimationFrame(() => { isDue = false; mend(); });
+    }).observe(document, {childList: true, subtree: true});
+}
+</script>"""
 HEAD += CAPTION_KEYS + NOTIFY_HEAD + LOG_HEAD
 
 

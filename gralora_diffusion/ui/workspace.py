@@ -5,6 +5,7 @@ these folders are accepted; no path is taken from outside.  The files that the p
 HOME/.page/served, in folders with random names; nothing else is served.
 """
 
+import os
 import re
 import secrets
 import shutil
@@ -20,6 +21,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # names that Windows keeps for devices
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 BEST = "checkpoint-best"  # in a run's folder: the adapter of its best step, as the trainer names it
+BIN = ".removed"  # in runs and in images: what can be put back
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -38,9 +40,10 @@ class Workspace:
         self.adapters = self.root / "adapters"
         self.scratch = self.root / ".page"
         self.served = self.scratch / "served"
-        self.removed = self.scratch / "removed"  # images that can be put back, until the page is restarted
+        self.removed_runs = self.runs / BIN  # see removed.py
+        self.removed_images = self.images / BIN
         for folder in (self.runs, self.images, self.models, self.adapters, self.scratch):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
 
     def run_names(self) -> list[str]:
         """Every run, the newest first; links are not followed."""
@@ -146,10 +149,23 @@ class Workspace:
         return folder / name
 
     def delete_served(self) -> None:
-        """Delete what the last page left: served files, and removed images."""
+        """Delete the files that the last page served."""
         shutil.rmtree(self.served, ignore_errors=True)
-        shutil.rmtree(self.removed, ignore_errors=True)
         self.served.mkdir(parents=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder of HOME where it is missing; it may be a link to one on another disk.
+
+    Raises ConfigError where that is not possible, as when the other disk is not there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+        if path.is_symlink():
+            reason = f"it is a link to {os.readlink(path)}, which is not there"
+        raise ConfigError(f"the folder {path} cannot be used: {reason}") from None
 
 
 def new_name(name: str, what: str, taken: list[str] = ()) -> str:

@@ -1,4 +1,6 @@
+import resource
 import shutil
+from contextlib import contextmanager
 
 import pytest
 from page_server import Page, end_runs
@@ -20,3 +22,19 @@ def page(tmp_path_factory, finished_run):
     yield page
     end_runs(home)
     page.close()
+
+
+@pytest.fixture
+def file_size_limit():
+    """with file_size_limit(bytes): no file can be written beyond that size, as on a disk that is full."""
+
+    @contextmanager
+    def limit(most: int):
+        before, highest = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, highest))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (before, highest))
+
+    return limit

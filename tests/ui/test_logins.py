@@ -7,7 +7,7 @@ from fastapi import FastAPI, Response
 from starlette.testclient import TestClient
 
 from gralora_diffusion.ui.access import Access
-from gralora_diffusion.ui.logins import FREE_TRIES, FREE_TRIES_OF_ALL, Logins
+from gralora_diffusion.ui.logins import FREE_TRIES, FREE_TRIES_OF_STRANGERS, MOST_KNOWN, Logins
 from gralora_diffusion.ui.security import allowed_hosts, is_foreign, middleware, without_prefix
 
 
@@ -21,13 +21,80 @@ def test_tries_at_once_are_no_way_around_the_wait():
 def test_many_addresses_together_are_slowed_too():
     """Where a proxy passes on the client's own X-Forwarded-For, each guess can have another address."""
     logins = Logins()
-    waits = [logins.begin(f"203.0.113.{number}") for number in range(2 * FREE_TRIES_OF_ALL)]
-    assert sum(wait == 0 for wait in waits) == FREE_TRIES_OF_ALL
+    waits = [logins.begin(f"203.0.113.{number}") for number in range(2 * FREE_TRIES_OF_STRANGERS)]
+    assert sum(wait == 0 for wait in waits) == FREE_TRIES_OF_STRANGERS
+
+
+def flood(logins: Logins) -> int:
+    """Strangers with many addresses try until all of them have to wait; returns how many could try."""
+    waits = [logins.begin(f"203.0.113.{number}") for number in range(2 * FREE_TRIES_OF_STRANGERS)]
+    assert waits[-1] > 0
+    return sum(wait == 0 for wait in waits)
+
+
+@pytest.mark.parametrize("own", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "127.8.9.10"])
+def test_the_owner_can_log_in_on_this_computer_while_strangers_flood(own):
+    logins = Logins()
+    flood(logins)
+    assert logins.begin(own) == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("198.51.100.7", "198.51.100.7"),
+        ("198.51.100.7", "::ffff:198.51.100.7"),
+        ("2001:db8::1", "2001:db8::cafe:1"),  # another of the same /64, as with privacy extensions
+    ],
+)
+def test_the_owner_can_log_in_from_a_known_address_while_strangers_flood(tmp_path, before, now):
+    logins = Logins(tmp_path / "known.json")
+    assert logins.begin(before) == 0
+    logins.end(before, good=True)
+    flood(logins)
+    assert logins.begin(now) == 0
+    logins.end(now, good=True)
+    again = Logins(tmp_path / "known.json")  # as after a restart
+    flood(again)
+    assert again.begin(now) == 0
+    assert again.begin("198.51.100.8") > 0
+
+
+def test_a_known_address_that_guesses_is_slowed():
+    logins = Logins()
+    for address in ("127.0.0.1", "198.51.100.7"):
+        logins.begin(address)
+        logins.end(address, good=True)
+        waits = [logins.begin(address) for _ in range(30)]
+        assert sum(wait == 0 for wait in waits) == FREE_TRIES
+
+
+def test_guesses_stay_bounded_with_as_many_known_addresses_as_there_can_be():
+    logins = Logins()
+    known = [f"198.51.100.{number}" for number in range(3 * MOST_KNOWN)]
+    for address in known:
+        logins.begin(address)
+        logins.end(address, good=True)
+    tries = sum(logins.begin(address) == 0 for address in known for _ in range(20))
+    tries += sum(logins.begin(f"203.0.113.{number}") == 0 for number in range(200))
+    assert tries <= MOST_KNOWN * FREE_TRIES + FREE_TRIES_OF_STRANGERS
+
+
+def test_addresses_of_one_ipv6_network_are_one():
+    logins = Logins()
+    waits = [logins.begin(f"2001:db8::{number:x}") for number in range(1, 30)]
+    assert sum(wait == 0 for wait in waits) == FREE_TRIES
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 1}', "[" * 100_000, "null"])
+def test_a_damaged_file_of_known_addresses_counts_as_none(tmp_path, text):
+    (tmp_path / "known.json").write_text(text)
+    assert Logins(tmp_path / "known.json").known == []
 
 
 def test_a_good_password_is_no_failure():
     logins = Logins()
-    for _ in range(2 * FREE_TRIES_OF_ALL):
+    for _ in range(2 * FREE_TRIES_OF_STRANGERS):
         assert logins.begin("203.0.113.5") == 0
         logins.end("203.0.113.5", good=True)
     for _ in range(FREE_TRIES):

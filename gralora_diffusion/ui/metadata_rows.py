@@ -1,0 +1,144 @@
+"""Lines of metadata.jsonl or metadata.csv in a set: captions of images, with whatever else is kept there.
+
+Only the line of an image that is edited, removed or restored changes; all others keep what they hold.
+"""
+
+import csv
+import functools
+import io
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from gralora_diffusion.data.listing import reason_of
+from gralora_diffusion.data.metadata import COLUMNS, METADATA, metadata_in, read_metadata
+from gralora_diffusion.data.text_files import read_text
+from gralora_diffusion.files import write_text
+from gralora_diffusion.ui.workspace import real_file
+
+MOST_BYTES = 50_000_000
+
+
+class Line(NamedTuple):
+    """content: a line of metadata.jsonl as it is, or the cells of one of metadata.csv; row: what it holds."""
+
+    content: str | list[str]
+    row: dict | None  # None: a blank line
+
+    @property
+    def image(self) -> str | None:
+        """The name of the image that it is about."""
+        return str(Path(self.row["file_name"])) if self.row else None
+
+
+class Lines(NamedTuple):
+    """All lines of a file; head: the names of the columns in metadata.csv."""
+
+    path: Path
+    head: list[str]
+    lines: list[Line]
+
+
+def captions_in(folder: Path) -> dict[Path, str]:
+    """{image: caption} as training reads them; {} where there is no such file, or it cannot be used."""
+    path = metadata_in(folder)
+    try:
+        return read(folder, path, *version_of(path)) if path else {}
+    except (ValueError, OSError):
+        return {}
+
+
+def version_of(path: Path) -> tuple[int, ...]:
+    """What changes when the file does."""
+    stat = path.lstat()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+@functools.lru_cache(maxsize=32)
+def read(folder: Path, path: Path, *_version: int) -> dict[Path, str]:
+    if not real_file(path) or path.stat().st_size > MOST_BYTES:
+        return {}
+    return read_metadata(folder, None)
+
+
+def problem_in(folder: Path) -> str | None:
+    """Why training would refuse the file; None where it would not."""
+    try:
+        read_metadata(folder, None)
+    except (ValueError, OSError) as error:
+        return reason_of(error)
+    return None
+
+
+def lines_of(folder: Path) -> Lines:
+    """Call it where captions_in() finds something."""
+    path = metadata_in(folder)
+    text = read_text(path).text
+    if path.name == METADATA:
+        lines = text.split("\n")
+        return Lines(path, [], [Line(line, json.loads(line) if line.strip() else None) for line in lines])
+    head, *rows = csv.reader(text.splitlines(keepends=True), strict=True)
+    return Lines(path, head, [Line(cells, dict(zip(head, cells, strict=False))) for cells in rows])
+
+
+def save(found: Lines, lines: list[Line]) -> None:
+    """Write the file with these lines instead."""
+    if found.path.name == METADATA:
+        write_text(found.path, "\n".join(line.content for line in lines))
+        return
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([found.head, *(line.content for line in lines)])
+    write_text(found.path, text.getvalue())
+
+
+def edited(line: Line, head: list[str], caption: str) -> Line:
+    column = next(column for column in COLUMNS if column in line.row)
+    row = line.row | {column: caption}
+    if not head:
+        return Line(json.dumps(row, ensure_ascii=False), row)
+    cells = list(line.content)
+    cells[head.index(column)] = caption
+    return Line(cells, row)
+
+
+def edit(folder: Path, captions: dict[str, str]) -> None:
+    """Write other captions into the lines of these images, {file name: caption}."""
+    found = lines_of(folder)
+    lines = []
+    for line in found.lines:
+        is_meant = line.image in captions
+        lines.append(edited(line, found.head, captions[line.image]) if is_meant else line)
+    save(found, lines)
+
+
+def rows_of(folder: Path, files: list[str]) -> list[dict]:
+    """The rows of these images."""
+    if not captions_in(folder):
+        return []
+    return [line.row for line in lines_of(folder).lines if line.image in files]
+
+
+def remove(folder: Path, files: list[str]) -> None:
+    """Delete the lines of these images, for training refuses lines without an image."""
+    found = lines_of(folder)
+    save(found, [line for line in found.lines if line.image not in files])
+
+
+def add(folder: Path, rows: list[dict]) -> None:
+    """Add rows at the end, to a new metadata.jsonl where there is no file."""
+    if captions_in(folder) and metadata_in(folder).name != METADATA:
+        found = lines_of(folder)
+        new = [Line([row.get(name, "") for name in found.head], row) for row in rows]
+        save(found, [*found.lines, *new])
+        return
+    path = folder / METADATA
+    text = read_text(path).text if real_file(path) else ""
+    if text and not text.endswith("\n"):
+        text += "\n"
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_text(path, text + "".join(lines))
+
+
+def rows_in(file: Path) -> list[dict]:
+    """The rows of a metadata.jsonl that add() has written."""
+    return [json.loads(line) for line in file.read_text().splitlines()]

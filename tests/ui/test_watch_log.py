@@ -1,0 +1,43 @@
+"""The log on the page: fields by their labels, datasets and runs by their names."""
+
+import asyncio
+
+import gradio as gr
+import pytest
+
+from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.tab_watch import WatchTab
+
+LINES = {
+    "note: the run ends after 300 steps (--max_train_steps 300)": (
+        "note: the run ends after 300 steps (“Steps” 300)"
+    ),
+    "warning: {images}/mine/a.png is 20 x 20 pixels; see --resolution": (
+        "warning: mine/a.png is 20 x 20 pixels; see “Resolution (pixels)”"
+    ),
+    "step 10/300 loss 0.1234": "step 10/300 loss 0.1234",
+    "saved {runs}/dog-1/adapter.safetensors": "saved dog-1/adapter.safetensors",
+    "the words of the caption '--rank 3' stay": "the words of the caption '--rank 3' stay",
+    "use \x1b[31m--rank\x1b[0m 8": "use “Rank: 8”",
+}
+
+
+@pytest.fixture
+def tab(workspace):
+    async def build() -> WatchTab:  # in a loop that is closed; Gradio would leave one of its own open
+        with gr.Blocks():
+            return WatchTab(workspace, RunQueue(workspace))
+
+    return asyncio.run(build())
+
+
+def test_the_log_has_the_labels_of_the_form(tab, workspace):
+    run = workspace.runs / "dog-1"
+    run.mkdir()
+    written = [line.format(images=workspace.images, runs=workspace.runs) for line in LINES]
+    (run / "log.txt").write_text("\n".join(written) + "\n")
+    assert tab.log_of(run).split("\n") == list(LINES.values())
+
+
+def test_a_run_without_a_log_has_none(tab, workspace):
+    assert tab.log_of(workspace.runs / "none") == ""
