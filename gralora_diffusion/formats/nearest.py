@@ -43,8 +43,11 @@ def as_lora(adapter: Adapter) -> Converted:
     for component, path, delta in weights(adapter, left_out):
         pair = delta.pair()
         if pair is None:
-            problem = f"{component}.{path} is a {delta.NAME}, which is not a low-rank LoRA"
-            raise ConfigError(f"{problem}: give --rank N or --energy E for the best LoRA, with its error")
+            problem = f"{component}.{path} is of the kind {delta.NAME}, which is not a low-rank LoRA"
+            ways = "give --rank N or --energy E for the best LoRA, with its error"
+            if delta.needs_base:
+                ways += ", and the base with --pretrained_model_name_or_path"
+            raise ConfigError(f"{problem}: {ways}")
         makers.setdefault(component, {})[path] = functools.partial(factors_of, delta, component, path)
         rows[f"{component}.{path}"] = Row(pair[0].shape[0], 0.0)
     check_any(makers, left_out)
@@ -117,7 +120,7 @@ def best_for(
     weight = None
     if delta.needs_base:
         if base is None:
-            problem = f"{where} is a {delta.NAME}, whose change depends on the base's weights"
+            problem = f"{where} is of the kind {delta.NAME}, whose change depends on the base's weights"
             raise ConfigError(f"{problem}: give the base with --pretrained_model_name_or_path")
         weight = base(component, f"{path}.weight").float()
         check_fits_weight(delta, weight, where)
