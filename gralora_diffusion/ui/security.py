@@ -1,8 +1,10 @@
 """Which requests the server accepts, and what a browser may do with the page."""
 
 import ipaddress
+import re
 import socket
 from pathlib import Path
+from urllib.parse import unquote
 
 import psutil
 from gradio.brotli_middleware import BrotliMiddleware
@@ -26,6 +28,8 @@ CONTENT_SECURITY_POLICY = (
     "frame-ancestors 'none'",
     "form-action 'self'",
 )
+LOGIN = ("/login", "/login/")  # the paths at which Gradio takes a password
+COOKIE = b"access-token-"  # how the name of the cookie begins that a good password gets
 HEADERS = {
     "content-security-policy": "; ".join(CONTENT_SECURITY_POLICY),
     "x-content-type-options": "nosniff",
@@ -98,7 +102,9 @@ class Guard:
             # the application would take the prefix off once more, so that is_login were of another path
             return await PlainTextResponse("Not Found", 404)(scope, receive, send)
         client = scope["client"][0] if scope.get("client") else ""
-        is_login = scope["path"].rstrip("/") == "/login" and scope["method"] == "POST"
+        is_login = scope["method"] == "POST" and scope["path"] in LOGIN
+        if scope["method"] == "POST" and not is_login and resembles_login(scope["path"]):
+            return await PlainTextResponse("Not Found", 404)(scope, receive, send)
         refusal = self.refusal(scope["method"], headers)
         if refusal is None and is_login and (wait := self.logins.begin(client)) > 0:
             text = f"too many wrong passwords: wait {wait:.0f} s"
@@ -109,7 +115,7 @@ class Guard:
         async def send_with_headers(message):
             if message["type"] == "http.response.start":
                 if is_login:
-                    self.logins.end(client, message["status"] < 400)
+                    self.logins.end(client, is_logged_in(message))
                 message["headers"] += missing_headers(message["headers"])
             await send(message)
 
@@ -136,6 +142,20 @@ def without_prefix(scope: dict, prefix: str) -> dict:
         return scope
     path = scope["path"][len(prefix) :]
     return dict(scope, path=path, raw_path=path.encode())
+
+
+def resembles_login(path: str) -> bool:
+    """Whether it is the log-in's path but for slashes, dots, encodings, line ends and what is before it.
+
+    The application may take such a path for the log-in: Starlette ignores a line end after a path.
+    """
+    return re.sub("[^a-z]", "", unquote(path).lower()).endswith("login")
+
+
+def is_logged_in(message: dict) -> bool:
+    """Whether the start of an answer to a log-in says that the password was right."""
+    cookies = [value for name, value in message["headers"] if name.lower() == b"set-cookie"]
+    return message["status"] == 200 and any(cookie.startswith(COOKIE) for cookie in cookies)
 
 
 def missing_headers(given: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
