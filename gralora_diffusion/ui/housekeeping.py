@@ -13,7 +13,9 @@ from gralora_diffusion.ui.workspace import Workspace
 
 SAFE = 3600  # seconds for which a file that was handed to a browser is kept, whatever its size
 OLD = 24 * 3600  # seconds after which it is deleted
-MOST_BYTES = 4 * 10**9  # of all served files; beyond that the oldest are deleted before they are OLD
+LARGE = 10**8  # bytes from which a served file is counted apart, as an export, so that it displaces no image
+MOST_BYTES = 4 * 10**9  # of all others; beyond that the oldest are deleted before they are OLD
+MOST_LARGE_BYTES = 16 * 10**9  # the same of large ones: two merged checkpoints of SDXL in 16 bits
 PAUSE = 600  # seconds between two looks
 
 
@@ -28,16 +30,25 @@ def keep_tidy(workspace: Workspace) -> None:
         time.sleep(PAUSE)
 
 
-def delete_old_served(folder: Path, most_bytes: int = MOST_BYTES) -> None:
-    """Delete what is OLD in the folder of served files, then the oldest until it holds `most_bytes`.
+def delete_old_served(
+    folder: Path, most_bytes: int = MOST_BYTES, most_large_bytes: int = MOST_LARGE_BYTES
+) -> None:
+    """Delete what is OLD in the folder of served files, then the oldest until it holds no more than this.
 
-    Nothing that was handed out in the last SAFE seconds is deleted.
+    Nothing that was handed out in the last SAFE seconds is deleted.  most_large_bytes: of those from LARGE on.
     """
+    sizes = {path: size_of(path) for path in folder.iterdir()}
+    small = {path: size for path, size in sizes.items() if size < LARGE}
+    large = {path: size for path, size in sizes.items() if size >= LARGE}
+    delete_oldest(small, most_bytes)
+    delete_oldest(large, most_large_bytes)
+
+
+def delete_oldest(sizes: dict[Path, int], most_bytes: int) -> None:
+    """sizes: {served file or its folder: bytes}."""
     now = time.time()
-    found = sorted((newest_time(path), path) for path in folder.iterdir())
-    sizes = {path: size_of(path) for _, path in found}
     total = sum(sizes.values())
-    for handed_out, path in found:
+    for handed_out, path in sorted((newest_time(path), path) for path in sizes):
         age = now - handed_out
         if age < SAFE or (age < OLD and total <= most_bytes):
             break

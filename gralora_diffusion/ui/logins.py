@@ -1,8 +1,8 @@
 """How often a password may be wrong before one has to wait.
 
-Addresses are counted each on their own, and all of this computer as one.  Strangers are also counted all together, since one person may have
-many addresses; those that have logged in before, and this computer, are not: whoever floods the log-in makes
-strangers wait, and not the owner.
+Addresses are counted each on their own, and all of this computer as one.  Strangers are also counted all
+together, since one person may have many addresses; those that have logged in before, and this computer, are
+not: whoever floods the log-in makes strangers wait, and not the owner.
 """
 
 import contextlib

@@ -22,6 +22,7 @@ VERB = re.compile(r"\b(give|add|drop)\b(?= (an? |the )?(--|it\b|them\b|one of))"
 OPTION = re.compile(r"\boption '([a-z0-9_]+)'(?= is )")  # of a config file
 NAME = re.compile(r"(?<![\w'\"`.-])([a-z]+(?:_[a-z0-9]+)+)(?=[ :,;]|$)")  # hybrid_rank, as adapters say
 COMMAND = re.compile(r",? as `gralora [^`]*` does")
+AGAIN = re.compile(r"\brun the same command to resume(?: from \S*checkpoint-(\d+))?")
 PATH = re.compile(r"(?<![\w.'\"~<>/])(?:~|\.{1,2})?/[^\s:'\",;()]+/([^\s/:'\",;()]+)")
 
 
@@ -44,7 +45,12 @@ def label_of(option: str) -> str:
 
 def page_words(text: str, workspace: Workspace) -> str:
     """A sentence of the trainer with labels for flags, and without paths of this machine."""
-    return without_paths(without_flags(text), workspace)
+    return without_paths(without_flags(AGAIN.sub(resume_words, text)), workspace)
+
+
+def resume_words(match: re.Match) -> str:
+    """What to do on the page instead of calling the command again."""
+    return "press “Resume” to continue" + (f" from step {match[1]}" if match[1] else "")
 
 
 def in_page_words(error: ConfigError, workspace: Workspace) -> ConfigError:

@@ -13,6 +13,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse, RedirectResponse
 
 from gralora_diffusion.ui.access import Access
+from gralora_diffusion.ui.kept_downloads import KeptDownloads
 from gralora_diffusion.ui.logins import Logins
 
 CONTENT_SECURITY_POLICY = (
@@ -38,13 +39,15 @@ HEADERS = {
 }
 
 
-def middleware(access: Access, known: Path | None = None) -> list[Middleware]:
-    """known: the file that keeps the addresses which have logged in."""
+def middleware(access: Access, known: Path | None = None, served: Path | None = None) -> list[Middleware]:
+    """known: the file that keeps the addresses which have logged in; served: the folder of served files."""
     names = allowed_hosts(access)
+    downloads = [Middleware(KeptDownloads, served=served)] if served else []
     return [
         Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False),
         Middleware(Guard, access=access, names=names, known=known),
         Middleware(CompressedPage),
+        *downloads,
     ]
 
 

@@ -75,7 +75,7 @@ def launch(workspace: Workspace, port: int, access: Access) -> None:
         quiet=True,
         prevent_thread_lock=True,
         app_kwargs=dict(
-            middleware=middleware(access, workspace.scratch / KNOWN),
+            middleware=middleware(access, workspace.scratch / KNOWN, workspace.served),
             routes=report_routes(workspace),
             **API_DOCS_OFF,
         ),

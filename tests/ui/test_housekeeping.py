@@ -10,7 +10,7 @@ from PIL import Image
 
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import housekeeping, served
-from gralora_diffusion.ui.housekeeping import OLD, SAFE, delete_old_served
+from gralora_diffusion.ui.housekeeping import LARGE, OLD, SAFE, delete_old_served
 from gralora_diffusion.ui.sampler import Sampler
 from gralora_diffusion.ui.tab_sample import SampleTab
 
@@ -50,6 +50,45 @@ def test_a_file_that_is_handed_out_again_is_kept(workspace, tmp_path):
     assert served.served_copy(workspace, source) == first
     delete_old_served(workspace.served, 0)
     assert os.path.isfile(first)
+
+
+def test_a_large_export_displaces_no_image(workspace):
+    """As of a merged checkpoint: neither while it is new nor later."""
+    images = [made(workspace, "image.png", SAFE + 60 + n) for n in range(20)]
+    export = made(workspace, "merged.safetensors", 0)
+    os.truncate(export, 6_900_000_000)  # takes no space on the disk
+    delete_old_served(workspace.served)
+    assert all(path.is_file() for path in (*images, export))
+    for age in (2 * SAFE, 3 * SAFE):
+        other = made(workspace, "merged.safetensors", 0)
+        os.truncate(other, 6_900_000_000)
+        for part in (other, other.parent):
+            os.utime(part, (time.time() - age,) * 2)
+    delete_old_served(workspace.served)
+    assert all(path.is_file() for path in (*images, export))
+    assert not other.exists()  # the oldest of three
+    assert sum(path.stat().st_size > LARGE for path in workspace.served.glob("*/*")) == 2
+
+
+def test_a_file_that_a_browser_fetches_is_kept_and_its_download_can_be_resumed(page):
+    folder = page.home / ".page" / "served"
+    paths = [folder / name / "export.safetensors" for name in ("fetched", "refused", "forgotten")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(1000))
+        for part in (path, path.parent):
+            os.utime(part, (time.time() - 2 * SAFE,) * 2)
+    place = f"/gradio_api/file={paths[0]}"
+    first = page.client.get(place, headers=dict(range="bytes=0-499"))
+    assert (first.status_code, len(first.content)) == (206, 500)
+    rest = page.client.get(place, headers=dict(range="bytes=500-"))
+    assert (rest.status_code, len(rest.content)) == (206, 500)
+    assert time.time() - paths[0].stat().st_mtime > SAFE  # by which a browser knows that it is the same file
+    evil = {"host": "evil.example"}
+    assert page.client.get(f"/gradio_api/file={paths[1]}", headers=evil).status_code == 400
+    assert page.client.get(f"/gradio_api/file={paths[1]}/../none").status_code >= 400
+    delete_old_served(folder, 0)
+    assert [path.exists() for path in paths] == [True, False, False]
 
 
 def test_a_link_is_deleted_and_not_what_it_leads_to(workspace, tmp_path):

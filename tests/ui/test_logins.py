@@ -150,8 +150,8 @@ def test_the_table_of_failures_is_bounded(monkeypatch):
 SPELLINGS = (
     "/login//", "//login", "//login//", "/login///", "/./login", "/login/.", "/x/../login", "/login/..;/",
     "/%6cogin//", "/%256cogin", "/login%2f", "/login%2f%2f", "/login%0a", "/login/%0a", "/login%0d%0a",
-    "/login%00", "/login%20", "/LOGIN", "/login%5c", "/studio/login", "/studio//login", "/studio/studio/login",
-    "//studio/login", "/studio/studio/login//", "/studio/login//", "/studio/login%0a",
+    "/login%00", "/login%20", "/LOGIN", "/login%5c", "/studio/login", "/studio//login",
+    "/studio/studio/login", "//studio/login", "/studio/studio/login//", "/studio/login//", "/studio/login%0a",
 )  # fmt: skip
 
 

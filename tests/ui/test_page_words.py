@@ -29,6 +29,12 @@ WORDS = {
     "runs/a/allocation.json does not fit": "a/allocation.json does not fit",
     "{home}/.cache/x/y.json cannot be read": "y.json cannot be read",
     "/usr/lib/x/y.so cannot be read": "y.so cannot be read",
+    "stopped at step 31 of 90; run the same command to resume from {home}/runs/a/checkpoint-31": (
+        "stopped at step 31 of 90; press “Resume” to continue from step 31"
+    ),
+    "out of memory: run the same command to resume from the newest checkpoint": (
+        "out of memory: press “Resume” to continue from the newest checkpoint"
+    ),
     "a hub id such as a/b or 1/2": "a hub id such as a/b or 1/2",
 }
 
