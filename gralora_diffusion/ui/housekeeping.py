@@ -8,8 +8,8 @@ import traceback
 from pathlib import Path
 
 from gralora_diffusion.files import delete
-from gralora_diffusion.ui import removed
-from gralora_diffusion.ui.workspace import Workspace
+from gralora_diffusion.ui import removed, removed_images
+from gralora_diffusion.ui.run_queue import RunQueue
 
 SAFE = 3600  # seconds for which a file that was handed to a browser is kept, whatever its size
 OLD = 24 * 3600  # seconds after which it is deleted
@@ -19,12 +19,14 @@ MOST_LARGE_BYTES = 16 * 10**9  # the same of large ones: two merged checkpoints 
 PAUSE = 600  # seconds between two looks
 
 
-def keep_tidy(workspace: Workspace) -> None:
+def keep_tidy(queue: RunQueue) -> None:
     """Delete what is too old every PAUSE seconds, until the process ends; to be called in a thread."""
+    workspace = queue.workspace
+    removed.delete_parts(workspace)
     while True:
         try:
             delete_old_served(workspace.served)
-            removed.delete_old(workspace)
+            removed.delete_old(workspace, queue.lock, removed_images.ONE_AT_A_TIME)
         except Exception as error:  # the next look may succeed
             traceback.print_exception(error, file=sys.stderr)
         time.sleep(PAUSE)
@@ -35,7 +37,8 @@ def delete_old_served(
 ) -> None:
     """Delete what is OLD in the folder of served files, then the oldest until it holds no more than this.
 
-    Nothing that was handed out in the last SAFE seconds is deleted.  most_large_bytes: of those from LARGE on.
+    Nothing that was handed out in the last SAFE seconds is deleted.
+    most_large_bytes: of files from LARGE on.
     """
     sizes = {path: size_of(path) for path in folder.iterdir()}
     small = {path: size for path, size in sizes.items() if size < LARGE}

@@ -2,18 +2,27 @@
 
 Runs are in HOME/runs/.removed/TIME/NAME, images in HOME/images/.removed/DATASET/TIME: on the disk that they
 are from, so that they are renamed and not copied.  TIME is nanoseconds since 1970, and so in order.
+
+The clock may be wrong: what is older than DAYS is deleted only if it was so at an earlier look, a day before.
 """
 
+import contextlib
+import json
+import os
 import re
 import shutil
 import time
 from pathlib import Path
 
+from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.workspace import BIN, Workspace, folders
 
 DAYS = 7
+A_DAY = 86_400 * 10**9  # nanoseconds
 TIME = re.compile(r"\d{20}")
+PART = re.compile(r"\.\d{20}\.part")  # what is being deleted
+SEEN = "old-in-bin.json"  # {folder of a removal: when it was seen first as too old}
 
 
 def removals(bin_folder: Path) -> list[Path]:
@@ -43,10 +52,59 @@ def new_removal(bin_folder: Path) -> Path:
     return folder
 
 
-def delete_old(workspace: Workspace) -> None:
-    """Empty the bin of what was removed more than DAYS days ago."""
-    limit = time.time_ns() - DAYS * 86_400 * 10**9
-    for bin_folder in (workspace.removed_runs, *folders(workspace.removed_images)):
-        for removal in removals(bin_folder):
-            if int(removal.name) < limit:
-                shutil.rmtree(removal, ignore_errors=True)
+def bins(workspace: Workspace) -> list[Path]:
+    """The folders that removals() is for."""
+    found = [workspace.removed_runs, *folders(workspace.removed_images)]
+    return [bin_folder for bin_folder in found if not is_link(bin_folder)]
+
+
+def delete_removal(removal: Path) -> None:
+    """Delete it for good; whatever is left of it where that fails half way is never restored."""
+    part = removal.with_name(f".{removal.name}.part")
+    os.replace(removal, part)
+    shutil.rmtree(part)
+
+
+def delete_parts(workspace: Workspace) -> None:
+    """Delete what delete_removal() left when it was ended half way."""
+    for bin_folder in bins(workspace):
+        with contextlib.suppress(OSError):  # there may be no such folder
+            for part in [path for path in bin_folder.iterdir() if PART.fullmatch(path.name)]:
+                if not part.is_symlink():
+                    shutil.rmtree(part, ignore_errors=True)
+
+
+def delete_old(workspace: Workspace, runs_lock, images_lock) -> None:
+    """Empty the bin of what was removed more than DAYS days ago, and was so at a look a day ago.
+
+    The locks: those of changes of runs, and of images.
+    """
+    now = time.time_ns()
+    before = seen_before(workspace)
+    seen = {}
+    for bin_folder in bins(workspace):
+        lock = runs_lock if bin_folder == workspace.removed_runs else images_lock
+        with lock:
+            for removal in removals(bin_folder):
+                if int(removal.name) >= now - DAYS * A_DAY:
+                    continue
+                key = str(removal.relative_to(workspace.root))
+                first = min(before.get(key, now), now)
+                if now - first < A_DAY:
+                    seen[key] = first
+                    continue
+                with contextlib.suppress(OSError):  # the next look may succeed
+                    delete_removal(removal)
+    if seen != before:
+        write_text(workspace.scratch / SEEN, json.dumps(seen) + "\n")
+
+
+def seen_before(workspace: Workspace) -> dict[str, int]:
+    """What SEEN holds; {} for a file that holds something else."""
+    try:
+        found = json.loads((workspace.scratch / SEEN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict) or not all(type(value) is int for value in found.values()):
+        return {}
+    return found

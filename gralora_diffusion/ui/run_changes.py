@@ -1,7 +1,6 @@
 """Rename, delete and bring back runs that are neither active nor queued, nor read by one that is."""
 
 import os
-import shutil
 from pathlib import Path
 
 from gralora_diffusion.files import move
@@ -78,5 +77,5 @@ class RunChanges:
         with self.queue.lock:
             runs = self.deleted()
             for run in runs:
-                shutil.rmtree(run.parent)
+                removed.delete_removal(run.parent)
             return len(runs)

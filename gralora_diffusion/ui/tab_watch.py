@@ -11,7 +11,7 @@ from gralora_diffusion.ui.follow_log import FOLLOW_LOG
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
 from gralora_diffusion.ui.notifications import ASK
 from gralora_diffusion.ui.page_words import page_words
-from gralora_diffusion.ui.run_files import config_of, log_tail
+from gralora_diffusion.ui.run_files import config_of, log_tail, read_job
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.tab_history import RunHistory
 from gralora_diffusion.ui.workspace import Workspace, free_name, real_file
@@ -26,6 +26,7 @@ COLORS = {
     "copy": "#94a3b8",
     "score": "#0d9488",
 }
+NO_LOG = "No log: this run was started on the command line, which shows its output"
 RESUMABLE = ("stopped", "failed", "killed", "canceled", "withdrawn", "unknown")
 
 
@@ -199,7 +200,8 @@ class WatchTab:
         changes.add("message", message, lambda: gr.update(value=message, visible=bool(message)))
         changes.add("plot", [name, steps, evaluated, smoothing], curve)
         changes.add("scores", [name, evaluated], scores)
-        changes.add("log", log, lambda: log)
+        hint = NO_LOG if run and not log and not read_job(run) else ""
+        changes.add("log", [log, hint], lambda: gr.update(value=log, placeholder=hint))
         changes.add("samples", [name, sample_versions(run)], lambda: self.sample_images(run))
         cards = run_cards.cards(self.queue)
         changes.add("cards", cards, lambda: cards or None)

@@ -11,6 +11,7 @@ from PIL import Image
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import housekeeping, served
 from gralora_diffusion.ui.housekeeping import LARGE, OLD, SAFE, delete_old_served
+from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.sampler import Sampler
 from gralora_diffusion.ui.tab_sample import SampleTab
 
@@ -116,7 +117,7 @@ def test_the_page_looks_again_and_again(workspace, monkeypatch):
 
     monkeypatch.setattr(housekeeping.time, "sleep", pause)
     with pytest.raises(InterruptedError):
-        housekeeping.keep_tidy(workspace)
+        housekeeping.keep_tidy(RunQueue(workspace))
 
 
 def test_a_click_on_an_image_that_is_gone_says_what_to_do(workspace):

@@ -1,12 +1,13 @@
 """The log on the page: fields by their labels, datasets and runs by their names."""
 
 import asyncio
+import shutil
 
 import gradio as gr
 import pytest
 
 from gralora_diffusion.ui.run_queue import RunQueue
-from gralora_diffusion.ui.tab_watch import WatchTab
+from gralora_diffusion.ui.tab_watch import NO_LOG, WatchTab
 
 LINES = {
     "note: the run ends after 300 steps (--max_train_steps 300)": (
@@ -41,3 +42,19 @@ def test_the_log_has_the_labels_of_the_form(tab, workspace):
 
 def test_a_run_without_a_log_has_none(tab, workspace):
     assert tab.log_of(workspace.runs / "none") == ""
+
+
+def log_update(tab, run) -> dict:
+    """What the browser gets for the log of the chosen run."""
+    updates = tab.refresh(run.name, 0.9, None)
+    return updates[tab.refresh_event["outputs"].index(tab.log)]
+
+
+def test_a_run_of_the_command_line_says_where_its_output_is(tab, workspace, finished_run):
+    run = workspace.runs / "robot-1"
+    shutil.copytree(finished_run, run)
+    for name in ("log.txt", "job.json"):
+        (run / name).unlink(missing_ok=True)
+    assert log_update(tab, run) == gr.update(value="", placeholder=NO_LOG)
+    (run / "log.txt").write_text("step 1/2\n")
+    assert log_update(tab, run) == gr.update(value="step 1/2", placeholder="")
