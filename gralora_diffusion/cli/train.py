@@ -4,6 +4,7 @@ Without options it trains on the embedded base model and the bundled images of a
 --dry_run prints the plan: steps, memory, time, disk; --verbose adds the resolved config and every layer.
 """
 
+import os
 import sys
 
 from gralora_diffusion.checks import check_paths
@@ -12,6 +13,7 @@ from gralora_diffusion.command_line import parser_of, to_config
 from gralora_diffusion.console import fail
 from gralora_diffusion.options import ConfigError, TrainingError
 
+LOADING = "loading torch and diffusers ..."
 EXAMPLE = """example:
   gralora train --preset subject-12gb \\
       --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 \\
@@ -35,8 +37,7 @@ def main(argv: list[str]) -> None:
     if processes > 1 and not config.dry_run:
         launch(without("--num_processes", argv), processes)
         return
-    if sys.stderr.isatty():
-        print("loading torch and diffusers ...", file=sys.stderr, flush=True)
+    say_what_takes_time(config.dry_run)
     # torch is imported only after --help, wrong options and wrong paths are dealt with
     from gralora_diffusion.training.dry_run import plan
     from gralora_diffusion.training.signals import Stopped
@@ -53,6 +54,14 @@ def main(argv: list[str]) -> None:
         fail(str(error), code=1)
     except Stopped as stop:
         print(stop, flush=True)
+
+
+def say_what_takes_time(dry_run: bool) -> None:
+    """One line before the imports; but for a plan in a file, and for processes beside the first."""
+    if sys.stderr.isatty():
+        print(LOADING, file=sys.stderr, flush=True)
+    elif not dry_run and os.environ.get("RANK", "0") == "0":
+        print(LOADING, flush=True)
 
 
 def without(flag: str, argv: list[str]) -> list[str]:

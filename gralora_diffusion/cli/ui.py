@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"--{name.lower()} is {folder}, which is not a folder")
     check_address(args.listen or "127.0.0.1", args.port)
 
+    print("starting the page ...", flush=True)  # the imports take seconds
     os.environ |= TELEMETRY_OFF  # read when gradio and huggingface_hub are imported
     from gralora_diffusion.ui.server import serve  # imports them, only after --help and mistakes
 

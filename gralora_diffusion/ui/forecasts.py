@@ -1,6 +1,8 @@
 """What a run will take: memory and files from shapes alone, time from steps that were measured."""
 
+import contextlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -65,25 +67,37 @@ def with_full_paths(config: TrainConfig, workspace: Workspace) -> TrainConfig:
 
 def estimate_of(config: TrainConfig, workspace: Workspace) -> Estimate:
     """Raises ConfigError, with the reason in the page's words, when the run is impossible."""
-    text = as_text(config, workspace)
-    if not isinstance(_plans.get(text), Estimate):  # a refusal is checked again: images may have been added
+    key = key_of(config, workspace)
+    if not isinstance(_plans.get(key), Estimate):  # a refusal is checked again: other files may be there now
         try:
-            found = estimate_of_text(text, workspace)
+            found = estimate_of_text(key[0], workspace)
         except ConfigError as error:
             found = in_page_words(error, workspace)
-        _plans.pop(text, None)
+        _plans.pop(key, None)
         while len(_plans) >= 32:
             del _plans[next(iter(_plans))]
-        _plans[text] = found
-    if refusal := known_refusal(config, workspace):
-        raise refusal
-    return _plans[text]
+        _plans[key] = found
+    found = _plans[key]
+    if isinstance(found, ConfigError):
+        raise ConfigError(str(found), option=found.option)
+    return found
 
 
 def known_refusal(config: TrainConfig, workspace: Workspace) -> ConfigError | None:
-    """Why estimate_of() refused this config before, with the option that is wrong, if it did."""
-    found = _plans.get(as_text(config, workspace))
+    """Why estimate_of() refused this config with these images before, with the option that is wrong."""
+    found = _plans.get(key_of(config, workspace))
     return ConfigError(str(found), option=found.option) if isinstance(found, ConfigError) else None
+
+
+def key_of(config: TrainConfig, workspace: Workspace) -> tuple[str, str]:
+    """The config as a text, and the version of its images and captions, by which estimates are kept."""
+    folders = [getattr(config, name, None) for name, option in FIELDS.items() if option.kind == "images"]
+    files = []
+    for folder in filter(None, folders):
+        with contextlib.suppress(OSError), os.scandir(workspace.root / folder) as entries:
+            stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+            files += [[folder, name, stat.st_mtime_ns, stat.st_size] for name, stat in stats]
+    return as_text(config, workspace), json.dumps(sorted(files))
 
 
 def as_text(config: TrainConfig, workspace: Workspace) -> str:
@@ -92,7 +106,7 @@ def as_text(config: TrainConfig, workspace: Workspace) -> str:
     return json.dumps(to_dict(with_full_paths(planned, workspace)), sort_keys=True)
 
 
-_plans: dict[str, Estimate | ConfigError] = {}  # the latest estimates, or why there is none
+_plans: dict[tuple[str, str], Estimate | ConfigError] = {}  # the latest estimates, or why there is none
 
 
 def estimate_of_text(text: str, workspace: Workspace) -> Estimate:

@@ -1,4 +1,4 @@
-"""What is wrong with the Train form: one sentence, once, at the field that it is about."""
+"""What is wrong with the Train form: one sentence, above Start and at the field that it is about."""
 
 import html
 import json
@@ -7,7 +7,6 @@ import gradio as gr
 
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.config_form import FIELDS
-from gralora_diffusion.ui.page_words import RUN_NAME
 
 NAME = "name"  # what a ConfigError about the run's name has instead of an option
 MARK = """(text) => {  // mistakes as [field's id, sentence], displayed at their fields
@@ -40,23 +39,20 @@ MARK_AND_SHOW = f"""(text) => {{  // and opens the list for a field in it, which
 }}"""
 
 
-def field_of(problem: ConfigError) -> tuple[str, str] | None:
-    """(id of the element, label) of the field that is wrong; None where no field of the form is."""
+def field_of(problem: ConfigError) -> str | None:
+    """The id of the field that is wrong; None where no field of the form is."""
     if problem.option == NAME or problem.option == "output_dir":
-        return "run-name", RUN_NAME
-    if problem.option in FIELDS:
-        return f"option-{problem.option}", FIELDS[problem.option].label
-    return None
+        return "run-name"
+    return f"option-{problem.option}" if problem.option in FIELDS else None
 
 
 def mistake_updates(problem: ConfigError | None) -> tuple:
-    """Updates of the box above Start and of the marks: the sentence is at its field, or else in the box."""
+    """Updates of the box above Start and of the marks: the sentence is in the box, and at its field."""
     if problem is None:
         return gr.update(visible=False), "[]"
     field = field_of(problem)
-    if field is None:
-        return gr.update(value=str(problem), visible=True), "[]"
-    return gr.update(value=field[1], visible=True), json.dumps([[field[0], str(problem)]])
+    marks = [[field, str(problem)]] if field else []
+    return gr.update(value=str(problem), visible=True), json.dumps(marks)
 
 
 def refusal(problem: ConfigError) -> gr.Error:

@@ -63,6 +63,7 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         page.load(guarded(dataset.view), dataset.chosen, dataset.set_view, **PRIVATE)
         connect_form(page, train)
         gr.on([page.load, train_tab.select], **train.lists_event)
+        connect_checks(train_tab, train)
         for tab, part in ((sample_tab, sample), (compare_tab, compare), (export_tab, export)):
             gr.on([page.load, tab.select], **part.lists_event)
         gr.on([page.load, sample_tab.select], **sample.history.refresh)
@@ -194,6 +195,12 @@ def connect_form(page: gr.Blocks, train: TrainTab) -> None:
     for event in (train.preview_event, train.estimate_event):
         loaded = loaded.then(**event)
         loaded.then(None, train.marks, None, js=MARK)
+
+
+def connect_checks(train_tab: gr.Tab, train: TrainTab) -> None:
+    """When Train is opened, the form is checked again: images or captions may have changed on Dataset."""
+    opened = train_tab.select(**train.preview_event)
+    opened.then(None, train.marks, None, js=MARK)
 
 
 def connect_next(tabs: gr.Tabs, watch: WatchTab, to_sample: gr.Dropdown, to_export: gr.Dropdown) -> None:

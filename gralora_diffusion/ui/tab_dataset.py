@@ -15,6 +15,10 @@ from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name
 
 RESOLUTIONS = ["64", "512", "768", "1024"]
 TAGS = 40  # that are listed
+UPLOADS = (
+    f"Files are added to the chosen dataset. They make a new one where that is {BUNDLED}, "
+    "or where a new name is filled in."
+)
 CONFIRM = """(name) => confirm(`Delete the dataset ${name} with all its images?`) ? name : null"""
 
 
@@ -60,6 +64,7 @@ class DatasetTab:
             elem_id="drop",
             height=150,
         )
+        gr.Markdown(UPLOADS, elem_id="drop-help")
         self.new_name = gr.Textbox(label="New name", placeholder="my-dog", max_length=64, elem_id="new-set")
         with gr.Row(elem_classes="pair"):
             self.create = gr.Button("Create empty dataset", elem_id="create-set", min_width=120)

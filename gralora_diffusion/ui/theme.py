@@ -89,6 +89,11 @@ HEAD += """<script>
 HEAD += CAPTION_KEYS + NOTIFY_HEAD + LOG_HEAD
 
 
+def words_for_gradio() -> gr.I18n:
+    """Texts that Gradio 6.31 reads to screen readers and has in no language: it would say their keys."""
+    return gr.I18n(en={"common.complete": "Done"})
+
+
 def theme() -> gr.themes.Base:
     base = gr.themes.Base(
         primary_hue="teal",

@@ -103,7 +103,7 @@ def test_a_mistake_is_displayed_once_at_its_field(mine, tab):
     assert "/" not in sentence
     assert tab.page.locator(".toast-body").count() == 0
     assert tab.page.get_by_text(sentence, exact=True).count() == 1
-    assert tab.value("problem") == "Trigger caption"
+    assert tab.value("problem") == sentence
     tab.fill("option-instance_prompt", "a photo of sks dog")
     tab.page.locator(".mistake").wait_for(state="detached")
     assert not tab.page.locator("#problem").is_visible()

@@ -108,7 +108,7 @@ def fill_form(tab: Tab) -> None:
     tab.fill("find-option", "guidance")
     tab.fill("option-guidance_scale", "minus one")
     tab.wait("option-guidance_scale", "must be a number")
-    assert tab.value("problem") == "Sample image guidance scale"
+    assert "must be a number" in tab.value("problem")
     tab.page.click("#check")
     tab.wait("option-guidance_scale", "must be a number")
     tab.fill("option-guidance_scale", 2)

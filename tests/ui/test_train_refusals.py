@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from train_form import form_values
 
 import gralora_diffusion
@@ -13,8 +14,9 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.options import ConfigError, Option, value_in
 from gralora_diffusion.ui.config_form import FIELDS, IMAGES, choices, to_config
-from gralora_diffusion.ui.forecasts import estimate_of
-from gralora_diffusion.ui.mistakes import field_of
+from gralora_diffusion.ui.forecasts import estimate_of, known_refusal
+from gralora_diffusion.ui.image_sets import save_captions
+from gralora_diffusion.ui.mistakes import field_of, mistake_updates
 from gralora_diffusion.ui.page_words import OPTIONS
 from gralora_diffusion.ui.workspace import Workspace
 
@@ -244,3 +246,31 @@ def test_a_start_from_an_adapter_of_this_page(filled):
             rows = dict(estimate_of(to_config(form_values(start_from=name), filled), filled).rows)
             assert name.partition(".")[0] in rows["Starts from"]
             assert str(filled.root) not in str(rows)
+
+
+@pytest.fixture
+def mine(workspace):
+    """A dataset of four images without captions."""
+    folder = workspace.images / "mine"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (64, 64), (60 * number, 0, 0)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_captions_that_were_added_meanwhile_are_noticed(workspace, mine):
+    """Also where only an earlier refusal would be repeated, as after each change of the form."""
+    error = refusal_of({IMAGES: "mine"}, workspace)
+    assert error.option == "instance_prompt"
+    box, marks = mistake_updates(error)
+    assert box["value"] == str(error)
+    assert "no caption" in box["value"]
+    assert json.loads(marks) == [["option-instance_prompt", str(error)]]
+    config = to_config(form_values(**{IMAGES: "mine"}), workspace)
+    assert known_refusal(config, workspace) is not None
+    save_captions(workspace, "mine", {path.name: "a red square" for path in mine.glob("*.png")})
+    assert known_refusal(config, workspace) is None
+    assert estimate_of(config, workspace).rows
+    for path in mine.glob("*.txt"):
+        path.unlink()
+    assert refusal_of({IMAGES: "mine"}, workspace).option == "instance_prompt"

@@ -50,6 +50,24 @@ def test_a_foreign_address_is_one_sentence(tmp_path):
     assert "192.0.2.1 cannot be opened" in sentence
 
 
+def test_the_first_line_comes_before_the_imports_that_take_long(tmp_path):
+    code = (
+        "import builtins, sys; from gralora_diffusion.cli.main import main\n"
+        "def first(text, **how):\n"
+        "    loaded = sorted({'gradio', 'torch', 'diffusers'} & sys.modules.keys())\n"
+        "    sys.exit(f'{text} {how} {loaded}')\n"
+        "builtins.print = first\n"
+        "main(sys.argv[1:])"
+    )
+    for arguments, text in (
+        (["ui", "--port", "0"], "starting the page ..."),
+        (["train", "--output_dir", "new"], "loading torch and diffusers ..."),
+    ):
+        command = [GRALORA[0], "-c", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        assert done.stderr == f"{text} {{'flush': True}} []\n"
+
+
 def test_help_explains_every_option_and_loads_no_library():
     code = (
         "import sys; from gralora_diffusion.cli.main import main\n"
