@@ -1,7 +1,8 @@
 """docs/page.png: the tab Watch of a page with a run that has ended, in Chromium, 1280 pixels wide.
 
     gralora train --output_dir studio/runs/robot-1 --max_train_steps 300 --learning_rate 1e-3 \\
-        --validation_steps 60
+        --validation_steps 60 > log.txt 2>&1
+    mv log.txt studio/runs/robot-1
     gralora ui --home studio &
     python scripts/page_image.py http://127.0.0.1:7860
 """
@@ -14,7 +15,7 @@ from playwright.sync_api import sync_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 IMAGE = Path(__file__).parents[1] / "docs" / "page.png"
-WIDTH, HEIGHT = 1280, 1240
+WIDTH, HEIGHT = 1280, 1310
 PATIENCE = 300_000  # milliseconds
 COMPLETE = "() => [...document.querySelectorAll('#samples img')].every(image => image.complete)"
 

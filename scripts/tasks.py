@@ -8,6 +8,7 @@ with fixed noise.  docs/experiments/README.md has the criterion, which was writt
 """
 
 import argparse
+import hashlib
 import os
 import shutil
 import statistics
@@ -18,6 +19,7 @@ from scipy import stats
 from gralora_diffusion.cli.compare import arguments
 from gralora_diffusion.console import fail
 from gralora_diffusion.data.dataset import instance_images
+from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.evaluation.statistics import t_interval
 from gralora_diffusion.experiments.markdown import markdown
 from gralora_diffusion.experiments.plan import base_config, plan_sweep, split
@@ -42,7 +44,8 @@ STEPS = 300
 RATES = (1e-4, 3e-4, 1e-3)  # of full fine-tuning, tried on the first style alone
 LORA = "--methods our-lora --ranks 16 --lrs 1e-3"  # the rate of experiment 1
 COMMON = f"--loss_only --steps {STEPS} --held_out_every {STEPS}"
-TEST = "--part test --seeds 2 3 4"
+TEST = "--part test --seeds 2 3 4 5 6"
+SEEDS = 5
 FACTOR = 5  # of the seeds' standard deviation, which full fine-tuning must gain and wrong images must not
 POWER = 0.8
 
@@ -72,7 +75,7 @@ def run_all(images: Path, state: Path) -> None:
     for style, wrong in zip(STYLES, (*STYLES[1:], STYLES[0]), strict=True):
         for method in (full, LORA):
             sweep(f"{COMMON} {TEST} {method}", images / style, state / style)
-        mixed = mix(images / style, images / wrong, state / f"images-{style}-wrong")
+        mixed = mix(images / style, images / wrong, state)
         sweep(f"{COMMON} {TEST} {LORA}", mixed, state / f"{style}-wrong")
         keep(state)
 
@@ -90,13 +93,17 @@ def best_rate(done: list[dict]) -> float:
     return min(runs, key=lambda entry: entry["curve"][-1][1])["run"]["lr"]
 
 
-def mix(right: Path, wrong: Path, folder: Path) -> Path:
-    """Images whose two held-out tenths are the right ones and whose training images are wrong ones."""
+def mix(right: Path, wrong: Path, state: Path) -> Path:
+    """A folder whose two held-out tenths are the right images and whose training images are wrong ones.
+
+    Its name has a hash of both folders' images, so that other ones make another folder.
+    """
+    images = images_of(right)
+    training = {image.path.name for image in split(images, "test")[0]}
+    digests = "".join(image.digest for image in (*images, *images_of(wrong)))
+    folder = state / f"images-{right.name}-wrong-{hashlib.sha256(digests.encode()).hexdigest()[:12]}"
     if folder.is_dir():
         return folder
-    config = base_config(arguments(["--instance_data_dir", str(right), "--output", "x"]))
-    images = instance_images(config)
-    training = {image.path.name for image in split(images, "test")[0]}
     part = folder.with_name(f"{folder.name}.part.{os.getpid()}")
     part.mkdir(parents=True)
     for image in images:
@@ -108,6 +115,10 @@ def mix(right: Path, wrong: Path, folder: Path) -> Path:
     else:
         part.rename(folder)
     return folder
+
+
+def images_of(folder: Path) -> list[TrainingImage]:
+    return instance_images(base_config(arguments(["--instance_data_dir", str(folder), "--output", "x"])))
 
 
 def keep(state: Path) -> None:
@@ -130,29 +141,47 @@ def report() -> str:
     for style in STYLES:
         full, lora = losses(done, style, "full"), losses(done, style, "our-lora")
         wrong = losses(done, style, "our-lora", "wrong")
-        if len(full) < 2 or len(lora) < 2 or len(wrong) < 2:
+        if min(len(full), len(lora), len(wrong)) < SEEDS:
+            rows.append([style, len(full), *[""] * 7, "incomplete"])
             continue
         base = next(1000 * entry["curve"][0][1] for entry in done if entry["task"] == style)
-        noise = statistics.stdev(full.values())
-        paired = statistics.stdev(lora[seed] - full[seed] for seed in full if seed in lora)
-        variances.append(paired**2)
-        gain = base - statistics.mean(full.values())
-        of_lora = base - statistics.mean(lora.values())
-        by_wrong = [base - value for value in wrong.values()]
-        low, high = t_interval(by_wrong)
-        cells = [f"{base:.2f}", f"{gain:.2f}", f"{noise:.2f}", f"{gain / noise:.0f}", f"{of_lora:.2f}"]
-        cells += [f"{statistics.mean(by_wrong):+.2f} ({low:+.2f} to {high:+.2f})", f"{paired:.2f}"]
-        shows = gain >= FACTOR * noise > statistics.mean(by_wrong)
-        rows.append([style, len(full), *cells, "yes" if shows else "no"])
-    heads = ["style", "seeds", "loss of the base x 1000", "gain of full fine-tuning", "sd", "gain / sd"]
-    heads += ["gain of LoRA", "gain by wrong images (95 %)", "sd of LoRA less full", "shows learning"]
+        noise, lora_noise = statistics.stdev(full.values()), statistics.stdev(lora.values())
+        differences = [lora[seed] - full[seed] for seed in full]
+        variances.append(statistics.variance(differences))
+        gains, by_wrong = (
+            [base - value for value in full.values()],
+            [base - value for value in wrong.values()],
+        )
+        cells = [f"{base:.2f}", interval_text(gains), f"{noise:.2f}"]
+        cells += [f"{base - statistics.mean(lora.values()):.2f}", f"{lora_noise:.2f}"]
+        cells += [interval_text(by_wrong), f"{statistics.stdev(differences):.2f}"]
+        learns = statistics.mean(gains) >= FACTOR * noise
+        learns = learns and statistics.mean(by_wrong) < FACTOR * lora_noise
+        rows.append([style, len(full), *cells, "yes" if learns else "no"])
+    heads = [
+        "style",
+        "seeds",
+        "loss of the base x 1000",
+        "gain of full fine-tuning",
+        "sd",
+        "gain of LoRA",
+        "sd",
+    ]
+    heads += ["gain by wrong images", "sd of LoRA less full", "shows learning"]
     text = markdown(heads, rows)
     if variances:
         spread = statistics.mean(variances) ** 0.5
         effects = ", ".join(f"{spread * detectable(n):.2f} with {n}" for n in (5, 10, 20))
-        text += f"\n\nSmallest paired difference x 1000 that is detected with 80 % power: {effects} seeds."
+        what = "LoRA less full fine-tuning x 1000, the smallest that a paired t-test detects with 80 % power"
+        text += f"\n\n{what}: {effects} seeds."
     write_text(KEPT / "table.md", text + "\n")
     return text
+
+
+def interval_text(values: list[float]) -> str:
+    """The mean with its 95 % t-interval."""
+    low, high = t_interval(values)
+    return f"{statistics.mean(values):+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def losses(done: list[dict], style: str, method: str, images: str = "right") -> dict[int, float]:
