@@ -7,6 +7,7 @@ M is out_features, N is in_features, r the rank, k GraLoRA's blocks per side; de
 import math
 
 import torch
+import torch.nn.functional as F
 
 from gralora_diffusion.devices import in_float64
 
@@ -45,7 +46,7 @@ def joined(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor
 
 
 def without_cancellation(down: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pair, or another of the same delta and at most its rank where the pair's terms cancel.
+    """The pair, or another of the same delta and shapes where the pair's terms cancel.
 
     Terms: up[:, i] down[i]. Rounding errors are relative to them, so that a delta much smaller than they
     are, such as the difference of two nearly equal products, is lost in half precision.
@@ -56,7 +57,9 @@ def without_cancellation(down: torch.Tensor, up: torch.Tensor) -> tuple[torch.Te
     if float((of_down * of_up).sum()) * CANCELLATION**2 > terms:
         return down, up
     new_down, new_up, *_ = truncate(down, up, len(down))
-    return new_down.to(down.dtype), new_up.to(up.dtype)
+    missing = len(down) - len(new_down)  # of a rank above what the layer's sides allow
+    new_down = F.pad(new_down, (0, 0, 0, missing))
+    return new_down.to(down.dtype), F.pad(new_up, (0, missing)).to(up.dtype)
 
 
 def truncate(

@@ -8,7 +8,7 @@ from pathlib import Path
 from gralora_diffusion.data.captioner import Captioner
 from gralora_diffusion.data.captions import files_beside
 from gralora_diffusion.data.images import open_image
-from gralora_diffusion.data.listing import CAPTIONS, listing, reason_of
+from gralora_diffusion.data.listing import CAPTIONS, is_list_of_another_case, listing, reason_of
 from gralora_diffusion.data.make_masks import folders_in, images_of
 from gralora_diffusion.data.metadata import metadata_in, read_metadata
 from gralora_diffusion.files import write_text
@@ -43,7 +43,9 @@ def jobs_of(folder: Path) -> list[Job]:
     """
     jobs, images = [], {}
     for where in folders_in(folder):
-        files = listing(where, "folder")[0]
+        files, _, bad = listing(where, "folder")
+        for path in filter(is_list_of_another_case, bad):
+            raise ConfigError(f"{path} cannot be used: {bad[path]}", option="folder")
         beside = {f"{path.stem}{path.suffix.lower()}": path for path in files}
         try:
             metadata = read_metadata(where, None)

@@ -120,8 +120,8 @@ class Adapter:
         N = C*kh*kw of a convolution.  Raises ConfigError for a kind of adapter without such a pair.
         """
         factors = as_matrices(self.layers[component][path])
-        wide = {leaf: t if t.dtype == torch.float64 else t.float() for leaf, t in factors.items()}
-        pair = KINDS[self.config.method].low_rank_of(wide, self.scale(path, wide))
+        factors = {leaf: wide(tensor) for leaf, tensor in factors.items()}
+        pair = KINDS[self.config.method].low_rank_of(factors, self.scale(path, factors))
         if pair is None:
             raise self.no_low_rank()
         return pair
@@ -193,6 +193,11 @@ def sizes_of(factors: Factors) -> Sizes | None:
         k, *_, r = factors["gralora_A"].shape
         return Sizes(r + plain, k, plain)
     return Sizes(plain, 1, 0) if "lora_A" in factors else None
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """In fp32, or in fp64 where it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def rank_of(factors: Factors) -> int | None:

@@ -10,9 +10,10 @@ import torch
 from gralora_diffusion import __version__
 from gralora_diffusion.adapters.adapted_layer import AdaptedLayer
 from gralora_diffusion.adapters.kinds import KINDS
+from gralora_diffusion.adapters.low_rank import without_cancellation
 from gralora_diffusion.files import resolved
-from gralora_diffusion.formats.adapter_state import Adapter
-from gralora_diffusion.formats.conv_factors import with_kernels
+from gralora_diffusion.formats.adapter_state import Adapter, Factors, wide
+from gralora_diffusion.formats.conv_factors import as_matrices, kernel_of, with_kernel, with_kernels
 from gralora_diffusion.formats.kohya_header import as_utf8, facts_text, kohya_header, public_facts
 from gralora_diffusion.formats.layer_names import kohya
 from gralora_diffusion.formats.read import HEADER
@@ -38,6 +39,8 @@ def write_native(path: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
         raise ConfigError(f"{problem}, for {reason}: use fp32, or another format")
     tensors = {}
     for component, module_path, factors in adapter.items():
+        if dtype.itemsize < 4:
+            factors = to_be_rounded(factors)
         for leaf, tensor in factors.items():
             tensors[f"{component}.{module_path}.{leaf}"] = tensor.to("cpu", dtype).contiguous()
         scale = adapter.scale(module_path, factors)
@@ -46,6 +49,17 @@ def write_native(path: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
             tensors[f"{component}.{module_path}.alpha"] = torch.tensor(alpha)
     header = dict(version=__version__, config=to_dict(adapter.config)) | public_facts(adapter)
     write_safetensors(path, tensors, {HEADER: as_utf8(json.dumps(header, ensure_ascii=False))})
+
+
+def to_be_rounded(factors: Factors) -> Factors:
+    """Those of a plain LoRA without terms that cancel, as a difference of adapters has; others unchanged."""
+    if set(factors) != {"lora_A", "lora_B"}:
+        return factors
+    matrices = {leaf: wide(tensor) for leaf, tensor in as_matrices(factors).items()}
+    down, up = without_cancellation(matrices["lora_A"], matrices["lora_B"])
+    if down is matrices["lora_A"]:
+        return factors
+    return with_kernel(dict(lora_A=down, lora_B=up), kernel_of(factors))
 
 
 def write_diffusers(path: str | Path, adapter: Adapter, dtype=torch.float32) -> None:
