@@ -16,6 +16,14 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def resolved(path: Path) -> Path:
+    """The path without links, as far as there is one: a loop of links, as names of others may hold, stays."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: a loop, before Python 3.13
+        return path.absolute()
+
+
 def sync(folder: Path) -> None:
     """Make names in this folder last through a power failure, where the system can."""
     if hasattr(os, "O_DIRECTORY"):

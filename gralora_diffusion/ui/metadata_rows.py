@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gralora_diffusion.data.listing import reason_of
-from gralora_diffusion.data.metadata import COLUMNS, METADATA, metadata_in, read_metadata
+from gralora_diffusion.data.metadata import COLUMNS, METADATA, csv_rows, metadata_in, read_metadata
 from gralora_diffusion.data.text_files import read_text
 from gralora_diffusion.files import write_text
 from gralora_diffusion.ui.workspace import real_file
@@ -77,8 +77,8 @@ def lines_of(folder: Path) -> Lines:
     if path.name == METADATA:
         lines = text.split("\n")
         return Lines(path, [], [Line(line, json.loads(line) if line.strip() else None) for line in lines])
-    head, *rows = csv.reader(text.splitlines(keepends=True), strict=True)
-    return Lines(path, head, [Line(cells, dict(zip(head, cells, strict=False))) for cells in rows])
+    head, rows = csv_rows(text)
+    return Lines(path, head, [Line(cells, dict(zip(head, cells, strict=False))) for _, cells in rows])
 
 
 def save(found: Lines, lines: list[Line]) -> None:
@@ -87,7 +87,13 @@ def save(found: Lines, lines: list[Line]) -> None:
         write_text(found.path, "\n".join(line.content for line in lines))
         return
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([found.head, *(line.content for line in lines)])
+    plain, quoted = (
+        csv.writer(text, lineterminator="\n", quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    for cells in [found.head, *(line.content for line in lines)]:
+        needs_quotes = any(cell.startswith(" ") or "\r" in cell for cell in cells)
+        (quoted if needs_quotes else plain).writerow(cells)
     write_text(found.path, text.getvalue())
 
 
@@ -141,4 +147,4 @@ def add(folder: Path, rows: list[dict]) -> None:
 
 def rows_in(file: Path) -> list[dict]:
     """The rows of a metadata.jsonl that add() has written."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in read_text(file).text.split("\n") if line.strip()]

@@ -169,3 +169,43 @@ def test_an_uploaded_file_gives_its_captions_to_its_images(workspace, folder, tm
         "other.jsonl was left out: only metadata.jsonl or metadata.csv may hold the captions of several "
         "images",
     ]
+
+
+def test_a_csv_file_with_odd_cells_is_read_by_training_as_it_was_after_an_edit(workspace, folder):
+    """Blanks after commas, lines within cells, and characters at which str.splitlines() ends lines."""
+    (folder / "metadata.jsonl").unlink()
+    odd = "cat\u2028deep/c.png,\x85x"
+    table = (
+        f'file_name, text, note\na.png, "a dog, sitting"," b"\nb.png,"two\rlines",\ndeep/c.png,"{odd}",1\n'
+    )
+    (folder / "metadata.csv").write_text(table, encoding="utf-8", newline="")
+    before = trained(folder)
+    assert before == {"a.png": "a dog, sitting", "b.png": "two lines", "c.png": "cat deep/c.png, x"}
+    image_sets.save_captions(workspace, "mine", {"a.png": "a dog, running"})
+    assert trained(folder) == before | {"a.png": "a dog, running"}
+    assert metadata_rows.rows_of(folder, ["a.png", "b.png", "deep/c.png"]) == [
+        {"file_name": "a.png", "text": "a dog, running", "note": " b"},
+        {"file_name": "b.png", "text": "two\rlines", "note": ""},
+        {"file_name": "deep/c.png", "text": odd, "note": "1"},
+    ]
+    removed_images.remove(workspace, "mine", ["b.png"])
+    removed_images.undo_remove(workspace, "mine")
+    assert trained(folder) == before | {"a.png": "a dog, running"}
+
+
+def test_a_csv_file_that_training_refuses_is_not_edited(workspace, folder):
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text("file_name,text\na.png,a dog, running\n")
+    assert metadata_rows.captions_in(folder) == {}
+    assert "line 2 has 3 fields" in metadata_rows.problem_in(folder)
+    image_sets.save_captions(workspace, "mine", {"a.png": "typed"})
+    assert (folder / "metadata.csv").read_text() == "file_name,text\na.png,a dog, running\n"
+
+
+def test_a_removed_line_with_a_line_separator_comes_back(workspace, folder):
+    row = dict(file_name="a.png", text="a\u2028dog", source="x\x85y")
+    (folder / "metadata.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    removed_images.remove(workspace, "mine", ["a.png"])
+    removed_images.undo_remove(workspace, "mine")
+    assert json.loads(lines(folder)[-2]) == row
+    assert trained(folder)["a.png"] == "a dog"
