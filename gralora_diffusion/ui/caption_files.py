@@ -15,7 +15,7 @@ from gralora_diffusion.ui import metadata_rows
 from gralora_diffusion.ui.workspace import real_file
 
 MAX_CAPTION = 2000  # characters
-CHANGES = threading.Lock()  # one at a time, for captions may share a file
+CHANGES = threading.RLock()  # for every change of a dataset, since captions and images share files and names
 
 
 def captions_beside(image: Path) -> dict[str, Path]:
@@ -47,11 +47,13 @@ def one_line(text: str) -> str:
 def write_captions(edits: dict[Path, str]) -> None:
     """Write the captions of images of one folder, {image: caption}; where one cannot be, none is written.
 
-    Raises ConfigError as edit() does.
+    Raises ConfigError as edit() does, and for an image that was deleted meanwhile.
     """
     with CHANGES:
         files, rows = [], {}
         for image, caption in edits.items():
+            if not real_file(image):
+                raise ConfigError(f"{image.name} is no longer in the dataset: reload the page")
             if found_caption(image, captions_beside(image)).in_metadata:
                 rows[image.name] = checked(image, caption)
             else:
