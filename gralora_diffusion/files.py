@@ -16,6 +16,14 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def resolved(path: Path) -> Path:
+    """The path without links, as far as there is one: a loop of links, as names of others may hold, stays."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: a loop, before Python 3.13
+        return path.absolute()
+
+
 def sync(folder: Path) -> None:
     """Make names in this folder last through a power failure, where the system can."""
     if hasattr(os, "O_DIRECTORY"):
@@ -89,16 +97,22 @@ def move(source: Path, target: Path) -> None:
 
 
 def move_all(targets: dict[Path, Path]) -> None:
-    """move() each of {source: target}; where one fails, those before it go back."""
-    moved = []
+    """move() each of {source: target}; where one fails, those before it go back, as move_back() says."""
+    moved = {}
     try:
         for source, target in targets.items():
             move(source, target)
-            moved.append(source)
+            moved[source] = target
     except BaseException:
-        for source in moved:
-            move(targets[source], source)
+        move_back(moved)
         raise
+
+
+def move_back(moved: dict[Path, Path]) -> None:
+    """Undo move_all(); a file that cannot go back stays at its target, and the others still go back."""
+    for source, target in moved.items():
+        with contextlib.suppress(OSError):
+            move(target, source)
 
 
 def copy_synced(source: Path, target: Path) -> None:

@@ -166,6 +166,7 @@ def report(task: Task) -> str:
     text = tables.text()
     write_text(task.kept / "table.md", text + "\n")
     tables.plot(task.kept / "loss-outliers.png")
+    tables.plot_conditions(task.kept / "rates-outliers.png")
     return text
 
 

@@ -71,10 +71,14 @@ class Tables:
     def text(self) -> str:
         name = self.score.metric.name
         parts = [
-            (f"Chosen rates, by the mean {name} of two validation seeds", self.rates()),
+            (
+                f"Chosen rates, by the mean {name} of the validation seeds 0 and 1, as far as they are run",
+                self.rates(),
+            ),
             (f"{name.capitalize()} x 1000, mean over the seeds", self.losses()),
             ("Less LoRA's of the same seed, x 1000, 95 % t-intervals", self.differences()),
             ("How much more outliers cost LoRA than the blocks, x 1000", self.interactions()),
+            ("Test runs at other rates, x 1000", self.other_rates()),
         ]
         return "\n\n".join(f"**{title}**\n\n{table}" for title, table in parts if table)
 
@@ -162,6 +166,24 @@ class Tables:
                         rows.append([rank, arm.label, name, seeds, interval_text(values)])
         return markdown(["rank", "arm", "outliers", "seeds", "change of the difference from LoRA"], rows)
 
+    def other_rates(self) -> str:
+        """Test runs of no case: at rates that were tried afterwards, or with cases that are not complete."""
+        rows = []
+        for setting, runs in self.tests().items():
+            arm = arm_of(setting)
+            rates = [best_rates(self.done, self.score, *place).get(arm) for place in CONDITIONS]
+            if setting.lr not in rates:
+                mean = self.mean_text(runs)
+                cells = [
+                    f"{setting.outliers:g}",
+                    setting.slices or "",
+                    arm.label,
+                    f"{setting.lr:g}",
+                    len(runs),
+                ]
+                rows.append([arm.rank, *cells, mean])
+        return markdown(["rank", "outliers", "slices", "arm", "rate", "seeds", "mean"], rows) if rows else ""
+
     def plot(self, file: Path) -> None:
         """Loss against the outliers' scale, at the rates tuned at 1000 and at 1."""
 
@@ -173,6 +195,40 @@ class Tables:
                     self.plot_arm(axis, Arm(label, 64), tuned_at, number)
 
         save_figure(file, fill, columns=2)
+
+    def plot_conditions(self, file: Path) -> None:
+        """Validation loss against the rate without outliers, and test loss under every condition."""
+
+        def fill(by_rate, by_condition) -> None:
+            by_rate.set(xlabel="learning rate, without outliers", xscale="log", yscale="log")
+            by_rate.set_ylabel(f"{self.score.metric.name} x 1000")
+            by_condition.set_xlabel("outliers, each arm at its own best rate")
+            names = ["none", "one channel", f"one in each of {SLICES} slices"]
+            by_condition.set_xticks(range(len(CONDITIONS)), names)
+            for number, label in enumerate((LORA, K2, K4, K8)):
+                self.plot_rates(by_rate, Arm(label, 64), number)
+                self.plot_points(by_condition, Arm(label, 64), number)
+
+        save_figure(file, fill, columns=2)
+
+    def plot_rates(self, axis, arm: Arm, number: int) -> None:
+        means = {}
+        for setting, runs in by_setting(of_part(self.done, "validation")).items():
+            values = per_run(runs, self.score).values()
+            if (arm_of(setting), planted(setting)) == (arm, (1, 0)) and len(values) == len(runs):
+                means[setting.lr] = 1000 * statistics.mean(values)
+        if means:
+            axis.plot(list(means), list(means.values()), label=arm.label, **line_style(number))
+
+    def plot_points(self, axis, arm: Arm, number: int) -> None:
+        for place, (scale, slices) in enumerate(CONDITIONS):
+            values = list(self.losses_of(arm, scale, slices, scale).values())
+            if values:
+                spread = half_width(values)
+                style = line_style(number) | dict(linestyle="none")
+                x = place + 0.08 * (number - 1.5)
+                label = arm.label if place == 0 else None
+                axis.errorbar(x, statistics.mean(values), spread, capsize=3, label=label, **style)
 
     def plot_arm(self, axis, arm: Arm, tuned_at: float, number: int) -> None:
         means = {}

@@ -41,6 +41,7 @@ class LayerAdapter(nn.Module):
 
     LEAVES: ClassVar[tuple[set[str], ...]] = ()  # the sets of parameter names that a layer may have
     needs_base: ClassVar[bool] = False  # delta(), add_delta() and forward() take base=, the weight
+    needs_fp32: ClassVar[bool] = False  # rounding the parameters to half precision would lose its delta
     k = 1
     hybrid_rank = 0
 

@@ -7,8 +7,11 @@ M is out_features, N is in_features, r the rank, k GraLoRA's blocks per side; de
 import math
 
 import torch
+import torch.nn.functional as F
 
 from gralora_diffusion.devices import in_float64
+
+CANCELLATION = 2  # |terms| / |delta| from which a pair is replaced before it is rounded
 
 
 def scale_of(rank: int, alpha: float | None, rslora: bool) -> float:
@@ -40,6 +43,23 @@ def joined(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor
         return pairs[0]
     downs, ups = zip(*pairs, strict=True)
     return torch.cat(downs), torch.cat(ups, 1)
+
+
+def without_cancellation(down: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pair, or another of the same delta and shapes where the pair's terms cancel.
+
+    Terms: up[:, i] down[i]. Rounding errors are relative to them, so that a delta much smaller than they
+    are, such as the difference of two nearly equal products, is lost in half precision.
+    """
+    wide_down, wide_up = in_float64(down), in_float64(up)
+    of_down, of_up = wide_down @ wide_down.T, wide_up.T @ wide_up
+    terms = float((of_down.diagonal() * of_up.diagonal()).sum())
+    if float((of_down * of_up).sum()) * CANCELLATION**2 > terms:
+        return down, up
+    new_down, new_up, *_ = truncate(down, up, len(down))
+    missing = len(down) - len(new_down)  # of a rank above what the layer's sides allow
+    new_down = F.pad(new_down, (0, 0, 0, missing))
+    return new_down.to(down.dtype), F.pad(new_up, (0, missing)).to(up.dtype)
 
 
 def truncate(

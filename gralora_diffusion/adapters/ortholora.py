@@ -25,6 +25,7 @@ class OrthoLoRA(LayerAdapter):
     """
 
     LEAVES: ClassVar = ({*TRAINED, *START},)
+    needs_fp32 = True  # delta is the small difference of two products
 
     def __init__(
         self,

@@ -4,10 +4,12 @@ Options are those of adapter_config.json. N counts the kernel of a convolution.
 """
 
 import math
+import re
 
 import torch
 
 from gralora_diffusion.adapters.deltas import Delta, Tensors
+from gralora_diffusion.options import ConfigError
 
 MOST_TERMS = 100  # of Neumann's series; PEFT's default is 5
 
@@ -41,12 +43,16 @@ class PeftOFT(PeftDelta):
         self.side = (1 + math.isqrt(1 + 8 * tensors["oft_R"].shape[-1])) // 2
         if tensors["oft_R"].ndim != 2 or self.side * (self.side - 1) // 2 != tensors["oft_R"].shape[1]:
             raise ValueError("oft_R is no triangle of a square block")
-        self.terms = given.get("num_cayley_neumann_terms", 5) if given.get("use_cayley_neumann", True) else 0
-        if type(self.terms) is not int or not 0 <= self.terms <= MOST_TERMS:
-            raise ValueError(f"num_cayley_neumann_terms is {self.terms!r}")
+        self.terms = None  # the exact rotation
+        if given.get("use_cayley_neumann", True):
+            self.terms = given.get("num_cayley_neumann_terms", 5)
+            if type(self.terms) is not int or not 0 <= self.terms <= MOST_TERMS:
+                rule = f"it must be a whole number from 0 to {MOST_TERMS}"
+                raise ConfigError(f"num_cayley_neumann_terms is {shortened(self.terms)}; {rule}")
+        self.halves_last = is_since_0_18(given.get("peft_version"))
         self.limit = given.get("eps", 6e-5) if given.get("coft") else None
-        if self.limit is not None and not (type(self.limit) is float and 0 < self.limit < 1e3):
-            raise ValueError(f"eps is {self.limit!r}")
+        if self.limit is not None and not (type(self.limit) in (int, float) and 0 <= self.limit < 1e3):
+            raise ConfigError(f"eps is {shortened(self.limit)}; it must be a number from 0 to 1000")
 
     def delta(self, base=None):
         triangles = self.wide("oft_R")
@@ -59,7 +65,7 @@ class PeftOFT(PeftDelta):
             limit = self.limit / math.sqrt(len(Q))
             norm = Q.norm(dim=(1, 2), keepdim=True)
             Q = torch.where(norm <= limit, Q, limit * Q / norm)
-        R = neumann(Q, self.terms) if self.terms else cayley(Q)
+        R = cayley(Q) if self.terms is None else neumann(Q, self.terms, self.halves_last)
         blocks = weight.flatten(1).unflatten(1, (-1, self.side))  # [M, N/b, b]
         if len(R) not in (1, blocks.shape[1]):
             raise IndexError("the blocks do not fit the layer")
@@ -144,14 +150,36 @@ class PeftVeRA(PeftDelta):
         return (b.view(-1, 1) * B[:m]) @ (d.view(-1, 1) * A[:, :n])
 
 
+def is_since_0_18(version) -> bool:
+    """Whether PEFT 0.18 or later wrote a config; earlier versions did not write theirs.
+
+    Raises ConfigError for what is no version.
+    """
+    if version is None:
+        return False
+    numbers = re.match(r"(\d{1,4})\.(\d{1,4})", version) if isinstance(version, str) else None
+    if numbers is None:
+        raise ConfigError(f"peft_version is {shortened(version)}; it must be a version, such as 0.18.0")
+    return (int(numbers[1]), int(numbers[2])) >= (0, 18)
+
+
+def shortened(value) -> str:
+    """A value of a config, for a message."""
+    return repr(value)[:40]
+
+
 def cayley(Q: torch.Tensor) -> torch.Tensor:
     """(I - Q)(I + Q)^-1 of each Q [..., b, b]."""
     eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device).expand_as(Q)
     return torch.linalg.solve(eye + Q, eye - Q, left=False)
 
 
-def neumann(Q: torch.Tensor, terms: int) -> torch.Tensor:
-    """PEFT's series for (I + Q)(I - Q)^-1: I + 2 Q + 2 Q^2 + ... + Q^(terms - 1)."""
+def neumann(Q: torch.Tensor, terms: int, halves_last: bool = True) -> torch.Tensor:
+    """PEFT's series for (I + Q)(I - Q)^-1: I + 2 Q + 2 Q^2 + ... + Q^(terms - 1), with 3 terms also Q^3.
+
+    Without halves_last as before PEFT 0.18: all but I have the factor 2, and it always ends at
+    Q^(terms - 1).
+    """
     R = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device).repeat(len(Q), 1, 1)
     if terms < 2:
         return R
@@ -159,10 +187,11 @@ def neumann(Q: torch.Tensor, terms: int) -> torch.Tensor:
     if terms > 2:
         power = Q @ Q
         R = R + 2 * power
-        for _ in range(3, terms - 1):
+        for _ in range(3, terms - 1 if halves_last else terms):
             power = power @ Q
             R = R + 2 * power
-        R = R + power @ Q
+        if halves_last:
+            R = R + power @ Q
     return R
 
 

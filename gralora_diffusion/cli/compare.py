@@ -24,6 +24,7 @@ from gralora_diffusion.console import fail
 from gralora_diffusion.evaluation.encoder_names import parse_encoder_name
 from gralora_diffusion.evaluation.metric import METRICS
 from gralora_diffusion.experiments.methods import METHODS, WITH_K
+from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError
 
 NAMES = textwrap.fill(f"methods: {', '.join(METHODS)}", 100, subsequent_indent="  ", break_on_hyphens=False)
@@ -218,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
 def report_runs(args: Namespace) -> None:
     from gralora_diffusion.experiments.report import report_sweep, select
 
-    if args.keep and args.keep.resolve() == args.output.resolve():
+    if args.keep and resolved(args.keep) == resolved(args.output):
         raise ConfigError("--keep must not be the folder of --output, whose runs.jsonl it would shorten")
     among = dict(method=args.methods, rank=args.ranks, lr=args.lrs)
     among["k"] = [None, *args.k] if args.k else None

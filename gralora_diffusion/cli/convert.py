@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gralora_diffusion.command_line import Parser, path_text, strengths
 from gralora_diffusion.console import fail, note
+from gralora_diffusion.files import resolved
 from gralora_diffusion.formats.writers import DTYPES, WRITERS
 from gralora_diffusion.options import ConfigError
 
@@ -147,7 +148,7 @@ def check_output(parser: Parser, args: argparse.Namespace, inputs: list[str]) ->
         parser.error(f"OUT is {args.output}; {need}")
     for path in map(Path, inputs):
         if args.output.exists() and path.exists():
-            inside = path.is_dir() and args.output.resolve().is_relative_to(path.resolve())
+            inside = path.is_dir() and resolved(args.output).is_relative_to(resolved(path))
             if inside or args.output.samefile(path):
                 parser.error(f"OUT is {args.output}, which is an input or a file of one: choose another name")
     if args.k is not None and args.method is None:

@@ -25,6 +25,7 @@ from gralora_diffusion.command_line import Parser, path_text
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import fail, note
 from gralora_diffusion.evaluation.encoder_names import FOR_EMBEDDED, FOR_SDXL, PRESETS
+from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError, from_dict
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gralora_diffusion" / "features"
@@ -123,7 +124,7 @@ def problem_with(args: Namespace) -> str | None:
             f"{' and '.join(unused)} cannot be given with --subjects, which scores no prompts and compares "
             "no folders"
         )
-    if len({Path(name).resolve() for name in args.generated}) < len(args.generated):
+    if len({resolved(Path(name)) for name in args.generated}) < len(args.generated):
         return f"--generated names a folder twice: {' '.join(args.generated)}"
     for name in ("masked", "lookalikes"):
         if getattr(args, name) and not (args.run or args.reference):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gralora_diffusion.command_line import Parser
 from gralora_diffusion.console import fail
+from gralora_diffusion.files import resolved
 from gralora_diffusion.ui.access import Access
 
 TELEMETRY_OFF = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     if not 0 <= args.port < 65536:
         parser.error(f"--port is {args.port}; it must be from 0 to 65535")
     other_tools = {"ComfyUI": args.comfyui, "A1111": args.a1111}
-    other_tools = {name: folder.resolve() for name, folder in other_tools.items() if folder}
+    other_tools = {name: resolved(folder) for name, folder in other_tools.items() if folder}
     for name, folder in other_tools.items():
         if not folder.is_dir():
             parser.error(f"--{name.lower()} is {folder}, which is not a folder")

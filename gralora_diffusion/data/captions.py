@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from gralora_diffusion.data.metadata import LISTS
-from gralora_diffusion.data.text_files import Text, read_text
+from gralora_diffusion.data.text_files import Text, lines_of, read_text
 from gralora_diffusion.data.wildcards import wildcard_forms
 from gralora_diffusion.sdxl.prompt_weights import split_at_commas
 from gralora_diffusion.seeding import generator
@@ -44,6 +43,7 @@ class Caption(NamedTuple):
     lines: int = 1  # of that file
     guessed: bool = False  # see Text
     empty: str | None = None  # name of a caption file without words, which counts as none
+    unused: str | None = None  # name of a file with another caption of the same kind
     in_metadata: bool = False  # whether it is in one of LISTS, and not in a file of its own
 
 
@@ -73,15 +73,14 @@ def caption_of(
     """
     empty = None
     for suffix in (".txt", ".caption"):
-        if file := file_beside(path, beside, suffix):
-            caption = from_text(file, lines)
-            if caption.text:
-                return caption
-            empty = empty or file.name
-    if file := file_beside(path, beside, ".json"):
-        if text := from_json(file):
-            return Caption(text, file.name)
-        empty = empty or file.name
+        found = [from_text(file, lines) for file in files_beside(path, beside, suffix)]
+        if caption := first_with_words(found):
+            return caption
+        empty = empty or next((caption.file for caption in found), None)
+    found = [Caption(from_json(file), file.name) for file in files_beside(path, beside, ".json")]
+    if caption := first_with_words(found):
+        return caption
+    empty = empty or next((caption.file for caption in found), None)
     if path in metadata:
         if text := clean(metadata[path], LISTS):
             return Caption(text, in_metadata=True)
@@ -93,15 +92,24 @@ def caption_of(
     return Caption(prompt, empty=empty)
 
 
-def file_beside(path: Path, beside: dict[str, Path], suffix: str) -> Path | None:
-    """NAME.txt, or NAME.png.txt, of NAME.png."""
-    return beside.get(f"{path.stem}{suffix}") or beside.get(f"{path.name}{suffix}")
+def files_beside(path: Path, beside: dict[str, Path], suffix: str) -> list[Path]:
+    """NAME.txt and NAME.png.txt of NAME.png, as far as they are there."""
+    return [beside[f"{name}{suffix}"] for name in (path.stem, path.name) if f"{name}{suffix}" in beside]
+
+
+def first_with_words(found: list[Caption]) -> Caption | None:
+    """The first caption that is not empty, with the file of another one that is different."""
+    found = [caption for caption in found if caption.text]
+    if not found:
+        return None
+    others = [caption.file for caption in found if caption.text != found[0].text]
+    return found[0]._replace(unused=others[0] if others else None)
 
 
 def from_text(path: Path, lines: str) -> Caption:
     """The caption in a text file: its first line with words, all of them joined, or all to draw one."""
     content = caption_file(path)
-    found = [line for line in re.split(r"\r\n|\r|\n", content.text) if line.strip()]
+    found = [line for line in lines_of(content.text) if line.strip()]
     if lines == "first":
         text = clean(found[0] if found else "", path.name)
     else:

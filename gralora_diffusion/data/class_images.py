@@ -13,8 +13,9 @@ from gralora_diffusion.data.cache import Cache, key_of
 from gralora_diffusion.data.concepts import concepts_of, folder_concepts
 from gralora_diffusion.data.image_folder import TrainingImage, find_images
 from gralora_diffusion.data.images import EXTENSIONS, bucket_of
-from gralora_diffusion.data.listing import has_images, listing, numbered, printable, resolved
+from gralora_diffusion.data.listing import has_images, listing, numbered, printable
 from gralora_diffusion.devices import release_unused
+from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.sdxl.base import resolution_of
 from gralora_diffusion.sdxl.image_text import save_image

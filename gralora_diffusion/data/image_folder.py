@@ -14,7 +14,7 @@ from PIL import Image
 
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, key_of
-from gralora_diffusion.data.captions import PLACES, Caption, Variation, caption_of, file_beside
+from gralora_diffusion.data.captions import PLACES, Caption, Variation, caption_of, files_beside
 from gralora_diffusion.data.file_facts import facts_of, unchanged
 from gralora_diffusion.data.images import EXTENSIONS, decode, open_image
 from gralora_diffusion.data.listing import (
@@ -25,11 +25,11 @@ from gralora_diffusion.data.listing import (
     printable,
     reason_by_name,
     reason_of,
-    resolved,
 )
 from gralora_diffusion.data.mask_images import Mask
 from gralora_diffusion.data.masks import companions
 from gralora_diffusion.data.metadata import metadata_in, read_metadata
+from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError
 
 NAMED = 10  # files that a note names
@@ -163,7 +163,7 @@ def find_images(
 
 
 def has_caption(path: Path, beside: dict[str, Path], metadata: dict[Path, str]) -> bool:
-    return path in metadata or any(file_beside(path, beside, suffix) for suffix in CAPTIONS)
+    return path in metadata or any(files_beside(path, beside, suffix) for suffix in CAPTIONS)
 
 
 def note_left_out(folder: Path, folders: list[str], files: list[Path], masks: list[Path]) -> None:
@@ -191,6 +191,9 @@ def note_captions(folder: Path, captions: list[Caption], lines: str, prompt_opti
     if several and lines == "first":
         what = f"only the first line of {counted(len(several), 'caption file')} in {folder} is used"
         note(f"{what}: {some(several)} (--caption_lines join or random uses all lines)")
+    unused = [f"{caption.unused} (for {caption.file})" for caption in captions if caption.unused]
+    if unused:
+        note(f"captions in {folder} that are not used, since there is another for the image: {some(unused)}")
     if empty:
         note(f"--{prompt_option} replaces empty captions in {folder}: {some(empty)}")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gralora_diffusion.data.images import EXTENSIONS, NO_JXL, RAW, VECTOR_GRAPHICS
 from gralora_diffusion.data.metadata import METADATA, METADATA_CSV, metadata_in
+from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError
 
 IGNORED = {"thumbs.db", "desktop.ini", "readme.md", METADATA, METADATA_CSV}
@@ -32,6 +33,9 @@ def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path
     except (OSError, ValueError) as error:
         raise ConfigError(f"the folder of --{option} cannot be read: {error}", option=option) from None
     for path in entries:
+        if is_list_of_another_case(path):
+            bad[path] = f"captions are read from {path.name.lower()}, in lower case: rename it"
+            continue
         if path.name.lower() in IGNORED or path.suffix.lower() in CACHES:
             continue
         try:
@@ -49,10 +53,19 @@ def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path
     return files, folders, bad
 
 
+def is_list_of_another_case(path: Path) -> bool:
+    """Whether it is a metadata.jsonl or metadata.csv in upper case, where that is another name."""
+    name = path.name.lower()
+    if name == path.name or name not in (METADATA, METADATA_CSV):
+        return False
+    own = path.with_name(name)
+    return not (own.exists() and path.exists() and own.samefile(path))
+
+
 def leads_up(folder: Path) -> bool:
     """Whether it is a link to a folder that it is in."""
-    target = folder.resolve()
-    parent = folder.parent.resolve()
+    target = resolved(folder)
+    parent = resolved(folder.parent)
     return folder.is_symlink() and (target == parent or target in parent.parents)
 
 
@@ -73,14 +86,6 @@ def reason_by_name(path: Path, stems: set[str]) -> str | None:
         stem = printable(path.stem)
         return f"neither an image nor a caption by its name: captions are {stem}.txt or {stem}.caption"
     return "not an image"
-
-
-def resolved(path: Path) -> Path:
-    """The path without links, as far as there is one."""
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError, ValueError):
-        return path.absolute()
 
 
 def numbered(folder: Path) -> list[tuple[Path, int, str]]:

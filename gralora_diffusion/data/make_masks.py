@@ -7,11 +7,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from gralora_diffusion.data.images import EXTENSIONS, open_image
-from gralora_diffusion.data.listing import has_images, listing, numbered, printable, reason_of, resolved
+from gralora_diffusion.data.listing import has_images, listing, numbered, printable, reason_of
 from gralora_diffusion.data.mask_images import decode, gray_of
 from gralora_diffusion.data.masks import MASKS, first_of, stem_of, stems_of, without_masks
 from gralora_diffusion.data.saliency import Saliency
-from gralora_diffusion.files import complete_or_absent
+from gralora_diffusion.files import complete_or_absent, resolved
 from gralora_diffusion.options import ConfigError
 
 TILE, LABEL, COLUMNS = 160, 16, 8  # pixels, pixels, tiles of the sheet

@@ -1,12 +1,14 @@
 """Captions of a folder's images in metadata.jsonl or metadata.csv, as in Hugging Face's imagefolder."""
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from gralora_diffusion.data.text_files import read_text
+from gralora_diffusion.files import resolved
 
 METADATA = "metadata.jsonl"
 METADATA_CSV = "metadata.csv"
@@ -32,11 +34,11 @@ def read_metadata(folder: Path, column: str | None) -> dict[Path, str]:
         raise ValueError(f"there is {METADATA_CSV} too: remove one of the two")
     if not path.is_file():
         raise ValueError("it is not a file")
-    found, root = {}, folder.resolve()
+    found, root = {}, resolved(folder)
     entries = of_jsonl if path.name == METADATA else of_csv
     for where, entry in entries(read_text(path).text):
         image, caption = read_entry(entry, column, where)
-        if ".." in Path(image).parts or root not in (root / image).resolve().parents:
+        if ".." in Path(image).parts or root not in resolved(root / image).parents:
             raise ValueError(f"{where} names a file outside the folder")
         if folder / image in found:
             raise ValueError(f"{where} names {image} a second time")
@@ -57,11 +59,33 @@ def of_jsonl(text: str) -> Iterator[tuple[str, object]]:
 
 def of_csv(text: str) -> Iterator[tuple[str, dict]]:
     """(where, row) of each row with words, by the names in the first."""
+    head, rows = csv_rows(text)
+    for where, cells in rows:
+        if cells:
+            yield where, dict(zip(head, cells, strict=False))
+
+
+def csv_rows(text: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """(names of the columns, (where, cells) of each further row), blanks before a cell left out.
+
+    Raises ValueError for a column named twice, and a row with more cells than there are columns.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    rows = []
     try:
-        for row in (reader := csv.DictReader(text.splitlines(keepends=True), strict=True)):
-            yield f"line {reader.line_num}", {name: value for name, value in row.items() if value is not None}
+        head = next(reader, [])
+        for cells in reader:
+            where = f"line {reader.line_num}"
+            if len(cells) > len(head):
+                problem = f"{where} has {len(cells)} fields, and the first line names {len(head)}"
+                raise ValueError(f'{problem}: put captions that hold commas in quotes, "a dog, running"')
+            rows.append((where, cells))
     except csv.Error as error:
         raise ValueError(f"it is not CSV ({error})") from None
+    for name in head:
+        if name and head.count(name) > 1:
+            raise ValueError(f"its first line names the column {name!r} twice: rename or remove one")
+    return head, rows
 
 
 def read_entry(entry, column: str | None, where: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ probabilities in the order of the file's lines.
 """
 
 import csv
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def load_tagger(folder: Path, threshold: float | None, character_threshold: floa
 def read_tags(path: Path) -> list[Tag]:
     """Raises ConfigError where the file has no columns name and category."""
     try:
-        lines = list(csv.DictReader(read_text(path, MAX_BYTES).text.splitlines()))
+        lines = list(csv.DictReader(io.StringIO(read_text(path, MAX_BYTES).text, newline="")))
         return [Tag(line["name"], line["category"]) for line in lines]
     except (ValueError, KeyError, csv.Error) as error:
         problem = f"{printable(path)} is not a list of tags with the columns name and category"

@@ -12,6 +12,7 @@ BOMS = (  # of UTF-32 first, since it begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+ENDS_OF_LINES = re.compile(r"\r\n|\r|\n")
 FALLBACK = "cp1252"  # Windows' in Western Europe and America
 CONTROL = re.compile(r"[\x01-\x08\x0e-\x1f]")  # in no text; NUL has a message of its own
 
@@ -21,6 +22,11 @@ class Text(NamedTuple):
 
     text: str
     guessed: bool  # whether the encoding is FALLBACK, which nothing in the file confirms
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text as editors count them; str.splitlines() also ends them at U+2028 and others."""
+    return ENDS_OF_LINES.split(text)
 
 
 def read_text(path: Path, limit: int | None = None) -> Text:

@@ -1,13 +1,14 @@
 """Captions for all images of a folder, in NAME.txt beside each, from a model."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gralora_diffusion.data.captioner import Captioner
-from gralora_diffusion.data.captions import file_beside
+from gralora_diffusion.data.captions import files_beside
 from gralora_diffusion.data.images import open_image
-from gralora_diffusion.data.listing import CAPTIONS, listing, reason_of
+from gralora_diffusion.data.listing import CAPTIONS, is_list_of_another_case, listing, reason_of
 from gralora_diffusion.data.make_masks import folders_in, images_of
 from gralora_diffusion.data.metadata import metadata_in, read_metadata
 from gralora_diffusion.files import write_text
@@ -42,7 +43,9 @@ def jobs_of(folder: Path) -> list[Job]:
     """
     jobs, images = [], {}
     for where in folders_in(folder):
-        files = listing(where, "folder")[0]
+        files, _, bad = listing(where, "folder")
+        for path in filter(is_list_of_another_case, bad):
+            raise ConfigError(f"{path} cannot be used: {bad[path]}", option="folder")
         beside = {f"{path.stem}{path.suffix.lower()}": path for path in files}
         try:
             metadata = read_metadata(where, None)
@@ -55,7 +58,7 @@ def jobs_of(folder: Path) -> list[Job]:
             if other != image:
                 problem = f"{other.name} and {image.name} of {where} would share the caption {caption.name}"
                 raise ConfigError(f"{problem}: rename one of them", option="folder")
-            own = [file for end in CAPTIONS if (file := file_beside(image, beside, end))]
+            own = list(itertools.chain(*(files_beside(image, beside, end) for end in CAPTIONS)))
             present = image in metadata or any(path.read_bytes().strip() for path in own)
             jobs.append(Job(str(image.relative_to(folder)), image, caption, present))
     return jobs

@@ -12,6 +12,7 @@ from gralora_diffusion.evaluation.encoder_weights import (
     read_clip_config,
     unavailable,
 )
+from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError, did_you_mean
 
 CONFIG = "open_clip_config.json"
@@ -30,9 +31,9 @@ def clip_model(rest: str) -> tuple[nn.Module, dict]:
     name, _, weights = rest.partition(":")
     hub, preprocessing = "", None
     if folder.is_dir():
-        name = f"local-dir:{folder.resolve()}"
+        name = f"local-dir:{resolved(folder)}"
         file = weights_file_in(folder)
-        called = f"{folder.resolve().name} ({folder})"
+        called = f"{resolved(folder).name} ({folder})"
     else:
         file = Path(weights) if weights.endswith(".safetensors") else None
         check_clip_name(open_clip, name, weights, file)

@@ -19,7 +19,7 @@ def read_results(folder: Path) -> list[dict]:
     """All finished runs, {"run": options, "scores": {Score: values}, ...}; skips half-written lines."""
     found = []
     with contextlib.suppress(FileNotFoundError):
-        for line in (folder / RESULTS).read_text().splitlines():
+        for line in (folder / RESULTS).read_text().split("\n"):
             with contextlib.suppress(json.JSONDecodeError):
                 found.append(json.loads(line))
     return [entry_from_json(entry) for entry in found]

@@ -13,7 +13,7 @@ from gralora_diffusion.adapters.delta_adapter import DeltaAdapter
 from gralora_diffusion.adapters.deltas import Delta
 from gralora_diffusion.adapters.inject import TARGETS, first_match
 from gralora_diffusion.adapters.kinds import KINDS
-from gralora_diffusion.adapters.low_rank import scale_of
+from gralora_diffusion.adapters.low_rank import scale_of, without_cancellation
 from gralora_diffusion.adapters.registry import common_and_others, handles
 from gralora_diffusion.config import AdapterConfig
 from gralora_diffusion.console import note
@@ -104,8 +104,8 @@ class Adapter:
 
     def rank(self, path: str, factors: Factors) -> int:
         """The rank of a layer: by its tensors, or by the config for a kind whose tensors have no rank."""
-        sizes = sizes_of(factors)
-        return first_match(self.config.rank_pattern, path, self.config.rank) if sizes is None else sizes.rank
+        rank = rank_of(factors)
+        return first_match(self.config.rank_pattern, path, self.config.rank) if rank is None else rank
 
     def scale(self, path: str, factors: Factors) -> float:
         return scale_of(self.rank(path, factors), self.config.alpha, self.config.rslora)
@@ -120,11 +120,16 @@ class Adapter:
         N = C*kh*kw of a convolution.  Raises ConfigError for a kind of adapter without such a pair.
         """
         factors = as_matrices(self.layers[component][path])
-        wide = {leaf: t if t.dtype == torch.float64 else t.float() for leaf, t in factors.items()}
-        pair = KINDS[self.config.method].low_rank_of(wide, self.scale(path, wide))
+        factors = {leaf: wide(tensor) for leaf, tensor in factors.items()}
+        pair = KINDS[self.config.method].low_rank_of(factors, self.scale(path, factors))
         if pair is None:
             raise self.no_low_rank()
         return pair
+
+    def for_file(self, component: str, path: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """low_rank() for a file of this dtype, in which rounding does not lose a small delta."""
+        pair = self.low_rank(component, path)
+        return without_cancellation(*pair) if dtype.itemsize < 4 else pair
 
     def exported_rank(self, component: str) -> int:
         """The rank of the largest layer as a plain LoRA, for files with one rank per model.
@@ -188,6 +193,19 @@ def sizes_of(factors: Factors) -> Sizes | None:
         k, *_, r = factors["gralora_A"].shape
         return Sizes(r + plain, k, plain)
     return Sizes(plain, 1, 0) if "lora_A" in factors else None
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """In fp32, or in fp64 where it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def rank_of(factors: Factors) -> int | None:
+    """The rank of a layer by its tensors; None of a kind whose tensors have no rank."""
+    if "ortho_S" in factors:
+        return factors["ortho_S"].numel()
+    sizes = sizes_of(factors)
+    return None if sizes is None else sizes.rank
 
 
 def note_lost_mask(adapters: list["Adapter"]) -> None:

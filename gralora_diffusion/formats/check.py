@@ -6,7 +6,7 @@ import torch
 
 from gralora_diffusion.adapters.kinds import KINDS
 from gralora_diffusion.config import PREDICTIONS
-from gralora_diffusion.formats.adapter_state import Adapter, Factors, sizes_of
+from gralora_diffusion.formats.adapter_state import Adapter, Factors, rank_of, sizes_of
 from gralora_diffusion.formats.conv_factors import as_matrices
 from gralora_diffusion.formats.layer_names import known
 from gralora_diffusion.formats.safetensors_files import all_finite
@@ -37,6 +37,9 @@ def checked(adapter: Adapter, path) -> Adapter:
         check_factors(factors, config.method, where)
         sizes = sizes_of(factors)
         if sizes is None:
+            rank = rank_of(factors)
+            if rank is not None and rank not in ranks:
+                raise ConfigError(f"{where}: the header says rank {config.rank}, and the tensors {rank}")
             continue
         rank, k, hybrid = sizes
         other_k = config.method == "gralora" and None not in ks and k not in ks
@@ -147,7 +150,6 @@ def check_shapes(factors: Factors, where: str) -> None:
         fit &= k == k_of_B and r == r_of_B and r % k == 0
         if "lora_A" in factors:
             fit &= factors["lora_A"].shape[1] == k * n and factors["lora_B"].shape[0] == k * m
-    sizes = sizes_of(factors)
-    if not fit or (sizes is not None and sizes.rank > LARGEST_RANK):
+    if not fit or (rank_of(factors) or 0) > LARGEST_RANK:
         shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in given.items())
         raise ConfigError(f"{where}: its tensors do not fit each other: {shapes}")

@@ -8,7 +8,7 @@ import torch
 
 from gralora_diffusion.adapters.deltas import Delta
 from gralora_diffusion.adapters.low_rank import joined
-from gralora_diffusion.formats.adapter_state import Adapter, describe, note_lost_mask
+from gralora_diffusion.formats.adapter_state import Adapter, describe, note_lost_mask, wide
 from gralora_diffusion.options import ConfigError
 
 
@@ -107,11 +107,6 @@ def scaled(weighted: Weighted) -> Adapter:
     if not layers:
         raise ConfigError("all strengths are 0: nothing is left to write")
     return Adapter(adapter.config, layers, adapter.facts)
-
-
-def wide(tensor: torch.Tensor) -> torch.Tensor:
-    """In fp32, or in fp64 where it is."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def common_facts(inputs: list[Weighted]) -> dict:

@@ -15,6 +15,7 @@ from gralora_diffusion.adapters.layer_adapter import LayerAdapter
 from gralora_diffusion.adapters.registry import AdapterHandle, adapted_layers, check_free, handles
 from gralora_diffusion.adapters.tlora import follow_timesteps
 from gralora_diffusion.config import AdapterConfig
+from gralora_diffusion.files import resolved
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, sizes_of
 from gralora_diffusion.formats.conv_factors import as_matrices, kernel_of
 from gralora_diffusion.formats.read import read_adapter
@@ -53,7 +54,7 @@ def load_adapter(pipeline, path: str | Path, strength: float = 1.0, name: str | 
     used on fine-tuned models.
     """
     path = Path(path)
-    name = name or (path.resolve().name if path.is_dir() else path.stem)
+    name = name or (resolved(path).name if path.is_dir() else path.stem)
     adapter = read_adapter(path)
     for component in adapter.components:
         model = getattr(pipeline, component, None)

@@ -17,7 +17,8 @@ WITHOUT_BIAS = re.compile(r"\.attn\d\.to_[qkv]$|^text_projection$")
 
 
 def is_peft_delta(config: dict | None) -> bool:
-    return config is not None and config.get("peft_type") in PEFT_DELTAS
+    kind = None if config is None else config.get("peft_type")
+    return isinstance(kind, str) and kind in PEFT_DELTAS
 
 
 def peft_parts(leaves: Factors, config: dict, component: str, path: str, where: str) -> LayerParts:
@@ -37,6 +38,8 @@ def peft_parts(leaves: Factors, config: dict, component: str, path: str, where: 
         if kind is PeftVeRA:
             check_projections(leaves)
         weight = kind(leaves, options)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     except (ValueError, IndexError) as error:
         raise misfit(leaves, ValueError(str(error)), where) from None
     bias = None

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from gralora_diffusion.files import resolved
+
 COMFYUI = "comfyui"  # the stem where the folder's name cannot be one, and of files of earlier versions
 MAX_BYTES = 180  # of a stem: file systems take names of 255 bytes, and unfinished files have longer names
 TAKEN = (
@@ -16,7 +18,7 @@ TAKEN = (
 
 def stem_of(run: Path) -> str:
     """The run folder's name, or another one where a file of that name would replace another of the run."""
-    name = Path(run).resolve().name.lstrip(".")
+    name = resolved(Path(run)).name.lstrip(".")
     if not name or len(os.fsencode(name)) > MAX_BYTES:
         return COMFYUI
     return f"{name}_lora" if name.lower() in TAKEN else name
@@ -32,7 +34,7 @@ def name_of(adapter: str | Path) -> str:
 
     It is that of the folder where the file has a name that those of all runs have.
     """
-    path = Path(adapter).resolve()
+    path = resolved(Path(adapter))
     if path.is_dir():
         return path.name
     return path.parent.name if path.stem.lower() in (COMFYUI, *TAKEN) else path.stem

@@ -9,8 +9,11 @@ import torch
 
 from gralora_diffusion import __version__
 from gralora_diffusion.adapters.adapted_layer import AdaptedLayer
-from gralora_diffusion.formats.adapter_state import Adapter
-from gralora_diffusion.formats.conv_factors import with_kernels
+from gralora_diffusion.adapters.kinds import KINDS
+from gralora_diffusion.adapters.low_rank import without_cancellation
+from gralora_diffusion.files import resolved
+from gralora_diffusion.formats.adapter_state import Adapter, Factors, wide
+from gralora_diffusion.formats.conv_factors import as_matrices, kernel_of, with_kernel, with_kernels
 from gralora_diffusion.formats.kohya_header import as_utf8, facts_text, kohya_header, public_facts
 from gralora_diffusion.formats.layer_names import kohya
 from gralora_diffusion.formats.read import HEADER
@@ -27,10 +30,17 @@ def write_native(path: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
 
     Leaves: gralora_A [k, N/k, r], gralora_B [k, r, M/k], lora_A [r, N], lora_B [M, r], or those of another
     kind, with a kernel's dimensions as in Adapter; and where the scale is not 1 an alpha = scale * rank, for
-    readers that do not read headers.
+    readers that do not read headers.  Raises ConfigError for a kind that needs fp32.
     """
+    method = adapter.config.method
+    if KINDS[method].needs_fp32 and dtype.itemsize < 4:
+        problem = f"{path}: the native file of an adapter of the kind {method} cannot be in half precision"
+        reason = "it holds two nearly equal products, whose difference would be lost"
+        raise ConfigError(f"{problem}, for {reason}: use fp32, or another format")
     tensors = {}
     for component, module_path, factors in adapter.items():
+        if dtype.itemsize < 4:
+            factors = to_be_rounded(factors)
         for leaf, tensor in factors.items():
             tensors[f"{component}.{module_path}.{leaf}"] = tensor.to("cpu", dtype).contiguous()
         scale = adapter.scale(module_path, factors)
@@ -41,13 +51,24 @@ def write_native(path: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
     write_safetensors(path, tensors, {HEADER: as_utf8(json.dumps(header, ensure_ascii=False))})
 
 
+def to_be_rounded(factors: Factors) -> Factors:
+    """Those of a plain LoRA without terms that cancel, as a difference of adapters has; others unchanged."""
+    if set(factors) != {"lora_A", "lora_B"}:
+        return factors
+    matrices = {leaf: wide(tensor) for leaf, tensor in as_matrices(factors).items()}
+    down, up = without_cancellation(matrices["lora_A"], matrices["lora_B"])
+    if down is matrices["lora_A"]:
+        return factors
+    return with_kernel(dict(lora_A=down, lora_B=up), kernel_of(factors))
+
+
 def write_diffusers(path: str | Path, adapter: Adapter, dtype=torch.float32) -> None:
     """unet.PATH.lora_A.weight [R, N], .lora_B.weight [M, R]; of a convolution [R, C, kh, kw], [M, R, 1, 1].
 
     No alpha is written, so diffusers takes alpha = rank.
     """
     tensors = {}
-    for component, module_path, down, up in as_pairs(adapter):
+    for component, module_path, down, up in as_pairs(adapter, dtype):
         tensors[f"{component}.{module_path}.lora_A.weight"] = down.to("cpu", dtype).contiguous()
         tensors[f"{component}.{module_path}.lora_B.weight"] = up.to("cpu", dtype).contiguous()
     write_safetensors(path, tensors, {"format": "pt", "gralora.facts": facts_text(adapter)})
@@ -64,7 +85,7 @@ def write_comfyui(path: str | Path, adapter: Adapter, dtype=torch.float16, sgm: 
     layers_per_block = adapter.facts.get("layers_per_block", 2) if sgm else None
     ranks = {component: adapter.exported_rank(component) for component in adapter.layers}
     tensors = {}
-    for component, module_path, down, up in as_pairs(adapter):
+    for component, module_path, down, up in as_pairs(adapter, dtype):
         try:
             name = kohya(component, module_path, layers_per_block)
         except ValueError as error:
@@ -78,7 +99,7 @@ def write_comfyui(path: str | Path, adapter: Adapter, dtype=torch.float16, sgm: 
         tensors[f"{name}.lora_down.weight"] = down.to("cpu", dtype).contiguous()
         tensors[f"{name}.lora_up.weight"] = up.to("cpu", dtype).contiguous()
         tensors[f"{name}.alpha"] = torch.tensor(alpha)
-    path = Path(path).resolve()
+    path = resolved(Path(path))
     in_run = path.name in (EARLIER, KOHYA)  # whose folder has a better name than the file
     title = path.parent.name if in_run else path.stem
     write_safetensors(path, tensors, kohya_header(title, adapter, max(ranks.values()), tensors))
@@ -99,13 +120,13 @@ def lift_of(down: torch.Tensor, up: torch.Tensor) -> float:
     return 2.0 ** math.floor(math.log2(256 / largest)) if largest else 1.0
 
 
-def as_pairs(adapter: Adapter) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor]]:
-    """(component, path, down, up) of every layer as a plain LoRA of its own rank.
+def as_pairs(adapter: Adapter, dtype: torch.dtype) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor]]:
+    """(component, path, down, up) of every layer as a plain LoRA of its own rank, to be rounded to dtype.
 
     down [R, N], up [M, R], or [R, C, kh, kw] and [M, R, 1, 1] of a convolution.
     """
     for component, path, _ in adapter.items():
-        pair = adapter.low_rank(component, path)
+        pair = adapter.for_file(component, path, dtype)
         yield component, path, *with_kernels(*pair, adapter.kernel(component, path))
 
 

@@ -31,8 +31,11 @@ def write_peft(folder: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
     folder = Path(folder)
     if folder.exists():
         raise ConfigError(f"{folder} already exists: give the name of a new folder")
-    make = peft_gralora if adapter.config.method == "gralora" else peft_lora
-    made = {component: make(adapter, component) for component in adapter.layers}
+    made = {}
+    for component in adapter.layers:
+        is_gralora = adapter.config.method == "gralora"
+        own = peft_gralora(adapter, component) if is_gralora else peft_lora(adapter, component, dtype)
+        made[component] = own
     with new_folder(folder) as unfinished:
         for component, (config, layers) in made.items():
             write_component(unfinished / component, component, config, layers, dtype, facts_text(adapter))
@@ -89,12 +92,12 @@ def peft_gralora(adapter: Adapter, component: str) -> tuple[dict, dict[str, Fact
     return config, layers
 
 
-def peft_lora(adapter: Adapter, component: str) -> tuple[dict, dict[str, Factors]]:
+def peft_lora(adapter: Adapter, component: str, dtype: torch.dtype) -> tuple[dict, dict[str, Factors]]:
     """(config, {path: {leaf: tensor}}); the patterns give each layer its own rank, with alpha = rank."""
     layers = {}
     ranks = {}
     for path in adapter.layers[component]:
-        down, up = adapter.low_rank(component, path)
+        down, up = adapter.for_file(component, path, dtype)
         ranks[installed_path(component, path)] = down.shape[0]
         down, up = with_kernels(down, up, adapter.kernel(component, path))
         layers[path] = {"lora_A.weight": down, "lora_B.weight": up}

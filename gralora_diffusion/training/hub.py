@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.files import without_folders, write_text
+from gralora_diffusion.files import resolved, without_folders, write_text
 from gralora_diffusion.formats.preview import all_samples
 from gralora_diffusion.formats.read import DIFFUSERS
 from gralora_diffusion.formats.run_files import named_after
@@ -77,7 +77,7 @@ def first_line(error: Exception, token: str | None) -> str:
 
 def name_of(config: TrainConfig, run: Path) -> str:
     """The repository's name; the hub puts the user's name before it."""
-    return config.hub_model_id or run.resolve().name
+    return config.hub_model_id or resolved(run).name
 
 
 def push(run: Path, config: TrainConfig) -> str:
@@ -140,7 +140,7 @@ def write_card(run: Path) -> None:
         ]
     card = CARD.format(
         facts=yaml.safe_dump(facts, sort_keys=False, allow_unicode=True),
-        name=run.resolve().name,
+        name=resolved(run).name,
         adapter=f"{config.adapter_name}, rank {adapter.rank}, on {adapter.targets}",
         base=without_folders(base) if base else "the embedded base of gralora_diffusion",
         lora=named_after(run).name,

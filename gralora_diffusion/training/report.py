@@ -7,7 +7,7 @@ from PIL import Image
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.devices import best_device, best_precision
-from gralora_diffusion.files import render, write_text
+from gralora_diffusion.files import render, resolved, write_text
 from gralora_diffusion.formats.preview import jpeg_of_image
 from gralora_diffusion.options import ConfigError, from_dict, options_of, to_dict
 from gralora_diffusion.sdxl.flow import FLOW
@@ -48,7 +48,7 @@ def write_report(run: Path, training_images: list[Image.Image] = ()) -> None:
     rows, left_out = sample_rows(run, prompts, best["step"] if best else None, first)
     page = render(
         "training/templates/report.html",
-        title=run.resolve().name,
+        title=resolved(run).name,
         summary=summary(options, metrics),
         rows=rows,
         left_out=f"{left_out}: see the folder samples" if left_out else "",

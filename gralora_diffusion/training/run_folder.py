@@ -19,8 +19,7 @@ from filelock import FileLock, Timeout
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.concepts import image_folders
 from gralora_diffusion.data.image_folder import TrainingImage, content_of
-from gralora_diffusion.data.listing import resolved
-from gralora_diffusion.files import without_folders, write_text
+from gralora_diffusion.files import resolved, without_folders, write_text
 from gralora_diffusion.options import PATHS, ConfigError, from_dict, options_of, to_dict, to_flat
 from gralora_diffusion.training import checkpoint as checkpoints
 
@@ -110,7 +109,7 @@ def read_lines(path: Path) -> list[dict]:
     """The lines of a file that a run writes, up to one that is cut off; [] where it does not exist."""
     lines = []
     if path.exists():
-        for text in path.read_text(errors="replace").splitlines():
+        for text in path.read_text(errors="replace").split("\n"):
             try:
                 lines.append(json.loads(text))
             except ValueError:
@@ -201,7 +200,7 @@ def check_beside_images(run: Path, config: TrainConfig) -> None:
 
 def default_folder(config: TrainConfig, images: list[TrainingImage]) -> Path:
     given = config.instance_data_dir or config.dataset_name
-    subject = "robot" if given is None else Path(given).resolve().name
+    subject = "robot" if given is None else resolved(Path(given)).name
     if config.concepts is not None:
         subject = Path(config.concepts).stem
     name = f"{subject}-{config.adapter_name}-r{config.adapter.rank}"
@@ -301,7 +300,7 @@ def checkpoint_to_resume(run: Path, wanted: str | None) -> Path | None:
         return checkpoints.newest(run)
     path = run / Path(wanted).name
     flag = f"--resume_from_checkpoint {wanted}"
-    if Path(wanted) not in (Path(path.name), path) and Path(wanted).resolve() != path.resolve():
+    if Path(wanted) not in (Path(path.name), path) and resolved(Path(wanted)) != resolved(path):
         problem = f"{flag} is not in {run}: a run resumes from its own checkpoints only"
         raise ConfigError(problem, option="resume_from_checkpoint")
     steps = sorted(checkpoints.candidates(run))

@@ -2,21 +2,20 @@
 
 import json
 import os
-import re
 import threading
 from pathlib import Path
 
 from gralora_diffusion.data import captions
 from gralora_diffusion.data.listing import CAPTIONS
 from gralora_diffusion.data.metadata import metadata_in
+from gralora_diffusion.data.text_files import lines_of
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import metadata_rows
 from gralora_diffusion.ui.workspace import real_file
 
 MAX_CAPTION = 2000  # characters
-CHANGES = threading.Lock()  # one at a time, for captions may share a file
-ENDS_OF_LINES = re.compile(r"\r\n|\r|\n")
+CHANGES = threading.RLock()  # for every change of a dataset, since captions and images share files and names
 
 
 def captions_beside(image: Path) -> dict[str, Path]:
@@ -48,11 +47,13 @@ def one_line(text: str) -> str:
 def write_captions(edits: dict[Path, str]) -> None:
     """Write the captions of images of one folder, {image: caption}; where one cannot be, none is written.
 
-    Raises ConfigError as edit() does.
+    Raises ConfigError as edit() does, and for an image that was deleted meanwhile.
     """
     with CHANGES:
         files, rows = [], {}
         for image, caption in edits.items():
+            if not real_file(image):
+                raise ConfigError(f"{image.name} is no longer in the dataset: reload the page")
             if found_caption(image, captions_beside(image)).in_metadata:
                 rows[image.name] = checked(image, caption)
             else:
@@ -122,7 +123,7 @@ def refuse_another(image: Path, found: captions.Caption, others: dict[str, Path]
 
 def in_text(file: Path, caption: str) -> str:
     """The content of a text file with another first line; blank lines before it stay."""
-    lines = ENDS_OF_LINES.split(captions.caption_file(file).text)
+    lines = lines_of(captions.caption_file(file).text)
     number = next(number for number, line in enumerate(lines) if line.strip())
     lines[number] = caption
     return "\n".join(lines).rstrip("\n") + "\n"

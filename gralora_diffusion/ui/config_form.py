@@ -13,6 +13,7 @@ from dataclasses import replace
 from gralora_diffusion.command_line import ALIASES, expand, json_object
 from gralora_diffusion.config import EMBEDDED_DEFAULTS, GROUPS, SDXL_DEFAULTS, TrainConfig
 from gralora_diffusion.evaluation.encoder_names import PRESETS as ENCODERS
+from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError, Option, fault_of, from_flat, options_of, to_flat
 from gralora_diffusion.ui.page_words import in_page_words, label_of
 from gralora_diffusion.ui.workspace import BUNDLED, EMBEDDED, Workspace, quoted, real_file
@@ -232,7 +233,7 @@ def set_name(option: Option, folder: str | None, workspace: Workspace) -> str:
     if folder is None:
         return BUNDLED if option.name == IMAGES else ""
     for name in workspace.set_names():
-        if (workspace.root / folder).resolve() == workspace.image_set(name).resolve():
+        if resolved(workspace.root / folder) == resolved(workspace.image_set(name)):
             return name
     problem = f"{label_of(option.name)} is a folder that is not a dataset on this page"
     raise ConfigError(f"{problem}: add its images under Dataset", option=option.name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from gralora_diffusion.data.text_files import lines_of
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.sampler import ImageRequest, Sampler, Step
 from gralora_diffusion.ui.watched import Done, watched
@@ -29,7 +30,7 @@ class Generated:
 
 def prompts_of(text: str) -> list[str]:
     """One prompt for each line that is not empty.  Raises ConfigError where there are none, or too many."""
-    found = [line.strip() for line in (text or "").splitlines() if line.strip()]
+    found = [line.strip() for line in lines_of(text or "") if line.strip()]
     if not found:
         raise ConfigError("the prompt is empty: describe the image")
     if len(found) > MAX_PROMPTS:

@@ -9,8 +9,8 @@ from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.masks import masks_of, without_masks
 from gralora_diffusion.data.metadata import metadata_in
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui import metadata_rows
-from gralora_diffusion.ui.caption_files import caption_of, captions_beside, one_line, write_captions
+from gralora_diffusion.ui import metadata_rows, removed
+from gralora_diffusion.ui.caption_files import CHANGES, caption_of, captions_beside, one_line, write_captions
 from gralora_diffusion.ui.needed import check_unneeded
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name, quoted, real_file
 
@@ -56,15 +56,20 @@ def editable(workspace: Workspace, name: str) -> Path:
 
 def copy(workspace: Workspace, name: str, new: str) -> str:
     """A new set with the images, masks and captions of another."""
-    source = workspace.image_set(name)
-    new = create(workspace, new)
-    copied = workspace.images / new
-    for path in image_files(source):
-        for file in (path, *captions_beside(path).values()):
-            shutil.copyfile(file, copied / file.name)
-    if rows := metadata_rows.rows_of(source, [path.name for path in image_files(source)]):
-        metadata_rows.add(copied, rows)
-    return new
+    with CHANGES:
+        source = workspace.image_set(name)
+        new = create(workspace, new)
+        copied = workspace.images / new
+        try:
+            for path in image_files(source):
+                for file in (path, *captions_beside(path).values()):
+                    shutil.copyfile(file, copied / file.name)
+            if rows := metadata_rows.rows_of(source, [path.name for path in image_files(source)]):
+                metadata_rows.add(copied, rows)
+        except BaseException:
+            shutil.rmtree(copied, ignore_errors=True)
+            raise
+        return new
 
 
 def save_captions(workspace: Workspace, name: str, captions: dict[str, str]) -> list[str]:
@@ -72,17 +77,18 @@ def save_captions(workspace: Workspace, name: str, captions: dict[str, str]) -> 
 
     Raises ConfigError, and writes none, for a file of no set and a caption that cannot be written.
     """
-    images = {path.name: path for path in images_of(editable(workspace, name))}
-    edits = {}
-    for file, caption in captions.items():
-        if file not in images:
-            raise ConfigError(f"the dataset {name} has no image named {quoted(file)}: reload the page")
-        if not isinstance(caption, str):
-            raise ConfigError(f"the caption of {file} is not text")
-        if one_line(caption) != caption_of(images[file]):
-            edits[images[file]] = caption
-    write_captions(edits)
-    return [path.name for path in edits]
+    with CHANGES:
+        images = {path.name: path for path in images_of(editable(workspace, name))}
+        edits = {}
+        for file, caption in captions.items():
+            if file not in images:
+                raise ConfigError(f"the dataset {name} has no image named {quoted(file)}: reload the page")
+            if not isinstance(caption, str):
+                raise ConfigError(f"the caption of {file} is not text")
+            if one_line(caption) != caption_of(images[file]):
+                edits[images[file]] = caption
+        write_captions(edits)
+        return [path.name for path in edits]
 
 
 def add_prefix(workspace: Workspace, name: str, prefix: str, files: list[str] | None = None) -> None:
@@ -90,20 +96,25 @@ def add_prefix(workspace: Workspace, name: str, prefix: str, files: list[str] | 
     prefix = prefix.strip()
     if not prefix:
         raise ConfigError("the prefix is empty")
-    captions = {path.name: caption_of(path) for path in images_of(editable(workspace, name))}
-    if files is not None:
-        captions = {file: captions.get(file, "") for file in files}
-    changed = {file: f"{prefix} {text}" for file, text in captions.items() if not text.startswith(prefix)}
-    save_captions(workspace, name, changed)
+    with CHANGES:
+        captions = {path.name: caption_of(path) for path in images_of(editable(workspace, name))}
+        if files is not None:
+            captions = {file: captions.get(file, "") for file in files}
+        save_captions(
+            workspace,
+            name,
+            {file: f"{prefix} {text}" for file, text in captions.items() if not text.startswith(prefix)},
+        )
 
 
 def replace_in_captions(workspace: Workspace, name: str, find: str, replacement: str) -> int:
     """Replace a text in all captions of a set; returns how many captions changed."""
     if not find:
         raise ConfigError("the text to find is empty")
-    captions = {path.name: caption_of(path) for path in images_of(editable(workspace, name))}
-    changed = {file: text.replace(find, replacement) for file, text in captions.items() if find in text}
-    return len(save_captions(workspace, name, changed))
+    with CHANGES:
+        captions = {path.name: caption_of(path) for path in images_of(editable(workspace, name))}
+        changed = {file: text.replace(find, replacement) for file, text in captions.items() if find in text}
+        return len(save_captions(workspace, name, changed))
 
 
 def tag_counts(workspace: Workspace, name: str) -> list[tuple[str, int]]:
@@ -118,15 +129,22 @@ def tag_counts(workspace: Workspace, name: str) -> list[tuple[str, int]]:
 
 def rename(workspace: Workspace, name: str, new: str) -> str:
     """Give a set another name; raises ConfigError while an active or queued run reads it."""
-    folder = editable(workspace, name)
-    check_unneeded(workspace, folder, "rename")
-    new = new_name(new, "a dataset", workspace.set_names())
-    folder.rename(workspace.images / new)
-    removed = workspace.removed_images / name
-    if removed.is_dir():
-        shutil.rmtree(removed.with_name(new), ignore_errors=True)  # of a set that was deleted by hand
-        removed.rename(removed.with_name(new))
-    return new
+    with CHANGES:
+        folder = editable(workspace, name)
+        check_unneeded(workspace, folder, "rename")
+        new = new_name(new, "a dataset", workspace.set_names())
+        folder.rename(workspace.images / new)
+        old_bin, new_bin = workspace.removed_images / name, workspace.removed_images / new
+        if old_bin.is_dir() and not removed.is_link(old_bin) and not removed.is_link(new_bin):
+            delete_bin(new_bin)  # of a set that was deleted by hand
+            old_bin.rename(new_bin)
+        return new
+
+
+def delete_bin(bin_folder: Path) -> None:
+    """Delete what was removed from a set; what is behind a link stays."""
+    if not removed.is_link(bin_folder):
+        shutil.rmtree(bin_folder, ignore_errors=True)
 
 
 def delete(workspace: Workspace, name: str) -> None:
@@ -134,11 +152,11 @@ def delete(workspace: Workspace, name: str) -> None:
 
     Raises ConfigError while an active or queued run reads it.
     """
-    folder = editable(workspace, name)
-    check_unneeded(workspace, folder, "delete")
-    shutil.rmtree(folder)
-    removed = workspace.removed_images / name
-    shutil.rmtree(removed, ignore_errors=True)  # a new set of this name gets none of it
+    with CHANGES:
+        folder = editable(workspace, name)
+        check_unneeded(workspace, folder, "delete")
+        shutil.rmtree(folder)
+        delete_bin(workspace.removed_images / name)  # a new set of this name gets none of it
 
 
 def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]:

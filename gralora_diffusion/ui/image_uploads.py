@@ -15,7 +15,7 @@ from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.listing import reason_of
 from gralora_diffusion.data.masks import ENDINGS
 from gralora_diffusion.data.metadata import LISTS, METADATA, METADATA_CSV, read_metadata
-from gralora_diffusion.ui.caption_files import write_caption
+from gralora_diffusion.ui.caption_files import CHANGES, write_caption
 from gralora_diffusion.ui.image_sets import MAX_FILES, editable, images_of
 from gralora_diffusion.ui.workspace import RESERVED, Workspace
 
@@ -112,11 +112,12 @@ def add_image(folder: Path, upload: Path, by_stem: dict[str, Path], notes: list[
     by_stem: {stem of an upload or of an image of the set: its file there}.
     """
     try:
-        if len(images_of(folder)) >= MAX_FILES:
-            raise ValueError(f"the dataset already has {MAX_FILES} images")
         note = check_upload(upload)
-        target = mask_path(upload, by_stem) or free_path(folder, upload)
-        shutil.copyfile(upload, target)
+        with CHANGES:
+            if len(images_of(folder)) >= MAX_FILES:
+                raise ValueError(f"the dataset already has {MAX_FILES} images")
+            target = mask_path(upload, by_stem) or free_path(folder, upload)
+            copy_new(upload, target)
     except Exception as error:  # a decoder may raise any error on a damaged file
         notes.append(f"{upload.name} was left out: {reason_of(error)}")
         return None
@@ -125,12 +126,25 @@ def add_image(folder: Path, upload: Path, by_stem: dict[str, Path], notes: list[
     return target
 
 
+def copy_new(upload: Path, target: Path) -> None:
+    """Copy a file to a name that nothing has, complete or absent.  Raises FileExistsError."""
+    with open(target, "xb"):
+        pass
+    try:
+        shutil.copyfile(upload, target)
+    except BaseException:
+        target.unlink()
+        raise
+
+
 def add_caption(upload: Path, image: Path | None, notes: list[str]) -> None:
     """Write an uploaded caption beside its image; a note where there is none, or it cannot be used."""
     try:
         if image is None:
             raise ValueError("no image has its name")
         text = from_json(upload) if upload.suffix.lower() == ".json" else from_text(upload, "first").text
+        if not text:
+            raise ValueError("it holds no text")
         write_caption(image, text)
     except (ValueError, OSError) as error:
         notes.append(f"{upload.name} was left out: {reason_of(error)}")
@@ -145,17 +159,21 @@ def add_lines(upload: Path, by_stem: dict[str, Path], notes: list[str]) -> None:
     except (ValueError, OSError) as error:
         notes.append(f"{upload.name} was left out: {reason_of(error)}")
         return
-    without = 0
+    without = blank = 0
     for path, text in found.items():
         image = by_stem.get(path.stem)
-        without += image is None
         try:
-            if image is not None:
-                write_caption(image, clean(text, upload.name))
+            caption = clean(text, upload.name)
+            without += image is None
+            blank += image is not None and not caption
+            if image is not None and caption:
+                write_caption(image, caption)
         except (ValueError, OSError) as error:
             notes.append(f"{path.name} got no caption: {reason_of(error)}")
     if without:
         notes.append(f"{upload.name}: {counted(without, 'line')} without an image of the name")
+    if blank:
+        notes.append(f"{upload.name}: {counted(blank, 'line')} without a caption")
 
 
 def check_upload(path: Path) -> str:

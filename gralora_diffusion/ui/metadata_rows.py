@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gralora_diffusion.data.listing import reason_of
-from gralora_diffusion.data.metadata import COLUMNS, METADATA, metadata_in, read_metadata
+from gralora_diffusion.data.metadata import COLUMNS, METADATA, csv_rows, metadata_in, read_metadata
 from gralora_diffusion.data.text_files import read_text
 from gralora_diffusion.files import write_text
+from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.workspace import real_file
 
 MOST_BYTES = 50_000_000
@@ -23,12 +24,8 @@ class Line(NamedTuple):
     """content: a line of metadata.jsonl as it is, or the cells of one of metadata.csv; row: what it holds."""
 
     content: str | list[str]
-    row: dict | None  # None: a blank line
-
-    @property
-    def image(self) -> str | None:
-        """The name of the image that it is about."""
-        return str(Path(self.row["file_name"])) if self.row else None
+    row: dict | None = None  # None: a blank line
+    image: str | None = None  # the name of the image that it is about, or its path within the folder
 
 
 class Lines(NamedTuple):
@@ -75,19 +72,47 @@ def lines_of(folder: Path) -> Lines:
     path = metadata_in(folder)
     text = read_text(path).text
     if path.name == METADATA:
-        lines = text.split("\n")
-        return Lines(path, [], [Line(line, json.loads(line) if line.strip() else None) for line in lines])
-    head, *rows = csv.reader(text.splitlines(keepends=True), strict=True)
-    return Lines(path, head, [Line(cells, dict(zip(head, cells, strict=False))) for cells in rows])
+        rows = [(line, json.loads(line) if line.strip() else None) for line in text.split("\n")]
+        return Lines(path, [], [line_of(folder, line, row) for line, row in rows])
+    head, rows = csv_rows(text)
+    rows = [(cells, dict(zip(head, cells, strict=False))) for _, cells in rows]
+    return Lines(path, head, [line_of(folder, cells, row) for cells, row in rows])
+
+
+def line_of(folder: Path, content: str | list[str], row: dict | None) -> Line:
+    """The line with the name of its image, which may be given as ./a.png or with the whole path."""
+    if not row:
+        return Line(content)
+    path = folder / row["file_name"]
+    return Line(content, row, str(path.relative_to(folder)) if path.is_relative_to(folder) else None)
+
+
+def as_json(row: dict) -> str:
+    """A line of metadata.jsonl: readable, or escaped where it holds half a character, which is no UTF-8."""
+    line = json.dumps(row, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(row)
+    return line
 
 
 def save(found: Lines, lines: list[Line]) -> None:
-    """Write the file with these lines instead."""
+    """Write the file with these lines instead.  Raises ConfigError where it would not be read as these."""
     if found.path.name == METADATA:
         write_text(found.path, "\n".join(line.content for line in lines))
         return
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([found.head, *(line.content for line in lines)])
+    plain, quoted = (
+        csv.writer(text, lineterminator="\n", quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    for cells in [found.head, *(line.content for line in lines)]:
+        needs_quotes = any(cell.startswith(" ") or "\r" in cell for cell in cells)
+        (quoted if needs_quotes else plain).writerow(cells)
+    head, rows = csv_rows(text.getvalue())
+    if [head, *(cells for _, cells in rows)] != [found.head, *(line.content for line in lines)]:
+        raise ConfigError(f"{found.path.name} cannot hold this: write it without unusual characters")
     write_text(found.path, text.getvalue())
 
 
@@ -95,10 +120,10 @@ def edited(line: Line, head: list[str], caption: str) -> Line:
     column = next(column for column in COLUMNS if column in line.row)
     row = line.row | {column: caption}
     if not head:
-        return Line(json.dumps(row, ensure_ascii=False), row)
+        return line._replace(content=as_json(row), row=row)
     cells = list(line.content)
     cells[head.index(column)] = caption
-    return Line(cells, row)
+    return line._replace(content=cells, row=row)
 
 
 def edit(folder: Path, captions: dict[str, str]) -> None:
@@ -112,10 +137,10 @@ def edit(folder: Path, captions: dict[str, str]) -> None:
 
 
 def rows_of(folder: Path, files: list[str]) -> list[dict]:
-    """The rows of these images."""
+    """The rows of these images, which have their names as "file_name"."""
     if not captions_in(folder):
         return []
-    return [line.row for line in lines_of(folder).lines if line.image in files]
+    return [line.row | {"file_name": line.image} for line in lines_of(folder).lines if line.image in files]
 
 
 def remove(folder: Path, files: list[str]) -> None:
@@ -125,20 +150,33 @@ def remove(folder: Path, files: list[str]) -> None:
 
 
 def add(folder: Path, rows: list[dict]) -> None:
-    """Add rows at the end, to a new metadata.jsonl where there is no file."""
-    if captions_in(folder) and metadata_in(folder).name != METADATA:
-        found = lines_of(folder)
-        new = [Line([row.get(name, "") for name in found.head], row) for row in rows]
-        save(found, [*found.lines, *new])
+    """Add rows at the end, in place of those of the same images; in a new metadata.jsonl without a file.
+
+    Raises ConfigError where there is one that cannot be used.
+    """
+    path = metadata_in(folder)
+    if path is None:
+        write_text(folder / METADATA, "".join(as_json(row) + "\n" for row in rows))
         return
-    path = folder / METADATA
-    text = read_text(path).text if real_file(path) else ""
-    if text and not text.endswith("\n"):
-        text += "\n"
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    write_text(path, text + "".join(lines))
+    problem = problem_in(folder) if real_file(path) else "it is a link or a folder"
+    if problem:
+        raise ConfigError(f"{path.name} cannot be used: {problem}: correct or delete it first")
+    found = lines_of(folder)
+    names = {row["file_name"] for row in rows}
+    kept = [line for line in found.lines if line.image not in names]
+    if path.name == METADATA:
+        while kept and not kept[-1].row:
+            kept.pop()
+        save(found, [*kept, *(Line(as_json(row)) for row in rows), Line("")])
+        return
+    columns = [*found.head, *(name for row in rows for name in row)]
+    head = [name for n, name in enumerate(columns) if n < len(found.head) or name not in columns[:n]]
+    cells = [[str(row.get(name, "")) for name in head] for row in rows]
+    save(found._replace(head=head), [*kept, *map(Line, cells)])
 
 
 def rows_in(file: Path) -> list[dict]:
-    """The rows of a metadata.jsonl that add() has written."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    """The rows of a metadata.jsonl that add() has written; [] where there is none."""
+    if not real_file(file):
+        return []
+    return [json.loads(line) for line in read_text(file).text.split("\n") if line.strip()]

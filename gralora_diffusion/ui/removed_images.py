@@ -1,20 +1,20 @@
 """Images and masks that were removed from a set; they can be put back while they are in the bin."""
 
-import threading
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from gralora_diffusion.console import counted
 from gralora_diffusion.data.images import EXTENSIONS
+from gralora_diffusion.data.listing import CAPTIONS
 from gralora_diffusion.data.masks import ENDINGS, LABELS, stem_of, without_masks
 from gralora_diffusion.data.metadata import METADATA
-from gralora_diffusion.files import delete, move_all
+from gralora_diffusion.files import move_all, move_back
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import metadata_rows, removed
-from gralora_diffusion.ui.caption_files import captions_beside
+from gralora_diffusion.ui.caption_files import CHANGES, captions_beside
 from gralora_diffusion.ui.image_sets import editable, images_of
 from gralora_diffusion.ui.workspace import Workspace, quoted, real_file
-
-ONE_AT_A_TIME = threading.Lock()  # one change at a time
 
 
 def remove(workspace: Workspace, name: str, files: list[str]) -> str:
@@ -22,7 +22,7 @@ def remove(workspace: Workspace, name: str, files: list[str]) -> str:
 
     Returns what was moved, in words.
     """
-    with ONE_AT_A_TIME:
+    with CHANGES:
         images = named(workspace, name, files)
         folder = editable(workspace, name)
         stays = {stem_of(path) for path in images_of(folder) if path not in images}
@@ -36,7 +36,7 @@ def remove(workspace: Workspace, name: str, files: list[str]) -> str:
 
 def remove_masks(workspace: Workspace, name: str, files: list[str]) -> str:
     """The same for the masks of images alone."""
-    with ONE_AT_A_TIME:
+    with CHANGES:
         moved = []
         for image in named(workspace, name, files):
             moved += masks_beside(image)
@@ -64,20 +64,40 @@ def masks_beside(image: Path) -> list[Path]:
 
 
 def move_away(workspace: Workspace, name: str, paths: list[Path], rows_of: list[str] = ()) -> str:
-    """rows_of: images whose lines in metadata.jsonl or metadata.csv leave with them."""
+    """rows_of: images whose lines in metadata.jsonl or metadata.csv leave with them.
+
+    Where it fails all stays as it was; a file that cannot go back stays in the removal, and can be undone.
+    """
     source = workspace.images / name
     rows = metadata_rows.rows_of(source, rows_of)
     folder = removed.new_removal(workspace.removed_images / name)
     try:
         if rows:
             metadata_rows.add(folder, rows)
-        move_all({path: folder / path.name for path in paths})
+        targets = {path: folder / path.name for path in paths}
+        move_all(targets)
+        if rows:
+            undo_on_error(targets, lambda: metadata_rows.remove(source, rows_of))
     except BaseException:
-        delete(folder)
+        drop_emptied(folder)
         raise
-    if rows:
-        metadata_rows.remove(source, rows_of)
     return described(paths)
+
+
+def undo_on_error(moved: dict[Path, Path], change: Callable[[], None]) -> None:
+    """Call change(); where it fails, what move_all() has moved goes back."""
+    try:
+        change()
+    except BaseException:
+        move_back(moved)
+        raise
+
+
+def drop_emptied(removal: Path) -> None:
+    """Delete a removal, unless it holds files of the set."""
+    if all(path.name == METADATA for path in removal.iterdir()):
+        (removal / METADATA).unlink(missing_ok=True)
+        removal.rmdir()
 
 
 def removals(workspace: Workspace, name: str) -> list[Path]:
@@ -90,7 +110,7 @@ def undo_remove(workspace: Workspace, name: str) -> str:
 
     An image whose name is taken by now gets a free one, with its captions and masks.
     """
-    with ONE_AT_A_TIME:
+    with CHANGES:
         folder = editable(workspace, name)
         found = removals(workspace, name)
         if not found:
@@ -98,49 +118,64 @@ def undo_remove(workspace: Workspace, name: str) -> str:
         files = sorted(path for path in found[-1].iterdir() if path.name != METADATA)
         targets = places(files, folder)
         for target in targets.values():
-            if target.exists():  # a mask, whose image has another by now
+            if os.path.lexists(target):  # a mask, whose image has another by now
                 raise ConfigError(f"the dataset {name} has another {target.name} now: delete that one first")
+        rows = restored_rows(found[-1], targets)  # before anything moves
         move_all(targets)
-        restore_rows(found[-1], folder, {path.name: target.name for path, target in targets.items()})
-        delete(found[-1])
+        if rows:
+            undo_on_error(targets, lambda: metadata_rows.add(folder, rows))
+        drop_emptied(found[-1])
         return described(list(targets.values()))
 
 
-def restore_rows(removal: Path, folder: Path, names: dict[str, str]) -> None:
-    """Put the lines of metadata.jsonl back; names: {name of an image before: now}."""
-    file = removal / METADATA
-    if not file.is_file():
-        return
-    rows = []
-    for row in metadata_rows.rows_in(file):
-        before = Path(row["file_name"]).name
-        rows.append(row | dict(file_name=names.get(before, before)))
-    metadata_rows.add(folder, rows)
+def restored_rows(removal: Path, targets: dict[Path, Path]) -> list[dict]:
+    """The lines of a removal's images, which have the names of their targets."""
+    rows = metadata_rows.rows_in(removal / METADATA)
+    names = {path.name: target.name for path, target in targets.items()}
+    rows = [row | dict(file_name=names.get(Path(row["file_name"]).name)) for row in rows]
+    return [row for row in rows if row["file_name"]]
 
 
 def places(files: list[Path], folder: Path) -> dict[Path, Path]:
-    """{file of a removal: where it goes in the folder of the set}."""
+    """{file of a removal: where it goes in the folder of the set}; no two go to one place."""
     targets = {path: folder / path.name for path in files}
     images = [path for path in files if path.suffix.lower() in EXTENSIONS]
-    taken = {path.stem.lower() for path in (*folder.iterdir(), *files)}
-    for stem in sorted({path.stem for path in images if not is_mask_of(path, images)}):
-        stems = {stem.lower() + ending for ending in ("", *ENDINGS)}
-        own = [path for path in files if path.stem.lower() in stems]
-        if not any(targets[path].exists() for path in own):
-            continue
-        free = free_stem(stem, taken)
-        for path in own:
-            targets[path] = folder / f"{free}{path.stem[len(stem) :]}{path.suffix}"
-            taken.add(targets[path].stem.lower())
+    taken = {path.name.lower() for path in (*folder.iterdir(), *files)}
+    for stem, own in groups(files, images).items():
+        if any(os.path.lexists(targets[path]) for path in own):
+            free = free_stem(stem, taken)
+            for path in own:
+                targets[path] = folder / f"{free}{path.name[len(stem) :]}"
+                taken.add(targets[path].name.lower())
     return targets
 
 
+def groups(files: list[Path], images: list[Path]) -> dict[str, list[Path]]:
+    """{stem of images: these, with their captions, NAME.txt or NAME.png.txt, and their masks}."""
+    found = {path.stem: [] for path in images if not is_mask_of(path, images)}
+    for path in files:
+        stems = [path.stem, *(path.stem[: -len(end)] for end in ENDINGS if path.stem.lower().endswith(end))]
+        if path.suffix.lower() in CAPTIONS:
+            stems = [path.stem, Path(path.stem).stem]
+        same = [stem for stem in stems if stem in found]
+        lower = {stem.lower() for stem in stems}
+        same += [stem for stem in found if stem.lower() in lower]  # as masks are found
+        if same:
+            found[same[0]].append(path)
+    return found
+
+
 def free_stem(stem: str, taken: set[str]) -> str:
-    """STEM-2, STEM-3, ...: the first that neither an image nor its mask has."""
+    """STEM-2, STEM-3, ...: the first that neither an image nor its captions and masks have."""
     number = 2
-    while any(f"{stem}-{number}{ending}".lower() in taken for ending in ("", *ENDINGS)):
+    while any(begins_with(name, f"{stem}-{number}".lower()) for name in taken):
         number += 1
     return f"{stem}-{number}"
+
+
+def begins_with(name: str, stem: str) -> bool:
+    """Whether the name is the stem, or goes on after it with an ending."""
+    return name.startswith(stem) and not name[len(stem) :][:1].isalnum()
 
 
 def described(paths: list[Path]) -> str:

@@ -14,6 +14,15 @@ from gralora_diffusion.ui.workspace import folders, free_name, new_name
 NAMED = (".safetensors", ".png")  # suffixes of the files in a run that have its name
 
 
+def move_run(run: Path, new: Path) -> None:
+    """Move a run, and give the files in it that are named after it the new name."""
+    files = {suffix: named_after(run, suffix).name for suffix in NAMED}
+    move(run, new)
+    for suffix, name in files.items():
+        if (new / name).is_file():
+            os.rename(new / name, named_after(new, suffix))
+
+
 class RunChanges:
     """Runs are deleted by moving them to the bin, HOME/runs/.removed."""
 
@@ -36,11 +45,7 @@ class RunChanges:
             run = self.idle_run(name, "rename")
             taken = [path.name for path in self.workspace.runs.iterdir()]
             new = run.with_name(new_name(wanted, "a run", taken))
-            files = {suffix: named_after(run, suffix) for suffix in NAMED}
-            os.rename(run, new)
-            for suffix, file in files.items():
-                if (new / file.name).is_file():
-                    os.rename(new / file.name, named_after(new, suffix))
+            move_run(run, new)
             return new.name
 
     def delete(self, name: str) -> None:
@@ -68,7 +73,7 @@ class RunChanges:
             run = self.deleted()[-1]
             taken = [path.name for path in self.workspace.runs.iterdir()]
             name = run.name if run.name not in taken else free_name(run.name, taken)
-            move(run, self.workspace.runs / name)
+            move_run(run, self.workspace.runs / name)
             run.parent.rmdir()
             return name
 

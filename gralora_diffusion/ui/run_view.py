@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas
 
+from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.report_charts import SCORES, best_evaluation
 from gralora_diffusion.training.run_folder import read_evaluations, read_metrics
@@ -181,7 +182,7 @@ def score_curve(run: Path) -> pandas.DataFrame | None:
 def sample_files(run: Path) -> list[tuple[int, list[Path]]]:
     """[(step, its images)], step 0 first; links are not followed."""
     parent = run / "samples"
-    if parent.is_symlink() or run.resolve() not in parent.resolve().parents:
+    if parent.is_symlink() or resolved(run) not in resolved(parent).parents:
         return []
     found = [p for p in folders(parent) if re.fullmatch(r"step-\d{1,9}", p.name)]
     steps = sorted((int(p.name.removeprefix("step-")), p) for p in found)

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from gralora_diffusion.data.dataset import EXAMPLE
+from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError
 
 BUNDLED = "robot"  # the set of images that comes with the package
@@ -32,7 +33,7 @@ class Workspace:
     """
 
     def __init__(self, root: Path, other_tools: dict[str, Path] | None = None):
-        self.root = root.resolve()
+        self.root = resolved(root)
         self.other_tools = other_tools or {}
         self.runs = self.root / "runs"
         self.images = self.root / "images"

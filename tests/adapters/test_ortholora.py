@@ -155,6 +155,57 @@ def test_every_file_holds_its_delta(name, tmp_path):
         assert len(down) == 8
 
 
+def lightly_trained(change: float) -> Adapter:
+    """An adapter whose factors are those of the start but for a small change of each."""
+    pipeline = load_sdxl()
+    layers = inject(pipeline.unet, dataclasses.replace(ORTHO, targets="attention+ff+conv"))
+    start_orthogonal(layers, "random", 0)
+    random = torch.Generator().manual_seed(0)
+    for layer in layers.values():
+        for name in LEAVES[:3]:
+            p = getattr(layer.adapter, name).data
+            p += change * p.square().mean().sqrt() * torch.randn(p.shape, generator=random)
+    return Adapter.from_models(dict(unet=pipeline.unet))
+
+
+def worst_error(written: Adapter, adapter: Adapter) -> float:
+    """The largest relative error of a layer's delta."""
+    errors = []
+    for component, path, _ in adapter.items():
+        wanted, found = (x.low_rank(component, path) for x in (adapter, written))
+        wanted, found = (up.double() @ down.double() for down, up in (wanted, found))
+        errors.append(float((found - wanted).norm() / wanted.norm()))
+    return max(errors)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "limit"),
+    [
+        ("comfyui", "fp16", 1e-3),
+        ("comfyui", "bf16", 5e-3),
+        ("comfyui", "fp8", 8e-2),
+        ("diffusers", "fp16", 1e-3),
+        ("diffusers", "bf16", 5e-3),
+        ("peft", "fp16", 1e-3),
+        ("peft", "bf16", 5e-3),
+    ],
+)
+@pytest.mark.parametrize("change", [1e-2, 1e-3])
+def test_half_precision_does_not_lose_a_small_difference_from_the_start(name, dtype, limit, change, tmp_path):
+    """The errors are those of a LoRA's file: relative to delta, which is far smaller than the products."""
+    adapter = lightly_trained(change)
+    path = tmp_path / f"x{WRITERS[name].suffixes[0]}"
+    WRITERS[name].write(path, adapter, dtype)
+    assert worst_error(read_adapter(path), adapter) < limit
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp8"])
+def test_a_native_file_in_half_precision_is_refused(dtype, tmp_path):
+    with pytest.raises(ConfigError, match=r"ortholora cannot be in half precision.*: use fp32, or another"):
+        WRITERS["native"].write(tmp_path / "x.safetensors", lightly_trained(0.01), dtype)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_loaded_file_is_masked_at_timesteps(run):
     pipeline = load_sdxl()
     load_adapter(pipeline, run)
@@ -205,3 +256,15 @@ def test_tensors_that_do_not_fit_are_one_sentence(run, leaf, tmp_path):
 def test_ranks_from_gradients_are_refused():
     with pytest.raises(ConfigError, match="use --adapter lora or gralora"):
         TrainConfig(adapter=AdapterConfig(method="ortholora"), allocate="energy")
+
+
+def test_a_header_with_another_rank_is_refused(tmp_path, monkeypatch):
+    adapter = lightly_trained(0.01)
+    config = dataclasses.replace(adapter.config, rank=8)
+    WRITERS["native"].write(tmp_path / "x.safetensors", dataclasses.replace(adapter, config=config))
+    with pytest.raises(ConfigError, match="the header says rank 8, and the tensors 4"):
+        read_adapter(tmp_path / "x.safetensors")
+    WRITERS["native"].write(tmp_path / "y.safetensors", adapter)
+    monkeypatch.setattr("gralora_diffusion.formats.check.LARGEST_RANK", 3)
+    with pytest.raises(ConfigError, match="its tensors do not fit each other"):
+        read_adapter(tmp_path / "y.safetensors")

@@ -313,3 +313,13 @@ def test_damaged_taggers_are_refused(tagger, tmp_path, monkeypatch):
         ConfigError, match=r"onnxruntime is missing: pip install 'gralora-diffusion\[captions\]'"
     ):
         load_tagger(tmp_path, None, None)
+
+
+def test_a_list_of_captions_in_upper_case_is_not_overlooked(photos):
+    (photos / "METADATA.csv").write_text("file_name,text\n")
+    if (photos / "metadata.csv").exists():
+        pytest.skip("names here have no case")
+    with pytest.raises(
+        ConfigError, match=r"METADATA.csv cannot be used: captions are read from metadata.csv"
+    ):
+        jobs_of(photos)

@@ -163,3 +163,24 @@ def test_a_guessed_encoding_shows_what_it_gives(folder, capsys):
     (folder / "a.txt").write_bytes("фото собаки".encode("cp1251"))
     first_caption(folder)
     assert "read as cp1252: a.txt (the first: 'ôîòî ñîáàêè')" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("suffix", "words"), [(".txt", "a dog"), (".json", '{"caption": "a dog"}')])
+def test_an_empty_file_hides_none_of_the_same_kind(tmp_path, suffix, words):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / f"a{suffix}").write_text('{"caption": ""}' if suffix == ".json" else "\n")
+    (tmp_path / f"a.png{suffix}").write_text(words)
+    (found,) = find_images(tmp_path, "the prompt")
+    assert found.caption == "a dog"
+
+
+def test_a_second_file_with_another_caption_is_named(tmp_path, capsys):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+        (tmp_path / f"{name}.txt").write_text("a dog")
+    (tmp_path / "a.txt").write_text("a cat")
+    (tmp_path / "b.txt").write_text("a  dog\n")
+    assert [found.caption for found in find_images(tmp_path, "x")] == ["a cat", "a dog"]
+    note = next(line for line in capsys.readouterr().err.splitlines() if "not used" in line)
+    assert "a.png.txt (for a.txt)" in note
+    assert "b.png" not in note

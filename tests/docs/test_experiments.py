@@ -96,10 +96,13 @@ def test_the_table_of_the_prior_is_what_its_script_prints():
     assert [line for line in section.splitlines() if line.startswith("|")] == printed
 
 
-@pytest.mark.parametrize(("title", "name"), [("Outliers", "style")])
+@pytest.mark.parametrize(
+    ("title", "name"), [("Outliers", "style"), ("Outliers in the training loss", "robot")]
+)
 def test_the_differences_of_the_outliers_are_those_of_its_report(title, name, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(outliers.Tables, "plot", lambda *_: None)
+    for plot in ("plot", "plot_conditions"):
+        monkeypatch.setattr(outliers.Tables, plot, lambda *_: None)
     monkeypatch.setattr(outliers, "write_text", lambda *_: None)
     task = outliers.TASKS[name]
     printed = outliers.report(task)
@@ -108,3 +111,20 @@ def test_the_differences_of_the_outliers_are_those_of_its_report(title, name, mo
     assert cells
     assert all(cell in printed for cell in cells)
     assert (task.kept / "table.md").read_text() == f"{printed}\n"
+
+
+def test_the_losses_by_rate_and_k_are_printed_by_the_reports():
+    section = re.split(r"^## Rate and k$", DOCUMENT, flags=re.M)[1].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if re.match(r"\| (training|held-out) loss", line)]
+    assert len(rows) == 7
+    for row in rows:
+        name = "robot" if "training" in row else "style"
+        table = (outliers.TASKS[name].kept / "table.md").read_text()
+        printed = next(line for line in table.splitlines() if row_of_arm(line, row.split("|")[2].strip()))
+        assert re.findall(r"\d+\.\d\d", row) == re.findall(r"\d+\.\d\d(?= )", printed)[-row.count(".") :]
+
+
+def row_of_arm(line: str, arm: str) -> bool:
+    """Whether a line of the rates' table is this arm's of rank 64 on the base without outliers."""
+    cells = [cell.strip() for cell in line.split("|")]
+    return cells[1:5] == ["1", "", "64", arm]

@@ -80,7 +80,8 @@ def test_the_report_compares_seeds_in_pairs_and_plots(kept):
     assert "| 64 | 1000 | 1 | 1000 | gralora k4 | 5 of 5 | -14.00 (-15.96 to -12.04)" in squeezed(text)
     assert "gralora k4 | 1000 minus none | 5 of 5 | -10.00 (-10.00 to -10.00)" in squeezed(text)
     assert "gralora k4 | 4 slices minus one, at 1000 | 5 of 5 | +10.00 (+10.00 to +10.00)" in squeezed(text)
-    assert (kept.kept / "loss-outliers.png").stat().st_size > 10_000
+    for name in ("loss-outliers.png", "rates-outliers.png"):
+        assert (kept.kept / name).stat().st_size > 10_000
     assert (kept.kept / "table.md").read_text() == text + "\n"
 
 

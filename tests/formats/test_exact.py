@@ -3,6 +3,7 @@
 Each file is read by its own tool's rule for names and scale, so that any lost factor is found.
 """
 
+import dataclasses
 import json
 from importlib import import_module
 
@@ -13,11 +14,14 @@ from adapter_files import CONFIGS, CONVOLUTIONS
 from helpers import MODELS, adapted_pipeline
 from safetensors.torch import load_file
 
-from gralora_diffusion import load_sdxl
+from gralora_diffusion import AdapterConfig, load_sdxl
 from gralora_diffusion.adapters.control import merge
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.formats.adapter_state import Adapter
+from gralora_diffusion.formats.combine import Weighted, summed
 from gralora_diffusion.formats.layer_names import canonical, kohya
+from gralora_diffusion.formats.nearest import as_lora
+from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.write_peft import installed_path
 from gralora_diffusion.formats.writers import WRITERS
 
@@ -212,3 +216,23 @@ def test_layers_merges_and_pairs_are_the_adapters_delta(random_adapter):
             change = layer.weight - layer.unmerged_weight
             torch.testing.assert_close(change, delta.view_as(change), **EXACT)
             layer.unmerge()
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("native", "fp16"), ("native", "bf16"), ("comfyui", "fp16")])
+@pytest.mark.parametrize("rank", [4, 24])
+def test_the_difference_of_two_nearly_equal_adapters_is_kept_in_half_precision(name, dtype, rank, tmp_path):
+    """Its rank may be above what a layer's sides allow."""
+    config = AdapterConfig(method="lora", rank=rank, targets="attention+ff+conv")
+    first = Adapter.from_models(adapted_pipeline(config, ["unet"])[1])
+    layers, random = {"unet": {}}, torch.Generator().manual_seed(0)
+    for _, path, factors in first.items():
+        near = {leaf: t + 1e-3 * torch.randn(t.shape, generator=random) * t for leaf, t in factors.items()}
+        layers["unet"][path] = near
+    second = dataclasses.replace(first, layers=layers)
+    adapter = as_lora(summed([Weighted(first), Weighted(second, -1.0)])).adapter
+    WRITERS[name].write(tmp_path / "x.safetensors", adapter, dtype)
+    written = read_adapter(tmp_path / "x.safetensors")
+    for component, path, _ in adapter.items():
+        wanted, found = (x.low_rank(component, path) for x in (adapter, written))
+        wanted, found = (up.double() @ down.double() for down, up in (wanted, found))
+        assert float((found - wanted).norm() / wanted.norm()) < (1e-3 if dtype == "fp16" else 5e-3)

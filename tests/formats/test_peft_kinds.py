@@ -28,6 +28,9 @@ KINDS = {
     "OFT, 3 terms": OFTConfig(oft_block_size=8, num_cayley_neumann_terms=3, target_modules=[Q]),
     "OFT, 8 terms": OFTConfig(oft_block_size=8, num_cayley_neumann_terms=8, target_modules=[Q]),
     "OFT, constrained": OFTConfig(r=4, oft_block_size=0, coft=True, eps=0.05, target_modules=[Q]),
+    "OFT, constrained by a whole number": OFTConfig(
+        r=4, oft_block_size=0, coft=True, eps=1, target_modules=[Q]
+    ),
     "OFT, shared": OFTConfig(oft_block_size=8, block_share=True, target_modules=[Q, CONV]),
     "BOFT": BOFTConfig(boft_block_size=8, target_modules=[Q, OUT, CONV]),
     "BOFT, by number": BOFTConfig(boft_block_size=0, boft_block_num=4, target_modules=[Q]),
@@ -151,7 +154,13 @@ def test_they_are_converted_with_the_base_and_their_error(kind, unet, tmp_path):
 HOSTILE = [
     ("OFT", dict(num_cayley_neumann_terms=10**9), {}, "num_cayley_neumann_terms is 1000000000"),
     ("OFT", dict(num_cayley_neumann_terms="5"), {}, "num_cayley_neumann_terms is '5'"),
-    ("OFT", dict(coft=True, eps="x"), {}, "eps is 'x'"),
+    ("OFT", dict(coft=True, eps="x"), {}, r"\.0: eps is 'x'; it must be a number from 0 to 1000"),
+    ("OFT", dict(coft=True, eps=True), {}, "eps is True"),
+    ("OFT", dict(coft=True, eps=float("nan")), {}, "eps is nan"),
+    ("OFT", dict(peft_version=[1]), {}, r"peft_version is \[1\]; it must be a version"),
+    ("OFT", dict(peft_version="new"), {}, "peft_version is 'new'"),
+    ("OFT", dict(peft_type=["OFT"]), {}, r"of type \['OFT'\]; supported types"),
+    ("OFT", dict(peft_type={}), {}, r"of type \{\}; supported types"),
     ("OFT", {}, {"oft_R.weight": torch.ones(16, 27)}, "no triangle of a square block"),
     ("OFT", {}, {"oft_R.weight": torch.ones(16)}, "no triangle of a square block"),
     ("OFT", dict(peft_type="BOFT"), {}, "holds oft_R; BOFT of PEFT needs boft_R and boft_s"),
@@ -214,3 +223,52 @@ def test_a_file_without_its_config_asks_for_the_folder(kind, unet, tmp_path):
     (tmp_path / PEFT_TENSORS).rename(tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=r"in PEFT's adapter_config.* give the folder with both files"):
         read_adapter(tmp_path / "other.safetensors")
+
+
+def edited(folder, **options) -> None:
+    """Change adapter_config.json; an option of None is deleted."""
+    config = json.loads((folder / PEFT_CONFIG).read_text()) | options
+    config = {name: value for name, value in config.items() if value is not None}
+    (folder / PEFT_CONFIG).write_text(json.dumps(config))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("terms", [0, 1])
+def test_oft_of_no_terms_changes_nothing_as_in_peft(terms, unet, tmp_path, monkeypatch):
+    config = OFTConfig(oft_block_size=8, num_cayley_neumann_terms=terms, target_modules=[Q])
+    monkeypatch.setitem(KINDS, "no terms", config)
+    base, merged = made_by_peft("no terms", unet, tmp_path)
+    assert torch.equal(merged[f"{Q}.weight"], base[f"{Q}.weight"])
+    ((_, name, delta),) = read_adapter(tmp_path).changes()
+    assert not delta.applied(base[name]).any()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("version", [None, "0.17.1", "0.16.0.dev0@abc"])
+@pytest.mark.parametrize("terms", [2, 3, 5])
+def test_oft_of_peft_before_0_18_has_its_own_last_term(terms, version, unet, tmp_path):
+    """By _cayley_batch() of PEFT 0.17.1: I + 2 Q + ... + 2 Q^(terms - 1); the config has no peft_version."""
+    base = made_by_peft("OFT", unet, tmp_path)[0]
+    edited(tmp_path, peft_version=version, num_cayley_neumann_terms=terms)
+    tensors = load_file(tmp_path / PEFT_TENSORS)
+    found = {name: delta for _, name, delta in read_adapter(tmp_path).changes()}
+    triangles = next(t for name, t in tensors.items() if f"{Q}.oft_R" in name).double()
+    Q_skew = triangles.new_zeros(len(triangles), 8, 8)
+    rows, columns = torch.triu_indices(8, 8, 1)
+    Q_skew[:, rows, columns] = triangles
+    Q_skew = Q_skew - Q_skew.mT
+    R = torch.eye(8, dtype=torch.float64) + sum(
+        2 * torch.linalg.matrix_power(Q_skew, power) for power in range(1, terms)
+    )
+    weight = base[f"{Q}.weight"]
+    wanted = weight @ torch.block_diag(*R).mT
+    torch.testing.assert_close(found[f"{Q}.weight"].applied(weight), wanted - weight, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [["OFT"], {}, 5, None])
+def test_a_header_with_another_type_is_one_sentence(kind, tmp_path):
+    tensors = {f"unet.{Q}.lora_A.weight": torch.ones(2, 32), f"unet.{Q}.lora_B.weight": torch.ones(32, 2)}
+    header = {"unet.peft_type": kind, "unet.r": 3, "unet.lora_alpha": 2}
+    save_file(tensors, tmp_path / "x.safetensors", {"lora_adapter_metadata": json.dumps(header)})
+    with pytest.raises(ConfigError, match="the header says rank 3, and the tensors have 2"):
+        read_adapter(tmp_path / "x.safetensors")

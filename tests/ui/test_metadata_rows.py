@@ -1,6 +1,7 @@
 """Captions in metadata.jsonl: the page shows and edits what training reads, and keeps all else in it."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -169,3 +170,112 @@ def test_an_uploaded_file_gives_its_captions_to_its_images(workspace, folder, tm
         "other.jsonl was left out: only metadata.jsonl or metadata.csv may hold the captions of several "
         "images",
     ]
+
+
+def test_a_csv_file_with_odd_cells_is_read_by_training_as_it_was_after_an_edit(workspace, folder):
+    """Blanks after commas, lines within cells, and characters at which str.splitlines() ends lines."""
+    (folder / "metadata.jsonl").unlink()
+    odd = "cat\u2028deep/c.png,\x85x"
+    table = (
+        f'file_name, text, note\na.png, "a dog, sitting"," b"\nb.png,"two\rlines",\ndeep/c.png,"{odd}",1\n'
+    )
+    (folder / "metadata.csv").write_text(table, encoding="utf-8", newline="")
+    before = trained(folder)
+    assert before == {"a.png": "a dog, sitting", "b.png": "two lines", "c.png": "cat deep/c.png, x"}
+    image_sets.save_captions(workspace, "mine", {"a.png": "a dog, running"})
+    assert trained(folder) == before | {"a.png": "a dog, running"}
+    assert metadata_rows.rows_of(folder, ["a.png", "b.png", "deep/c.png"]) == [
+        {"file_name": "a.png", "text": "a dog, running", "note": " b"},
+        {"file_name": "b.png", "text": "two\rlines", "note": ""},
+        {"file_name": "deep/c.png", "text": odd, "note": "1"},
+    ]
+    removed_images.remove(workspace, "mine", ["b.png"])
+    removed_images.undo_remove(workspace, "mine")
+    assert trained(folder) == before | {"a.png": "a dog, running"}
+
+
+def test_a_csv_file_that_training_refuses_is_not_edited(workspace, folder):
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text("file_name,text\na.png,a dog, running\n")
+    assert metadata_rows.captions_in(folder) == {}
+    assert "line 2 has 3 fields" in metadata_rows.problem_in(folder)
+    image_sets.save_captions(workspace, "mine", {"a.png": "typed"})
+    assert (folder / "metadata.csv").read_text() == "file_name,text\na.png,a dog, running\n"
+
+
+def test_a_removed_line_with_a_line_separator_comes_back(workspace, folder):
+    row = dict(file_name="a.png", text="a\u2028dog", source="x\x85y")
+    (folder / "metadata.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    removed_images.remove(workspace, "mine", ["a.png"])
+    removed_images.undo_remove(workspace, "mine")
+    assert json.loads(lines(folder)[-2]) == row
+    assert trained(folder)["a.png"] == "a dog"
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\x0b", "\x0c", "\x85", "\r", '"', " "])
+def test_an_edit_of_a_csv_file_leaves_odd_characters_of_other_lines(workspace, folder, character):
+    (folder / "metadata.jsonl").unlink()
+    quoted = (character * 2 if character == '"' else character) + "x"
+    table = f'file_name,text\na.png,a dog\nb.png,"{quoted}"\ndeep/c.png,a cat\n'
+    (folder / "metadata.csv").write_text(table, encoding="utf-8", newline="")
+    image_sets.save_captions(workspace, "mine", {"a.png": "new"})
+    assert metadata_rows.problem_in(folder) is None
+    assert shown(folder)["a.png"] == "new"
+    assert metadata_rows.rows_of(folder, ["b.png"]) == [dict(file_name="b.png", text=f"{character}x")]
+
+
+def test_all_images_of_a_csv_file_are_removed_and_come_back(workspace, folder):
+    shutil.rmtree(folder / "deep")
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text("file_name,text\na.png,a dog\nb.png,a house\n")
+    removed_images.remove(workspace, "mine", ["a.png", "b.png"])
+    assert (folder / "metadata.csv").read_text() == "file_name,text\n"
+    removed_images.undo_remove(workspace, "mine")
+    assert trained(folder) == {"a.png": "a dog", "b.png": "a house"}
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "b.png", "metadata.csv"]
+
+
+def test_a_line_comes_back_into_a_csv_file_without_its_columns(workspace, folder):
+    removed_images.remove(workspace, "mine", ["a.png"])
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text("file_name,text\nb.png,a house\n")
+    removed_images.undo_remove(workspace, "mine")
+    assert shown(folder) == {"a.png": "a dog", "b.png": "a house"}
+    (row,) = metadata_rows.rows_of(folder, ["a.png"])
+    assert row == dict(file_name="a.png", text="a dog", source="zoo", score="0.1")
+
+
+@pytest.mark.parametrize("name", ["./a.png", "{folder}/a.png"])
+def test_a_line_is_found_whatever_path_it_names(workspace, folder, name):
+    name = name.format(folder=folder)
+    (folder / "metadata.jsonl").write_text(json.dumps(dict(file_name=name, text="a dog")) + "\n")
+    assert image_sets.save_captions(workspace, "mine", {"a.png": "new"}) == ["a.png"]
+    assert shown(folder)["a.png"] == "new"
+    image_sets.copy(workspace, "mine", "copied")
+    assert trained(workspace.images / "copied")["a.png"] == "new"
+    removed_images.remove(workspace, "mine", ["a.png"])
+    assert (folder / "metadata.jsonl").read_text().strip() == ""
+    removed_images.undo_remove(workspace, "mine")
+    assert trained(folder)["a.png"] == "new"
+
+
+def test_an_image_with_half_a_character_in_its_line_is_removed_edited_and_duplicated(workspace, folder):
+    line = r'{"file_name": "a.png", "text": "a dog \ud83d", "note": "\ud83d"}'
+    (folder / "metadata.jsonl").write_text(line + "\n")
+    image_sets.copy(workspace, "mine", "copied")
+    removed_images.remove(workspace, "mine", ["a.png"])
+    removed_images.undo_remove(workspace, "mine")
+    assert lines(folder) == lines(workspace.images / "copied") == [line, ""]
+    image_sets.save_captions(workspace, "mine", {"a.png": "a dog"})
+    assert json.loads(lines(folder)[0]) == json.loads(line) | dict(text="a dog")
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "a.txt", "a.json"])
+def test_an_upload_without_words_deletes_no_caption(workspace, folder, tmp_path, name):
+    (folder / "a.txt").write_text("my caption\n")
+    content = {"metadata.csv": "file_name,text\na.png,\n", "a.txt": "\n", "a.json": '{"caption": " "}'}
+    (tmp_path / name).write_text(content[name])
+    note = {"metadata.csv": "metadata.csv: 1 line without a caption"}
+    _, notes = image_uploads.add(workspace, "mine", [tmp_path / name])
+    assert notes == [note.get(name, f"{name} was left out: it holds no text")]
+    assert (folder / "a.txt").read_text() == "my caption\n"

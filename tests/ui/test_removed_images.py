@@ -157,3 +157,26 @@ def test_the_check_names_masks_without_an_image_and_two_of_one(workspace, folder
     Image.new("RGB", (64, 64)).save(folder / "cat-mask.jpg")
     (problem,) = [what for file, what, _ in image_sets.check_set(workspace, "mine", 64) if file == "masks"]
     assert problem == "cat-mask.jpg and cat-mask.png are masks of one image: remove one of them"
+
+
+def test_a_caption_named_after_the_whole_file_comes_back_with_its_image(workspace, folder):
+    (folder / "bird.png.txt").write_text("a bird\n")
+    removed_images.remove(workspace, "mine", ["bird.png"])
+    Image.new("RGB", (64, 64), "blue").save(folder / "bird.png")
+    (folder / "bird-2.png.txt").write_text("of no image\n")
+    assert removed_images.undo_remove(workspace, "mine") == "bird-3.png"
+    assert image_sets.caption_of(folder / "bird-3.png") == "a bird"
+    assert image_sets.caption_of(folder / "bird.png") == ""
+
+
+def test_names_that_differ_in_case_alone_come_back_apart(workspace, folder):
+    for name, color in (("a.png", "red"), ("A.png", "green")):
+        Image.new("RGB", (64, 64), color).save(folder / name)
+    before = files_of(folder)
+    removed_images.remove(workspace, "mine", ["a.png", "A.png"])
+    for name in ("a.png", "A.png"):
+        Image.new("RGB", (64, 64), "blue").save(folder / name)
+    assert removed_images.undo_remove(workspace, "mine") == "2 images"
+    after = files_of(folder)
+    assert (after["A-2.png"], after["a-3.png"]) == (before["A.png"], before["a.png"])
+    assert len(after) == len(before) + 2
