@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from gralora_diffusion.files import delete
-from gralora_diffusion.ui import removed, removed_images
+from gralora_diffusion.ui import caption_files, removed
 from gralora_diffusion.ui.run_queue import RunQueue
 
 SAFE = 3600  # seconds for which a file that was handed to a browser is kept, whatever its size
@@ -26,7 +26,7 @@ def keep_tidy(queue: RunQueue) -> None:
     while True:
         try:
             delete_old_served(workspace.served)
-            removed.delete_old(workspace, queue.lock, removed_images.ONE_AT_A_TIME)
+            removed.delete_old(workspace, queue.lock, caption_files.CHANGES)
         except Exception as error:  # the next look may succeed
             traceback.print_exception(error, file=sys.stderr)
         time.sleep(PAUSE)

@@ -109,6 +109,18 @@ def test_a_mistake_is_displayed_once_at_its_field(mine, tab):
     assert not tab.page.locator("#problem").is_visible()
 
 
+def test_captions_that_were_added_meanwhile_clear_the_mistake(mine, tab):
+    choose(tab, "option-instance_data_dir", "mine")
+    tab.page.click("#start")
+    tab.wait("option-instance_prompt", "mine has no caption for any of its images")
+    tab.go("Dataset")
+    for image in mine.glob("*.png"):
+        image.with_suffix(".txt").write_text("a photo of sks dog\n")
+    tab.go("Train")
+    tab.page.locator(".mistake").wait_for(state="detached")
+    tab.page.locator("#problem").wait_for(state="hidden")
+
+
 def test_a_mistake_in_the_list_opens_it(tab):
     tab.page.get_by_text("more options").click()
     tab.fill("option-adam_beta1", 2)
