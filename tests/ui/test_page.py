@@ -65,3 +65,12 @@ def test_a_refused_forecast_marks_its_field(workspace, monkeypatch, option):
     for error in (refusal.value, known):
         assert error.option == option
         assert json.loads(mistake_updates(error)[1]) == expected
+
+
+def test_the_page_has_the_words_that_gradio_lacks(page):
+    """Or it would say "common.complete" when a run of a handler has ended."""
+    config = page.config()
+    assert config["i18n_translations"]["en"]["common.complete"] == "Done"
+    texts = {part["props"].get("elem_id"): part["props"].get("value") for part in config["components"]}
+    assert "They make a new one where that is robot" in texts["drop-help"]
+    assert "`models`, which is beside `runs` and `images` in the page's folder" in texts["no-captioner"]
