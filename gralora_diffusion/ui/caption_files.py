@@ -37,11 +37,12 @@ def found_caption(image: Path, beside: dict[str, Path]) -> captions.Caption:
 
 def caption_of(image: Path) -> str:
     """The text of found_caption()."""
-    return found_caption(image, captions_beside(image)).text
+    return one_line(found_caption(image, captions_beside(image)).text)
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    """The text with single spaces; half a character, which neither files nor browsers take, becomes "?"."""
+    return " ".join(text.split()).encode(errors="replace").decode()
 
 
 def write_captions(edits: dict[Path, str]) -> None:

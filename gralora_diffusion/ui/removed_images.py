@@ -142,11 +142,12 @@ def places(files: list[Path], folder: Path) -> dict[Path, Path]:
     images = [path for path in files if path.suffix.lower() in EXTENSIONS]
     taken = {path.name.lower() for path in (*folder.iterdir(), *files)}
     for stem, own in groups(files, images).items():
-        if any(os.path.lexists(targets[path]) for path in own):
-            free = free_stem(stem, taken)
-            for path in own:
-                targets[path] = folder / f"{free}{path.name[len(stem) :]}"
-                taken.add(targets[path].name.lower())
+        if not any(os.path.lexists(targets[path]) for path in own):
+            continue
+        number, end = free_number(stem, taken), len(stem)
+        for path in own:  # each keeps its letters, for two may differ in case alone
+            targets[path] = folder / f"{path.name[:end]}-{number}{path.name[end:]}"
+            taken.add(targets[path].name.lower())
     return targets
 
 
@@ -165,12 +166,12 @@ def groups(files: list[Path], images: list[Path]) -> dict[str, list[Path]]:
     return found
 
 
-def free_stem(stem: str, taken: set[str]) -> str:
-    """STEM-2, STEM-3, ...: the first that neither an image nor its captions and masks have."""
+def free_number(stem: str, taken: set[str]) -> int:
+    """The first from 2 with which STEM-NUMBER is no image's name, nor that of its captions and masks."""
     number = 2
     while any(begins_with(name, f"{stem}-{number}".lower()) for name in taken):
         number += 1
-    return f"{stem}-{number}"
+    return number
 
 
 def begins_with(name: str, stem: str) -> bool:

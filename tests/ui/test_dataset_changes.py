@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import shutil
+import threading
 
 import pytest
 from PIL import Image
@@ -41,17 +42,18 @@ def meeting(monkeypatch):
     """
 
     def run(module, function, first, second):
-        real, begun = getattr(module, function), []
+        real, other = getattr(module, function), []
+        begun = threading.Semaphore(1)
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
 
             def paused(*given, **values):
-                if not begun:
-                    begun.append(threads.submit(second))
-                    concurrent.futures.wait(begun, timeout=0.5)
+                if begun.acquire(blocking=False):
+                    other.append(threads.submit(second))
+                    concurrent.futures.wait(other, timeout=0.5)
                 return real(*given, **values)
 
             monkeypatch.setattr(module, function, paused)
-            return first(), begun[0].result()
+            return first(), other[0].result()
 
     return run
 
@@ -201,10 +203,15 @@ def test_a_duplicate_that_fails_leaves_nothing(workspace, folder, failing):
     assert not (workspace.images / "copied").exists()
 
 
-def test_an_upload_that_fails_leaves_nothing(workspace, folder, failing, tmp_path):
+def test_an_upload_that_fails_half_way_leaves_nothing(workspace, folder, monkeypatch, tmp_path):
     before = contents(folder)
     path = upload(tmp_path, "new.png", "red")
-    failing(shutil, "copyfile")
+
+    def half(source, target):
+        target.write_bytes(source.read_bytes()[:20])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", half)
     notes = ["new.png was left out: No space left on device"]
     assert image_uploads.add(workspace, "mine", [path]) == (0, notes)
     assert contents(folder) == before

@@ -262,12 +262,15 @@ def test_a_line_is_found_whatever_path_it_names(workspace, folder, name):
 def test_an_image_with_half_a_character_in_its_line_is_removed_edited_and_duplicated(workspace, folder):
     line = r'{"file_name": "a.png", "text": "a dog \ud83d", "note": "\ud83d"}'
     (folder / "metadata.jsonl").write_text(line + "\n")
+    assert shown(folder)["a.png"] == "a dog ?"
+    assert image_sets.save_captions(workspace, "mine", {"a.png": "a dog ?"}) == []
     image_sets.copy(workspace, "mine", "copied")
     removed_images.remove(workspace, "mine", ["a.png"])
     removed_images.undo_remove(workspace, "mine")
     assert lines(folder) == lines(workspace.images / "copied") == [line, ""]
-    image_sets.save_captions(workspace, "mine", {"a.png": "a dog"})
-    assert json.loads(lines(folder)[0]) == json.loads(line) | dict(text="a dog")
+    image_sets.save_captions(workspace, "mine", {"a.png": "a cat \ud83d", "b.png": "b \ud83d"})
+    assert json.loads(lines(folder)[0]) == json.loads(line) | dict(text="a cat ?")
+    assert (folder / "b.txt").read_text() == "b ?\n"
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "a.txt", "a.json"])

@@ -180,3 +180,15 @@ def test_names_that_differ_in_case_alone_come_back_apart(workspace, folder):
     after = files_of(folder)
     assert (after["A-2.png"], after["a-3.png"]) == (before["A.png"], before["a.png"])
     assert len(after) == len(before) + 2
+
+
+def test_two_files_do_not_come_back_under_one_name(workspace, folder):
+    Image.new("L", (64, 64), 128).save(folder / "CAT-mask.png")
+    before = files_of(folder)
+    removed_images.remove(workspace, "mine", ["cat.png"])
+    Image.new("RGB", (64, 64), "blue").save(folder / "cat.png")
+    assert removed_images.undo_remove(workspace, "mine") == "cat-2.png"
+    after = files_of(folder)
+    for name in ("cat.png", "cat-mask.png", "CAT-mask.png"):
+        assert after[f"{name[:3]}-2{name[3:]}"] == before[name]
+    assert len(after) == len(before) + 1
