@@ -50,6 +50,12 @@ def make_experiment(tmp_path):
     return make
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """The trainer must encode here too: what other tests encoded, in other batches, has other last bits."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def run_of(experiment: Experiment, run: dict) -> dict:
     return run_experiment(run, experiment, Interrupts(lambda: None))
 

@@ -237,7 +237,7 @@ def bad_files(folder, adapter) -> dict[str, tuple]:
     )
     bad_peft("PEFT, lie", "says r 64", dict(r=64))
     bad_peft("PEFT, alpha", "says alpha None", dict(alpha=None))
-    bad_peft("PEFT, kind", "type OFT", dict(peft_type="OFT"))
+    bad_peft("PEFT, kind", "OFT of PEFT needs oft_R", dict(peft_type="OFT"))
     bad_peft("PEFT, config", "not a JSON object", "[]")
     bad_peft("PEFT, pickle", "pickle", {})
     (folder / "PEFT, pickle" / "adapter_model.safetensors").rename(
