@@ -2,7 +2,7 @@
 # Run the experiments of docs/experiments/README.md, print their reports and keep them in
 # docs/experiments/results.  The same command resumes.
 #
-#   bash scripts/experiments.sh style              # or k, heads, dreambooth, gora, outliers, or several
+#   bash scripts/experiments.sh style              # or k, heads, dreambooth, gora, outliers, tasks, or several
 #   WORKERS=1 bash scripts/experiments.sh style    # processes that share the runs, a core each; 2 by default
 #   PYTHON=echo bash scripts/experiments.sh k      # print the commands alone
 #
@@ -143,14 +143,31 @@ gora() {
 
 outliers() {
     sticker
-    task style --images "$STATE/sticker"
-    task robot
+    by_all_workers scripts/outliers.py style --images "$STATE/sticker" --state "$STATE/outliers-style"
+    by_all_workers scripts/outliers.py robot --state "$STATE/outliers-robot"
 }
 
-task() { # one task of scripts/outliers.py, by all workers
+tasks() {
+    local icons
+    for icons in twemoji@1.2.5 openmoji@1.2.29 fxemoji@1.2.2 streamline-emojis@1.2.4 noto-v1@1.2.5 \
+        fluent-emoji-high-contrast@1.2.5 emojione-v1@1.2.3 fluent-emoji-flat@1.2.6; do
+        style_images "$icons" "$STATE/styles/${icons%@*}"
+    done
+    by_all_workers scripts/tasks.py --images "$STATE/styles" --state "$STATE/tasks"
+}
+
+style_images() { # 300 images of an icon set, complete or absent
+    if [ "$PYTHON" = echo ] || [ -d "$2" ]; then return; fi
+    has resvg_py
+    rm -rf "$2.part"
+    $PYTHON scripts/tiny_base/draw_style.py --state "$STATE/tiny_base" --icons "$1" --output "$2.part" --number 300
+    mv "$2.part" "$2"
+}
+
+by_all_workers() { # one script that shares its runs with others of its kind
     local code=0
     for _ in $(seq "$WORKERS"); do
-        $PYTHON scripts/outliers.py "$@" --state "$STATE/outliers-$1" &
+        $PYTHON "$@" &
         workers+=($!)
     done
     for worker in "${workers[@]}"; do wait "$worker" || code=$?; done
@@ -158,11 +175,11 @@ task() { # one task of scripts/outliers.py, by all workers
     return $code
 }
 
-[ $# -gt 0 ] || fail "name experiments: style, k, heads, dreambooth, gora, outliers"
+[ $# -gt 0 ] || fail "name experiments: style, k, heads, dreambooth, gora, outliers, tasks"
 for experiment in "$@"; do
     case $experiment in
-    style | k | heads | dreambooth | gora | outliers) ;;
-    *) fail "no experiment is called $experiment; there are style, k, heads, dreambooth, gora and outliers" ;;
+    style | k | heads | dreambooth | gora | outliers | tasks) ;;
+    *) fail "no experiment is called $experiment; there are style, k, heads, dreambooth, gora, outliers and tasks" ;;
     esac
 done
 has matplotlib
