@@ -14,7 +14,8 @@ from gralora_diffusion import AdapterConfig, console
 
 console.no_telemetry()
 heap = dict(modules=0)  # loaded when their objects were last taken out of garbage collections
-LONG_FIRST = ("training", "browser", "nogpu", "commands", "ui")  # folders
+# Folders: first those whose runs are compared bit by bit with the trainer's, in processes without a past.
+LONG_FIRST = ("experiments", "training", "browser", "nogpu", "commands", "ui")
 
 
 def pytest_collection_modifyitems(items):
