@@ -167,11 +167,11 @@ def test_an_image_whose_line_cannot_be_deleted_stays(workspace, folder, failing)
 def test_an_image_whose_line_cannot_be_restored_stays_in_the_bin(workspace, folder, failing):
     removed_images.remove(workspace, "mine", ["a.png"])
     without = contents(folder)
-    mend = failing(metadata_rows, "save")
+    restore = failing(metadata_rows, "save")
     with pytest.raises(OSError, match="No space left"):
         removed_images.undo_remove(workspace, "mine")
     assert contents(folder) == without
-    mend()
+    restore()
     assert removed_images.undo_remove(workspace, "mine") == "a.png"
     assert shown(folder) == TEXTS
 
