@@ -77,7 +77,9 @@ document.addEventListener('visibilitychange', () => {
 HEAD += """<script>
 {  // Gradio names its empty views and gives them no role, without which a name must not be
     const empty = '[aria-label="Empty value"]:not([role])';
-    const nameViews = () => document.querySelectorAll(empty).forEach(view => view.setAttribute('role', 'img'));
+    const nameViews = () => {
+        document.querySelectorAll(empty).forEach(view => view.setAttribute('role', 'img'));
+    };
     let isDue = false;
     new MutationObserver(() => {
         if (isDue) return;
