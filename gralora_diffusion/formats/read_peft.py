@@ -65,7 +65,7 @@ def leaves_in(folder: Path) -> tuple[dict[str, str], Found]:
     if not found:
         raise ConfigError(f"{file} holds no layers")
     if any("vera_lambda_d" in leaves for leaves in found.values()) and len(shared) < len(PROJECTIONS):
-        problem = "is a VeRA without its projections, which cannot be made again with certainty"
+        problem = "holds a VeRA without its projections, which cannot be regenerated reliably"
         raise ConfigError(f"{folder} {problem}: save it in PEFT with save_projection=True")
     for leaves in found.values():
         leaves |= shared

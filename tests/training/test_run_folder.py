@@ -280,7 +280,7 @@ def test_images_on_the_way_and_the_report(tmp_path):
     assert page.count("data:image/jpeg") == 3 * 2 + 6  # samples, and training images
     assert "<polyline" in page
     assert "://" not in page
-    assert "Forecast and actual use" in page
+    assert "Estimated and actual use" in page
 
 
 def test_tensorboard_gets_every_step(tmp_path):
