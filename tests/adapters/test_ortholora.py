@@ -262,7 +262,7 @@ def test_a_header_with_another_rank_is_refused(tmp_path, monkeypatch):
     adapter = lightly_trained(0.01)
     config = dataclasses.replace(adapter.config, rank=8)
     WRITERS["native"].write(tmp_path / "x.safetensors", dataclasses.replace(adapter, config=config))
-    with pytest.raises(ConfigError, match="the header says rank 8, and the tensors 4"):
+    with pytest.raises(ConfigError, match="the header says rank 8, and the tensors have 4"):
         read_adapter(tmp_path / "x.safetensors")
     WRITERS["native"].write(tmp_path / "y.safetensors", adapter)
     monkeypatch.setattr("gralora_diffusion.formats.check.LARGEST_RANK", 3)

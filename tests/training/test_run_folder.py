@@ -471,7 +471,7 @@ def test_a_really_full_disk_names_what_is_needed_and_free(tmp_path, unbroken):
     try:
         with pytest.raises(
             TrainingError,
-            match=r"the disk is full, \d+ MB are needed and \d+ MB free; checkpoint-\d is untouched",
+            match=r"the disk is full, \d+ MB are needed and \d+ MB are free; checkpoint-\d is untouched",
         ):
             again(tmp_path / "small" / "run", checkpointing_steps=1)
     finally:
