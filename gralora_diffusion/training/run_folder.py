@@ -1,4 +1,4 @@
-"""The run folder: which one a command means, who may write to it, and what it records.
+"""The run folder: who may write to it, and what it records; choose_run.py finds the one of a command.
 
 status.json holds the run's state: starting, running, stopped, failed or done. A run that is "running" while
 no process holds its lock was killed. metrics.jsonl has a line for each step, evaluations.jsonl one for each
