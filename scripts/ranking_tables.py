@@ -1,6 +1,7 @@
 """The tables of ranking.py: every method against LoRA, and what small benchmarks would have said."""
 
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from tasks import learned_styles
 
 from gralora_diffusion.evaluation.statistics import holm, p_value, t_interval
 from gralora_diffusion.experiments.markdown import markdown
+from gralora_diffusion.experiments.plots import half_width, save_figure
 from gralora_diffusion.experiments.results import read_results
 from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
 from gralora_diffusion.files import write_text
@@ -50,6 +52,8 @@ def report(folder: Path) -> str:
             continue
         parts.append(f"Rank {rank}: {len(styles)} styles, the mean over {len(SEEDS)} seeds each")
         parts.append(ranking_table(arms, styles))
+        plot = partial(plot_differences, arms=arms, styles=styles)
+        save_figure(folder / f"differences-rank-{rank}.png", plot, columns=1)
         if incomplete:
             parts.append(f"Not complete, and left out: {', '.join(incomplete)}.")
         if PRIMARY in arms:
@@ -124,6 +128,21 @@ def ranking_table(arms: dict[str, Runs], styles: list[str]) -> str:
     base = statistics.mean(run.base for run in arms[LORA].values())
     rows.append(["the base, untouched", "0", "", f"{base:.2f}", "", "", ""])
     return markdown(HEADS, rows)
+
+
+def plot_differences(axis, arms: dict[str, Runs], styles: list[str]) -> None:
+    """Each style's difference from LoRA, and the mean with its interval; the lowest loss at the top."""
+    order = sorted((name for name in arms if name != LORA), key=lambda name: -mean_loss(arms[name]))
+    for place, name in enumerate(order):
+        values = less_lora(arms, name, styles)
+        axis.scatter(values, [place] * len(values), s=12, color="C0", alpha=0.5)
+        mean = statistics.mean(values)
+        axis.errorbar([mean], [place], xerr=half_width(values), color="C1", marker="o", capsize=3)
+    axis.scatter([], [], s=12, color="C0", alpha=0.5, label="a style, mean of 5 seeds")
+    axis.errorbar([], [], xerr=[], color="C1", marker="o", label="mean, 95 % t-interval")
+    axis.axvline(0, color="gray", linewidth=1)
+    axis.set_yticks(range(len(order)), order)
+    axis.set_xlabel("held-out loss less LoRA's, x 1000 (negative is better)")
 
 
 def mean_loss(runs: Runs) -> float:

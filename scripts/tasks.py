@@ -24,6 +24,7 @@ from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.evaluation.statistics import t_interval
 from gralora_diffusion.experiments.markdown import markdown
 from gralora_diffusion.experiments.plan import base_config, plan_sweep, split
+from gralora_diffusion.experiments.plots import save_figure
 from gralora_diffusion.experiments.results import RESULTS, line_of, read_results, shortened
 from gralora_diffusion.experiments.sweep import do_sweep
 from gralora_diffusion.files import write_text
@@ -208,10 +209,9 @@ def report() -> str:
         found = evidence[style]
         differences = [found.lora[seed] - found.full[seed] for seed in found.full]
         variances.append(statistics.variance(differences))
-        gain_of_lora = found.base - statistics.mean(found.lora.values())
         row = [style, len(found.full), f"{found.base:.2f}"]
         row += [interval_text(found.gains), f"{statistics.stdev(found.full.values()):.2f}"]
-        row += [f"{gain_of_lora:.2f}", f"{statistics.stdev(found.lora.values()):.2f}"]
+        row += [f"{gain_of_lora(found):.2f}", f"{statistics.stdev(found.lora.values()):.2f}"]
         row += [interval_text(found.gains_of_wrong), f"{statistics.stdev(differences):.2f}"]
         row += [yes_or_no(found.by_the_right_images_alone), yes_or_no(found.by_the_right_images_more)]
         rows.append(row)
@@ -221,8 +221,34 @@ def report() -> str:
         effects = ", ".join(f"{spread * detectable(n):.2f} with {n}" for n in (5, 10, 20))
         what = "LoRA less full fine-tuning x 1000, the smallest that a paired t-test detects with 80 % power"
         text += f"\n\n{what}: {effects} seeds."
+        signals = [statistics.mean(f.gains) / statistics.stdev(f.full.values()) for f in evidence.values()]
+        shares = [statistics.mean(f.gains_of_wrong) / gain_of_lora(f) for f in evidence.values()]
+        text += (
+            f"\nFull fine-tuning gains at least {min(signals):.0f} standard deviations; wrong images gain "
+        )
+        text += f"{100 * min(shares):.0f} to {100 * max(shares):.0f} % of what the right ones do."
     write_text(KEPT / "table.md", text + "\n")
+    save_figure(KEPT / "gains.png", lambda axis: plot_gains(axis, evidence), columns=1)
     return text
+
+
+def gain_of_lora(found: Evidence) -> float:
+    return found.base - statistics.mean(found.lora.values())
+
+
+def plot_gains(axis, evidence: dict[str, Evidence]) -> None:
+    """Each run's gain over the base, by style."""
+    arms = {"full fine-tuning": "full", "LoRA, rank 16": "lora", "LoRA on wrong images": "wrong"}
+    for number, (label, arm) in enumerate(arms.items()):
+        places, gains = [], []
+        for place, found in enumerate(evidence.values()):
+            for loss in getattr(found, arm).values():
+                places.append(place + 0.2 * (number - 1))
+                gains.append(found.base - loss)
+        axis.scatter(places, gains, s=14, color=f"C{number}", label=label)
+    axis.set_xticks(range(len(evidence)), list(evidence), rotation=30, ha="right", fontsize=8)
+    axis.axhline(0, color="gray", linewidth=1)
+    axis.set_ylabel("loss of the base less the run's, x 1000")
 
 
 def learned_styles() -> list[str]:

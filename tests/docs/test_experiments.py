@@ -16,6 +16,7 @@ import demo_sweep
 import outliers
 import prior
 import stopping
+import tasks
 
 DOCUMENT = (ROOT / "docs" / "experiments" / "README.md").read_text()
 SECTIONS = {
@@ -94,6 +95,22 @@ def test_the_table_of_the_prior_is_what_its_script_prints():
     assert (prior.KEPT / "table.md").read_text().splitlines() == printed
     section = re.split(r"^## Prior$", DOCUMENT, flags=re.M)[1].partition("\n## ")[0]
     assert [line for line in section.splitlines() if line.startswith("|")] == printed
+
+
+def test_the_table_of_tasks_is_what_its_script_prints(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(tasks, "save_figure", lambda *_, **__: None)
+    monkeypatch.setattr(tasks, "write_text", lambda *_: None)
+    printed = tasks.report()
+    assert (tasks.KEPT / "table.md").read_text() == f"{printed}\n"
+    section = re.split(r"^## Tasks$", DOCUMENT, flags=re.M)[1].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert rows == [line for line in printed.splitlines() if line.startswith("|")]
+    low, high = re.search(r"(\d+) to (\d+) %", printed).groups()
+    effects = re.findall(r"(\d\.\d\d) with", printed)
+    words = " ".join(section.split())
+    assert f"{low} to {high} %" in words
+    assert f"{effects[0]}, {effects[1]} and {effects[2]} thousandths" in words
 
 
 @pytest.mark.parametrize(
