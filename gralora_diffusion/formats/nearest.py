@@ -92,7 +92,9 @@ def check_any(layers: dict, left_out: list[str]) -> None:
     """Raises ConfigError where nothing of an adapter has a place in a LoRA."""
     if not layers:
         some = ", ".join(left_out[:3])
-        raise ConfigError(f"nothing of it can be a LoRA: it changes norms and biases alone, such as {some}")
+        raise ConfigError(
+            f"nothing of it can be a LoRA: it changes norms, biases and embeddings alone, such as {some}"
+        )
 
 
 def check_sizes(rank: int | None, energy: float, k: int | None) -> None:
@@ -163,7 +165,8 @@ def weights(adapter: Adapter, left_out: list[str]) -> Iterator[tuple[str, str, D
     """(component, module path, change) of the weights of layers; other parameters' names go to left_out."""
     for component, name, delta in adapter.changes():
         path, _, parameter = name.rpartition(".")
-        if parameter == "weight" and "norm" not in path.rpartition(".")[2]:
+        layer = path.rpartition(".")[2]
+        if parameter == "weight" and "norm" not in layer and not layer.endswith("_embedding"):
             yield component, path, delta
         else:
             left_out.append(f"{component}.{name}")
