@@ -155,7 +155,7 @@ def delta_adapter(
         raise ConfigError(f"{where}: {error}") from None
 
 
-def check_fits_base(adapter: Adapter, base: str, where) -> None:
+def check_fits_base(adapter: Adapter, base: str | None, where) -> None:
     """Raises ConfigError unless every layer is one of this base's, by its shapes alone."""
     fitted(adapter, shapes(base), where)
 
