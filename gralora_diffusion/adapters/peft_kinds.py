@@ -1,6 +1,6 @@
-"""PEFT's OFT, BOFT and (IA)3 as its folders hold them: its formulas, which differ from LyCORIS's.
+"""PEFT's OFT, BOFT and IA3 as its folders hold them, by PEFT's formulas, which differ from LyCORIS's.
 
-Options are those of adapter_config.json. N counts the kernel of a convolution.
+Options are those of adapter_config.json. N includes the kernel of a convolution.
 """
 
 import math
@@ -15,7 +15,7 @@ MOST_TERMS = 100  # of Neumann's series; PEFT's default is 5
 
 
 class PeftDelta(Delta):
-    """A change of PEFT's by tensors and options; all of them need the base."""
+    """A weight change given by PEFT's tensors and options; all kinds need the base."""
 
     needs_base = True
 
@@ -28,7 +28,7 @@ class PeftDelta(Delta):
 
 
 class PeftOFT(PeftDelta):
-    """W R^T - W, arXiv 2506.19847: R turns blocks of b inputs; oft_R [N/b, b(b-1)/2], or [1, ...] shared.
+    """W R^T - W, arXiv 2506.19847: R rotates blocks of b inputs; oft_R [N/b, b(b-1)/2], or [1, ...] shared.
 
     A row is the triangle above the diagonal of a skew-symmetric Q. Raises ValueError for options or sizes
     that PEFT could not have written.
@@ -71,7 +71,7 @@ class PeftOFT(PeftDelta):
 class PeftBOFT(PeftDelta):
     """s * (W R^T) - W, arXiv 2311.06243; boft_R [m, N/b, b, b] of m butterfly stages, boft_s [M] of outputs.
 
-    Stage i turns the inputs in another order: P B P^T with P of butterfly().
+    Stage i rotates the inputs in another order: P B P^T, with P from butterfly().
     """
 
     NAME = "BOFT of PEFT"
@@ -81,7 +81,7 @@ class PeftBOFT(PeftDelta):
         super().__init__(tensors, options)
         blocks = tensors["boft_R"]
         if blocks.ndim != 4 or blocks.shape[2] != blocks.shape[3]:
-            raise ValueError("boft_R has no square blocks")
+            raise ValueError("the blocks of boft_R are not square")
         stages, count, side = blocks.shape[:3]
         odd = stages > 1 and (side % 2 or count % 2 ** (stages - 1))
         if odd or stages > count.bit_length():
@@ -111,7 +111,7 @@ class PeftBOFT(PeftDelta):
 
 
 class PeftIA3(PeftDelta):
-    """W * l - W, arXiv 2205.05638; ia3_l: of the outputs, and of a bias, or with on_input of the inputs."""
+    """W * l - W, arXiv 2205.05638; ia3_l scales the outputs and a bias, or with on_input the inputs."""
 
     NAME = "IA3 of PEFT"
     NEEDED = frozenset({"ia3_l"})
@@ -120,16 +120,16 @@ class PeftIA3(PeftDelta):
         scale = self.wide("ia3_l").flatten()
         axis = 1 if self.options.get("on_input") else 0
         if base is None or base.ndim <= axis or scale.numel() != base.shape[axis]:
-            raise IndexError("(IA)3 scales a different number of channels")
+            raise IndexError("IA3 scales a different number of channels")
         shape = [1] * base.ndim
         shape[axis] = -1
         return base.to(scale.dtype) * (scale - 1).reshape(shape)
 
 
 def is_since_0_18(version) -> bool:
-    """Whether PEFT 0.18 or later wrote a config; earlier versions did not write theirs.
+    """Whether PEFT 0.18 or later wrote a config; earlier versions did not record it.
 
-    Raises ConfigError for what is no version.
+    Raises ConfigError for a value that is not a version.
     """
     if version is None:
         return False
@@ -148,7 +148,7 @@ def side_of(triangles: torch.Tensor) -> int:
     """b of triangles [blocks, b(b-1)/2] above the diagonals of b x b.  Raises ValueError for other shapes."""
     side = (1 + math.isqrt(1 + 8 * triangles.shape[-1])) // 2 if triangles.ndim == 2 else 0
     if side < 2 or side * (side - 1) // 2 != triangles.shape[1]:
-        raise ValueError("a rotation is no triangle of a square block")
+        raise ValueError("the rows of a rotation do not fit a square block")
     return side
 
 
@@ -169,8 +169,8 @@ def cayley(Q: torch.Tensor) -> torch.Tensor:
 def neumann(Q: torch.Tensor, terms: int, halves_last: bool = True) -> torch.Tensor:
     """PEFT's series for (I + Q)(I - Q)^-1: I + 2 Q + 2 Q^2 + ... + Q^(terms - 1), with 3 terms also Q^3.
 
-    Without halves_last as before PEFT 0.18: all but I have the factor 2, and it always ends at
-    Q^(terms - 1).
+    Without halves_last, as before PEFT 0.18, every term but I has the factor 2, and the series always ends
+    at Q^(terms - 1).
     """
     R = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device).repeat(len(Q), 1, 1)
     if terms < 2:
@@ -188,6 +188,6 @@ def neumann(Q: torch.Tensor, terms: int, halves_last: bool = True) -> torch.Tens
 
 
 def butterfly(n: int, groups: int, chunk: int, device) -> torch.Tensor:
-    """An order of n numbers: within each group, the chunks of even place before those of odd place."""
+    """An order of n numbers: in each group, chunks at even places come before those at odd places."""
     places = torch.arange(n, device=device).view(groups, -1, chunk)
     return torch.cat([places[:, 0::2], places[:, 1::2]], 1).flatten()

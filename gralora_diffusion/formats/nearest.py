@@ -93,7 +93,7 @@ def check_any(layers: dict, left_out: list[str]) -> None:
     if not layers:
         some = ", ".join(left_out[:3])
         raise ConfigError(
-            f"nothing of it can be a LoRA: it changes norms, biases and embeddings alone, such as {some}"
+            f"it cannot be converted to a LoRA: it changes only norms, biases or embeddings, such as {some}"
         )
 
 

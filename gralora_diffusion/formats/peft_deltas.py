@@ -75,20 +75,22 @@ def scales_inputs(scale: torch.Tensor, config: dict | None, is_conv: bool, path:
     """Whether (IA)3 scales what goes into a layer: by the shape, of a convolution by feedforward_modules."""
     if not is_conv:
         if scale.ndim != 2 or 1 not in scale.shape:
-            raise ConfigError(f"{where}: its ia3_l has the shape {list(scale.shape)}")
+            raise ConfigError(
+                f"{where}: its ia3_l has the shape {list(scale.shape)}; it must be [n, 1] or [1, n]"
+            )
         return scale.shape[0] == 1
     if config is None:
         problem = "whether its ia3_l scales inputs or outputs is in PEFT's adapter_config.json"
         raise ConfigError(f"{where}: {problem}: give the folder with both files")
     names = config.get("feedforward_modules") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        problem = "feedforward_modules must be a list of names, for convolutions"
-        raise ConfigError(f"{where}: {problem}: save the adapter with such a list")
+        problem = "feedforward_modules must be a list of names if convolutions are adapted"
+        raise ConfigError(f"{where}: {problem}; save the adapter with such a list")
     return any(path.endswith(name) for name in names)
 
 
 def check_projections(leaves: Factors) -> None:
-    """Raises ValueError where the shared matrices do not have the layer's rank."""
+    """Raises ValueError if the shared matrices do not have the layer's rank."""
     rank = leaves["vera_lambda_d"].numel()
     A, B = leaves["vera_A"], leaves["vera_B"]
     if A.ndim != 2 or B.ndim != 2 or len(A) != rank or B.shape[1] != rank:

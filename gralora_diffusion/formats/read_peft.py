@@ -94,7 +94,7 @@ def gralora_alpha(config: dict, factors: Factors, where: str) -> float:
     if (hybrid or 0) != sizes.hybrid_rank or k != sizes.k or r not in (blocks_rank, sizes.rank):
         recorded = f"r {r}, gralora_k {k}, hybrid_r {hybrid}"
         found = f"{blocks_rank}, {sizes.k}, {sizes.hybrid_rank}"
-        raise ConfigError(f"{where}: {PEFT_CONFIG} says {recorded}, and the tensors {found}")
+        raise ConfigError(f"{where}: {PEFT_CONFIG} says {recorded}, and the tensors have {found}")
     if not isinstance(alpha, int | float) or not 0 < alpha < LARGEST_ALPHA:
         raise ConfigError(f"{where}: {PEFT_CONFIG} says alpha {alpha!r}; it must be a positive number")
     return float(alpha)

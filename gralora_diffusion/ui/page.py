@@ -10,7 +10,7 @@ from gralora_diffusion.ui.form_memory import browser_state
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify, on_end
 from gralora_diffusion.ui.mistakes import MARK, MARK_AND_SHOW
 from gralora_diffusion.ui.notifications import FOLLOW, LABEL
-from gralora_diffusion.ui.run_cards import WORDS
+from gralora_diffusion.ui.run_files import WORDS
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.sampler import Sampler
 from gralora_diffusion.ui.tab_compare import CompareTab
