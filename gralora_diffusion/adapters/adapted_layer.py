@@ -30,7 +30,7 @@ class AdaptedLayer(nn.Module):
     def take_over(self, layer: nn.Module) -> None:
         """Freeze the plain layer's weight and bias, and make them this layer's own; no adapters yet."""
         self.weight = layer.weight.requires_grad_(False)
-        self.bias = layer.bias
+        self.bias = getattr(layer, "bias", None)  # embeddings have none
         if self.bias is not None:
             self.bias.requires_grad_(False)
         self.adapters = nn.ModuleDict()
@@ -46,7 +46,8 @@ class AdaptedLayer(nn.Module):
             self.merge()
         layer = self.empty_layer()
         layer.weight = self.weight
-        layer.bias = self.bias
+        if self.bias is not None or hasattr(layer, "bias"):
+            layer.bias = self.bias
         return layer.train(self.training)
 
     def empty_layer(self) -> nn.Module:

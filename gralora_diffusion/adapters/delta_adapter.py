@@ -66,30 +66,35 @@ class DeltaAdapter(LayerAdapter):
         return ", ".join(changes)
 
 
-class AdaptedNorm(AdaptedLayer):
-    """A normalization whose weight and bias adapters change, such as LyCORIS's w_norm and b_norm."""
+class AdaptedWhole(AdaptedLayer):
+    """A normalization or an embedding, which computes with its changed weight and bias as a whole.
 
-    def __init__(self, norm: nn.Module):
-        """Take over an nn.LayerNorm or nn.GroupNorm with a weight.  Raises ValueError for any other."""
-        if not isinstance(norm, nn.LayerNorm | nn.GroupNorm) or norm.weight is None:
-            raise ValueError(f"a {type(norm).__name__} cannot be adapted")
+    Adapters of them are, for instance, LyCORIS's w_norm and b_norm, and PEFT's lora_embedding_A and _B.
+    """
+
+    KINDS = (nn.LayerNorm, nn.GroupNorm, nn.Embedding)
+
+    def __init__(self, layer: nn.Module):
+        """Take over one of KINDS with a weight.  Raises ValueError for any other."""
+        if not isinstance(layer, self.KINDS) or layer.weight is None:
+            raise ValueError(f"a {type(layer).__name__} cannot be adapted")
         nn.Module.__init__(self)
-        self.in_features = self.out_features = norm.weight.shape[0]
-        self.take_over(norm)
-        self.plain = [norm]  # in a list, so that its parameters are not counted twice
+        self.in_features = self.out_features = layer.weight.shape[0]
+        self.take_over(layer)
+        self.plain = [layer]  # in a list, so that its parameters are not counted twice
 
     @property
     def matrix_shape(self):
         return tuple(self.weight.shape)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x in the shape that the normalization takes, and back."""
+        """x as the plain layer takes it."""
         weight, bias = self.weight, self.bias
         if not self.merged or self.strengths != self.merged_strengths:
             base = self.unmerged_weight if self.merged else self.weight
             weight = self.changed(base)
             bias = self.changed_bias()
-        changed = dict(weight=weight, bias=bias)
+        changed = dict(weight=weight) if bias is None else dict(weight=weight, bias=bias)
         return torch.func.functional_call(self.plain[0], changed, (x,))
 
     def changed(self, base: torch.Tensor) -> torch.Tensor:

@@ -70,6 +70,9 @@ class Delta:
         moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
         return type(self)(moved, self.alpha, self.given_scale)
 
+    def learn(self, shape: tuple[int, ...]) -> None:
+        """Take note of the shape of the parameter, before changes are computed; for sizes no file holds."""
+
     def applied(self, base: torch.Tensor) -> torch.Tensor:
         """delta() in the shape and on the device of this parameter."""
         return self.delta(base).reshape(base.shape)
@@ -130,6 +133,27 @@ class LowRankDelta(Delta):
         if mid is not None:
             down = torch.einsum("ij...,jn->in...", mid, down.flatten(1))
         return down.flatten(1), up * self.scaled(up.shape[1])
+
+    def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
+        down, up = self.pair()
+        return up @ down
+
+
+class EmbeddingDelta(Delta):
+    """alpha/r * (embedding_B @ embedding_A)^T of an embedding table [V, d], as PEFT stores it.
+
+    embedding_A [r, V], embedding_B [d, r].
+    """
+
+    NAME = "LoRA of an embedding"
+    NEEDED = frozenset({"embedding_A", "embedding_B"})
+
+    @property
+    def rank(self) -> int:
+        return self.tensors["embedding_A"].shape[0]
+
+    def pair(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.wide("embedding_B").T, self.wide("embedding_A").T * self.scaled(self.rank)
 
     def delta(self, base: torch.Tensor | None = None) -> torch.Tensor:
         down, up = self.pair()

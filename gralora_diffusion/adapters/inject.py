@@ -6,7 +6,7 @@ from torch import nn
 
 from gralora_diffusion.adapters.adapted_layer import DEFAULT, AdaptedLayer
 from gralora_diffusion.adapters.conv import AdaptedConv2d
-from gralora_diffusion.adapters.delta_adapter import AdaptedNorm
+from gralora_diffusion.adapters.delta_adapter import AdaptedWhole
 from gralora_diffusion.adapters.kinds import new_adapter
 from gralora_diffusion.adapters.linear import AdaptedLinear
 from gralora_diffusion.adapters.quantization import QuantizedLinear
@@ -21,7 +21,7 @@ ATTENTION = (
 )
 FEED_FORWARD = r"\.ff\.net\.(0\.proj|2)$|\.mlp\.fc[12]$"
 CONVOLUTIONS = r"\.resnets\.\d+\.conv(1|2|_shortcut)$|\.(down|up)samplers\.\d+\.conv$"  # as LoCon's
-ADAPTABLE = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm, AdaptedLayer)
+ADAPTABLE = (nn.Linear, nn.Conv2d, *AdaptedWhole.KINDS, AdaptedLayer)
 TARGETS = {
     "attention": ATTENTION,
     "attention+ff": f"{ATTENTION}|{FEED_FORWARD}",
@@ -70,7 +70,7 @@ def adapted(layer: nn.Module) -> AdaptedLayer:
     """The layer in the form that takes adapters, without any yet.  Raises ValueError where there is none."""
     if isinstance(layer, nn.Conv2d):
         return AdaptedConv2d(layer)
-    return AdaptedNorm(layer) if isinstance(layer, nn.LayerNorm | nn.GroupNorm) else AdaptedLinear(layer)
+    return AdaptedWhole(layer) if isinstance(layer, AdaptedWhole.KINDS) else AdaptedLinear(layer)
 
 
 def with_convolutions(targets: str) -> bool:

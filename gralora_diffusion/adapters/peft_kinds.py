@@ -1,4 +1,4 @@
-"""PEFT's OFT, BOFT, IA3 and VeRA as its folders hold them, by PEFT's formulas, which differ from LyCORIS's.
+"""PEFT's OFT, BOFT and IA3 as its folders hold them, by PEFT's formulas, which differ from LyCORIS's.
 
 Options are those of adapter_config.json. N includes the kernel of a convolution.
 """
@@ -40,9 +40,7 @@ class PeftOFT(PeftDelta):
     def __init__(self, tensors, options=None):
         super().__init__(tensors, options)
         given = self.options
-        self.side = (1 + math.isqrt(1 + 8 * tensors["oft_R"].shape[-1])) // 2
-        if tensors["oft_R"].ndim != 2 or self.side * (self.side - 1) // 2 != tensors["oft_R"].shape[1]:
-            raise ValueError("the rows of oft_R do not fit a square block")
+        self.side = side_of(tensors["oft_R"])
         self.terms = None  # the exact rotation
         if given.get("use_cayley_neumann", True):
             self.terms = given.get("num_cayley_neumann_terms", 5)
@@ -57,10 +55,7 @@ class PeftOFT(PeftDelta):
     def delta(self, base=None):
         triangles = self.wide("oft_R")
         weight = base.to(triangles.dtype)
-        rows, columns = torch.triu_indices(self.side, self.side, 1, device=triangles.device)
-        Q = triangles.new_zeros(len(triangles), self.side, self.side)
-        Q[:, rows, columns] = triangles
-        Q = Q - Q.transpose(1, 2)
+        Q = skew(triangles, self.side)
         if self.limit is not None:
             limit = self.limit / math.sqrt(len(Q))
             norm = Q.norm(dim=(1, 2), keepdim=True)
@@ -131,25 +126,6 @@ class PeftIA3(PeftDelta):
         return base.to(scale.dtype) * (scale - 1).reshape(shape)
 
 
-class PeftVeRA(PeftDelta):
-    """diag(b) B diag(d) A, arXiv 2310.11454; all layers share A [r, at least N] and B [at least M, r]."""
-
-    NAME = "VeRA"
-    NEEDED = frozenset({"vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"})
-
-    @property
-    def rank(self) -> int:
-        return self.tensors["vera_lambda_d"].numel()
-
-    def delta(self, base=None):
-        b, d = self.wide("vera_lambda_b"), self.wide("vera_lambda_d")
-        A, B = self.wide("vera_A"), self.wide("vera_B")
-        m, n = base.shape
-        if b.numel() != m or len(B) < m or A.shape[1] < n:
-            raise IndexError("its vectors do not fit the layer")
-        return (b.view(-1, 1) * B[:m]) @ (d.view(-1, 1) * A[:, :n])
-
-
 def is_since_0_18(version) -> bool:
     """Whether PEFT 0.18 or later wrote a config; earlier versions did not record it.
 
@@ -166,6 +142,22 @@ def is_since_0_18(version) -> bool:
 def shortened(value) -> str:
     """A value of a config, for a message."""
     return repr(value)[:40]
+
+
+def side_of(triangles: torch.Tensor) -> int:
+    """b of triangles [blocks, b(b-1)/2] above the diagonals of b x b.  Raises ValueError for other shapes."""
+    side = (1 + math.isqrt(1 + 8 * triangles.shape[-1])) // 2 if triangles.ndim == 2 else 0
+    if side < 2 or side * (side - 1) // 2 != triangles.shape[1]:
+        raise ValueError("the rows of a rotation do not fit a square block")
+    return side
+
+
+def skew(triangles: torch.Tensor, side: int) -> torch.Tensor:
+    """[blocks, b, b], skew-symmetric, of the triangles above its diagonals."""
+    rows, columns = torch.triu_indices(side, side, 1, device=triangles.device)
+    Q = triangles.new_zeros(len(triangles), side, side)
+    Q[:, rows, columns] = triangles
+    return Q - Q.transpose(1, 2)
 
 
 def cayley(Q: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
         inputs = []
         for path, strength in zip(args.adapters, args.strength, strict=True):
             adapter = read_adapter(path)
-            if base is not None:
+            if base is not None or args.to == "merged":
                 check_fits_base(adapter, base, path)
             inputs.append(Weighted(adapter, strength, args.layer_strength))
         adapter = summed(inputs)

@@ -15,7 +15,7 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.flow import FLOW, MOST_SHIFT, flow_objective
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
-WHOLE = ("alpha", "on_input")  # may be whole numbers too
+WHOLE = ("alpha", "on_input", "scaled_oft")  # may be whole numbers too
 LARGEST_RANK = 65536
 NOT_IN_SDXL = (
     r"(down_blocks\.(0\.attentions|3)|up_blocks\.3)\."  # layers of Stable Diffusion 1 and 2, and the refiner

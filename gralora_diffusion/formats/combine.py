@@ -60,6 +60,10 @@ class SumDelta(Delta):
             total = total + strength * (change.flatten(1) if change.ndim > 1 else change)
         return total
 
+    def learn(self, shape):
+        for delta, _ in self.terms:
+            delta.learn(shape)
+
     def check_fits(self, shape):
         for delta, _ in self.terms:
             delta.check_fits(shape)

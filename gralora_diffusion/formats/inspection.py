@@ -10,7 +10,7 @@ from gralora_diffusion.adapters.deltas import Delta
 from gralora_diffusion.console import printable
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.key_names import is_embedding
-from gralora_diffusion.formats.read import DIFFUSERS, NATIVE, read_adapter
+from gralora_diffusion.formats.read import file_in, read_adapter
 from gralora_diffusion.formats.safetensors_files import opened
 from gralora_diffusion.sdxl.objective import objective_text
 
@@ -115,9 +115,7 @@ def inspect_adapter(path: str | Path) -> Inspection:
 
 def file_of(path: Path) -> Path | None:
     """The one file that an adapter is read from, None for PEFT's folders."""
-    if path.is_file():
-        return path
-    return next((path / name for name in (NATIVE, DIFFUSERS) if (path / name).is_file()), None)
+    return path if path.is_file() else file_in(path)
 
 
 def size_of(folder: Path) -> int:

@@ -8,7 +8,7 @@ WITH_UNDERSCORE = (  # names in module paths that hold an underscore themselves
     "to_q|to_k|to_v|to_out|proj_in|proj_out|time_emb_proj|conv_shortcut|conv_in|conv_out|"
     "time_embedding|add_embedding|linear_1|linear_2|time_embed|label_emb|in_layers|emb_layers|"
     "out_layers|skip_connection|text_model|text_projection|self_attn|q_proj|k_proj|v_proj|out_proj|"
-    "conv_norm_out|layer_norm1|layer_norm2|final_layer_norm"
+    "conv_norm_out|layer_norm1|layer_norm2|final_layer_norm|token_embedding|position_embedding"
 )
 WORD = re.compile(rf"({WITH_UNDERSCORE}|[a-z]+\d*|\d+)(?:_|$)")
 SGM = r"(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)\.\d+.*"
@@ -35,7 +35,7 @@ INSIDE = (  # of attentions
 )
 TEXT = (
     r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]|layer_norm[12])|"
-    r"text_model\.final_layer_norm|text_projection"
+    r"text_model\.embeddings\.(token|position)_embedding|text_model\.final_layer_norm|text_projection"
 )
 CONVOLUTION = r"(.*\.)?(conv[12]|conv_in|conv_out|downsamplers\.0\.conv|upsamplers\.0\.conv)"
 VAE = [

@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 import torch
 
-from gralora_diffusion.adapters.deltas import Delta, FullDelta, LowRankDelta, Replacement
+from gralora_diffusion.adapters.deltas import Delta, EmbeddingDelta, FullDelta, LowRankDelta, Replacement
 from gralora_diffusion.adapters.dora import DoRA
 from gralora_diffusion.adapters.low_rank import scale_of
 from gralora_diffusion.adapters.lycoris import IA3, GLoRA, LoHa, LoKr
+from gralora_diffusion.adapters.lycoris_tlora import LycorisTLoRA
+from gralora_diffusion.adapters.oft_v2 import OFTv2
 from gralora_diffusion.adapters.orthogonal import BOFT, OFT
 from gralora_diffusion.formats.adapter_state import Factors
 from gralora_diffusion.formats.check import LARGEST_RANK, check_tensors
@@ -27,11 +29,15 @@ DELTAS: tuple[type[Delta], ...] = (
     IA3,
     FullDelta,
     Replacement,
+    EmbeddingDelta,
+    LycorisTLoRA,
+    OFTv2,
 )
 PEFT_OWN = {"oft_R", "boft_R", "boft_s", "ia3_l", "vera_lambda_b", "vera_lambda_d"}  # see peft_deltas.py
 LARGEST_WEIGHT = 2**27  # numbers; the largest of SDXL has 2**25
 LARGEST_ALPHA = 1e30
-BESIDE = {"alpha", "scalar", "dora_scale", "magnitude", "lora_bias", "diff_b"}  # the tensors of any kind
+BIASES = {"lora_bias", "diff_b", "set_bias"}
+BESIDE = {"alpha", "scalar", "dora_scale", "magnitude", *BIASES}  # the tensors of any kind
 
 
 class LayerParts(NamedTuple):
@@ -57,7 +63,7 @@ def parts_of(leaves: Factors, config: dict | None, component: str, path: str, wh
     own = {name: tensor for name, tensor in leaves.items() if name not in BESIDE}
     alpha = effective_alpha(leaves, own, config, path, where)
     bias = bias_of(leaves, own, alpha, where)
-    if not own and set(leaves) <= {"diff_b", "alpha"}:
+    if not own and set(leaves) <= {"diff_b", "set_bias", "alpha"}:
         return LayerParts(bias=bias)
     kernel = kernel_by_name(component, path)
     scale = None
@@ -79,6 +85,8 @@ def delta_of(own: Factors, alpha: float | None, scale: float | None, where: str)
         held = ", ".join(sorted(own)) or "no tensor of a weight"
         likely = [kind for kind in DELTAS if kind.NEEDED and set(own) & (kind.NEEDED | kind.OPTIONAL)]
         needs = [f"{kind.NAME} needs {' and '.join(sorted(kind.NEEDED))}" for kind in likely]
+        if needs:
+            needs.append("save or download the file again")
         problem = "; ".join(dict.fromkeys(needs)) or "they are not a complete layer of a known kind"
         if set(own) & PEFT_OWN:
             problem = "what they mean is in PEFT's adapter_config.json: give the folder with both files"
@@ -156,7 +164,11 @@ def effective_alpha(
 
 
 def bias_of(leaves: Factors, own: Factors, alpha: float | None, where: str) -> Delta | None:
-    """diff_b as it is; PEFT's bias of lora_B is scaled as the product is."""
+    """diff_b as it is, set_bias in the bias's place; PEFT's bias of lora_B is scaled as the product is."""
+    if "set_bias" in leaves:
+        if len(BIASES.intersection(leaves)) > 1:
+            raise ConfigError(f"{where} holds two changes of one bias; the file is damaged")
+        return Replacement(dict(set_weight=leaves["set_bias"]))
     if "lora_bias" not in leaves:
         return FullDelta(dict(diff=leaves["diff_b"])) if "diff_b" in leaves else None
     if "diff_b" in leaves or "lora_A" not in own:
@@ -168,7 +180,7 @@ def bias_of(leaves: Factors, own: Factors, alpha: float | None, where: str) -> D
 
 def decomposed(inner: Delta, leaves: Factors, where: str) -> DoRA:
     """The DoRA of a delta; dora_scale is [M, 1, ...], or [1, N, ...] of the inputs, PEFT's magnitude of M."""
-    if inner.needs_base:
+    if inner.needs_base or isinstance(inner, EmbeddingDelta):
         raise ConfigError(f"{where}: a DoRA of {inner.NAME} is not supported")
     if "magnitude" in leaves:
         return DoRA(inner, leaves["magnitude"].flatten())

@@ -94,6 +94,7 @@ def fitted(adapter: Adapter, models: dict[str, nn.Module], where) -> dict[str, d
 
     Raises ConfigError when something does not fit.
     """
+    learn_shapes(adapter, models)
     found = {}
     for component, module_path, factors in adapter.items():
         model = model_for(models, component, where)
@@ -109,6 +110,19 @@ def fitted(adapter: Adapter, models: dict[str, nn.Module], where) -> dict[str, d
             own = [changes.get(f"{module_path}.{name}") for name in ("weight", "bias")]
             found.setdefault(component, {})[path] = delta_adapter(model, path, *own, what)
     return found
+
+
+def learn_shapes(adapter: Adapter, models: dict[str, nn.Module]) -> None:
+    """Show the shapes of these models' parameters to the changes, of which some depend on those of others."""
+    for component, changes in adapter.deltas.items():
+        model = models.get(component)
+        for name, delta in changes.items() if model is not None else ():
+            path, _, parameter = name.rpartition(".")
+            try:
+                shape = getattr(model.get_submodule(path_in(model, path)), parameter).shape
+            except AttributeError:
+                continue  # fitted() says that the base has no such layer
+            delta.learn(tuple(shape))
 
 
 def model_for(models: dict[str, nn.Module], component: str, where) -> nn.Module:
@@ -141,7 +155,7 @@ def delta_adapter(
         raise ConfigError(f"{where}: {error}") from None
 
 
-def check_fits_base(adapter: Adapter, base: str, where) -> None:
+def check_fits_base(adapter: Adapter, base: str | None, where) -> None:
     """Raises ConfigError unless every layer is one of this base's, by its shapes alone."""
     fitted(adapter, shapes(base), where)
 

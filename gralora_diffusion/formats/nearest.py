@@ -93,7 +93,7 @@ def check_any(layers: dict, left_out: list[str]) -> None:
     if not layers:
         some = ", ".join(left_out[:3])
         raise ConfigError(
-            f"it cannot be converted to a LoRA: it changes only norms and biases, such as {some}"
+            f"it cannot be converted to a LoRA: it changes only norms, biases or embeddings, such as {some}"
         )
 
 
@@ -165,7 +165,8 @@ def weights(adapter: Adapter, left_out: list[str]) -> Iterator[tuple[str, str, D
     """(component, module path, change) of the weights of layers; other parameters' names go to left_out."""
     for component, name, delta in adapter.changes():
         path, _, parameter = name.rpartition(".")
-        if parameter == "weight" and "norm" not in path.rpartition(".")[2]:
+        layer = path.rpartition(".")[2]
+        if parameter == "weight" and "norm" not in layer and not layer.endswith("_embedding"):
             yield component, path, delta
         else:
             left_out.append(f"{component}.{name}")

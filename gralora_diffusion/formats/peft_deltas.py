@@ -1,10 +1,14 @@
-"""Layers of PEFT's kinds besides LoRA: OFT, BOFT, IA3 and VeRA, read with their adapter_config.json."""
+"""Layers of PEFT's kinds that are no LoRA: OFT, BOFT, (IA)3 and VeRA.
+
+What their tensors mean is in adapter_config.json; some tensors mean the same whatever it says.
+"""
 
 import re
 
 import torch
 
-from gralora_diffusion.adapters.peft_kinds import PeftBOFT, PeftDelta, PeftIA3, PeftOFT, PeftVeRA
+from gralora_diffusion.adapters.peft_kinds import PeftBOFT, PeftDelta, PeftIA3, PeftOFT
+from gralora_diffusion.adapters.vera import PeftVeRA, Projections, SeededVeRA
 from gralora_diffusion.formats.adapter_state import Factors
 from gralora_diffusion.formats.check import check_tensors
 from gralora_diffusion.formats.layer_names import kernel_by_name
@@ -12,19 +16,29 @@ from gralora_diffusion.formats.layer_parts import LayerParts, misfit
 from gralora_diffusion.options import ConfigError
 
 PEFT_DELTAS: dict[str, type[PeftDelta]] = dict(OFT=PeftOFT, BOFT=PeftBOFT, IA3=PeftIA3, VERA=PeftVeRA)
+BY_TENSORS = (PeftBOFT, PeftIA3, PeftVeRA)  # what they mean is the same in every config
 PROJECTIONS = {"base_model.vera_A": "vera_A", "base_model.vera_B": "vera_B"}  # shared by all layers
 WITHOUT_BIAS = re.compile(r"\.attn\d\.to_[qkv]$|^text_projection$")
 
 
-def is_peft_delta(config: dict | None) -> bool:
-    kind = None if config is None else config.get("peft_type")
+def is_peft_delta(leaves: Factors, config: dict | None) -> bool:
+    """Whether a layer is of these kinds: by PEFT's config, or without one by its tensors."""
+    if config is None:
+        return any(set(leaves) == kind.NEEDED for kind in BY_TENSORS)
+    kind = config.get("peft_type")
     return isinstance(kind, str) and kind in PEFT_DELTAS
 
 
-def peft_parts(leaves: Factors, config: dict, component: str, path: str, where: str) -> LayerParts:
-    """The change of one layer.  Raises ConfigError if its tensors or the options do not fit."""
+def peft_parts(leaves: Factors, config: dict | None, component: str, path: str, where: str) -> LayerParts:
+    """The change of one layer.  Raises ConfigError where its tensors or the options do not fit."""
+    projections = leaves.pop("projections", None)
     check_tensors(leaves, where)
-    kind = PEFT_DELTAS[config["peft_type"]]
+    if config is None:
+        kind = next(kind for kind in BY_TENSORS if set(leaves) == kind.NEEDED)
+    else:
+        kind = PEFT_DELTAS[config["peft_type"]]
+    if projections is not None:
+        kind = SeededVeRA
     if set(leaves) != set(kind.NEEDED):
         held = ", ".join(sorted(leaves))
         raise ConfigError(f"{where} holds {held}; {kind.NAME} needs {' and '.join(sorted(kind.NEEDED))}")
@@ -32,7 +46,9 @@ def peft_parts(leaves: Factors, config: dict, component: str, path: str, where: 
     options = config
     if kind is PeftIA3:
         options = dict(on_input=scales_inputs(leaves["ia3_l"], config, is_conv, path, where))
-    if kind is PeftVeRA and is_conv:
+    if kind is SeededVeRA:
+        options = dict(projections=projections)
+    if issubclass(kind, PeftVeRA) and is_conv:
         raise ConfigError(f"{where} is a convolution, which VeRA cannot change")
     try:
         if kind is PeftVeRA:
@@ -48,14 +64,24 @@ def peft_parts(leaves: Factors, config: dict, component: str, path: str, where: 
     return LayerParts(weight=weight, bias=bias)
 
 
-def scales_inputs(scale: torch.Tensor, config: dict, is_conv: bool, path: str, where: str) -> bool:
-    """Whether IA3 scales a layer's inputs: from the shape, or for a convolution from feedforward_modules."""
+def seeded(found: dict[tuple[str, str], Factors], config: dict) -> Projections:
+    """The projections of a VeRA that is stored without them.  Raises ValueError as Projections does."""
+    rank = max(leaves["vera_lambda_d"].numel() for leaves in found.values())
+    rows = max(leaves["vera_lambda_b"].numel() for leaves in found.values())
+    return Projections(config.get("projection_prng_key"), rank, rows)
+
+
+def scales_inputs(scale: torch.Tensor, config: dict | None, is_conv: bool, path: str, where: str) -> bool:
+    """Whether (IA)3 scales what goes into a layer: by the shape, of a convolution by feedforward_modules."""
     if not is_conv:
         if scale.ndim != 2 or 1 not in scale.shape:
             raise ConfigError(
                 f"{where}: its ia3_l has the shape {list(scale.shape)}; it must be [n, 1] or [1, n]"
             )
         return scale.shape[0] == 1
+    if config is None:
+        problem = "whether its ia3_l scales inputs or outputs is in PEFT's adapter_config.json"
+        raise ConfigError(f"{where}: {problem}: give the folder with both files")
     names = config.get("feedforward_modules") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         problem = "feedforward_modules must be a list of names if convolutions are adapted"

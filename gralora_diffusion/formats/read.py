@@ -21,19 +21,17 @@ HEADER = "gralora_diffusion"
 
 
 def read_adapter(path: str | Path) -> Adapter:
-    """The adapter in a file, a run folder, or a PEFT folder (of one model, or of several).
+    """The adapter in a file, a folder with one, a run folder, or a PEFT folder (of one model, or of several).
 
     The scale of LoRA files, alpha/rank, is folded into lora_B.  Raises ConfigError unless every tensor is
     known and finite, every pair is whole, and the header agrees with the tensors.
     """
     path = Path(path)
     if path.is_dir():
-        folders = [path, *(path / component for component in COMPONENTS)]
-        folders = [folder for folder in folders if (folder / PEFT_CONFIG).is_file()]
+        folders = peft_folders(path)
         if folders:
             return checked(read_peft(folders), path)
-        files = [path / NATIVE, path / DIFFUSERS]
-        path = next((file for file in files if file.is_file()), files[0])
+        path = file_in(path) or path / NATIVE
     if not path.is_file():
         raise missing(path)
     if path.name == PEFT_TENSORS and (path.parent / PEFT_CONFIG).is_file():
@@ -41,6 +39,30 @@ def read_adapter(path: str | Path) -> Adapter:
     metadata, tensors = read_safetensors(path)
     read = read_native if HEADER in metadata else read_foreign
     return checked(read(path, metadata, tensors), path)
+
+
+def file_in(folder: Path) -> Path | None:
+    """The file of a folder that read_adapter() reads, None for PEFT's folders.
+
+    A file of another name is read where it is the only one.  Raises ConfigError where there are several.
+    """
+    for name in (NATIVE, DIFFUSERS):
+        if (folder / name).is_file():
+            return folder / name
+    if peft_folders(folder):
+        return None
+    others = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
+    if len(others) > 1:
+        some = ", ".join(file.name for file in others[:3])
+        raise ConfigError(f"{folder} holds several .safetensors files ({some}): give one of them")
+    return others[0] if others else None
+
+
+def peft_folders(folder: Path) -> list[Path]:
+    """PEFT's folders of the models: this one, or those in it, of which the components' come first."""
+    inside = [folder, *(folder / component for component in COMPONENTS)]
+    found = [part for part in inside if (part / PEFT_CONFIG).is_file()]
+    return found or sorted(file.parent for file in folder.glob(f"*/{PEFT_CONFIG}"))
 
 
 def missing(path: Path) -> ConfigError:

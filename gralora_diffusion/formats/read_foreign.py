@@ -7,10 +7,10 @@ import torch
 from gralora_diffusion.console import note
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, describe
 from gralora_diffusion.formats.check import check_layer
-from gralora_diffusion.formats.key_names import is_embedding, place_of
+from gralora_diffusion.formats.key_names import PEFT, as_first_encoder, is_embedding, of_sdxl, place_of
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.formats.layer_parts import parts_of
-from gralora_diffusion.formats.peft_deltas import is_peft_delta, peft_parts
+from gralora_diffusion.formats.peft_deltas import PROJECTIONS, is_peft_delta, peft_parts
 from gralora_diffusion.formats.peft_options import check_peft_options
 from gralora_diffusion.formats.safetensors_files import parsed
 from gralora_diffusion.options import ConfigError
@@ -63,9 +63,23 @@ def read_foreign(path: Path, metadata: dict[str, str], tensors: dict[str, torch.
     configs = {}
     if LORA_CONFIG in metadata:
         configs = parsed(metadata[LORA_CONFIG], f"{path}: its header {LORA_CONFIG}")
+    elif any(key.startswith(PEFT) and ".lora_A." in key for key in tensors):
+        note(f"{path}: alpha is in PEFT's adapter_config.json, which is not there; the rank is taken for it")
     found = grouped(path, layers, int(number))
+    check_start(path, metadata, found)
     facts = facts_of(path, metadata)
     return assembled(found, lambda component: own_config(configs, component), str(path), facts)
+
+
+def check_start(path: Path, metadata: dict[str, str], found: Found) -> None:
+    """Raises ConfigError for a T-LoRA of LyCORIS that began with other matrices than LyCORIS makes again."""
+    if not any("lambda_layer" in leaves for leaves in found.values()):
+        return
+    options = parsed(metadata.get("ss_network_args", "{}"), f"{path}: its header ss_network_args")
+    of_base = str(options.get("use_data_init", True)).lower() not in ("false", "0")
+    if not of_base or options.get("sig_type", "principal") != "principal":
+        problem = "is a T-LoRA that did not begin with the largest singular vectors of the base"
+        raise ConfigError(f"{path} {problem}: what it began with is not in the file; merge it in LyCORIS")
 
 
 def facts_of(path: Path, metadata: dict[str, str]) -> dict:
@@ -90,7 +104,7 @@ def assembled(found: Found, config_of, where: str, facts: dict | None = None) ->
         check_layer(component, module_path, layer)
         config = config_of(component)
         check_peft_options(config or {}, f"{where}: {component}")
-        read = peft_parts if is_peft_delta(config) else parts_of
+        read = peft_parts if is_peft_delta(leaves, config) else parts_of
         parts = read(leaves, config, component, module_path, layer)
         if parts.factors is not None:
             layers.setdefault(component, {})[module_path] = parts.factors
@@ -102,12 +116,16 @@ def assembled(found: Found, config_of, where: str, facts: dict | None = None) ->
 
 def grouped(path: Path, tensors: dict[str, torch.Tensor], layers_per_block: int = 2) -> Found:
     """The tensors by layer.  Raises ConfigError for an unknown key, or a second tensor for one place."""
+    shared = {name: tensors[key] for key, name in PROJECTIONS.items() if key in tensors}
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in PROJECTIONS}
     places, unknown = {}, {}
+    is_sdxl = of_sdxl(list(tensors))
     for key in tensors:
         if len(key) > LONGEST_KEY:
             raise ConfigError(f"{path}: the name of a tensor has {len(key)} characters: {key[:60]!r}...")
         try:
-            places[key] = place_of(key, layers_per_block)
+            name = as_first_encoder(key) if is_sdxl else key
+            places[key] = place_of(name, layers_per_block)
         except ValueError as error:
             unknown[key] = str(error)
     if unknown:
@@ -122,9 +140,12 @@ def grouped(path: Path, tensors: dict[str, torch.Tensor], layers_per_block: int 
         component = place.component or text
         leaves = found.setdefault((component, canonical(component, place.path)), {})
         if place.leaf in leaves:
-            problem = "is the second tensor for the same layer: the file names layers in two styles"
+            problem = "is the second tensor for the same layer: the file names layers in two styles, or holds"
+            problem += " several adapters"
             raise ConfigError(f"{path}: {key!r} {problem}")
         leaves[place.leaf] = tensors[key]
+    for leaves in found.values():
+        leaves |= shared
     return found
 
 

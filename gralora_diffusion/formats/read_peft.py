@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
+from gralora_diffusion.console import note
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, describe, sizes_of
 from gralora_diffusion.formats.check import check_factors
 from gralora_diffusion.formats.layer_parts import LARGEST_ALPHA
-from gralora_diffusion.formats.peft_deltas import PEFT_DELTAS, PROJECTIONS
+from gralora_diffusion.formats.peft_deltas import PEFT_DELTAS, seeded
 from gralora_diffusion.formats.read_foreign import Found, assembled, facts_of, grouped
 from gralora_diffusion.formats.safetensors_files import parsed, read_safetensors
 from gralora_diffusion.options import ConfigError
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_TENSORS = "adapter_model.safetensors"
+VERA = {"vera_lambda_b", "vera_lambda_d"}
 KINDS = ("LORA", "LOHA", "LOKR", *PEFT_DELTAS, "GRALORA")
 
 
@@ -30,7 +32,7 @@ def read_peft(folders: list[Path]) -> Adapter:
             way = "merge it in PEFT, and make an adapter from the merged model with `gralora extract`"
             problem = f"{folder} holds a PEFT adapter of type {kind}; supported types: {', '.join(KINDS)}"
             raise ConfigError(f"{problem}: {way}")
-        metadata, own = leaves_in(folder)
+        metadata, own = leaves_in(folder, config)
         facts |= facts_of(folder / PEFT_TENSORS, metadata)
         component = next(iter(own))[0]
         if component in configs:
@@ -53,23 +55,35 @@ def read_peft(folders: list[Path]) -> Adapter:
     return assembled(found, configs.get, where, facts)
 
 
-def leaves_in(folder: Path) -> tuple[dict[str, str], Found]:
+def leaves_in(folder: Path, config: dict) -> tuple[dict[str, str], Found]:
     """(header, the tensors by layer) of one model's folder."""
     file = folder / PEFT_TENSORS
     if not file.is_file():
         danger = "a .bin file is a pickle, which can run code when it is read"
         raise ConfigError(f"{folder} holds no {PEFT_TENSORS} ({danger})")
     metadata, tensors = read_safetensors(file)
-    shared = {name: tensors.pop(key) for key, name in PROJECTIONS.items() if key in tensors}
     found = grouped(file, tensors)
     if not found:
         raise ConfigError(f"{file} holds no layers")
-    if any("vera_lambda_d" in leaves for leaves in found.values()) and len(shared) < len(PROJECTIONS):
-        problem = "holds a VeRA without its projections, which cannot be regenerated reliably"
-        raise ConfigError(f"{folder} {problem}: save it in PEFT with save_projection=True")
-    for leaves in found.values():
-        leaves |= shared
+    if config.get("peft_type") == "VERA":
+        give_projections(found, config, folder)
     return metadata, found
+
+
+def give_projections(found: Found, config: dict, folder: Path) -> None:
+    """Give the layers of a VeRA that is stored without its projections those that its seed makes again."""
+    if any("vera_A" in leaves or not VERA.issubset(leaves) for leaves in found.values()):
+        return  # stored, or no whole VeRA, which is refused by layer
+    try:
+        if config.get("save_projection", True) is not False:
+            raise ValueError("its config says save_projection, and the file has no projections")
+        projections = seeded(found, config)
+    except ValueError as error:
+        problem = f"is a VeRA without its projections, and {error}"
+        raise ConfigError(f"{folder} {problem}: save it in PEFT with save_projection=True") from None
+    for leaves in found.values():
+        leaves["projections"] = projections
+    note(f"{folder}: this VeRA's projections are not stored; they are made again from its seed, as in PEFT")
 
 
 def gralora_alpha(config: dict, factors: Factors, where: str) -> float:

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from gralora_diffusion.files import sha256
-from gralora_diffusion.formats.read import DIFFUSERS, HEADER, NATIVE
+from gralora_diffusion.formats.read import HEADER, NATIVE, file_in
 from gralora_diffusion.formats.read_peft import PEFT_TENSORS
 from gralora_diffusion.formats.run_files import name_of, named_after
 from gralora_diffusion.formats.safetensors_files import opened, parsed
@@ -33,8 +33,8 @@ def used_adapter(path: str | Path, strength: float = 1.0) -> UsedAdapter:
 def file_of(path: str | Path) -> Path | None:
     """The file of an adapter; None for a PEFT folder of several models."""
     path = Path(path)
-    files = [path / name for name in (NATIVE, DIFFUSERS, PEFT_TENSORS)] if path.is_dir() else [path]
-    return next((file for file in files if file.is_file()), None)
+    files = [file_in(path), path / PEFT_TENSORS] if path.is_dir() else [path]
+    return next((file for file in files if file is not None and file.is_file()), None)
 
 
 def common_clip_skip(paths: list[str | Path]) -> int:

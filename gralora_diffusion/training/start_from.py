@@ -22,6 +22,7 @@ from gralora_diffusion.formats.adapter_state import Adapter, Factors
 from gralora_diffusion.formats.conv_factors import as_matrices
 from gralora_diffusion.formats.inspection import file_of
 from gralora_diffusion.formats.layer_names import canonical
+from gralora_diffusion.formats.load import learn_shapes
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.run_files import name_of
 from gralora_diffusion.options import ConfigError
@@ -88,6 +89,7 @@ def start_from(path: str, models: dict[str, nn.Module], objective: dict) -> Star
     """
     adapter = read_adapter(path)
     check_parent(path, adapter, models, objective)
+    learn_shapes(adapter, models)
     schedules = other_schedule(adapter.facts.get("objective", {}), objective)
     started = Started(name_of(path), digest_of(path), schedules=schedules)
     waiting = {(component, name): delta for component, name, delta in adapter.changes()}

@@ -161,8 +161,8 @@ HOSTILE = [
     ("OFT", dict(peft_version="new"), {}, "peft_version is 'new'"),
     ("OFT", dict(peft_type=["OFT"]), {}, r"of type \['OFT'\]; supported types"),
     ("OFT", dict(peft_type={}), {}, r"of type \{\}; supported types"),
-    ("OFT", {}, {"oft_R.weight": torch.ones(16, 27)}, "rows of oft_R do not fit"),
-    ("OFT", {}, {"oft_R.weight": torch.ones(16)}, "rows of oft_R do not fit"),
+    ("OFT", {}, {"oft_R.weight": torch.ones(16, 27)}, "rows of a rotation do not fit"),
+    ("OFT", {}, {"oft_R.weight": torch.ones(16)}, "rows of a rotation do not fit"),
     ("OFT", dict(peft_type="BOFT"), {}, "holds oft_R; BOFT of PEFT needs boft_R and boft_s"),
     ("BOFT", {}, {"boft_R": torch.ones(1, 4, 8, 7)}, "are not square"),
     ("BOFT", {}, {"boft_R": torch.ones(20, 4, 8, 8)}, "4 blocks cannot have 20 stages"),
@@ -217,12 +217,23 @@ def test_of_another_base_they_change_nothing(kind, change, unet, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["OFT", "BOFT", "IA3"])
+@pytest.mark.parametrize("kind", ["OFT", "IA3, conv"])
 def test_a_file_without_its_config_asks_for_the_folder(kind, unet, tmp_path):
     made_by_peft(kind, unet, tmp_path)
     (tmp_path / PEFT_TENSORS).rename(tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=r"in PEFT's adapter_config.* give the folder with both files"):
         read_adapter(tmp_path / "other.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["BOFT", "IA3", "VeRA"])
+def test_kinds_that_need_no_config_are_read_without_it(kind, unet, tmp_path):
+    base, merged = made_by_peft(kind, unet, tmp_path)
+    (tmp_path / PEFT_TENSORS).rename(tmp_path / "other.safetensors")
+    found = {name: delta for _, name, delta in read_adapter(tmp_path / "other.safetensors").changes()}
+    assert set(found) == {name for name, tensor in merged.items() if not torch.equal(tensor, base[name])}
+    for name, delta in found.items():
+        torch.testing.assert_close(delta.applied(base[name]), merged[name] - base[name], rtol=0, atol=1e-10)
 
 
 def edited(folder, **options) -> None:

@@ -204,7 +204,7 @@ def bad_files(folder, adapter) -> dict[str, tuple]:
         "SD 1.5, text encoder",
         "Stable Diffusion 1 or 2",
         exported,
-        lambda t, _: {n.replace("lora_te1", "lora_te"): v for n, v in t.items()},
+        lambda t, _: {n.replace("lora_te1", "lora_te"): v for n, v in t.items() if "lora_te1" in n},
     )
     old = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     pair = {f"{old}.lora_down.weight": torch.ones(4, 320), f"{old}.lora_up.weight": torch.ones(320, 4)}
