@@ -61,7 +61,7 @@ class CaptionCards:
         self.first = gr.State(0)  # the number of the first card's image
         pager = [self.back, self.range, self.forward, self.undo, self.first, self.displayed]
         cards = [*self.cards, *self.images, *self.names, *self.captions, *self.checks, *self.actions]
-        self.outputs = [*cards, *pager, self.bar, self.masks]
+        self.outputs = [*cards, *pager, self.bar, self.delete_masks, self.masks]
         self.chosen_files = [*self.names, *self.checks]
         self.connect()
 
@@ -74,7 +74,7 @@ class CaptionCards:
                     "Delete selected", size="sm", elem_id="delete-selected", min_width=110
                 )
                 self.delete_masks = gr.Button(
-                    "Delete their masks", size="sm", elem_id="delete-masks", min_width=120
+                    "Delete their masks", size="sm", elem_id="delete-masks", min_width=120, visible=False
                 )
             self.masks = gr.Checkbox(
                 True, label="Show masks", elem_id="show-masks", visible=False, container=False, min_width=110
@@ -154,7 +154,7 @@ class CaptionCards:
             first,
             name,
         ]
-        bar = [gr.update(visible=editable and bool(shown)), gr.update(visible=bool(masks))]
+        bar = [gr.update(visible=editable and bool(shown)), *[gr.update(visible=bool(masks))] * 2]
         return [*cards, *images, *names, *captions, *checks, *actions, *pager, *bar]
 
     def save(self, displayed: str, name: str, caption: str) -> None:

@@ -134,6 +134,7 @@ class CompareTab:
             elem_id="grid",
             allow_preview=False,
             object_fit="contain",
+            visible=False,
         )
         self.slider = gr.ImageSlider(
             label="First column | chosen image: drag the line",

@@ -40,6 +40,7 @@ class History:
             allow_preview=False,
             object_fit="contain",
             elem_id="history-images",
+            visible=False,
         )
 
     def build_details(self) -> None:
