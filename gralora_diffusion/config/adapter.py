@@ -83,6 +83,7 @@ class AdapterConfig:
         None,
         "orthogonal initial ranks: random (the default of ortholora), or those that the base uses least",
         label="Orthogonal start",
+        blank="that of the method",
         choices=ORIGINS,
     )
 

@@ -129,7 +129,7 @@ class CaptionCards:
         try:
             masks = image_sets.masks_in(folder)
         except ConfigError:
-            masks = {}  # Check the images says which two are of one image
+            masks = {}  # Check images says which two are of one image
         first = max(0, min(first, (len(files) - 1) // CARDS * CARDS))
         shown = files[first : first + CARDS]
         hidden = [None] * (CARDS - len(shown))

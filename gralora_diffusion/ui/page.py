@@ -21,6 +21,7 @@ from gralora_diffusion.ui.tab_watch import WatchTab
 from gralora_diffusion.ui.theme import HEADER
 from gralora_diffusion.ui.workspace import Workspace
 
+# Gradio loads what is visible, whatever tab is open, and for a gallery it loads a video player.
 OPENED = "() => ({__type__: 'update', visible: true})"
 
 
@@ -66,9 +67,8 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
             tab.select(**part.lists_event)
         sample_tab.select(**sample.history.refresh)
         compare_tab.select(**compare.blind.refresh)
-        connect_galleries(watch_tab, watch.history.cards)
-        connect_galleries(sample_tab, sample.gallery, sample.history.gallery)
-        connect_galleries(compare_tab, compare.gallery)
+        for tab, gallery in ((sample_tab, sample.gallery), (compare_tab, compare.gallery)):
+            tab.select(None, None, gallery, js=OPENED, **PRIVATE)
         gr.api(guarded(strip.status), api_name="status")
 
         def list_runs() -> list:
@@ -76,12 +76,6 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
 
         gr.api(guarded(list_runs), api_name="list_runs")
     return page
-
-
-def connect_galleries(tab: gr.Tab, *galleries: gr.Gallery) -> None:
-    """Show a tab's galleries when it is opened: Gradio loads what is visible, and for them a video player."""
-    for gallery in galleries:
-        tab.select(None, None, gallery, js=OPENED, **PRIVATE)
 
 
 def connect_visibility(timer: gr.Timer) -> None:

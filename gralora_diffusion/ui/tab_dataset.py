@@ -70,7 +70,7 @@ class DatasetTab:
             elem_id="check-size",
         )
         with gr.Row(elem_classes="pair"):
-            self.check = gr.Button("Check the images", elem_id="check-set", min_width=120)
+            self.check = gr.Button("Check images", elem_id="check-set", min_width=120)
             self.next = gr.Button("Go to Train", variant="primary", elem_id="go-to-train", min_width=100)
         with gr.Accordion("Preview crops", open=False, elem_id="crop-options"):
             self.crops = CropPreview(self.workspace)

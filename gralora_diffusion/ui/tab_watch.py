@@ -223,7 +223,7 @@ class WatchTab:
         changes.add("log", [log, hint], lambda: gr.update(value=log, placeholder=hint))
         changes.add("samples", [name, sample_versions(run)], lambda: self.sample_images(run))
         cards = run_cards.cards(look)
-        changes.add("cards", cards, lambda: cards or None)
+        changes.add("cards", cards, lambda: gr.update(value=cards or None, visible=bool(cards)))
         changes.add("order", state == "queued", lambda: gr.update(visible=state == "queued"))
         deleted = self.history.changes.deleted()
         in_bin = [str(run) for run in deleted]

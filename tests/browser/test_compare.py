@@ -54,7 +54,7 @@ def test_blind_votes_survive_a_reload_and_names_come_at_the_end(tab):
     tab.wait("blind-text", "2 of 3: the prompt")
     until(lambda: side(tab, "left") != first, "the next pair")
     tab.page.reload()
-    tab.page.wait_for_selector("#strip-run")
+    tab.page.wait_for_selector("#strip-state")
     tab.go("Compare")
     tab.wait("blind-text", "2 of 3: the prompt")
     tab.page.locator("#blind-left").wait_for()

@@ -146,7 +146,7 @@ def test_title_and_notification_when_a_run_ends_asked_by_a_click_alone(chromium,
     tab.context.grant_permissions(["notifications"])
     tab.context.add_init_script(RECORD)
     tab.page.reload()
-    tab.page.wait_for_selector("#strip-run")
+    tab.page.wait_for_selector("#strip-state")
     run = FakeRun(filled.home, "busy")
     run.status("running", step=3, steps=9)
     try:
