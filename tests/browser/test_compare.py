@@ -31,8 +31,11 @@ def test_a_grid_of_two_prompts_is_scored_and_the_best_is_marked(tab):
     generate(tab, "a photo of sks robot\na drawing of sks robot", "0, 0.5, 1", 1)
     until(lambda: tab.page.locator("#grid img").count() == 6, "two rows of three strengths")
     tab.wait("grid", "robot-1 at 0.5 · seed 0 · a drawing of sks robot")
+    assert tab.page.locator("#no-scores").is_visible()
+    assert not tab.page.locator("#scores").is_visible()
     tab.page.click("#score")
     tab.wait("scores", "★ best")
+    tab.page.locator("#no-scores").wait_for(state="hidden")
     assert "robot-1 at 0.5" in tab.text("scores")
 
 

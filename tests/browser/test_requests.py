@@ -23,6 +23,15 @@ def tab(chromium, filled):
     tab.context.close()
 
 
+def test_a_gallery_is_loaded_when_its_tab_is_opened(tab):
+    """And with it Gradio's video player, a fifth of what the first load was."""
+    tab.settle()
+    assert not any("Gallery" in url or "/hls-" in url for url in tab.requests)
+    tab.go("Watch")
+    tab.wait("history", "robot-1 · done")
+    assert any("Gallery" in url for url in tab.requests)
+
+
 def test_an_idle_page_asks_seldom_and_a_hidden_one_never(tab):
     tab.settle()  # after the first events of a page
     count = len(tab.requests)

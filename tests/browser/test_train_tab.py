@@ -140,6 +140,9 @@ def test_options_and_warnings_follow_the_base(mine, tab):
     choose(tab, "option-instance_data_dir", "mine")
     tab.fill("option-instance_prompt", "a photo of sks dog")
     tab.wait("base-warning", "The demo model cannot learn photos")
+    below = tab.page.locator("#base-warning").bounding_box()
+    base = tab.page.locator("#option-pretrained_model_name_or_path").bounding_box()
+    assert 0 <= below["y"] - base["y"] - base["height"] < 40  # pixels: where the base is chosen
     choose(tab, "option-pretrained_model_name_or_path", "SDXL 1.0")
     resolution = tab.page.locator("#option-resolution input, #option-resolution textarea")
     until(lambda: resolution.get_attribute("placeholder") == "1024", "the placeholder follows")
@@ -153,6 +156,24 @@ def test_options_and_warnings_follow_the_base(mine, tab):
     has(tab, "option-rank", "64")
     until(lambda: resolution.get_attribute("placeholder") == "64", "the placeholder follows")
     tab.wait("base-warning", "The demo model cannot learn photos")
+
+
+def test_the_list_of_options_is_searched(tab):
+    """By words of names and help; where none has them, it says so."""
+    tab.page.get_by_text("All other options").click()
+    shown = tab.page.locator("#all-options .option:visible")
+    until(lambda: shown.count() > 100, "all are there")
+    assert tab.page.get_by_text(f"All other options ({shown.count()})").is_visible()
+    tab.fill("find-option", "weight decay")
+    until(lambda: 0 < shown.count() < 8, "few are left")
+    assert tab.page.locator("#option-adam_weight_decay").is_visible()
+    assert not tab.page.locator("#no-option").is_visible()
+    tab.fill("find-option", "weight dekay")
+    tab.page.locator("#no-option").wait_for()
+    assert shown.count() == 0
+    tab.fill("find-option", "")
+    tab.page.locator("#no-option").wait_for(state="hidden")
+    has(tab, "option-keep_best", "last step")
 
 
 @pytest.mark.parametrize("width", [390, 1280])
