@@ -79,14 +79,11 @@ class DatasetTab:
 
     def build_changes(self) -> None:
         gr.Markdown(CHANGES, elem_id="changes-help", elem_classes="hint")
+        self.create = gr.Button("Create empty dataset", elem_id="create-set")
         with gr.Row(elem_classes="pair"):
-            self.create = gr.Button("Create empty dataset", elem_id="create-set", min_width=120)
             self.copy = gr.Button("Duplicate", elem_id="copy-set", min_width=90)
-        with gr.Row(elem_classes="pair"):
             self.rename = gr.Button("Rename", elem_id="rename-set", min_width=90, interactive=False)
-            self.delete = gr.Button(
-                "Delete dataset", elem_id="delete-set", min_width=90, variant="stop", interactive=False
-            )
+        self.delete = gr.Button("Delete dataset", elem_id="delete-set", variant="stop", interactive=False)
 
     def build_images(self) -> None:
         gr.Markdown(
@@ -101,6 +98,7 @@ class DatasetTab:
             wrap=True,
             visible=False,
             label="Checks",
+            column_widths=["22%", "39%", "39%"],
             elem_id="findings",
         )
         self.cards = CaptionCards(self.workspace)
