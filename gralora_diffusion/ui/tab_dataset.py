@@ -98,7 +98,7 @@ class DatasetTab:
             wrap=True,
             visible=False,
             label="Checks",
-            column_widths=["22%", "39%", "39%"],
+            column_widths=["28%", "36%", "36%"],
             elem_id="findings",
         )
         self.cards = CaptionCards(self.workspace)
