@@ -2,7 +2,7 @@
 # Run the experiments of docs/experiments/README.md, print their reports and keep them in
 # docs/experiments/results.  The same command resumes.
 #
-#   bash scripts/experiments.sh style              # or k, heads, dreambooth, gora, outliers, tasks, or several
+#   bash scripts/experiments.sh style              # or another of those below, or several
 #   WORKERS=1 bash scripts/experiments.sh style    # processes that share the runs, a core each; 2 by default
 #   PYTHON=echo bash scripts/experiments.sh k      # print the commands alone
 #
@@ -156,6 +156,12 @@ tasks() {
     by_all_workers scripts/tasks.py --images "$STATE/styles" --state "$STATE/tasks"
 }
 
+ranking() {
+    tasks
+    style_images emojione@1.2.3 "$STATE/styles/emojione"
+    by_all_workers scripts/ranking.py --images "$STATE/styles" --state "$STATE/tasks"
+}
+
 style_images() { # 300 images of an icon set, complete or absent
     if [ "$PYTHON" = echo ] || [ -d "$2" ]; then return; fi
     has resvg_py
@@ -175,11 +181,11 @@ by_all_workers() { # one script that shares its runs with others of its kind
     return $code
 }
 
-[ $# -gt 0 ] || fail "name experiments: style, k, heads, dreambooth, gora, outliers, tasks"
+[ $# -gt 0 ] || fail "name experiments: style, k, heads, dreambooth, gora, outliers, tasks, ranking"
 for experiment in "$@"; do
     case $experiment in
-    style | k | heads | dreambooth | gora | outliers | tasks) ;;
-    *) fail "no experiment is called $experiment; there are style, k, heads, dreambooth, gora, outliers and tasks" ;;
+    style | k | heads | dreambooth | gora | outliers | tasks | ranking) ;;
+    *) fail "no experiment is called $experiment; there are style, k, heads, dreambooth, gora, outliers, tasks and ranking" ;;
     esac
 done
 has matplotlib

@@ -24,7 +24,7 @@ from gralora_diffusion.evaluation.encoder_names import FOR_EMBEDDED
 from gralora_diffusion.evaluation.encoders import load_encoder
 from gralora_diffusion.evaluation.features import image_features
 from gralora_diffusion.evaluation.image_sets import images_in
-from gralora_diffusion.evaluation.metrics import rowwise, similarities
+from gralora_diffusion.evaluation.similarity import rowwise, similarities
 from gralora_diffusion.evaluation.statistics import t_interval
 from gralora_diffusion.experiments.results import append_result, read_results
 from gralora_diffusion.sdxl.base import encode_images, encode_prompts, predict, time_ids

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import torch
 from torch import nn
 
-from gralora_diffusion.adapters.kernel import quantized
+from gralora_diffusion.adapters.frozen_weight import quantized
 from gralora_diffusion.adapters.layer_adapter import LayerAdapter
 from gralora_diffusion.adapters.low_rank import joined
 

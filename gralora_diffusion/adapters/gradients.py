@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import torch
 
 from gralora_diffusion.adapters.adapted_layer import AdaptedLayer
+from gralora_diffusion.adapters.frozen_weight import quantized
 from gralora_diffusion.adapters.gora import project
-from gralora_diffusion.adapters.kernel import quantized
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
 

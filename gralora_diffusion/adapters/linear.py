@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from gralora_diffusion.adapters.adapted_layer import DEFAULT, AdaptedLayer
+from gralora_diffusion.adapters.frozen_weight import quantized
 from gralora_diffusion.adapters.gralora import GraLoRA
-from gralora_diffusion.adapters.kernel import adapted_linear, quantized
+from gralora_diffusion.adapters.kernel import adapted_linear
 from gralora_diffusion.adapters.layer_adapter import LayerAdapter
 from gralora_diffusion.adapters.lora import LoRA
 from gralora_diffusion.adapters.quantization import QuantizedLinear

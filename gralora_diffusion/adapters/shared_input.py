@@ -21,19 +21,19 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from gralora_diffusion.adapters import whole_operations
-from gralora_diffusion.adapters.kernel import (
+from gralora_diffusion.adapters.frozen_weight import numbers
+from gralora_diffusion.adapters.linear import AdaptedLinear
+from gralora_diffusion.adapters.part_products import (
     add_to_input,
     add_up,
     down_unswapped,
     gradient_of_A,
     gradient_of_B,
     masked,
-    numbers,
     products,
     rows,
     slices,
 )
-from gralora_diffusion.adapters.linear import AdaptedLinear
 from gralora_diffusion.adapters.unswapped import by_input, by_output, room
 
 PROJECTIONS = (("to_q", "to_k", "to_v"), ("q_proj", "k_proj", "v_proj"))  # of diffusers, and of CLIP

@@ -35,9 +35,11 @@ from gralora_diffusion.training.base_defaults import with_base_defaults
 from gralora_diffusion.training.flat_factors import FlatFactors
 from gralora_diffusion.training.loss import draw_noise
 from gralora_diffusion.training.objective import objective
+from gralora_diffusion.training.optimization import Optimization
 from gralora_diffusion.training.setup import make_trainable
 from gralora_diffusion.training.signals import Interrupts, Stopped
-from gralora_diffusion.training.steps import NotFinite, Optimization, run_steps
+from gralora_diffusion.training.step_metrics import NotFinite
+from gralora_diffusion.training.steps import run_steps
 
 HELD_OUT_BATCHES = 8
 ADAPTER = "adapter.safetensors"

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from gralora_diffusion.adapters.kernel import quantized
+from gralora_diffusion.adapters.frozen_weight import quantized
 from gralora_diffusion.devices import free_memory, release_unused
 
 MODELS = (

@@ -15,10 +15,10 @@ from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.best import best_of, best_text, is_exhausted, score_of
+from gralora_diffusion.training.optimization import Optimization
 from gralora_diffusion.training.preview_scores import PreviewScores, encoder_names
 from gralora_diffusion.training.run_folder import EVALUATIONS, Run
 from gralora_diffusion.training.setup import TrainingSetup, validation_due
-from gralora_diffusion.training.steps import Optimization
 from gralora_diffusion.training.validation_images import Previews
 from gralora_diffusion.training.validation_loss import ValidationLoss
 

@@ -8,6 +8,7 @@ from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.average import averaged, use_average
 from gralora_diffusion.training.evaluations import Evaluations
 from gralora_diffusion.training.memory import memory_for, out_of_memory
+from gralora_diffusion.training.optimization import Optimization
 from gralora_diffusion.training.run_folder import Run
 from gralora_diffusion.training.setup import (
     TrainingSetup,
@@ -16,7 +17,8 @@ from gralora_diffusion.training.setup import (
     validation_due,
 )
 from gralora_diffusion.training.signals import Interrupts, Stopped
-from gralora_diffusion.training.steps import NoMemory, NotFinite, Optimization, OtherFailed, run_steps
+from gralora_diffusion.training.step_metrics import NotFinite
+from gralora_diffusion.training.steps import NoMemory, OtherFailed, run_steps
 from gralora_diffusion.training.validation_images import Previews
 
 

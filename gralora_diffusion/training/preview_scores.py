@@ -11,7 +11,7 @@ from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.evaluation.encoder_names import FOR_EMBEDDED, FOR_SDXL, parse_encoder_name
 from gralora_diffusion.evaluation.encoders import Encoder, load_encoder
 from gralora_diffusion.evaluation.features import image_features, run, text_features
-from gralora_diffusion.evaluation.metrics import nearest, rowwise, similarities
+from gralora_diffusion.evaluation.similarity import nearest, rowwise, similarities
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.validation_images import prompts_of
 

@@ -1,43 +1,24 @@
-"""The steps of a run: loss, gradients, average, clip, update; and the numbers that each leaves.
+"""The steps of a run: loss, gradients, average, clip, update.
 
 On a GPU the host does not wait for a step: it reads loss and norm while the device works on the next one. An
 update is skipped on the device where they are not finite, so that the step before remains when that is read.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.devices import is_out_of_memory, memory_in_use, peak_memory, reserved_memory
-from gralora_diffusion.training.average import EMA
+from gralora_diffusion.devices import is_out_of_memory
 from gralora_diffusion.training.flat_factors import FlatFactors
 from gralora_diffusion.training.memory import memory_for
-from gralora_diffusion.training.optim import (
-    current_rate,
-    make_optimizer,
-    make_schedule,
-    parameter_groups,
-    unwrapped,
-)
-from gralora_diffusion.training.optimizer_state import load_optimizer_state, optimizer_state
+from gralora_diffusion.training.optim import current_rate, unwrapped
+from gralora_diffusion.training.optimization import Optimization
 from gralora_diffusion.training.prefetch import PINNED
-from gralora_diffusion.training.setup import TrainingSetup
 from gralora_diffusion.training.signals import Interrupts
-
-MAX_SKIPPED = 25  # steps in a row that fp16's gradient scaler may skip
-
-
-class NotFinite(ArithmeticError):
-    """A loss or gradient is not finite; the step was not applied."""
-
-    def __init__(self, what: str, step: int):
-        super().__init__(f"the {what} of step {step} is not finite")
-        self.step = step
+from gralora_diffusion.training.step_metrics import Metrics, Numbers, Update
 
 
 class NoMemory(MemoryError):
@@ -54,128 +35,6 @@ class OtherFailed(RuntimeError):
     def __init__(self, step: int):
         super().__init__(f"another process failed at step {step}")
         self.step = step
-
-
-@dataclass
-class Optimization:
-    """What turns gradients into a new adapter, and its state between two steps."""
-
-    factors: FlatFactors
-    optimizer: object
-    schedule: object
-    ema: EMA | None
-    scaler: object
-
-    @classmethod
-    def of(cls, setup: TrainingSetup) -> "Optimization":
-        """That of a run, with the state of the checkpoint it resumes from; its models stay where they are."""
-        config, accelerator = setup.config, setup.accelerator
-        groups = parameter_groups(setup.models, config, accelerator.num_processes)
-        factors = FlatFactors.of_models(groups, setup.models.values(), setup.dtype)
-        made = cls.over(factors, config, setup.steps, accelerator)
-        made.load(setup.state)
-        return made
-
-    @classmethod
-    def over(cls, factors: FlatFactors, config: TrainConfig, steps: int, accelerator) -> "Optimization":
-        """A fresh one."""
-        optimizer = make_optimizer(factors, config)
-        schedule = make_schedule(optimizer, config, steps)
-        ema = EMA(factors.values, config.ema_decay) if config.ema_decay else None
-        return cls(factors, accelerator.prepare_optimizer(optimizer), schedule, ema, accelerator.scaler)
-
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def state(self) -> dict:
-        return dict(
-            optimizer=optimizer_state(self.optimizer),
-            schedule=self.schedule.state_dict(),
-            scaler=self.scaler.state_dict() if self.scaler else None,
-            ema=self.ema.state() if self.ema else None,
-        )
-
-    def load(self, state: dict) -> None:
-        if not state:
-            return
-        load_optimizer_state(self.optimizer, *state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.scaler:
-            self.scaler.load_state_dict(state["scaler"])
-        if self.ema:
-            self.ema.load(*state["ema"])
-
-
-class Numbers:
-    """Numbers of the device, on their way to the host."""
-
-    def __init__(self, numbers: torch.Tensor):
-        self.event = None
-        self.host = numbers
-        if numbers.device.type in PINNED:
-            self.host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-            self.host.copy_(numbers, non_blocking=True)
-            self.event = torch.accelerator.current_stream(numbers.device).record_event()
-
-    def read(self) -> list[float]:
-        """Waits for what the device did before it sent them, and for nothing later."""
-        if self.event is not None:
-            self.event.synchronize()
-        return self.host.tolist()
-
-
-@dataclass
-class Update:
-    """An update that is queued: what is known of its step, and what the device has yet to tell."""
-
-    step: int
-    lr: float
-    numbers: Numbers  # loss and norm of the gradient
-    stopping: bool
-    loss: float | None = None
-    norm: float | None = None
-
-
-class Metrics:
-    """Turns the numbers of each step into its line of metrics, in order."""
-
-    def __init__(self, optimization: Optimization, accelerator, bar: tqdm):
-        self.optimization, self.accelerator, self.bar = optimization, accelerator, bar
-        self.smoothed = None
-        self.skipped = 0
-        self.before = time.monotonic()
-
-    def check(self, update: Update) -> None:
-        """Read the numbers; raises NotFinite where the update must not be applied."""
-        if update.loss is not None:
-            return
-        update.loss, update.norm = update.numbers.read()
-        self.skipped = 0 if math.isfinite(update.norm) else self.skipped + 1
-        if not math.isfinite(update.loss):
-            raise NotFinite("loss", update.step)
-        if (self.skipped and not self.accelerator.scaler) or self.skipped > MAX_SKIPPED:
-            raise NotFinite("gradient", update.step)
-
-    def end_step(self, update: Update) -> dict:
-        """The line, once schedule and average have followed the update."""
-        self.check(update)
-        optimization, loss, device = self.optimization, update.loss, self.accelerator.device
-        if not self.accelerator.optimizer_step_was_skipped:  # fp16's scaler skips a step now and then
-            optimization.schedule.step()
-            if optimization.ema:
-                optimization.ema.update()
-        self.smoothed = loss if self.smoothed is None else 0.95 * self.smoothed + 0.05 * loss
-        self.bar.set_postfix({"smoothed loss": f"{self.smoothed:.4f}"})
-        return dict(
-            step=update.step,
-            loss=loss,
-            lr=update.lr,
-            grad_norm=update.norm if math.isfinite(update.norm) else None,
-            seconds=round(time.monotonic() - self.before, 4),
-            memory=memory_in_use(device),
-            peak=peak_memory(device),
-            reserved=reserved_memory(device),
-        )
 
 
 def reads_late(optimizer, accelerator) -> bool:

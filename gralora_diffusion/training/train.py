@@ -35,13 +35,13 @@ from gralora_diffusion.training.loss import draw_noise
 from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.objective import objective
 from gralora_diffusion.training.offload import Offload
+from gralora_diffusion.training.optimization import Optimization
 from gralora_diffusion.training.report import write_report
 from gralora_diffusion.training.run_folder import Run, public_options, read_status
 from gralora_diffusion.training.setup import TrainingSetup, make_trainable, set_up
 from gralora_diffusion.training.sharding import shard
 from gralora_diffusion.training.signals import Interrupts, Stopped
 from gralora_diffusion.training.start_from import NAMED, Started
-from gralora_diffusion.training.steps import Optimization
 from gralora_diffusion.training.validation_images import Previews, prompts_of, save_comparison, thumbnails
 
 EMBEDDED_BASE = "the embedded one (64 x 64 pixels), since no --pretrained_model_name_or_path is given"

@@ -22,9 +22,10 @@ from gralora_diffusion.training.compiled import compile_blocks
 from gralora_diffusion.training.flat_factors import FlatFactors
 from gralora_diffusion.training.objective import objective
 from gralora_diffusion.training.optim import parameter_groups
+from gralora_diffusion.training.optimization import Optimization
 from gralora_diffusion.training.setup import make_trainable
 from gralora_diffusion.training.signals import Interrupts
-from gralora_diffusion.training.steps import Optimization, run_steps
+from gralora_diffusion.training.steps import run_steps
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 ENDLESS = 10**9  # steps

@@ -11,7 +11,7 @@ from torch import nn
 
 from gralora_diffusion import AdapterConfig, TrainConfig, inject, load_adapter, load_sdxl
 from gralora_diffusion.adapters.control import merge, remove
-from gralora_diffusion.adapters.kernel import numbers, quantized
+from gralora_diffusion.adapters.frozen_weight import numbers, quantized
 from gralora_diffusion.adapters.quantization import BYTES, QuantizedLinear, quantize
 from gralora_diffusion.adapters.registry import adapted_layers, adapter_parameters
 from gralora_diffusion.options import ConfigError

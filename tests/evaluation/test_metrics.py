@@ -14,16 +14,10 @@ from gralora_diffusion.evaluation.encoders import load_encoder
 from gralora_diffusion.evaluation.features import image_features, run
 from gralora_diffusion.evaluation.image_sets import ImageSet, References, images_in
 from gralora_diffusion.evaluation.metric import METRICS
-from gralora_diffusion.evaluation.metrics import (
-    COMPUTE,
-    average_precision,
-    evaluate,
-    measure,
-    nearest,
-    similarities,
-)
+from gralora_diffusion.evaluation.metrics import COMPUTE, evaluate, measure
 from gralora_diffusion.evaluation.report import score_tables
 from gralora_diffusion.evaluation.retrieval import precision_of_random_order, subject_retrieval
+from gralora_diffusion.evaluation.similarity import average_precision, nearest, similarities
 from gralora_diffusion.evaluation.statistics import mean_and_interval
 from gralora_diffusion.options import ConfigError
 

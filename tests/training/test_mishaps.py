@@ -32,12 +32,12 @@ from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training import hub, loop, objective, step_cost, validation_images
 from gralora_diffusion.training.dry_run import plan
 from gralora_diffusion.training.forecast import RunCost, duration, forecast_run
+from gralora_diffusion.training.optimization import Optimization
 from gralora_diffusion.training.resume import check_facts, facts_of
 from gralora_diffusion.training.run_folder import Run, busy, read_metrics, read_status
 from gralora_diffusion.training.setup import set_up
 from gralora_diffusion.training.sharding import check_sharding
 from gralora_diffusion.training.signals import Stopped
-from gralora_diffusion.training.steps import Optimization
 from gralora_diffusion.training.train import train
 
 SMALL = AdapterConfig(rank=8, k=2, targets=r"mid_block.*attn1\.to_q")

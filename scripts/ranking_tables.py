@@ -1,0 +1,160 @@
+"""The tables of ranking.py: every method against LoRA, and what small benchmarks would have said."""
+
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+from tasks import learned_styles
+
+from gralora_diffusion.evaluation.statistics import holm, p_value, t_interval
+from gralora_diffusion.experiments.markdown import markdown
+from gralora_diffusion.experiments.results import read_results
+from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
+from gralora_diffusion.files import write_text
+from gralora_diffusion.options import ConfigError
+
+SEEDS = (2, 3, 4, 5, 6)
+PRIMARY = "gralora k2"
+LORA = "our-lora"
+FULL = "full"
+ALL_LINEAR = "all-linear"
+ALL_LINEAR_RANK, ITS_BUDGET = (
+    6,
+    16,
+)  # the rank with which all linear layers have nearly that budget's parameters
+HEADS = ["method", "parameters", "rate", "loss x 1000", "less LoRA's, 95 % t", "styles ahead", "Holm's p"]
+
+
+class Entry(NamedTuple):
+    """What the tables need of a run."""
+
+    loss: float  # x 1000
+    base: float  # before training
+    batches: list[float]  # of eight noisy images each
+    rate: float
+    parameters: int
+
+
+Runs = dict[tuple[str, int], Entry]  # by style and seed
+
+
+def report(folder: Path) -> str:
+    """All tables, written to table.md.  Raises ConfigError without test runs."""
+    done = [entry for entry in read_results(folder) if entry["run"]["part"] == "test"]
+    if not done:
+        raise ConfigError(f"{folder} holds no test runs to report")
+    parts, styles = [], learned_styles()
+    for rank in sorted({budget_of(entry["run"]) for entry in done}):
+        arms, incomplete = arms_of(done, rank, len(styles))
+        if LORA not in arms:
+            continue
+        parts.append(f"Rank {rank}: {len(styles)} styles, the mean over {len(SEEDS)} seeds each")
+        parts.append(ranking_table(arms, styles))
+        if incomplete:
+            parts.append(f"Not complete, and left out: {', '.join(incomplete)}.")
+        if PRIMARY in arms:
+            parts.append(small_benchmarks(arms))
+    if not parts:
+        raise ConfigError(f"{folder} does not hold all runs of LoRA at any rank yet")
+    text = "\n\n".join(parts)
+    write_text(folder / "table.md", text + "\n")
+    return text
+
+
+def arms_of(done: list[dict], rank: int, styles: int) -> tuple[dict[str, Runs], list[str]]:
+    """({arm: its runs} of those with a run for every style and seed, the others as text)."""
+    found: dict[str, Runs] = {}
+    failed: dict[str, int] = {}
+    for entry in done:
+        run = entry["run"]
+        if budget_of(run) != rank and run["method"] != FULL:
+            continue
+        name = label(run)
+        runs = found.setdefault(name, {})
+        if "failed" in entry:
+            failed[name] = failed.get(name, 0) + 1
+            continue
+        runs[entry["task"], run["seed"]] = Entry(
+            loss=1000 * entry["curve"][-1][1],
+            base=1000 * entry["curve"][0][1],
+            batches=entry["scores"][HELD_OUT_LOSS],
+            rate=run["lr"],
+            parameters=entry["parameters"],
+        )
+    wanted = styles * len(SEEDS)
+    whole = {name: runs for name, runs in found.items() if len(runs) == wanted}
+    incomplete = []
+    for name in sorted(found.keys() - whole.keys()):
+        words = f", {failed[name]} failed" if name in failed else ""
+        incomplete.append(f"{name} ({len(found[name])} of {wanted} runs{words})")
+    return whole, incomplete
+
+
+def budget_of(run: dict) -> int:
+    """The rank of a LoRA of the attention with as many parameters."""
+    return ITS_BUDGET if run["targets"] == ALL_LINEAR else run["rank"]
+
+
+def label(run: dict) -> str:
+    name = f"{run['method']} k{run['k']}" if run["k"] else run["method"]
+    return name if run["targets"] == "attention" else f"{name}, {run['targets']}"
+
+
+def ranking_table(arms: dict[str, Runs], styles: list[str]) -> str:
+    """The lowest loss first.  The primary comparison has its own p, the others Holm's among themselves."""
+    order = sorted(arms, key=lambda name: mean_loss(arms[name]))
+    others = [name for name in order if name not in (LORA, PRIMARY, FULL)]
+    corrected = dict(
+        zip(others, holm([p_value(less_lora(arms, name, styles)) for name in others]), strict=True)
+    )
+    rows = []
+    for name in order:
+        runs = list(arms[name].values())
+        rate = " ".join(f"{rate:g}" for rate in sorted({run.rate for run in runs}))
+        row = [name, f"{runs[0].parameters:,}", rate, f"{mean_loss(arms[name]):.2f}"]
+        if name == LORA:
+            rows.append([*row, "", "", ""])
+            continue
+        values = less_lora(arms, name, styles)
+        p = p_value(values) if name == PRIMARY else corrected.get(name)
+        words = "" if p is None else f"{p:.3f}" + (" (primary, alone)" if name == PRIMARY else "")
+        low, high = t_interval(values)
+        ahead = sum(value < 0 for value in values)
+        rows.append([*row, f"{statistics.mean(values):+.2f} ({low:+.2f} to {high:+.2f})", ahead, words])
+    base = statistics.mean(run.base for run in arms[LORA].values())
+    rows.append(["the base, untouched", "0", "", f"{base:.2f}", "", "", ""])
+    return markdown(HEADS, rows)
+
+
+def mean_loss(runs: Runs) -> float:
+    return statistics.mean(run.loss for run in runs.values())
+
+
+def less_lora(arms: dict[str, Runs], name: str, styles: list[str]) -> list[float]:
+    """For each style, the mean over the seeds of the difference from LoRA with the same seed."""
+    means = []
+    for style in styles:
+        pairs = [(arms[name][style, seed], arms[LORA][style, seed]) for seed in SEEDS]
+        means.append(statistics.mean(run.loss - lora.loss for run, lora in pairs))
+    return means
+
+
+def small_benchmarks(arms: dict[str, Runs]) -> str:
+    """How often one style, one seed and eight noisy images name another winner than all runs do."""
+    competing = {name: runs for name, runs in arms.items() if name != FULL}
+    best = min(competing, key=lambda name: mean_loss(competing[name]))
+    wins = dict.fromkeys(competing, 0)
+    count = ahead = 0
+    for place, run in competing[LORA].items():
+        for batch in range(len(run.batches)):
+            losses = {name: runs[place].batches[batch] for name, runs in competing.items()}
+            wins[min(losses, key=losses.get)] += 1
+            ahead += losses[PRIMARY] < losses[LORA]
+            count += 1
+    others = count - wins[best]
+    text = f"Of {count} benchmarks of one style, one seed and eight noisy images, {others} "
+    text += f"({100 * others / count:.0f} %) name another winner than {best}, which has the lowest mean; "
+    text += f"{PRIMARY} is ahead of LoRA in {ahead} ({100 * ahead / count:.0f} %)."
+    rows = [[name, wins[name], f"{100 * wins[name] / count:.0f} %"] for name in competing]
+    rows.sort(key=lambda row: -row[1])
+    return text + "\n\n" + markdown(["method", "small benchmarks won", "share"], rows)
