@@ -73,9 +73,10 @@ class CaptionCards:
                 self.delete_selected = gr.Button(
                     "Delete selected", size="sm", elem_id="delete-selected", min_width=110
                 )
-                self.delete_masks = gr.Button(
-                    "Delete their masks", size="sm", elem_id="delete-masks", min_width=120, visible=False
-                )
+            # not in that row: Gradio hands its visibility down to what is in it
+            self.delete_masks = gr.Button(
+                "Delete their masks", size="sm", elem_id="delete-masks", min_width=120, visible=False
+            )
             self.masks = gr.Checkbox(
                 True, label="Show masks", elem_id="show-masks", visible=False, container=False, min_width=110
             )
@@ -154,7 +155,8 @@ class CaptionCards:
             first,
             name,
         ]
-        bar = [gr.update(visible=editable and bool(shown)), *[gr.update(visible=bool(masks))] * 2]
+        visible = editable and bool(shown), editable and bool(masks), bool(masks)
+        bar = [gr.update(visible=part) for part in visible]
         return [*cards, *images, *names, *captions, *checks, *actions, *pager, *bar]
 
     def save(self, displayed: str, name: str, caption: str) -> None:

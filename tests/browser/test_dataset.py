@@ -126,7 +126,7 @@ def test_what_comes_next_after_a_drop_is_in_sight_first(chromium, page, folder, 
     """Upload results, the check, and the way to Train; what changes whole datasets is folded below them."""
     tab = Tab(chromium, page.url, width)
     tab.wait("cards", "00.png")
-    assert tab.page.locator("#all-captions").count() == 0  # the bundled images cannot be edited
+    assert not tab.page.locator("#all-captions").is_visible()  # the bundled images cannot be edited
     tab.fill("new-set", "dropped")
     (folder / "Metadata.csv").write_text("file_name,text\n01.png,a photo of sks dog\n")
     (folder / "other.csv").write_text("x")
