@@ -72,12 +72,12 @@ class Tables:
         name = self.score.metric.name
         parts = [
             (
-                f"Chosen rates, by the mean {name} of the validation seeds 0 and 1, as far as they are run",
+                f"Chosen rates, by the mean {name} of the validation seeds 0 and 1 (finished runs)",
                 self.rates(),
             ),
             (f"{name.capitalize()} x 1000, mean over the seeds", self.losses()),
-            ("Less LoRA's of the same seed, x 1000, 95 % t-intervals", self.differences()),
-            ("How much more outliers cost LoRA than the blocks, x 1000", self.interactions()),
+            ("Minus LoRA's with the same seed, x 1000, 95 % t-intervals", self.differences()),
+            ("How much more outliers hurt LoRA than the blocks, x 1000", self.interactions()),
             ("Test runs at other rates, x 1000", self.other_rates()),
         ]
         return "\n\n".join(f"**{title}**\n\n{table}" for title, table in parts if table)

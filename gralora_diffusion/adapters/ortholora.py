@@ -1,8 +1,8 @@
-"""Ortho-LoRA of T-LoRA's paper (arXiv 2507.05964, eq. 5 and 6): a LoRA with two orthogonal sides.
+"""Ortho-LoRA of T-LoRA's paper (arXiv 2507.05964, eq. 5 and 6): a LoRA whose factors both start orthogonal.
 
-delta = scale * (B diag(S) A - B_0 diag(S_0) A_0), where A_0, S_0, B_0 are singular triplets and stay as they
-are: A, S and B begin there, and delta at zero. T-LoRA's mask acts on the ranks of both products. The paper
-has no scale.
+delta = scale * (B diag(S) A - B_0 diag(S_0) A_0), where A_0, S_0, B_0 are frozen singular triplets. A, S and
+B start there, so delta starts at zero. T-LoRA's mask acts on the ranks of both products. The paper has no
+scale.
 """
 
 from typing import ClassVar
@@ -44,7 +44,7 @@ class OrthoLoRA(LayerAdapter):
 
     @torch.no_grad()
     def put(self, A: torch.Tensor, S: torch.Tensor, B: torch.Tensor) -> None:
-        """Begin at these triplets: A [r, N], S [r], B [M, r]."""
+        """Start from these triplets: A [r, N], S [r], B [M, r]."""
         for names in (TRAINED, START):
             for name, value in zip(names, (A, S, B), strict=True):
                 getattr(self, name).copy_(value)

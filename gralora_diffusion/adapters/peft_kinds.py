@@ -1,6 +1,6 @@
-"""PEFT's OFT, BOFT, (IA)3 and VeRA as its folders hold them: its formulas, which differ from LyCORIS's.
+"""PEFT's OFT, BOFT, IA3 and VeRA as its folders hold them, by PEFT's formulas, which differ from LyCORIS's.
 
-Options are those of adapter_config.json. N counts the kernel of a convolution.
+Options are those of adapter_config.json. N includes the kernel of a convolution.
 """
 
 import math
@@ -15,7 +15,7 @@ MOST_TERMS = 100  # of Neumann's series; PEFT's default is 5
 
 
 class PeftDelta(Delta):
-    """A change of PEFT's by tensors and options; all of them need the base."""
+    """A weight change given by PEFT's tensors and options; all kinds need the base."""
 
     needs_base = True
 
@@ -28,7 +28,7 @@ class PeftDelta(Delta):
 
 
 class PeftOFT(PeftDelta):
-    """W R^T - W, arXiv 2506.19847: R turns blocks of b inputs; oft_R [N/b, b(b-1)/2], or [1, ...] shared.
+    """W R^T - W, arXiv 2506.19847: R rotates blocks of b inputs; oft_R [N/b, b(b-1)/2], or [1, ...] shared.
 
     A row is the triangle above the diagonal of a skew-symmetric Q. Raises ValueError for options or sizes
     that PEFT could not have written.
@@ -42,7 +42,7 @@ class PeftOFT(PeftDelta):
         given = self.options
         self.side = (1 + math.isqrt(1 + 8 * tensors["oft_R"].shape[-1])) // 2
         if tensors["oft_R"].ndim != 2 or self.side * (self.side - 1) // 2 != tensors["oft_R"].shape[1]:
-            raise ValueError("oft_R is no triangle of a square block")
+            raise ValueError("the rows of oft_R do not fit a square block")
         self.terms = None  # the exact rotation
         if given.get("use_cayley_neumann", True):
             self.terms = given.get("num_cayley_neumann_terms", 5)
@@ -76,7 +76,7 @@ class PeftOFT(PeftDelta):
 class PeftBOFT(PeftDelta):
     """s * (W R^T) - W, arXiv 2311.06243; boft_R [m, N/b, b, b] of m butterfly stages, boft_s [M] of outputs.
 
-    Stage i turns the inputs in another order: P B P^T with P of butterfly().
+    Stage i rotates the inputs in another order: P B P^T, with P from butterfly().
     """
 
     NAME = "BOFT of PEFT"
@@ -86,7 +86,7 @@ class PeftBOFT(PeftDelta):
         super().__init__(tensors, options)
         blocks = tensors["boft_R"]
         if blocks.ndim != 4 or blocks.shape[2] != blocks.shape[3]:
-            raise ValueError("boft_R has no square blocks")
+            raise ValueError("the blocks of boft_R are not square")
         stages, count, side = blocks.shape[:3]
         odd = stages > 1 and (side % 2 or count % 2 ** (stages - 1))
         if odd or stages > count.bit_length():
@@ -116,7 +116,7 @@ class PeftBOFT(PeftDelta):
 
 
 class PeftIA3(PeftDelta):
-    """W * l - W, arXiv 2205.05638; ia3_l: of the outputs, and of a bias, or with on_input of the inputs."""
+    """W * l - W, arXiv 2205.05638; ia3_l scales the outputs and a bias, or with on_input the inputs."""
 
     NAME = "IA3 of PEFT"
     NEEDED = frozenset({"ia3_l"})
@@ -125,14 +125,14 @@ class PeftIA3(PeftDelta):
         scale = self.wide("ia3_l").flatten()
         axis = 1 if self.options.get("on_input") else 0
         if base is None or base.ndim <= axis or scale.numel() != base.shape[axis]:
-            raise IndexError("(IA)3 scales a different number of channels")
+            raise IndexError("IA3 scales a different number of channels")
         shape = [1] * base.ndim
         shape[axis] = -1
         return base.to(scale.dtype) * (scale - 1).reshape(shape)
 
 
 class PeftVeRA(PeftDelta):
-    """diag(b) B diag(d) A, arXiv 2310.11454; A [r, at least N] and B [at least M, r] are of all layers."""
+    """diag(b) B diag(d) A, arXiv 2310.11454; all layers share A [r, at least N] and B [at least M, r]."""
 
     NAME = "VeRA"
     NEEDED = frozenset({"vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"})
@@ -151,9 +151,9 @@ class PeftVeRA(PeftDelta):
 
 
 def is_since_0_18(version) -> bool:
-    """Whether PEFT 0.18 or later wrote a config; earlier versions did not write theirs.
+    """Whether PEFT 0.18 or later wrote a config; earlier versions did not record it.
 
-    Raises ConfigError for what is no version.
+    Raises ConfigError for a value that is not a version.
     """
     if version is None:
         return False
@@ -177,8 +177,8 @@ def cayley(Q: torch.Tensor) -> torch.Tensor:
 def neumann(Q: torch.Tensor, terms: int, halves_last: bool = True) -> torch.Tensor:
     """PEFT's series for (I + Q)(I - Q)^-1: I + 2 Q + 2 Q^2 + ... + Q^(terms - 1), with 3 terms also Q^3.
 
-    Without halves_last as before PEFT 0.18: all but I have the factor 2, and it always ends at
-    Q^(terms - 1).
+    Without halves_last, as before PEFT 0.18, every term but I has the factor 2, and the series always ends
+    at Q^(terms - 1).
     """
     R = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device).repeat(len(Q), 1, 1)
     if terms < 2:
@@ -196,6 +196,6 @@ def neumann(Q: torch.Tensor, terms: int, halves_last: bool = True) -> torch.Tens
 
 
 def butterfly(n: int, groups: int, chunk: int, device) -> torch.Tensor:
-    """An order of n numbers: within each group, the chunks of even place before those of odd place."""
+    """An order of n numbers: in each group, chunks at even places come before those at odd places."""
     places = torch.arange(n, device=device).view(groups, -1, chunk)
     return torch.cat([places[:, 0::2], places[:, 1::2]], 1).flatten()

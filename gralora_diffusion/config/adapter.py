@@ -81,7 +81,8 @@ class AdapterConfig:
 
     orthogonal_start: str | None = adapter(
         None,
-        "orthogonal initial ranks: random (the default of ortholora), or those that the base uses least",
+        "start with orthogonal rows in A: random (the default for ortholora), or base, the directions that "
+        "the base uses least",
         label="Orthogonal start",
         blank="that of the method",
         choices=ORIGINS,

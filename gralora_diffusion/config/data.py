@@ -125,7 +125,8 @@ class DataOptions:
     )
     mask_dir: str | None = images(
         None,
-        "folder of masks with the images' names; by default NAME-masklabel.png beside NAME.png, or its alpha",
+        "folder of masks with the images' names; by default NAME-masklabel.png beside NAME.png, or its alpha "
+        "channel",
         label="Dataset of masks",
         hint="Masks with the images' names. Leave blank for those of the dataset",
         kind="images",

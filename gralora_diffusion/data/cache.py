@@ -128,7 +128,7 @@ class Cache:
                 write(part)
         except (OSError, SafetensorError) as error:
             problem = f"the cache in {self.folder} cannot be written ({error})"
-            ways = "make room, name another with --latent_cache_dir, or use --no-cache_latents"
+            ways = "free some space, name another folder with --latent_cache_dir, or use --no-cache_latents"
             raise ConfigError(f"{problem}: {ways}", option="latent_cache_dir") from None
 
 

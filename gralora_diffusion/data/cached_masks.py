@@ -26,7 +26,7 @@ def mask_key(image: TrainingImage, shape: Shape, mirrored: bool, center_crop: bo
 def with_cached_masks(
     images: list[tuple[CachedImage, Shape]], config: TrainConfig, scale: int, cache: Cache, accelerator
 ) -> list[CachedImage]:
-    """The cached images with their masks, after the cache has what it lacked of them.
+    """The cached images with their masks; masks that the cache lacks are added to it.
 
     scale: pixels on a side of a cell of the latents. Raises ConfigError for a mask that no crop shows.
     """

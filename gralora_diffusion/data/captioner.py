@@ -43,7 +43,7 @@ def load_captioner(where: str, prompt: str | None = None, max_tokens: int | None
         raise
     except Exception as error:  # transformers raises all kinds of errors on damaged files
         problem = f"--model {printable(where)} cannot be loaded: {reason_of(error)}"
-        ways = "give a folder or hub id of a BLIP or Florence-2 model with safetensors"
+        ways = "give the folder or hub id of a BLIP or Florence-2 model with safetensors"
         raise ConfigError(f"{problem}; {ways}", option="model") from None
     words = prompt or KINDS[kind][2]
     most = max_tokens or MOST_TOKENS
@@ -84,7 +84,7 @@ def load(where: str) -> tuple[str, torch.nn.Module, object]:
     local = where.startswith(("/", ".", "~")) or Path(where).exists()
     if local and not (Path(where) / "config.json").is_file():
         problem = f"--model {printable(where)} holds neither config.json nor model.onnx and selected_tags.csv"
-        raise ConfigError(f"{problem}: give a folder of a model, or a hub id", option="model")
+        raise ConfigError(f"{problem}: give the folder or hub id of a model", option="model")
     kind = transformers.PretrainedConfig.get_config_dict(where)[0].get("model_type")
     if kind not in KINDS:
         problem = f"--model {printable(where)} is a {printable(kind)!r} model"

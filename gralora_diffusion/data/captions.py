@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from gralora_diffusion.data.metadata import LISTS
-from gralora_diffusion.data.text_files import Text, lines_of, read_text
+from gralora_diffusion.data.text_files import Text, kind_of, lines_of, read_text
 from gralora_diffusion.data.wildcards import wildcard_forms
 from gralora_diffusion.sdxl.prompt_weights import split_at_commas
 from gralora_diffusion.seeding import generator
@@ -50,7 +50,7 @@ class Caption(NamedTuple):
 def clean(text, where: str) -> str:
     """The caption with single spaces, which may be empty; raises ValueError, for a message."""
     if not isinstance(text, str):
-        raise ValueError(f"its caption in {where} is {type(text).__name__}, not text")
+        raise ValueError(f"its caption in {where} is {kind_of(text)}, not text")
     if "\0" in text:
         raise ValueError(f"its caption in {where} holds a NUL character: save it as UTF-8")
     if len(text.encode(errors="replace")) > MAX_BYTES:
@@ -68,8 +68,8 @@ def caption_of(
 ) -> Caption:
     """From NAME.txt, NAME.caption, NAME.json, metadata.jsonl, or the prompt: the first that has words.
 
-    beside: {file name: caption file}. lines: what becomes of several lines of a text file, as --caption_lines
-    says. Raises ValueError, for a message, where it cannot be used.
+    beside: {file name: caption file}. lines: which lines of a text file are used (--caption_lines).
+    Raises ValueError, for a message, if it cannot be used.
     """
     empty = None
     for suffix in (".txt", ".caption"):

@@ -175,7 +175,7 @@ def beside(given: list[TrainingImage]) -> str:
     """What images generated beside those of the user are called on the console."""
     if not given:
         return ""
-    return f" beside the {len(given)} that are there (--num_class_images {len(given)} uses those alone)"
+    return f" in addition to the {len(given)} there (--num_class_images {len(given)} uses only those)"
 
 
 def fingerprint_of(config: TrainConfig, dtype: torch.dtype) -> str:

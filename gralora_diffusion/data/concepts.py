@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.listing import has_images, listing, numbered, printable, reason_of
-from gralora_diffusion.data.text_files import read_text
+from gralora_diffusion.data.text_files import kind_of, read_text
 from gralora_diffusion.options import ConfigError, did_you_mean, from_dict, in_home
 
 EXAMPLE = Path(__file__).parent.parent / "example"  # six images of a robot, made for this project
@@ -125,7 +125,7 @@ def entries_of(file: Path) -> list:
 def from_entry(entry, base: Path, config: TrainConfig) -> list[Concept]:
     """The concepts of one entry; its paths are relative to `base`. Raises ConfigError without the place."""
     if not isinstance(entry, dict):
-        raise ConfigError(f"it is {type(entry).__name__}, not an object with a folder")
+        raise ConfigError(f"it is {kind_of(entry)}, not an object with a folder")
     for key in entry:
         if key not in KEYS:
             meant = did_you_mean(key, KEYS) or f"; the keys are {', '.join(KEYS)}"

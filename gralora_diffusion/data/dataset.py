@@ -99,7 +99,7 @@ def check_holds_images(concept: Concept) -> None:
         problem = (
             f"{printable(concept.folder)} holds no images itself; its subfolder {printable(of_kohya[0])}"
         )
-        way = f"name it: --instance_data_dir {printable(concept.folder / of_kohya[0])}"
+        way = f"name it with --instance_data_dir {printable(concept.folder / of_kohya[0])}"
         raise ConfigError(f"{problem} holds folders of images: {way}", option="instance_data_dir")
     with_images = [name for name in subfolders if has_images(concept.folder / name)]
     if with_images:

@@ -191,9 +191,9 @@ def note_captions(folder: Path, captions: list[Caption], lines: str, prompt_opti
     if several and lines == "first":
         what = f"only the first line of {counted(len(several), 'caption file')} in {folder} is used"
         note(f"{what}: {some(several)} (--caption_lines join or random uses all lines)")
-    unused = [f"{caption.unused} (for {caption.file})" for caption in captions if caption.unused]
+    unused = [f"{caption.unused} ({caption.file} is used)" for caption in captions if caption.unused]
     if unused:
-        note(f"captions in {folder} that are not used, since there is another for the image: {some(unused)}")
+        note(f"captions in {folder} that are not used, since their images have another: {some(unused)}")
     if empty:
         note(f"--{prompt_option} replaces empty captions in {folder}: {some(empty)}")
 

@@ -30,7 +30,7 @@ class Mask:
 
     @property
     def identity(self) -> str:
-        """What tells it from other masks, wherever its file is."""
+        """What distinguishes it from other masks, wherever its file is."""
         return f"{'alpha' if self.is_alpha else 'mask'} {self.digest}"
 
     def open(self) -> Image.Image:

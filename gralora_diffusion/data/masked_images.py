@@ -1,7 +1,7 @@
 """The masks of a run's images: found, checked, and counted.
 
 The first source that has one is used: the folder of masks, a file beside the image, its alpha channel.
-An image without a mask counts whole.
+An image without a mask is trained on in full.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def with_masks(
     cache: Cache | None,
     workers: int,
 ) -> list[TrainingImage]:
-    """The images of a folder, each with its mask where it has one; skip: without those of bad masks.
+    """The images of a folder, each with its mask if it has one; skip: leave out those whose mask is unusable.
 
     Raises ConfigError that names all masks that cannot be used.
     """
@@ -77,7 +77,7 @@ def in_folder(paths: list[Path], folder: Path, mask_folder: Path | None) -> dict
         return {}
     if resolved(mask_folder) == resolved(folder):
         problem = f"--mask_dir {printable(mask_folder)} is the folder of the images"
-        raise ConfigError(f"{problem}: drop it, since masks beside images are found", option="mask_dir")
+        raise ConfigError(f"{problem}: drop it: masks beside images are found without it", option="mask_dir")
     stems = {path: stem_of(mask_folder / path.relative_to(folder)) for path in paths}
     parents = sorted({mask_folder / path.relative_to(folder).parent for path in paths})
     files = [file for parent in parents for file in image_files(parent)]
@@ -101,11 +101,11 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def check_masks(images: list[TrainingImage]) -> None:
-    """Note how many of a run's images have masks. Raises ConfigError where none has."""
+    """Note how many of a run's images have masks. Raises ConfigError if none has."""
     number = sum(image.mask is not None for image in images)
     if not number:
         problem = f"--masked_loss needs masks, and none of the {counted(len(images), 'image')} has one"
-        ways = f"put {NAMES} beside NAME.png, as `gralora mask FOLDER` does, or name their folder: --mask_dir"
+        ways = f"put {NAMES} beside NAME.png, as `gralora mask FOLDER` does, or name a folder with --mask_dir"
         raise ConfigError(f"{problem}: {ways}", option=OPTION)
     rest = "" if number == len(images) else "; the others are trained on in full"
     note(f"masks for {count_of_masks(images)}{rest}")

@@ -48,7 +48,7 @@ def stems_of(paths: Iterable[Path]) -> dict[str, list[Path]]:
 
 
 def first_of(by_stem: dict[str, list[Path]], stem: str, endings: tuple[str, ...]) -> Path | None:
-    """The file of the first of these endings. Raises ValueError where there are two of it."""
+    """The file of the first of these endings. Raises ValueError if there are two."""
     for ending in endings:
         files = by_stem.get(stem + ending, [])
         if len(files) > 1:
@@ -60,7 +60,7 @@ def first_of(by_stem: dict[str, list[Path]], stem: str, endings: tuple[str, ...]
 
 
 def companions(paths: Iterable[Path]) -> list[Path]:
-    """The masks and condition images among the images of a folder: what is beside an image and is none."""
+    """The masks and condition images among the images of a folder, which are not trained on."""
     paths = list(paths)
     stems = {stem_of(path) for path in paths}
     found = []

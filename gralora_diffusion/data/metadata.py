@@ -13,19 +13,19 @@ from gralora_diffusion.files import resolved
 METADATA = "metadata.jsonl"
 METADATA_CSV = "metadata.csv"
 LISTS = f"{METADATA} or {METADATA_CSV}"
-COLUMNS = ("text", "caption")  # where --caption_column names none
+COLUMNS = ("text", "caption")  # if --caption_column is not given
 
 
 def metadata_in(folder: Path) -> Path | None:
-    """The folder's metadata.jsonl or metadata.csv; None without."""
+    """The folder's metadata.jsonl or metadata.csv; None if it has neither."""
     lists = (folder / name for name in (METADATA, METADATA_CSV))
     return next((path for path in lists if os.path.lexists(path)), None)
 
 
 def read_metadata(folder: Path, column: str | None) -> dict[Path, str]:
-    """{image: caption} of the folder's metadata.jsonl or metadata.csv; {} where there is none.
+    """{image: caption} of the folder's metadata.jsonl or metadata.csv; {} if it has neither.
 
-    Raises ValueError that names the line.
+    Raises ValueError with the line's number.
     """
     path = metadata_in(folder)
     if path is None:
@@ -58,7 +58,7 @@ def read_list(path: Path, column: str | None) -> dict[Path, str]:
 
 
 def of_jsonl(text: str) -> Iterator[tuple[str, object]]:
-    """(where, entry) of each line with words."""
+    """(where, entry) of each line that is not blank."""
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -69,7 +69,7 @@ def of_jsonl(text: str) -> Iterator[tuple[str, object]]:
 
 
 def of_csv(text: str) -> Iterator[tuple[str, dict]]:
-    """(where, row) of each row with words, by the names in the first."""
+    """(where, row) of each row that is not blank; the first row names the columns."""
     head, rows = csv_rows(text)
     for where, cells in rows:
         if cells:
@@ -77,7 +77,7 @@ def of_csv(text: str) -> Iterator[tuple[str, dict]]:
 
 
 def csv_rows(text: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """(names of the columns, (where, cells) of each further row), blanks before a cell left out.
+    """(column names, (where, cells) of each other row); spaces before a cell are removed.
 
     Raises ValueError for a column named twice, and a row with more cells than there are columns.
     """

@@ -24,6 +24,15 @@ class Text(NamedTuple):
     guessed: bool  # whether the encoding is FALLBACK, which nothing in the file confirms
 
 
+def kind_of(value) -> str:
+    """What a value of a JSON or TOML file is, for a message."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, int | float):
+        return "a number"
+    return {str: "text", list: "a list", dict: "an object"}.get(type(value), "a date or a time")
+
+
 def lines_of(text: str) -> list[str]:
     """The lines of a text as editors count them; str.splitlines() also ends them at U+2028 and others."""
     return ENDS_OF_LINES.split(text)

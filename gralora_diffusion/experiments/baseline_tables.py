@@ -86,7 +86,7 @@ def curves_table(done: list[dict], score: Score, baseline: str, unit: str) -> st
         row.append(cost_of_gradients(passes))
         rows.append(row)
     head = ["part", "method", "rank", f"{unit}s", "loss at the end", "mean", "95 % interval"]
-    head += [f"steps to the loss of {baseline}", "runs that reach it", "gradient batches + looks"]
+    head += [f"steps to the loss of {baseline}", "runs that reach it", "gradient batches + evaluations"]
     return markdown(head, rows)
 
 

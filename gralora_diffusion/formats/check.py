@@ -39,13 +39,15 @@ def checked(adapter: Adapter, path) -> Adapter:
         if sizes is None:
             rank = rank_of(factors)
             if rank is not None and rank not in ranks:
-                raise ConfigError(f"{where}: the header says rank {config.rank}, and the tensors {rank}")
+                raise ConfigError(f"{where}: the header says rank {config.rank}, and the tensors have {rank}")
             continue
         rank, k, hybrid = sizes
         other_k = config.method == "gralora" and None not in ks and k not in ks
         if rank not in ranks or other_k or hybrid != config.hybrid_rank:
             header = f"rank {config.rank}, k {config.k}, hybrid_rank {config.hybrid_rank}"
-            raise ConfigError(f"{where}: the header says {header}, and the tensors {rank}, {k}, {hybrid}")
+            raise ConfigError(
+                f"{where}: the header says {header}, and the tensors have {rank}, {k}, {hybrid}"
+            )
     return adapter
 
 

@@ -50,7 +50,8 @@ def parts_of(leaves: Factors, config: dict | None, component: str, path: str, wh
     """
     check_tensors(leaves, where)
     if "scalar" in leaves:
-        raise ConfigError(f"{where} has a `scalar`, which only a trainer's own checkpoint holds; export it")
+        problem = f"{where} has a `scalar`, which only a trainer's own checkpoint holds"
+        raise ConfigError(f"{problem}: export the adapter from that trainer")
     if config is not None and config.get("use_dora") and "magnitude" not in leaves:
         raise ConfigError(f"{where}: the header says use_dora, and the layer has no magnitude")
     own = {name: tensor for name, tensor in leaves.items() if name not in BESIDE}

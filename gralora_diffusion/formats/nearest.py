@@ -92,7 +92,9 @@ def check_any(layers: dict, left_out: list[str]) -> None:
     """Raises ConfigError where nothing of an adapter has a place in a LoRA."""
     if not layers:
         some = ", ".join(left_out[:3])
-        raise ConfigError(f"nothing of it can be a LoRA: it changes norms and biases alone, such as {some}")
+        raise ConfigError(
+            f"it cannot be converted to a LoRA: it changes only norms and biases, such as {some}"
+        )
 
 
 def check_sizes(rank: int | None, energy: float, k: int | None) -> None:

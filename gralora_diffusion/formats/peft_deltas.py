@@ -1,4 +1,4 @@
-"""Layers of PEFT's kinds that are no LoRA: OFT, BOFT, (IA)3 and VeRA, by adapter_config.json."""
+"""Layers of PEFT's kinds besides LoRA: OFT, BOFT, IA3 and VeRA, read with their adapter_config.json."""
 
 import re
 
@@ -22,7 +22,7 @@ def is_peft_delta(config: dict | None) -> bool:
 
 
 def peft_parts(leaves: Factors, config: dict, component: str, path: str, where: str) -> LayerParts:
-    """The change of one layer.  Raises ConfigError where its tensors or the options do not fit."""
+    """The change of one layer.  Raises ConfigError if its tensors or the options do not fit."""
     check_tensors(leaves, where)
     kind = PEFT_DELTAS[config["peft_type"]]
     if set(leaves) != set(kind.NEEDED):
@@ -49,20 +49,22 @@ def peft_parts(leaves: Factors, config: dict, component: str, path: str, where: 
 
 
 def scales_inputs(scale: torch.Tensor, config: dict, is_conv: bool, path: str, where: str) -> bool:
-    """Whether (IA)3 scales what goes into a layer: by the shape, of a convolution by feedforward_modules."""
+    """Whether IA3 scales a layer's inputs: from the shape, or for a convolution from feedforward_modules."""
     if not is_conv:
         if scale.ndim != 2 or 1 not in scale.shape:
-            raise ConfigError(f"{where}: its ia3_l has the shape {list(scale.shape)}")
+            raise ConfigError(
+                f"{where}: its ia3_l has the shape {list(scale.shape)}; it must be [n, 1] or [1, n]"
+            )
         return scale.shape[0] == 1
     names = config.get("feedforward_modules") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        problem = "feedforward_modules must be a list of names, for convolutions"
-        raise ConfigError(f"{where}: {problem}: save the adapter with such a list")
+        problem = "feedforward_modules must be a list of names if convolutions are adapted"
+        raise ConfigError(f"{where}: {problem}; save the adapter with such a list")
     return any(path.endswith(name) for name in names)
 
 
 def check_projections(leaves: Factors) -> None:
-    """Raises ValueError where the shared matrices do not have the layer's rank."""
+    """Raises ValueError if the shared matrices do not have the layer's rank."""
     rank = leaves["vera_lambda_d"].numel()
     A, B = leaves["vera_A"], leaves["vera_B"]
     if A.ndim != 2 or B.ndim != 2 or len(A) != rank or B.shape[1] != rank:

@@ -57,7 +57,7 @@ def read_foreign(path: Path, metadata: dict[str, str], tensors: dict[str, torch.
     if embeddings:
         some = ", ".join(embeddings[:3])
         if len(embeddings) == len(tensors):
-            raise ConfigError(f"{path} is a textual inversion ({some}), and not an adapter")
+            raise ConfigError(f"{path} is a textual inversion ({some}), not an adapter")
         note(f"{path}: a textual inversion is left out: {some}")
     layers = {key: tensor for key, tensor in tensors.items() if key not in embeddings}
     configs = {}

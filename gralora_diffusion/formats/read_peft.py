@@ -65,7 +65,7 @@ def leaves_in(folder: Path) -> tuple[dict[str, str], Found]:
     if not found:
         raise ConfigError(f"{file} holds no layers")
     if any("vera_lambda_d" in leaves for leaves in found.values()) and len(shared) < len(PROJECTIONS):
-        problem = "is a VeRA without its projections, which cannot be made again with certainty"
+        problem = "holds a VeRA without its projections, which cannot be regenerated reliably"
         raise ConfigError(f"{folder} {problem}: save it in PEFT with save_projection=True")
     for leaves in found.values():
         leaves |= shared
@@ -80,7 +80,7 @@ def gralora_alpha(config: dict, factors: Factors, where: str) -> float:
     if (hybrid or 0) != sizes.hybrid_rank or k != sizes.k or r not in (blocks_rank, sizes.rank):
         recorded = f"r {r}, gralora_k {k}, hybrid_r {hybrid}"
         found = f"{blocks_rank}, {sizes.k}, {sizes.hybrid_rank}"
-        raise ConfigError(f"{where}: {PEFT_CONFIG} says {recorded}, and the tensors {found}")
+        raise ConfigError(f"{where}: {PEFT_CONFIG} says {recorded}, and the tensors have {found}")
     if not isinstance(alpha, int | float) or not 0 < alpha < LARGEST_ALPHA:
         raise ConfigError(f"{where}: {PEFT_CONFIG} says alpha {alpha!r}; it must be a positive number")
     return float(alpha)

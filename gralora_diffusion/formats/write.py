@@ -36,7 +36,7 @@ def write_native(path: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
     if KINDS[method].needs_fp32 and dtype.itemsize < 4:
         problem = f"{path}: the native file of an adapter of the kind {method} cannot be in half precision"
         reason = "it holds two nearly equal products, whose difference would be lost"
-        raise ConfigError(f"{problem}, for {reason}: use fp32, or another format")
+        raise ConfigError(f"{problem}, since {reason}: use fp32 or another format")
     tensors = {}
     for component, module_path, factors in adapter.items():
         if dtype.itemsize < 4:

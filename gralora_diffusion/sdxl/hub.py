@@ -11,8 +11,8 @@ from gralora_diffusion.console import note
 from gralora_diffusion.options import ConfigError
 
 PATIENCE = 8  # seconds for one answer
-UNREACHABLE = "could not reach the Hugging Face hub"
-NOT_HERE = "it is neither a local folder nor in the download cache"
+UNREACHABLE = "the Hugging Face hub could not be reached"
+NOT_HERE = "the base is neither a local folder nor in the download cache"
 
 
 def hub_options(path: str, revision: str | None = None, cache_dir: str | None = None) -> dict:

@@ -30,12 +30,12 @@ from gralora_diffusion.formats.read import NATIVE, read_adapter
 from gralora_diffusion.options import fault_of, to_dict
 from gralora_diffusion.sdxl.load import COMPONENTS, shapes, vae_shapes
 from gralora_diffusion.training.accelerator import precision
+from gralora_diffusion.training.choose_run import locate, with_recorded_options
 from gralora_diffusion.training.export import export_sizes
 from gralora_diffusion.training.forecast import duration
 from gralora_diffusion.training.optim import bytes_per_parameter, checkpoint_bytes
 from gralora_diffusion.training.phase_memory import numbers, phase_memory
 from gralora_diffusion.training.preview_scores import encoder_names
-from gralora_diffusion.training.run_folder import locate, with_recorded_options
 from gralora_diffusion.training.setup import checkpoint_interval, evaluations_due, inject_all, steps_of
 from gralora_diffusion.training.step_cost import step_memory, step_time
 from gralora_diffusion.training.timesteps import shapes_timesteps, shares_of_tenths

@@ -17,7 +17,8 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.fingerprint import fingerprint
 from gralora_diffusion.sdxl.flow import FLOW, is_flow
 from gralora_diffusion.training import checkpoint as checkpoints
-from gralora_diffusion.training.run_folder import check_same, checkpoint_to_resume, environment
+from gralora_diffusion.training.choose_run import check_same, checkpoint_to_resume
+from gralora_diffusion.training.run_folder import environment
 
 MUST_MATCH = {  # facts of a run that must be the same when it is resumed, as a message names them
     "images": "different images or captions",
@@ -86,7 +87,7 @@ def facts_of(
     must_match = dict(
         images=content_of(images + class_images, masks=False),
         masks=content_of_masks(images),
-        instance=content_of(images),  # not compared: run_folder.py finds the run by it
+        instance=content_of(images),  # not compared: choose_run.py finds the run by it
         base=fingerprint(pipeline.unet),
         processes=accelerator.num_processes,
         steps=steps,

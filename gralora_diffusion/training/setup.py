@@ -32,6 +32,7 @@ from gralora_diffusion.sdxl.load import COMPONENTS, load_sdxl, shapes
 from gralora_diffusion.sdxl.prompt_chunks import PromptRules
 from gralora_diffusion.training.accelerator import make_accelerator, precision
 from gralora_diffusion.training.base_defaults import objective_of, with_base_defaults
+from gralora_diffusion.training.choose_run import locate, with_recorded_options
 from gralora_diffusion.training.hub import check_hub
 from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.optim import (
@@ -42,7 +43,6 @@ from gralora_diffusion.training.optim import (
 from gralora_diffusion.training.preview_scores import encoder_names, load_encoders
 from gralora_diffusion.training.record import base_name, began_at, training_record
 from gralora_diffusion.training.resume import facts_of, resume
-from gralora_diffusion.training.run_folder import locate, with_recorded_options
 from gralora_diffusion.training.start_from import Started, start_from
 from gralora_diffusion.training.validation_images import check_sample_options
 

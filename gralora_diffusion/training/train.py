@@ -116,7 +116,7 @@ def finish(setup: TrainingSetup, done_before: bool) -> None:
         if setup.config.push_to_hub:
             print(f"uploaded: {push(setup.path, setup.config)}", flush=True)
     except KeyboardInterrupt:
-        where = f"stopped after the training, whose adapter is in {setup.path}"
+        where = f"stopped after training; the adapter is in {setup.path}"
         raise Stopped(
             f"{where}; to write its other files, run the same command with --output_dir {setup.path}"
         ) from None
@@ -238,7 +238,7 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
         evaluations = evaluations_of(setup, run, optimization, held_out, encode, previews)
         forecast = forecast_run(setup, optimization, loss_of, previews, earlier, evaluations)
     if run:
-        print(f"forecast: {forecast.text()}", flush=True)
+        print(f"estimate: {forecast.text()}", flush=True)
         steps_before = [line for line in run.metrics() if line["step"] <= setup.start]
         run.status("running", forecast=forecast.after(steps_before).to_json())
     start_time = time.monotonic()

@@ -90,8 +90,8 @@ def checked(image: Path, caption: str) -> str:
 def edit(image: Path, caption: str) -> tuple[Path, str | None]:
     """(file beside the image, its content with this caption, or None where it is to be deleted).
 
-    It is the file that counts, and keeps its other lines. With an empty caption the trigger prompt is used.
-    Raises ConfigError where the caption is too long, or another one would take the place of an empty one.
+    It is the file that training reads, and keeps its other lines. With an empty caption the trigger prompt is
+    used. Raises ConfigError if the caption is too long, or if another one would replace an empty one.
     """
     caption = checked(image, caption)
     beside = captions_beside(image)
@@ -111,17 +111,17 @@ def edit(image: Path, caption: str) -> tuple[Path, str | None]:
 
 
 def refuse_another(image: Path, found: captions.Caption, others: dict[str, Path]) -> None:
-    """Raises ConfigError where an image whose caption is deleted would have another one."""
+    """Raises ConfigError if an image whose caption is deleted would get another one."""
     if found.lines > 1:
         problem = (
-            f"{found.file} has {found.lines} lines, and the next one would be the caption of {image.name}"
+            f"{found.file} has {found.lines} lines; without the first one, the next would be the caption"
         )
-        raise ConfigError(f"{problem}: write another first line instead of none")
+        raise ConfigError(f"{problem} of {image.name}: change the first line instead of deleting it")
     other = found_caption(image, others)
     if other.text:
         name = other.file or metadata_in(image.parent).name
-        problem = f"{name} would be the caption of {image.name} without the one in {found.file}"
-        raise ConfigError(f"{problem}: write another caption instead of none")
+        problem = f"without the caption in {found.file}, {name} would be the caption of {image.name}"
+        raise ConfigError(f"{problem}: change the caption instead of deleting it")
 
 
 def in_text(file: Path, caption: str) -> str:

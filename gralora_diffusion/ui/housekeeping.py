@@ -1,4 +1,4 @@
-"""What the page deletes while it runs: old served files, and what was in the bin for too long."""
+"""What the page deletes while it runs: old served files, and what has been in the bin for too long."""
 
 import contextlib
 import os
@@ -13,10 +13,10 @@ from gralora_diffusion.ui.run_queue import RunQueue
 
 SAFE = 3600  # seconds for which a file that was handed to a browser is kept, whatever its size
 OLD = 24 * 3600  # seconds after which it is deleted
-LARGE = 10**8  # bytes from which a served file is counted apart, as an export, so that it displaces no image
+LARGE = 10**8  # bytes; larger files are exports, counted separately so that they displace no images
 MOST_BYTES = 4 * 10**9  # of all others; beyond that the oldest are deleted before they are OLD
-MOST_LARGE_BYTES = 16 * 10**9  # the same of large ones: two merged checkpoints of SDXL in 16 bits
-PAUSE = 600  # seconds between two looks
+MOST_LARGE_BYTES = 16 * 10**9  # the same for large ones: two merged checkpoints of SDXL in 16 bits
+PAUSE = 600  # seconds between two checks
 
 
 def keep_tidy(queue: RunQueue) -> None:
@@ -28,7 +28,7 @@ def keep_tidy(queue: RunQueue) -> None:
         try:
             delete_old_served(workspace.served)
             removed.delete_old(workspace, queue.lock)
-        except Exception as error:  # the next look may succeed
+        except Exception as error:  # the next check may succeed
             traceback.print_exception(error, file=sys.stderr)
         time.sleep(PAUSE)
 
@@ -36,10 +36,10 @@ def keep_tidy(queue: RunQueue) -> None:
 def delete_old_served(
     folder: Path, most_bytes: int = MOST_BYTES, most_large_bytes: int = MOST_LARGE_BYTES
 ) -> None:
-    """Delete what is OLD in the folder of served files, then the oldest until it holds no more than this.
+    """Delete what is OLD in the folder of served files, then the oldest files until it is within its limits.
 
     Nothing that was handed out in the last SAFE seconds is deleted.
-    most_large_bytes: of files from LARGE on.
+    most_large_bytes: the limit for files of at least LARGE bytes.
     """
     sizes = {path: size_of(path) for path in folder.iterdir()}
     small = {path: size for path, size in sizes.items() if size < LARGE}

@@ -177,7 +177,7 @@ def add_lines(upload: Path, by_stem: dict[str, Path], notes: list[str]) -> None:
         except (ValueError, OSError) as error:
             notes.append(f"{path.name} got no caption: {reason_of(error)}")
     if without:
-        notes.append(f"{upload.name}: {counted(without, 'line')} without an image of the name")
+        notes.append(f"{upload.name}: {counted(without, 'line')} without an image of that name")
     if blank:
         notes.append(f"{upload.name}: {counted(blank, 'line')} without a caption")
 
@@ -207,7 +207,7 @@ def mask_path(upload: Path, by_stem: dict[str, Path]) -> Path | None:
         return None
     target = image.with_name(f"{image.stem}{ending}{upload.suffix.lower()}")
     if target.exists():
-        raise ValueError(f"{image.name} has a mask of this name: delete that one first")
+        raise ValueError(f"{image.name} already has a mask of this name: delete it first")
     return target
 
 

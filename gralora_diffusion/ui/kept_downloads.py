@@ -8,9 +8,9 @@ FILE = "/gradio_api/file="  # how the path of a request for a served file begins
 
 
 class KeptDownloads:
-    """Renews the time of the folder of a served file, by which housekeeping goes, when the file is sent.
+    """Renews the time of a served file's folder, which housekeeping looks at, when the file is sent.
 
-    The time of the file itself stays: a resumed download compares it, and would start again.
+    The file's own time stays: a resumed download compares it, and would otherwise start again.
     """
 
     def __init__(self, app, served: Path):
@@ -32,7 +32,7 @@ class KeptDownloads:
         await self.app(scope, receive, send_and_renew if folder else send)
 
     def folder_of(self, path: str) -> Path | None:
-        """The folder in that of the served files which a path leads to."""
+        """The folder among the served files that a path leads into; None if it leads elsewhere."""
         path = Path(os.path.normpath(path))
         if not path.is_relative_to(self.served) or path == self.served:
             return None

@@ -1,4 +1,4 @@
-"""Lines of metadata.jsonl or metadata.csv in a set: captions of images, with whatever else is kept there.
+"""Lines of metadata.jsonl or metadata.csv in a dataset: captions of images, and whatever else is kept there.
 
 Only the line of an image that is edited, removed or restored changes; all others keep what they hold.
 """
@@ -21,7 +21,7 @@ MOST_BYTES = 50_000_000
 
 
 class Line(NamedTuple):
-    """content: a line of metadata.jsonl as it is, or the cells of one of metadata.csv; row: what it holds."""
+    """content: a line of metadata.jsonl, or the cells of a line of metadata.csv; row: its values."""
 
     content: str | list[str]
     row: dict | None = None  # None: a blank line
@@ -37,7 +37,7 @@ class Lines(NamedTuple):
 
 
 def captions_in(folder: Path) -> dict[Path, str]:
-    """{image: caption} as training reads them; {} where there is no such file, or it cannot be used."""
+    """{image: caption} as training reads them; {} if there is no such file, or it cannot be used."""
     path = metadata_in(folder)
     try:
         return read(folder, path, *version_of(path)) if path else {}
@@ -59,7 +59,7 @@ def read(folder: Path, path: Path, *_version: int) -> dict[Path, str]:
 
 
 def problem_in(folder: Path) -> str | None:
-    """Why training would refuse the file; None where it would not."""
+    """Why training would refuse the file; None if it would not."""
     try:
         read_metadata(folder, None)
     except (ValueError, OSError) as error:
@@ -68,7 +68,7 @@ def problem_in(folder: Path) -> str | None:
 
 
 def lines_of(folder: Path) -> Lines:
-    """Call it where captions_in() finds something."""
+    """Call it only if captions_in() finds something."""
     path = metadata_in(folder)
     text = read_text(path).text
     if path.name == METADATA:
@@ -88,7 +88,7 @@ def line_of(folder: Path, content: str | list[str], row: dict | None) -> Line:
 
 
 def as_json(row: dict) -> str:
-    """A line of metadata.jsonl: readable, or escaped where it holds half a character, which is no UTF-8."""
+    """A line of metadata.jsonl: readable, or escaped if it holds half a surrogate pair, not UTF-8."""
     line = json.dumps(row, ensure_ascii=False)
     try:
         line.encode()
@@ -98,7 +98,7 @@ def as_json(row: dict) -> str:
 
 
 def save(found: Lines, lines: list[Line]) -> None:
-    """Write the file with these lines instead.  Raises ConfigError where it would not be read as these."""
+    """Write the file with these lines instead.  Raises ConfigError if they would be read back differently."""
     if found.path.name == METADATA:
         write_text(found.path, "\n".join(line.content for line in lines))
         return
@@ -112,7 +112,7 @@ def save(found: Lines, lines: list[Line]) -> None:
         (quoted if needs_quotes else plain).writerow(cells)
     head, rows = csv_rows(text.getvalue())
     if [head, *(cells for _, cells in rows)] != [found.head, *(line.content for line in lines)]:
-        raise ConfigError(f"{found.path.name} cannot hold this: write it without unusual characters")
+        raise ConfigError(f"{found.path.name} cannot hold this text: remove its unusual characters")
     write_text(found.path, text.getvalue())
 
 
@@ -144,15 +144,15 @@ def rows_of(folder: Path, files: list[str]) -> list[dict]:
 
 
 def remove(folder: Path, files: list[str]) -> None:
-    """Delete the lines of these images, for training refuses lines without an image."""
+    """Delete the lines of these images, since training refuses lines without an image."""
     found = lines_of(folder)
     save(found, [line for line in found.lines if line.image not in files])
 
 
 def add(folder: Path, rows: list[dict]) -> None:
-    """Add rows at the end, in place of those of the same images; in a new metadata.jsonl without a file.
+    """Add rows at the end, replacing those of the same images; to a new metadata.jsonl if there is no file.
 
-    Raises ConfigError where there is one that cannot be used.
+    Raises ConfigError if there is a file that cannot be used.
     """
     path = metadata_in(folder)
     if path is None:
@@ -160,7 +160,7 @@ def add(folder: Path, rows: list[dict]) -> None:
         return
     problem = problem_in(folder) if real_file(path) else "it is a link or a folder"
     if problem:
-        raise ConfigError(f"{path.name} cannot be used: {problem}: correct or delete it first")
+        raise ConfigError(f"{path.name} cannot be used ({problem}): correct or delete it first")
     found = lines_of(folder)
     names = {row["file_name"] for row in rows}
     kept = [line for line in found.lines if line.image not in names]
@@ -176,7 +176,7 @@ def add(folder: Path, rows: list[dict]) -> None:
 
 
 def rows_in(file: Path) -> list[dict]:
-    """The rows of a metadata.jsonl that add() has written; [] where there is none."""
+    """The rows of a metadata.jsonl that add() has written; [] if there is none."""
     if not real_file(file):
         return []
     return [json.loads(line) for line in read_text(file).text.split("\n") if line.strip()]

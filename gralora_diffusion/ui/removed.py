@@ -1,9 +1,9 @@
-"""The bin: what was deleted on the page stays for DAYS days, also over a restart, and can be put back.
+"""The bin: what was deleted on the page stays for DAYS days, also across restarts, and can be restored.
 
 Runs are in HOME/runs/.removed/TIME/NAME, images in HOME/images/.removed/DATASET/TIME: on the disk that they
-are from, so that they are renamed and not copied.  TIME is nanoseconds since 1970, and so in order.
+are from, so that they are renamed and not copied.  TIME is nanoseconds since 1970, so that names sort by it.
 
-The clock may be wrong: what is older than DAYS is deleted only if it was so at an earlier look, a day before.
+The clock may be wrong: what is older than DAYS is deleted only if a check a day before found the same.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ DAYS = 7
 A_DAY = 86_400 * 10**9  # nanoseconds
 TIME = re.compile(r"\d{20}")
 PART = re.compile(r"\.\d{20}\.part")  # what is being deleted
-SEEN = "old-in-bin.json"  # {folder of a removal: when it was seen first as too old}
+SEEN = "old-in-bin.json"  # {folder of a removal: when it was first found too old}
 
 
 def removals(bin_folder: Path) -> list[Path]:
@@ -34,16 +34,16 @@ def removals(bin_folder: Path) -> list[Path]:
 
 
 def is_link(bin_folder: Path) -> bool:
-    """Whether it leads elsewhere; HOME/runs and HOME/images themselves may, to another disk."""
+    """Whether the bin leads elsewhere; HOME/runs and HOME/images themselves may lead to another disk."""
     of_images = bin_folder.parent.name == BIN
     return bin_folder.is_symlink() or (of_images and bin_folder.parent.is_symlink())
 
 
 def new_removal(bin_folder: Path) -> Path:
-    """An empty folder for what is removed now.  Raises ConfigError where the bin is a link."""
+    """An empty folder for what is removed now.  Raises ConfigError if the bin is a link."""
     if is_link(bin_folder):
         raise ConfigError(
-            f"{bin_folder.name} is a link, and deleted files are kept there: remove the link first"
+            f"{bin_folder.name} is a link, but deleted files are kept there: remove the link first"
         )
     number = time.time_ns()
     for path in removals(bin_folder)[-1:]:  # whatever the clock says
@@ -54,20 +54,20 @@ def new_removal(bin_folder: Path) -> Path:
 
 
 def bins(workspace: Workspace) -> list[Path]:
-    """The folders that removals() is for."""
+    """The folders that removals() reads."""
     found = [workspace.removed_runs, *folders(workspace.removed_images)]
     return [bin_folder for bin_folder in found if not is_link(bin_folder)]
 
 
 def delete_removal(removal: Path) -> None:
-    """Delete it for good; whatever is left of it where that fails half way is never restored."""
+    """Delete it for good; if that fails halfway, what is left is never restored."""
     part = removal.with_name(f".{removal.name}.part")
     os.replace(removal, part)
     shutil.rmtree(part)
 
 
 def delete_parts(workspace: Workspace) -> None:
-    """Delete what delete_removal() left when it was ended half way."""
+    """Delete what delete_removal() left when it was interrupted."""
     for bin_folder in bins(workspace):
         with contextlib.suppress(OSError):  # there may be no such folder
             for part in [path for path in bin_folder.iterdir() if PART.fullmatch(path.name)]:
@@ -76,7 +76,7 @@ def delete_parts(workspace: Workspace) -> None:
 
 
 def delete_old(workspace: Workspace, runs_lock) -> None:
-    """Empty the bin of what was removed more than DAYS days ago, and was so at a look a day ago.
+    """Empty the bin of what was removed more than DAYS days ago, and was found too old a day ago.
 
     runs_lock: that of changes of runs.
     """
@@ -94,7 +94,7 @@ def delete_old(workspace: Workspace, runs_lock) -> None:
                 if now - first < A_DAY:
                     seen[key] = first
                     continue
-                with contextlib.suppress(OSError):  # the next look may succeed
+                with contextlib.suppress(OSError):  # the next check may succeed
                     delete_removal(removal)
     if seen != before:
         write_text(workspace.scratch / SEEN, json.dumps(seen) + "\n")

@@ -120,7 +120,7 @@ def undo_remove(workspace: Workspace, name: str) -> str:
         targets = places(files, folder)
         for target in targets.values():
             if os.path.lexists(target):  # a mask, whose image has another by now
-                raise ConfigError(f"the dataset {name} has another {target.name} now: delete that one first")
+                raise ConfigError(f"the dataset {name} now has another {target.name}: delete it first")
         rows = restored_rows(found[-1], targets)  # before anything moves
         move_all(targets)
         if rows:

@@ -8,12 +8,11 @@ from PIL import Image, ImageDraw
 from gralora_diffusion.files import without_folders
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import run_view
-from gralora_diffusion.ui.run_files import config_of
+from gralora_diffusion.ui.run_files import WORDS, config_of
 from gralora_diffusion.ui.served import save_served, served_copy, still_served
 from gralora_diffusion.ui.workspace import Workspace, created
 
 SIDE = 256  # pixels
-WORDS = {"canceled": "cancelled", "withdrawn": "cancelled"}  # of states, as the page shows them
 MOST = 100  # runs that have a card
 KEPT = 500  # runs whose facts are kept: more than MOST, or those listed would push each other out
 _facts: dict[Path, tuple] = {}  # {run: (version of its files, what facts_of() found)}

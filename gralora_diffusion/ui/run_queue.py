@@ -23,7 +23,7 @@ from gralora_diffusion.training.checkpoint import candidates
 from gralora_diffusion.training.run_folder import read_status
 from gralora_diffusion.ui.config_form import arguments
 from gralora_diffusion.ui.processes import end_group, end_process, is_alive
-from gralora_diffusion.ui.run_files import config_of, final_message, raw_status, read_job
+from gralora_diffusion.ui.run_files import WORDS, config_of, final_message, raw_status, read_job
 from gralora_diffusion.ui.workspace import Workspace
 
 TRAIN = (sys.executable, "-P", "-m", "gralora_diffusion", "train")  # -P: no module of the workspace
@@ -109,7 +109,7 @@ class RunQueue:
             if status["state"] == "stopping":
                 return f"{name} is already stopping after this step"
             if status["state"] not in ACTIVE:
-                return f"{name} is not active: it is {status['state']}"
+                return f"{name} is not active: it is {WORDS.get(status['state'], status['state'])}"
             if is_active(job):
                 end_group(job["pid"])
             else:  # started on the command line: the process that holds the folder's lock wrote status.json

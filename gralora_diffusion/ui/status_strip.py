@@ -7,7 +7,7 @@ from gralora_diffusion.ui.card import device_name
 from gralora_diffusion.ui.handlers import PRIVATE, guarded, notify
 from gralora_diffusion.ui.look import Look
 from gralora_diffusion.ui.notifications import FOLLOW
-from gralora_diffusion.ui.run_cards import WORDS
+from gralora_diffusion.ui.run_files import WORDS
 from gralora_diffusion.ui.run_queue import RunQueue
 
 WORKING, IDLE = 1, 5  # seconds between two looks at the run

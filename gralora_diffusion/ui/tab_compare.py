@@ -139,7 +139,7 @@ class CompareTab:
             elem_id="nothing-to-compare",
         )
         self.gallery = gr.Gallery(
-            label="A row per prompt and adapter, columns of strengths and seeds: choose one to see it below",
+            label="Rows: prompts and adapters. Columns: strengths and seeds. Choose an image to see it below",
             columns=3,
             height="auto",
             format="png",

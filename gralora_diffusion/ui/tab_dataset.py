@@ -16,8 +16,8 @@ from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name
 RESOLUTIONS = ["64", "512", "768", "1024"]
 TAGS = 40  # that are listed
 UPLOADS = (
-    f"Files are added to the chosen dataset. They make a new one where that is {BUNDLED}, "
-    "or where a new name is filled in."
+    "Files are added to the chosen dataset, or to a new one if the chosen one is "
+    f"{BUNDLED} or if New name is filled in."
 )
 CHANGES = f"The first three use **New name**, above. {BUNDLED} can only be duplicated."
 CONFIRM = """(name) => confirm(`Delete the dataset ${name} with all its images?`) ? name : null"""

@@ -41,7 +41,7 @@ def run(sizes: Sizes, clock: Clock, add: Callable) -> str:
                 add(**attempt(dict(preset=name), measure, name, sizes, Path(folder), base))
             longest = max(longest, time.monotonic() - start)
     about = f"{STEPS} steps, sample images before and after them in {DENOISING} denoising steps"
-    return f"{about}; the forecast is that of the run itself, from its first batches"
+    return f"{about}; the estimate is the run's own, from its first batches"
 
 
 def place(preset: str) -> int:
@@ -79,12 +79,12 @@ def measure(preset: str, sizes: Sizes, folder: Path, base: str) -> dict:
     expected, peak = forecast["memory_mb"] * 1e6, actual["memory_mb"] * 1e6
     return {
         "preset's GiB": PRESETS[preset]["forecast_gib"],
-        "forecast GiB": gib(expected),
+        "estimated GiB": gib(expected),
         "peak GiB": gib(peak),
         "reserved GiB": gib(torch.cuda.max_memory_reserved()),
-        "peak / forecast": peak / expected,
+        "peak / estimate": peak / expected,
         "card's GiB": gib(torch.cuda.get_device_properties(0).total_memory),
-        "forecast s": round(forecast["seconds"], 1),
+        "estimated s": round(forecast["seconds"], 1),
         "taken s": round(actual["seconds"], 1),
         "whole run s": round(seconds, 1),
         "images": images,

@@ -8,7 +8,7 @@ from pathlib import Path
 TITLES = {
     "facts": "Machine",
     "steps": "Training steps",
-    "presets": "Forecast and run of each preset",
+    "presets": "Estimate and run of each preset",
     "precisions": "Precisions: steps on one fixed batch",
     "images": "Images",
     "resume": "Stopped and resumed",

@@ -1,4 +1,4 @@
-"""Memory of the gradient pass at SDXL's shapes: a forecast for the UNet, and measurements on some blocks.
+"""Memory of the gradient pass at SDXL's shapes: an estimate for the UNet, and measurements on some blocks.
 
     python scripts/benchmarks/gradient_memory.py --rank 32 --targets attention+ff --blocks 12
 
@@ -53,8 +53,8 @@ def print_forecasts(args: argparse.Namespace) -> None:
     config = AdapterConfig(method="lora", rank=args.rank, targets=args.targets)
     with device("meta"):
         models = {
-            "forecast for SDXL's UNet": UNet2DConditionModel.from_config(SDXL_UNET),
-            f"forecast for {args.blocks} blocks": transformer_blocks(args.blocks),
+            "estimated, SDXL's whole UNet": UNet2DConditionModel.from_config(SDXL_UNET),
+            f"estimated, {args.blocks} blocks": transformer_blocks(args.blocks),
         }
     for name, model in models.items():
         sizes = {}

@@ -201,7 +201,7 @@ def test_half_precision_does_not_lose_a_small_difference_from_the_start(name, dt
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp8"])
 def test_a_native_file_in_half_precision_is_refused(dtype, tmp_path):
-    with pytest.raises(ConfigError, match=r"ortholora cannot be in half precision.*: use fp32, or another"):
+    with pytest.raises(ConfigError, match=r"ortholora cannot be in half precision.*: use fp32 or another"):
         WRITERS["native"].write(tmp_path / "x.safetensors", lightly_trained(0.01), dtype)
     assert not list(tmp_path.iterdir())
 
@@ -262,7 +262,7 @@ def test_a_header_with_another_rank_is_refused(tmp_path, monkeypatch):
     adapter = lightly_trained(0.01)
     config = dataclasses.replace(adapter.config, rank=8)
     WRITERS["native"].write(tmp_path / "x.safetensors", dataclasses.replace(adapter, config=config))
-    with pytest.raises(ConfigError, match="the header says rank 8, and the tensors 4"):
+    with pytest.raises(ConfigError, match="the header says rank 8, and the tensors have 4"):
         read_adapter(tmp_path / "x.safetensors")
     WRITERS["native"].write(tmp_path / "y.safetensors", adapter)
     monkeypatch.setattr("gralora_diffusion.formats.check.LARGEST_RANK", 3)

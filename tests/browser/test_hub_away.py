@@ -8,7 +8,7 @@ from page_server import Page, end_runs, refused, sample_request, until
 
 pytestmark = pytest.mark.browser
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
-SENTENCE = "could not reach the Hugging Face hub"
+SENTENCE = "the Hugging Face hub could not be reached"
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def test_kills_leave_a_truthful_state(chromium, tmp_path):
         assert tab.wait_state("killed", "failed", "done") == "killed"
         tab.go("Watch")
         until(lambda: "Resume continues from checkpoint-" in tab.value("message"), "the message")
-        until(lambda: "training:" in tab.value("log") or "forecast" in tab.value("log"), "the log")
+        until(lambda: "training:" in tab.value("log") or "estimate" in tab.value("log"), "the log")
         tab.page.click("#resume")
         tab.wait_state("running")
         until(lambda: tab.step() >= 21, "it goes on from the checkpoint")

@@ -95,7 +95,7 @@ def test_a_hub_id_without_a_network_is_one_line(tmp_path):
         done = run(*TRAIN, *base, "--output_dir", "run", cwd=tmp_path, env=offline)
         assert done.returncode == 2
         (line,) = done.stderr.strip().splitlines()
-        assert "nowhere/model: HF_HUB_OFFLINE is set, and it is neither a local folder" in line
+        assert "nowhere/model: HF_HUB_OFFLINE is set, and the base is neither a local folder" in line
 
 
 @pytest.mark.parametrize("command", ["train", "train --dry_run", "sample"])
@@ -109,7 +109,7 @@ def test_a_hub_that_does_not_answer_is_named_at_once(tmp_path, command):
     assert done.returncode == 2
     first, last = done.stderr.strip().splitlines()
     assert first == "note: looking for nowhere/model on the Hugging Face hub"
-    assert "nowhere/model: could not reach the Hugging Face hub, and it is neither" in last
+    assert "nowhere/model: the Hugging Face hub could not be reached, and the base is neither" in last
 
 
 def test_several_flags_of_gralora_are_all_named():

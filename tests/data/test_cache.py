@@ -122,7 +122,7 @@ def test_no_room_is_said_and_nothing_is_left(tmp_path):
     )  # the kernel refuses larger files, as a full disk would
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.raises(ConfigError, match="make room"):
+        with pytest.raises(ConfigError, match="free some space"):
             cache.put("latents", KEY, **entry())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -182,5 +182,5 @@ def test_a_second_file_with_another_caption_is_named(tmp_path, capsys):
     (tmp_path / "b.txt").write_text("a  dog\n")
     assert [found.caption for found in find_images(tmp_path, "x")] == ["a cat", "a dog"]
     note = next(line for line in capsys.readouterr().err.splitlines() if "not used" in line)
-    assert "a.png.txt (for a.txt)" in note
+    assert "a.png.txt (a.txt is used)" in note
     assert "b.png" not in note

@@ -197,7 +197,7 @@ def test_a_file_of_concepts_in_json_and_toml(kohya):
         ("{", "the file of --concepts is not JSON"),
         ("[]", "must be a list of entries"),
         ('{"concepts": 5}', "must be a list of entries"),
-        ("[5]", "entry 1 of .*: it is int, not an object with a folder"),
+        ("[5]", "entry 1 of .*: it is a number, not an object with a folder"),
         ('[{"prompt": "x"}]', "entry 1 of .*: it has no folder"),
         ('[{"folder": ""}]', "entry 1 of .*: folder is ''; it must be text"),
         ('[{"folder": "a"}, {"folder": "gone"}]', "entry 2 of .*: its folder .*gone is not a folder"),

@@ -82,7 +82,7 @@ def test_metadata_names_images_in_sub_folders_and_its_column(tmp_path, capsys):
         (b'{"file_name": "gone.png", "text": "x"}', "gone.png (No such file or directory)"),
         (
             b'{"file_name": "a.png", "text": 5}',
-            "a.png (its caption in metadata.jsonl or metadata.csv is int, not text)",
+            "a.png (its caption in metadata.jsonl or metadata.csv is a number, not text)",
         ),
         (b"{", "line 1 is not JSON"),
         (b"[" * 10**5, "line 1 is not JSON"),

@@ -528,7 +528,7 @@ def test_an_adapter_of_norms_alone_is_no_lora(tmp_path):
     key = "lora_unet_" + NORM.replace(".", "_")
     save_file({f"{key}.w_norm": torch.ones(8)}, tmp_path / "x.safetensors")
     for convert in (as_lora, nearest):
-        with pytest.raises(ConfigError, match="nothing of it can be a LoRA"):
+        with pytest.raises(ConfigError, match="it cannot be converted to a LoRA"):
             convert(read_adapter(tmp_path / "x.safetensors"))
 
 

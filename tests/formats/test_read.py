@@ -49,7 +49,7 @@ def test_both_conventions_of_hybrid_rank(tmp_path):
         )
         close(deltas(again), deltas(adapter), 0)
     file.write_text(json.dumps(config | dict(r=12)))
-    with pytest.raises(ConfigError, match=r"says r 12.* and the tensors 8"):
+    with pytest.raises(ConfigError, match=r"says r 12.* and the tensors have 8"):
         read_adapter(tmp_path / "x" / "unet")
 
 

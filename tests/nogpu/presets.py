@@ -57,7 +57,7 @@ def main() -> None:
 
 def tables(found: dict) -> list[str]:
     """What docs/gpu.md shows: GiB at the peak of each phase, and the counts of the last step."""
-    lines = ["| preset | usable | forecast | encoding | step | sample images | reserved | launches | syncs |"]
+    lines = ["| preset | usable | estimate | encoding | step | sample images | reserved | launches | syncs |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for preset, run in found["presets"].items():
         peaks = {}

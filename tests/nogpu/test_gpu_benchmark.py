@@ -84,7 +84,7 @@ def test_runs_draw_their_images_and_fit_their_forecasts(found):
     assert len(rows) == 2
     for row in rows:
         assert row["images"] == 8
-        assert 0 < row["peak GiB"] < 2 * row["forecast GiB"]
+        assert 0 < row["peak GiB"] < 2 * row["estimated GiB"]
 
 
 def test_kernels_that_do_nothing_leave_equal_adapters(found):

@@ -280,7 +280,7 @@ def test_images_on_the_way_and_the_report(tmp_path):
     assert page.count("data:image/jpeg") == 3 * 2 + 6  # samples, and training images
     assert "<polyline" in page
     assert "://" not in page
-    assert "Forecast and actual use" in page
+    assert "Estimated and actual use" in page
 
 
 def test_tensorboard_gets_every_step(tmp_path):
@@ -471,7 +471,7 @@ def test_a_really_full_disk_names_what_is_needed_and_free(tmp_path, unbroken):
     try:
         with pytest.raises(
             TrainingError,
-            match=r"the disk is full, \d+ MB are needed and \d+ MB free; checkpoint-\d is untouched",
+            match=r"the disk is full, \d+ MB are needed and \d+ MB are free; checkpoint-\d is untouched",
         ):
             again(tmp_path / "small" / "run", checkpointing_steps=1)
     finally:

@@ -29,7 +29,8 @@ def test_an_edit_keeps_the_other_lines(workspace, folder):
     image_sets.save_captions(workspace, "mine", {"a.png": "x, cats"})
     assert text.read_text() == "\nx, cats\ntwo, cat\nthree\n"
     with pytest.raises(
-        ConfigError, match=r"a\.txt has 3 lines, and the next one would be the caption of a\.png"
+        ConfigError,
+        match=r"a\.txt has 3 lines; without the first one, the next would be the caption of a\.png",
     ):
         image_sets.save_captions(workspace, "mine", {"a.png": ""})
     assert text.read_text() == "\nx, cats\ntwo, cat\nthree\n"
@@ -82,7 +83,7 @@ def test_an_empty_caption_does_not_uncover_another(workspace, folder):
     (folder / "a.txt").write_text("a dog\n")
     (folder / "a.caption").write_text("a dog for other trainers\n")
     with pytest.raises(
-        ConfigError, match=r"a\.caption would be the caption of a\.png without the one in a\.txt"
+        ConfigError, match=r"without the caption in a\.txt, a\.caption would be the caption of a\.png"
     ):
         image_sets.save_captions(workspace, "mine", {"a.png": ""})
     (folder / "a.caption").write_text("\n")

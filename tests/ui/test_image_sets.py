@@ -194,7 +194,9 @@ def test_masks_stay_beside_their_images(workspace, tmp_path):
     (_, notes) = image_uploads.add(workspace, name, [tmp_path / "dog-masklabel.png"])
     assert notes == []
     (_, notes) = image_uploads.add(workspace, name, [tmp_path / "dog-masklabel.png"])
-    assert notes == ["dog-masklabel.png was left out: dog.png has a mask of this name: delete that one first"]
+    assert notes == [
+        "dog-masklabel.png was left out: dog.png already has a mask of this name: delete it first"
+    ]
 
 
 def test_names_of_devices_on_windows_are_changed(workspace, tmp_path):

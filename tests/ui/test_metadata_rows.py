@@ -166,7 +166,7 @@ def test_an_uploaded_file_gives_its_captions_to_its_images(workspace, folder, tm
         "my-dog.png": "text of my dog.png",
     }
     assert sorted(notes) == [
-        "metadata.jsonl: 1 line without an image of the name",
+        "metadata.jsonl: 1 line without an image of that name",
         "other.jsonl was left out: only metadata.jsonl or metadata.csv may hold the captions of several "
         "images",
     ]

@@ -72,5 +72,5 @@ def test_the_page_has_the_words_that_gradio_lacks(page):
     config = page.config()
     assert config["i18n_translations"]["en"]["common.complete"] == "Done"
     texts = {part["props"].get("elem_id"): part["props"].get("value") for part in config["components"]}
-    assert "They make a new one where that is robot" in texts["drop-help"]
+    assert "or to a new one if the chosen one is robot" in texts["drop-help"]
     assert "`models`, which is beside `runs` and `images` in the page's folder" in texts["no-captioner"]

@@ -114,7 +114,7 @@ def test_an_undo_replaces_no_mask(workspace, folder):
     removed_images.remove_masks(workspace, "mine", ["cat.png"])
     Image.new("L", (64, 64), 128).save(folder / "cat-mask.png")
     before = files_of(folder)
-    with pytest.raises(ConfigError, match=r"another cat-mask\.png now"):
+    with pytest.raises(ConfigError, match=r"now has another cat-mask\.png"):
         removed_images.undo_remove(workspace, "mine")
     assert files_of(folder) == before
 
