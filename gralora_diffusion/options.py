@@ -93,6 +93,7 @@ class Option:
     """A config field as the command line, --help and the page see it.
 
     help: for --help; label and hint: for the page, where hint is the help without command-line spelling.
+    blank: for the page too, what no choice stands for.
     flags: its names on the command line, the most usual first.
     kind: what it holds, one of FIELD_KINDS: a plain value, a path or an id of some sort, or a secret.
     needs: {another option: its values with which this one has an effect}; True is any but None and False.
@@ -106,6 +107,7 @@ class Option:
     group: str
     label: str
     hint: str
+    blank: str
     kind: str
     flags: tuple[str, ...]
     rule: Rule
@@ -124,6 +126,7 @@ def option(
     group: str,
     label: str,
     hint: str | None = None,
+    blank: str = "default",
     kind: str = "value",
     flags: tuple[str, ...] = (),
     needs: dict | None = None,
@@ -132,7 +135,7 @@ def option(
 ):
     """A dataclass field that is an option: see Option and Rule for the keywords."""
     assert kind in FIELD_KINDS, kind
-    page = dict(label=label, hint=hint or help[0].upper() + help[1:])
+    page = dict(label=label, hint=hint or help[0].upper() + help[1:], blank=blank)
     metadata = dict(help=help, group=group, kind=kind, flags=flags, needs=needs or {}, resumable=resumable)
     metadata |= page | dict(rule=Rule(**rule))
     if isinstance(default, dict):
@@ -162,6 +165,7 @@ def options_of(cls) -> dict[str, Option]:
             group=about["group"],
             label=about["label"],
             hint=about["hint"],
+            blank=about["blank"],
             kind=about["kind"],
             flags=about["flags"] or (f"--{f.name}",),
             rule=about["rule"],

@@ -51,7 +51,7 @@ class Tab:
         self.page.on("requestfailed", self.note_answer)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
-        self.page.wait_for_selector("#strip-run")
+        self.page.wait_for_selector("#strip-state")
 
     def note_request(self, request) -> None:
         self.requests.append(request.url)

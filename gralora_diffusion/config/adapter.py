@@ -84,6 +84,7 @@ class AdapterConfig:
         "start with orthogonal rows in A: random (the default for ortholora), or base, the directions that "
         "the base uses least",
         label="Orthogonal start",
+        blank="that of the method",
         choices=ORIGINS,
     )
 

@@ -191,5 +191,6 @@ class DataOptions:
         None,
         "precision for class images; by default the run's",
         label="Class image precision",
+        blank="that of the run",
         choices=("no", "fp32", "fp16", "bf16"),
     )

@@ -116,6 +116,7 @@ class LearningOptions:
         None,
         "what the UNet predicts; by default what the base predicts",
         label="Prediction type",
+        blank="that of the base model",
         choices=PREDICTIONS,
     )
     snr_gamma: float | None = loss(
@@ -170,6 +171,7 @@ class LearningOptions:
         None,
         "rule that assigns a rank to each layer, for as many parameters as with equal ranks",
         label="Rank allocation",
+        blank="none: equal ranks",
         choices=ALLOCATE,
     )
     allocation: str | None = ranks(
@@ -183,6 +185,7 @@ class LearningOptions:
         None,
         "initialization from gradients: svd (default), random (GoRA as published), or zero",
         label="Gradient initialization",
+        blank="that of the method",
         choices=STARTS,
     )
     gora_gamma: float | None = gora(

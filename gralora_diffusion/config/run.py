@@ -113,6 +113,7 @@ class RunOptions:
         None,
         "scheduler of the sample images; by default the base's",
         label="Sample image scheduler",
+        blank="that of the base model",
         choices=SAMPLERS,
     )
     validation_steps: int | None = samples(
@@ -167,6 +168,8 @@ class RunOptions:
         None,
         "precision of base and computation; by default bf16 if the GPU supports it",
         label="Mixed precision",
+        hint="Precision of base and computation",
+        blank="bf16 if the GPU supports it",
         choices=PRECISIONS,
     )
     gradient_checkpointing: bool = machine(
@@ -176,6 +179,7 @@ class RunOptions:
         None,
         "the frozen UNet in 8 or 4 bits: less memory, slower (needs torchao)",
         label="Quantized base",
+        blank="not quantized",
         choices=QUANTIZED,
     )
     offload_unet: bool = machine(

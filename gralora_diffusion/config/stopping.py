@@ -37,7 +37,8 @@ class StoppingOptions:
         None,
         "export the step of the lowest validation loss, or of the highest score",
         label="Keep best",
-        hint="Export the best step by validation loss or by score instead of the last step",
+        blank="last step",
+        hint="Step to export: the last, that of the lowest loss on held-out images, or of the best score",
         choices=BEST_BY,
         needs=EVALUATED,
     )

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 from gralora_diffusion.data.images import EXTENSIONS, NO_JXL, RAW, VECTOR_GRAPHICS
-from gralora_diffusion.data.metadata import METADATA, METADATA_CSV, metadata_in
+from gralora_diffusion.data.metadata import METADATA, METADATA_CSV, is_list_name, metadata_in
 from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError
 
@@ -56,7 +56,7 @@ def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path
 def is_list_of_another_case(path: Path) -> bool:
     """Whether it is a metadata.jsonl or metadata.csv in upper case, where that is another name."""
     name = path.name.lower()
-    if name == path.name or name not in (METADATA, METADATA_CSV):
+    if name == path.name or not is_list_name(name):
         return False
     own = path.with_name(name)
     return not (own.exists() and path.exists() and own.samefile(path))

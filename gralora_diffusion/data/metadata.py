@@ -32,10 +32,21 @@ def read_metadata(folder: Path, column: str | None) -> dict[Path, str]:
         return {}
     if path.name == METADATA and os.path.lexists(folder / METADATA_CSV):
         raise ValueError(f"there is {METADATA_CSV} too: remove one of the two")
+    return read_list(path, column)
+
+
+def is_list_name(name: str) -> bool:
+    """Whether it is the name of such a file, in upper or lower case."""
+    return name.lower() in (METADATA, METADATA_CSV)
+
+
+def read_list(path: Path, column: str | None) -> dict[Path, str]:
+    """{image: caption} of one such file.  Raises ValueError that names the line."""
     if not path.is_file():
         raise ValueError("it is not a file")
+    folder = path.parent
     found, root = {}, resolved(folder)
-    entries = of_jsonl if path.name == METADATA else of_csv
+    entries = of_jsonl if path.suffix.lower() == ".jsonl" else of_csv
     for where, entry in entries(read_text(path).text):
         image, caption = read_entry(entry, column, where)
         if ".." in Path(image).parts or root not in resolved(root / image).parents:

@@ -61,7 +61,7 @@ class CaptionCards:
         self.first = gr.State(0)  # the number of the first card's image
         pager = [self.back, self.range, self.forward, self.undo, self.first, self.displayed]
         cards = [*self.cards, *self.images, *self.names, *self.captions, *self.checks, *self.actions]
-        self.outputs = [*cards, *pager, self.bar, self.masks]
+        self.outputs = [*cards, *pager, self.bar, self.delete_masks, self.masks]
         self.chosen_files = [*self.names, *self.checks]
         self.connect()
 
@@ -73,9 +73,10 @@ class CaptionCards:
                 self.delete_selected = gr.Button(
                     "Delete selected", size="sm", elem_id="delete-selected", min_width=110
                 )
-                self.delete_masks = gr.Button(
-                    "Delete their masks", size="sm", elem_id="delete-masks", min_width=120
-                )
+            # not in that row: Gradio hands its visibility down to what is in it
+            self.delete_masks = gr.Button(
+                "Delete their masks", size="sm", elem_id="delete-masks", min_width=120, visible=False
+            )
             self.masks = gr.Checkbox(
                 True, label="Show masks", elem_id="show-masks", visible=False, container=False, min_width=110
             )
@@ -129,7 +130,7 @@ class CaptionCards:
         try:
             masks = image_sets.masks_in(folder)
         except ConfigError:
-            masks = {}  # Check the images says which two are of one image
+            masks = {}  # Check images says which two are of one image
         first = max(0, min(first, (len(files) - 1) // CARDS * CARDS))
         shown = files[first : first + CARDS]
         hidden = [None] * (CARDS - len(shown))
@@ -154,7 +155,8 @@ class CaptionCards:
             first,
             name,
         ]
-        bar = [gr.update(visible=editable and bool(shown)), gr.update(visible=bool(masks))]
+        visible = editable and bool(shown), editable and bool(masks), bool(masks)
+        bar = [gr.update(visible=part) for part in visible]
         return [*cards, *images, *names, *captions, *checks, *actions, *pager, *bar]
 
     def save(self, displayed: str, name: str, caption: str) -> None:

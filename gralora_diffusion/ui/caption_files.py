@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 from pathlib import Path
 
 from gralora_diffusion.data import captions
@@ -12,10 +11,10 @@ from gralora_diffusion.data.text_files import lines_of
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import metadata_rows
+from gralora_diffusion.ui.dataset_locks import changing
 from gralora_diffusion.ui.workspace import real_file
 
 MAX_CAPTION = 2000  # characters
-CHANGES = threading.RLock()  # for every change of a dataset, since captions and images share files and names
 
 
 def captions_beside(image: Path) -> dict[str, Path]:
@@ -50,7 +49,10 @@ def write_captions(edits: dict[Path, str]) -> None:
 
     Raises ConfigError as edit() does, and for an image that was deleted meanwhile.
     """
-    with CHANGES:
+    if not edits:
+        return
+    folder = next(iter(edits)).parent
+    with changing(folder):
         files, rows = [], {}
         for image, caption in edits.items():
             if not real_file(image):
@@ -62,7 +64,7 @@ def write_captions(edits: dict[Path, str]) -> None:
         for file, content in files:
             write_edit(file, content)
         if rows:
-            metadata_rows.edit(next(iter(edits)).parent, rows)
+            metadata_rows.edit(folder, rows)
 
 
 def write_edit(file: Path, content: str | None) -> None:

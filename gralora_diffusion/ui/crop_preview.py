@@ -94,7 +94,7 @@ def previews(
         try:
             crops = crops_in_training(path, resolution, bool(by_aspect), bool(center_crop))
             found.append((preview(path, crops), f"{path.name}: {crops.text}"))
-        except Exception:  # a decoder may raise any error on a damaged file; Check the images names it
+        except Exception:  # a decoder may raise any error on a damaged file; Check images names it
             continue
     if not found:
         raise ConfigError(f"the dataset {name} has no images to crop: add some first")

@@ -2,19 +2,23 @@
 
 import collections
 import hashlib
+import secrets
 import shutil
 from pathlib import Path
 
 from gralora_diffusion.data.images import EXTENSIONS, open_image
+from gralora_diffusion.data.listing import DOCUMENTS, listing, reason_by_name
 from gralora_diffusion.data.masks import masks_of, without_masks
 from gralora_diffusion.data.metadata import metadata_in
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import metadata_rows, removed
-from gralora_diffusion.ui.caption_files import CHANGES, caption_of, captions_beside, one_line, write_captions
+from gralora_diffusion.ui.caption_files import caption_of, captions_beside, one_line, write_captions
+from gralora_diffusion.ui.dataset_locks import NAMES, changing
 from gralora_diffusion.ui.needed import check_unneeded
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name, quoted, real_file
 
 MAX_FILES = 500  # of a set
+COPYING = ".copying-"  # how the folder of an unfinished copy begins, in HOME/images
 FEW = 3  # images; a set with fewer gets a warning
 Finding = tuple[str, str, str]  # (file, what is wrong, what to do)
 
@@ -42,8 +46,9 @@ def masks_in(folder: Path) -> dict[Path, Path]:
 
 def create(workspace: Workspace, name: str) -> str:
     """Make an empty set; raises ConfigError for a name that is taken or cannot be a folder's."""
-    name = new_name(name, "a dataset", workspace.set_names())
-    (workspace.images / name).mkdir()
+    with NAMES:
+        name = new_name(name, "a dataset", workspace.set_names())
+        (workspace.images / name).mkdir()
     return name
 
 
@@ -55,21 +60,44 @@ def editable(workspace: Workspace, name: str) -> Path:
 
 
 def copy(workspace: Workspace, name: str, new: str) -> str:
-    """A new set with the images, masks and captions of another."""
-    with CHANGES:
-        source = workspace.image_set(name)
-        new = create(workspace, new)
-        copied = workspace.images / new
-        try:
-            for path in image_files(source):
-                for file in (path, *captions_beside(path).values()):
-                    shutil.copyfile(file, copied / file.name)
-            if rows := metadata_rows.rows_of(source, [path.name for path in image_files(source)]):
-                metadata_rows.add(copied, rows)
-        except BaseException:
-            shutil.rmtree(copied, ignore_errors=True)
-            raise
-        return new
+    """A new set with the images, masks and captions of another, which may be edited meanwhile."""
+    new_name(new, "a dataset", workspace.set_names())
+    source = workspace.image_set(name)
+    part = workspace.images / f"{COPYING}{secrets.token_hex(8)}"
+    part.mkdir()
+    try:
+        with changing(source):
+            files = image_files(source)
+            rows = metadata_rows.rows_of(source, [path.name for path in files])
+        for path in files:
+            with changing(source):  # of each alone, so that nobody waits for all
+                if real_file(path):
+                    copy_file(path, part)
+        if not source.is_dir():
+            raise ConfigError(f"the dataset {name} was renamed or deleted before all of it was copied")
+        rows = [row for row in rows if (part / row["file_name"]).exists()]
+        if rows:
+            metadata_rows.add(part, rows)
+        with NAMES:
+            new = new_name(new, "a dataset", workspace.set_names())
+            part.rename(workspace.images / new)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return new
+
+
+def copy_file(path: Path, folder: Path) -> None:
+    """Copy an image or a mask with the captions beside it."""
+    for file in (path, *captions_beside(path).values()):
+        shutil.copyfile(file, folder / file.name)
+
+
+def delete_unfinished_copies(workspace: Workspace) -> None:
+    """Delete what copy() left when the process was killed."""
+    for path in workspace.images.glob(f"{COPYING}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def save_captions(workspace: Workspace, name: str, captions: dict[str, str]) -> list[str]:
@@ -77,7 +105,7 @@ def save_captions(workspace: Workspace, name: str, captions: dict[str, str]) -> 
 
     Raises ConfigError, and writes none, for a file of no set and a caption that cannot be written.
     """
-    with CHANGES:
+    with changing(editable(workspace, name)):
         images = {path.name: path for path in images_of(editable(workspace, name))}
         edits = {}
         for file, caption in captions.items():
@@ -96,7 +124,7 @@ def add_prefix(workspace: Workspace, name: str, prefix: str, files: list[str] | 
     prefix = prefix.strip()
     if not prefix:
         raise ConfigError("the prefix is empty")
-    with CHANGES:
+    with changing(editable(workspace, name)):
         captions = {path.name: caption_of(path) for path in images_of(editable(workspace, name))}
         if files is not None:
             captions = {file: captions.get(file, "") for file in files}
@@ -111,7 +139,7 @@ def replace_in_captions(workspace: Workspace, name: str, find: str, replacement:
     """Replace a text in all captions of a set; returns how many captions changed."""
     if not find:
         raise ConfigError("the text to find is empty")
-    with CHANGES:
+    with changing(editable(workspace, name)):
         captions = {path.name: caption_of(path) for path in images_of(editable(workspace, name))}
         changed = {file: text.replace(find, replacement) for file, text in captions.items() if find in text}
         return len(save_captions(workspace, name, changed))
@@ -129,16 +157,26 @@ def tag_counts(workspace: Workspace, name: str) -> list[tuple[str, int]]:
 
 def rename(workspace: Workspace, name: str, new: str) -> str:
     """Give a set another name; raises ConfigError while an active or queued run reads it."""
-    with CHANGES:
-        folder = editable(workspace, name)
+    with changing(editable(workspace, name)):
+        folder = editable(workspace, name)  # it may be gone since
         check_unneeded(workspace, folder, "rename")
-        new = new_name(new, "a dataset", workspace.set_names())
-        folder.rename(workspace.images / new)
-        old_bin, new_bin = workspace.removed_images / name, workspace.removed_images / new
-        if old_bin.is_dir() and not removed.is_link(old_bin) and not removed.is_link(new_bin):
-            delete_bin(new_bin)  # of a set that was deleted by hand
-            old_bin.rename(new_bin)
+        old_bin = workspace.removed_images / name
+        with NAMES:
+            new = new_name(new, "a dataset", workspace.set_names())
+            move_bin(old_bin, workspace.removed_images / new)
+            try:
+                folder.rename(workspace.images / new)
+            except BaseException:
+                move_bin(workspace.removed_images / new, old_bin)
+                raise
         return new
+
+
+def move_bin(old: Path, new: Path) -> None:
+    """Let what was removed from a set follow it to its new name."""
+    if old.is_dir() and not removed.is_link(old) and not removed.is_link(new):
+        delete_bin(new)  # of a set that was deleted by hand
+        old.rename(new)
 
 
 def delete_bin(bin_folder: Path) -> None:
@@ -152,7 +190,7 @@ def delete(workspace: Workspace, name: str) -> None:
 
     Raises ConfigError while an active or queued run reads it.
     """
-    with CHANGES:
+    with changing(editable(workspace, name)):
         folder = editable(workspace, name)
         check_unneeded(workspace, folder, "delete")
         shutil.rmtree(folder)
@@ -173,9 +211,25 @@ def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]
     findings += check_masks(folder, images)
     if problem := metadata_rows.problem_in(folder):
         findings.append((metadata_in(folder).name, f"cannot be used: {problem}", "correct or delete it"))
+    findings += check_names(folder, images)
     unused = [p.name for p in folder.iterdir() if p.is_symlink()] + [p.name for p in folders(folder)]
     findings += [(file, "a link or a folder", "it is not used; remove it") for file in sorted(unused)]
     return findings
+
+
+def check_names(folder: Path, images: list[Path]) -> list[Finding]:
+    """Findings on the files that by their names are neither images nor captions that training reads."""
+    files, _, bad = listing(folder, "instance_data_dir")
+    stems = {name for path in images for name in (path.stem, path.name)}
+    findings = []
+    for path in files:
+        if reason := reason_by_name(path, stems):
+            bad[path] = reason
+        elif path.suffix.lower() in DOCUMENTS:
+            findings.append((path.name, "neither an image nor a caption", "it is not read; remove it"))
+    for path, reason in sorted(bad.items()):
+        findings.append((path.name, reason, "training refuses it: rename or remove it"))
+    return [finding for finding in findings if not (folder / finding[0]).is_symlink()]
 
 
 def check_masks(folder: Path, images: list[Path]) -> list[Finding]:

@@ -14,8 +14,9 @@ from gralora_diffusion.data.captions import clean, from_json, from_text
 from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.listing import reason_of
 from gralora_diffusion.data.masks import ENDINGS
-from gralora_diffusion.data.metadata import LISTS, METADATA, METADATA_CSV, read_metadata
-from gralora_diffusion.ui.caption_files import CHANGES, write_caption
+from gralora_diffusion.data.metadata import LISTS, METADATA, METADATA_CSV, is_list_name, read_list
+from gralora_diffusion.ui.caption_files import write_caption
+from gralora_diffusion.ui.dataset_locks import changing
 from gralora_diffusion.ui.image_sets import MAX_FILES, editable, images_of
 from gralora_diffusion.ui.workspace import RESERVED, Workspace
 
@@ -102,8 +103,7 @@ def is_wanted(member: zipfile.ZipInfo) -> bool:
     """Whether it is an image or a caption, and none of the copies that macOS puts into archives."""
     path = Path(member.filename)
     hidden = path.name.startswith(".") or "__MACOSX" in path.parts
-    is_known = path.suffix.lower() in EXTENSIONS | CAPTIONS or path.name in (METADATA, METADATA_CSV)
-    return not member.is_dir() and not hidden and is_known
+    return not member.is_dir() and not hidden and path.suffix.lower() in ACCEPTED - {".zip"}
 
 
 def add_image(folder: Path, upload: Path, by_stem: dict[str, Path], notes: list[str]) -> Path | None:
@@ -113,7 +113,7 @@ def add_image(folder: Path, upload: Path, by_stem: dict[str, Path], notes: list[
     """
     try:
         note = check_upload(upload)
-        with CHANGES:
+        with changing(folder):
             if len(images_of(folder)) >= MAX_FILES:
                 raise ValueError(f"the dataset already has {MAX_FILES} images")
             target = mask_path(upload, by_stem) or free_path(folder, upload)
@@ -151,11 +151,17 @@ def add_caption(upload: Path, image: Path | None, notes: list[str]) -> None:
 
 
 def add_lines(upload: Path, by_stem: dict[str, Path], notes: list[str]) -> None:
-    """Write the captions of an uploaded list of LISTS beside their images; a note on what cannot be used."""
+    """Write the captions of an uploaded list beside their images; a note on what cannot be used.
+
+    The list is named as in LISTS, in any case.
+    """
     try:
-        if upload.name not in (METADATA, METADATA_CSV):
+        if not is_list_name(upload.name):
             raise ValueError(f"only {LISTS} may hold the captions of several images")
-        found = read_metadata(upload.parent, None)
+        others = [p.name for p in upload.parent.iterdir() if is_list_name(p.name) and p != upload]
+        if others:  # in a zip archive
+            raise ValueError(f"there is {others[0]} too: remove one of the two")
+        found = read_list(upload, None)
     except (ValueError, OSError) as error:
         notes.append(f"{upload.name} was left out: {reason_of(error)}")
         return

@@ -3,16 +3,15 @@
 import gradio as gr
 
 from gralora_diffusion.ui import run_view
-from gralora_diffusion.ui.card import device_name
 from gralora_diffusion.ui.config_form import IMAGES
 from gralora_diffusion.ui.follow_log import FOLLOW_LOG
 from gralora_diffusion.ui.form_memory import browser_state
-from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify, on_end
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, on_end
 from gralora_diffusion.ui.mistakes import MARK, MARK_AND_SHOW
-from gralora_diffusion.ui.notifications import FOLLOW, LABEL
-from gralora_diffusion.ui.run_files import WORDS
+from gralora_diffusion.ui.notifications import LABEL
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.sampler import Sampler
+from gralora_diffusion.ui.status_strip import WORKING, StatusStrip
 from gralora_diffusion.ui.tab_compare import CompareTab
 from gralora_diffusion.ui.tab_dataset import DatasetTab
 from gralora_diffusion.ui.tab_export import ExportTab
@@ -22,9 +21,8 @@ from gralora_diffusion.ui.tab_watch import WatchTab
 from gralora_diffusion.ui.theme import HEADER
 from gralora_diffusion.ui.workspace import Workspace
 
-WORKING, IDLE = 1, 5  # seconds between two looks at the run
-ACTIVE = ("queued", "starting", "running", "stopping")
-STRIP = ("Run", "State", "Step", "Speed", "Time left", "Memory", "Device")
+# Gradio loads what is visible, whatever tab is open, and for a gallery it loads a video player.
+OPENED = "() => ({__type__: 'update', visible: true})"
 
 
 def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
@@ -42,7 +40,7 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
             with gr.Tab("Train", id="train") as train_tab:
                 train = TrainTab(workspace, queue, saved_form)
             with gr.Tab("Watch", id="watch") as watch_tab:
-                watch = WatchTab(workspace, queue)
+                watch = WatchTab(workspace, queue, strip)
             with gr.Tab("Sample", id="sample") as sample_tab:
                 sample = SampleTab(workspace, sampler)
             with gr.Tab("Compare", id="compare") as compare_tab:
@@ -53,11 +51,12 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         connect_clone(tabs, train, watch)
         connect_next(tabs, watch, sample.adapter, export.adapter)
         connect_sets(page, workspace, dataset, train)
+        dataset.next.click(lambda: gr.Tabs(selected="train"), None, tabs, **QUIET)
         connect_visibility(timer)
-        timer.tick(**strip.event, trigger_mode="once", api_name="status")
-        timer.tick(**watch.refresh_event, trigger_mode="once")
-        page.load(**strip.event, **PRIVATE)
-        page.load(**watch.refresh_event)
+        for look in (timer.tick, page.load):
+            look(**watch.look_event, trigger_mode="once")
+        strip.stopping.then(**watch.look_event)
+        watch_tab.select(**watch.refresh_event)
         page.load(None, None, watch.notify, js=LABEL, **PRIVATE)
         watch_tab.select(None, None, None, js=FOLLOW_LOG, **PRIVATE)
         page.load(guarded(dataset.view), dataset.chosen, dataset.set_view, **PRIVATE)
@@ -65,9 +64,12 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         gr.on([page.load, train_tab.select], **train.lists_event)
         connect_checks(train_tab, train)
         for tab, part in ((sample_tab, sample), (compare_tab, compare), (export_tab, export)):
-            gr.on([page.load, tab.select], **part.lists_event)
-        gr.on([page.load, sample_tab.select], **sample.history.refresh)
-        gr.on([page.load, compare_tab.select], **compare.blind.refresh)
+            tab.select(**part.lists_event)
+        sample_tab.select(**sample.history.refresh)
+        compare_tab.select(**compare.blind.refresh)
+        for tab, gallery in ((sample_tab, sample.gallery), (compare_tab, compare.gallery)):
+            tab.select(None, None, gallery, js=OPENED, **PRIVATE)
+        gr.api(guarded(strip.status), api_name="status")
 
         def list_runs() -> list:
             return run_view.history(queue)
@@ -76,91 +78,12 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
     return page
 
 
-class StatusStrip:
-    """The current run in seven texts, with Stop and a progress bar, above all tabs."""
-
-    def __init__(self, queue: RunQueue, timer: gr.Timer):
-        self.queue = queue
-        with gr.Column(elem_id="status"):
-            with gr.Row(elem_id="strip"):
-                texts = [self.build_text(label) for label in STRIP]
-                stop = gr.Button(
-                    "Stop & save",
-                    variant="stop",
-                    elem_id="strip-stop",
-                    interactive=False,
-                    min_width=110,
-                    size="sm",
-                )
-            bar = gr.HTML(progress_bar(0), elem_id="bar", padding=False)
-        seen = gr.State([])
-        outputs = [*texts, stop, bar, timer, seen]
-        quiet = dict(queue=False, show_progress="hidden")
-        self.event = dict(fn=guarded(self.refresh), inputs=seen, outputs=outputs, **quiet)
-        stop.click(guarded(self.stop_run), None, None, queue=False, **PRIVATE)
-        shown = dict(zip(STRIP, texts, strict=True))
-        followed = [shown[label] for label in ("Run", "State", "Step")]
-        gr.on([text.change for text in followed], None, followed, None, js=FOLLOW, **PRIVATE)
-
-    @staticmethod
-    def build_text(label: str) -> gr.Textbox:
-        return gr.Textbox(
-            "-",
-            label=label,
-            interactive=False,
-            max_lines=1,
-            elem_id=f"strip-{label.lower().replace(' ', '-')}",
-            min_width=80,
-            container=True,
-        )
-
-    def refresh(self, before: list | None) -> tuple:
-        """Updates of the texts, Stop and the bar, skipped where `before` has the same; then all values."""
-        *texts, stoppable, fraction = now = strip_values(self.queue)
-        seconds = WORKING if texts[STRIP.index("State")] in ACTIVE else IDLE
-        updates = [*texts, gr.update(interactive=stoppable), progress_bar(fraction), gr.Timer(seconds)]
-        now = [*now, seconds]
-        before = before or [None] * len(now)
-        for i, value in enumerate(now):
-            if before[i] == value:
-                updates[i] = gr.skip()
-        return *updates, now
-
-    def stop_run(self) -> None:
-        notify(self.queue.stop_active())
-
-
-def strip_values(queue: RunQueue) -> list:
-    """The texts of STRIP, whether the run can be stopped, and the fraction of its steps that are done."""
-    name = queue.current()
-    if name is None:
-        return ["-", "Idle", "-", "-", "-", "-", device_name(), False, 0]
-    now = run_view.progress(queue, queue.workspace.runs / name)
-    return [
-        name,
-        WORDS.get(now.state, now.state),
-        f"{now.step} / {now.steps}" if now.steps else "-",
-        run_view.speed(now.seconds),
-        run_view.clock_time(now.seconds_left),
-        run_view.memory_text(now),
-        now.device or device_name(),
-        now.state in ("starting", "running"),
-        round(now.step / now.steps, 4) if now.steps else 0,
-    ]
-
-
 def connect_visibility(timer: gr.Timer) -> None:
     """A page that is hidden, in a tab behind another, asks for nothing."""
     for name, active in (("page-hidden", "false"), ("page-visible", "true")):
         button = gr.Button(name, elem_id=name, elem_classes="never")
         update = f"() => ({{__type__: 'update', active: {active}}})"
         button.click(None, None, timer, js=update, **PRIVATE)
-
-
-def progress_bar(fraction: float) -> str:
-    percent = round(100 * min(1.0, max(0.0, float(fraction))), 1)
-    role = f'role="progressbar" aria-label="progress of the run" aria-valuenow="{percent}"'
-    return f'<div class="bar" {role}><i style="width:{percent}%"></i></div>'
 
 
 def connect_start(tabs: gr.Tabs, train: TrainTab, watch: WatchTab) -> None:

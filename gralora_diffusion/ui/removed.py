@@ -16,6 +16,7 @@ from pathlib import Path
 
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui.dataset_locks import changing
 from gralora_diffusion.ui.workspace import BIN, Workspace, folders
 
 DAYS = 7
@@ -74,17 +75,17 @@ def delete_parts(workspace: Workspace) -> None:
                     shutil.rmtree(part, ignore_errors=True)
 
 
-def delete_old(workspace: Workspace, runs_lock, images_lock) -> None:
+def delete_old(workspace: Workspace, runs_lock) -> None:
     """Empty the bin of what was removed more than DAYS days ago, and was found too old a day ago.
 
-    The locks: those of changes of runs, and of images.
+    runs_lock: that of changes of runs.
     """
     now = time.time_ns()
     before = seen_before(workspace)
     seen = {}
     for bin_folder in bins(workspace):
-        lock = runs_lock if bin_folder == workspace.removed_runs else images_lock
-        with lock:
+        of_runs = bin_folder == workspace.removed_runs
+        with runs_lock if of_runs else changing(workspace.images / bin_folder.name):
             for removal in removals(bin_folder):
                 if int(removal.name) >= now - DAYS * A_DAY:
                     continue

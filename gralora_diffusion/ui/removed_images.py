@@ -12,7 +12,8 @@ from gralora_diffusion.data.metadata import METADATA
 from gralora_diffusion.files import move_all, move_back
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import metadata_rows, removed
-from gralora_diffusion.ui.caption_files import CHANGES, captions_beside
+from gralora_diffusion.ui.caption_files import captions_beside
+from gralora_diffusion.ui.dataset_locks import changing
 from gralora_diffusion.ui.image_sets import editable, images_of
 from gralora_diffusion.ui.workspace import Workspace, quoted, real_file
 
@@ -22,7 +23,7 @@ def remove(workspace: Workspace, name: str, files: list[str]) -> str:
 
     Returns what was moved, in words.
     """
-    with CHANGES:
+    with changing(editable(workspace, name)):
         images = named(workspace, name, files)
         folder = editable(workspace, name)
         stays = {stem_of(path) for path in images_of(folder) if path not in images}
@@ -36,7 +37,7 @@ def remove(workspace: Workspace, name: str, files: list[str]) -> str:
 
 def remove_masks(workspace: Workspace, name: str, files: list[str]) -> str:
     """The same for the masks of images alone."""
-    with CHANGES:
+    with changing(editable(workspace, name)):
         moved = []
         for image in named(workspace, name, files):
             moved += masks_beside(image)
@@ -110,7 +111,7 @@ def undo_remove(workspace: Workspace, name: str) -> str:
 
     An image whose name is taken by now gets a free one, with its captions and masks.
     """
-    with CHANGES:
+    with changing(editable(workspace, name)):
         folder = editable(workspace, name)
         found = removals(workspace, name)
         if not found:

@@ -9,7 +9,6 @@ from gralora_diffusion.files import without_folders
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import run_view
 from gralora_diffusion.ui.run_files import WORDS, config_of
-from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.served import save_served, served_copy, still_served
 from gralora_diffusion.ui.workspace import Workspace, created
 
@@ -20,8 +19,11 @@ _facts: dict[Path, tuple] = {}  # {run: (version of its files, what facts_of() f
 _blanks: dict[Path, str] = {}  # {HOME: the image of runs without images}
 
 
-def cards(queue: RunQueue) -> list[tuple[str, str]]:
-    """[(served image, lines)] of the newest runs, the newest first, at most MOST."""
+def cards(queue) -> list[tuple[str, str]]:
+    """[(served image, lines)] of the newest runs, the newest first, at most MOST.
+
+    queue: a RunQueue, or a Look at one.
+    """
     queued = queue.queued()
     found = []
     for name in queue.workspace.run_names()[:MOST]:

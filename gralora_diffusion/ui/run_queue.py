@@ -121,13 +121,7 @@ class RunQueue:
 
     def queued(self) -> list[str]:
         """The runs that wait, the next one first."""
-        found = []
-        for name in self.workspace.run_names():
-            run = self.workspace.runs / name
-            job = read_job(run)
-            if job.get("state") == "queued" and self.state(run)["state"] == "queued":
-                found.append((job["created"], name))
-        return [name for _, name in sorted(found)]
+        return queued_runs(self)
 
     def move(self, name: str, places: int) -> str:
         """Let a queued run start so many places later, or earlier below zero, as far as there are places."""
@@ -155,11 +149,7 @@ class RunQueue:
 
     def current(self) -> str | None:
         """The run that is active, or else the newest."""
-        names = self.workspace.run_names()
-        for name in names:
-            if self.state(self.workspace.runs / name)["state"] in ACTIVE:
-                return name
-        return names[0] if names else None
+        return current_run(self)
 
     def state(self, run: Path) -> dict:
         """state_of() of a run."""
@@ -189,6 +179,26 @@ class RunQueue:
                 if job.get("stop_asked", time.time()) < time.time() - GRACE and is_active(job):
                     end_group(job["pid"], at_once=True)
             self.start_next()
+
+
+def queued_runs(runs) -> list[str]:
+    """The runs that wait, the next one first; runs: has a workspace and the state() of each."""
+    found = []
+    for name in runs.workspace.run_names():
+        run = runs.workspace.runs / name
+        job = read_job(run)
+        if job.get("state") == "queued" and runs.state(run)["state"] == "queued":
+            found.append((job["created"], name))
+    return [name for _, name in sorted(found)]
+
+
+def current_run(runs) -> str | None:
+    """The run that is active, or else the newest; runs: has a workspace and the state() of each."""
+    names = runs.workspace.run_names()
+    for name in names:
+        if runs.state(runs.workspace.runs / name)["state"] in ACTIVE:
+            return name
+    return names[0] if names else None
 
 
 def start_trainer(config: TrainConfig, folder: Path, log: Path, env: dict | None = None) -> subprocess.Popen:

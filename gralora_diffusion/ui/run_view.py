@@ -77,7 +77,8 @@ def number_or_none(value) -> int | None:
     return value if is_number(value) else None
 
 
-def progress(queue: RunQueue, run: Path) -> Progress:
+def progress(queue, run: Path) -> Progress:
+    """queue: a RunQueue, or a Look at one."""
     status = queue.state(run)
     lines = metrics(run)
     step = lines[-1]["step"] if lines else status.get("step")

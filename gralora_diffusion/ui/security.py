@@ -31,6 +31,7 @@ CONTENT_SECURITY_POLICY = (
 )
 LOGIN = ("/login", "/login/")  # the paths at which Gradio takes a password
 COOKIE = b"access-token-"  # how the name of the cookie begins that a good password gets
+COMPRESSED = ("", "/", "/config", "/gradio_api/run/predict")  # the page, and answers that are no streams
 HEADERS = {
     "content-security-policy": "; ".join(CONTENT_SECURITY_POLICY),
     "x-content-type-options": "nosniff",
@@ -72,13 +73,13 @@ def own_addresses() -> set[str]:
 
 
 class CompressedPage(BrotliMiddleware):
-    """Compresses the page itself to a fifteenth; Gradio does so with its scripts and styles alone."""
+    """Compresses the page to a fifteenth, and values; Gradio does so with its scripts and styles alone."""
 
     def __init__(self, app):
         super().__init__(app, quality=5)
 
     def _is_compressible_file_type(self, scope) -> bool:
-        return scope["path"] in ("", "/", "/config")
+        return scope["path"] in COMPRESSED
 
 
 class Guard:

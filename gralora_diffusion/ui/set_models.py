@@ -11,7 +11,8 @@ from gralora_diffusion.data.listing import reason_of
 from gralora_diffusion.data.saliency import load_saliency
 from gralora_diffusion.data.tagger import is_tagger, load_tagger
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui.caption_files import CHANGES, MAX_CAPTION, caption_of, write_caption
+from gralora_diffusion.ui.caption_files import MAX_CAPTION, caption_of, write_caption
+from gralora_diffusion.ui.dataset_locks import changing
 from gralora_diffusion.ui.image_sets import editable, images_of, masks_in
 from gralora_diffusion.ui.sampler import ONE_AT_A_TIME
 from gralora_diffusion.ui.workspace import Workspace, quoted
@@ -86,7 +87,7 @@ def caption_image(path: Path, captioner: Captioner, prefix: str, overwrite: bool
     except Exception as error:  # a decoder may raise any error on a damaged file
         return reason_of(error)
     try:
-        with CHANGES:
+        with changing(path.parent):
             if caption_of(path) and not overwrite:
                 return KEPT
             write_caption(path, text)

@@ -27,6 +27,11 @@ from gralora_diffusion.ui.served import check_served, save_served
 from gralora_diffusion.ui.tab_blind import BlindComparison
 from gralora_diffusion.ui.workspace import Workspace
 
+NO_SCORES = (
+    "**No scores yet.** Generate a grid, then press **Score the grid**: likeness to the training images, "
+    "fidelity to the prompt, diversity and copies, each with its interval."
+)
+
 
 class CompareTab:
     """The tab's components, handlers and events; the page connects `lists_event`."""
@@ -42,8 +47,15 @@ class CompareTab:
                 self.build_scoring()
             with gr.Column(scale=3, min_width=300):
                 self.build_grid()
+        self.no_scores = gr.Markdown(NO_SCORES, elem_id="no-scores", elem_classes="hint")
         self.table = gr.Dataframe(
-            headers=HEAD, datatype="str", interactive=False, wrap=True, label="Scores", elem_id="scores"
+            headers=HEAD,
+            datatype="str",
+            interactive=False,
+            wrap=True,
+            visible=False,
+            label="Scores",
+            elem_id="scores",
         )
         self.files = gr.File(
             label="Downloads: the grid as one image, the scores as CSV and JSON",
@@ -134,6 +146,7 @@ class CompareTab:
             elem_id="grid",
             allow_preview=False,
             object_fit="contain",
+            visible=False,
         )
         self.slider = gr.ImageSlider(
             label="First column | chosen image: drag the line",
@@ -147,7 +160,8 @@ class CompareTab:
 
     def connect(self) -> None:
         request = [self.adapters, self.strengths, self.prompt, self.seed, self.seeds, self.steps]
-        results = [self.gallery, self.slider, self.cells, self.files, self.sheet_file, self.table]
+        scored = [self.table, self.no_scores, self.files]
+        results = [self.gallery, self.slider, self.cells, self.sheet_file, *scored]
         generated = connect_generation(
             self.generate, self.stop, self.compare, request, results, api_name="compare"
         )
@@ -157,7 +171,7 @@ class CompareTab:
         self.score.click(
             guarded(self.evaluate),
             [self.cells, self.sheet_file, self.references, self.encoders],
-            [self.table, self.files],
+            scored,
             api_name="evaluate",
             concurrency_id="gpu",
         )
@@ -171,7 +185,7 @@ class CompareTab:
         )
 
     def compare(self, adapters, strengths, prompt, seed, seeds, steps):
-        """(gallery, slider, cells, files, sheet, table) after each cell, and with the sheet at the end."""
+        """(gallery, slider, cells, sheet, table, no scores, files) after each cell; the sheet at the end."""
         columns = parse_strengths(strengths or "")
         axes = Axes(prompts_of(prompt), list(adapters or []), columns, int(seeds))
         for text in axes.prompts:
@@ -186,9 +200,9 @@ class CompareTab:
             cells.append(replace(cell, path=save_served(self.workspace, image, "cell.png")))
             gallery = gr.update(value=captioned(cells), columns=len(columns) * int(seeds))
             pair = cells[0].path, cells[-1].path
-            yield gallery, pair, cells, gr.update(value=[], visible=False), None, None
+            yield gallery, pair, cells, None, *shown_scores([]), gr.update(value=[], visible=False)
         path = self.save_sheet(cells)
-        yield gallery, pair, cells, gr.update(value=[path], visible=True), path, None
+        yield gallery, pair, cells, path, *shown_scores([]), gr.update(value=[path], visible=True)
 
     def save_sheet(self, cells: list[Cell]) -> str:
         """All cells as one image: a row for each prompt and adapter."""
@@ -202,7 +216,7 @@ class CompareTab:
         return save_served(self.workspace, sheet(rows, heads), "grid.png")
 
     def evaluate(self, cells, sheet_file, references, encoders):
-        """(rows of the table, files): the scores of each adapter at each strength."""
+        """(table, empty state, files): the scores of each adapter at each strength."""
         cells = [cell for cell in cells if isinstance(cell, Cell)]
         if not cells:
             raise ConfigError("generate a grid first; then it can be scored")
@@ -216,7 +230,7 @@ class CompareTab:
         rows = table(found, {cell.group for cell in cells if not cell.strength})
         files = [sheet_file] if sheet_file else []
         files += save_table(self.workspace, HEAD, rows)
-        return rows, gr.update(value=files, visible=True)
+        return *shown_scores(rows), gr.update(value=files, visible=True)
 
     def pair_of_cell(self, cells: list, event: gr.SelectData):
         """The slider for the cell that was clicked: the first strength at the cell's seed, beside it."""
@@ -247,6 +261,11 @@ class CompareTab:
             self.first_prompt(kept, prompt),
             newest,
         )
+
+
+def shown_scores(rows: list[list[str]]) -> tuple:
+    """Updates of the table and of what is displayed without one."""
+    return gr.update(value=rows or None, visible=bool(rows)), gr.update(visible=not rows)
 
 
 def captioned(cells: list[Cell]) -> list[tuple[str, str]]:

@@ -7,12 +7,19 @@ from gralora_diffusion.ui.handlers import PRIVATE, guarded
 from gralora_diffusion.ui.served import save_small
 from gralora_diffusion.ui.workspace import Workspace
 
+HELP = (
+    "Training resizes each image and crops it to a square. **Aspect-ratio buckets** are shapes with about as "
+    "many pixels: each image is cropped to the nearest, so that less is cut away. **Center crop** keeps the "
+    "middle instead of random parts."
+)
+
 
 class CropPreview:
     """The options beside the resolution, a button, and where the previews are displayed."""
 
     def __init__(self, workspace: Workspace):
         self.workspace = workspace
+        gr.Markdown(HELP, elem_id="crop-help", elem_classes="hint")
         with gr.Row(elem_classes="pair"):
             self.buckets = gr.Checkbox(
                 False, label="Aspect-ratio buckets", elem_id="crop-buckets", container=False, min_width=120

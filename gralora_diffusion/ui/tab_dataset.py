@@ -19,6 +19,7 @@ UPLOADS = (
     "Files are added to the chosen dataset, or to a new one if the chosen one is "
     f"{BUNDLED} or if New name is filled in."
 )
+CHANGES = f"The first three use **New name**, above. {BUNDLED} can only be duplicated."
 CONFIRM = """(name) => confirm(`Delete the dataset ${name} with all its images?`) ? name : null"""
 
 
@@ -37,18 +38,10 @@ class DatasetTab:
                 self.build_sets()
             with gr.Column(scale=5, min_width=300):
                 self.build_images()
-        self.findings = gr.Dataframe(
-            headers=["image", "what was found", "what to do"],
-            datatype="str",
-            interactive=False,
-            wrap=True,
-            visible=False,
-            label="Checks",
-            elem_id="findings",
-        )
         self.connect()
 
     def build_sets(self) -> None:
+        """In the order of use: images in, what became of them, check, on to Train; then all else, folded."""
         self.chosen = gr.Dropdown(
             self.workspace.set_names(),
             value=BUNDLED,
@@ -64,14 +57,8 @@ class DatasetTab:
             elem_id="drop",
             height=150,
         )
-        gr.Markdown(UPLOADS, elem_id="drop-help")
+        gr.Markdown(UPLOADS, elem_id="drop-help", elem_classes="hint")
         self.new_name = gr.Textbox(label="New name", placeholder="my-dog", max_length=64, elem_id="new-set")
-        with gr.Row(elem_classes="pair"):
-            self.create = gr.Button("Create empty dataset", elem_id="create-set", min_width=120)
-            self.copy = gr.Button("Duplicate", elem_id="copy-set", min_width=90)
-        with gr.Row(elem_classes="pair"):
-            self.rename = gr.Button("Rename", elem_id="rename-set", min_width=90)
-            self.delete = gr.Button("Delete dataset", elem_id="delete-set", min_width=90, variant="stop")
         self.notes = gr.Textbox(
             label="Upload results", lines=3, interactive=False, visible=False, elem_id="notes"
         )
@@ -79,11 +66,24 @@ class DatasetTab:
             RESOLUTIONS,
             value="64",
             label="Resolution to train at",
-            info="64 for the demo model",
+            info="Width and height of a training crop in pixels: 64 for the demo model, 1024 for SDXL",
             elem_id="check-size",
         )
-        self.crops = CropPreview(self.workspace)
-        self.check = gr.Button("Check the images", elem_id="check-set")
+        with gr.Row(elem_classes="pair"):
+            self.check = gr.Button("Check images", elem_id="check-set", min_width=120)
+            self.next = gr.Button("Go to Train", variant="primary", elem_id="go-to-train", min_width=100)
+        with gr.Accordion("Preview crops", open=False, elem_id="crop-options"):
+            self.crops = CropPreview(self.workspace)
+        with gr.Accordion("Create, duplicate, rename or delete", open=False, elem_id="manage-sets"):
+            self.build_changes()
+
+    def build_changes(self) -> None:
+        gr.Markdown(CHANGES, elem_id="changes-help", elem_classes="hint")
+        self.create = gr.Button("Create empty dataset", elem_id="create-set")
+        with gr.Row(elem_classes="pair"):
+            self.copy = gr.Button("Duplicate", elem_id="copy-set", min_width=90)
+            self.rename = gr.Button("Rename", elem_id="rename-set", min_width=90, interactive=False)
+        self.delete = gr.Button("Delete dataset", elem_id="delete-set", variant="stop", interactive=False)
 
     def build_images(self) -> None:
         gr.Markdown(
@@ -91,8 +91,20 @@ class DatasetTab:
             "subject with a rare word: *a photo of sks dog*.",
             elem_id="captions-help",
         )
+        self.findings = gr.Dataframe(
+            headers=["image", "what was found", "what to do"],
+            datatype="str",
+            interactive=False,
+            wrap=True,
+            visible=False,
+            label="Checks",
+            column_widths=["28%", "36%", "36%"],
+            elem_id="findings",
+        )
         self.cards = CaptionCards(self.workspace)
-        with gr.Accordion("Edit all captions", open=False, elem_id="all-captions"):
+        with gr.Accordion(
+            "Edit all captions", open=False, visible=False, elem_id="all-captions"
+        ) as self.edit_all:
             with gr.Row(elem_classes="tight"):
                 self.prefix = gr.Textbox(
                     label="Prefix for captions",
@@ -112,7 +124,7 @@ class DatasetTab:
                 )
                 self.replace = gr.Button("Replace all", elem_id="replace-all", scale=1, min_width=80)
             self.tags = gr.Markdown("", elem_id="tags")
-        self.set_view = [*self.cards.outputs, self.tags]
+        self.set_view = [*self.cards.outputs, self.tags, self.edit_all, self.rename, self.delete]
         page = [self.chosen, self.cards.first]
         refresh = dict(fn=guarded(self.view), inputs=page, outputs=self.set_view, **PRIVATE)
         SetModels(self.workspace, self.chosen, refresh)
@@ -143,8 +155,11 @@ class DatasetTab:
     def view(self, name: str, first: int = 0) -> list:
         """Updates of `set_view` for a set, from its image number `first`."""
         counts = image_sets.tag_counts(self.workspace, name)[:TAGS]
+        has_images = bool(image_sets.images_of(self.workspace.image_set(name)))
         tags = " · ".join(f"{literal(tag)} {count}" for tag, count in counts)
-        return [*self.cards.view(name, first), f"**Tags:** {tags}" if tags else ""]
+        own = name != BUNDLED
+        allowed = [gr.update(visible=own and has_images), *[gr.update(interactive=own)] * 2]
+        return [*self.cards.view(name, first), f"**Tags:** {tags}" if tags else "", *allowed]
 
     def switch_set(self, name: str) -> tuple:
         return *self.view(name), gr.update(visible=False), gr.update(visible=False)

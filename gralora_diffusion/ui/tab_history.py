@@ -32,6 +32,7 @@ class RunHistory:
             object_fit="cover",
             elem_id="history",
             buttons=[],
+            visible=False,
         )
         with gr.Row(elem_classes="tight"):
             self.name = gr.Textbox(

@@ -78,6 +78,7 @@ class SampleTab:
             elem_id="generated",
             allow_preview=False,
             object_fit="contain",
+            visible=False,
         )
 
     def connect(self) -> None:

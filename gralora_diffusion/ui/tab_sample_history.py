@@ -40,6 +40,7 @@ class History:
             allow_preview=False,
             object_fit="contain",
             elem_id="history-images",
+            visible=False,
         )
 
     def build_details(self) -> None:
@@ -84,7 +85,7 @@ class History:
             text = "No favorites yet." if favorites is True else "Images that you generate are kept here."
         else:
             text = f"{len(shown)} of {len(found)}" if len(found) > SHOWN else f"{len(found)}"
-        return items, ids, text
+        return gr.update(value=items, visible=bool(items)), ids, text
 
     def choose(self, shown: list, event: gr.SelectData) -> tuple:
         if not isinstance(event.index, int) or not 0 <= event.index < len(shown or []):

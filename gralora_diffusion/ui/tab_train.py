@@ -28,9 +28,10 @@ from gralora_diffusion.ui.train_fields import build_groups, build_middle, names_
 from gralora_diffusion.ui.train_questions import (
     THIS,
     Answers,
+    base_warning_of,
     build_questions,
     card_choices,
-    warning_of,
+    card_warning_of,
     with_answers,
 )
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name, new_name
@@ -51,7 +52,9 @@ class TrainTab:
         self.last_base = gr.State(None)  # the base that the recommended values are for
         self.saved = saved
         fields = {}
-        self.what, self.card = build_questions(fields, workspace)
+        questions = build_questions(fields, workspace)
+        self.what, self.card = questions.what, questions.card
+        self.warnings = [questions.base_warning, questions.card_warning]
         self.name = build_middle(fields, workspace)
         build_groups(fields, workspace)
         self.fields = {name: fields[name] for name in FIELDS}
@@ -85,7 +88,7 @@ class TrainTab:
         self.preview_event = dict(
             fn=guarded(self.preview),
             inputs=[self.what, self.card, *self.inputs],
-            outputs=[self.equal_command, self.bar.warning, self.saved, *self.mistakes],
+            outputs=[self.equal_command, *self.warnings, self.saved, *self.mistakes],
             show_progress="hidden",
             **PRIVATE,
         )
@@ -169,16 +172,24 @@ class TrainTab:
         return None
 
     def preview(self, request: gr.Request, what: str, card: str, name: str, *fields):
-        """After each change: the equivalent command or what is wrong, a warning, what the browser keeps."""
+        """After each change: the equivalent command or what is wrong, warnings, what the browser keeps."""
         values = self.values_of(fields)
         keep = kept(request.username, what, card, name, values)
+        warnings = self.warnings_of(what, card, values)
         problem = self.problem_of(name, *fields)
         if problem:
-            return gr.skip(), gr.skip(), keep, *mistake_updates(problem)
+            return gr.skip(), *warnings, keep, *mistake_updates(problem)
         config = to_config(values, self.workspace, new_name(name, "a run"))
-        warning = warning_of(Answers(what, config.pretrained_model_name_or_path, card), values[IMAGES])
-        shown = gr.update(value=warning, visible=bool(warning))
-        return command(config), shown, keep, *mistake_updates(None)
+        return command(config), *warnings, keep, *mistake_updates(None)
+
+    def warnings_of(self, what: str, card: str, values: dict) -> list:
+        """Updates of the warnings below the base and the card, whatever else is wrong with the form."""
+        try:
+            base = self.workspace.base(values[BASE])
+        except ConfigError:  # the field is marked
+            return [gr.update(visible=False)] * 2
+        found = base_warning_of(base, values[IMAGES]), card_warning_of(Answers(what, base, card))
+        return [gr.update(value=text, visible=bool(text)) for text in found]
 
     def estimate(self, name: str, *fields):
         """The estimate as far as it is known at once; after each change."""

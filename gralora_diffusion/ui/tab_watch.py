@@ -9,10 +9,12 @@ from gralora_diffusion.ui import run_cards, run_view
 from gralora_diffusion.ui.config_form import IMAGES, from_config
 from gralora_diffusion.ui.follow_log import FOLLOW_LOG
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
+from gralora_diffusion.ui.look import Look
 from gralora_diffusion.ui.notifications import ASK
 from gralora_diffusion.ui.page_words import page_words
 from gralora_diffusion.ui.run_files import config_of, log_tail, read_job
 from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.status_strip import StatusStrip
 from gralora_diffusion.ui.tab_history import RunHistory
 from gralora_diffusion.ui.workspace import Workspace, free_name, real_file
 
@@ -51,9 +53,10 @@ class Changes:
 class WatchTab:
     """The tab's components, handlers and events but for Duplicate settings, which the page connects."""
 
-    def __init__(self, workspace: Workspace, queue: RunQueue):
+    def __init__(self, workspace: Workspace, queue: RunQueue, strip: StatusStrip):
         self.workspace = workspace
         self.queue = queue
+        self.strip = strip
         self.empty = gr.Markdown(
             "### Nothing has run yet\n"
             "Go to **Train** and press **Start**: with nothing changed, it trains on the bundled robot.",
@@ -78,6 +81,7 @@ class WatchTab:
             format="png",
             elem_id="samples",
             object_fit="contain",
+            visible=False,
         )
         self.history = RunHistory(queue, self.run)
         self.seen = gr.State({})
@@ -135,8 +139,9 @@ class WatchTab:
     def connect(self) -> None:
         self.refresh_event = dict(
             fn=guarded(self.refresh),
-            inputs=[self.run, self.smoothing, self.seen],
+            inputs=[self.strip.seen, self.run, self.smoothing, self.seen],
             outputs=[
+                *self.strip.outputs,
                 self.run,
                 self.stop,
                 self.resume,
@@ -158,6 +163,7 @@ class WatchTab:
             ],
             **QUIET,
         )
+        self.look_event = self.refresh_event | dict(fn=guarded(self.look))
         self.history.connect(self.seen, self.refresh_event)
         self.log.change(None, None, None, js=FOLLOW_LOG, **PRIVATE)
         self.notify.click(None, None, self.notify, js=ASK, **PRIVATE)
@@ -168,12 +174,25 @@ class WatchTab:
         resumed = self.resume.click(guarded(self.resume_run), self.run, None, queue=False, api_name="resume")
         resumed.then(**self.refresh_event)
 
-    def refresh(self, chosen: str | None, smoothing: float, before: dict | None):
-        """Updates of what has changed since `before`; of everything at the first call."""
+    def look(self, strip_before: list | None, chosen: str | None, smoothing: float, before: dict | None):
+        """refresh(), but for the strip alone until the tab has been opened, which needs no more."""
+        if before:
+            return self.refresh(strip_before, chosen, smoothing, before)
+        parts = len(self.look_event["outputs"]) - len(self.strip.outputs)
+        return *self.strip.updates(Look(self.queue), strip_before), *[gr.skip()] * parts
+
+    def refresh(self, strip_before: list | None, chosen: str | None, smoothing: float, before: dict | None):
+        """Updates of the strip and the tab where they have changed; of the whole tab at the first call."""
+        look = Look(self.queue)
+        strip = self.strip.updates(look, strip_before)
+        return *strip, *self.updates(look, chosen, smoothing, before)
+
+    def updates(self, look: Look, chosen: str | None, smoothing: float, before: dict | None) -> tuple:
+        """Updates of what has changed since `before`, then what the browser has after them."""
         names = self.workspace.run_names()
-        name = chosen if chosen in names else self.queue.current()
+        name = chosen if chosen in names else look.current()
         run = self.workspace.runs / name if name else None
-        progress = run_view.progress(self.queue, run) if run else None
+        progress = run_view.progress(look, run) if run else None
         state = progress.state if run else ""
         message = page_words(progress.message, self.workspace) if run and state != "done" else ""
         stoppable = state in ("starting", "running", "queued")
@@ -203,8 +222,8 @@ class WatchTab:
         hint = NO_LOG if run and not log and not read_job(run) else ""
         changes.add("log", [log, hint], lambda: gr.update(value=log, placeholder=hint))
         changes.add("samples", [name, sample_versions(run)], lambda: self.sample_images(run))
-        cards = run_cards.cards(self.queue)
-        changes.add("cards", cards, lambda: cards or None)
+        cards = run_cards.cards(look)
+        changes.add("cards", cards, lambda: gr.update(value=cards or None, visible=bool(cards)))
         changes.add("order", state == "queued", lambda: gr.update(visible=state == "queued"))
         deleted = self.history.changes.deleted()
         in_bin = [str(run) for run in deleted]

@@ -30,7 +30,6 @@ class EstimateBar:
                 elem_id="forecast",
             )
         with gr.Column(elem_id="start-bar"):
-            self.warning = gr.Markdown(visible=False, elem_id="train-warning")
             self.problem = gr.Textbox(
                 label="Fix before starting", visible=False, interactive=False, elem_id="problem", lines=1
             )

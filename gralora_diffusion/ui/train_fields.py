@@ -16,6 +16,7 @@ from gralora_diffusion.ui.config_form import (
 from gralora_diffusion.ui.workspace import Workspace
 
 FIND = """(text) => {  // hide the options that do not contain all words
+    let found = false;
     const words = text.toLowerCase().split(/\\s+/).filter(Boolean);
     for (const group of document.querySelectorAll('#all-options .group-of-options')) {
         let any = false;
@@ -24,8 +25,9 @@ FIND = """(text) => {  // hide the options that do not contain all words
             const fits = words.every(word => content.includes(word));
             option.style.display = fits ? '' : 'none'; any = any || fits;
         }
-        group.style.display = any ? '' : 'none';
+        group.style.display = any ? '' : 'none'; found = found || any;
     }
+    document.getElementById('no-option').style.display = found ? 'none' : 'block';
 }"""
 
 
@@ -48,8 +50,14 @@ def build_groups(fields: dict, workspace: Workspace) -> None:
     """All other fields by group, added to {name: component}, with a search box."""
     groups = grouped_fields()
     count = sum(map(len, groups.values()))
-    with gr.Accordion(f"{count} more options", open=False, elem_id="all-options"):
-        find = gr.Textbox(label="Find an option", placeholder="weight decay", elem_id="find-option")
+    with gr.Accordion(f"All other options ({count})", open=False, elem_id="all-options"):
+        find = gr.Textbox(
+            label="Find an option",
+            info="By words of its name or help",
+            placeholder="weight decay",
+            elem_id="find-option",
+        )
+        gr.Markdown("No option has all of these words.", elem_id="no-option", elem_classes="hint")
         for title, options in groups.items():
             if not options:
                 continue
@@ -77,7 +85,7 @@ def build_field(option: Option, workspace: Workspace):
     if option.type is bool:
         return gr.Checkbox(bool(value), **common)
     if choices(option) and value == "":
-        return gr.Dropdown([("default", ""), *choices(option)], value="", **common)
+        return gr.Dropdown([(option.blank, ""), *choices(option)], value="", **common)
     if choices(option):
         return gr.Dropdown(list(choices(option)), value=value, **common)
     if option.type in (int, float) and value != "":

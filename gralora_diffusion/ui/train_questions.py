@@ -26,6 +26,15 @@ NO_GPU = (
 SMALL_GPU = "**The GPU of this computer may be too small.** Compare its free memory with the estimate below."
 
 
+class Questions(NamedTuple):
+    """The fields that are no options, and the warnings, each below the answer that it is about."""
+
+    what: gr.Radio
+    card: gr.Dropdown
+    base_warning: gr.Markdown
+    card_warning: gr.Markdown
+
+
 class Answers(NamedTuple):
     """what: subject or style.  base: a value of Workspace.base().  card: THIS, or a size such as 12gb."""
 
@@ -34,7 +43,7 @@ class Answers(NamedTuple):
     card: str
 
 
-def build_questions(fields: dict, workspace: Workspace) -> tuple[gr.Radio, gr.Dropdown]:
+def build_questions(fields: dict, workspace: Workspace) -> Questions:
     """The fields of the questions: those of options are added to {name: component}, the others returned."""
     with gr.Row(elem_id="questions", equal_height=True):
         with gr.Column(min_width=260, elem_classes="question"):
@@ -51,6 +60,7 @@ def build_questions(fields: dict, workspace: Workspace) -> tuple[gr.Radio, gr.Dr
         with gr.Column(min_width=260, elem_classes="question"):
             title("2. Which base model?")
             fields[BASE] = build_field(FIELDS[BASE], workspace)
+            base_warning = gr.Markdown(visible=False, elem_id="base-warning", elem_classes="warning")
         with gr.Column(min_width=260, elem_classes="question"):
             title("3. Which graphics card?")
             card = gr.Dropdown(
@@ -60,7 +70,8 @@ def build_questions(fields: dict, workspace: Workspace) -> tuple[gr.Radio, gr.Dr
                 info="Sets rank, steps, batch size and precision to what fits its memory",
                 elem_id="card",
             )
-    return what, card
+            card_warning = gr.Markdown(visible=False, elem_id="card-warning", elem_classes="warning")
+    return Questions(what, card, base_warning, card_warning)
 
 
 def title(text: str) -> None:
@@ -75,11 +86,14 @@ def card_choices(what: str) -> list[tuple[str, str]]:
     return [(own, THIS), *((f"{size.removesuffix('gb')} GB", size) for size in sizes)]
 
 
-def warning_of(answers: Answers, image_set: str | None) -> str:
-    """Why the answers do not go together, in Markdown; "" where they do."""
-    if answers.base is None:
-        return "" if image_set in (None, "", BUNDLED) else OWN_IMAGES
-    if answers.card != THIS or device_name() == NOT_KNOWN:
+def base_warning_of(base: str | None, image_set: str | None) -> str:
+    """Why the base, a value of Workspace.base(), does not suit the dataset, in Markdown; "" where it does."""
+    return OWN_IMAGES if base is None and image_set not in (None, "", BUNDLED) else ""
+
+
+def card_warning_of(answers: Answers) -> str:
+    """Why the card does not suit the base, in Markdown; "" where it does."""
+    if answers.base is None or answers.card != THIS or device_name() == NOT_KNOWN:
         return ""
     free = device_memory()
     if free is None:

@@ -53,7 +53,7 @@ def first_load(url: str) -> dict[str, dict]:
         network.on("Network.loadingFinished", finished)
         network.send("Network.enable")
         page.goto(url)
-        page.wait_for_selector("#strip-run")
+        page.wait_for_selector("#strip-state")
         seen = -1
         while seen != len(files):
             seen = len(files)

@@ -68,7 +68,7 @@ def test_typed_captions_are_saved_as_typed(tab, page):
     keyboard.type("!", delay=60)
     is_saved(page, 3, LONG + "!")
     tab.page.reload()
-    tab.page.wait_for_selector("#strip-run")
+    tab.page.wait_for_selector("#strip-state")
 
 
 def test_a_deleted_image_comes_back_with_its_caption(tab, page):

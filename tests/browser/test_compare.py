@@ -31,8 +31,11 @@ def test_a_grid_of_two_prompts_is_scored_and_the_best_is_marked(tab):
     generate(tab, "a photo of sks robot\na drawing of sks robot", "0, 0.5, 1", 1)
     until(lambda: tab.page.locator("#grid img").count() == 6, "two rows of three strengths")
     tab.wait("grid", "robot-1 at 0.5 · seed 0 · a drawing of sks robot")
+    assert tab.page.locator("#no-scores").is_visible()
+    assert not tab.page.locator("#scores").is_visible()
     tab.page.click("#score")
     tab.wait("scores", "★ best")
+    tab.page.locator("#no-scores").wait_for(state="hidden")
     assert "robot-1 at 0.5" in tab.text("scores")
 
 
@@ -54,7 +57,7 @@ def test_blind_votes_survive_a_reload_and_names_come_at_the_end(tab):
     tab.wait("blind-text", "2 of 3: the prompt")
     until(lambda: side(tab, "left") != first, "the next pair")
     tab.page.reload()
-    tab.page.wait_for_selector("#strip-run")
+    tab.page.wait_for_selector("#strip-state")
     tab.go("Compare")
     tab.wait("blind-text", "2 of 3: the prompt")
     tab.page.locator("#blind-left").wait_for()

@@ -84,10 +84,13 @@ def test_selected_images_are_deleted_at_once_and_get_a_prefix(tab, folder):
     tab.page.click("#delete-masks")
     until(lambda: "00_mask.png" not in names(folder), "the mask alone is deleted")
     assert "00.png" in names(folder)
+    tab.page.locator("#delete-masks").wait_for(state="hidden")  # there are no more
+    assert tab.page.locator("#delete-selected").is_visible()
 
 
 def test_what_training_cuts_is_displayed(tab, folder):
     Image.new("RGB", (256, 128), "white").save(folder / "wide.png")
+    tab.page.get_by_text("Preview crops").first.click()
     tab.page.click("#preview-crops")
     tab.wait("crops", "wide.png: 64 x 64, 50 % cut away, at 4 places")
     tab.page.locator("#crop-buckets input").check()
@@ -116,3 +119,32 @@ def test_models_caption_and_mask_what_has_none(tab, folder, page):
         assert made
     finally:
         shutil.rmtree(page.home / "models" / "tagger")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_what_comes_next_after_a_drop_is_in_sight_first(chromium, page, folder, width):
+    """Upload results, the check, and the way to Train; what changes whole datasets is folded below them."""
+    tab = Tab(chromium, page.url, width)
+    tab.wait("cards", "00.png")
+    assert not tab.page.locator("#all-captions").is_visible()  # the bundled images cannot be edited
+    tab.fill("new-set", "dropped")
+    (folder / "Metadata.csv").write_text("file_name,text\n01.png,a photo of sks dog\n")
+    (folder / "other.csv").write_text("x")
+    files = [folder / name for name in ("01.png", "02.png", "Metadata.csv", "other.csv")]
+    tab.page.set_input_files("#drop input[type=file]", files)
+    tab.wait("cards", "02.png")
+    until(lambda: tab.value("caption-0") == "a photo of sks dog", "the list is read")
+    until(lambda: "other.csv was left out" in tab.value("notes"), "what is not read is named")
+    order = ("set", "drop", "notes", "check-set", "crop-options", "manage-sets")
+    tops = [tab.page.locator(f"#{name}").bounding_box()["y"] for name in order]
+    assert tops == sorted(tops)
+    assert not tab.page.locator("#delete-masks").is_visible()
+    assert not tab.page.locator("#delete-set").is_visible()
+    tab.page.locator("#manage-sets button").first.click()
+    until(lambda: tab.page.locator("#delete-set").is_enabled(), "an own dataset can be deleted")
+    tab.page.click("#check-set")
+    tab.wait("findings", "2 images")
+    tab.page.click("#go-to-train")
+    tab.page.locator("#start").wait_for()
+    tab.stays_home()
+    tab.context.close()

@@ -91,6 +91,7 @@ def test_a24_names_and_texts_are_never_markup(chromium, filled):
         tab.wait("run-name", "a run cannot be named")
         tab.go("Dataset")
         tab.fill("new-set", HOSTILE)
+        tab.page.locator("#manage-sets button").first.click()
         tab.page.click("#create-set")
         tab.page.locator(".toast-body", has_text="a dataset cannot be named").wait_for()
         assert not tab.page.get_by_text("Error", exact=True).filter(visible=True).count() > 1, (

@@ -100,7 +100,7 @@ def test_the_page_works_behind_nginx(chromium, proxied):
         page.get_by_role("button", name="Login").click()
         if password != GOOD["password"]:
             page.get_by_text("Incorrect Credentials").wait_for()
-    page.wait_for_selector("#strip-run")
+    page.wait_for_selector("#strip-state")
     page.set_input_files("#drop input[type=file]", str(EXAMPLE / "00.png"))
     until(lambda: list(proxied.home.glob("images/*/00.png")), "the image is uploaded")
     page.get_by_role("tab", name="Watch", exact=True).click()

@@ -124,7 +124,7 @@ def test_the_history_survives_a_reload_and_gives_its_settings_back(tab, filled):
     sent = generate(tab, prompt="a photo of sks robot at night", seed="41", negative="red", size="96x64")
     tab.wait("history-images", "seed 41 · robot-1 0.6 · a photo of sks robot at night")
     tab.page.reload()
-    tab.page.wait_for_selector("#strip-run")
+    tab.page.wait_for_selector("#strip-state")
     tab.go("Sample")
     tab.wait("history-images", "seed 41 · robot-1 0.6 · a photo")
     tab.page.locator("#history-images .thumbnail-item", has_text="seed 41").first.click()

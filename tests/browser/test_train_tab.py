@@ -67,7 +67,7 @@ def test_the_form_survives_a_reload(mine, tab, chromium, filled):
     choose(tab, "option-pretrained_model_name_or_path", "SDXL 1.0")
     tab.fill("option-instance_prompt", "a photo of sks dog 🐶")
     tab.fill("option-max_train_steps", 77)
-    tab.page.get_by_text("more options").click()
+    tab.page.get_by_text("All other options").click()
     tab.fill("option-adam_weight_decay", 0.25)
     tab.fill("option-hub_token", "hf_averysecrettoken")
     tab.page.get_by_text("Equivalent command and config file").click()
@@ -75,7 +75,7 @@ def test_the_form_survives_a_reload(mine, tab, chromium, filled):
     tab.fill("run-name", "dog-7")
     until(lambda: "--output_dir runs/dog-7" in tab.value("equal-command"), "the command has it")
     tab.page.reload()
-    tab.page.wait_for_selector("#strip-run")
+    tab.page.wait_for_selector("#strip-state")
     tab.go("Train")
     has(tab, "run-name", "dog-7")
     has(tab, "option-instance_prompt", "a photo of sks dog 🐶")
@@ -83,7 +83,7 @@ def test_the_form_survives_a_reload(mine, tab, chromium, filled):
     has(tab, "option-instance_data_dir", "mine")
     assert SDXL in tab.value("option-pretrained_model_name_or_path")
     assert tab.page.get_by_label("A style").is_checked()
-    tab.page.get_by_text("more options").click()
+    tab.page.get_by_text("All other options").click()
     has(tab, "option-adam_weight_decay", "0.25")
     assert tab.value("option-hub_token") == ""
     other = Tab(chromium, filled.url)
@@ -122,10 +122,10 @@ def test_captions_that_were_added_meanwhile_clear_the_mistake(mine, tab):
 
 
 def test_a_mistake_in_the_list_opens_it(tab):
-    tab.page.get_by_text("more options").click()
+    tab.page.get_by_text("All other options").click()
     tab.fill("option-adam_beta1", 2)
     tab.wait("option-adam_beta1", "at most")
-    tab.page.get_by_text("more options").click()
+    tab.page.get_by_text("All other options").click()
     tab.page.locator("#option-adam_beta1").wait_for(state="hidden")
     tab.page.click("#check")
     until(lambda: tab.page.locator("#option-adam_beta1").is_visible(), "the list is open")
@@ -136,10 +136,13 @@ def test_a_mistake_in_the_list_opens_it(tab):
 def test_options_and_warnings_follow_the_base(mine, tab):
     """No 1024 pixels on the demo model, whose name is the same everywhere, and which learns no photos."""
     assert tab.value("option-pretrained_model_name_or_path") == EMBEDDED
-    assert not tab.page.locator("#train-warning").is_visible()
+    assert not tab.page.locator("#base-warning").is_visible()
     choose(tab, "option-instance_data_dir", "mine")
     tab.fill("option-instance_prompt", "a photo of sks dog")
-    tab.wait("train-warning", "The demo model cannot learn photos")
+    tab.wait("base-warning", "The demo model cannot learn photos")
+    below = tab.page.locator("#base-warning").bounding_box()
+    base = tab.page.locator("#option-pretrained_model_name_or_path").bounding_box()
+    assert 0 <= below["y"] - base["y"] - base["height"] < 40  # pixels: where the base is chosen
     choose(tab, "option-pretrained_model_name_or_path", "SDXL 1.0")
     resolution = tab.page.locator("#option-resolution input, #option-resolution textarea")
     until(lambda: resolution.get_attribute("placeholder") == "1024", "the placeholder follows")
@@ -147,12 +150,30 @@ def test_options_and_warnings_follow_the_base(mine, tab):
     has(tab, "option-resolution", "1024")
     has(tab, "option-max_train_steps", "800")
     has(tab, "option-rank", "32")
-    tab.page.locator("#train-warning").wait_for(state="hidden")
+    tab.page.locator("#base-warning").wait_for(state="hidden")
     choose(tab, "option-pretrained_model_name_or_path", EMBEDDED)
     has(tab, "option-resolution", "")
     has(tab, "option-rank", "64")
     until(lambda: resolution.get_attribute("placeholder") == "64", "the placeholder follows")
-    tab.wait("train-warning", "The demo model cannot learn photos")
+    tab.wait("base-warning", "The demo model cannot learn photos")
+
+
+def test_the_list_of_options_is_searched(tab):
+    """By words of names and help; where none has them, it says so."""
+    tab.page.get_by_text("All other options").click()
+    shown = tab.page.locator("#all-options .option:visible")
+    until(lambda: shown.count() > 100, "all are there")
+    assert tab.page.get_by_text(f"All other options ({shown.count()})").is_visible()
+    tab.fill("find-option", "weight decay")
+    until(lambda: 0 < shown.count() < 8, "few are left")
+    assert tab.page.locator("#option-adam_weight_decay").is_visible()
+    assert not tab.page.locator("#no-option").is_visible()
+    tab.fill("find-option", "weight dekay")
+    tab.page.locator("#no-option").wait_for()
+    assert shown.count() == 0
+    tab.fill("find-option", "")
+    tab.page.locator("#no-option").wait_for(state="hidden")
+    has(tab, "option-keep_best", "last step")
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -161,7 +182,7 @@ def test_start_and_the_estimate_stay_in_sight(chromium, filled, width):
     tab.go("Train")
     until(lambda: tab.value("estimate-memory").startswith("about "), "the estimate is there by itself")
     assert "adapter" in tab.value("estimate-files")
-    tab.page.get_by_text("more options").click()
+    tab.page.get_by_text("All other options").click()
     tab.page.locator("#option-adam_beta1").wait_for()
     for place in (0, 600, 1500):
         tab.page.evaluate("y => scrollTo(0, y)", place)
@@ -173,7 +194,7 @@ def test_start_and_the_estimate_stay_in_sight(chromium, filled, width):
 def test_a_run_generates_previews_six_times_by_itself(tab, filled):
     tab.fill("option-max_train_steps", 12)
     tab.fill("option-rank", 8)
-    tab.page.get_by_text("more options").click()
+    tab.page.get_by_text("All other options").click()
     tab.fill("option-num_inference_steps", 1)
     name = "with-previews"
     tab.fill("run-name", name)

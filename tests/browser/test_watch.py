@@ -146,7 +146,7 @@ def test_title_and_notification_when_a_run_ends_asked_by_a_click_alone(chromium,
     tab.context.grant_permissions(["notifications"])
     tab.context.add_init_script(RECORD)
     tab.page.reload()
-    tab.page.wait_for_selector("#strip-run")
+    tab.page.wait_for_selector("#strip-state")
     run = FakeRun(filled.home, "busy")
     run.status("running", step=3, steps=9)
     try:
@@ -182,6 +182,25 @@ def test_the_log_follows_and_begins_without_warnings_of_libraries(tab, filled):
         until(lambda: log_field.evaluate(at_end), "the newest line is in sight")
     finally:
         log.unlink()
+
+
+def test_values_that_are_not_known_are_hidden(tab, filled):
+    """A cell of the header with "-" says nothing, and makes the header two rows high."""
+    busy = FakeRun(filled.home, "busy")
+    busy.status("running", step=1, steps=9)
+    try:
+        tab.wait("history", "busy · running")
+        tab.wait_state("running")  # from the same look as the card
+        for name in ("speed", "time-left", "memory"):
+            assert tab.value(f"strip-{name}") == "-"
+            tab.page.locator(f"#strip-{name}").wait_for(state="hidden")
+        assert tab.page.locator("#strip-step").is_visible()
+    finally:
+        shutil.rmtree(busy.run)
+    tab.wait_state("done")
+    until(lambda: tab.value("strip-run") == "robot-1", "the run that has ended")
+    tab.page.locator("#strip-speed").wait_for()
+    assert tab.value("strip-speed").endswith(("it/s", "s/it"))
 
 
 def test_the_queue_is_reordered(tab, filled):

@@ -294,6 +294,12 @@ def test_sample_prompts_name_the_concepts_and_are_in_the_plan(kohya, tmp_path):
     config = config_of(kohya / "img")
     prompts = sample_prompts(config, instance_images(config))
     assert prompts == ["tok cat", "tok cat on a blue background", "sks dog", "sks dog on a blue background"]
+    for image in (kohya / "img").rglob("*.png"):  # the words of the folder come first, whatever captions say
+        image.with_suffix(".txt").write_text("a blue thing, outdoors")
+    with_captions = dataclasses.replace(config, instance_prompt="a photo of xyz")
+    assert sample_prompts(with_captions, instance_images(with_captions)) == prompts
+    for image in (kohya / "img").rglob("*.png"):
+        image.with_suffix(".txt").unlink()
     text = plan(config).text()
     assert f"sample prompts: {' | '.join(prompts)}\n" in text
     assert (

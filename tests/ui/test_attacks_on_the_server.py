@@ -49,6 +49,18 @@ def test_the_page_itself_is_compressed(page):
         assert len(sent) < 100_000 < 500_000 < len(text)
 
 
+def test_values_are_compressed(page):
+    number = next(d["id"] for d in page.config()["dependencies"] if d["api_name"] == "list_runs")
+    sent = dict(data=[], fn_index=number, session_hash="s")
+    answer = page.client.post("/gradio_api/run/predict", json=sent, headers={"accept-encoding": "br"})
+    assert answer.status_code == 200
+    long = next(d["id"] for d in page.config()["dependencies"] if d["api_name"] == "lists")
+    sent = dict(data=["subject"], fn_index=long, session_hash="s")
+    answer = page.client.post("/gradio_api/run/predict", json=sent, headers={"accept-encoding": "br"})
+    assert (answer.status_code, answer.headers["content-encoding"]) == (200, "br")
+    assert "This computer" in answer.text
+
+
 def test_headers(page):
     headers = page.client.get("/").headers
     assert "frame-ancestors 'none'" in headers["content-security-policy"]

@@ -18,6 +18,7 @@ from gralora_diffusion.training.run_folder import Run
 from gralora_diffusion.ui import run_cards
 from gralora_diffusion.ui.run_changes import RunChanges
 from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.status_strip import StatusStrip
 from gralora_diffusion.ui.tab_watch import WatchTab
 
 NAMES = ["../x", "/etc/x", "a/b", "..", "", "a\0b", "a\nb", "CON", "x" * 300, "--help", "$(id)", "%2e%2e"]
@@ -78,13 +79,14 @@ def test_a_deleted_run_comes_back_whole(changes, workspace):
 def test_a_reloaded_page_offers_to_undo_a_delete(changes, workspace):
     async def build() -> WatchTab:  # in a loop that is closed; Gradio would leave one of its own open
         with gr.Blocks():
-            return WatchTab(workspace, changes.queue)
+            queue = changes.queue
+            return WatchTab(workspace, queue, StatusStrip(queue, gr.Timer(1)))
 
     tab = asyncio.run(build())
     place = tab.refresh_event["outputs"].index(tab.history.undo)
 
     def refreshed(before: dict | None) -> tuple:
-        *updates, seen = tab.refresh(None, 0.9, before)
+        *updates, seen = tab.refresh(None, None, 0.9, before)
         return updates[place].get("visible"), seen
 
     assert refreshed(None)[0] is False

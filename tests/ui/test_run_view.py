@@ -9,8 +9,9 @@ from gralora_diffusion.devices import best_device, name_of
 from gralora_diffusion.options import to_dict
 from gralora_diffusion.ui import run_view
 from gralora_diffusion.ui.card import device_name, find_device
-from gralora_diffusion.ui.page import STRIP, strip_values
+from gralora_diffusion.ui.look import Look
 from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.status_strip import STRIP, strip_values
 from gralora_diffusion.ui.workspace import Workspace
 
 GIB = 2**30
@@ -31,7 +32,7 @@ def test_the_strip_shows_the_card_and_its_memory_in_use_at_the_peak_and_reserved
     line |= dict(peak=None, reserved="a word")  # of a run without these numbers
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n\n")
     assert run_view.memory_text(run_view.progress(queue, run)) == "5.00 GiB"
-    assert len(strip_values(queue)) == len(STRIP) + 2
+    assert len(strip_values(Look(queue))) == len(STRIP) + 2
 
 
 def test_the_plot_has_the_held_out_loss_and_the_best_step_and_scores_are_apart(tmp_path):
@@ -73,7 +74,7 @@ def test_the_device_is_shown_before_the_first_run(tmp_path):
     find_device()
     assert device_name() == name_of(best_device())
     queue = RunQueue(Workspace(tmp_path))
-    assert strip_values(queue)[STRIP.index("Device")] == device_name()
+    assert strip_values(Look(queue))[STRIP.index("Device")] == device_name()
 
 
 def test_sample_images_are_those_in_the_folder_of_the_run(tmp_path):

@@ -64,6 +64,10 @@ def test_placeholders_follow_the_base():
     assert [placeholder(FIELDS["resolution"], base) for base in (None, SDXL)] == ["64", "1024"]
 
 
+OF_BASE = ("demo model cannot learn photos",)
+OF_CARD = ("has no GPU", "may be too small")
+
+
 @pytest.mark.parametrize(
     ("answers", "images", "found", "words"),
     [
@@ -78,8 +82,9 @@ def test_placeholders_follow_the_base():
 )
 def test_warnings(device, answers, images, found, words):
     device(*found)
-    warning = train_questions.warning_of(answers, images)
-    assert (words in warning) if words else not warning
+    warnings = train_questions.base_warning_of(answers.base, images), train_questions.card_warning_of(answers)
+    assert [bool(warning) for warning in warnings] == [words in OF_BASE, words in OF_CARD]
+    assert words in "".join(warnings)
 
 
 def test_the_card_is_displayed_with_the_sizes_that_have_presets(device):

@@ -7,6 +7,7 @@ import gradio as gr
 import pytest
 
 from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.status_strip import StatusStrip
 from gralora_diffusion.ui.tab_watch import NO_LOG, WatchTab
 
 LINES = {
@@ -27,7 +28,8 @@ LINES = {
 def tab(workspace):
     async def build() -> WatchTab:  # in a loop that is closed; Gradio would leave one of its own open
         with gr.Blocks():
-            return WatchTab(workspace, RunQueue(workspace))
+            queue = RunQueue(workspace)
+            return WatchTab(workspace, queue, StatusStrip(queue, gr.Timer(1)))
 
     return asyncio.run(build())
 
@@ -46,7 +48,7 @@ def test_a_run_without_a_log_has_none(tab, workspace):
 
 def log_update(tab, run) -> dict:
     """What the browser gets for the log of the chosen run."""
-    updates = tab.refresh(run.name, 0.9, None)
+    updates = tab.refresh(None, run.name, 0.9, None)
     return updates[tab.refresh_event["outputs"].index(tab.log)]
 
 
