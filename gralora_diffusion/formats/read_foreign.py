@@ -67,6 +67,8 @@ def read_foreign(path: Path, metadata: dict[str, str], tensors: dict[str, torch.
     elif any(key.startswith(PEFT) and ".lora_A." in key for key in tensors):
         note(f"{path}: alpha is in PEFT's adapter_config.json, which is not there; the rank is taken for it")
     found = grouped(path, layers, int(number))
+    if not found:
+        raise ConfigError(f"{path} holds no layers: save or download the file again")
     check_network_args(path, metadata, list(found.values()))
     facts = facts_of(path, metadata)
     return assembled(found, lambda component: own_config(configs, component), str(path), facts)
