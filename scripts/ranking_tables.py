@@ -9,6 +9,7 @@ from tasks import learned_styles
 
 from gralora_diffusion.evaluation.statistics import holm, p_value, t_interval
 from gralora_diffusion.experiments.markdown import markdown
+from gralora_diffusion.experiments.methods import tuned_as
 from gralora_diffusion.experiments.plots import half_width, save_figure
 from gralora_diffusion.experiments.results import read_results
 from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
@@ -45,10 +46,10 @@ Runs = dict[tuple[str, int], Entry]  # by style and seed
 
 def report(folder: Path) -> str:
     """All tables, written to table.md.  Raises ConfigError without test runs."""
-    done = [entry for entry in read_results(folder) if entry["run"]["part"] == "test"]
+    parts, styles = [], learned_styles()
+    done = runs_at_tuned_rates(read_results(folder), styles)
     if not done:
         raise ConfigError(f"{folder} holds no test runs to report")
-    parts, styles = [], learned_styles()
     for rank in sorted({budget_of(entry["run"]) for entry in done}):
         arms, incomplete = arms_of(done, rank, len(styles))
         if LORA not in arms:
@@ -66,6 +67,45 @@ def report(folder: Path) -> str:
     text = "\n\n".join(parts)
     write_text(folder / "table.md", text + "\n")
     return text
+
+
+def runs_at_tuned_rates(entries: list[dict], styles: list[str]) -> list[dict]:
+    """The test runs of these styles, each method's at the rate that is best in its validation runs.
+
+    Those at OTHER_RATES are among them.  Others are in the sweeps that tasks.py shares, or were made before a
+    rate was tried.
+    """
+    tuning: dict[tuple, list[dict]] = {}
+    for entry in entries:
+        if entry["run"]["part"] == "validation" and entry["run"]["method"] != FULL:
+            tuning.setdefault(arm_key(entry["run"]), []).append(entry)
+    best = {}
+    for key, runs in tuning.items():
+        losses = losses_by_rate(runs)
+        best[key] = min(losses, key=losses.get, default=None)
+    found = []
+    for entry in entries:
+        run = entry["run"]
+        if run["part"] != "test" or entry["task"] not in styles or run["seed"] not in SEEDS:
+            continue
+        _, *sizes = arm_key(run)
+        others = OTHER_RATES.get((run["method"], run["k"], run["rank"]), ())
+        if run["lr"] == best.get((tuned_as(run["method"]), *sizes), run["lr"]) or run["lr"] in others:
+            found.append(entry)
+    return found
+
+
+def arm_key(run: dict) -> tuple:
+    return run["method"], run["k"], run["targets"], run["rank"]
+
+
+def losses_by_rate(runs: list[dict]) -> dict[float, float]:
+    """{rate: mean loss after the last step}; without the rates at which a run failed."""
+    found = {}
+    for entry in runs:
+        found.setdefault(entry["run"]["lr"], []).append(entry)
+    sound = {rate: runs for rate, runs in found.items() if all("curve" in entry for entry in runs)}
+    return {rate: statistics.mean(entry["curve"][-1][1] for entry in runs) for rate, runs in sound.items()}
 
 
 def arms_of(done: list[dict], rank: int, styles: int) -> tuple[dict[str, Runs], list[str]]:

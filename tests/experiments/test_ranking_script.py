@@ -71,6 +71,23 @@ def test_differences_are_paired_by_seed_and_averaged_over_styles(tmp_path, three
     assert (tmp_path / "table.md").read_text() == text + "\n"
 
 
+def test_runs_at_other_rates_and_of_other_styles_do_not_count(tmp_path, three_styles):
+    """tasks.py has run LoRA at a rate that may not be the one chosen here, in the same sweeps."""
+    lora, gralora = ranking.ARMS[:2]
+    runs = [*runs_of(lora, [0, 0, 0]), *runs_of(gralora, [-0.001, -0.002, -0.003], lr=3e-3)]
+    for rate, loss in ((1e-3, 0.1), (3e-4, 0.2)):
+        tuning = entry(ranking.TUNING_STYLE, 0, lora, loss, lr=rate)
+        tuning["run"]["part"] = "validation"
+        runs.append(tuning)
+    write(tmp_path, runs)
+    text = ranking_tables.report(tmp_path)
+    others = [entry(style, seed, lora, 0.5, lr=3e-4) for style in STYLES for seed in ranking_tables.SEEDS]
+    others += [entry("d", seed, arm, 0.5) for seed in ranking_tables.SEEDS for arm in (lora, gralora)]
+    write(tmp_path, [*others, *runs, *others])
+    assert ranking_tables.report(tmp_path) == text
+    assert "-2.00" in text
+
+
 def test_small_benchmarks_are_counted(tmp_path, three_styles):
     """Of four batches one names the worst."""
     lora, gralora = ranking.ARMS[:2]
