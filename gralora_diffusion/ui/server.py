@@ -77,6 +77,7 @@ def launch(workspace: Workspace, port: int, access: Access) -> None:
         pwa=False,
         quiet=True,
         prevent_thread_lock=True,
+        _frontend=False,  # else Gradio asks for the page, and ends where a busy machine takes over 3 s
         app_kwargs=dict(
             middleware=middleware(access, workspace.scratch / KNOWN, workspace.served),
             routes=report_routes(workspace),
