@@ -189,7 +189,7 @@ def test_an_undo_into_a_damaged_list_says_so_and_loses_nothing(workspace, folder
     removed_images.remove(workspace, "mine", ["a.png"])
     good = (folder / "metadata.jsonl").read_text()
     (folder / "metadata.jsonl").write_text("{")
-    with pytest.raises(ConfigError, match=r"metadata\.jsonl cannot be used: line 1 is not JSON: correct"):
+    with pytest.raises(ConfigError, match=r"metadata\.jsonl cannot be used \(line 1 is not JSON\): correct"):
         removed_images.undo_remove(workspace, "mine")
     (folder / "metadata.jsonl").write_text(good)
     assert removed_images.undo_remove(workspace, "mine") == "a.png"
