@@ -9,11 +9,12 @@ docs/experiments/README.md has the design, which was written before the runs.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
 import ranking_tables
-from ranking_tables import ALL_LINEAR, ALL_LINEAR_RANK, arm_key, losses_by_rate
+from ranking_tables import ALL_LINEAR, ALL_LINEAR_RANK, OTHER_RATES, arm_key, losses_by_rate
 from tasks import COMMON, TEST, learned_styles, sweep
 
 from gralora_diffusion.console import fail
@@ -89,8 +90,9 @@ def run_all(images: Path, state: Path) -> None:
         for arm in ARMS:
             if rank not in arm.ranks:
                 continue
-            rate = tuned_rate(arm, rank, images, state)
-            for style in styles:
+            rates = [tuned_rate(arm, rank, images, state)]
+            rates += OTHER_RATES.get((arm.method, arm.k, rank), ())
+            for style, rate in itertools.product(styles, sorted(set(rates))):
                 sweep(f"{COMMON} {TEST} {arm.options(rank)} --lrs {rate:g}", images / style, state / style)
             keep(styles, state)
 

@@ -25,6 +25,9 @@ ALL_LINEAR_RANK, ITS_BUDGET = (
     6,
     16,
 )  # the rank with which all linear layers have nearly that budget's parameters
+# Tested beside the chosen rate, after the primary comparison was known; without a p.
+OTHER_RATES = {("our-lora", None, 16): (3e-3,), ("gralora", 2, 16): (1e-3,)}
+AT_OTHER_RATE = " at "
 HEADS = ["method", "parameters", "rate", "loss x 1000", "less LoRA's, 95 % t", "styles ahead", "Holm's p"]
 
 
@@ -69,7 +72,8 @@ def report(folder: Path) -> str:
 def runs_at_tuned_rates(entries: list[dict], styles: list[str]) -> list[dict]:
     """The test runs of these styles, each method's at the rate that is best in its validation runs.
 
-    Others are in the sweeps that tasks.py shares, or were made before a rate was tried.
+    Those at OTHER_RATES are among them.  Others are in the sweeps that tasks.py shares, or were made before a
+    rate was tried.
     """
     tuning: dict[tuple, list[dict]] = {}
     for entry in entries:
@@ -85,7 +89,8 @@ def runs_at_tuned_rates(entries: list[dict], styles: list[str]) -> list[dict]:
         if run["part"] != "test" or entry["task"] not in styles or run["seed"] not in SEEDS:
             continue
         _, *sizes = arm_key(run)
-        if run["lr"] == best.get((tuned_as(run["method"]), *sizes), run["lr"]):
+        others = OTHER_RATES.get((run["method"], run["k"], run["rank"]), ())
+        if run["lr"] == best.get((tuned_as(run["method"]), *sizes), run["lr"]) or run["lr"] in others:
             found.append(entry)
     return found
 
@@ -139,13 +144,17 @@ def budget_of(run: dict) -> int:
 
 def label(run: dict) -> str:
     name = f"{run['method']} k{run['k']}" if run["k"] else run["method"]
-    return name if run["targets"] == "attention" else f"{name}, {run['targets']}"
+    if run["targets"] == ALL_LINEAR:
+        return f"{name}, {ALL_LINEAR}"
+    if run["lr"] in OTHER_RATES.get((run["method"], run["k"], run["rank"]), ()):
+        return f"{name}{AT_OTHER_RATE}{run['lr']:g}"
+    return name
 
 
 def ranking_table(arms: dict[str, Runs], styles: list[str]) -> str:
     """The lowest loss first.  The primary comparison has its own p, the others Holm's among themselves."""
     order = sorted(arms, key=lambda name: mean_loss(arms[name]))
-    others = [name for name in order if name not in (LORA, PRIMARY, FULL)]
+    others = [name for name in order if name not in (LORA, PRIMARY, FULL) and AT_OTHER_RATE not in name]
     corrected = dict(
         zip(others, holm([p_value(less_lora(arms, name, styles)) for name in others]), strict=True)
     )
@@ -198,7 +207,7 @@ def less_lora(arms: dict[str, Runs], name: str, styles: list[str]) -> list[float
 
 def small_benchmarks(arms: dict[str, Runs]) -> str:
     """How often one style, one seed and eight noisy images name another winner than all runs do."""
-    competing = {name: runs for name, runs in arms.items() if name != FULL}
+    competing = {name: runs for name, runs in arms.items() if name != FULL and AT_OTHER_RATE not in name}
     best = min(competing, key=lambda name: mean_loss(competing[name]))
     wins = dict.fromkeys(competing, 0)
     count = ahead = 0

@@ -183,19 +183,8 @@ class Evidence(NamedTuple):
         return self.is_learned and statistics.mean(self.gains_by_style) >= FACTOR * noise
 
 
-HEADS = [
-    "style",
-    "seeds",
-    "loss of the base x 1000",
-    "gain of full fine-tuning",
-    "sd",
-    "gain of LoRA",
-    "sd",
-    "gain by wrong images",
-    "sd of LoRA less full",
-    "first criterion",
-    "second",
-]
+HEADS = ["style", "base", "gain of full", "sd", "gain of LoRA", "sd", "by wrong images", "sd LoRA - full"]
+HEADS += ["first", "second"]  # criterion
 
 
 def report() -> str:
@@ -209,7 +198,7 @@ def report() -> str:
         found = evidence[style]
         differences = [found.lora[seed] - found.full[seed] for seed in found.full]
         variances.append(statistics.variance(differences))
-        row = [style, len(found.full), f"{found.base:.2f}"]
+        row = [style, f"{found.base:.2f}"]
         row += [interval_text(found.gains), f"{statistics.stdev(found.full.values()):.2f}"]
         row += [f"{gain_of_lora(found):.2f}", f"{statistics.stdev(found.lora.values()):.2f}"]
         row += [interval_text(found.gains_of_wrong), f"{statistics.stdev(differences):.2f}"]
