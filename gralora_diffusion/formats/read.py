@@ -51,7 +51,8 @@ def file_in(folder: Path) -> Path | None:
             return folder / name
     if peft_folders(folder):
         return None
-    others = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
+    visible = [file for file in folder.glob("*.safetensors") if not file.name.startswith(".")]
+    others = sorted(file for file in visible if file.is_file())
     if len(others) > 1:
         some = ", ".join(file.name for file in others[:3])
         raise ConfigError(f"{folder} holds several .safetensors files ({some}): give one of them")

@@ -196,8 +196,9 @@ def delete(workspace: Workspace, name: str) -> None:
     with changing(editable(workspace, name)):
         folder = editable(workspace, name)
         check_unneeded(workspace, folder, "delete")
-        shutil.rmtree(folder)
-        delete_bin(workspace.removed_images / name)  # a new set of this name gets none of it
+        with NAMES:  # or another set might get the name, with its own bin, in between
+            shutil.rmtree(folder)
+            delete_bin(workspace.removed_images / name)  # a new set of this name gets none of it
 
 
 def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]:

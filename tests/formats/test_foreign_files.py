@@ -148,6 +148,7 @@ def test_what_has_no_meaning_is_one_sentence(name, tmp_path):
 def test_a_folder_is_read_by_its_only_file_or_its_models(tmp_path):
     tensors = {key: tensor.contiguous() for key, tensor in MADE["kohya"][0].items()}
     save_file(tensors, tmp_path / "my_style.safetensors")
+    (tmp_path / "._my_style.safetensors").write_bytes(b"macOS")
     assert read_adapter(tmp_path).components == list(MODELS)
     assert inspect_adapter(tmp_path).bytes == (tmp_path / "my_style.safetensors").stat().st_size
     save_file(tensors, tmp_path / "other.safetensors")

@@ -92,6 +92,26 @@ def test_a_dataset_that_is_deleted_meanwhile_is_not_half_duplicated(workspace, f
     assert [path.name for path in workspace.images.iterdir()] == ["two"]
 
 
+def test_a_deletion_takes_nothing_of_a_dataset_that_gets_its_name(workspace, folders, monkeypatch):
+    """What was removed from a renamed dataset can still be restored."""
+    delete_bin, renamed = image_sets.delete_bin, []
+    removed_images.remove(workspace, "two", ["0.png"])
+
+    def delayed(bin_folder):
+        """Of `one`, whose folder is gone: another thread may take its name."""
+        if not renamed:
+            renamed.append(threads.submit(image_sets.rename, workspace, "two", "one"))
+            if not dataset_locks.NAMES.locked():
+                renamed[0].result(SECONDS)
+        delete_bin(bin_folder)
+
+    monkeypatch.setattr(image_sets, "delete_bin", delayed)
+    with ThreadPoolExecutor(1) as threads:
+        image_sets.delete(workspace, "one")
+        assert renamed[0].result(SECONDS) == "one"
+    assert removed_images.undo_remove(workspace, "one") == "0.png"
+
+
 def test_a_copy_does_not_go_on_with_another_dataset_of_the_name(workspace, folders, monkeypatch):
     copy_file = image_sets.copy_file
 
