@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.console import fail, program
+from gralora_diffusion.option_names import OWN_NAMES
 from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, in_home, options_of
 from gralora_diffusion.presets import BY_CARD, PRESETS, check_preset, preset_options
 
@@ -103,7 +104,9 @@ def unknown(words: list[str], known) -> str:
     flags = list(dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-")))
     if not flags:
         return f"{words[0]!r} is not expected here; options start with --"
-    foreign = FOREIGN if "--help_all" in known else {}  # of `gralora train`
+    ours = {name: own for name, own in OWN_NAMES.items() if own in known}
+    meant = {name: f"{own} is its name here" for name, own in ours.items()}
+    foreign = FOREIGN if "--help_all" in known else meant  # FOREIGN: of `gralora train`
     everything = "--help_all" if "--help_all" in known else "--help"
     if len(flags) == 1:
         (flag,) = flags
@@ -112,8 +115,8 @@ def unknown(words: list[str], known) -> str:
         return f"unknown option {flag}{did_you_mean(flag, known) or ';'} {everything} lists all options"
     found = []
     for flag in flags:
-        meant = foreign.get(flag) or did_you_mean(flag, known).removeprefix("; ")
-        found.append(f"{flag} ({meant})" if meant else flag)
+        hint = foreign.get(flag) or did_you_mean(flag, known).removeprefix("; ")
+        found.append(f"{flag} ({hint})" if hint else flag)
     return f"unknown options {', '.join(found)}; {everything} lists all options"
 
 
