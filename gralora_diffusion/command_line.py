@@ -8,7 +8,6 @@ from pathlib import Path
 
 from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.console import fail, program
-from gralora_diffusion.option_names import OWN_NAMES
 from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, in_home, options_of
 from gralora_diffusion.presets import BY_CARD, PRESETS, check_preset, preset_options
 
@@ -16,6 +15,7 @@ HERE = Path(__file__).parent
 FOREIGN = json.loads(
     (HERE / "foreign_options.json").read_text()
 )  # {other trainers' option: a sentence with ours}
+OWN_NAMES = json.loads((HERE / "own_option_names.json").read_text())  # {name that users try: option}
 MOST_USED = (  # the options that `gralora train --help` shows
     "pretrained_model_name_or_path", "instance_data_dir", "instance_prompt", "resolution",
     "use_aspect_ratio_buckets", "max_train_steps", "train_batch_size", "learning_rate", "train_text_encoder",
