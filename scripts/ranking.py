@@ -9,12 +9,12 @@ docs/experiments/README.md has the design, which was written before the runs.
 """
 
 import argparse
-import statistics
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
 import ranking_tables
-from ranking_tables import ALL_LINEAR, ALL_LINEAR_RANK
+from ranking_tables import ALL_LINEAR, ALL_LINEAR_RANK, OTHER_RATES, arm_key, losses_by_rate
 from tasks import COMMON, TEST, learned_styles, sweep
 
 from gralora_diffusion.console import fail
@@ -47,10 +47,6 @@ class Arm(NamedTuple):
     def runs(self, done: list[dict], rank: int) -> list[dict]:
         wanted = (self.method, self.k, self.targets, rank)
         return [entry for entry in done if wanted == arm_key(entry["run"])]
-
-
-def arm_key(run: dict) -> tuple:
-    return run["method"], run["k"], run["targets"], run["rank"]
 
 
 ARMS = (  # in the order in which they are run, the primary comparison first
@@ -94,8 +90,9 @@ def run_all(images: Path, state: Path) -> None:
         for arm in ARMS:
             if rank not in arm.ranks:
                 continue
-            rate = tuned_rate(arm, rank, images, state)
-            for style in styles:
+            rates = [tuned_rate(arm, rank, images, state)]
+            rates += OTHER_RATES.get((arm.method, arm.k, rank), ())
+            for style, rate in itertools.product(styles, sorted(set(rates))):
                 sweep(f"{COMMON} {TEST} {arm.options(rank)} --lrs {rate:g}", images / style, state / style)
             keep(styles, state)
 
@@ -118,15 +115,6 @@ def tuned_rate(arm: Arm, rank: int, images: Path, state: Path) -> float:
         if not missing:
             return best
         rates += missing
-
-
-def losses_by_rate(runs: list[dict]) -> dict[float, float]:
-    """{rate: mean loss after the last step}; without the rates at which a run failed."""
-    found = {}
-    for entry in runs:
-        found.setdefault(entry["run"]["lr"], []).append(entry)
-    sound = {rate: runs for rate, runs in found.items() if all("curve" in entry for entry in runs)}
-    return {rate: statistics.mean(entry["curve"][-1][1] for entry in runs) for rate, runs in sound.items()}
 
 
 def keep(styles: list[str], state: Path) -> None:

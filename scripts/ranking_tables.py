@@ -9,6 +9,7 @@ from tasks import learned_styles
 
 from gralora_diffusion.evaluation.statistics import holm, p_value, t_interval
 from gralora_diffusion.experiments.markdown import markdown
+from gralora_diffusion.experiments.methods import tuned_as
 from gralora_diffusion.experiments.plots import half_width, save_figure
 from gralora_diffusion.experiments.results import read_results
 from gralora_diffusion.experiments.settings import HELD_OUT_LOSS
@@ -24,6 +25,9 @@ ALL_LINEAR_RANK, ITS_BUDGET = (
     6,
     16,
 )  # the rank with which all linear layers have nearly that budget's parameters
+# Tested beside the chosen rate, after the primary comparison was known; without a p.
+OTHER_RATES = {("our-lora", None, 16): (3e-3,), ("gralora", 2, 16): (1e-3,)}
+AT_OTHER_RATE = " at "
 HEADS = ["method", "parameters", "rate", "loss x 1000", "less LoRA's, 95 % t", "styles ahead", "Holm's p"]
 
 
@@ -42,10 +46,10 @@ Runs = dict[tuple[str, int], Entry]  # by style and seed
 
 def report(folder: Path) -> str:
     """All tables, written to table.md.  Raises ConfigError without test runs."""
-    done = [entry for entry in read_results(folder) if entry["run"]["part"] == "test"]
+    parts, styles = [], learned_styles()
+    done = runs_at_tuned_rates(read_results(folder), styles)
     if not done:
         raise ConfigError(f"{folder} holds no test runs to report")
-    parts, styles = [], learned_styles()
     for rank in sorted({budget_of(entry["run"]) for entry in done}):
         arms, incomplete = arms_of(done, rank, len(styles))
         if LORA not in arms:
@@ -63,6 +67,45 @@ def report(folder: Path) -> str:
     text = "\n\n".join(parts)
     write_text(folder / "table.md", text + "\n")
     return text
+
+
+def runs_at_tuned_rates(entries: list[dict], styles: list[str]) -> list[dict]:
+    """The test runs of these styles, each method's at the rate that is best in its validation runs.
+
+    Those at OTHER_RATES are among them.  Others are in the sweeps that tasks.py shares, or were made before a
+    rate was tried.
+    """
+    tuning: dict[tuple, list[dict]] = {}
+    for entry in entries:
+        if entry["run"]["part"] == "validation" and entry["run"]["method"] != FULL:
+            tuning.setdefault(arm_key(entry["run"]), []).append(entry)
+    best = {}
+    for key, runs in tuning.items():
+        losses = losses_by_rate(runs)
+        best[key] = min(losses, key=losses.get, default=None)
+    found = []
+    for entry in entries:
+        run = entry["run"]
+        if run["part"] != "test" or entry["task"] not in styles or run["seed"] not in SEEDS:
+            continue
+        _, *sizes = arm_key(run)
+        others = OTHER_RATES.get((run["method"], run["k"], run["rank"]), ())
+        if run["lr"] == best.get((tuned_as(run["method"]), *sizes), run["lr"]) or run["lr"] in others:
+            found.append(entry)
+    return found
+
+
+def arm_key(run: dict) -> tuple:
+    return run["method"], run["k"], run["targets"], run["rank"]
+
+
+def losses_by_rate(runs: list[dict]) -> dict[float, float]:
+    """{rate: mean loss after the last step}; without the rates at which a run failed."""
+    found = {}
+    for entry in runs:
+        found.setdefault(entry["run"]["lr"], []).append(entry)
+    sound = {rate: runs for rate, runs in found.items() if all("curve" in entry for entry in runs)}
+    return {rate: statistics.mean(entry["curve"][-1][1] for entry in runs) for rate, runs in sound.items()}
 
 
 def arms_of(done: list[dict], rank: int, styles: int) -> tuple[dict[str, Runs], list[str]]:
@@ -101,13 +144,17 @@ def budget_of(run: dict) -> int:
 
 def label(run: dict) -> str:
     name = f"{run['method']} k{run['k']}" if run["k"] else run["method"]
-    return name if run["targets"] == "attention" else f"{name}, {run['targets']}"
+    if run["targets"] == ALL_LINEAR:
+        return f"{name}, {ALL_LINEAR}"
+    if run["lr"] in OTHER_RATES.get((run["method"], run["k"], run["rank"]), ()):
+        return f"{name}{AT_OTHER_RATE}{run['lr']:g}"
+    return name
 
 
 def ranking_table(arms: dict[str, Runs], styles: list[str]) -> str:
     """The lowest loss first.  The primary comparison has its own p, the others Holm's among themselves."""
     order = sorted(arms, key=lambda name: mean_loss(arms[name]))
-    others = [name for name in order if name not in (LORA, PRIMARY, FULL)]
+    others = [name for name in order if name not in (LORA, PRIMARY, FULL) and AT_OTHER_RATE not in name]
     corrected = dict(
         zip(others, holm([p_value(less_lora(arms, name, styles)) for name in others]), strict=True)
     )
@@ -160,7 +207,7 @@ def less_lora(arms: dict[str, Runs], name: str, styles: list[str]) -> list[float
 
 def small_benchmarks(arms: dict[str, Runs]) -> str:
     """How often one style, one seed and eight noisy images name another winner than all runs do."""
-    competing = {name: runs for name, runs in arms.items() if name != FULL}
+    competing = {name: runs for name, runs in arms.items() if name != FULL and AT_OTHER_RATE not in name}
     best = min(competing, key=lambda name: mean_loss(competing[name]))
     wins = dict.fromkeys(competing, 0)
     count = ahead = 0

@@ -10,6 +10,7 @@ from gralora_diffusion.formats.check import check_layer
 from gralora_diffusion.formats.key_names import PEFT, as_first_encoder, is_embedding, of_sdxl, place_of
 from gralora_diffusion.formats.layer_names import canonical
 from gralora_diffusion.formats.layer_parts import parts_of
+from gralora_diffusion.formats.network_args import check_network_args
 from gralora_diffusion.formats.peft_deltas import PROJECTIONS, is_peft_delta, peft_parts
 from gralora_diffusion.formats.peft_options import check_peft_options
 from gralora_diffusion.formats.safetensors_files import parsed
@@ -66,20 +67,11 @@ def read_foreign(path: Path, metadata: dict[str, str], tensors: dict[str, torch.
     elif any(key.startswith(PEFT) and ".lora_A." in key for key in tensors):
         note(f"{path}: alpha is in PEFT's adapter_config.json, which is not there; the rank is taken for it")
     found = grouped(path, layers, int(number))
-    check_start(path, metadata, found)
+    if not found:
+        raise ConfigError(f"{path} holds no layers: save or download the file again")
+    check_network_args(path, metadata, list(found.values()))
     facts = facts_of(path, metadata)
     return assembled(found, lambda component: own_config(configs, component), str(path), facts)
-
-
-def check_start(path: Path, metadata: dict[str, str], found: Found) -> None:
-    """Raises ConfigError for a T-LoRA of LyCORIS that began with other matrices than LyCORIS makes again."""
-    if not any("lambda_layer" in leaves for leaves in found.values()):
-        return
-    options = parsed(metadata.get("ss_network_args", "{}"), f"{path}: its header ss_network_args")
-    of_base = str(options.get("use_data_init", True)).lower() not in ("false", "0")
-    if not of_base or options.get("sig_type", "principal") != "principal":
-        problem = "is a T-LoRA that did not begin with the largest singular vectors of the base"
-        raise ConfigError(f"{path} {problem}: what it began with is not in the file; merge it in LyCORIS")
 
 
 def facts_of(path: Path, metadata: dict[str, str]) -> dict:

@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from gralora_diffusion.files import delete
-from gralora_diffusion.ui import image_sets, removed
+from gralora_diffusion.ui import removed
 from gralora_diffusion.ui.run_queue import RunQueue
 
 SAFE = 3600  # seconds for which a file that was handed to a browser is kept, whatever its size
@@ -23,7 +23,6 @@ def keep_tidy(queue: RunQueue) -> None:
     """Delete what is too old every PAUSE seconds, until the process ends; to be called in a thread."""
     workspace = queue.workspace
     removed.delete_parts(workspace)
-    image_sets.delete_unfinished_copies(workspace)
     while True:
         try:
             delete_old_served(workspace.served)

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name
 MAX_FILES = 500  # of a set
 COPYING = ".copying-"  # how the folder of an unfinished copy begins, in HOME/images
 IN_FOLDERS = "a folder with repeats in its name: training reads it, this page does not display it"
+COPY = re.compile(r"\.copying-[0-9a-f]{16}")
 FEW = 3  # images; a set with fewer gets a warning
 Finding = tuple[str, str, str]  # (file, what is wrong, what to do)
 
@@ -64,6 +66,7 @@ def copy(workspace: Workspace, name: str, new: str) -> str:
     """A new set with the images, masks and captions of another, which may be edited meanwhile."""
     new_name(new, "a dataset", workspace.set_names())
     source = workspace.image_set(name)
+    folder = source.stat().st_ino
     part = workspace.images / f"{COPYING}{secrets.token_hex(8)}"
     part.mkdir()
     try:
@@ -74,7 +77,7 @@ def copy(workspace: Workspace, name: str, new: str) -> str:
             with changing(source):  # of each alone, so that nobody waits for all
                 if real_file(path):
                     copy_file(path, part)
-        if not source.is_dir():
+        if not source.is_dir() or source.stat().st_ino != folder:  # or another one has its name by now
             raise ConfigError(f"the dataset {name} was renamed or deleted before all of it was copied")
         rows = [row for row in rows if (part / row["file_name"]).exists()]
         if rows:
@@ -95,9 +98,9 @@ def copy_file(path: Path, folder: Path) -> None:
 
 
 def delete_unfinished_copies(workspace: Workspace) -> None:
-    """Delete what copy() left when the process was killed."""
+    """Delete what copy() left when the process was killed; to be called while nothing is copied."""
     for path in workspace.images.glob(f"{COPYING}*"):
-        if path.is_dir() and not path.is_symlink():
+        if COPY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -43,6 +43,7 @@ def launch(workspace: Workspace, port: int, access: Access) -> None:
     from gralora_diffusion.ui.card import find_device
     from gralora_diffusion.ui.forecasts import warm_up
     from gralora_diffusion.ui.housekeeping import keep_tidy
+    from gralora_diffusion.ui.image_sets import delete_unfinished_copies
     from gralora_diffusion.ui.image_uploads import MAX_BYTES
     from gralora_diffusion.ui.page import build
     from gralora_diffusion.ui.report_route import report_routes
@@ -51,6 +52,7 @@ def launch(workspace: Workspace, port: int, access: Access) -> None:
     from gralora_diffusion.ui.security import middleware
     from gralora_diffusion.ui.theme import CSS, HEAD, theme, words_for_gradio
 
+    delete_unfinished_copies(workspace)  # before anybody can copy
     sampler = Sampler(workspace)
     queue = RunQueue(workspace, before_start=sampler.unload_if_idle)
     page = build(workspace, queue, sampler)

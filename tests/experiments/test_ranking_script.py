@@ -30,11 +30,13 @@ def entry(task: str, seed: int, arm: ranking.Arm, loss: float, rank: int = 16, l
     return dict(run=run, task=task, curve=[[0, 0.2], [300, loss]], scores=scores, parameters=1000)
 
 
-def runs_of(arm: ranking.Arm, shifts: list[float], rank: int = 16) -> list[dict]:
+def runs_of(arm: ranking.Arm, shifts: list[float], rank: int = 16, lr: float = 1e-3) -> list[dict]:
     """shifts: of each style's loss from .1."""
     found = []
     for style, shift in zip(STYLES, shifts, strict=True):
-        found += [entry(style, seed, arm, 0.1 + shift + 0.001 * seed, rank) for seed in ranking_tables.SEEDS]
+        found += [
+            entry(style, seed, arm, 0.1 + shift + 0.001 * seed, rank, lr) for seed in ranking_tables.SEEDS
+        ]
     return found
 
 
@@ -46,9 +48,10 @@ def test_differences_are_paired_by_seed_and_averaged_over_styles(tmp_path, three
     shifts = [-0.001, -0.002, -0.004]
     lora, gralora, k4, wide = ranking.ARMS[0], ranking.ARMS[1], ranking.ARMS[2], ranking.ARMS[-2]
     runs = runs_of(lora, [0, 0.01, 0.02])
-    runs += runs_of(gralora, [-0.001, 0.008, 0.016])
+    runs += runs_of(gralora, [-0.001, 0.008, 0.016], lr=3e-3)
     runs += runs_of(k4, [0.001, 0.01, 0.02])
     runs += runs_of(wide, [0.03, 0.04, 0.05], rank=ranking_tables.ALL_LINEAR_RANK)
+    runs += runs_of(lora, [-0.005, 0.009, 0.019], lr=3e-3)
     write(tmp_path, [*runs, *runs_of(ranking.Arm("rslora"), [0, 0, 0])[:-1]])
     text = ranking_tables.report(tmp_path)
     table = text.partition("Not complete")[0].splitlines()
@@ -60,6 +63,7 @@ def test_differences_are_paired_by_seed_and_averaged_over_styles(tmp_path, three
     p = scipy.stats.ttest_1samp([1.0, 0, 0], 0).pvalue
     assert f"{p:.3f}" in rows["gralora k4"].split("|")[-2]  # the larger of Holm's two
     assert "our-lora, all-linear" in rows
+    assert rows["our-lora at 0.003"].split("|")[-2].strip() == ""  # no p
     assert "rslora (14 of 15 runs)" in text
     assert "rslora" not in rows
     order = [name for name in rows if name in ("our-lora", "gralora k2", "gralora k4")]
@@ -67,10 +71,27 @@ def test_differences_are_paired_by_seed_and_averaged_over_styles(tmp_path, three
     assert (tmp_path / "table.md").read_text() == text + "\n"
 
 
+def test_runs_at_other_rates_and_of_other_styles_do_not_count(tmp_path, three_styles):
+    """tasks.py has run LoRA at a rate that may not be the one chosen here, in the same sweeps."""
+    lora, gralora = ranking.ARMS[:2]
+    runs = [*runs_of(lora, [0, 0, 0]), *runs_of(gralora, [-0.001, -0.002, -0.003], lr=3e-3)]
+    for rate, loss in ((1e-3, 0.1), (3e-4, 0.2)):
+        tuning = entry(ranking.TUNING_STYLE, 0, lora, loss, lr=rate)
+        tuning["run"]["part"] = "validation"
+        runs.append(tuning)
+    write(tmp_path, runs)
+    text = ranking_tables.report(tmp_path)
+    others = [entry(style, seed, lora, 0.5, lr=3e-4) for style in STYLES for seed in ranking_tables.SEEDS]
+    others += [entry("d", seed, arm, 0.5) for seed in ranking_tables.SEEDS for arm in (lora, gralora)]
+    write(tmp_path, [*others, *runs, *others])
+    assert ranking_tables.report(tmp_path) == text
+    assert "-2.00" in text
+
+
 def test_small_benchmarks_are_counted(tmp_path, three_styles):
     """Of four batches one names the worst."""
     lora, gralora = ranking.ARMS[:2]
-    write(tmp_path, [*runs_of(lora, [0, 0, 0]), *runs_of(gralora, [-0.001, -0.002, -0.003])])
+    write(tmp_path, [*runs_of(lora, [0, 0, 0]), *runs_of(gralora, [-0.001, -0.002, -0.003], lr=3e-3)])
     text = ranking_tables.report(tmp_path)
     assert "Of 60 benchmarks" in text
     assert "15 (25 %) name another winner than gralora k2" in text
@@ -78,7 +99,7 @@ def test_small_benchmarks_are_counted(tmp_path, three_styles):
 
 
 def test_without_lora_there_is_nothing_to_compare_with(tmp_path, three_styles):
-    write(tmp_path, runs_of(ranking.ARMS[1], [0, 0, 0]))
+    write(tmp_path, runs_of(ranking.ARMS[1], [0, 0, 0], lr=3e-3))
     with pytest.raises(ConfigError, match="all runs of LoRA"):
         ranking_tables.report(tmp_path)
 

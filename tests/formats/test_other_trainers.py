@@ -244,6 +244,31 @@ def test_a_t_lora_of_another_start_is_refused(options, tmp_path):
         read_adapter(tmp_path / "x.safetensors")
 
 
+# ----- KronA and CDKA, whose scale is in the tensors of some versions only
+
+
+def kron_of(path, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """A file of the network krona with these options; its two factors."""
+    w1, w2 = torch.randn(20, 4), torch.randn(8, 40)
+    tensors = {f"{KOHYA}.lokr_w1": w1, f"{KOHYA}.lokr_w2": w2, f"{KOHYA}.alpha": torch.tensor(16.0)}
+    save_file(tensors, path, {"ss_network_args": json.dumps(dict(factor_in="40") | options)})
+    return w1, w2
+
+
+@pytest.mark.parametrize("options", [dict(cdka_alpha="16"), dict(use_cdka_scale="true", krona_alpha="16")])
+def test_a_krona_with_a_scale_of_its_own_is_refused(options, tmp_path):
+    kron_of(tmp_path / "x.safetensors", **options)
+    with pytest.raises(ConfigError, match=r"was trained with (cdka_alpha|use_cdka_scale), .*gralora extract"):
+        read_adapter(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("options", [{}, dict(cdka_alpha="None"), dict(use_cdka_scale="false")])
+def test_a_krona_without_a_scale_is_the_product_of_its_factors(options, tmp_path):
+    w1, w2 = kron_of(tmp_path / "x.safetensors", **options)
+    ((_, _, delta),) = read_adapter(tmp_path / "x.safetensors").changes()
+    torch.testing.assert_close(delta.delta(), torch.kron(w1, w2))
+
+
 # ----- weights and biases that PEFT saves beside a LoRA
 
 

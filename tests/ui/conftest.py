@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 from page_server import Page, end_runs
 
+from gralora_diffusion.ui.image_sets import COPYING
 from gralora_diffusion.ui.workspace import Workspace
 
 
@@ -15,9 +16,10 @@ def workspace(tmp_path):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, finished_run):
-    """The page as a process of its own, with one finished run."""
+    """The page as a process of its own, with one finished run, and a copy that was killed before."""
     home = tmp_path_factory.mktemp("home") / "h"
     shutil.copytree(finished_run, home / "runs" / "robot-1")
+    (home / "images" / f"{COPYING}{'0' * 16}").mkdir(parents=True)
     page = Page(home)
     yield page
     end_runs(home)

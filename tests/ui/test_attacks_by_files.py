@@ -230,7 +230,7 @@ def test_a15_a_folder_of_hostile_files_is_a_run_like_any_other(page, text):
             (run / name).write_text(text)
         assert "strange" in json.dumps(page.call("list_runs"))
         assert "strange" in json.dumps(
-            page.send(page.function_of("smoothing", "release"), ["strange", 0.5, None])
+            page.send(page.function_of("smoothing", "release"), [None, "strange", 0.5, None])
         )
         assert "error" not in page.client.post("/gradio_api/run/status", json=dict(data=[None])).json()
     finally:

@@ -112,7 +112,7 @@ def test_a25_strange_logs(page):
     shutil.copytree(page.home / "runs" / "robot-1", run)
     (run / "log.txt").write_bytes(b"y" * 30_000_000 + b"\n\x1b]0;owned\x07\x1b[31mred\nlast\n")
     function = page.function_of("smoothing", "release")
-    answer = page.send(function, ["noisy", 0.5, None])
+    answer = page.send(function, [None, "noisy", 0.5, None])
     text = json.dumps(answer)
     assert "red\\nlast" in text
     assert len(text) < 200_000
@@ -124,9 +124,9 @@ def test_a27_a_run_that_goes_while_it_is_watched(page):
     run = page.home / "runs" / "going"
     function = page.function_of("smoothing", "release")
     shutil.copytree(page.home / "runs" / "robot-1", run)
-    assert "going" in json.dumps(page.send(function, ["going", 0.5, None]))
+    assert "going" in json.dumps(page.send(function, [None, "going", 0.5, None]))
     shutil.rmtree(run)
-    assert "going" not in json.dumps(page.send(function, ["going", 0.5, None]))
+    assert "going" not in json.dumps(page.send(function, [None, "going", 0.5, None]))
     assert page.alive()
 
 

@@ -92,10 +92,27 @@ def test_a_dataset_that_is_deleted_meanwhile_is_not_half_duplicated(workspace, f
     assert [path.name for path in workspace.images.iterdir()] == ["two"]
 
 
+def test_a_copy_does_not_go_on_with_another_dataset_of_the_name(workspace, folders, monkeypatch):
+    copy_file = image_sets.copy_file
+
+    def copied(path, part):
+        copy_file(path, part)
+        if path.name == "1.png":
+            image_sets.rename(workspace, "one", "other")
+            image_sets.create(workspace, "one")
+
+    monkeypatch.setattr(image_sets, "copy_file", copied)
+    with pytest.raises(ConfigError, match="one was renamed or deleted before all of it was copied"):
+        image_sets.copy(workspace, "one", "copy")
+    assert workspace.set_names() == ["robot", "one", "other", "two"]
+
+
 def test_a_copy_that_was_killed_is_not_listed_and_is_deleted(workspace):
-    part = workspace.images / f"{image_sets.COPYING}0"
-    part.mkdir()
-    Image.new("RGB", (64, 64)).save(part / "0.png")
+    part, other = (workspace.images / f"{image_sets.COPYING}{end}" for end in ("0" * 16, "of my dog"))
+    for folder in (part, other):
+        folder.mkdir()
+        Image.new("RGB", (64, 64)).save(folder / "0.png")
     assert workspace.set_names() == ["robot"]
     image_sets.delete_unfinished_copies(workspace)
     assert not part.exists()
+    assert (other / "0.png").exists()

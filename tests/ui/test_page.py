@@ -13,6 +13,7 @@ from gralora_diffusion.options import ConfigError, options_of
 from gralora_diffusion.training import dry_run
 from gralora_diffusion.ui import forecasts
 from gralora_diffusion.ui.grid import save_table
+from gralora_diffusion.ui.image_sets import COPYING
 from gralora_diffusion.ui.mistakes import mistake_updates
 
 UI = Path(gralora_diffusion.ui.__file__).parent
@@ -74,3 +75,9 @@ def test_the_page_has_the_words_that_gradio_lacks(page):
     texts = {part["props"].get("elem_id"): part["props"].get("value") for part in config["components"]}
     assert "or to a new one if the chosen one is robot" in texts["drop-help"]
     assert "`models`, which is beside `runs` and `images` in the page's folder" in texts["no-captioner"]
+
+
+def test_a_copy_that_was_killed_is_deleted_before_the_page_answers(page):
+    """conftest.py has put one there."""
+    assert (page.home / "images").is_dir()
+    assert list((page.home / "images").glob(f"{COPYING}*")) == []
