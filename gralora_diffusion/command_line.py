@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 FOREIGN = json.loads(
     (HERE / "foreign_options.json").read_text()
 )  # {other trainers' option: a sentence with ours}
+OWN_NAMES = json.loads((HERE / "own_option_names.json").read_text())  # {name that users try: option}
 MOST_USED = (  # the options that `gralora train --help` shows
     "pretrained_model_name_or_path", "instance_data_dir", "instance_prompt", "resolution",
     "use_aspect_ratio_buckets", "max_train_steps", "train_batch_size", "learning_rate", "train_text_encoder",
@@ -103,7 +104,9 @@ def unknown(words: list[str], known) -> str:
     flags = list(dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-")))
     if not flags:
         return f"{words[0]!r} is not expected here; options start with --"
-    foreign = FOREIGN if "--help_all" in known else {}  # of `gralora train`
+    ours = {name: own for name, own in OWN_NAMES.items() if own in known}
+    meant = {name: f"{own} is its name here" for name, own in ours.items()}
+    foreign = FOREIGN if "--help_all" in known else meant  # FOREIGN: of `gralora train`
     everything = "--help_all" if "--help_all" in known else "--help"
     if len(flags) == 1:
         (flag,) = flags
@@ -112,8 +115,8 @@ def unknown(words: list[str], known) -> str:
         return f"unknown option {flag}{did_you_mean(flag, known) or ';'} {everything} lists all options"
     found = []
     for flag in flags:
-        meant = foreign.get(flag) or did_you_mean(flag, known).removeprefix("; ")
-        found.append(f"{flag} ({meant})" if meant else flag)
+        hint = foreign.get(flag) or did_you_mean(flag, known).removeprefix("; ")
+        found.append(f"{flag} ({hint})" if hint else flag)
     return f"unknown options {', '.join(found)}; {everything} lists all options"
 
 

@@ -21,6 +21,7 @@ from gralora_diffusion.files import resolved
 from gralora_diffusion.formats.writers import DTYPES, WRITERS
 from gralora_diffusion.options import ConfigError
 
+TOOLS = ("kohya", "a1111", "forge", "webui", "sd-scripts")  # that load the files for ComfyUI
 NAMED = 5  # parameters without a LoRA that are named
 
 
@@ -100,13 +101,21 @@ def note_left_out(converted) -> None:
         note(f"left out, since a LoRA cannot hold norms, biases and embeddings: {some}{more}")
 
 
+def format_to_write(name: str) -> str:
+    """The format; a tool's name gets a hint.  Raises ArgumentTypeError."""
+    if name.lower() in TOOLS:
+        raise argparse.ArgumentTypeError(f"is {name!r}; --to comfyui writes the file for that tool too")
+    return name
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(usage="%(prog)s [options] --to FORMAT IN [IN ...] OUT", description=__doc__)
     about = "adapter file, run folder, or PEFT folder; the format is detected from its keys"
     parser.add_argument("adapters", metavar="IN", nargs="+", type=path_text, help=about)
     about = "the file to write; for peft a new folder; for merged either"
     parser.add_argument("output", metavar="OUT", type=Path, help=about)
-    parser.add_argument("--to", required=True, choices=tuple(WRITERS), help="format to write")
+    about = "format to write; comfyui is for A1111, Forge and kohya's scripts too"
+    parser.add_argument("--to", required=True, type=format_to_write, choices=tuple(WRITERS), help=about)
     about = "strength of each IN, such as 1,0.6; one number applies to all (default: 1)"
     parser.add_argument("--strength", metavar="FLOAT[,FLOAT...]", default="1", help=about)
     about = "factor for the layers that match a regular expression, such as 'attn2=0.5'; can be repeated"

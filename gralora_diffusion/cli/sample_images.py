@@ -79,7 +79,7 @@ def generate_all(args: argparse.Namespace) -> None:
             used = tuple(map(used_adapter, args.adapter, args.strength))
             own_origin = replace(origin, adapters=used)
             rows[label] = generate_row(label, pipeline, wanted, own_origin, scheduler, *common)
-    write_sheet(rows, [image.prompt for image in wanted], args)
+    write_sheet(rows, [f"seed {image.seed}: {image.prompt}" for image in wanted], args)
 
 
 def all_wanted(args: argparse.Namespace) -> list[Wanted]:

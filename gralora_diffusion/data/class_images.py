@@ -91,6 +91,21 @@ def check_class_folders(config: TrainConfig) -> None:
             raise ConfigError(f"{problem}, the prompt of the class images in {name}", option="class_prompt")
 
 
+def class_image_facts(config: TrainConfig) -> dict[str, str]:
+    """{"class images": how many there are of each set, and how many the base may have to generate}."""
+    found = []
+    for own in class_configs(config):
+        folder = Path(own.class_data_dir)
+        if read := numbered(folder):
+            count = sum(len(given_in(path)) for path, *_ in read)
+            found.append(f"{counted(count, 'file')} in subfolders of {printable(folder.name)}, all used")
+            continue
+        given = len(given_in(folder)) if folder.is_dir() else 0
+        missing = max(0, own.num_class_images - given)
+        found.append(f"{given} of your own in {printable(folder.name)}, at most {missing} to generate")
+    return {"class images": "; ".join(found)} if found else {}
+
+
 def given_in(folder: Path) -> list[str]:
     """Names of the images in a folder of class images that were not generated."""
     try:

@@ -97,12 +97,20 @@ def numbered(folder: Path) -> list[tuple[Path, int, str]]:
     try:
         paths = sorted(folder.iterdir())
         for path in paths:
-            match = NUMBERED.fullmatch(path.name)
-            if match and int(match[1]) and path.is_dir() and not leads_up(path):
-                found.append((path, int(match[1]), " ".join((match[2] or "").split())))
+            name = numbered_name(path.name)
+            if name and path.is_dir() and not leads_up(path):
+                found.append((path, *name))
     except (OSError, ValueError):
         return []
     return found
+
+
+def numbered_name(name: str) -> tuple[int, str] | None:
+    """(repeats, words) of a folder's name such as "10_sks dog"; None for other names."""
+    match = NUMBERED.fullmatch(name) if len(name) <= 255 else None
+    if not match or not int(match[1]):
+        return None
+    return int(match[1]), " ".join((match[2] or "").split())
 
 
 def has_images(folder: Path) -> bool:

@@ -57,3 +57,9 @@ def read_text(path: Path, limit: int | None = None) -> Text:
     if text is None or CONTROL.search(text):
         raise ValueError(f"{path.name} is not UTF-8 text, nor UTF-16 with a byte order mark, nor {FALLBACK}")
     return Text(text, True)
+
+
+def prompts_in(text: str) -> list[str]:
+    """The prompts of a text, one per line; empty lines and lines that begin with # are left out."""
+    lines = [line.strip() for line in lines_of(text)]
+    return [line for line in lines if line and not line.startswith("#")]

@@ -10,7 +10,7 @@ from PIL import Image
 from gralora_diffusion.data.captions import from_text
 from gralora_diffusion.data.images import EXTENSIONS
 from gralora_diffusion.data.mask_images import Mask
-from gralora_diffusion.data.text_files import lines_of
+from gralora_diffusion.data.text_files import prompts_in
 from gralora_diffusion.options import ConfigError
 
 
@@ -156,10 +156,10 @@ def prompts_for(paths: list[Path], file: Path | None = None) -> list[str] | None
     try:
         if file is None:
             return prompts_beside(paths)
-        lines = [line.strip() for line in lines_of(file.read_text(encoding="utf-8-sig"))]
+        lines = prompts_in(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"prompts cannot be read: {error}") from None
-    return repeated([line for line in lines if line], paths, file)
+    return repeated(lines, paths, file)
 
 
 def prompts_beside(paths: list[Path]) -> list[str] | None:

@@ -17,7 +17,7 @@ from gralora_diffusion.config import AdapterConfig, TrainConfig
 from gralora_diffusion.console import counted
 from gralora_diffusion.data.dataset import instance_images
 from gralora_diffusion.data.image_folder import TrainingImage
-from gralora_diffusion.data.text_files import lines_of
+from gralora_diffusion.data.text_files import prompts_in
 from gralora_diffusion.evaluation.encoder_names import FOR_EMBEDDED, FOR_SDXL
 from gralora_diffusion.evaluation.features import image_features
 from gralora_diffusion.experiments.adapt import shapes_of
@@ -114,7 +114,7 @@ def read_prompts(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        lines = [line.strip() for line in lines_of(path.read_text()) if line.strip()]
+        lines = prompts_in(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as a text file of prompts, one per line: {error}") from None
     if not lines:

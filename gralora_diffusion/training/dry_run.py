@@ -12,7 +12,7 @@ from gralora_diffusion.adapters import allocation
 from gralora_diffusion.adapters.registry import all_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import counted
-from gralora_diffusion.data.class_images import check_class_folders
+from gralora_diffusion.data.class_images import check_class_folders, class_image_facts
 from gralora_diffusion.data.dataset import (
     concept_lines,
     epoch_length,
@@ -139,8 +139,7 @@ class Plan:
         if self.seconds_per_step is not None:
             total = duration(self.seconds_per_step * self.steps)
             step = f"about {self.seconds_per_step:.3g} s per step on this machine"
-            extra = "plus sample images and caching the dataset"
-            facts["time"] = f"{step}, {total} for {self.steps}, {extra}"
+            facts["time"] = f"{step}, {total} for {self.steps}, plus sample images and caching the dataset"
         facts["disk"] = f"about {disk / 1e6:,.0f} MB: {checkpoints}, {files}"
         return facts
 
@@ -171,7 +170,8 @@ class Plan:
 
     def described(self) -> dict[str, str]:
         """The concepts, if there are several, and the prompts of the sample images, if there are any."""
-        facts = {"concepts": "; ".join(self.concepts)} if self.concepts else {}
+        concepts = {"concepts": "; ".join(self.concepts)} if self.concepts else {}
+        facts = class_image_facts(self.config) | concepts
         if not self.config.skip_final_inference:
             facts["sample prompts"] = " | ".join(map(printable, self.prompts))
         return facts

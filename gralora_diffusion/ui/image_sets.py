@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from gralora_diffusion.data.images import EXTENSIONS, open_image
-from gralora_diffusion.data.listing import DOCUMENTS, listing, reason_by_name
+from gralora_diffusion.data.listing import DOCUMENTS, listing, numbered, reason_by_name
 from gralora_diffusion.data.masks import masks_of, without_masks
 from gralora_diffusion.data.metadata import metadata_in
 from gralora_diffusion.options import ConfigError
@@ -20,6 +20,7 @@ from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name
 
 MAX_FILES = 500  # of a set
 COPYING = ".copying-"  # how the folder of an unfinished copy begins, in HOME/images
+IN_FOLDERS = "a folder with repeats in its name: training reads it, this page does not display it"
 COPY = re.compile(r"\.copying-[0-9a-f]{16}")
 FEW = 3  # images; a set with fewer gets a warning
 Finding = tuple[str, str, str]  # (file, what is wrong, what to do)
@@ -206,7 +207,9 @@ def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]
     folder = workspace.image_set(name)
     images = images_of(folder)
     findings = []
-    if len(images) < FEW:
+    read = [path.name for path, *_ in numbered(folder)] if not images else []
+    findings += [(name, IN_FOLDERS, "train on it as it is") for name in read]
+    if len(images) < FEW and not read:
         count = f"{len(images) or 'no'} image{'' if len(images) == 1 else 's'}"
         findings.append((name, count, f"add some: {FEW} to 20 are usual"))
     seen = {}
@@ -217,8 +220,21 @@ def check_set(workspace: Workspace, name: str, resolution: int) -> list[Finding]
         findings.append((metadata_in(folder).name, f"cannot be used: {problem}", "correct or delete it"))
     findings += check_names(folder, images)
     unused = [p.name for p in folder.iterdir() if p.is_symlink()] + [p.name for p in folders(folder)]
+    unused = [file for file in unused if file not in read]
     findings += [(file, "a link or a folder", "it is not used; remove it") for file in sorted(unused)]
     return findings
+
+
+def why_empty(workspace: Workspace, name: str) -> str:
+    """Why the page displays no image of a set that has none itself, and what to do."""
+    read = numbered(workspace.image_set(name))
+    if not read:
+        return "No images in this dataset yet: drop some into the box."
+    names = ", ".join(path.name for path, *_ in read[:FEW]) + (" ..." if len(read) > FEW else "")
+    return (
+        f"The images of this dataset are in its folders ({names}). Training reads them, with the repeats "
+        "and captions of these names; to see and edit them here, drop them as files or as a zip archive."
+    )
 
 
 def check_names(folder: Path, images: list[Path]) -> list[Finding]:

@@ -12,10 +12,10 @@ from gralora_diffusion.console import counted
 from gralora_diffusion.data.captions import MAX_BYTES as MAX_CAPTION_BYTES
 from gralora_diffusion.data.captions import clean, from_json, from_text
 from gralora_diffusion.data.images import EXTENSIONS, open_image
-from gralora_diffusion.data.listing import reason_of
+from gralora_diffusion.data.listing import numbered_name, printable, reason_of
 from gralora_diffusion.data.masks import ENDINGS
 from gralora_diffusion.data.metadata import LISTS, METADATA, METADATA_CSV, is_list_name, read_list
-from gralora_diffusion.ui.caption_files import write_caption
+from gralora_diffusion.ui.caption_files import caption_of, write_caption
 from gralora_diffusion.ui.dataset_locks import changing
 from gralora_diffusion.ui.image_sets import MAX_FILES, editable, images_of
 from gralora_diffusion.ui.workspace import RESERVED, Workspace
@@ -36,34 +36,60 @@ def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int
     folder = editable(workspace, name)
     notes = []
     with tempfile.TemporaryDirectory(dir=workspace.scratch) as scratch:
-        files = unpacked([Path(upload) for upload in uploads], Path(scratch), notes)
+        concepts: dict[Path, str] = {}
+        files = unpacked([Path(upload) for upload in uploads], Path(scratch), notes, concepts)
         captions = [path for path in files if path.suffix.lower() in CAPTIONS]
         lines = [path for path in files if path.suffix.lower() in LINES]
         images = [path for path in files if path not in captions and path not in lines]
         images.sort(key=lambda path: bool(mask_ending(path)))  # a mask after its image
         by_stem = {path.stem: path for path in images_of(folder)}
         added = 0
+        placed = {}
         for upload in images:
             target = add_image(folder, upload, by_stem, notes)
             if target is not None:
-                by_stem[upload.stem] = target
+                by_stem[upload.stem] = placed[upload] = target
                 added += 1
         for upload in lines:
             add_lines(upload, by_stem, notes)
         for upload in captions:  # as in training, a caption beside the image counts more
             add_caption(upload, by_stem.get(upload.stem), notes)
+        add_words(placed, concepts, notes)
     return added, notes
 
 
-def unpacked(uploads: list[Path], folder: Path, notes: list[str]) -> list[Path]:
-    """The uploads, with the files of each zip archive in its place."""
+def add_words(placed: dict[Path, Path], concepts: dict[Path, str], notes: list[str]) -> None:
+    """Caption images of folders such as "10_sks dog" as training does, and note what is lost of such names.
+
+    placed: {image of the upload: its file in the set}; concepts: as unzip() fills it.
+    """
+    for name in dict.fromkeys(concepts[upload] for upload in placed if upload in concepts):
+        repeats, words = numbered_name(name)
+        images = [path for upload, path in placed.items() if concepts.get(upload) == name]
+        bare = [path for path in images if words and not mask_ending(path) and not caption_of(path)]
+        try:
+            for path in bare:
+                write_caption(path, words)
+        except (ValueError, OSError) as error:
+            notes.append(f"{printable(name)}: its words are no caption: {reason_of(error)}")
+            continue
+        note = f"{printable(name)}: its images are in this dataset now"
+        if bare:
+            note += f'; {counted(len(bare), "image")} without a caption got "{printable(words)}"'
+        if repeats > 1:
+            note += f"; for its {repeats} repeats set Repeats per epoch under Train, the same for all images"
+        notes.append(note)
+
+
+def unpacked(uploads: list[Path], folder: Path, notes: list[str], concepts: dict[Path, str]) -> list[Path]:
+    """The uploads, with the files of each zip archive in its place; concepts: as unzip() fills it."""
     files = []
     for number, upload in enumerate(uploads):
         if upload.suffix.lower() != ".zip":
             files.append(upload)
             continue
         try:
-            files += unzip(upload, folder / str(number))
+            files += unzip(upload, folder / str(number), concepts)
         except Exception as error:  # each way of compression raises errors of its own on a damaged archive
             can_tell = isinstance(error, ValueError | OSError | NotImplementedError)
             reason = reason_of(error) if can_tell else "it is not a zip archive, or is damaged"
@@ -71,10 +97,11 @@ def unpacked(uploads: list[Path], folder: Path, notes: list[str]) -> list[Path]:
     return files
 
 
-def unzip(archive: Path, folder: Path) -> list[Path]:
+def unzip(archive: Path, folder: Path, concepts: dict[Path, str]) -> list[Path]:
     """The images and captions of an archive, in `folder` under their own names without folders.
 
-    Raises ValueError for an archive with too many or too large files, or that is encrypted.
+    Fills concepts, {file: the name of its folder in the archive}, for folders such as "10_sks dog". Raises
+    ValueError for an archive with too many or too large files, or that is encrypted.
     """
     folder.mkdir()
     with zipfile.ZipFile(archive) as file:
@@ -96,6 +123,8 @@ def unzip(archive: Path, folder: Path) -> list[Path]:
             with file.open(member) as source:
                 path.write_bytes(source.read(limit + 1)[:limit])
             paths.append(path)
+            if numbered_name(Path(member.filename).parent.name):
+                concepts[path] = Path(member.filename).parent.name
     return paths
 
 

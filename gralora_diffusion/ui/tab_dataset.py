@@ -91,6 +91,7 @@ class DatasetTab:
             "subject with a rare word: *a photo of sks dog*.",
             elem_id="captions-help",
         )
+        self.without = gr.Markdown("", elem_id="no-images", visible=False)
         self.findings = gr.Dataframe(
             headers=["image", "what was found", "what to do"],
             datatype="str",
@@ -124,7 +125,8 @@ class DatasetTab:
                 )
                 self.replace = gr.Button("Replace all", elem_id="replace-all", scale=1, min_width=80)
             self.tags = gr.Markdown("", elem_id="tags")
-        self.set_view = [*self.cards.outputs, self.tags, self.edit_all, self.rename, self.delete]
+        own = [self.without, self.tags, self.edit_all, self.rename, self.delete]
+        self.set_view = [*self.cards.outputs, *own]
         page = [self.chosen, self.cards.first]
         refresh = dict(fn=guarded(self.view), inputs=page, outputs=self.set_view, **PRIVATE)
         SetModels(self.workspace, self.chosen, refresh)
@@ -159,7 +161,9 @@ class DatasetTab:
         tags = " · ".join(f"{literal(tag)} {count}" for tag, count in counts)
         own = name != BUNDLED
         allowed = [gr.update(visible=own and has_images), *[gr.update(interactive=own)] * 2]
-        return [*self.cards.view(name, first), f"**Tags:** {tags}" if tags else "", *allowed]
+        why = "" if has_images else image_sets.why_empty(self.workspace, name)
+        without = gr.update(value=literal(why), visible=not has_images)
+        return [*self.cards.view(name, first), without, f"**Tags:** {tags}" if tags else "", *allowed]
 
     def switch_set(self, name: str) -> tuple:
         return *self.view(name), gr.update(visible=False), gr.update(visible=False)

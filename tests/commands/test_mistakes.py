@@ -74,6 +74,13 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(arguments, words, tmp_path
         ("sample", "--prompt is required"),
         ("convert", "IN, OUT and --to are required"),
         ("convert a b --to zip", "--to is 'zip'; it must be one of "),
+        ("convert a b --to kohya", "--to is 'kohya'; --to comfyui writes the file for that tool too"),
+        (
+            "sample --prompt x --steps 4 --sampler euler --neg y",
+            "unknown options --steps (--num_inference_steps is its name here), --sampler (--scheduler is its "
+            "name here), --neg (--negative_prompt is its name here); --help lists all options",
+        ),
+        ("compare --output x --max_train_steps 9", "unknown option --max_train_steps: --steps is its name"),
         ("compare --output x --ranks", "--ranks needs at least one value"),
         ("evaluate --batch_size x", "--batch_size is 'x'; it must be a whole number"),
         ("ui --port x", "--port is 'x'; it must be a whole number"),

@@ -117,6 +117,7 @@ def test_every_image_comes_as_often_as_it_repeats(kohya, buckets):
 def test_a_class_folder_with_subfolders_is_read_and_nothing_is_generated(kohya, capsys):
     config = config_of(kohya / "img", with_prior_preservation=True, class_data_dir=str(kohya / "reg"))
     check_class_folders(config)
+    assert plan(config).summary()["class images"] == "2 files in subfolders of reg, all used"
     images = instance_images(config)
     found = class_images(config, images, NO_BASE, Accelerator(cpu=True))
     assert [(p.path.name, p.caption, p.repeats) for p in found] == [("6.png", "cat", 1), ("5.png", "dog", 2)]
@@ -146,6 +147,14 @@ def test_class_images_that_would_be_ignored_stop_the_run(kohya, entry, words):
     with pytest.raises(ConfigError, match=words):
         plan(config)
     assert not list(kohya.rglob("class-*"))
+
+
+def test_the_plan_counts_class_images_of_ones_own_and_those_to_generate(kohya):
+    folder = kohya / "reg" / "1_cat"
+    options = dict(with_prior_preservation=True, class_data_dir=str(folder), class_prompt="x")
+    facts = plan(config_of(kohya / "img", **options, num_class_images=5)).summary()
+    assert facts["class images"] == "1 of your own in 1_cat, at most 4 to generate"
+    assert "class images" not in plan(config_of(kohya / "img")).summary()
 
 
 def test_class_images_are_no_training_images(kohya):

@@ -51,7 +51,7 @@ def test_images_and_prompts_are_found_in_order(tmp_path):
     assert [path.name for path in images_in(tmp_path / "base-*.png")] == ["base-2.png"]
     assert prompts_for(images) is None
     file = tmp_path / "prompts"
-    file.write_text("\ufeffa dog\n\na cat\nan emu\n", encoding="utf-8")
+    file.write_text("\ufeffa dog\n\na cat\n# a note\nan emu\n", encoding="utf-8")
     assert prompts_for(images, file) == ["a dog", "a cat", "an emu"]
     twice = ["a dog", "a dog", "a cat", "a cat", "an emu", "an emu"]
     assert prompts_for([*images, *images], file) == twice

@@ -120,7 +120,7 @@ def reports_of_three_runs(tmp_path, command) -> None:
 
 
 def test_subjects_are_a_column_of_the_table(tmp_path):
-    (tmp_path / "prompts.txt").write_text("a {} at night\n")
+    (tmp_path / "prompts.txt").write_text("# at night\na {} at night\n")
     for name in ("my_cat", "toy"):
         shutil.copytree(EXAMPLE, tmp_path / name, ignore=shutil.ignore_patterns("*.txt", "*.md"))
     given = ["--output", tmp_path / "out", "--subjects", tmp_path / "my_cat", f"{tmp_path / 'toy'}=car"]

@@ -176,6 +176,53 @@ def test_a_note_on_an_upload_names_no_folder(workspace, tmp_path):
     assert str(tmp_path) not in notes[0]
 
 
+def test_an_archive_of_a_kohya_folder_keeps_its_words_and_says_what_is_lost(workspace, tmp_path):
+    name = image_sets.create(workspace, "mine")
+    first, second = image(tmp_path / "a.png"), image(tmp_path / "b.png", (70, 70))
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.write(first, "img/10_sks dog/a.png")
+        file.write(second, "img/10_sks dog/b.png")
+        file.writestr("img/10_sks dog/a.txt", "a sks dog that sits")
+        file.write(image(tmp_path / "c.png"), "img/c.png")
+    added, notes = image_uploads.add(workspace, name, [tmp_path / "x.zip"])
+    assert added == 3
+    folder = workspace.images / name
+    assert caption_files.caption_of(folder / "a.png") == "a sks dog that sits"
+    assert caption_files.caption_of(folder / "b.png") == "sks dog"
+    assert caption_files.caption_of(folder / "c.png") == ""
+    (note,) = notes
+    assert note.startswith(
+        '10_sks dog: its images are in this dataset now; 1 image without a caption got "sks'
+    )
+    assert "10 repeats" in note
+    assert "Repeats per epoch" in note
+
+
+@pytest.mark.parametrize("folder", ["9" * 5000 + "_dog", "1_" + "w" * 200, "1_\x1b[31m", "0_dog", "3_"])
+def test_odd_names_of_folders_in_an_archive_lose_no_image(workspace, tmp_path, folder):
+    own = image(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.write(own, f"{folder}/a.png")
+    added, notes = image_uploads.add(workspace, image_sets.create(workspace, "mine"), [tmp_path / "x.zip"])
+    assert added == 1
+    assert all(note.isprintable() for note in notes)
+
+
+def test_a_dataset_of_kohya_folders_is_explained_instead_of_displayed_empty(workspace):
+    name = image_sets.create(workspace, "mine")
+    assert "No images in this dataset yet" in image_sets.why_empty(workspace, name)
+    assert image_sets.check_set(workspace, name, 64) == [("mine", "no images", "add some: 3 to 20 are usual")]
+    (workspace.images / name / "10_sks dog").mkdir()
+    image(workspace.images / name / "10_sks dog" / "a.png")
+    assert "10_sks dog" in image_sets.why_empty(workspace, name)
+    (finding,) = image_sets.check_set(workspace, name, 64)
+    assert finding == ("10_sks dog", image_sets.IN_FOLDERS, "train on it as it is")
+    image(workspace.images / name / "b.png")  # then training leaves the folder out
+    assert ("10_sks dog", "a link or a folder", "it is not used; remove it") in image_sets.check_set(
+        workspace, name, 64
+    )
+
+
 def test_masks_stay_beside_their_images(workspace, tmp_path):
     name = image_sets.create(workspace, "mine")
     image_uploads.add(workspace, name, [image(tmp_path / "dog.png")])
