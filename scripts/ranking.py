@@ -77,7 +77,7 @@ def main() -> None:
     try:
         if not args.report:
             run_all(args.images, args.state)
-        print(ranking_tables.report(KEPT))
+        print(ranking_tables.report(KEPT, planned()))
     except Stopped as stop:
         fail(str(stop), 130)
     except ConfigError as error:
@@ -95,6 +95,15 @@ def run_all(images: Path, state: Path) -> None:
             for style, rate in itertools.product(styles, sorted(set(rates))):
                 sweep(f"{COMMON} {TEST} {arm.options(rank)} --lrs {rate:g}", images / style, state / style)
             keep(styles, state)
+
+
+def planned() -> dict[int, int]:
+    """{budget: the arms beside LoRA and the primary comparison}"""
+    counts = {}
+    for rank in RANKS:
+        counts[rank] = sum(rank in arm.ranks for arm in ARMS) - 2
+    counts[ranking_tables.ITS_BUDGET] += sum(ALL_LINEAR_RANK in arm.ranks for arm in ARMS)
+    return counts
 
 
 def tuned_rate(arm: Arm, rank: int, images: Path, state: Path) -> float:

@@ -44,8 +44,11 @@ class Entry(NamedTuple):
 Runs = dict[tuple[str, int], Entry]  # by style and seed
 
 
-def report(folder: Path) -> str:
-    """All tables, written to table.md.  Raises ConfigError without test runs."""
+def report(folder: Path, planned: dict[int, int]) -> str:
+    """All tables, written to table.md.  Raises ConfigError without test runs.
+
+    planned: {rank: how many arms Holm's correction is for}, also of those that have not been run.
+    """
     parts, styles = [], learned_styles()
     done = runs_at_tuned_rates(read_results(folder), styles)
     if not done:
@@ -55,7 +58,7 @@ def report(folder: Path) -> str:
         if LORA not in arms:
             continue
         parts.append(f"Rank {rank}: {len(styles)} styles, the mean over {len(SEEDS)} seeds each")
-        parts.append(ranking_table(arms, styles))
+        parts.append(ranking_table(arms, styles, planned[rank]))
         plot = partial(plot_differences, arms=arms, styles=styles)
         save_figure(folder / f"differences-rank-{rank}.png", plot, columns=1)
         if incomplete:
@@ -151,13 +154,13 @@ def label(run: dict) -> str:
     return name
 
 
-def ranking_table(arms: dict[str, Runs], styles: list[str]) -> str:
+def ranking_table(arms: dict[str, Runs], styles: list[str], planned: int) -> str:
     """The lowest loss first.  The primary comparison has its own p, the others Holm's among themselves."""
     order = sorted(arms, key=lambda name: mean_loss(arms[name]))
     others = [name for name in order if name not in (LORA, PRIMARY, FULL) and AT_OTHER_RATE not in name]
-    corrected = dict(
-        zip(others, holm([p_value(less_lora(arms, name, styles)) for name in others]), strict=True)
-    )
+    ps = [p_value(less_lora(arms, name, styles)) for name in others]
+    missing = [1.0] * (planned - len(ps))
+    corrected = dict(zip(others, holm([*ps, *missing]), strict=False))
     rows = []
     for name in order:
         runs = list(arms[name].values())
