@@ -44,7 +44,7 @@ from gralora_diffusion.training.signals import Interrupts, Stopped
 from gralora_diffusion.training.start_from import NAMED, Started
 from gralora_diffusion.training.validation_images import Previews, prompts_of, save_comparison, thumbnails
 
-EMBEDDED_BASE = "the embedded one (64 x 64 pixels), since no --pretrained_model_name_or_path is given"
+EMBEDDED_BASE = "the embedded one (64 x 64 pixels); --pretrained_model_name_or_path selects another"
 LOST_PROCESS = (
     "another process of this run has ended: its own message says why; "
     "run the same command to resume from the newest checkpoint"
@@ -222,6 +222,8 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
         bring(pipeline, COMPONENTS, device, 0)  # text encoders too where they train; they are None otherwise
         shard(pipeline.unet, accelerator)
     if previews and setup.start == 0:
+        if run:
+            print("generating sample images of the base model ...", flush=True)
         previews.generate(0)
         accelerator.wait_for_everyone()  # the forecast counts the files of all processes
     make_trainable(setup.models, config)

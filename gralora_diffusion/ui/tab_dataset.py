@@ -50,6 +50,7 @@ class DatasetTab:
             info="robot comes with the page",
             elem_id="set",
         )
+        self.new_name = gr.Textbox(label="New name", placeholder="my-dog", max_length=64, elem_id="new-set")
         self.drop = gr.File(
             label="Drop images, captions or a zip archive",
             file_count="multiple",
@@ -58,7 +59,6 @@ class DatasetTab:
             height=150,
         )
         gr.Markdown(UPLOADS, elem_id="drop-help", elem_classes="hint")
-        self.new_name = gr.Textbox(label="New name", placeholder="my-dog", max_length=64, elem_id="new-set")
         self.notes = gr.Textbox(
             label="Upload results", lines=3, interactive=False, visible=False, elem_id="notes"
         )

@@ -26,6 +26,11 @@ from gralora_diffusion.ui.tab_sample_history import History
 from gralora_diffusion.ui.workspace import Workspace
 
 RIGHT_CLICK = "Save it with a right click, and free some space"
+NO_ADAPTERS = "### No adapter yet\nTrain one first. Meanwhile you can generate images of the base model here."
+ONLY_CHECKPOINTS = (
+    "### No finished run yet\nChoose a checkpoint under **Adapter**; without one, images of the base model "
+    "are generated."
+)
 
 
 class SampleTab:
@@ -55,7 +60,7 @@ class SampleTab:
 
     def build_images(self) -> None:
         self.empty = gr.Markdown(
-            "### No adapter yet\nTrain one first. Meanwhile you can generate images of the base model here.",
+            NO_ADAPTERS,
             elem_id="no-adapters",
             visible=False,
         )
@@ -201,7 +206,7 @@ class SampleTab:
             gr.update(choices=choices, value=adapter),
             *more,
             gr.update(choices=[AS_TRAINED, *self.workspace.base_names()]),
-            gr.update(visible=not names),
+            gr.update(value=ONLY_CHECKPOINTS if names else NO_ADAPTERS, visible=not adapter),
             self.first_prompt(adapter, prompt),
             self.workspace.suggested_adapter(),
         )

@@ -134,7 +134,9 @@ class WatchTab:
             elem_id="score-plot",
             color_map=COLORS,
         )
-        self.smoothing = gr.Slider(0, 0.99, 0.9, step=0.01, label="Smoothing", elem_id="smoothing")
+        self.smoothing = gr.Slider(
+            0, 0.99, 0.9, step=0.01, label="Smoothing", elem_id="smoothing", visible="hidden"
+        )
 
     def connect(self) -> None:
         self.refresh_event = dict(
@@ -149,6 +151,7 @@ class WatchTab:
                 self.message,
                 self.plot,
                 self.scores,
+                self.smoothing,
                 self.log,
                 self.samples,
                 self.history.cards,
@@ -219,6 +222,7 @@ class WatchTab:
         changes.add("message", message, lambda: gr.update(value=message, visible=bool(message)))
         changes.add("plot", [name, steps, evaluated, smoothing], curve)
         changes.add("scores", [name, evaluated], scores)
+        changes.add("smoothing", bool(steps), lambda: gr.update(visible=True if steps else "hidden"))
         hint = NO_LOG if run and not log and not read_job(run) else ""
         changes.add("log", [log, hint], lambda: gr.update(value=log, placeholder=hint))
         changes.add("samples", [name, sample_versions(run)], lambda: self.sample_images(run))

@@ -6,6 +6,8 @@ import shutil
 import gradio as gr
 import pytest
 
+from gralora_diffusion.training.train import EMBEDDED_BASE
+from gralora_diffusion.ui.page_words import page_words
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.status_strip import StatusStrip
 from gralora_diffusion.ui.tab_watch import NO_LOG, WatchTab
@@ -44,6 +46,23 @@ def test_the_log_has_the_labels_of_the_form(tab, workspace):
 
 def test_a_run_without_a_log_has_none(tab, workspace):
     assert tab.log_of(workspace.runs / "none") == ""
+
+
+def test_the_base_line_names_the_field_that_selects_another(tab, workspace):
+    words = page_words(f"base: {EMBEDDED_BASE}", workspace)
+    assert words == "base: the embedded one (64 x 64 pixels); “Base model” selects another"
+
+
+@pytest.mark.parametrize(("steps", "visible"), [(0, "hidden"), (1, True)])
+def test_smoothing_is_shown_with_the_loss_curve(tab, workspace, steps, visible):
+    run = workspace.runs / "dog-1"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5, "seconds": 1.0}\n' * steps)
+    updates = tab.refresh(None, run.name, 0.9, None)
+    found = dict(zip(tab.refresh_event["outputs"], updates, strict=True))
+    assert found[tab.smoothing]["visible"] == visible
+    assert found[tab.plot]["visible"] is bool(steps)
 
 
 def log_update(tab, run) -> dict:

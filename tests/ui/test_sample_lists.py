@@ -1,0 +1,32 @@
+"""What Sample says before an adapter is chosen."""
+
+import asyncio
+
+import gradio as gr
+
+from gralora_diffusion.ui.sampler import Sampler
+from gralora_diffusion.ui.tab_sample import NO_ADAPTERS, ONLY_CHECKPOINTS, SampleTab
+
+
+def hint(tab) -> dict:
+    """The update of the hint when the tab is opened with nothing chosen."""
+    inputs, outputs = tab.lists_event["inputs"], tab.lists_event["outputs"]
+    values = [None] * (len(inputs) - 1)
+    return tab.lists(*values, "")[outputs.index(tab.empty)]
+
+
+def test_a_stopped_run_leaves_a_hint_to_choose_its_checkpoint(workspace):
+    async def build() -> SampleTab:  # in a loop that is closed; Gradio would leave one of its own open
+        with gr.Blocks():
+            return SampleTab(workspace, Sampler(workspace))
+
+    tab = asyncio.run(build())
+    assert hint(tab) == gr.update(value=NO_ADAPTERS, visible=True)
+    run = workspace.runs / "dog"
+    checkpoint = run / "checkpoint-7"
+    checkpoint.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    (checkpoint / "adapter.safetensors").touch()
+    assert hint(tab) == gr.update(value=ONLY_CHECKPOINTS, visible=True)
+    (run / "adapter.safetensors").touch()
+    assert hint(tab)["visible"] is False
