@@ -52,7 +52,7 @@ def sweep_report(
     ]
     for baseline in baselines:
         against = f"minus that of {baseline}, paired by {unit}"
-        choice = "each at one rate: of those that it has, the best in its validation runs"
+        choice = "each at the rate that is best in its validation runs"
         parts += [
             (f"score, {against}, {choice}", differences_table(done, score, baseline, unit)),
             (f"loss on held-out noise, {against}", curves_table(done, score, baseline, unit)),
