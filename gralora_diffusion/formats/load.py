@@ -173,12 +173,17 @@ def adapter_for(
     m = getattr(layer, "out_features", None)
     kernel = getattr(layer, "kernel", None)
     sizes = sizes_of(factors)
-    fit = n is not None
-    if fit and sizes:
+    if n is None:
+        found = type(layer).__name__
+        raise ConfigError(
+            f"{where}: its tensors are of a linear layer or a convolution; the base has {found}"
+        )
+    fit = True
+    if sizes:
         numbers = sum(tensor.numel() for tensor in factors.values())
         fit = kernel == kernel_of(factors) and numbers == sizes.rank * (n + m)
     if not fit:
-        shape = f"{'?' if n is None else n} -> {'?' if m is None else m}"
+        shape = f"{n} -> {m}"
         if kernel:
             shape += f", with a kernel of {kernel[0]} x {kernel[1]}"
         problem = (
