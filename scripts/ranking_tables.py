@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks import learned_styles
+from tasks import interval_text, learned_styles
 
-from gralora_diffusion.evaluation.statistics import holm, p_value, t_interval
+from gralora_diffusion.evaluation.statistics import holm, p_value
 from gralora_diffusion.experiments.markdown import markdown
 from gralora_diffusion.experiments.methods import tuned_as
 from gralora_diffusion.experiments.plots import half_width, save_figure
@@ -50,7 +50,8 @@ def report(folder: Path, planned: dict[int, int]) -> str:
     planned: {rank: how many arms Holm's correction is for}, also of those that have not been run.
     """
     parts, styles = [], learned_styles()
-    done = runs_at_tuned_rates(read_results(folder), styles)
+    entries = read_results(folder)
+    done = runs_at_tuned_rates(entries, styles)
     if not done:
         raise ConfigError(f"{folder} holds no test runs to report")
     for rank in sorted({budget_of(entry["run"]) for entry in done}):
@@ -64,9 +65,12 @@ def report(folder: Path, planned: dict[int, int]) -> str:
         if incomplete:
             parts.append(f"Not complete, and left out: {', '.join(incomplete)}.")
         if PRIMARY in arms:
+            parts += at_other_rates(arms, styles)
             parts.append(small_benchmarks(arms))
     if not parts:
         raise ConfigError(f"{folder} does not hold all runs of LoRA at any rank yet")
+    if rates := rates_table(entries):
+        parts += ["Loss x 1000 by rate on the style where rates are chosen, mean of two seeds", rates]
     text = "\n\n".join(parts)
     write_text(folder / "table.md", text + "\n")
     return text
@@ -78,12 +82,8 @@ def runs_at_tuned_rates(entries: list[dict], styles: list[str]) -> list[dict]:
     Those at OTHER_RATES are among them.  Others are in the sweeps that tasks.py shares, or were made before a
     rate was tried.
     """
-    tuning: dict[tuple, list[dict]] = {}
-    for entry in entries:
-        if entry["run"]["part"] == "validation" and entry["run"]["method"] != FULL:
-            tuning.setdefault(arm_key(entry["run"]), []).append(entry)
     best = {}
-    for key, runs in tuning.items():
+    for key, runs in tuning_runs(entries).items():
         losses = losses_by_rate(runs)
         best[key] = min(losses, key=losses.get, default=None)
     found = []
@@ -96,6 +96,27 @@ def runs_at_tuned_rates(entries: list[dict], styles: list[str]) -> list[dict]:
         if run["lr"] == best.get((tuned_as(run["method"]), *sizes), run["lr"]) or run["lr"] in others:
             found.append(entry)
     return found
+
+
+def tuning_runs(entries: list[dict]) -> dict[tuple, list[dict]]:
+    """{arm_key: its runs on the style where rates are chosen}"""
+    found: dict[tuple, list[dict]] = {}
+    for entry in entries:
+        if entry["run"]["part"] == "validation" and entry["run"]["method"] != FULL:
+            found.setdefault(arm_key(entry["run"]), []).append(entry)
+    return found
+
+
+def rates_table(entries: list[dict]) -> str:
+    """A row for each arm and rank, a column for each rate; a rate at which a run failed has none."""
+    by_arm = {key: losses_by_rate(runs) for key, runs in tuning_runs(entries).items()}
+    rates = sorted(set().union(*by_arm.values()))
+    rows = []
+    for (method, k, targets, rank), losses in sorted(by_arm.items(), key=str):
+        name = f"{method} k{k}" if k else method
+        cells = [f"{1000 * losses[rate]:.2f}" if rate in losses else "" for rate in rates]
+        rows.append([name, targets, rank, *cells])
+    return markdown(["method", "layers", "rank", *[f"{rate:g}" for rate in rates]], rows)
 
 
 def arm_key(run: dict) -> tuple:
@@ -172,9 +193,8 @@ def ranking_table(arms: dict[str, Runs], styles: list[str], planned: int) -> str
         values = less_lora(arms, name, styles)
         p = p_value(values) if name == PRIMARY else corrected.get(name)
         words = "" if p is None else f"{p:.3f}" + (" (primary, alone)" if name == PRIMARY else "")
-        low, high = t_interval(values)
         ahead = sum(value < 0 for value in values)
-        rows.append([*row, f"{statistics.mean(values):+.2f} ({low:+.2f} to {high:+.2f})", ahead, words])
+        rows.append([*row, interval_text(values), ahead, words])
     base = statistics.mean(run.base for run in arms[LORA].values())
     rows.append(["the base, untouched", "0", "", f"{base:.2f}", "", "", ""])
     return markdown(HEADS, rows)
@@ -206,6 +226,17 @@ def less_lora(arms: dict[str, Runs], name: str, styles: list[str]) -> list[float
         pairs = [(arms[name][style, seed], arms[LORA][style, seed]) for seed in SEEDS]
         means.append(statistics.mean(run.loss - lora.loss for run, lora in pairs))
     return means
+
+
+def at_other_rates(arms: dict[str, Runs], styles: list[str]) -> list[str]:
+    """The primary comparison with LoRA at the rates beside its own: a sentence each."""
+    found = []
+    for name in arms:
+        if name.startswith(f"{LORA}{AT_OTHER_RATE}"):
+            pair = {PRIMARY: arms[PRIMARY], LORA: arms[name]}
+            words = interval_text(less_lora(pair, PRIMARY, styles))
+            found.append(f"{PRIMARY} less {name}, known after the primary comparison: {words}.")
+    return found
 
 
 def small_benchmarks(arms: dict[str, Runs]) -> str:

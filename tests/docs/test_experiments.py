@@ -15,6 +15,8 @@ sys.path.insert(0, str(SCRIPTS))
 import demo_sweep
 import outliers
 import prior
+import ranking
+import ranking_tables
 import stopping
 import tasks
 
@@ -111,6 +113,24 @@ def test_the_table_of_tasks_is_what_its_script_prints(monkeypatch):
     words = " ".join(section.split())
     assert f"{low} to {high} %" in words
     assert f"{effects[0]}, {effects[1]} and {effects[2]} thousandths" in words
+
+
+def test_the_table_of_the_ranking_is_what_its_script_prints(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(ranking_tables, "save_figure", lambda *_, **__: None)
+    monkeypatch.setattr(ranking_tables, "write_text", lambda *_: None)
+    printed = ranking_tables.report(ranking.KEPT, ranking.planned())
+    assert (ranking.KEPT / "table.md").read_text() == f"{printed}\n"
+    section = re.split(r"^## Ranking$", DOCUMENT, flags=re.M)[1].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert set(rows) <= set(printed.splitlines())
+    at_other_rate = re.search(r"primary comparison: (.*)\.$", printed, re.M)[1]
+    ahead, share = re.search(r"ahead of LoRA in (\d+) \((\d+) %\)", printed).groups()
+    rates = next(line for line in printed.splitlines() if line.startswith("| our-lora   | attention"))
+    words = " ".join(section.split())
+    assert at_other_rate in words
+    assert f"{ahead} of 320 cases ({share} %)" in words
+    assert "({2} and {3})".format(*re.findall(r"[\d.]+", rates)) in words
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,9 @@ def test_differences_are_paired_by_seed_and_averaged_over_styles(tmp_path, three
     assert rows["gralora k4"].split("|")[-2].strip() == "1.000"
     assert "our-lora, all-linear" in rows
     assert rows["our-lora at 0.003"].split("|")[-2].strip() == ""  # no p
+    differences = [4.0, -1.0, -3.0]  # GraLoRA's from that
+    low, high = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
+    assert f"gralora k2 less our-lora at 0.003, known after the primary comparison: +0.00 ({low:+.2f}" in text
     assert "rslora (14 of 15 runs)" in text
     assert "rslora" not in rows
     order = [name for name in rows if name in ("our-lora", "gralora k2", "gralora k4")]
