@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from gralora_diffusion import AdapterConfig, TrainConfig, inject, load_adapter, load_sdxl
 from gralora_diffusion.adapters.registry import adapter_parameters
 from gralora_diffusion.sdxl.sampling import as_trained, sample
-from gralora_diffusion.training import objective, steps
+from gralora_diffusion.training import objective, optimization
 from gralora_diffusion.training.flat_factors import FlatFactors
 from gralora_diffusion.training.train import train
 
@@ -119,7 +119,7 @@ def test_resumed_in_the_middle_it_is_bit_equal(option, tmp_path):
 @pytest.mark.parametrize(("first", "second"), [(1e-3, 1e-3), (0.0, 1e-3), (1e-3, 0.0), (1e-3, 5e-4)])
 def test_both_text_encoders_learn_each_at_its_own_rate(first, second, tmp_path, monkeypatch):
     largest = {}
-    real = steps.parameter_groups
+    real = optimization.parameter_groups
 
     def with_hooks(models, *args):
         for component, model in models.items():
@@ -132,7 +132,7 @@ def test_both_text_encoders_learn_each_at_its_own_rate(first, second, tmp_path, 
                 )
         return real(models, *args)
 
-    monkeypatch.setattr(steps, "parameter_groups", with_hooks)
+    monkeypatch.setattr(optimization, "parameter_groups", with_hooks)
     tensors, _ = quick(
         tmp_path / "run",
         train_text_encoder=True,
