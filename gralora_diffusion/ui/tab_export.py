@@ -1,5 +1,7 @@
 """Export: choose an adapter and formats, see how large the files will be, download or copy them."""
 
+from collections.abc import Iterator
+
 import gradio as gr
 
 from gralora_diffusion.options import ConfigError
@@ -141,6 +143,7 @@ class ExportTab:
             trigger_mode="always_last",
             concurrency_id="error",
             concurrency_limit=1,
+            show_progress="hidden",  # whose overlay scrolls within a line of text
             **PRIVATE,
         )
         lists = [self.adapter, self.empty, self.suggested]
@@ -169,16 +172,19 @@ class ExportTab:
         known = [value for _, value in FILE_SIZES]
         return gr.update(choices=self.formats(found)), text if text in known else None
 
-    def error_text(self, adapter: str, rank: str) -> str:
-        """How far the nearest LoRA of this rank is from the adapter."""
+    def error_text(self, adapter: str, rank: str) -> Iterator[str]:
+        """How far the nearest LoRA of this rank is from the adapter; first, that it is computed."""
         number = rank_of(rank)
         if not adapter or number is None:
-            return ""
+            yield ""
+            return
+        yield f"Computing what rank {number} keeps ..."
         error = error_of(self.workspace, adapter, number)
         if error < 1e-6:
-            return f"Rank {number} holds this adapter exactly."
+            yield f"Rank {number} holds this adapter exactly."
+            return
         kept = 100 * (1 - error**2)
-        return f"Rank {number} keeps {kept:.2f} % of the adapter: relative error {error:.3g} (0 is exact)."
+        yield f"Rank {number} keeps {kept:.2f} % of the adapter: relative error {error:.3g} (0 is exact)."
 
     def facts(self, adapter: str) -> tuple:
         """(column and image of the preview, trigger words, file name in another tool) of an adapter."""

@@ -80,12 +80,7 @@ HEAD += """<script>
     const nameViews = () => {
         document.querySelectorAll(empty).forEach(view => view.setAttribute('role', 'img'));
     };
-    let isDue = false;
-    new MutationObserver(() => {
-        if (isDue) return;
-        isDue = true;
-        requestAnimationFrame(() => { isDue = false; nameViews(); });
-    }).observe(document, {childList: true, subtree: true});
+    new MutationObserver(nameViews).observe(document, {childList: true, subtree: true});
 }
 </script>"""
 HEAD += CAPTION_KEYS + NOTIFY_HEAD + LOG_HEAD
