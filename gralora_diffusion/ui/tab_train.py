@@ -227,7 +227,10 @@ class TrainTab:
         return free_name(image_set or "run", self.workspace.run_names())
 
     def follow_answers(self, what: str, card: str, last_base: str | None, *fields) -> list:
-        """The card's list, and the form after an answer to one of the three questions."""
+        """The card's list, and the form after an answer to one of the three questions.
+
+        Fields that the answer does not change are skipped: they may have been edited since it was sent.
+        """
         values = self.values_of(fields)
         choices = card_choices(what)
         if card not in [value for _, value in choices]:
@@ -237,8 +240,9 @@ class TrainTab:
             base = self.workspace.base(values[BASE])
         except ConfigError:  # the field is marked
             return [listed, *[gr.skip()] * len(self.form)]
-        values = with_answers(values, last_base, Answers(what, base, card), self.workspace)
-        return [listed, *self.filled(values)]
+        after = with_answers(values, last_base, Answers(what, base, card), self.workspace)
+        updates = [gr.skip() if after[name] == values[name] else after[name] for name in self.fields]
+        return [listed, *updates, base]
 
     def placeholders(self, base: str) -> list:
         """What blank fields stand for on this base."""

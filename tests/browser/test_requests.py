@@ -37,7 +37,7 @@ def test_an_idle_page_asks_seldom_and_a_hidden_one_never(tab):
     count = len(tab.requests)
     tab.page.wait_for_timeout(16_000)
     asked = len(tab.requests) - count
-    assert 1 <= asked <= 4  # the strip and Watch at once, at most every 5 s
+    assert 1 <= asked <= 5  # the strip and Watch at once, every 5 s; one may have been late
     tab.page.evaluate(HIDE, True)
     tab.settle()
     count = len(tab.requests)
