@@ -65,6 +65,16 @@ def optional_number(text, what: str) -> float | None:
         raise ConfigError(f"the {what} is {text[:80]!r}; it must be a number, or blank") from None
 
 
+def unless_same(value, before):
+    """An update to `value`, skipped if the browser sent it: it may have been edited since."""
+    return gr.skip() if value == before else value
+
+
+def list_update(choices: list, value, before) -> dict:
+    """An update of a list's choices, and of what is chosen unless the browser sent it."""
+    return gr.update(choices=choices) if value == before else gr.update(choices=choices, value=value)
+
+
 def notify(text: str) -> None:
     """Show a message on the page for some seconds."""
     if text:

@@ -19,7 +19,7 @@ from gralora_diffusion.ui.grid import (
     references_of,
     save_table,
 )
-from gralora_diffusion.ui.handlers import QUIET, connect_generation, guarded, on_end
+from gralora_diffusion.ui.handlers import QUIET, connect_generation, guarded, list_update, on_end, unless_same
 from gralora_diffusion.ui.image_series import MAX_PROMPTS, prompts_of
 from gralora_diffusion.ui.sampler import MAX_PROMPT, MAX_STEPS, ImageRequest, Sampler, Step
 from gralora_diffusion.ui.scores import HEAD, Group, encoder_names, scores, table
@@ -241,9 +241,10 @@ class CompareTab:
         check_served([same[0].path, chosen.path], AGAIN)
         return same[0].path, chosen.path
 
-    def first_prompt(self, adapters: list[str] | None, prompt: str) -> str:
-        """The prompt, or where it is empty the one that the first adapter was trained with."""
-        return prompt or (prompt_of(self.workspace, adapters[0]) if adapters else "")
+    def first_prompt(self, adapters: list[str] | None, prompt: str):
+        """Where the prompt is empty, the one that the first adapter was trained with; else no update."""
+        found = prompt or (prompt_of(self.workspace, adapters[0]) if adapters else "")
+        return unless_same(found, prompt)
 
     def lists(self, adapters, references, prompt, suggested=None) -> tuple:
         """The adapters and sets of now, what was chosen kept where it is still there, and a first prompt."""
@@ -253,10 +254,10 @@ class CompareTab:
         if not kept or kept == [suggested]:
             kept = [newest] if newest else []
         sets = [AS_TRAINED, *self.workspace.set_names()]
-        references = references if references in sets else AS_TRAINED
+        reference = references if references in sets else AS_TRAINED
         return (
-            gr.update(choices=self.workspace.adapter_choices(), value=kept),
-            gr.update(choices=sets, value=references),
+            list_update(self.workspace.adapter_choices(), kept, adapters),
+            list_update(sets, reference, references),
             gr.update(visible=not names),
             self.first_prompt(kept, prompt),
             newest,

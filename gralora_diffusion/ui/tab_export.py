@@ -9,7 +9,7 @@ from gralora_diffusion.ui.copy_to_tool import copy_to_tool
 from gralora_diffusion.ui.export import DOWNLOADS, DTYPES, export
 from gralora_diffusion.ui.export_facts import preview_html, preview_of_adapter, trigger_words
 from gralora_diffusion.ui.export_sizes import error_of, size_text, sizes_of
-from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, list_update, notify
 from gralora_diffusion.ui.workspace import Workspace, quoted
 
 SMALL = 32  # the rank of "small"
@@ -227,7 +227,7 @@ class ExportTab:
         choices = self.workspace.adapter_choices()
         value = self.workspace.kept_or_suggested(chosen, suggested)
         newest = self.workspace.suggested_adapter()
-        return gr.update(choices=choices, value=value), gr.update(visible=not choices), newest
+        return list_update(choices, value, chosen), gr.update(visible=not choices), newest
 
 
 def rank_of(text: str) -> int | None:

@@ -11,7 +11,16 @@ from gralora_diffusion.sdxl.image_text import info_of
 from gralora_diffusion.ui import sample_history
 from gralora_diffusion.ui.adapter_files import AS_TRAINED, add_adapter, chosen_base, prompt_of
 from gralora_diffusion.ui.card_images import data_url
-from gralora_diffusion.ui.handlers import PRIVATE, QUIET, connect_generation, guarded, notify, on_end
+from gralora_diffusion.ui.handlers import (
+    PRIVATE,
+    QUIET,
+    connect_generation,
+    guarded,
+    list_update,
+    notify,
+    on_end,
+    unless_same,
+)
 from gralora_diffusion.ui.image_series import Generated, series
 from gralora_diffusion.ui.sample_fields import (
     DEFAULT_SCHEDULER,
@@ -188,22 +197,23 @@ class SampleTab:
         check_served(pair, "choose one under History")
         return tuple(pair)
 
-    def first_prompt(self, adapter: str | None, prompt: str) -> str:
-        """The prompt, or where it is empty the one that the adapter was trained with."""
-        return prompt or (prompt_of(self.workspace, adapter) if adapter else "")
+    def first_prompt(self, adapter: str | None, prompt: str):
+        """Where the prompt is empty, the one that the adapter was trained with; else no update."""
+        found = prompt or (prompt_of(self.workspace, adapter) if adapter else "")
+        return unless_same(found, prompt)
 
-    def lists(self, adapter, suggested, *others_and_prompt) -> tuple:
+    def lists(self, chosen, suggested, *others_and_prompt) -> tuple:
         """The adapters and bases of now, what was chosen kept where it is still there, and a first prompt."""
         *others, prompt = others_and_prompt
         names = self.workspace.adapter_names()
-        adapter = self.workspace.kept_or_suggested(adapter, suggested)
+        adapter = self.workspace.kept_or_suggested(chosen, suggested)
         choices = self.workspace.adapter_choices()
         more = []
         for other in others:
             value = other if other in names else NO_ADAPTER
-            more.append(gr.update(choices=[NO_ADAPTER, *choices], value=value))
+            more.append(list_update([NO_ADAPTER, *choices], value, other))
         return (
-            gr.update(choices=choices, value=adapter),
+            list_update(choices, adapter, chosen),
             *more,
             gr.update(choices=[AS_TRAINED, *self.workspace.base_names()]),
             gr.update(value=ONLY_CHECKPOINTS if names else NO_ADAPTERS, visible=not adapter),
@@ -214,7 +224,8 @@ class SampleTab:
     def add_file(self, path: str, *others_and_prompt) -> tuple:
         name = add_adapter(self.workspace, path)
         notify(f"{name} was added to the adapters")
-        return self.lists(name, None, *others_and_prompt)
+        _, *others = self.lists(name, None, *others_and_prompt)
+        return gr.update(choices=self.workspace.adapter_choices(), value=name), *others
 
 
 def not_saved(error: OSError) -> str:

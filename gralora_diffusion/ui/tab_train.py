@@ -18,7 +18,7 @@ from gralora_diffusion.ui.config_form import (
 )
 from gralora_diffusion.ui.forecasts import estimate_of, known_refusal
 from gralora_diffusion.ui.form_memory import kept, restored
-from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify, on_end
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, list_update, notify, on_end, unless_same
 from gralora_diffusion.ui.mistakes import MARK, MARK_AND_SHOW, NAME, mistake_updates, refusal
 from gralora_diffusion.ui.page_words import in_page_words
 from gralora_diffusion.ui.run_files import UNREADABLE, config_from_json
@@ -233,15 +233,14 @@ class TrainTab:
         """
         values = self.values_of(fields)
         choices = card_choices(what)
-        if card not in [value for _, value in choices]:
-            card = THIS
-        listed = gr.update(choices=choices, value=card)
+        sent, card = card, card if card in [value for _, value in choices] else THIS
+        listed = list_update(choices, card, sent)
         try:
             base = self.workspace.base(values[BASE])
         except ConfigError:  # the field is marked
             return [listed, *[gr.skip()] * len(self.form)]
         after = with_answers(values, last_base, Answers(what, base, card), self.workspace)
-        updates = [gr.skip() if after[name] == values[name] else after[name] for name in self.fields]
+        updates = [unless_same(after[name], values[name]) for name in self.fields]
         return [listed, *updates, base]
 
     def placeholders(self, base: str) -> list:

@@ -15,12 +15,31 @@ def hint(tab) -> dict:
     return tab.lists(*values, "")[outputs.index(tab.empty)]
 
 
-def test_a_stopped_run_leaves_a_hint_to_choose_its_checkpoint(workspace):
+def built(workspace) -> SampleTab:
     async def build() -> SampleTab:  # in a loop that is closed; Gradio would leave one of its own open
         with gr.Blocks():
             return SampleTab(workspace, Sampler(workspace))
 
-    tab = asyncio.run(build())
+    return asyncio.run(build())
+
+
+def test_what_the_browser_has_is_not_sent_back(workspace):
+    """It may have been edited since it was sent: text that is typed would be lost."""
+    tab = built(workspace)
+    (workspace.adapters / "other.safetensors").parent.mkdir(parents=True, exist_ok=True)
+    (workspace.adapters / "other.safetensors").touch()
+    assert tab.first_prompt("other.safetensors", "typed") == gr.skip()
+    inputs, outputs = tab.lists_event["inputs"], tab.lists_event["outputs"]
+    blank = ["none"] * (len(inputs) - 3)
+    updates = tab.lists("other.safetensors", None, *blank, "typed")
+    assert updates[outputs.index(inputs[-1])] == gr.skip()
+    assert "value" not in updates[outputs.index(tab.adapter)]
+    updates = tab.lists("gone.safetensors", None, *blank, "typed")
+    assert "value" in updates[outputs.index(tab.adapter)]
+
+
+def test_a_stopped_run_leaves_a_hint_to_choose_its_checkpoint(workspace):
+    tab = built(workspace)
     assert hint(tab) == gr.update(value=NO_ADAPTERS, visible=True)
     run = workspace.runs / "dog"
     checkpoint = run / "checkpoint-7"
