@@ -93,6 +93,21 @@ def test_the_form_survives_a_reload(mine, tab, chromium, filled):
     other.context.close()
 
 
+def test_what_is_typed_while_an_answer_is_under_way_stays(mine, tab):
+    choose(tab, "option-instance_data_dir", "mine")
+    tab.settle()
+    waiting, holding = [], [True]
+    tab.page.route("**/queue/join*", lambda r: waiting.append(r) if holding else r.continue_())
+    tab.page.get_by_label("A style").check()
+    until(lambda: tab.page.wait_for_timeout(100) or waiting, "the answer is sent")
+    tab.page.locator("#option-instance_prompt textarea, #option-instance_prompt input").first.fill("typed")
+    holding.clear()
+    for request in waiting:
+        request.continue_()
+    tab.settle()
+    assert tab.value("option-instance_prompt") == "typed"
+
+
 def test_a_mistake_is_displayed_once_at_its_field(mine, tab):
     """With the name of the dataset, without flags, paths and messages that cover something."""
     choose(tab, "option-instance_data_dir", "mine")
