@@ -144,13 +144,14 @@ def connect_next(tabs: gr.Tabs, watch: WatchTab, to_sample: gr.Dropdown, to_expo
 def connect_sets(page: gr.Blocks, workspace: Workspace, dataset: DatasetTab, train: TrainTab) -> None:
     """The set of Dataset is the one that Train trains on; its list is that of now when the page is loaded."""
 
-    def choose(name):
+    def choose(name, run):
         workspace.image_set(name)
-        return gr.update(choices=workspace.set_names(), value=name), train.suggest_name(name)
+        return gr.update(choices=workspace.set_names(), value=name), train.suggest_name(name, run)
 
     def sets():
         return gr.update(choices=workspace.set_names())
 
     page.load(guarded(sets), None, dataset.chosen, **QUIET)
     images = train.fields[IMAGES]
-    dataset.chosen.change(guarded(choose), dataset.chosen, [images, train.name], **QUIET)
+    outputs = [images, train.new_name.received]
+    dataset.chosen.change(guarded(choose), [dataset.chosen, train.name], outputs, **QUIET)

@@ -81,7 +81,7 @@ def strip_values(look: Look) -> list:
     """The texts of STRIP, whether the run can be stopped, and the fraction of its steps that are done."""
     name = look.current()
     if name is None:
-        return [NOTHING, "Idle", *[NOTHING] * 4, device_name(), False, 0]
+        return [NOTHING, "idle", *[NOTHING] * 4, device_name(), False, 0]
     now = run_view.progress(look, look.workspace.runs / name)
     return [
         name,
