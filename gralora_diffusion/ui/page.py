@@ -23,6 +23,10 @@ from gralora_diffusion.ui.workspace import Workspace
 
 # Gradio loads what is visible, whatever tab is open, and for a gallery it loads a video player.
 OPENED = "() => ({__type__: 'update', visible: true})"
+COUNT = """(strip, watch) => {  // count the ticks of what is in sight
+    const isWatched = document.getElementById('run-row')?.checkVisibility();
+    return isWatched ? [strip, watch + 1] : [strip + 1, watch];
+}"""
 
 
 def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
@@ -53,9 +57,9 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         connect_sets(page, workspace, dataset, train)
         dataset.next.click(lambda: gr.Tabs(selected="train"), None, tabs, **QUIET)
         connect_visibility(timer)
-        for look in (timer.tick, page.load):
-            look(**watch.look_event, trigger_mode="once")
-        strip.stopping.then(**watch.look_event)
+        connect_timer(timer, strip, watch)
+        page.load(**strip.refresh_event)
+        strip.stopping.then(**watch.refresh_event)
         watch_tab.select(**watch.refresh_event)
         page.load(None, None, watch.notify, js=LABEL, **PRIVATE)
         watch_tab.select(None, None, None, js=FOLLOW_LOG, **PRIVATE)
@@ -84,6 +88,17 @@ def connect_visibility(timer: gr.Timer) -> None:
         button = gr.Button(name, elem_id=name, elem_classes="never")
         update = f"() => ({{__type__: 'update', active: {active}}})"
         button.click(None, None, timer, js=update, **PRIVATE)
+
+
+def connect_timer(timer: gr.Timer, strip: StatusStrip, watch: WatchTab) -> None:
+    """The strip is updated at each tick, and Watch with it while it is in sight.
+
+    A browser spends some 10 ms on each output of an event, changed or not.
+    """
+    of_strip, of_watch = (gr.Number(0, visible="hidden") for _ in range(2))
+    timer.tick(None, [of_strip, of_watch], [of_strip, of_watch], js=COUNT, **PRIVATE)
+    of_strip.change(**strip.refresh_event, trigger_mode="once")
+    of_watch.change(**watch.refresh_event, trigger_mode="once")
 
 
 def connect_start(tabs: gr.Tabs, train: TrainTab, watch: WatchTab) -> None:

@@ -13,7 +13,7 @@ from gralora_diffusion.ui.look import Look
 from gralora_diffusion.ui.notifications import ASK
 from gralora_diffusion.ui.page_words import page_words
 from gralora_diffusion.ui.run_files import config_of, log_tail, read_job
-from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
 from gralora_diffusion.ui.status_strip import StatusStrip
 from gralora_diffusion.ui.tab_history import RunHistory
 from gralora_diffusion.ui.workspace import Workspace, free_name, real_file
@@ -168,7 +168,6 @@ class WatchTab:
             ],
             **QUIET,
         )
-        self.look_event = self.refresh_event | dict(fn=guarded(self.look))
         self.history.connect(self.seen, self.refresh_event)
         self.log.change(None, None, None, js=FOLLOW_LOG, **PRIVATE)
         self.notify.click(None, None, self.notify, js=ASK, **PRIVATE)
@@ -178,13 +177,6 @@ class WatchTab:
         stopped.then(**self.refresh_event)
         resumed = self.resume.click(guarded(self.resume_run), self.run, None, queue=False, api_name="resume")
         resumed.then(**self.refresh_event)
-
-    def look(self, strip_before: list | None, chosen: str | None, smoothing: float, before: dict | None):
-        """refresh(), but for the strip alone until the tab has been opened, which needs no more."""
-        if before:
-            return self.refresh(strip_before, chosen, smoothing, before)
-        parts = len(self.look_event["outputs"]) - len(self.strip.outputs)
-        return *self.strip.updates(Look(self.queue), strip_before), *[gr.skip()] * parts
 
     def refresh(self, strip_before: list | None, chosen: str | None, smoothing: float, before: dict | None):
         """Updates of the strip and the tab where they have changed; of the whole tab at the first call."""
@@ -226,7 +218,9 @@ class WatchTab:
         changes.add("resume", resumable, lambda: gr.update(interactive=resumable))
         changes.add("clone", bool(name), lambda: gr.update(interactive=bool(name)))
         changes.add("message", message, lambda: gr.update(value=message, visible=bool(message)))
-        changes.add("plot", [name, steps, evaluated, smoothing], curve)
+        hundredth = max(1, steps // 100)  # a plot is much to send and to lay out
+        drawn = steps // hundredth if progress and progress.state in ACTIVE else steps
+        changes.add("plot", [name, hundredth, drawn, evaluated, smoothing], curve)
         changes.add("scores", [name, evaluated], scores)
         changes.add("smoothing", bool(steps), lambda: gr.update(visible=True if steps else "hidden"))
         hint = NO_LOG if run and not log and not read_job(run) else ""
