@@ -172,6 +172,7 @@ class CompareTab:
             request,
             results,
             needing=(self.score, self.blind.start),
+            show_progress_on=self.slider,
             api_name="compare",
         )
         # all cells once more: of updates that come within 0.1 s a browser's gallery may keep an older one
