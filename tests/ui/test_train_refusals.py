@@ -236,6 +236,12 @@ def test_what_the_files_show(values, option, words, filled):
     assert_clear(error, filled)
 
 
+def test_class_images_are_estimated(filled):
+    values = CAPTIONED | dict(with_prior_preservation=True, class_data_dir="other", class_prompt="a robot")
+    rows = dict(estimate_of(to_config(form_values(**values), filled), filled).rows)
+    assert "of your own in other" in rows["Class images"]
+
+
 def test_a_start_from_an_adapter_of_this_page(filled):
     """A run, a checkpoint of it, and a file that was added: each is a plan that can start."""
     shutil.copy(filled.runs / "robot-1" / "adapter.safetensors", filled.adapters / "added.safetensors")
