@@ -206,6 +206,11 @@ OF_FILES = [  # what is found only where files and shapes are read
     (CAPTIONED | dict(validation_dir="empty"), "validation_dir", "empty holds no images"),
     (CAPTIONED | dict(caption_column="x"), "caption_column", "there is neither"),
     (
+        dict(dataset_name="owner/name", streaming=True, cache_latents=False),
+        "streaming",
+        "turn on “Keep the latent cache”",
+    ),
+    (
         CAPTIONED | dict(with_prior_preservation=True, class_data_dir="captioned", class_prompt="x"),
         "class_data_dir",
         "another folder",
