@@ -19,7 +19,6 @@ from gralora_diffusion.ui.handlers import (
     list_update,
     notify,
     on_end,
-    unless_same,
 )
 from gralora_diffusion.ui.image_series import Generated, series
 from gralora_diffusion.ui.sample_fields import (
@@ -31,6 +30,7 @@ from gralora_diffusion.ui.sample_fields import (
 )
 from gralora_diffusion.ui.sampler import Sampler, Step
 from gralora_diffusion.ui.served import check_served, save_served, save_small
+from gralora_diffusion.ui.suggestion import Suggestion
 from gralora_diffusion.ui.tab_sample_history import History
 from gralora_diffusion.ui.workspace import Workspace
 
@@ -65,7 +65,9 @@ class SampleTab:
             self.generate = gr.Button(
                 "Generate", variant="primary", elem_id="generate", scale=2, min_width=120
             )
-            self.stop = gr.Button("Stop generating", elem_id="stop-generating", min_width=110)
+            self.stop = gr.Button(
+                "Stop generating", elem_id="stop-generating", interactive=False, min_width=110
+            )
 
     def build_images(self) -> None:
         self.empty = gr.Markdown(
@@ -104,9 +106,10 @@ class SampleTab:
         on_end(generated, **self.history.refresh)
         self.gallery.select(guarded(self.pair_of_image), self.pairs, self.slider, **QUIET)
         prompt = [self.adapter, fields["prompt"]]
-        self.adapter.change(guarded(self.first_prompt), prompt, fields["prompt"], **QUIET)
+        self.first = Suggestion(fields["prompt"])
+        self.adapter.change(guarded(self.first_prompt), prompt, self.first.received, **QUIET)
         others = [fields[name] for name in MORE_ADAPTERS]
-        lists = [self.adapter, *others, fields["base"], self.empty, fields["prompt"], self.suggested]
+        lists = [self.adapter, *others, fields["base"], self.empty, self.first.received, self.suggested]
         chosen = [*others, fields["prompt"]]
         current = [self.adapter, self.suggested, *chosen]
         self.lists_event = dict(fn=guarded(self.lists), inputs=current, outputs=lists, **QUIET)
@@ -200,7 +203,7 @@ class SampleTab:
     def first_prompt(self, adapter: str | None, prompt: str):
         """Where the prompt is empty, the one that the adapter was trained with; else no update."""
         found = prompt or (prompt_of(self.workspace, adapter) if adapter else "")
-        return unless_same(found, prompt)
+        return self.first.of(found, prompt)
 
     def lists(self, chosen, suggested, *others_and_prompt) -> tuple:
         """The adapters and bases of now, what was chosen kept where it is still there, and a first prompt."""
