@@ -19,9 +19,11 @@ PHRASES = {  # {what to do on the command line: on the page}
     ),
     "use --mixed_precision bf16 or no instead of fp16": "choose another base model or adapter",
     "use --energy 1, which writes the same as a plain LoRA, or --rank N": (
-        "choose another format, or fill in “Rank”"
+        "choose another format, or a rank under “File size”"
     ),
-    "give --rank N or --energy E for the best LoRA, with its error": "fill in “Rank” for the best LoRA",
+    "give --rank N or --energy E for the best LoRA, with its error": (
+        "choose a rank under “File size” for the best LoRA of that rank"
+    ),
     ", and the base with --pretrained_model_name_or_path": (
         "; its kind depends on the base's weights, for which `gralora convert` is needed"
     ),
