@@ -32,7 +32,7 @@ from gralora_diffusion.ui.workspace import Workspace
 
 NO_SCORES = (
     "**No scores yet.** Generate a grid, then press **Score the grid**: likeness to the training images, "
-    "fidelity to the prompt, diversity and copies, each with its interval."
+    "fidelity to the prompt, diversity and copies; with several prompts, each has an interval."
 )
 
 
