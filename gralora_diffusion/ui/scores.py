@@ -12,8 +12,8 @@ WITH_IMAGES = {"references", "lookalikes", "originals", "base"}  # what a metric
 HEAD = ["images", "score", "better", "n", "mean", "sd", "95 % interval", "encoder", "best adapter"]
 BEST = "★ best"
 BEST_BUT = "★ best, intervals overlap"
-BEST_MEAN = "best mean, no interval"  # nothing says how much of it is chance
-BEHIND_BASE = ", the base is better"
+BEST_MEAN = "best mean"  # without an interval, so that nothing says how much of it is chance
+BEHIND_BASE = ", base better"
 OF_BASE = "base, not ranked"
 
 
@@ -76,6 +76,15 @@ def table(entries: list[dict], of_base: set[str]) -> list[list[str]]:
     for entry, (images, score, *numbers), mark in zip(entries, rows, marks, strict=True):
         found.append([images, score, METRICS[entry["score"]].better, *numbers, mark])
     return found
+
+
+def with_short_encoders(rows: list[list[str]]) -> list[list[str]]:
+    """The rows of table() as the page displays them: files have the encoders' long names."""
+    from gralora_diffusion.evaluation.short_names import short_names
+
+    place = HEAD.index("encoder")
+    short = short_names([row[place] for row in rows])
+    return [[*row[:place], short[row[place]], *row[place + 1 :]] for row in rows]
 
 
 def best_marks(entries: list[dict], of_base: set[str]) -> list[str]:

@@ -118,10 +118,7 @@ class ExportTab:
     def build_copies(self) -> None:
         """A button for each folder that the owner of the server named."""
         self.copies = {}
-        if not self.workspace.other_tools:
-            self.file_name = gr.State("")
-            return
-        with gr.Row(elem_classes="tight"):
+        with gr.Row(elem_classes="tight", visible=False) as self.copy_row:
             self.file_name = gr.Textbox(
                 label="File name in the other tool", max_length=64, elem_id="copy-name", min_width=180
             )
@@ -147,7 +144,7 @@ class ExportTab:
                 **PRIVATE,
             )
         self.size.input(rank_field, self.size, self.rank, **QUIET)
-        facts = [self.preview_column, self.preview, self.triggers, self.file_name]
+        facts = [self.preview_column, self.preview, self.triggers, self.copy_row, self.file_name]
         quiet = dict(show_progress="hidden", **PRIVATE)  # in the queue, without which no error is shown
         self.adapter.change(guarded(self.facts), self.adapter, facts, **quiet)
         self.adapter.change(guarded(self.warning_of), self.adapter, self.warning, **quiet)
@@ -210,13 +207,15 @@ class ExportTab:
         yield f"Rank {number} keeps {kept:.2f} % of the adapter: relative error {error:.3g} (0 is exact)."
 
     def facts(self, adapter: str) -> tuple:
-        """(column and image of the preview, trigger words, file name in another tool) of an adapter."""
+        """(column and image of the preview, trigger words, row and name of copies) of an adapter."""
         words = image = name = ""
         if adapter:
             words = trigger_words(self.workspace, adapter)
             image = preview_html(preview_of_adapter(self.workspace, adapter))
             name = file_stem(adapter)
-        return gr.update(visible=bool(image)), image, gr.update(value=words, visible=bool(words)), name
+        triggers = gr.update(value=words, visible=bool(words))
+        copies = gr.update(visible=bool(name and self.copies))
+        return gr.update(visible=bool(image)), image, triggers, copies, name
 
     def warning_of(self, adapter: str):
         """What to know before the adapter is used elsewhere; hidden where there is nothing."""

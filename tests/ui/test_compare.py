@@ -11,7 +11,16 @@ from gralora_diffusion.sdxl.image_text import OWN, PARAMETERS, save_image
 from gralora_diffusion.ui import blind
 from gralora_diffusion.ui.blind import Comparison, Trial
 from gralora_diffusion.ui.grid import Axes, Cell
-from gralora_diffusion.ui.scores import BEHIND_BASE, BEST, BEST_BUT, BEST_MEAN, HEAD, OF_BASE, table
+from gralora_diffusion.ui.scores import (
+    BEHIND_BASE,
+    BEST,
+    BEST_BUT,
+    BEST_MEAN,
+    HEAD,
+    OF_BASE,
+    table,
+    with_short_encoders,
+)
 from gralora_diffusion.ui.workspace import Workspace
 
 
@@ -75,10 +84,10 @@ def test_a_mark_never_contradicts_its_row():
     rows = table(entries, {"one at 0"})
     assert [row[-1] for row in rows] == [
         "base, not ranked",
-        "best mean, no interval, the base is better",
+        "best mean, base better",
         "",
         "base, not ranked",
-        "★ best, the base is better",
+        "★ best, base better",
         "",
         "base, not ranked",
         "",
@@ -88,6 +97,14 @@ def test_a_mark_never_contradicts_its_row():
         assert "★" not in row[-1] or "no interval" not in " ".join(row)
         better = row[HEAD.index("better")]
         assert better == ("lower" if row[HEAD.index("score")] == "copy" else "higher")
+
+
+def test_the_page_has_short_names_of_encoders_and_files_have_long_ones():
+    name = "EfficientNet-Lite2 (ImageNet classes)"
+    rows = table([entry("one at 1", 0.5, encoder=name), entry("one at 1", 0.5, encoder="mine")], set())
+    place = HEAD.index("encoder")
+    assert [row[place] for row in rows] == [name, "mine"]
+    assert [row[place] for row in with_short_encoders(rows)] == ["ImageNet", "mine"]
 
 
 @pytest.fixture

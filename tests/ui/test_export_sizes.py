@@ -125,6 +125,13 @@ def test_trigger_words_are_shown_only_where_there_are_some(workspace, tab):
         assert (words["visible"], bool(words["value"])) == (visible, visible), adapter
 
 
+def test_copies_are_offered_where_there_is_something_to_copy(tab):
+    assert not tab.copy_row.visible
+    assert [tab.facts(adapter)[3]["visible"] for adapter in ("robot-1", "")] == [True, False]
+    tab.copies.clear()  # as where the owner named no folder
+    assert not tab.facts("robot-1")[3]["visible"]
+
+
 def test_the_error_of_a_smaller_rank_is_that_of_the_file(workspace):
     adapter = read_adapter(workspace.adapter("robot-1"))
     errors = [error_of(workspace, "robot-1", rank) for rank in (1, 4, 4096)]
