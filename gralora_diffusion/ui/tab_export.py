@@ -22,7 +22,10 @@ SMALL = 32  # the rank of "small"
 OTHER, FIRST_OTHER = "other", "16"  # the choice of a rank that is typed, and what it begins with
 FILE_SIZES = [("Exact", ""), (f"Small (rank {SMALL})", str(SMALL)), ("Another rank", OTHER)]
 NOT_THIS = "not for this one"  # in the place of a size: the format cannot hold the adapter as chosen
-NO_ADAPTERS = "### Nothing to export yet\nTrain an adapter under **Train**; its files are offered here."
+NO_ADAPTERS = (
+    "### Nothing to export yet\nTrain an adapter under **Train**; its files are offered here when the run is "
+    "done."
+)
 FITS_NO_SDXL = (
     "**This adapter fits no SDXL model:** its layers have the sizes of another base, such as the demo model. "
     "ComfyUI and other tools cannot use it with SDXL. To use an adapter there, train it on an SDXL base."
