@@ -10,7 +10,7 @@ from gralora_diffusion.files import without_folders
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.run_folder import steps_seconds, wall_seconds
 from gralora_diffusion.ui import run_view
-from gralora_diffusion.ui.run_files import WORDS, config_of
+from gralora_diffusion.ui.run_files import WORDS, config_of, raw_status
 from gralora_diffusion.ui.run_queue import ACTIVE
 from gralora_diffusion.ui.served import save_served, served_copy, still_served
 from gralora_diffusion.ui.workspace import Workspace, created
@@ -38,7 +38,7 @@ def cards(queue) -> list[tuple[str, str]]:
             state = f"number {queued.index(name) + 1} in the queue"
         image, lines = facts(queue.workspace, run)
         first, *others = lines
-        if status["state"] not in ACTIVE and (time := time_of(status, run)):
+        if status["state"] not in ACTIVE and (time := time_of(run)):
             first = f"{first} · {time}"
         found.append((image, "\n".join([f"{name} · {state}", first, *others])))
     return found
@@ -84,11 +84,9 @@ def date_of(run: Path) -> str:
     return f"{day.day} {day:%b %Y, %H:%M}"
 
 
-def time_of(status: dict, run: Path) -> str:
-    """How long a run took from start to end, resumes summed, or its steps, where no more is known.
-
-    status: of a run that is not active.
-    """
+def time_of(run: Path) -> str:
+    """How long a run that has ended took, resumes summed; its steps alone where no more is known."""
+    status = raw_status(run)
     version = status.get("time"), version_of(run / "metrics.jsonl")
     known, text = _times.get(run, (None, ""))
     if known == version:
