@@ -9,6 +9,7 @@ import traceback
 import gradio as gr
 
 from gralora_diffusion.options import ConfigError, TrainingError
+from gralora_diffusion.ui.tab_words import tab_words
 
 PRIVATE = dict(api_visibility="private")  # not in the page's API
 QUIET = dict(queue=False, show_progress="hidden", api_visibility="private")  # an event that takes no time
@@ -21,7 +22,7 @@ def browser_error(error: Exception) -> gr.Error:
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, ConfigError | TrainingError):
-        text = str(error)
+        text = tab_words(str(error))
     elif isinstance(error, OSError):
         text = f"a file could not be read or written: {error.strerror or type(error).__name__}"
     elif is_out_of_memory(error):

@@ -65,7 +65,7 @@ def add_words(placed: dict[Path, Path], concepts: dict[Path, str], notes: list[s
             for path in bare:
                 write_caption(path, words)
         except (ValueError, OSError) as error:
-            notes.append(f"{printable(name)}: its words are no caption: {reason_of(error)}")
+            notes.append(f"{printable(name)}: its words are not used as captions: {reason_of(error)}")
             continue
         note = f"{printable(name)}: its images are in this dataset now"
         if bare:

@@ -23,6 +23,7 @@ from gralora_diffusion.ui.workspace import Workspace
 
 # Gradio loads what is visible, whatever tab is open, and for a gallery it loads a video player.
 OPENED = "() => ({__type__: 'update', visible: true})"
+TO_THE_TOP = "() => scrollTo(0, 0)"
 COUNT = """(strip, watch) => {  // count the ticks of what is in sight
     const isWatched = document.getElementById('run-row')?.checkVisibility();
     return isWatched ? [strip, watch + 1] : [strip + 1, watch];
@@ -55,7 +56,7 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         connect_clone(tabs, train, watch)
         connect_next(tabs, watch, sample.adapter, export.adapter)
         connect_sets(page, workspace, dataset, train)
-        dataset.next.click(lambda: gr.Tabs(selected="train"), None, tabs, **QUIET)
+        dataset.next.click(lambda: gr.Tabs(selected="train"), None, tabs, js=TO_THE_TOP, **QUIET)
         connect_visibility(timer)
         connect_timer(timer, strip, watch)
         page.load(**strip.refresh_event)

@@ -32,7 +32,7 @@ from gralora_diffusion.ui.workspace import Workspace
 
 NO_SCORES = (
     "**No scores yet.** Generate a grid, then press **Score the grid**: likeness to the training images, "
-    "fidelity to the prompt, diversity and copies, each with its interval."
+    "fidelity to the prompt, diversity and copies; with several prompts, each has an interval."
 )
 
 
@@ -172,6 +172,7 @@ class CompareTab:
             request,
             results,
             needing=(self.score, self.blind.start),
+            show_progress_on=self.slider,
             api_name="compare",
         )
         # all cells once more: of updates that come within 0.1 s a browser's gallery may keep an older one

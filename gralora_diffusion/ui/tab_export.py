@@ -15,7 +15,10 @@ from gralora_diffusion.ui.workspace import Workspace, quoted
 SMALL = 32  # the rank of "small"
 OTHER, FIRST_OTHER = "other", "16"  # the choice of a rank that is typed, and what it begins with
 FILE_SIZES = [("Exact", ""), (f"Small (rank {SMALL})", str(SMALL)), ("Another rank", OTHER)]
-NO_ADAPTERS = "### Nothing to export yet\nTrain an adapter under **Train**; its files are offered here."
+NO_ADAPTERS = (
+    "### Nothing to export yet\nTrain an adapter under **Train**; its files are offered here when the run is "
+    "done."
+)
 ONLY_CHECKPOINTS = (
     "### No finished run yet\nWait until the run under **Watch** is done, or choose one of its checkpoints "
     "under **Adapter**."

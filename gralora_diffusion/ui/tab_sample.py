@@ -35,7 +35,10 @@ from gralora_diffusion.ui.tab_sample_history import History
 from gralora_diffusion.ui.workspace import Workspace
 
 RIGHT_CLICK = "Save it with a right click, and free some space"
-NO_ADAPTERS = "### No adapter yet\nTrain one first. Meanwhile you can generate images of the base model here."
+NO_ADAPTERS = (
+    "### No adapter yet\nTrain one: it is offered here when the run is done. Meanwhile you can generate "
+    "images of the base model here."
+)
 ONLY_CHECKPOINTS = (
     "### No finished run yet\nChoose a checkpoint under **Adapter**; without one, images of the base model "
     "are generated."
@@ -101,7 +104,13 @@ class SampleTab:
         fields = self.fields
         images = [self.gallery, self.slider, self.pairs, fields["seed"], self.progress, self.unsaved]
         generated = connect_generation(
-            self.generate, self.stop, self.sample, fields.all, images, api_name="sample"
+            self.generate,
+            self.stop,
+            self.sample,
+            fields.all,
+            images,
+            show_progress_on=self.slider,
+            api_name="sample",
         )
         on_end(generated, **self.history.refresh)
         self.gallery.select(guarded(self.pair_of_image), self.pairs, self.slider, **QUIET)
@@ -165,7 +174,8 @@ class SampleTab:
             images.append((pair[1], caption(event, len(requests))))
             pairs.append(pair)
             progress = f"{len(images)} of {len(requests)}{note}"
-            yield images, tuple(pair), pairs, used_seed, progress, ""
+            gallery = gr.update(value=images, selected_index=len(images) - 1)
+            yield gallery, tuple(pair), pairs, used_seed, progress, ""
 
     def preview(self, step: Step) -> str | None:
         """The served file of a step's preview; None where there is none, or no space for it."""

@@ -30,6 +30,10 @@ COLORS = {
 }
 WHOLE = ",.0f"  # the format of steps on an axis
 STOP, DEQUEUE = "Stop & save", "Remove from queue"
+FIRST_STEPS = (
+    "**The loss appears here after the first step.** Before it, the base model is loaded, images and "
+    "captions are encoded, and sample images of the base model are generated."
+)
 NO_LOG = "No log: this run was started on the command line, which shows its output"
 RESUMABLE = ("stopped", "failed", "killed", "canceled", "withdrawn", "unknown")
 
@@ -114,6 +118,7 @@ class WatchTab:
             )
 
     def build_plot(self) -> None:
+        self.waiting = gr.Markdown(visible=False, elem_id="waiting", elem_classes="hint")
         self.plot = gr.LinePlot(
             visible=False,  # without points it would take steps for names, and keep to that
             x="step",
@@ -150,7 +155,10 @@ class WatchTab:
                 self.stop,
                 self.resume,
                 self.clone,
+                self.history.rename,
+                self.history.delete,
                 self.message,
+                self.waiting,
                 self.plot,
                 self.scores,
                 self.smoothing,
@@ -216,15 +224,19 @@ class WatchTab:
         stop = gr.update(visible=stoppable, value=DEQUEUE if queued else STOP)
         changes.add("stop", stop, lambda: stop)
         changes.add("resume", resumable, lambda: gr.update(interactive=resumable))
-        changes.add("clone", bool(name), lambda: gr.update(interactive=bool(name)))
+        for part in ("clone", "rename", "delete"):
+            changes.add(part, bool(name), lambda: gr.update(interactive=bool(name)))
         changes.add("message", message, lambda: gr.update(value=message, visible=bool(message)))
+        waiting = "" if steps else self.waiting_text(look, name, state)
+        changes.add("waiting", waiting, lambda: gr.update(value=waiting, visible=bool(waiting)))
         hundredth = max(1, steps // 100)  # a plot is much to send and to lay out
         drawn = steps // hundredth if progress and progress.state in ACTIVE else steps
         changes.add("plot", [name, hundredth, drawn, evaluated, smoothing], curve)
         changes.add("scores", [name, evaluated], scores)
         changes.add("smoothing", bool(steps), lambda: gr.update(visible=True if steps else "hidden"))
         hint = NO_LOG if run and not log and not read_job(run) else ""
-        changes.add("log", [log, hint], lambda: gr.update(value=log, placeholder=hint))
+        shown = bool(log or hint)
+        changes.add("log", [log, hint], lambda: gr.update(value=log, placeholder=hint, visible=shown))
         changes.add("samples", [name, sample_versions(run)], lambda: self.sample_images(run))
         cards = run_cards.cards(look)
         changes.add("cards", cards, lambda: gr.update(value=cards or None, visible=bool(cards)))
@@ -239,6 +251,14 @@ class WatchTab:
         changes.add("report", link, lambda: gr.update(link=link or None, interactive=has_report))
         changes.add("empty", not names, lambda: gr.update(visible=not names))
         return *changes.updates, changes.versions
+
+    @staticmethod
+    def waiting_text(look: Look, name: str | None, state: str) -> str:
+        """What is in the place of the loss before the first step."""
+        if state == "queued":
+            place = look.queued().index(name) + 1 if name in look.queued() else 1
+            return f"**Number {place} in the queue.** It starts when the runs before it have ended."
+        return FIRST_STEPS if state in ACTIVE else ""
 
     def log_of(self, run) -> str:
         """The end of the log, with the labels of the form for flags."""
