@@ -167,7 +167,7 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
     config, accelerator, pipeline = setup.config, setup.accelerator, setup.pipeline
     device = accelerator.device
     clock = RunTime(run, setup.steps)
-    clock.doing("encoding images and captions")
+    clock.doing("encoding the dataset")
     forget_peak(device)
     keys = LatentKeys(pipeline.vae, config)
     text_encoders = weights_hash(pipeline.text_encoder, pipeline.text_encoder_2)
@@ -195,7 +195,7 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
     make_trainable(setup.models, config)
     loss_of = loss_function(setup, batch_plan, encode)
     if config.gora_init and setup.start == 0:
-        clock.doing("choosing ranks and first values from gradients")
+        clock.doing("reading gradients")
         allocate(setup, loss_function(setup, batch_plan, encode, stratified(draw_noise)))
     if config.compile:
         compile_blocks(pipeline.unet, batch_plan.shapes())
@@ -206,7 +206,7 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
         optimization = Optimization.of(setup)
         clock.doing("evaluating" if is_evaluated(setup) else "")
         evaluations = evaluations_of(setup, run, optimization, held_out, encode, previews)
-        clock.doing("measuring the time of a step")
+        clock.doing("measuring a step")
         before = costs_from_json(run.before.get("costs")) if run else None
         forecast = forecast_run(setup, optimization, loss_of, previews, earlier, evaluations, before)
     if run:

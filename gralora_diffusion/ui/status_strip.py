@@ -13,7 +13,7 @@ from gralora_diffusion.ui.run_queue import RunQueue
 
 WORKING, IDLE = 2, 5  # seconds between two looks at the run
 ACTIVE = ("queued", "starting", "running", "stopping")
-STRIP = ("Run", "State", "Now", "Step", "Speed", "Time left", "Memory", "Device")
+STRIP = ("Run", "State", "Step", "Speed", "Time left", "Now", "Memory", "Device")
 NOTHING = "-"  # the value of a text that is hidden
 
 
@@ -91,10 +91,10 @@ def strip_values(look: Look) -> list:
     return [
         name,
         WORDS.get(now.state, now.state),
-        now.doing or NOTHING,
         f"{now.step} / {now.steps}" if now.steps else NOTHING,
         speed_text(now.seconds),
         clock_time(now.seconds_left),
+        now.doing or NOTHING,
         run_view.memory_text(now),
         now.device or device_name(),
         now.state in ("starting", "running"),

@@ -140,10 +140,10 @@ def test_log_and_page_have_the_same_time_left_and_say_what_the_run_does(tmp_path
     run = again(tmp_path / "run", **options, validation_prompt="a robot | a dog", train_batch_size=1)
     assert len(shown) == 5
     assert all(log == page for log, page in shown), shown
-    assert [doing for doing in seen if doing][:2] == ["encoding images and captions", "sample images 1 of 2"]
+    assert [doing for doing in seen if doing][:2] == ["encoding the dataset", "sample images 1 of 2"]
     series = [doing for doing in seen if doing and doing.startswith("sample images")]
     assert series == ["sample images 1 of 2", "sample images 2 of 2"] * 4  # steps 0, 2, 4 and 5
-    for doing in ("measuring the time of a step", "saving a checkpoint", "exporting", "writing the report"):
+    for doing in ("measuring a step", "saving a checkpoint", "exporting", "writing the report"):
         assert seen.count(doing) == 1, doing
     assert seen[-1] == ""
     out = capsys.readouterr().out
