@@ -50,7 +50,7 @@ def training_record(
     values |= dict(
         training_started_at=began,
         training_finished_at=now,
-        num_train_images=len(images) * config.repeats,
+        num_train_images=sum(image.repeats for image in images) * config.repeats,
         num_validation_images=0,
         num_reg_images=len(class_images),
     )
@@ -152,10 +152,14 @@ def folder_of(image: TrainingImage) -> str:
 
 
 def folders_of(images: list[TrainingImage], repeats: int) -> dict[str, dict[str, int]]:
-    """{folder's name: how many images it has, and how often an epoch repeats them}"""
+    """{folder's name: how many images it has, and how often an epoch repeats them}
+
+    repeats: of the run, beside those of the images.
+    """
     found: dict[str, dict[str, int]] = {}
     for image in images:
-        folder = found.setdefault(folder_of(image), dict(n_repeats=repeats, img_count=0))
+        repeated = dict(n_repeats=image.repeats * repeats, img_count=0)
+        folder = found.setdefault(folder_of(image), repeated)
         folder["img_count"] += 1
     return found
 

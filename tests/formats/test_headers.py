@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save, save_file
 from gralora_diffusion import AdapterConfig, TrainConfig, load_sdxl
 from gralora_diffusion.cli import convert
 from gralora_diffusion.data.dataset import EXAMPLE
+from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.files import without_folders
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.preview import last_sample, preview_of, thumbnail_url
@@ -30,6 +32,7 @@ from gralora_diffusion.formats.write import write_comfyui, write_native
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.load import EMBEDDED
 from gralora_diffusion.training.hub import public_config, push, write_card
+from gralora_diffusion.training.record import folders_of
 from gralora_diffusion.training.train import train
 
 WORD = "Unusual-Word-7391"  # in the path of everything that the run reads and writes
@@ -529,3 +532,14 @@ def test_the_preview_of_an_old_run_is_its_last_sample_image(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert preview_of(tmp_path) == tmp_path / "samples" / "step-00005" / "00.png"
     assert last_sample(tmp_path, 40) is None
+
+
+def test_the_repeats_of_a_folder_count_beside_those_of_the_run():
+    def image(folder: str, repeats: int) -> TrainingImage:
+        return TrainingImage(Path(folder) / "a.png", "a dog", "0", (64, 64), repeats=repeats)
+
+    images = [image("10_sks dog", 10), image("10_sks dog", 10), image("3_cat", 3)]
+    assert folders_of(images, 2) == {
+        "10_sks dog": dict(n_repeats=20, img_count=2),
+        "3_cat": dict(n_repeats=6, img_count=1),
+    }
