@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.console import counted
 from gralora_diffusion.devices import best_device, best_precision
 from gralora_diffusion.files import render, resolved, write_text
 from gralora_diffusion.formats.preview import jpeg_of_image
@@ -69,7 +70,7 @@ def summary(options: dict, metrics: list[dict]) -> str:
     seconds = sum(line["seconds"] for line in metrics)
     speed = len(metrics) / max(seconds, 1e-9)
     adapter = f"{options['method']} of rank {options['rank']} on {base}"
-    return f"{adapter}: {len(metrics)} steps in {seconds / 60:.1f} minutes ({speed:.2f} steps/s)."
+    return f"{adapter}: {counted(len(metrics), 'step')} in {seconds / 60:.1f} minutes ({speed:.2f} steps/s)."
 
 
 def options_apart(config: dict) -> tuple[list[dict], list[dict]]:
