@@ -352,7 +352,7 @@ def test_a_run_with_two_concepts_and_a_reg_folder_resumes_bit_exactly_elsewhere(
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     (kohya / "moved" / "img" / "3_sks dog").rename(kohya / "moved" / "img" / "4_sks dog")
     with pytest.raises(
-        ConfigError, match=r"different images or captions: .* --start_from .*parts to continue from"
+        ConfigError, match=r"different images or captions: .* --start_from .*parts/checkpoint-4 to continue"
     ):
         run("parts", 6, kohya / "moved")
 
