@@ -30,9 +30,9 @@ def export(workspace: Workspace, name: str, kind: str, rank: int | None, dtype: 
     if rank is not None and not 1 <= rank <= MAX_RANK:
         rule = f"it must be from 1 to {MAX_RANK}, or blank for the exact adapter"
         raise ConfigError(f"the rank is {rank}; {rule}")
-    stem = file_stem(name)
+    stem = file_stem(name, rank)
     if kind == "samples":
-        path = zip_samples(workspace, name, workspace.new_served_path(f"{stem}-samples.zip"))
+        path = zip_samples(workspace, name, workspace.new_served_path(f"{file_stem(name)}-samples.zip"))
         return path, sha256(path)
     suffix = "zip" if WRITERS[kind].suffixes == FOLDER else "safetensors"
     ending = "" if kind == OTHER_TOOLS else f"-{kind}"
@@ -44,9 +44,10 @@ def export(workspace: Workspace, name: str, kind: str, rank: int | None, dtype: 
     return path, sha256(path)
 
 
-def file_stem(name: str) -> str:
-    """What the files of an adapter are named after."""
-    return name.removesuffix(".safetensors").replace("/", "-")
+def file_stem(name: str, rank: int | None = None) -> str:
+    """What the files of an adapter, or of the nearest LoRA of this rank, are named after."""
+    stem = name.removesuffix(".safetensors").replace("/", "-")
+    return stem if rank is None else f"{stem}-rank{rank}"
 
 
 def write(

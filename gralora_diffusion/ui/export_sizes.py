@@ -43,7 +43,7 @@ def files_of_adapter(workspace: Workspace, name: str, rank: int | None, dtype: s
             written = adapter if rank is None else nearest_on_meta(adapter, rank)
         except ConfigError:
             return {}
-        title = file_stem(name)
+        title = file_stem(name, rank)
         _sizes[rank, dtype] = predicted_sizes(written, getattr(torch, DTYPES[dtype]), title)
     return _sizes[rank, dtype]
 

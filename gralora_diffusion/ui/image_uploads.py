@@ -37,18 +37,22 @@ def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int
         images = [path for path in files if path not in captions and path not in lines]
         images.sort(key=lambda path: bool(mask_ending(path)))  # a mask after its image
         by_stem = {path.stem: path for path in images_of(folder)}
-        added = 0
+        added = masks = 0
         placed = {}
         for upload in images:
+            is_mask = masked_image(upload, by_stem) is not None
             target = add_image(folder, upload, by_stem, notes)
             if target is not None:
                 by_stem[upload.stem] = placed[upload] = target
-                added += 1
+                masks += is_mask
+                added += not is_mask
         for upload in lines:
             add_lines(upload, by_stem, notes)
         for upload in captions:  # as in training, a caption beside the image counts more
             add_caption(upload, by_stem.get(upload.stem), notes)
         add_words(placed, concepts, notes)
+        if masks:
+            notes.append(f"{counted(masks, 'mask')} added: turn on Masked loss under Train to use masks")
     return added, notes
 
 
@@ -184,13 +188,18 @@ def mask_ending(path: Path) -> str:
     return next((ending for ending in ENDINGS if path.stem.lower().endswith(ending)), "")
 
 
+def masked_image(upload: Path, by_stem: dict[str, Path]) -> Path | None:
+    """The image that the upload is the mask of; None where it is no mask, or of no image."""
+    ending = mask_ending(upload)
+    return by_stem.get(upload.stem[: -len(ending)]) if ending else None
+
+
 def mask_path(upload: Path, by_stem: dict[str, Path]) -> Path | None:
     """Where the mask of an image goes; None for what is the mask of none. Raises ValueError where one is."""
-    ending = mask_ending(upload)
-    image = by_stem.get(upload.stem[: -len(ending)]) if ending else None
+    image = masked_image(upload, by_stem)
     if image is None:
         return None
-    target = image.with_name(f"{image.stem}{ending}{upload.suffix.lower()}")
+    target = image.with_name(f"{image.stem}{mask_ending(upload)}{upload.suffix.lower()}")
     if target.exists():
         raise ValueError(f"{image.name} already has a mask of this name: delete it first")
     return target

@@ -23,7 +23,7 @@ from gralora_diffusion.ui.workspace import Workspace
 
 # Gradio loads what is visible, whatever tab is open, and for a gallery it loads a video player.
 OPENED = "() => ({__type__: 'update', visible: true})"
-TO_THE_TOP = "() => scrollTo(0, 0)"
+TO_THE_TOP = "() => { scrollTo(0, 0); return []; }"  # a list: the inputs of the event
 COUNT = """(strip, watch) => {  // count the ticks of what is in sight
     const isWatched = document.getElementById('run-row')?.checkVisibility();
     return isWatched ? [strip, watch + 1] : [strip + 1, watch];

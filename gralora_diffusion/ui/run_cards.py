@@ -10,7 +10,7 @@ from gralora_diffusion.files import without_folders
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.run_folder import steps_seconds, wall_seconds
 from gralora_diffusion.ui import run_view
-from gralora_diffusion.ui.run_files import WORDS, config_of, raw_status
+from gralora_diffusion.ui.run_files import WORDS, config_of, raw_status, read_job
 from gralora_diffusion.ui.run_queue import ACTIVE
 from gralora_diffusion.ui.served import save_served, served_copy, still_served
 from gralora_diffusion.ui.workspace import Workspace, created
@@ -80,8 +80,14 @@ def facts_of(workspace: Workspace, run: Path, image: Path | None) -> tuple[str, 
 
 
 def date_of(run: Path) -> str:
-    day = datetime.datetime.fromtimestamp(created(run))
+    day = datetime.datetime.fromtimestamp(asked_at(run))
     return f"{day.day} {day:%b %Y, %H:%M}"
+
+
+def asked_at(run: Path) -> float:
+    """When the run was asked for; created() changes when it is resumed."""
+    when = read_job(run).get("created")
+    return when if run_view.is_number(when) and 0 < when < 1e11 else created(run)
 
 
 def time_of(run: Path) -> str:

@@ -32,7 +32,12 @@ from gralora_diffusion.ui.workspace import Workspace
 
 NO_SCORES = (
     "**No scores yet.** Generate a grid, then press **Score the grid**: likeness to the training images, "
-    "fidelity to the prompt, diversity and copies; with several prompts, each has an interval."
+    "fidelity to the prompt (by clip or embedded), diversity and copies; with several prompts, each has an "
+    "interval."
+)
+FEW_SCORES = (
+    "**Few images:** intervals from fewer than 10 images or prompts are too narrow. More prompts and seeds "
+    "help; `gralora evaluate` also prints paired differences."
 )
 
 
@@ -211,7 +216,8 @@ class CompareTab:
             cell, image = event
             cells.append(replace(cell, path=save_served(self.workspace, image, "cell.png")))
             gallery = gr.update(value=captioned(cells), columns=len(columns) * int(seeds))
-            pair = cells[0].path, cells[-1].path
+            first_of_row = next(each for each in cells if row_of(each) == row_of(cells[-1]))
+            pair = first_of_row.path, cells[-1].path
             yield gallery, pair, cells, None, *shown_scores([]), gr.update(value=[], visible=False)
         path = self.save_sheet(cells)
         yield gallery, pair, cells, path, *shown_scores([]), gr.update(value=[path], visible=True)
@@ -228,7 +234,9 @@ class CompareTab:
         return save_served(self.workspace, sheet(rows, heads), "grid.png")
 
     def evaluate(self, cells, sheet_file, references, encoders):
-        """(table, empty state, files): the scores of each adapter at each strength."""
+        """(table, hint, files): the scores of each adapter at each strength."""
+        from gralora_diffusion.evaluation.score_rows import FEW  # torch takes seconds
+
         cells = [cell for cell in cells if isinstance(cell, Cell)]
         if not cells:
             raise ConfigError("generate a grid first; then it can be scored")
@@ -242,7 +250,8 @@ class CompareTab:
         rows = table(found, {cell.group for cell in cells if not cell.strength})
         files = [sheet_file] if sheet_file else []
         files += save_table(self.workspace, HEAD, rows)
-        return *shown_scores(with_short_encoders(rows)), gr.update(value=files, visible=True)
+        few = min((entry["n"] for entry in found), default=FEW) < FEW
+        return *shown_scores(with_short_encoders(rows), few), gr.update(value=files, visible=True)
 
     def pair_of_cell(self, cells: list, event: gr.SelectData):
         """The slider for the cell that was clicked: the first strength at the cell's seed, beside it."""
@@ -276,6 +285,7 @@ class CompareTab:
         )
 
 
-def shown_scores(rows: list[list[str]]) -> tuple:
-    """Updates of the table and of what is displayed without one."""
-    return gr.update(value=rows or None, visible=bool(rows)), gr.update(visible=not rows)
+def shown_scores(rows: list[list[str]], few: bool = False) -> tuple:
+    """Updates of the table and of the hint; few: the intervals are from few images."""
+    hint = FEW_SCORES if few else NO_SCORES
+    return gr.update(value=rows or None, visible=bool(rows)), gr.update(value=hint, visible=few or not rows)

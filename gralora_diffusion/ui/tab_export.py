@@ -204,10 +204,10 @@ class ExportTab:
         yield f"Computing what rank {number} keeps ..."
         error = error_of(self.workspace, adapter, number)
         if error < 1e-6:
-            yield f"Rank {number} holds this adapter exactly."
+            yield f"Rank {number} holds this adapter exactly, so no file gets smaller."
             return
         kept = 100 * (1 - error**2)
-        yield f"Rank {number} keeps {kept:.2f} % of the adapter: relative error {error:.3g} (0 is exact)."
+        yield f"Rank {number}: relative error {error:.3g} (0 is exact); {kept:.2f} % of the energy is kept."
 
     def facts(self, adapter: str) -> tuple:
         """(column and image of the preview, trigger words, row and name of copies) of an adapter."""

@@ -1,6 +1,7 @@
 """Train: three questions, the options, and Start with an estimate of time, memory and files beside it."""
 
 import json
+import re
 
 import gradio as gr
 
@@ -36,6 +37,7 @@ from gralora_diffusion.ui.train_questions import (
 )
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name, new_name
 
+NUMBER = re.compile(r"-\d{1,9}$")  # at the end of a run's name
 BY_BASE = ("max_train_steps", "learning_rate", "train_batch_size", "guidance_scale", "resolution")
 
 
@@ -224,7 +226,8 @@ class TrainTab:
         run = new_name(name, "a run", self.workspace.run_names())
         config = to_config(values, self.workspace, run)
         notify(self.queue.add(run, config, token=values.get("hub_token") or None))
-        yield self.free_name(values[IMAGES]), run, gr.Tabs(selected="watch"), gr.skip(), gr.skip()
+        next_name = free_name(NUMBER.sub("", run), self.workspace.run_names())
+        yield next_name, run, gr.Tabs(selected="watch"), gr.skip(), gr.skip()
 
     def free_name(self, image_set: str | None) -> str:
         return free_name(image_set or "run", self.workspace.run_names())

@@ -35,7 +35,7 @@ def test_a_grid_of_two_prompts_is_scored_and_the_best_is_marked(tab):
     assert not tab.page.locator("#scores").is_visible()
     tab.page.click("#score")
     tab.wait("scores", "★ best")
-    tab.page.locator("#no-scores").wait_for(state="hidden")
+    tab.wait("no-scores", "Few images")
     assert "robot-1 at 0.5" in tab.text("scores")
 
 

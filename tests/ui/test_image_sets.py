@@ -219,8 +219,8 @@ def test_an_archive_of_folders_with_equal_names_keeps_every_image_with_its_capti
         "sks-dog-1.png": "a dog",
     }
     assert (folder / "cat-1-masklabel.png").is_file()
-    assert added == 4
-    assert [note.partition(":")[0] for note in notes] == ["10_sks dog", "5_cat"]
+    assert added == 3
+    assert [note.partition(":")[0] for note in notes] == ["10_sks dog", "5_cat", "1 mask added"]
 
 
 @pytest.mark.parametrize("folder", ["9" * 5000 + "_dog", "1_" + "w" * 200, "1_\x1b[31m", "0_dog", "3_"])
