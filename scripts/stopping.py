@@ -1,17 +1,22 @@
 """Does --keep_best stop before over-training? The best steps against the last, on other noise and prompts.
 
     python scripts/stopping.py --state build/stopping    # train, generate, score; the same command resumes
-    python scripts/stopping.py --report    # the table alone, from docs/experiments/results/stopping
+    python scripts/stopping.py --report    # the tables alone, from docs/experiments/results/stopping
 
-One run of a seed serves both rules: they choose a step and change nothing of the training.
+Over-training: prompt similarity falls while subject similarity no longer rises. verdict() was fixed before
+the runs of TEST. One run of a seed serves both rules: they choose a step and change nothing of the training.
 """
 
 import argparse
 import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 import demo_sweep
+import numpy as np
+from scipy.stats import bootstrap
 
+from gralora_diffusion.cli import demo
 from gralora_diffusion.command_line import parse
 from gralora_diffusion.evaluation.statistics import t_interval
 from gralora_diffusion.experiments.results import append_result, read_results
@@ -20,9 +25,22 @@ from gralora_diffusion.training.run_folder import read_evaluations
 from gralora_diffusion.training.train import train
 
 KEPT = Path(__file__).parents[1] / "docs" / "experiments" / "results" / "stopping"
-SEEDS = (301, 302, 303)  # none of demo_sweep.py's, with whose selection the score was chosen
-STEPS, EVERY = 600, 50
+EVERY = 50
 LAST, LOSS, SCORE, BASE = "the last step", "--keep_best loss", "--keep_best score", "the base"
+RULES = (SCORE, LOSS)  # the first is the primary one
+*SUBJECT, PROMPT = demo_sweep.SCORES
+
+
+class Part(NamedTuple):
+    """Training seeds, none of demo_sweep.py's, with whose selection the score was chosen; their setting."""
+
+    seeds: tuple[int, ...]
+    steps: int
+    rate: float
+
+
+TEST = Part(tuple(range(311, 321)), demo.STEPS, demo.RATE)
+EARLIER = Part((301, 302, 303), 600, 1e-3)  # the demo's setting before
 PROMPTS = [" ".join(prompt.split()) for prompt in demo_sweep.TEST.prompts.split("|")]
 
 
@@ -36,28 +54,31 @@ def main() -> None:
     args = parser.parse_args()
     if not args.report:
         KEPT.mkdir(parents=True, exist_ok=True)
-        for seed in SEEDS:
-            make(args.state / f"seed-{seed}", seed)
-    table = "\n".join(lines())
+        for part in (EARLIER, TEST):
+            for seed in part.seeds:
+                make(args.state / f"seed-{seed}", seed, part)
+    table = "\n".join([*lines(TEST), "", verdict(), "", *lines(EARLIER)])
     (KEPT / "table.md").write_text(f"{table}\n")
     print(table)
 
 
-def make(run: Path, seed: int) -> None:
+def make(run: Path, seed: int, part: Part) -> None:
     """Train, then generate and score what is missing in KEPT."""
-    words = (
-        f"--seed {seed} --max_train_steps {STEPS} --checkpointing_steps {EVERY} --validation_steps {EVERY} "
-    )
-    words += f"--validation_split 0.2 --keep_best score --output_dir {run}"
+    rules = [entry["run"]["rule"] for entry in read_results(KEPT) if entry["run"]["seed"] == seed]
+    if {BASE, LAST, *RULES} <= set(rules):
+        return
+    words = f"--seed {seed} --learning_rate {part.rate} --max_train_steps {part.steps}"
+    words += f" --gralora_rank 64 --checkpointing_steps {EVERY} --validation_steps {EVERY}"
+    words += f" --validation_split 0.2 --keep_best score --output_dir {run}"
     train(parse("", words.split()))
     history = read_evaluations(run)
-    chosen = {BASE: 0, LAST: STEPS}
+    chosen = {BASE: 0, LAST: part.steps}
     for rule, by in ((LOSS, "loss"), (SCORE, "score")):
         chosen[rule] = best_of(history, by)["step"]
     for rule, step in chosen.items():
-        about = dict(seed=seed, rule=rule)
-        if any(entry["run"] == about for entry in read_results(KEPT)):
+        if rule in rules:
             continue
+        about = dict(seed=seed, rule=rule)
         adapter = run / f"checkpoint-{step}" if step else None
         scores = demo_sweep.scored(run / f"images-{step}", PROMPTS, seed, adapter)
         (line,) = (line for line in history if line["step"] == step)
@@ -71,24 +92,53 @@ def value(seed: int, rule: str, score: str | None) -> float:
     return entry["step"] if score is None else entry["means"][score]
 
 
-def lines() -> list[str]:
-    """The table: means over the seeds, then each rule less the last step, with Student's t."""
-    table = [f"| {len(SEEDS)} seeds | steps | {' | '.join(demo_sweep.SCORES)} |", "|---" * 5 + "|"]
-    for rule in (BASE, LAST, LOSS, SCORE):
-        steps = ", ".join(str(value(seed, rule, None)) for seed in SEEDS)
-        means = [statistics.mean(value(seed, rule, score) for seed in SEEDS) for score in demo_sweep.SCORES]
-        table.append(
-            f"| {rule} | {steps} | {' | '.join(demo_sweep.short(f'{mean:.3f}') for mean in means)} |"
-        )
-    for rule in (LOSS, SCORE):
+def gains(part: Part, rule: str, score: str) -> list[float]:
+    """The score of the step that a rule chose less that of the last step, of each seed."""
+    return [value(seed, rule, score) - value(seed, LAST, score) for seed in part.seeds]
+
+
+def bca_interval(values: list[float]) -> tuple[float, float]:
+    found = bootstrap((values,), np.mean, method="BCa", n_resamples=10_000, rng=np.random.default_rng(0))
+    return tuple(found.confidence_interval)
+
+
+def lines(part: Part) -> list[str]:
+    """A table: means over the seeds, then each rule less the last step, with Student's t and by BCa."""
+    table = [f"| {len(part.seeds)} seeds | steps | {' | '.join(demo_sweep.SCORES)} |", "|---" * 5 + "|"]
+    for rule in (BASE, LAST, *RULES):
+        steps = ", ".join(str(value(seed, rule, None)) for seed in part.seeds)
+        if rule in (BASE, LAST):
+            steps = str(value(part.seeds[0], rule, None))
         cells = []
         for score in demo_sweep.SCORES:
-            gains = [value(seed, rule, score) - value(seed, LAST, score) for seed in SEEDS]
-            low, high = t_interval(gains)
-            text = f"{statistics.mean(gains):+.3f} ({low:+.3f} to {high:+.3f})"
-            cells.append(demo_sweep.short(text))
-        table.append(f"| {rule} minus {LAST}, 95 % t | | {' | '.join(cells)} |")
+            mean = statistics.mean(value(seed, rule, score) for seed in part.seeds)
+            cells.append(demo_sweep.short(f"{mean:.3f}"))
+        table.append(f"| {rule} | {steps} | {' | '.join(cells)} |")
+    for rule in RULES:
+        for name, interval in (("t", t_interval), ("BCa", bca_interval)):
+            cells = []
+            for score in demo_sweep.SCORES:
+                found = gains(part, rule, score)
+                low, high = interval(found)
+                text = f"{statistics.mean(found):+.3f} ({low:+.3f} to {high:+.3f})"
+                cells.append(demo_sweep.short(text))
+            table.append(f"| {rule} minus {LAST}, 95 % {name} | | {' | '.join(cells)} |")
     return table
+
+
+def verdict() -> str:
+    """The rule: is the primary step's prompt similarity higher, and does subject similarity rise after it?"""
+    prompt = gains(TEST, SCORE, PROMPT)
+    if min(t_interval(prompt)[0], bca_interval(prompt)[0]) <= 0:
+        return f"{SCORE}: no gain in prompt similarity found."
+    rising = []
+    for score in SUBJECT:
+        found = gains(TEST, SCORE, score)
+        if min(t_interval(found)[1], bca_interval(found)[1]) < 0:
+            rising.append(score)
+    if rising:
+        return f"{SCORE}: higher prompt similarity, but afterward {' and '.join(rising)} still rises."
+    return f"{SCORE}: it stops before over-training sets in."
 
 
 if __name__ == "__main__":
