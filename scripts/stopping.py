@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import demo_sweep
-import numpy as np
-from scipy.stats import bootstrap
+import torch
 
 from gralora_diffusion.cli import demo
 from gralora_diffusion.command_line import parse
-from gralora_diffusion.evaluation.statistics import t_interval
+from gralora_diffusion.evaluation.statistics import mean_and_interval, t_interval
 from gralora_diffusion.experiments.results import append_result, read_results
 from gralora_diffusion.training.best import best_of
 from gralora_diffusion.training.run_folder import read_evaluations
@@ -98,8 +97,8 @@ def gains(part: Part, rule: str, score: str) -> list[float]:
 
 
 def bca_interval(values: list[float]) -> tuple[float, float]:
-    found = bootstrap((values,), np.mean, method="BCa", n_resamples=10_000, rng=np.random.default_rng(0))
-    return tuple(found.confidence_interval)
+    found = mean_and_interval(torch.tensor(values))
+    return found["low"], found["high"]
 
 
 def lines(part: Part) -> list[str]:
