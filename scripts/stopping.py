@@ -25,7 +25,7 @@ from gralora_diffusion.training.train import train
 
 KEPT = Path(__file__).parents[1] / "docs" / "experiments" / "results" / "stopping"
 EVERY = 50
-LAST, LOSS, SCORE, BASE = "the last step", "--keep_best loss", "--keep_best score", "the base"
+LAST, LOSS, SCORE = "the last step", "--keep_best loss", "--keep_best score"
 RULES = (SCORE, LOSS)  # the first is the primary one
 *SUBJECT, PROMPT = demo_sweep.SCORES
 
@@ -63,26 +63,33 @@ def main() -> None:
 
 def make(run: Path, seed: int, part: Part) -> None:
     """Train, then generate and score what is missing in KEPT."""
-    rules = [entry["run"]["rule"] for entry in read_results(KEPT) if entry["run"]["seed"] == seed]
-    if {BASE, LAST, *RULES} <= set(rules):
+    kept = {entry["run"]["rule"]: entry for entry in read_results(KEPT) if entry["run"]["seed"] == seed}
+    if {LAST, *RULES} <= set(kept):
         return
     words = f"--seed {seed} --learning_rate {part.rate} --max_train_steps {part.steps}"
     words += f" --gralora_rank 64 --checkpointing_steps {EVERY} --validation_steps {EVERY}"
     words += f" --validation_split 0.2 --keep_best score --output_dir {run}"
     train(parse("", words.split()))
     history = read_evaluations(run)
-    chosen = {BASE: 0, LAST: part.steps}
+    chosen = {LAST: part.steps}
     for rule, by in ((LOSS, "loss"), (SCORE, "score")):
         chosen[rule] = best_of(history, by)["step"]
     for rule, step in chosen.items():
-        if rule in rules:
+        if rule in kept:
             continue
-        about = dict(seed=seed, rule=rule)
-        adapter = run / f"checkpoint-{step}" if step else None
-        scores = demo_sweep.scored(run / f"images-{step}", PROMPTS, seed, adapter)
+        scores = scores_at(run, seed, step)
         (line,) = (line for line in history if line["step"] == step)
         seen = {name: line[name] for name in ("validation_loss", "subject", "prompt", "copies", "score")}
+        about = dict(seed=seed, rule=rule)
         append_result(KEPT, {"run": about, "step": step, "means": scores, "in_the_run": seen})
+
+
+def scores_at(run: Path, seed: int, step: int) -> dict[str, float]:
+    """Of a step's images, which two rules may have chosen."""
+    for entry in read_results(KEPT):
+        if entry["run"]["seed"] == seed and entry["step"] == step:
+            return entry["means"]
+    return demo_sweep.scored(run / f"images-{step}", PROMPTS, seed, run / f"checkpoint-{step}")
 
 
 def value(seed: int, rule: str, score: str | None) -> float:
@@ -104,10 +111,9 @@ def bca_interval(values: list[float]) -> tuple[float, float]:
 def lines(part: Part) -> list[str]:
     """A table: means over the seeds, then each rule less the last step, with Student's t and by BCa."""
     table = [f"| {len(part.seeds)} seeds | steps | {' | '.join(demo_sweep.SCORES)} |", "|---" * 5 + "|"]
-    for rule in (BASE, LAST, *RULES):
+    for rule in (LAST, *RULES):
         steps = ", ".join(str(value(seed, rule, None)) for seed in part.seeds)
-        if rule in (BASE, LAST):
-            steps = str(value(part.seeds[0], rule, None))
+        steps = steps if rule in RULES else str(part.steps)
         cells = []
         for score in demo_sweep.SCORES:
             mean = statistics.mean(value(seed, rule, score) for seed in part.seeds)
