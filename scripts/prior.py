@@ -78,6 +78,7 @@ def main() -> None:
     if not args.report:
         KEPT.mkdir(parents=True, exist_ok=True)
         for part in (IGNORED, TEST):
+            compare_prompts(part)
             for seed in part.seeds:
                 for way in part.ways:
                     make(args.state, part, seed, way)
@@ -146,23 +147,44 @@ def compare_predictions(state: Path, part: Part, seed: int, way: str) -> None:
     pipeline = load_sdxl()
     checkpoint = run_folder(state, part, seed, way) / f"checkpoint-{part.steps[-1]}"
     load_adapter(pipeline, checkpoint, name="robot")
-    schedule = noise_schedule(pipeline.scheduler)
     means = {}
     with torch.no_grad():
-        pixels = [image.open().resize((64, 64)) for image in instance_images(parse("", []))]
-        pixels = torch.cat([pipeline.image_processor.preprocess(image) for image in pixels])
-        latents = encode_images(pipeline.vae, pixels)[:, 0].repeat(8, 1, 1, 1)
-        _, noise, _ = draw_noise(latents.shape[1:], len(schedule), seed, range(len(latents)))
-        timesteps = torch.arange(len(latents)) * len(schedule) // len(latents)
-        noisy = add_noise(latents, noise, timesteps, schedule)
-        sizes = time_ids((64, 64), (0, 0), (64, 64)).expand(len(latents), 6)
+        noisy, timesteps, sizes = noisy_images(pipeline, seed)
         for prompt in part.predicted():
-            inputs = noisy, timesteps, encode_prompts(pipeline, [prompt] * len(latents)), sizes
-            adapted = predict(pipeline.unet, *inputs)
+            prompts = encode_prompts(pipeline, [prompt] * len(noisy))
+            adapted = predict(pipeline.unet, noisy, timesteps, prompts, sizes)
             with disabled([pipeline.unet]):
-                of_base = predict(pipeline.unet, *inputs)
+                of_base = predict(pipeline.unet, noisy, timesteps, prompts, sizes)
             means[prompt] = round((adapted - of_base).square().mean().item(), 6)
     append_result(KEPT, {"run": about, "means": means})
+
+
+@torch.no_grad()
+def compare_prompts(part: Part) -> None:
+    """Keep how far the base's predictions with the subject's prompt are from those with the class prompt."""
+    about = dict(trigger=part.trigger, what="prompts")
+    if any(entry["run"] == about for entry in read_results(KEPT)):
+        return
+    pipeline = load_sdxl()
+    noisy, timesteps, sizes = noisy_images(pipeline, part.seeds[0])
+    found = []
+    for prompt in (part.prompts()[0], CLASS_PROMPT):
+        prompts = encode_prompts(pipeline, [prompt] * len(noisy))
+        found.append(predict(pipeline.unet, noisy, timesteps, prompts, sizes))
+    difference = (found[0] - found[1]).square().mean().item()
+    append_result(KEPT, {"run": about, "means": {"difference": round(difference, 6)}})
+
+
+def noisy_images(pipeline, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(noisy training images, at timesteps over the whole schedule, their time_ids())"""
+    schedule = noise_schedule(pipeline.scheduler)
+    pixels = [image.open().resize((64, 64)) for image in instance_images(parse("", []))]
+    pixels = torch.cat([pipeline.image_processor.preprocess(image) for image in pixels])
+    latents = encode_images(pipeline.vae, pixels)[:, 0].repeat(8, 1, 1, 1)
+    _, noise, _ = draw_noise(latents.shape[1:], len(schedule), seed, range(len(latents)))
+    timesteps = torch.arange(len(latents)) * len(schedule) // len(latents)
+    sizes = time_ids((64, 64), (0, 0), (64, 64)).expand(len(latents), 6)
+    return add_noise(latents, noise, timesteps, schedule), timesteps, sizes
 
 
 def draw(folder: Path, part: Part, seed: int, adapter: Path | None) -> None:
@@ -220,6 +242,10 @@ def lines(part: Part) -> list[str]:
                 mean = statistics.mean(value(part, seed, way, step, score) for seed in part.seeds)
                 cells.append(f"{mean:.3f}".replace("0.", "."))
             table.append(f"| {way if step else 'the base'} | {step} | {' | '.join(cells)} |")
+    about = dict(trigger=part.trigger, what="prompts")
+    (entry,) = (e for e in read_results(KEPT) if e["run"] == about)
+    prompts = f"{part.prompts()[0]} and {CLASS_PROMPT}: {1000 * entry['means']['difference']:.2g}"
+    table.append(f"| the base: 1000 x squared difference of predictions | 0 | {prompts} | | |")
     last = part.steps[-1]
     for way in part.ways:
         cells = []
