@@ -152,7 +152,7 @@ def prior_problems(config) -> Iterator[Problem]:
     if config.class_data_dir:
         yield "--prior_by_prediction uses no class images: drop --class_data_dir", "class_data_dir"
     if config.compile:
-        problem = "--prior_by_prediction runs the UNet with and without adapters, which --compile cannot"
+        problem = "--prior_by_prediction switches the adapters off and on, which does not work with --compile"
         yield f"{problem}: drop one of the two", "compile"
 
 
@@ -189,7 +189,7 @@ def optimizer_problems(config) -> Iterator[Problem]:
     of_parts = config.scale_lr or config.loraplus_lr_ratio != 1 or config.lr_pattern
     if config.optimizer == "Prodigy" and (rates or of_parts):
         ways = "drop --scale_lr, --loraplus_lr_ratio, --lr_pattern, and a text encoder's rate unless it is 0"
-        yield f"Prodigy finds one learning rate for all: {ways}", "optimizer"
+        yield f"Prodigy finds one learning rate for all layers: {ways}", "optimizer"
     for factor in config.lr_pattern.values():
         if type(factor) not in (int, float) or not 0 <= factor <= 1e4:
             problem = "must map regular expressions to numbers from 0 to 10000"
@@ -224,7 +224,8 @@ def rank_problems(config) -> Iterator[Problem]:
     for name in ("gora_min_rank", "gora_max_rank"):
         if fixed and getattr(config, name) is not None:
             problem = f"--{name} has no effect if the ranks are given"
-            yield f"{problem}: drop it, or --allocation and --allocate uniform", name
+            given = "--allocation" if config.allocation else "--allocate uniform"
+            yield f"{problem}: drop it, or {given}", name
     if config.gora_rounding == "paper" and (fixed or config.allocate == "energy"):
         rule = f"--allocate {config.allocate}" if config.allocate else "--allocation"
         yield f"--gora_rounding paper rounds importances, and {rule} has none", "gora_rounding"

@@ -60,7 +60,7 @@ BAD = {
     "truncated GIF": ("bad.gif", b"GIF89a", "not an image"),
     "bad CRC of the header": ("bad.png", flipped(b"IHDR", 17), "not an image, despite its name"),
     "bad CRC of the pixels": ("bad.png", flipped(b"IDAT", 20), "broken data stream"),
-    "bomb of pixels": ("bad.png", png_header(30_000, 30_000), "more than the limit of 89,478,485"),
+    "bomb of pixels": ("bad.png", png_header(30_000, 30_000), "more pixels than the limit of 89,478,485"),
     "bomb just over": ("bad.png", png_header(10_000, 9_000), "10000 x 9000 pixels is more than the limit"),
     "bomb of text": (
         "bad.png",

@@ -200,7 +200,7 @@ REFUSED = {
     "projections of VeRA, alone": ({f"base_model.vera_{x}": random(4, 4) for x in "AB"}, "holds no layers"),
     "an embedding that is none": (
         of_layer({"lora_embedding_A": random(4, 160), "lora_embedding_B": random(160, 4)}),
-        "LoRA of an embedding, and is none",
+        "LoRA of an embedding, but is another layer",
     ),
     "a scale of fp8": (PLAIN | {f"{KOHYA_Q}.lora_up.weight_scale": torch.tensor(0.5)}, "unknown tensor"),
 }

@@ -1,5 +1,6 @@
 """Debian's Chromium, and the page in it as a person uses it."""
 
+import re
 import shutil
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 PROXY = "photos.example.com"  # a name that leads to this machine, as that of a proxy
 TABS = ("Dataset", "Train", "Watch", "Sample", "Compare", "Export")
 MILLIS = PATIENCE * 1000
+QUESTIONS = re.compile(r"/gradio_api/(queue/join|run/)")
 STREAMS = ("/heartbeat/", "/queue/data")  # are open as long as the page
 
 
@@ -69,6 +71,18 @@ class Tab:
         count = len(self.requests)
         self.page.wait_for_timeout(milliseconds)
         return count == len(self.requests) and not self.unanswered
+
+    @contextmanager
+    def held(self):
+        """Within the block the page's questions wait, as on a slow machine; its end answers them."""
+        waiting, holding = [], [True]
+        self.page.route(QUESTIONS, lambda r: waiting.append(r) if holding else r.continue_())
+        yield
+        until(lambda: self.page.wait_for_timeout(100) or waiting, "something is asked")
+        holding.clear()
+        for question in waiting:
+            question.continue_()
+        self.settle()
 
     def go(self, name: str) -> None:
         tab = self.page.get_by_role("tab", name=name, exact=True)

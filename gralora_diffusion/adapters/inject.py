@@ -95,7 +95,7 @@ def targeted(model: nn.Module, targets: str) -> dict[str, nn.Module]:
         useful = dict.fromkeys(match.group().strip(".") for match in found if match)
         some = ", ".join(list(useful) or linears[:3]) or "none"
         known = ", ".join(TARGETS)
-        problem = f"as a regular expression it matches no linear layer, such as {some}"
+        problem = f"as a regular expression it matches no linear layer; layers have names such as {some}"
         raise ConfigError(f"targets {targets!r} is not one of {known}, and {problem}", option="targets")
     return chosen
 

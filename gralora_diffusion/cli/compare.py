@@ -188,7 +188,7 @@ def problem_with(args: Namespace) -> str | None:
     if args.loss_only and args.training_loss:
         return "--loss_only scores held-out images and --training_loss holds none out: choose one"
     if args.subjects and not args.prompts:
-        return "--subjects needs --prompts, which are generated for each subject"
+        return "--subjects needs --prompts, from which images of each subject are generated"
     if args.ray and (args.report or args.dry_run):
         return "--ray cannot be combined with --report or --dry_run"
     if args.held_out_every is not None and args.held_out_every < 1:

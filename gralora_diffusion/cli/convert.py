@@ -179,5 +179,6 @@ def layer_strengths(parser: Parser, texts: list[str]) -> dict[str, float]:
         except (ValueError, re.error):
             found[pattern] = float("nan")
         if not pattern or not abs(found[pattern]) <= 100:
-            parser.error(f"--layer_strength is {text!r}; it must be PATTERN=NUMBER, such as attn2=0.5")
+            rule = "it must be PATTERN=NUMBER, such as attn2=0.5, with a number from -100 to 100"
+            parser.error(f"--layer_strength is {text!r}; {rule}")
     return found

@@ -37,7 +37,8 @@ def devices(torch) -> list[str]:
     if torch.backends.mps.is_available():
         return ["Apple MPS"]
     if not torch.cuda.is_available():
-        return [f"none (torch is built for CUDA {torch.version.cuda})"]
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        return [f"none (torch is built {built})"]
     found = []
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)

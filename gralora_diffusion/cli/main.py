@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     if name not in COMMANDS:
         from gralora_diffusion.options import did_you_mean
 
+        console.set_program("gralora")
         console.fail(
             f"unknown command {name!r}{did_you_mean(name, COMMANDS) or ';'} gralora --help lists all commands"
         )

@@ -56,7 +56,9 @@ def parser_of_ui() -> Parser:
         help="folder to work in (default: the current one)",
     )
     parser.add_argument(
-        "--listen", metavar="ADDRESS", help="also listen on this address, such as 0.0.0.0; needs --auth"
+        "--listen",
+        metavar="ADDRESS",
+        help="listen on this address instead of 127.0.0.1; 0.0.0.0 is every address; needs --auth",
     )
     parser.add_argument(
         "--share",

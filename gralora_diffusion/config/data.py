@@ -41,8 +41,9 @@ class DataOptions:
     )
     instance_data_dir: str | None = images(
         None,
-        "folder of training images, with captions in NAME.txt, NAME.caption, NAME.json or metadata.jsonl; or "
-        "with subfolders such as '10_sks dog', with repeats and caption; by default the bundled robot",
+        "folder of training images, with captions in NAME.txt, NAME.caption, NAME.json, metadata.jsonl or "
+        "metadata.csv; or with subfolders such as '10_sks dog', with repeats and caption; by default the "
+        "bundled robot",
         kind="images",
         label="Dataset",
         hint="The images to learn from; add your own under Dataset",
@@ -150,7 +151,9 @@ class DataOptions:
     )
     image_column: str = data("image", "column of images in the dataset", label="Image column")
     caption_column: str | None = data(
-        None, "column of captions in the dataset or in metadata.jsonl", label="Caption column"
+        None,
+        "column of captions in the dataset, or in metadata.jsonl or metadata.csv",
+        label="Caption column",
     )
     streaming: bool = dataset(
         False,

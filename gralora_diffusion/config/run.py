@@ -82,7 +82,7 @@ class RunOptions:
     )
     validation_prompt: str | None = samples(
         None,
-        "prompts, separated by |; by default the trigger prompt in four scenes",
+        "prompts, separated by |; by default --instance_prompt, or what the captions share, in four scenes",
         label="Sample prompts",
         hint="Separated by |. Leave blank for the trigger caption in four scenes",
         kind="text",

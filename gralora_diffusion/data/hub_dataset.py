@@ -33,7 +33,7 @@ def find_rows(config: TrainConfig, skip: bool, cache: Cache | None, workers: int
         raise ConfigError(problem, option="streaming")
     dataset, column = load(config), config.caption_column
     if column is None:
-        note(f"all images of {name} have the caption of --instance_prompt: --caption_column names no column")
+        note(f"all images of {name} have the caption of --instance_prompt: no --caption_column is given")
 
     def inspect(row: tuple) -> TrainingImage | str:
         number, caption, read = row

@@ -72,7 +72,7 @@ def decode(
     except Image.UnidentifiedImageError:
         raise ValueError(unidentified(source)) from None
     except Image.DecompressionBombError:
-        raise ValueError(f"its pixels are more than the limit of {MAX_PIXELS:,}") from None
+        raise ValueError(f"it has more pixels than the limit of {MAX_PIXELS:,}") from None
     except MemoryError:
         raise ValueError("it does not fit into memory") from None
 

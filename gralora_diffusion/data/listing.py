@@ -25,7 +25,8 @@ def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path
     files, folders, bad = [], [], {}
     try:
         if not folder.is_dir():
-            problem = f"{printable(folder)} is not a folder: --{option} must name a folder of images"
+            name = "FOLDER" if option == "folder" else f"--{option}"  # FOLDER: of a command without flags
+            problem = f"{printable(folder)} is not a folder: {name} must name a folder of images"
             raise ConfigError(problem, option=option)
         entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except ConfigError:

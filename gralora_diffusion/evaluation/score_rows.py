@@ -56,7 +56,7 @@ def remarks(result: dict) -> list[str]:
         if left_out:
             found.append(f"prompts were scored without the words: {', '.join(left_out)}")
         else:
-            found.append("prompts were scored as they are, rare word included")
+            found.append("prompts were scored as they are, trigger word included")
     return found
 
 

@@ -92,9 +92,8 @@ def changes(
             other = tuned[component].get(name)
             if other is None or other.shape != tensor.shape:
                 found = "is missing" if other is None else f"has the shape {other.shape}"
-                raise ConfigError(
-                    f"{component}.{name} {found} in the tuned model, and {tensor.shape} in the base"
-                )
+                problem = f"{component}.{name} {found} in the tuned model"
+                raise ConfigError(f"{problem}; in the base it has the shape {tensor.shape}")
             before, after = tensor.read(), other.read()
             if same_numbers(before, after):
                 continue

@@ -59,7 +59,7 @@ class Inspection:
         lines += ["", f"{'block':<{width}}  norm of the delta"]
         lines += [f"{block:<{width}}  {norm:.4g}" for block, norm in self.norms.items()]
         if self.unknown_norms:
-            lines.append(f"depending on the base, with unknown norms: {self.unknown_norms}")
+            lines.append(f"not included, since their norms depend on the base: {self.unknown_norms}")
         return "\n".join(map(printable, lines))
 
     def header_text(self) -> str:

@@ -71,7 +71,7 @@ def parts_of(leaves: Factors, config: dict | None, component: str, path: str, wh
         scale = alpha / pattern_value(config.get("rank_pattern"), path, config["r"])
     weight = delta_of(own, alpha, scale, where)
     if isinstance(weight, EmbeddingDelta) and not path.endswith("_embedding"):
-        raise ConfigError(f"{where} holds a LoRA of an embedding, and is none; the file is damaged")
+        raise ConfigError(f"{where} holds a LoRA of an embedding, but is another layer; the file is damaged")
     check_sizes(weight, kernel, "norm" in path.rpartition(".")[2], where)
     if "magnitude" in leaves or "dora_scale" in leaves:
         weight = decomposed(weight, leaves, where)

@@ -65,7 +65,7 @@ def read_foreign(path: Path, metadata: dict[str, str], tensors: dict[str, torch.
     if LORA_CONFIG in metadata:
         configs = parsed(metadata[LORA_CONFIG], f"{path}: its header {LORA_CONFIG}")
     elif any(key.startswith(PEFT) and ".lora_A." in key for key in tensors):
-        note(f"{path}: alpha is in PEFT's adapter_config.json, which is not there; the rank is taken for it")
+        note(f"{path}: alpha is in PEFT's adapter_config.json, which is not there; the rank is used as alpha")
     found = grouped(path, layers, int(number))
     if not found:
         raise ConfigError(f"{path} holds no layers: save or download the file again")

@@ -76,7 +76,7 @@ def give_projections(found: Found, config: dict, folder: Path) -> None:
         return  # stored, or no whole VeRA, which is refused by layer
     try:
         if config.get("save_projection", True) is not False:
-            raise ValueError("its config says save_projection, and the file has no projections")
+            raise ValueError("its config says that they are saved")
         projections = seeded(found, config)
     except ValueError as error:
         problem = f"is a VeRA without its projections, and {error}"

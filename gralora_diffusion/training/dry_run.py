@@ -112,7 +112,7 @@ class Plan:
         ks = ", ".join(map(str, sorted({layer.k for layer in self.layers})))
         kind = f"{self.config.adapter_name} of rank {self.config.adapter.rank}, k {ks}"
         disk = sum(self.files.values()) + self.checkpoints * self.checkpoint_size
-        peak = f"about {max(self.phases.values()) / 2**30:.2f} GiB at the peak of {self.peaks()}{beside()}"
+        peak = f"about {max(self.phases.values()) / 2**30:.2f} GiB at the peak ({self.peaks()}){beside()}"
         images = counted(self.images_per_step, "image")
         facts = {
             "base": self.config.pretrained_model_name_or_path or "the embedded one",
@@ -158,7 +158,9 @@ class Plan:
         """The held-out images and the evaluations, if there are any; their time, as far as it is known."""
         if not self.evaluations:
             return {}
-        text = f"{self.evaluations}, of {counted(self.held_out, 'held-out image')}"
+        text = str(self.evaluations)
+        if self.held_out:
+            text += f", on {counted(self.held_out, 'held-out image')}"
         if self.held_out and self.seconds_per_step is not None:
             # A forward pass takes a third of a step's time.
             images = TIMES * self.held_out * self.evaluations
@@ -178,7 +180,7 @@ class Plan:
 
     def peaks(self) -> str:
         """The phases with their memory."""
-        sizes = [f"{name} ({size / 2**30:.2f})" for name, size in self.phases.items()]
+        sizes = [f"{name} {size / 2**30:.2f}" for name, size in self.phases.items()]
         return ", ".join(sizes)
 
     def table(self) -> list[str]:

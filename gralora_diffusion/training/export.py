@@ -93,7 +93,9 @@ def write_other_formats(run: Path, adapter: Adapter, config: TrainConfig) -> Non
 
 def ended_by(run: Path, config: TrainConfig) -> str:
     """The option that ended a finished run."""
-    return "--patience" if is_exhausted(read_evaluations(run), config) else "--max_train_steps"
+    if is_exhausted(read_evaluations(run), config):
+        return "--patience"
+    return "--max_train_steps" if config.num_train_epochs is None else "--num_train_epochs"
 
 
 def export_again(run: Path, config: TrainConfig) -> None:

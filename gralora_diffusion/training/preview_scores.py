@@ -44,7 +44,7 @@ def load_encoders(config: TrainConfig) -> list[Encoder]:
     if config.keep_best == "score" and not any(encoder.texts for encoder in encoders):
         problem = "--keep_best score needs an encoder that reads prompts, and --score_encoders names none"
         raise ConfigError(
-            f"{problem}: add a CLIP model, or on the embedded base embedded", option="score_encoders"
+            f"{problem}: add a CLIP model, or 'embedded' on the embedded base", option="score_encoders"
         )
     return encoders
 

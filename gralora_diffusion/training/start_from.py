@@ -61,7 +61,7 @@ class Started:
             f"{layer}: relative error {error:.2e}" for layer, error in self.errors.items() if error > EXACT
         ]
         exact = len(self.errors) - len(lines)
-        without = f" without {counted(self.unknown, 'change')} of unknown size" if self.unknown else ""
+        without = f" (not counting {counted(self.unknown, 'change')} of unknown size)" if self.unknown else ""
         copied = f"{counted(exact, 'layer')} exact"
         lines.append(f"started from {self.name}: {copied}, relative error {self.error:.3e}{without}")
         if self.schedules:

@@ -30,6 +30,7 @@ TITLES = {  # of the facts of a plan
     "masks": "Masks",
     "timesteps": "Timesteps",
     "evaluations": "Evaluations",
+    "class images": "Class images",
     "concepts": "Parts of the dataset",
     "sample prompts": "Sample prompts",
     "steps": "Training",

@@ -19,6 +19,7 @@ from gralora_diffusion.ui.image_series import followed
 from gralora_diffusion.ui.image_sets import images_of
 from gralora_diffusion.ui.run_files import config_of
 from gralora_diffusion.ui.sampler import MAX_STRENGTH, ImageRequest, Sampler, Step
+from gralora_diffusion.ui.scores import Group
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, quoted
 
 MAX_CELLS = 96
@@ -133,3 +134,29 @@ def save_table(workspace: Workspace, head: list[str], rows: list[list]) -> list[
 def without_formula(value) -> object:
     """A value that a spreadsheet does not take for a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def captioned(cells: list[Cell]) -> list[tuple[str, str]]:
+    """Cells as a gallery takes them."""
+    several = len({cell.prompt for cell in cells}) > 1
+    found = []
+    for cell in cells:
+        prompt = f" · {cell.prompt[:60]}" if several else ""
+        found.append((cell.path, f"{cell.group} · seed {cell.seed}{prompt}"))
+    return found
+
+
+def row_of(cell: Cell) -> tuple:
+    """What the cells of a row at one seed have in common."""
+    return cell.adapter, cell.prompt, cell.seed
+
+
+def groups_of(cells: list[Cell]) -> list[Group]:
+    """Cells of one adapter by strength, to be scored together."""
+    by_name: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_name.setdefault(cell.group, []).append(cell)
+    groups = []
+    for name, found in by_name.items():
+        groups.append(Group(name, [Path(cell.path) for cell in found], [cell.prompt for cell in found]))
+    return groups

@@ -9,6 +9,7 @@ import traceback
 import gradio as gr
 
 from gralora_diffusion.options import ConfigError, TrainingError
+from gralora_diffusion.ui.tab_words import tab_words
 
 PRIVATE = dict(api_visibility="private")  # not in the page's API
 QUIET = dict(queue=False, show_progress="hidden", api_visibility="private")  # an event that takes no time
@@ -21,7 +22,7 @@ def browser_error(error: Exception) -> gr.Error:
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, ConfigError | TrainingError):
-        text = str(error)
+        text = tab_words(str(error))
     elif isinstance(error, OSError):
         text = f"a file could not be read or written: {error.strerror or type(error).__name__}"
     elif is_out_of_memory(error):
@@ -87,16 +88,26 @@ def on_end(event, *args, **kwargs) -> None:
         ended(*args, **kwargs)
 
 
-def connect_generation(button: gr.Button, stop: gr.Button, handler, inputs: list, outputs: list, **event):
+def connect_generation(
+    button: gr.Button, stop: gr.Button, handler, inputs: list, outputs: list, *, needing: tuple = (), **event
+):
     """`button` runs the handler and is disabled until it has ended, since another click would be lost.
 
-    `stop` ends it.  Returns the event of the handler.
+    `stop` ends it, and is enabled only meanwhile.  needing: other buttons, which need what is generated and
+    are disabled meanwhile.  Returns the event of the handler.
     """
-    disable, enable = (f"() => ({{__type__: 'update', interactive: {on}}})" for on in ("false", "true"))
-    disabled = button.click(None, None, button, js=disable, **PRIVATE)
+    others = [button, *needing]
+    begin, end = (enabled([stop_on, *[not stop_on] * len(others)]) for stop_on in (True, False))
+    disabled = button.click(None, None, [stop, *others], js=begin, **PRIVATE)
     event |= dict(concurrency_id="gpu", concurrency_limit=1)
     event |= dict(trigger_mode="multiple")  # "once" skips a click that follows the end at once
     generated = disabled.then(guarded(handler), inputs, outputs, **event)
-    on_end(generated, None, None, button, js=enable, **PRIVATE)
+    on_end(generated, None, None, [stop, *others], js=end, **PRIVATE)
     stop.click(None, cancels=[generated], queue=False, **PRIVATE)  # a canceled event counts as failed
     return generated
+
+
+def enabled(states: list[bool]) -> str:
+    """JavaScript that enables or disables as many outputs."""
+    updates = [f"{{__type__: 'update', interactive: {str(on).lower()}}}" for on in states]
+    return f"() => [{', '.join(updates)}]"

@@ -3,29 +3,23 @@
 import re
 import shutil
 import tempfile
-import zipfile
 from pathlib import Path
 
 from PIL import Image
 
 from gralora_diffusion.console import counted
-from gralora_diffusion.data.captions import MAX_BYTES as MAX_CAPTION_BYTES
 from gralora_diffusion.data.captions import clean, from_json, from_text
 from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.listing import numbered_name, printable, reason_of
 from gralora_diffusion.data.masks import ENDINGS
-from gralora_diffusion.data.metadata import LISTS, METADATA, METADATA_CSV, is_list_name, read_list
+from gralora_diffusion.data.metadata import LISTS, is_list_name, read_list
 from gralora_diffusion.ui.caption_files import caption_of, write_caption
 from gralora_diffusion.ui.dataset_locks import changing
 from gralora_diffusion.ui.image_sets import MAX_FILES, editable, images_of
 from gralora_diffusion.ui.workspace import RESERVED, Workspace
+from gralora_diffusion.ui.zip_uploads import CAPTIONS, LINES, MAX_BYTES, READABLE, unzip
 
-MAX_BYTES = 50_000_000  # of an image
-MAX_ZIP_BYTES = 2_000_000_000  # of what a zip archive holds
-TEXTS = {".txt", ".caption"}
-CAPTIONS = TEXTS | {".json"}
-LINES = {Path(name).suffix for name in (METADATA, METADATA_CSV)}
-ACCEPTED = EXTENSIONS | CAPTIONS | LINES | {".zip"}
+ACCEPTED = READABLE | {".zip"}
 
 
 def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int, list[str]]:
@@ -71,7 +65,7 @@ def add_words(placed: dict[Path, Path], concepts: dict[Path, str], notes: list[s
             for path in bare:
                 write_caption(path, words)
         except (ValueError, OSError) as error:
-            notes.append(f"{printable(name)}: its words are no caption: {reason_of(error)}")
+            notes.append(f"{printable(name)}: its words are not used as captions: {reason_of(error)}")
             continue
         note = f"{printable(name)}: its images are in this dataset now"
         if bare:
@@ -95,44 +89,6 @@ def unpacked(uploads: list[Path], folder: Path, notes: list[str], concepts: dict
             reason = reason_of(error) if can_tell else "it is not a zip archive, or is damaged"
             notes.append(f"{upload.name} was left out: {reason}")
     return files
-
-
-def unzip(archive: Path, folder: Path, concepts: dict[Path, str]) -> list[Path]:
-    """The images and captions of an archive, in `folder` under their own names without folders.
-
-    Fills concepts, {file: the name of its folder in the archive}, for folders such as "10_sks dog". Raises
-    ValueError for an archive with too many or too large files, or that is encrypted.
-    """
-    folder.mkdir()
-    with zipfile.ZipFile(archive) as file:
-        members = [member for member in file.infolist() if is_wanted(member)]
-        if len(members) > 2 * MAX_FILES:
-            raise ValueError(f"it holds more than {2 * MAX_FILES} files")
-        if sum(member.file_size for member in members) > MAX_ZIP_BYTES:
-            raise ValueError(f"it holds more than {MAX_ZIP_BYTES / 1e9:.0f} GB")
-        if any(member.flag_bits & 1 for member in members):
-            raise ValueError("it is encrypted: unpack it first")
-        paths = []
-        for member in members:
-            path = folder / Path(member.filename).name
-            if path.exists():
-                raise ValueError(f"it holds two files named {path.name}")
-            limit = MAX_CAPTION_BYTES if path.suffix.lower() in CAPTIONS else MAX_BYTES
-            if member.file_size > limit:
-                raise ValueError(f"{path.name} in it is larger than {limit / 1e6:g} MB")
-            with file.open(member) as source:
-                path.write_bytes(source.read(limit + 1)[:limit])
-            paths.append(path)
-            if numbered_name(Path(member.filename).parent.name):
-                concepts[path] = Path(member.filename).parent.name
-    return paths
-
-
-def is_wanted(member: zipfile.ZipInfo) -> bool:
-    """Whether it is an image or a caption, and none of the copies that macOS puts into archives."""
-    path = Path(member.filename)
-    hidden = path.name.startswith(".") or "__MACOSX" in path.parts
-    return not member.is_dir() and not hidden and path.suffix.lower() in ACCEPTED - {".zip"}
 
 
 def add_image(folder: Path, upload: Path, by_stem: dict[str, Path], notes: list[str]) -> Path | None:

@@ -23,6 +23,11 @@ from gralora_diffusion.ui.workspace import Workspace
 
 # Gradio loads what is visible, whatever tab is open, and for a gallery it loads a video player.
 OPENED = "() => ({__type__: 'update', visible: true})"
+TO_THE_TOP = "() => scrollTo(0, 0)"
+COUNT = """(strip, watch) => {  // count the ticks of what is in sight
+    const isWatched = document.getElementById('run-row')?.checkVisibility();
+    return isWatched ? [strip, watch + 1] : [strip + 1, watch];
+}"""
 
 
 def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
@@ -51,11 +56,11 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         connect_clone(tabs, train, watch)
         connect_next(tabs, watch, sample.adapter, export.adapter)
         connect_sets(page, workspace, dataset, train)
-        dataset.next.click(lambda: gr.Tabs(selected="train"), None, tabs, **QUIET)
+        dataset.next.click(lambda: gr.Tabs(selected="train"), None, tabs, js=TO_THE_TOP, **QUIET)
         connect_visibility(timer)
-        for look in (timer.tick, page.load):
-            look(**watch.look_event, trigger_mode="once")
-        strip.stopping.then(**watch.look_event)
+        connect_timer(timer, strip, watch)
+        page.load(**strip.refresh_event)
+        strip.stopping.then(**watch.refresh_event)
         watch_tab.select(**watch.refresh_event)
         page.load(None, None, watch.notify, js=LABEL, **PRIVATE)
         watch_tab.select(None, None, None, js=FOLLOW_LOG, **PRIVATE)
@@ -84,6 +89,17 @@ def connect_visibility(timer: gr.Timer) -> None:
         button = gr.Button(name, elem_id=name, elem_classes="never")
         update = f"() => ({{__type__: 'update', active: {active}}})"
         button.click(None, None, timer, js=update, **PRIVATE)
+
+
+def connect_timer(timer: gr.Timer, strip: StatusStrip, watch: WatchTab) -> None:
+    """The strip is updated at each tick, and Watch with it while it is in sight.
+
+    A browser spends some 10 ms on each output of an event, changed or not.
+    """
+    of_strip, of_watch = (gr.Number(0, visible="hidden") for _ in range(2))
+    timer.tick(None, [of_strip, of_watch], [of_strip, of_watch], js=COUNT, **PRIVATE)
+    of_strip.change(**strip.refresh_event, trigger_mode="once")
+    of_watch.change(**watch.refresh_event, trigger_mode="once")
 
 
 def connect_start(tabs: gr.Tabs, train: TrainTab, watch: WatchTab) -> None:
@@ -144,13 +160,14 @@ def connect_next(tabs: gr.Tabs, watch: WatchTab, to_sample: gr.Dropdown, to_expo
 def connect_sets(page: gr.Blocks, workspace: Workspace, dataset: DatasetTab, train: TrainTab) -> None:
     """The set of Dataset is the one that Train trains on; its list is that of now when the page is loaded."""
 
-    def choose(name):
+    def choose(name, run):
         workspace.image_set(name)
-        return gr.update(choices=workspace.set_names(), value=name), train.suggest_name(name)
+        return gr.update(choices=workspace.set_names(), value=name), train.suggest_name(name, run)
 
     def sets():
         return gr.update(choices=workspace.set_names())
 
     page.load(guarded(sets), None, dataset.chosen, **QUIET)
     images = train.fields[IMAGES]
-    dataset.chosen.change(guarded(choose), dataset.chosen, [images, train.name], **QUIET)
+    outputs = [images, train.new_name.received]
+    dataset.chosen.change(guarded(choose), [dataset.chosen, train.name], outputs, **QUIET)

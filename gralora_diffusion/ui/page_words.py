@@ -19,6 +19,7 @@ VERBS = {  # before a flag or "one of them": what one does to a field
     "drop": "clear",
 }
 VERB = re.compile(r"\b(give|add|drop)\b(?= (an? |the )?(--|it\b|them\b|one of))")
+NEGATED = re.compile(r"\b(drop|use) --no-([a-z][a-z0-9_]*)")  # of a check box that is on by default
 OPTION = re.compile(r"\boption '([a-z0-9_]+)'(?= is )")  # of a config file
 NAME = re.compile(r"(?<![\w'\"`.-])([a-z]+(?:_[a-z0-9]+)+)(?=[ :,;]|$)")  # hybrid_rank, as adapters say
 COMMAND = re.compile(r",? as `gralora [^`]*` does")
@@ -63,7 +64,7 @@ def in_page_words(error: ConfigError, workspace: Workspace) -> ConfigError:
 
 def without_flags(text: str) -> str:
     """--rank 8 becomes the label of the option with the value, and "drop" becomes "clear"."""
-    text = COMMAND.sub("", text)
+    text = NEGATED.sub(on_or_off, COMMAND.sub("", text))
     for pattern in (OPTION, NAME):
         text = pattern.sub(lambda match: label_of(match[1]) if match[1] in OPTIONS else match[0], text)
     if not FLAG.search(text):
@@ -80,6 +81,13 @@ def without_flags(text: str) -> str:
         parts += [text[end : match.start()], f"“{words}”"]
         end = stop
     return "".join([*parts, text[end:]])
+
+
+def on_or_off(match: re.Match) -> str:
+    """Without --no-OPTION the option is on, with it off."""
+    if match[2] not in OPTIONS:
+        return match[0]
+    return f"{'turn on' if match[1] == 'drop' else 'clear'} {label_of(match[2])}"
 
 
 def values_after(text: str, start: int, option: Option) -> tuple[str, int]:

@@ -15,6 +15,7 @@ JOB_STATES = ("queued", "canceled", "withdrawn", "started", "broken")
 WORDS = {"canceled": "cancelled", "withdrawn": "cancelled"}  # of states, as the page shows them
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)")
 LIBRARY_WARNING = re.compile(r"\S{1,300}\.py:\d{1,6}: \w{1,40}Warning: ")
+MAX_CONFIG_BYTES = 1_000_000
 LOG_BYTES = 60_000  # of the end of a log that are read
 PROGRAM = "gralora train: "  # what the trainer's error messages begin with
 
@@ -119,3 +120,17 @@ def clean(line: str) -> str:
 def final_message(run: Path) -> str:
     """The last line of the log: why the trainer ended, where it did not write a status."""
     return log_tail(run, 1).removeprefix(PROGRAM) or "it ended without a message"
+
+
+def read_config(path: str) -> TrainConfig:
+    """An uploaded config.json; raises ConfigError where it is none."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ConfigError("this is not a config file: it is larger than 1 MB")
+        return config_from_json(text)
+    except ConfigError:
+        raise
+    except UNREADABLE:
+        raise ConfigError("this is not a config file: it does not contain a JSON object") from None

@@ -52,7 +52,7 @@ class ImageRequest:
             rule = f"they must be from 1 to {MAX_STEPS}"
             raise ConfigError(f"the denoising steps are {quoted(self.steps)}; {rule}")
         if self.guidance is not None and not 0 <= self.guidance <= 30:
-            raise ConfigError(f"the guidance is {quoted(self.guidance)}; it must be from 0 to 30")
+            raise ConfigError(f"the guidance scale is {quoted(self.guidance)}; it must be from 0 to 30")
         if self.size:
             height, width = parse_size(self.size, "the size")
             if height * width > MAX_PIXELS:

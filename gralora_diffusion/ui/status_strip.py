@@ -4,13 +4,13 @@ import gradio as gr
 
 from gralora_diffusion.ui import run_view
 from gralora_diffusion.ui.card import device_name
-from gralora_diffusion.ui.handlers import PRIVATE, guarded, notify
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
 from gralora_diffusion.ui.look import Look
 from gralora_diffusion.ui.notifications import FOLLOW
 from gralora_diffusion.ui.run_files import WORDS
 from gralora_diffusion.ui.run_queue import RunQueue
 
-WORKING, IDLE = 1, 5  # seconds between two looks at the run
+WORKING, IDLE = 2, 5  # seconds between two looks at the run
 ACTIVE = ("queued", "starting", "running", "stopping")
 STRIP = ("Run", "State", "Step", "Speed", "Time left", "Memory", "Device")
 NOTHING = "-"  # the value of a text that is hidden
@@ -38,6 +38,7 @@ class StatusStrip:
             bar = gr.HTML(progress_bar(0), elem_id="bar", padding=False)
         self.seen = gr.State([])
         self.outputs = [*texts, self.stop, bar, timer, self.seen]
+        self.refresh_event = dict(fn=guarded(self.refresh), inputs=self.seen, outputs=self.outputs, **QUIET)
         self.stopping = self.stop.click(guarded(self.stop_run), None, None, queue=False, **PRIVATE)
         shown = dict(zip(STRIP, texts, strict=True))
         followed = [shown[label] for label in ("Run", "State", "Step")]
@@ -55,6 +56,9 @@ class StatusStrip:
             container=True,
             visible=True if label == "State" else "hidden",
         )
+
+    def refresh(self, before: list | None) -> tuple:
+        return self.updates(Look(self.queue), before)
 
     def updates(self, look: Look, before: list | None) -> tuple:
         """Updates of the texts, Stop and the bar, skipped where `before` has the same; then all values."""
@@ -81,7 +85,7 @@ def strip_values(look: Look) -> list:
     """The texts of STRIP, whether the run can be stopped, and the fraction of its steps that are done."""
     name = look.current()
     if name is None:
-        return [NOTHING, "Idle", *[NOTHING] * 4, device_name(), False, 0]
+        return [NOTHING, "idle", *[NOTHING] * 4, device_name(), False, 0]
     now = run_view.progress(look, look.workspace.runs / name)
     return [
         name,

@@ -1,7 +1,6 @@
 """Compare: a grid of prompts, adapters and strengths, the base beside any image, scores, blind votes."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import gradio as gr
 
@@ -14,22 +13,26 @@ from gralora_diffusion.ui.grid import (
     MAX_SEEDS,
     Axes,
     Cell,
+    captioned,
     grid,
+    groups_of,
     parse_strengths,
     references_of,
+    row_of,
     save_table,
 )
-from gralora_diffusion.ui.handlers import QUIET, connect_generation, guarded, list_update, on_end, unless_same
+from gralora_diffusion.ui.handlers import QUIET, connect_generation, guarded, list_update, on_end
 from gralora_diffusion.ui.image_series import MAX_PROMPTS, prompts_of
 from gralora_diffusion.ui.sampler import MAX_PROMPT, MAX_STEPS, ImageRequest, Sampler, Step
-from gralora_diffusion.ui.scores import HEAD, Group, encoder_names, scores, table
+from gralora_diffusion.ui.scores import HEAD, encoder_names, scores, table
 from gralora_diffusion.ui.served import check_served, save_served
+from gralora_diffusion.ui.suggestion import Suggestion
 from gralora_diffusion.ui.tab_blind import BlindComparison
 from gralora_diffusion.ui.workspace import Workspace
 
 NO_SCORES = (
     "**No scores yet.** Generate a grid, then press **Score the grid**: likeness to the training images, "
-    "fidelity to the prompt, diversity and copies, each with its interval."
+    "fidelity to the prompt, diversity and copies; with several prompts, each has an interval."
 )
 
 
@@ -112,7 +115,7 @@ class CompareTab:
             self.generate = gr.Button(
                 "Generate the grid", variant="primary", elem_id="generate-grid", scale=2, min_width=130
             )
-            self.stop = gr.Button("Stop generating", elem_id="stop-grid", min_width=110)
+            self.stop = gr.Button("Stop generating", elem_id="stop-grid", interactive=False, min_width=110)
 
     def build_scoring(self) -> None:
         self.references = gr.Dropdown(
@@ -163,7 +166,14 @@ class CompareTab:
         scored = [self.table, self.no_scores, self.files]
         results = [self.gallery, self.slider, self.cells, self.sheet_file, *scored]
         generated = connect_generation(
-            self.generate, self.stop, self.compare, request, results, api_name="compare"
+            self.generate,
+            self.stop,
+            self.compare,
+            request,
+            results,
+            needing=(self.score, self.blind.start),
+            show_progress_on=self.slider,
+            api_name="compare",
         )
         # all cells once more: of updates that come within 0.1 s a browser's gallery may keep an older one
         generated.success(guarded(captioned), self.cells, self.gallery, **QUIET)
@@ -176,11 +186,13 @@ class CompareTab:
             concurrency_id="gpu",
         )
         self.gallery.select(guarded(self.pair_of_cell), self.cells, self.slider, **QUIET)
-        self.adapters.change(guarded(self.first_prompt), [self.adapters, self.prompt], self.prompt, **QUIET)
+        self.first = Suggestion(self.prompt)
+        chosen = [self.adapters, self.prompt]
+        self.adapters.change(guarded(self.first_prompt), chosen, self.first.received, **QUIET)
         self.lists_event = dict(
             fn=guarded(self.lists),
             inputs=[self.adapters, self.references, self.prompt, self.suggested],
-            outputs=[self.adapters, self.references, self.empty, self.prompt, self.suggested],
+            outputs=[self.adapters, self.references, self.empty, self.first.received, self.suggested],
             **QUIET,
         )
 
@@ -244,7 +256,7 @@ class CompareTab:
     def first_prompt(self, adapters: list[str] | None, prompt: str):
         """Where the prompt is empty, the one that the first adapter was trained with; else no update."""
         found = prompt or (prompt_of(self.workspace, adapters[0]) if adapters else "")
-        return unless_same(found, prompt)
+        return self.first.of(found, prompt)
 
     def lists(self, adapters, references, prompt, suggested=None) -> tuple:
         """The adapters and sets of now, what was chosen kept where it is still there, and a first prompt."""
@@ -267,29 +279,3 @@ class CompareTab:
 def shown_scores(rows: list[list[str]]) -> tuple:
     """Updates of the table and of what is displayed without one."""
     return gr.update(value=rows or None, visible=bool(rows)), gr.update(visible=not rows)
-
-
-def captioned(cells: list[Cell]) -> list[tuple[str, str]]:
-    """Cells as a gallery takes them."""
-    several = len({cell.prompt for cell in cells}) > 1
-    found = []
-    for cell in cells:
-        prompt = f" · {cell.prompt[:60]}" if several else ""
-        found.append((cell.path, f"{cell.group} · seed {cell.seed}{prompt}"))
-    return found
-
-
-def row_of(cell: Cell) -> tuple:
-    """What the cells of a row at one seed have in common."""
-    return cell.adapter, cell.prompt, cell.seed
-
-
-def groups_of(cells: list[Cell]) -> list[Group]:
-    """Cells of one adapter by strength, to be scored together."""
-    by_name: dict[str, list[Cell]] = {}
-    for cell in cells:
-        by_name.setdefault(cell.group, []).append(cell)
-    groups = []
-    for name, found in by_name.items():
-        groups.append(Group(name, [Path(cell.path) for cell in found], [cell.prompt for cell in found]))
-    return groups

@@ -13,7 +13,16 @@ from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, list_update, 
 from gralora_diffusion.ui.workspace import Workspace, quoted
 
 SMALL = 32  # the rank of "small"
-FILE_SIZES = [("Exact", ""), (f"Small (rank {SMALL})", str(SMALL))]
+OTHER, FIRST_OTHER = "other", "16"  # the choice of a rank that is typed, and what it begins with
+FILE_SIZES = [("Exact", ""), (f"Small (rank {SMALL})", str(SMALL)), ("Another rank", OTHER)]
+NO_ADAPTERS = (
+    "### Nothing to export yet\nTrain an adapter under **Train**; its files are offered here when the run is "
+    "done."
+)
+ONLY_CHECKPOINTS = (
+    "### No finished run yet\nWait until the run under **Watch** is done, or choose one of its checkpoints "
+    "under **Adapter**."
+)
 
 
 class ExportTab:
@@ -22,7 +31,7 @@ class ExportTab:
     def __init__(self, workspace: Workspace):
         self.workspace = workspace
         self.empty = gr.Markdown(
-            "### Nothing to export yet\nTrain an adapter under **Train**; its files are offered here.",
+            NO_ADAPTERS,
             visible=False,
             elem_id="nothing-to-export",
         )
@@ -50,13 +59,14 @@ class ExportTab:
         )
         with gr.Row():
             self.size = gr.Radio(
-                FILE_SIZES, value="", label="File size", elem_id="export-size", min_width=200
+                FILE_SIZES, value="", label="File size", elem_id="export-size", min_width=300
             )
             self.rank = gr.Textbox(
                 label="Rank",
                 placeholder="exact",
-                info="Leave blank for exact; lower = smaller file",
+                info="Lower = smaller file; blank = exact",
                 max_length=4,
+                visible=False,
                 elem_id="export-rank",
                 min_width=140,
             )
@@ -89,8 +99,11 @@ class ExportTab:
             label="Files",
             elem_id="exported",
             column_widths=["30%", "15%", "55%"],
+            visible=False,
         )
-        self.files = gr.File(label="Download", file_count="multiple", interactive=False, elem_id="download")
+        self.files = gr.File(
+            label="Download", file_count="multiple", interactive=False, elem_id="download", visible=False
+        )
 
     def build_copies(self) -> None:
         """A button for each folder that the owner of the server named."""
@@ -123,7 +136,7 @@ class ExportTab:
                 concurrency_id="gpu",
                 **PRIVATE,
             )
-        self.size.input(lambda rank: rank, self.size, self.rank, **QUIET)
+        self.size.input(rank_field, self.size, self.rank, **QUIET)
         facts = [self.preview_column, self.preview, self.triggers, self.file_name]
         quiet = dict(show_progress="hidden", **PRIVATE)  # in the queue, without which no error is shown
         self.adapter.change(guarded(self.facts), self.adapter, facts, **quiet)
@@ -132,7 +145,7 @@ class ExportTab:
             [self.adapter.change, self.rank.change, self.dtype.change],
             guarded(self.sizes),
             chosen,
-            [self.kinds, self.size],
+            self.kinds,
             trigger_mode="always_last",
             **quiet,
         )
@@ -160,17 +173,15 @@ class ExportTab:
             choices.append((f"{kind}: {text} · {size}" if size else f"{kind}: {text}", kind))
         return choices
 
-    def sizes(self, adapter: str, rank: str, dtype: str) -> tuple:
-        """The formats with their sizes, and the choice of a size that the rank is."""
+    def sizes(self, adapter: str, rank: str, dtype: str) -> dict:
+        """The formats with their sizes."""
         found = {}
-        text = str(rank or "").strip()
         if adapter and dtype in DTYPES:
             try:
                 found = sizes_of(self.workspace, adapter, rank_of(rank), dtype)
             except ConfigError:
                 found = {}  # error_text() says why
-        known = [value for _, value in FILE_SIZES]
-        return gr.update(choices=self.formats(found)), text if text in known else None
+        return gr.update(choices=self.formats(found))
 
     def error_text(self, adapter: str, rank: str) -> Iterator[str]:
         """How far the nearest LoRA of this rank is from the adapter; first, that it is computed."""
@@ -208,7 +219,7 @@ class ExportTab:
             path, digest = export(self.workspace, adapter, kind, number, dtype)
             files.append(str(path))
             rows.append([path.name, size_text(path.stat().st_size), digest])
-            yield rows, files
+            yield gr.update(value=rows, visible=True), gr.update(value=files, visible=True)
         notify(f"{len(files)} file{'' if len(files) == 1 else 's'} ready")
 
     def copier(self, tool: str):
@@ -223,11 +234,17 @@ class ExportTab:
         return copy
 
     def lists(self, chosen: str | None, suggested: str | None = None) -> tuple:
-        """The adapters of now, the chosen one kept where it is still there."""
+        """The adapters of now, the chosen one kept where it is still there, and what to do where none is."""
         choices = self.workspace.adapter_choices()
         value = self.workspace.kept_or_suggested(chosen, suggested)
         newest = self.workspace.suggested_adapter()
-        return list_update(choices, value, chosen), gr.update(visible=not choices), newest
+        hint = gr.update(value=ONLY_CHECKPOINTS if choices else NO_ADAPTERS, visible=not value)
+        return list_update(choices, value, chosen), hint, newest
+
+
+def rank_field(size: str):
+    """The field Rank after a choice of FILE_SIZES."""
+    return gr.update(value=FIRST_OTHER if size == OTHER else size, visible=size == OTHER)
 
 
 def rank_of(text: str) -> int | None:

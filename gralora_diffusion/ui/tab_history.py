@@ -34,22 +34,6 @@ class RunHistory:
             buttons=[],
             visible=False,
         )
-        with gr.Row(elem_classes="tight"):
-            self.name = gr.Textbox(
-                label="New name for the run",
-                max_length=64,
-                elem_id="new-run-name",
-                min_width=180,
-                scale=2,
-            )
-            self.rename = gr.Button("Rename", elem_id="rename-run", min_width=80)
-            self.delete = gr.Button("Delete run", elem_id="delete-run", min_width=80)
-            self.undo = gr.Button("Undo delete", elem_id="undo-delete-run", visible=False, min_width=80)
-            self.empty = gr.Button("Empty bin", elem_id="empty-bin", visible=False, min_width=80)
-            self.confirmed = gr.Textbox("", label="Confirmed", visible=False)
-            with gr.Row(visible=False, elem_classes="tight", elem_id="queue-order") as self.order:
-                self.earlier = gr.Button("Earlier in the queue", elem_id="queue-earlier", min_width=80)
-                self.later = gr.Button("Later in the queue", elem_id="queue-later", min_width=80)
         with gr.Row(visible=False, elem_classes="tight", elem_id="confirm-delete") as self.confirmation:
             self.question = gr.Textbox(
                 label="Before deleting",
@@ -61,6 +45,22 @@ class RunHistory:
             )
             self.confirm = gr.Button("Delete", variant="stop", elem_id="confirm-delete-run", min_width=80)
             self.keep = gr.Button("Keep", elem_id="keep-run", min_width=80)
+        with gr.Row(elem_classes="tight", elem_id="run-changes"):
+            self.name = gr.Textbox(
+                label="New name for the run",
+                max_length=64,
+                elem_id="new-run-name",
+                min_width=180,
+                scale=2,
+            )
+            self.rename = gr.Button("Rename", elem_id="rename-run", interactive=False, min_width=80)
+            self.delete = gr.Button("Delete run", elem_id="delete-run", interactive=False, min_width=80)
+            self.undo = gr.Button("Undo delete", elem_id="undo-delete-run", visible=False, min_width=80)
+            self.empty = gr.Button("Empty bin", elem_id="empty-bin", visible=False, min_width=80)
+            self.confirmed = gr.Textbox("", label="Confirmed", visible=False)
+            with gr.Row(visible=False, elem_classes="tight", elem_id="queue-order") as self.order:
+                self.earlier = gr.Button("Earlier in the queue", elem_id="queue-earlier", min_width=80)
+                self.later = gr.Button("Later in the queue", elem_id="queue-later", min_width=80)
 
     def connect(self, names: gr.State, refresh_event: dict) -> None:
         """names: the `seen` of Watch, whose part "run" has the names in the order of the cards."""

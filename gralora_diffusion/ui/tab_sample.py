@@ -19,7 +19,6 @@ from gralora_diffusion.ui.handlers import (
     list_update,
     notify,
     on_end,
-    unless_same,
 )
 from gralora_diffusion.ui.image_series import Generated, series
 from gralora_diffusion.ui.sample_fields import (
@@ -31,11 +30,15 @@ from gralora_diffusion.ui.sample_fields import (
 )
 from gralora_diffusion.ui.sampler import Sampler, Step
 from gralora_diffusion.ui.served import check_served, save_served, save_small
+from gralora_diffusion.ui.suggestion import Suggestion
 from gralora_diffusion.ui.tab_sample_history import History
 from gralora_diffusion.ui.workspace import Workspace
 
 RIGHT_CLICK = "Save it with a right click, and free some space"
-NO_ADAPTERS = "### No adapter yet\nTrain one first. Meanwhile you can generate images of the base model here."
+NO_ADAPTERS = (
+    "### No adapter yet\nTrain one: it is offered here when the run is done. Meanwhile you can generate "
+    "images of the base model here."
+)
 ONLY_CHECKPOINTS = (
     "### No finished run yet\nChoose a checkpoint under **Adapter**; without one, images of the base model "
     "are generated."
@@ -65,7 +68,9 @@ class SampleTab:
             self.generate = gr.Button(
                 "Generate", variant="primary", elem_id="generate", scale=2, min_width=120
             )
-            self.stop = gr.Button("Stop generating", elem_id="stop-generating", min_width=110)
+            self.stop = gr.Button(
+                "Stop generating", elem_id="stop-generating", interactive=False, min_width=110
+            )
 
     def build_images(self) -> None:
         self.empty = gr.Markdown(
@@ -99,14 +104,21 @@ class SampleTab:
         fields = self.fields
         images = [self.gallery, self.slider, self.pairs, fields["seed"], self.progress, self.unsaved]
         generated = connect_generation(
-            self.generate, self.stop, self.sample, fields.all, images, api_name="sample"
+            self.generate,
+            self.stop,
+            self.sample,
+            fields.all,
+            images,
+            show_progress_on=self.slider,
+            api_name="sample",
         )
         on_end(generated, **self.history.refresh)
         self.gallery.select(guarded(self.pair_of_image), self.pairs, self.slider, **QUIET)
         prompt = [self.adapter, fields["prompt"]]
-        self.adapter.change(guarded(self.first_prompt), prompt, fields["prompt"], **QUIET)
+        self.first = Suggestion(fields["prompt"])
+        self.adapter.change(guarded(self.first_prompt), prompt, self.first.received, **QUIET)
         others = [fields[name] for name in MORE_ADAPTERS]
-        lists = [self.adapter, *others, fields["base"], self.empty, fields["prompt"], self.suggested]
+        lists = [self.adapter, *others, fields["base"], self.empty, self.first.received, self.suggested]
         chosen = [*others, fields["prompt"]]
         current = [self.adapter, self.suggested, *chosen]
         self.lists_event = dict(fn=guarded(self.lists), inputs=current, outputs=lists, **QUIET)
@@ -162,7 +174,8 @@ class SampleTab:
             images.append((pair[1], caption(event, len(requests))))
             pairs.append(pair)
             progress = f"{len(images)} of {len(requests)}{note}"
-            yield images, tuple(pair), pairs, used_seed, progress, ""
+            gallery = gr.update(value=images, selected_index=len(images) - 1)
+            yield gallery, tuple(pair), pairs, used_seed, progress, ""
 
     def preview(self, step: Step) -> str | None:
         """The served file of a step's preview; None where there is none, or no space for it."""
@@ -200,7 +213,7 @@ class SampleTab:
     def first_prompt(self, adapter: str | None, prompt: str):
         """Where the prompt is empty, the one that the adapter was trained with; else no update."""
         found = prompt or (prompt_of(self.workspace, adapter) if adapter else "")
-        return unless_same(found, prompt)
+        return self.first.of(found, prompt)
 
     def lists(self, chosen, suggested, *others_and_prompt) -> tuple:
         """The adapters and bases of now, what was chosen kept where it is still there, and a first prompt."""

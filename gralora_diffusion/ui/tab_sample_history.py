@@ -4,6 +4,7 @@ import contextlib
 
 import gradio as gr
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.ui import sample_history
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
 from gralora_diffusion.ui.sample_fields import NAMES, SampleFields, values_of
@@ -84,8 +85,10 @@ class History:
         if not found:
             text = "No favorites yet." if favorites is True else "Images that you generate are kept here."
         else:
-            text = f"{len(shown)} of {len(found)}" if len(found) > SHOWN else f"{len(found)}"
-        return gr.update(value=items, visible=bool(items)), ids, text
+            text = (
+                f"{len(shown)} of {len(found)} images" if len(found) > SHOWN else counted(len(found), "image")
+            )
+        return gr.update(value=items, selected_index=None, visible=bool(items)), ids, text
 
     def choose(self, shown: list, event: gr.SelectData) -> tuple:
         if not isinstance(event.index, int) or not 0 <= event.index < len(shown or []):

@@ -4,7 +4,6 @@ import json
 
 import gradio as gr
 
-from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError, to_dict
 from gralora_diffusion.ui.config_form import (
@@ -21,8 +20,9 @@ from gralora_diffusion.ui.form_memory import kept, restored
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, list_update, notify, on_end, unless_same
 from gralora_diffusion.ui.mistakes import MARK, MARK_AND_SHOW, NAME, mistake_updates, refusal
 from gralora_diffusion.ui.page_words import in_page_words
-from gralora_diffusion.ui.run_files import UNREADABLE, config_from_json
+from gralora_diffusion.ui.run_files import read_config
 from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.suggestion import Suggestion
 from gralora_diffusion.ui.train_estimate import EstimateBar
 from gralora_diffusion.ui.train_fields import build_groups, build_middle, names_offered
 from gralora_diffusion.ui.train_questions import (
@@ -36,7 +36,6 @@ from gralora_diffusion.ui.train_questions import (
 )
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name, new_name
 
-MAX_CONFIG_BYTES = 1_000_000
 BY_BASE = ("max_train_steps", "learning_rate", "train_batch_size", "guidance_scale", "resolution")
 
 
@@ -127,7 +126,11 @@ class TrainTab:
             **PRIVATE,
         )
         base.change(guarded(self.placeholders), base, [self.fields[name] for name in BY_BASE], **QUIET)
-        images.input(guarded(self.suggest_name), images, self.name, show_progress="hidden", **PRIVATE)
+        self.new_name = Suggestion(self.name)
+        asked = [images, self.name]
+        images.input(
+            guarded(self.suggest_name), asked, self.new_name.received, show_progress="hidden", **PRIVATE
+        )
         self.checking = self.bar.check.click(
             guarded(self.show_estimate),
             self.inputs,
@@ -221,10 +224,14 @@ class TrainTab:
         run = new_name(name, "a run", self.workspace.run_names())
         config = to_config(values, self.workspace, run)
         notify(self.queue.add(run, config, token=values.get("hub_token") or None))
-        yield self.suggest_name(values[IMAGES]), run, gr.Tabs(selected="watch"), gr.skip(), gr.skip()
+        yield self.free_name(values[IMAGES]), run, gr.Tabs(selected="watch"), gr.skip(), gr.skip()
 
-    def suggest_name(self, image_set: str | None) -> str:
+    def free_name(self, image_set: str | None) -> str:
         return free_name(image_set or "run", self.workspace.run_names())
+
+    def suggest_name(self, image_set: str | None, name: str):
+        """A name for a run on another dataset."""
+        return self.new_name.of(self.free_name(image_set), name)
 
     def follow_answers(self, what: str, card: str, last_base: str | None, *fields) -> list:
         """The card's list, and the form after an answer to one of the three questions.
@@ -260,10 +267,10 @@ class TrainTab:
         """The form as this user's browser kept it, and a name for the run that is still free."""
         found = restored(saved, request.username, self.workspace)
         if found is None:
-            name = self.suggest_name(BUNDLED)
+            name = self.free_name(BUNDLED)
             return [gr.skip(), gr.skip(), name, *[gr.skip()] * len(self.form)]
         taken = found["name"] in ("", *self.workspace.run_names())
-        name = self.suggest_name(found["values"][IMAGES]) if taken else found["name"]
+        name = self.free_name(found["values"][IMAGES]) if taken else found["name"]
         return [found["what"], found["card"], name, *self.filled(found["values"])]
 
     def load_config(self, path: str) -> list:
@@ -279,17 +286,3 @@ class TrainTab:
         path = self.workspace.new_served_path("config.json")
         write_text(path, json.dumps(to_dict(config), indent=2) + "\n")
         return str(path)
-
-
-def read_config(path: str) -> TrainConfig:
-    """An uploaded config.json; raises ConfigError where it is none."""
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-        if len(text) > MAX_CONFIG_BYTES:
-            raise ConfigError("this is not a config file: it is larger than 1 MB")
-        return config_from_json(text)
-    except ConfigError:
-        raise
-    except UNREADABLE:
-        raise ConfigError("this is not a config file: it does not contain a JSON object") from None

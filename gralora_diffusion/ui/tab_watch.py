@@ -13,7 +13,7 @@ from gralora_diffusion.ui.look import Look
 from gralora_diffusion.ui.notifications import ASK
 from gralora_diffusion.ui.page_words import page_words
 from gralora_diffusion.ui.run_files import config_of, log_tail, read_job
-from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
 from gralora_diffusion.ui.status_strip import StatusStrip
 from gralora_diffusion.ui.tab_history import RunHistory
 from gralora_diffusion.ui.workspace import Workspace, free_name, real_file
@@ -28,6 +28,12 @@ COLORS = {
     "copy": "#94a3b8",
     "score": "#0d9488",
 }
+WHOLE = ",.0f"  # the format of steps on an axis
+STOP, DEQUEUE = "Stop & save", "Remove from queue"
+FIRST_STEPS = (
+    "**The loss appears here after the first step.** Before it, the base model is loaded, images and "
+    "captions are encoded, and sample images of the base model are generated."
+)
 NO_LOG = "No log: this run was started on the command line, which shows its output"
 RESUMABLE = ("stopped", "failed", "killed", "canceled", "withdrawn", "unknown")
 
@@ -92,9 +98,7 @@ class WatchTab:
             self.run = gr.Dropdown(
                 [], allow_custom_value=True, label="Run", elem_id="run", scale=3, min_width=200
             )
-            self.stop = gr.Button(
-                "Stop & save", variant="stop", elem_id="stop", interactive=False, min_width=110
-            )
+            self.stop = gr.Button(STOP, variant="stop", elem_id="stop", visible=False, min_width=110)
             self.resume = gr.Button("Resume", elem_id="resume", interactive=False, min_width=90)
             self.clone = gr.Button("Duplicate settings", elem_id="clone", interactive=False, min_width=80)
             self.notify = gr.Button("Notify me", elem_id="notify", min_width=80)
@@ -114,9 +118,11 @@ class WatchTab:
             )
 
     def build_plot(self) -> None:
+        self.waiting = gr.Markdown(visible=False, elem_id="waiting", elem_classes="hint")
         self.plot = gr.LinePlot(
             visible=False,  # without points it would take steps for names, and keep to that
             x="step",
+            x_axis_format=WHOLE,
             y="loss",
             color="line",
             title="Loss",
@@ -127,6 +133,7 @@ class WatchTab:
         self.scores = gr.LinePlot(
             visible=False,
             x="step",
+            x_axis_format=WHOLE,
             y="value",
             color="line",
             title="Scores of the sample images",
@@ -148,7 +155,10 @@ class WatchTab:
                 self.stop,
                 self.resume,
                 self.clone,
+                self.history.rename,
+                self.history.delete,
                 self.message,
+                self.waiting,
                 self.plot,
                 self.scores,
                 self.smoothing,
@@ -166,7 +176,6 @@ class WatchTab:
             ],
             **QUIET,
         )
-        self.look_event = self.refresh_event | dict(fn=guarded(self.look))
         self.history.connect(self.seen, self.refresh_event)
         self.log.change(None, None, None, js=FOLLOW_LOG, **PRIVATE)
         self.notify.click(None, None, self.notify, js=ASK, **PRIVATE)
@@ -176,13 +185,6 @@ class WatchTab:
         stopped.then(**self.refresh_event)
         resumed = self.resume.click(guarded(self.resume_run), self.run, None, queue=False, api_name="resume")
         resumed.then(**self.refresh_event)
-
-    def look(self, strip_before: list | None, chosen: str | None, smoothing: float, before: dict | None):
-        """refresh(), but for the strip alone until the tab has been opened, which needs no more."""
-        if before:
-            return self.refresh(strip_before, chosen, smoothing, before)
-        parts = len(self.look_event["outputs"]) - len(self.strip.outputs)
-        return *self.strip.updates(Look(self.queue), strip_before), *[gr.skip()] * parts
 
     def refresh(self, strip_before: list | None, chosen: str | None, smoothing: float, before: dict | None):
         """Updates of the strip and the tab where they have changed; of the whole tab at the first call."""
@@ -198,7 +200,10 @@ class WatchTab:
         progress = run_view.progress(look, run) if run else None
         state = progress.state if run else ""
         message = page_words(progress.message, self.workspace) if run and state != "done" else ""
-        stoppable = state in ("starting", "running", "queued")
+        working = state in ("starting", "running")
+        queued = state == "queued"
+        # the strip above has the button for the current run
+        stoppable = queued or (working and name != look.current())
         resumable = state in RESUMABLE
         steps = len(run_view.metrics(run)) if run else 0
         evaluated = len(run_view.evaluations(run)) if run else 0
@@ -216,19 +221,26 @@ class WatchTab:
 
         changes = Changes(before)
         changes.add("run", [name, names], lambda: gr.update(choices=names, value=name))
-        changes.add("stop", stoppable, lambda: gr.update(interactive=stoppable))
+        stop = gr.update(visible=stoppable, value=DEQUEUE if queued else STOP)
+        changes.add("stop", stop, lambda: stop)
         changes.add("resume", resumable, lambda: gr.update(interactive=resumable))
-        changes.add("clone", bool(name), lambda: gr.update(interactive=bool(name)))
+        for part in ("clone", "rename", "delete"):
+            changes.add(part, bool(name), lambda: gr.update(interactive=bool(name)))
         changes.add("message", message, lambda: gr.update(value=message, visible=bool(message)))
-        changes.add("plot", [name, steps, evaluated, smoothing], curve)
+        waiting = "" if steps else self.waiting_text(look, name, state)
+        changes.add("waiting", waiting, lambda: gr.update(value=waiting, visible=bool(waiting)))
+        hundredth = max(1, steps // 100)  # a plot is much to send and to lay out
+        drawn = steps // hundredth if progress and progress.state in ACTIVE else steps
+        changes.add("plot", [name, hundredth, drawn, evaluated, smoothing], curve)
         changes.add("scores", [name, evaluated], scores)
         changes.add("smoothing", bool(steps), lambda: gr.update(visible=True if steps else "hidden"))
         hint = NO_LOG if run and not log and not read_job(run) else ""
-        changes.add("log", [log, hint], lambda: gr.update(value=log, placeholder=hint))
+        shown = bool(log or hint)
+        changes.add("log", [log, hint], lambda: gr.update(value=log, placeholder=hint, visible=shown))
         changes.add("samples", [name, sample_versions(run)], lambda: self.sample_images(run))
         cards = run_cards.cards(look)
         changes.add("cards", cards, lambda: gr.update(value=cards or None, visible=bool(cards)))
-        changes.add("order", state == "queued", lambda: gr.update(visible=state == "queued"))
+        changes.add("order", queued, lambda: gr.update(visible=queued))
         deleted = self.history.changes.deleted()
         in_bin = [str(run) for run in deleted]
         changes.add("undo", in_bin, lambda: self.history.undo_update(deleted))
@@ -239,6 +251,14 @@ class WatchTab:
         changes.add("report", link, lambda: gr.update(link=link or None, interactive=has_report))
         changes.add("empty", not names, lambda: gr.update(visible=not names))
         return *changes.updates, changes.versions
+
+    @staticmethod
+    def waiting_text(look: Look, name: str | None, state: str) -> str:
+        """What is in the place of the loss before the first step."""
+        if state == "queued":
+            place = look.queued().index(name) + 1 if name in look.queued() else 1
+            return f"**Number {place} in the queue.** It starts when the runs before it have ended."
+        return FIRST_STEPS if state in ACTIVE else ""
 
     def log_of(self, run) -> str:
         """The end of the log, with the labels of the form for flags."""

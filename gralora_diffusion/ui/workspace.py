@@ -97,17 +97,18 @@ class Workspace:
             return None
         if name in self.base_names():
             return f"models/{name}"
-        return self.hub_id(name)
+        if not is_hub_id(name):
+            problem = f"{quoted(name)} is neither in the folder models nor a Hugging Face ID such as {SDXL}"
+            raise ConfigError(problem)
+        return name
 
     def base_path(self, base: str | None) -> str | None:
         """A base of base() for this process, whose working directory is not HOME."""
         return str(self.root / base) if base and base.startswith("models/") else base
 
     def hub_id(self, name: str) -> str:
-        own = name.split("/")[0] in ("models", "runs", "images", "adapters")
-        if own or ".." in name or not HUB_ID.fullmatch(name):
-            problem = f"{quoted(name)} is neither in the folder models nor a Hugging Face ID such as {SDXL}"
-            raise ConfigError(problem)
+        if not is_hub_id(name):
+            raise ConfigError(f"{quoted(name)} is not a Hugging Face ID, which is OWNER/NAME")
         return name
 
     def adapter_names(self) -> list[str]:
@@ -187,6 +188,11 @@ def free_name(stem: str, taken: list[str]) -> str:
     while f"{stem}-{number}" in taken:
         number += 1
     return f"{stem}-{number}"
+
+
+def is_hub_id(name: str) -> bool:
+    own = name.split("/")[0] in ("models", "runs", "images", "adapters")
+    return not own and ".." not in name and HUB_ID.fullmatch(name) is not None
 
 
 def quoted(text, most: int = 80) -> str:

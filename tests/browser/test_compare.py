@@ -39,6 +39,22 @@ def test_a_grid_of_two_prompts_is_scored_and_the_best_is_marked(tab):
     assert "robot-1 at 0.5" in tab.text("scores")
 
 
+def test_what_needs_the_grid_waits_for_it(tab):
+    """Score and the blind comparison would take the grid before; Stop has something to stop only then."""
+    buttons = ("generate-grid", "score", "blind-start", "stop-grid")
+    tab.page.get_by_text("Blind comparison", exact=True).click()
+    tab.fill("strengths", "0, 0.3, 0.6, 1")
+    tab.set_number("compare-steps", 100)
+    tab.set_number("seeds", 4)
+    assert [tab.page.locator(f"#{name}").is_enabled() for name in buttons] == [True, True, True, False]
+    tab.page.click("#generate-grid")
+    tab.page.wait_for_function("document.getElementById('score').disabled")
+    assert [tab.page.locator(f"#{name}").is_enabled() for name in buttons] == [False, False, False, True]
+    tab.page.click("#stop-grid")
+    tab.page.wait_for_function("!document.getElementById('score').disabled")
+    assert [tab.page.locator(f"#{name}").is_enabled() for name in buttons] == [True, True, True, False]
+
+
 def side(tab: Tab, name: str) -> str:
     return tab.page.locator(f"#blind-{name} img").get_attribute("src")
 

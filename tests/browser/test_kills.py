@@ -43,7 +43,7 @@ def test_kills_leave_a_truthful_state(chromium, tmp_path):
         tab.page.click("#resume")
         tab.wait_state("running")
         until(lambda: tab.step() >= 21, "it goes on from the checkpoint")
-        tab.page.click("#stop")
+        tab.page.click("#strip-stop")
         tab.wait_state("stopped")
         tab.context.close()  # it would find the next server on this port
     finally:

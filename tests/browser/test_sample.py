@@ -86,6 +86,24 @@ def test_previews_are_visible_before_the_image(tab):
     tab.wait("sample-progress", "1 of 1")
 
 
+def test_a_prompt_that_is_typed_before_one_is_suggested_stays(tab):
+    until(lambda: tab.value("prompt"), "the prompt of the run")
+    tab.fill("prompt", "")
+    tab.settle()
+    with tab.held():
+        choose_adapter(tab, "checkpoint of step 20")
+        tab.fill("prompt", "typed")
+    assert tab.value("prompt") == "typed"
+    tab.fill("prompt", "")
+    choose_adapter(tab, "robot-1")
+    until(lambda: "sks robot" in tab.value("prompt"), "the suggestion is taken")
+
+
+def choose_adapter(tab: Tab, name: str) -> None:
+    tab.page.locator("#adapter input").first.click()
+    tab.page.get_by_role("option", name=name).first.click()
+
+
 def test_a_new_seed_each_time_is_displayed(tab):
     more(tab)
     tab.set_number("sample-steps", 1)

@@ -9,7 +9,7 @@ from page_browser import Tab
 from page_server import end_runs, until
 
 from gralora_diffusion.data.dataset import EXAMPLE
-from gralora_diffusion.ui.workspace import EMBEDDED, SDXL
+from gralora_diffusion.ui.workspace import BUNDLED, EMBEDDED, SDXL
 
 pytestmark = pytest.mark.browser
 
@@ -96,16 +96,19 @@ def test_the_form_survives_a_reload(mine, tab, chromium, filled):
 def test_what_is_typed_while_an_answer_is_under_way_stays(mine, tab):
     choose(tab, "option-instance_data_dir", "mine")
     tab.settle()
-    waiting, holding = [], [True]
-    tab.page.route("**/queue/join*", lambda r: waiting.append(r) if holding else r.continue_())
-    tab.page.get_by_label("A style").check()
-    until(lambda: tab.page.wait_for_timeout(100) or waiting, "the answer is sent")
-    tab.page.locator("#option-instance_prompt textarea, #option-instance_prompt input").first.fill("typed")
-    holding.clear()
-    for request in waiting:
-        request.continue_()
-    tab.settle()
+    with tab.held():
+        tab.page.get_by_label("A style").check()
+        tab.fill("option-instance_prompt", "typed")
     assert tab.value("option-instance_prompt") == "typed"
+    choose(tab, "option-instance_data_dir", BUNDLED)
+    tab.settle()
+    suggested = tab.value("run-name")
+    with tab.held():
+        choose(tab, "option-instance_data_dir", "mine")
+        tab.fill("run-name", "my-own")
+    assert tab.value("run-name") == "my-own"
+    choose(tab, "option-instance_data_dir", BUNDLED)
+    until(lambda: tab.value("run-name") == suggested, "the suggestion is taken")
 
 
 def test_a_mistake_is_displayed_once_at_its_field(mine, tab):

@@ -12,7 +12,7 @@ from page_server import until
 
 pytestmark = pytest.mark.browser
 STATES = (
-    "Idle",
+    "idle",
     "queued",
     "starting",
     "running",
@@ -211,6 +211,7 @@ def test_the_queue_is_reordered(tab, filled):
     try:
         tab.wait("history", "next · number 2 in the queue")
         tab.page.locator("#history .thumbnail-item", has_text="next · number").click()
+        tab.wait("stop", "Remove from queue")
         tab.page.click("#queue-earlier")
         tab.wait("history", "next · number 1 in the queue")
         tab.wait("history", "first · number 2 in the queue")

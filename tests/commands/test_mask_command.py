@@ -124,7 +124,7 @@ def test_what_has_no_mask_is_named_and_the_others_are_made(photos, stand_in, cap
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("nowhere", "nowhere is not a folder"),
+        ("nowhere", "nowhere is not a folder: FOLDER must name"),
         (".", "the sheet masks.jpg would be one of the images to train on: name another file with --sheet"),
         ("photos --sheet photos/a.jpg", "photos/a.jpg would be one of the images to train on"),
         ("photos --sheet a.gif", "--sheet a.gif must end in .jpg or .png"),

@@ -25,7 +25,7 @@ ROWS = {
     ),
     "unknown targets": (
         train_with_adapter(targets="to_nowhere"),
-        r"matches no linear layer, such as attn1\.to_q, attn1\.to_k.*ff\.net\.0\.proj",
+        r"matches no linear layer; layers have names such as attn1\.to_q, attn1\.to_k.*ff\.net\.0\.proj",
     ),
     "targets that are no expression": (train_with_adapter(targets="("), "not a regular expression"),
     "pattern that matches nothing": (train_with_adapter(rank_pattern={"atn2": 8}), "'atn2' matches none"),

@@ -181,7 +181,7 @@ def test_words_left_out_of_prompts_are_in_the_remarks(photos, tiny_clip):
 
     assert prompt_values(result) == prompt_values(plain)
     assert "without the words: sks" in score_tables(result)
-    assert "rare word included" in score_tables(plain)
+    assert "trigger word included" in score_tables(plain)
 
 
 def test_subjects_that_are_apart_are_told_apart():

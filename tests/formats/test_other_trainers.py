@@ -109,7 +109,7 @@ def test_a_base_is_merged_with_a_vera_of_a_seed(seeded_vera, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(save_projection=True), "says save_projection"),
+        (dict(save_projection=True), "says that they are saved"),
         (dict(projection_prng_key=-1), "projection_prng_key"),
         (dict(projection_prng_key="0"), "projection_prng_key"),
     ],

@@ -104,6 +104,15 @@ def test_a_finished_run_is_reported_done_once_and_as_finished(tmp_path, capsys):
     assert line.startswith(f"done: {tmp_path / 'run'} was already finished, and nothing was trained")
 
 
+def test_a_finished_run_of_epochs_goes_on_with_more_epochs(tmp_path, capsys):
+    options = dict(max_train_steps=None, num_train_epochs=1)
+    again(tmp_path / "run", **options)
+    again(tmp_path / "run", **options)
+    assert "raise --num_train_epochs to train it further" in capsys.readouterr().out
+    again(tmp_path / "run", **options | dict(num_train_epochs=2))
+    assert "already finished" not in capsys.readouterr().out
+
+
 def test_checkpoints_are_a_quarter_of_the_run_apart_unless_the_interval_is_given():
     steps = (5, 100, 300, 600, 2000, 9000)
     assert [checkpoint_interval(QUICK, n) for n in steps] == [50, 50, 75, 150, 500, 500]

@@ -474,7 +474,7 @@ def test_the_dry_run_counts_held_out_images_evaluations_and_the_best(tmp_path, m
     config = TrainConfig(validation_split=0.3, keep_best="loss", validation_steps=50, max_train_steps=120)
     made = plan(config)
     assert (made.images, made.held_out, made.evaluations) == (4, 2, 4)
-    assert "evaluations: 4, of 2 held-out images" in made.text()
+    assert "evaluations: 4, on 2 held-out images" in made.text()
     plain = plan(dataclasses.replace(config, keep_best=None, validation_split=0.0))
     numbers = plain.files["adapter.safetensors"] // 4
     assert made.checkpoint_size - plain.checkpoint_size == pytest.approx(4 * numbers, rel=0.01)

@@ -165,6 +165,7 @@ def test_a_text_is_one_argument_verbatim(text, workspace):
         (dict(instance_data_dir="../../etc"), "instance_data_dir", "no dataset"),
         (dict(logging_dir="../x"), "logging_dir", "plain name"),
         (dict(cache_dir="/etc"), "cache_dir", "plain name"),
+        (dict(dataset_name="mine"), "dataset_name", "'mine' is not a Hugging Face ID"),
         *(
             (dict(pretrained_model_name_or_path=base), config_form.BASE, "Hugging Face ID")
             for base in BAD_BASES

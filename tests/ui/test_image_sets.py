@@ -1,5 +1,6 @@
 """Sets of images: uploads, captions, checks."""
 
+import warnings
 import zipfile
 
 import pytest
@@ -97,12 +98,12 @@ def test_archives_are_refused_with_a_reason_or_stay_inside(workspace, tmp_path, 
     if kind == "damaged":
         archive.write_bytes(b"PK\3\4 and no more")
     else:
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(archive, "w", 8) as file:
             if kind == "bomb":
                 file.writestr("a.txt", b"0" * 10_000_000)
             elif kind == "twice":
                 file.write(own, "one/a.png")
-                file.write(own, "two/a.png")
+                file.write(own, "one/a.png")
             else:
                 file.write(own, "../../../a.png")
     added, notes = image_uploads.add(workspace, name, [archive])
@@ -196,6 +197,30 @@ def test_an_archive_of_a_kohya_folder_keeps_its_words_and_says_what_is_lost(work
     )
     assert "10 repeats" in note
     assert "Repeats per epoch" in note
+
+
+def test_an_archive_of_folders_with_equal_names_keeps_every_image_with_its_caption_and_mask(
+    workspace, tmp_path
+):
+    name = image_sets.create(workspace, "mine")
+    files = {"img/10_sks dog": "a dog", "img/5_cat": "a cat"}
+    mask = image(tmp_path / "mask.png")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        for number, (folder, caption) in enumerate(files.items()):
+            file.write(image(tmp_path / f"{number}.png", (64 + number, 64)), f"{folder}/1.png")
+            file.writestr(f"{folder}/1.txt", caption)
+        file.write(mask, "img/5_cat/1-masklabel.png")
+        file.write(mask, "img/other.png")
+    added, notes = image_uploads.add(workspace, name, [tmp_path / "x.zip"])
+    folder = workspace.images / name
+    assert {path.name: caption_files.caption_of(path) for path in image_sets.images_of(folder)} == {
+        "cat-1.png": "a cat",
+        "other.png": "",
+        "sks-dog-1.png": "a dog",
+    }
+    assert (folder / "cat-1-masklabel.png").is_file()
+    assert added == 4
+    assert [note.partition(":")[0] for note in notes] == ["10_sks dog", "5_cat"]
 
 
 @pytest.mark.parametrize("folder", ["9" * 5000 + "_dog", "1_" + "w" * 200, "1_\x1b[31m", "0_dog", "3_"])

@@ -16,6 +16,8 @@ PACKAGE = Path(gralora_diffusion.__file__).parent
 WORDS = {
     "--rank is 0; it must be at least 1": "“Rank” is 0; it must be at least 1",
     "drop --compile, or --offload_unet": "clear “Compile the UNet”, or “Offload the UNet to RAM”",
+    "keeps them: drop --no-cache_latents": "keeps them: turn on “Keep the latent cache”",
+    "free some space, or use --no-cache_latents": "free some space, or clear “Keep the latent cache”",
     "it needs --optimizer AdamW or Prodigy": "it needs “Optimizer: AdamW or Prodigy”",
     "use --adapter gralora": "use “Method: gralora”",
     "give --validation_split 0.1 or --validation_dir": (

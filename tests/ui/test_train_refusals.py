@@ -206,6 +206,11 @@ OF_FILES = [  # what is found only where files and shapes are read
     (CAPTIONED | dict(validation_dir="empty"), "validation_dir", "empty holds no images"),
     (CAPTIONED | dict(caption_column="x"), "caption_column", "there is neither"),
     (
+        dict(dataset_name="owner/name", streaming=True, cache_latents=False),
+        "streaming",
+        "turn on “Keep the latent cache”",
+    ),
+    (
         CAPTIONED | dict(with_prior_preservation=True, class_data_dir="captioned", class_prompt="x"),
         "class_data_dir",
         "another folder",
@@ -234,6 +239,12 @@ def test_what_the_files_show(values, option, words, filled):
     error = refusal_of(values, filled)
     assert (error.option, words in str(error)) == (option, True), str(error)
     assert_clear(error, filled)
+
+
+def test_class_images_are_estimated(filled):
+    values = CAPTIONED | dict(with_prior_preservation=True, class_data_dir="other", class_prompt="a robot")
+    rows = dict(estimate_of(to_config(form_values(**values), filled), filled).rows)
+    assert "of your own in other" in rows["Class images"]
 
 
 def test_a_start_from_an_adapter_of_this_page(filled):

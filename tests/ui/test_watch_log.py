@@ -76,6 +76,6 @@ def test_a_run_of_the_command_line_says_where_its_output_is(tab, workspace, fini
     shutil.copytree(finished_run, run)
     for name in ("log.txt", "job.json"):
         (run / name).unlink(missing_ok=True)
-    assert log_update(tab, run) == gr.update(value="", placeholder=NO_LOG)
+    assert log_update(tab, run) == gr.update(value="", placeholder=NO_LOG, visible=True)
     (run / "log.txt").write_text("step 1/2\n")
-    assert log_update(tab, run) == gr.update(value="step 1/2", placeholder="")
+    assert log_update(tab, run) == gr.update(value="step 1/2", placeholder="", visible=True)

@@ -1,0 +1,44 @@
+"""Sentences of `gralora sample`, `convert` and `evaluate` as Sample, Export and Compare write them.
+
+page_words.py is the same for the options of training.
+"""
+
+import re
+
+FIELD = re.compile(r"(?<![\w'\"`-])--(scheduler|encoder) (\S+)")  # not in a quoted text of the user
+LABELS = {"scheduler": "Scheduler", "encoder": "Encoders"}
+FOLDER = re.compile(
+    r"; either (run once with a network, .{1,300}? hub), or copy .{1,300}? --encoder \w+:FOLDER;"
+)
+PHRASES = {  # {what to do on the command line: on the page}
+    "drop it, and the flow's own Euler steps are used": (
+        "choose “same as the base model”, and the flow's own Euler steps are used"
+    ),
+    "use another, such as --pretrained_vae_model_name_or_path madebyollin/sdxl-vae-fp16-fix": (
+        "choose another base model"
+    ),
+    "use --mixed_precision bf16 or no instead of fp16": "choose another base model or adapter",
+    "use --energy 1, which writes the same as a plain LoRA, or --rank N": (
+        "choose another format, or a rank under “File size”"
+    ),
+    "give --rank N or --energy E for the best LoRA, with its error": (
+        "choose a rank under “File size” for the best LoRA of that rank"
+    ),
+    ", and the base with --pretrained_model_name_or_path": (
+        "; its kind depends on the base's weights, for which `gralora convert` is needed"
+    ),
+    "give the base with --pretrained_model_name_or_path": "use `gralora convert`, which can read the base",
+    "can be scored without either: --encoder imagenet embedded": (
+        "can be scored without it: choose imagenet and embedded"
+    ),
+}
+
+
+def tab_words(text: str) -> str:
+    """The sentence with labels and choices of the page for flags; one without such flags as it is."""
+    if "--" not in text and "drop it" not in text:
+        return text
+    text = FOLDER.sub(r"; \1;", text)
+    for command, page in PHRASES.items():
+        text = text.replace(command, page)
+    return FIELD.sub(lambda match: f"“{LABELS[match[1]]}: {match[2]}”", text)

@@ -1,0 +1,83 @@
+"""Zip archives among the uploads: their images and captions as files of one folder."""
+
+import re
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from gralora_diffusion.data.captions import MAX_BYTES as MAX_CAPTION_BYTES
+from gralora_diffusion.data.images import EXTENSIONS
+from gralora_diffusion.data.listing import numbered_name
+from gralora_diffusion.data.metadata import METADATA, METADATA_CSV
+from gralora_diffusion.ui.image_sets import MAX_FILES
+
+MAX_BYTES = 50_000_000  # of an image
+MAX_ZIP_BYTES = 2_000_000_000  # of what an archive holds
+MAX_NAME = 80  # characters of a folder's name in a file's
+CAPTIONS = {".txt", ".caption", ".json"}
+LINES = {Path(name).suffix for name in (METADATA, METADATA_CSV)}
+READABLE = EXTENSIONS | CAPTIONS | LINES
+
+
+def unzip(archive: Path, folder: Path, concepts: dict[Path, str]) -> list[Path]:
+    """The images and captions of an archive, in `folder` under the names of flat_names().
+
+    Fills concepts, {file: the name of its folder in the archive}, for folders such as "10_sks dog". Raises
+    ValueError for an archive with too many or too large files, or that is encrypted.
+    """
+    folder.mkdir()
+    with zipfile.ZipFile(archive) as file:
+        members = [member for member in file.infolist() if is_wanted(member)]
+        if len(members) > 2 * MAX_FILES:
+            raise ValueError(f"it holds more than {2 * MAX_FILES} files")
+        if sum(member.file_size for member in members) > MAX_ZIP_BYTES:
+            raise ValueError(f"it holds more than {MAX_ZIP_BYTES / 1e9:.0f} GB")
+        if any(member.flag_bits & 1 for member in members):
+            raise ValueError("it is encrypted: unpack it first")
+        paths = []
+        for member, name in zip(members, flat_names(members), strict=True):
+            path = folder / name
+            if path.exists():
+                raise ValueError(f"it holds two files named {name}")
+            limit = MAX_CAPTION_BYTES if path.suffix.lower() in CAPTIONS else MAX_BYTES
+            if member.file_size > limit:
+                raise ValueError(f"{name} in it is larger than {limit / 1e6:g} MB")
+            with file.open(member) as source:
+                path.write_bytes(source.read(limit + 1)[:limit])
+            paths.append(path)
+            concept = PurePosixPath(member.filename).parent.name
+            if numbered_name(concept):
+                concepts[path] = concept
+    return paths
+
+
+def is_wanted(member: zipfile.ZipInfo) -> bool:
+    """Whether it is an image or a caption, and none of the copies that macOS puts into archives."""
+    path = PurePosixPath(member.filename)
+    hidden = path.name.startswith(".") or "__MACOSX" in path.parts
+    return not member.is_dir() and not hidden and path.suffix.lower() in READABLE
+
+
+def flat_names(members: list[zipfile.ZipInfo]) -> list[str]:
+    """The name of each file without its folders.
+
+    Where two folders hold images of the same name, theirs, with their captions and masks, begin with the
+    names of these folders: "10_sks dog/1.png" and "5_cat/1.png" become "sks-dog-1.png" and "cat-1.png".
+    """
+    folders: dict[str, set] = {}  # {stem: the folders with an image of that stem}
+    paths = [PurePosixPath(member.filename) for member in members]
+    for path in paths:
+        if path.suffix.lower() in EXTENSIONS:
+            folders.setdefault(path.stem.lower(), set()).add(path.parent)
+    shared = set().union(*(found for found in folders.values() if len(found) > 1))
+    names = []
+    for path in paths:
+        alone = path.parent not in shared or path.suffix.lower() in LINES
+        names.append(path.name if alone else f"{prefix_of(path.parent)}{path.name}")
+    return names
+
+
+def prefix_of(folder: PurePosixPath) -> str:
+    """What the names of a folder's files begin with: its own name, without repeats; "" for the top folder."""
+    _, words = numbered_name(folder.name) or (1, folder.name)
+    words = re.sub(r"[^\w-]+", "-", words or folder.name).strip("-")[:MAX_NAME]
+    return f"{words}-" if words else ""
