@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from gralora_diffusion import load_adapter, load_sdxl, sample
 from gralora_diffusion.adapters.control import disabled
@@ -83,6 +84,7 @@ def main() -> None:
                 for way in part.ways:
                     make(args.state, part, seed, way)
                     compare_predictions(args.state, part, seed, way)
+        draw_grid(args.state, TEST, TEST.seeds[0])
     table = "\n".join([*lines(TEST), "", *lines(IGNORED)])
     (KEPT / "table.md").write_text(f"{table}\n")
     print(table)
@@ -199,6 +201,20 @@ def draw(folder: Path, part: Part, seed: int, adapter: Path | None) -> None:
     for number, image in enumerate(images):
         image.save(draft / f"{number:02d}.png")
     draft.rename(folder)
+
+
+def draw_grid(state: Path, part: Part, seed: int) -> None:
+    """Rows: the base, and each way's last step; columns: the first image of each prompt."""
+    rows = [state / f"{part.trigger}-{seed}-base"]
+    rows += [run_folder(state, part, seed, way) / f"images-{part.steps[-1]}" for way in part.ways]
+    if not all(row.is_dir() for row in rows):
+        return
+    names = [f"{2 * number:02d}.png" for number in range(len(PLACES) + len(CLASS))]
+    grid = Image.new("RGB", (64 * len(names), 64 * len(rows)))
+    for y, row in enumerate(rows):
+        for x, name in enumerate(names):
+            grid.paste(Image.open(row / name), (64 * x, 64 * y))
+    grid.save(KEPT / "images.png", optimize=True)
 
 
 def scored(folder: Path, base: Path) -> dict[str, float]:
