@@ -261,14 +261,14 @@ def lines(part: Part) -> list[str]:
     about = dict(trigger=part.trigger, what="prompts")
     (entry,) = (e for e in read_results(KEPT) if e["run"] == about)
     prompts = f"{part.prompts()[0]} and {CLASS_PROMPT}: {1000 * entry['means']['difference']:.2g}"
-    table.append(f"| the base: 1000 x squared difference of predictions | 0 | {prompts} | | |")
+    table.append(f"| the base: squared difference of predictions | 0 | {prompts} | | |")
     last = part.steps[-1]
     for way in part.ways:
         cells = []
         for prompt in part.predicted():
             found = [value(part, seed, way, last, prompt, what="predictions") for seed in part.seeds]
             cells.append(f"{prompt}: {1000 * statistics.mean(found):.0f}")
-        table.append(f"| {way}: 1000 x squared change of predictions | {last} | {' | '.join(cells)} |")
+        table.append(f"| {way}: squared change of predictions | {last} | {' | '.join(cells)} |")
     for way in part.ways[1:]:
         for score in SCORES[1:]:
             gains = [at_equal_subject(part, seed, way, score) for seed in part.seeds]
