@@ -73,6 +73,43 @@ def print_any_character() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def duration(seconds: float) -> str:
+    """1 h 2 min, 3 min 4 s, or 5.6 s."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s"
+
+
+def about(seconds: float) -> str:
+    """An estimate in words: about 1 h 5 min, about 24 min, or about 40 s."""
+    if seconds < 57.5:
+        return f"about {max(5, 5 * round(seconds / 5))} s"
+    minutes = max(1, round(seconds / 60))
+    if minutes < 90:
+        return f"about {minutes} min"
+    minutes = 5 * round(minutes / 5)
+    return f"about {minutes // 60} h {minutes % 60} min" if minutes % 60 else f"about {minutes // 60} h"
+
+
+def clock_time(seconds: float | None) -> str:
+    """4:05, or 1:02:03."""
+    if seconds is None or seconds != seconds or seconds == float("inf"):
+        return "-"
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def speed_text(seconds: float | None) -> str:
+    """it/s or s/it of a step that takes so many seconds, whichever is above 1."""
+    if not seconds:
+        return "-"
+    return f"{1 / seconds:.2f} it/s" if seconds < 1 else f"{seconds:.2f} s/it"
+
+
 def counted(number: int, noun: str) -> str:
     """1 run, or 2 runs."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -51,6 +51,8 @@ def without_cancellation(down: torch.Tensor, up: torch.Tensor) -> tuple[torch.Te
     Terms: up[:, i] down[i]. Rounding errors are relative to them, so that a delta much smaller than they
     are, such as the difference of two nearly equal products, is lost in half precision.
     """
+    if down.is_meta:  # shapes alone
+        return down, up
     wide_down, wide_up = in_float64(down), in_float64(up)
     of_down, of_up = wide_down @ wide_down.T, wide_up.T @ wide_up
     terms = float((of_down.diagonal() * of_up.diagonal()).sum())

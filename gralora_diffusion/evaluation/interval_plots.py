@@ -31,7 +31,7 @@ def interval_plots(entries: list[dict], short: dict[str, str], signed: bool = Fa
             row["high"] = place(entry["high"], low, high) if has_interval else row["mean"]
             rows.append(row)
         zero = place(0, low, high) if signed and low < 0 < high else None
-        better = "higher is better" if METRICS[score].higher_is_better else "lower is better"
+        better = f"{METRICS[score].better} is better"
         ends = dict(low=score_cell(low, signed), high=score_cell(high, signed), zero=zero)
         if "against" in own[0]:
             label = f"{label}: difference from {own[0]['against']}"

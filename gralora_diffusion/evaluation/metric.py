@@ -27,6 +27,11 @@ class Metric:
         """1 where higher is better, else -1."""
         return 1 if self.higher_is_better else -1
 
+    @property
+    def better(self) -> str:
+        """Which value is the better one, in a word."""
+        return "higher" if self.higher_is_better else "lower"
+
     def label_by(self, encoder_kind: str) -> str:
         return self.labels.get(encoder_kind, self.label)
 

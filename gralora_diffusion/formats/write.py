@@ -25,7 +25,19 @@ EARLIER = "comfyui.safetensors"  # the name that earlier versions gave the file 
 KOHYA = "pytorch_lora_weights_kohya.safetensors"
 
 
+Contents = tuple[dict[str, torch.Tensor], dict[str, str]]  # the tensors and the header of a .safetensors file
+
+
 def write_native(path: str | Path, adapter: Adapter, dtype=torch.float32) -> None:
+    """The file of native_contents(), complete or absent.  Raises ConfigError for a kind that needs fp32."""
+    try:
+        contents = native_contents(adapter, dtype)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    write_safetensors(path, *contents)
+
+
+def native_contents(adapter: Adapter, dtype=torch.float32) -> Contents:
     """Tensors COMPONENT.MODULE_PATH.LEAF, header: JSON with the AdapterConfig and the facts.
 
     Leaves: gralora_A [k, N/k, r], gralora_B [k, r, M/k], lora_A [r, N], lora_B [M, r], or those of another
@@ -34,7 +46,7 @@ def write_native(path: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
     """
     method = adapter.config.method
     if KINDS[method].needs_fp32 and dtype.itemsize < 4:
-        problem = f"{path}: the native file of an adapter of the kind {method} cannot be in half precision"
+        problem = f"the native file of an adapter of the kind {method} cannot be in half precision"
         reason = "it holds two nearly equal products, whose difference would be lost"
         raise ConfigError(f"{problem}, since {reason}: use fp32 or another format")
     tensors = {}
@@ -42,13 +54,18 @@ def write_native(path: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
         if dtype.itemsize < 4:
             factors = to_be_rounded(factors)
         for leaf, tensor in factors.items():
-            tensors[f"{component}.{module_path}.{leaf}"] = tensor.to("cpu", dtype).contiguous()
+            tensors[f"{component}.{module_path}.{leaf}"] = stored(tensor, dtype)
         scale = adapter.scale(module_path, factors)
         if scale != 1:
             alpha = scale * adapter.rank(module_path, factors)
             tensors[f"{component}.{module_path}.alpha"] = torch.tensor(alpha)
     header = dict(version=__version__, config=to_dict(adapter.config)) | public_facts(adapter)
-    write_safetensors(path, tensors, {HEADER: as_utf8(json.dumps(header, ensure_ascii=False))})
+    return tensors, {HEADER: as_utf8(json.dumps(header, ensure_ascii=False))}
+
+
+def stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor as a file holds it; one on the meta device stays there, of which only the size is asked."""
+    return tensor.to("meta" if tensor.is_meta else "cpu", dtype).contiguous()
 
 
 def to_be_rounded(factors: Factors) -> Factors:
@@ -63,24 +80,41 @@ def to_be_rounded(factors: Factors) -> Factors:
 
 
 def write_diffusers(path: str | Path, adapter: Adapter, dtype=torch.float32) -> None:
+    """The file of diffusers_contents(), complete or absent."""
+    write_safetensors(path, *diffusers_contents(adapter, dtype))
+
+
+def diffusers_contents(adapter: Adapter, dtype=torch.float32) -> Contents:
     """unet.PATH.lora_A.weight [R, N], .lora_B.weight [M, R]; of a convolution [R, C, kh, kw], [M, R, 1, 1].
 
     No alpha is written, so diffusers takes alpha = rank.
     """
     tensors = {}
     for component, module_path, down, up in as_pairs(adapter, dtype):
-        tensors[f"{component}.{module_path}.lora_A.weight"] = down.to("cpu", dtype).contiguous()
-        tensors[f"{component}.{module_path}.lora_B.weight"] = up.to("cpu", dtype).contiguous()
-    write_safetensors(path, tensors, {"format": "pt", "gralora.facts": facts_text(adapter)})
+        tensors[f"{component}.{module_path}.lora_A.weight"] = stored(down, dtype)
+        tensors[f"{component}.{module_path}.lora_B.weight"] = stored(up, dtype)
+    return tensors, {"format": "pt", "gralora.facts": facts_text(adapter)}
 
 
 def write_comfyui(path: str | Path, adapter: Adapter, dtype=torch.float16, sgm: bool = True) -> None:
+    """The file of comfyui_contents(), complete or absent; its title is the file's name."""
+    path = resolved(Path(path))
+    in_run = path.name in (EARLIER, KOHYA)  # whose folder has a better name than the file
+    title = path.parent.name if in_run else path.stem
+    try:
+        contents = comfyui_contents(adapter, dtype, title, sgm)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    write_safetensors(path, *contents)
+
+
+def comfyui_contents(adapter: Adapter, dtype: torch.dtype, title: str, sgm: bool = True) -> Contents:
     """One file for ComfyUI, A1111, Forge, kohya's scripts and diffusers, in kohya's names.
 
     The UNet's names are in SGM style, or diffusers' without `sgm`.  Each layer has its own rank, and each
     model one alpha, its largest rank, since diffusers gives layers a wrong scale where alphas differ; a power
     of two is moved from down to up, so that both keep their digits in fp16.  The header is that of
-    kohya_header().
+    kohya_header().  Raises ConfigError for a layer without a name there.
     """
     layers_per_block = adapter.facts.get("layers_per_block", 2) if sgm else None
     ranks = {component: adapter.exported_rank(component) for component in adapter.layers}
@@ -89,20 +123,18 @@ def write_comfyui(path: str | Path, adapter: Adapter, dtype=torch.float16, sgm: 
         try:
             name = kohya(component, module_path, layers_per_block)
         except ValueError as error:
-            raise ConfigError(f"{path}: {error}, and other tools have no name for it") from None
-        balance = balance_of(down, up)
+            raise ConfigError(f"{error}, and other tools have no name for it") from None
         alpha = float(ranks[component])
+        balance = 1.0 if down.is_meta else balance_of(down, up)
         down, up = down * balance, up * (len(down) / alpha / balance)
-        if dtype.itemsize == 1:  # fp8's range is narrow: both factors are lifted into it, and alpha undoes it
+        if dtype.itemsize == 1 and not down.is_meta:
+            # fp8's range is narrow: both factors are lifted into it, and alpha undoes it
             lift = lift_of(down, up)
             down, up, alpha = down * lift, up * lift, alpha / lift**2
-        tensors[f"{name}.lora_down.weight"] = down.to("cpu", dtype).contiguous()
-        tensors[f"{name}.lora_up.weight"] = up.to("cpu", dtype).contiguous()
+        tensors[f"{name}.lora_down.weight"] = stored(down, dtype)
+        tensors[f"{name}.lora_up.weight"] = stored(up, dtype)
         tensors[f"{name}.alpha"] = torch.tensor(alpha)
-    path = resolved(Path(path))
-    in_run = path.name in (EARLIER, KOHYA)  # whose folder has a better name than the file
-    title = path.parent.name if in_run else path.stem
-    write_safetensors(path, tensors, kohya_header(title, adapter, max(ranks.values()), tensors))
+    return tensors, kohya_header(title, adapter, max(ranks.values()), tensors)
 
 
 def balance_of(down: torch.Tensor, up: torch.Tensor) -> float:

@@ -12,6 +12,7 @@ from gralora_diffusion.formats.conv_factors import with_kernels
 from gralora_diffusion.formats.kohya_header import facts_text
 from gralora_diffusion.formats.read_peft import PEFT_CONFIG, PEFT_TENSORS
 from gralora_diffusion.formats.safetensors_files import write_safetensors
+from gralora_diffusion.formats.write import stored
 from gralora_diffusion.options import ConfigError
 
 GRALORA_NAMES = {  # {our name: PEFT's}
@@ -31,33 +32,37 @@ def write_peft(folder: str | Path, adapter: Adapter, dtype=torch.float32) -> Non
     folder = Path(folder)
     if folder.exists():
         raise ConfigError(f"{folder} already exists: give the name of a new folder")
-    made = {}
+    files = peft_contents(adapter, dtype)
+    with new_folder(folder) as unfinished:
+        for component, (config, tensors, header) in files.items():
+            write_safetensors(unfinished / component / PEFT_TENSORS, tensors, header)
+            (unfinished / component / PEFT_CONFIG).write_text(config)
+
+
+def peft_contents(adapter: Adapter, dtype: torch.dtype) -> dict[str, tuple[str, Factors, dict[str, str]]]:
+    """{component: (text of its config, tensors, header)}.
+
+    Raises ConfigError when PEFT cannot hold the adapter's sizes.
+    """
+    files = {}
     for component in adapter.layers:
         is_gralora = adapter.config.method == "gralora"
         own = peft_gralora(adapter, component) if is_gralora else peft_lora(adapter, component, dtype)
-        made[component] = own
-    with new_folder(folder) as unfinished:
-        for component, (config, layers) in made.items():
-            write_component(unfinished / component, component, config, layers, dtype, facts_text(adapter))
-
-
-def write_component(
-    folder: Path, component: str, config: dict, layers: dict[str, Factors], dtype: torch.dtype, facts: str
-) -> None:
-    """One model's folder; layers: {module path: {PEFT's leaf: tensor}}; facts: ours, for its header."""
-    tensors = {}
-    for path, leaves in layers.items():
-        for leaf, tensor in leaves.items():
-            name = f"base_model.model.{installed_path(component, path)}.{leaf}"
-            tensors[name] = tensor.to("cpu", dtype).contiguous()
-    config |= dict(
-        target_modules=sorted(installed_path(component, path) for path in layers),
-        bias="none",
-        fan_in_fan_out=False,
-        inference_mode=True,
-    )
-    write_safetensors(folder / PEFT_TENSORS, tensors, {"format": "pt", "gralora.facts": facts})
-    (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        config, layers = own
+        tensors = {}
+        for path, leaves in layers.items():
+            for leaf, tensor in leaves.items():
+                name = f"base_model.model.{installed_path(component, path)}.{leaf}"
+                tensors[name] = stored(tensor, dtype)
+        config |= dict(
+            target_modules=sorted(installed_path(component, path) for path in layers),
+            bias="none",
+            fan_in_fan_out=False,
+            inference_mode=True,
+        )
+        header = {"format": "pt", "gralora.facts": facts_text(adapter)}
+        files[component] = json.dumps(config, indent=2) + "\n", tensors, header
+    return files
 
 
 def peft_gralora(adapter: Adapter, component: str) -> tuple[dict, dict[str, Factors]]:

@@ -54,7 +54,7 @@ WRITERS = {
     "comfyui": Writer("write.write_comfyui", FILE, "fp16", "ComfyUI, A1111, Forge and kohya's scripts"),
     "diffusers": Writer("write.write_diffusers", FILE, "fp16", "load_lora_weights of diffusers"),
     "peft": Writer("write_peft.write_peft", FOLDER, "fp32", "PeftModel.from_pretrained of PEFT"),
-    "native": Writer("write.write_native", FILE, "fp32", "this package: small, exact", masked=True),
+    "native": Writer("write.write_native", FILE, "fp32", "this package", masked=True),
     "merged": Writer(
         "merge_base.write_merged", FILE + FOLDER, "fp16", "any tool that loads an SDXL base", needs_base=True
     ),

@@ -132,30 +132,39 @@ def shapes(path: str | None = None, revision=None, cache_dir=None) -> dict:
     base.
     """
     from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import CLIPTextConfig
 
     path = str(path or EMBEDDED)
     if path.endswith(".safetensors"):
         if not Path(path).is_file():
             raise ConfigError(f"no SDXL base can be read from {path}: there is no such file")
-        configs = SDXL_UNET, CLIPTextConfig(**SDXL_TEXT_ENCODER), CLIPTextConfig(**SDXL_TEXT_ENCODER_2)
-    else:
-        where = dict(revision=revision, cache_dir=cache_dir) | hub_options(path, revision, cache_dir)
-        try:
-            unet = UNet2DConditionModel.load_config(path, subfolder="unet", **where)
-            texts = [
-                CLIPTextConfig.get_config_dict(path, subfolder=name, **where)[0] for name in COMPONENTS[1:]
-            ]
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"no SDXL base can be read from {path}: {reason_of(error)}") from None
-        if not all(texts) or unet.get("addition_embed_type") != "text_time":
-            raise ConfigError(f"{path} {NOT_SDXL}")
-        configs = unet, *map(CLIPTextConfig.from_dict, texts)
+        return sdxl_shapes()
+    where = dict(revision=revision, cache_dir=cache_dir) | hub_options(path, revision, cache_dir)
+    try:
+        unet = UNet2DConditionModel.load_config(path, subfolder="unet", **where)
+        texts = [CLIPTextConfig.get_config_dict(path, subfolder=name, **where)[0] for name in COMPONENTS[1:]]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no SDXL base can be read from {path}: {reason_of(error)}") from None
+    if not all(texts) or unet.get("addition_embed_type") != "text_time":
+        raise ConfigError(f"{path} {NOT_SDXL}")
+    return shapes_of(unet, *texts)
+
+
+def sdxl_shapes() -> dict:
+    """shapes() of SDXL 1.0 by its public configs."""
+    return shapes_of(SDXL_UNET, SDXL_TEXT_ENCODER, SDXL_TEXT_ENCODER_2)
+
+
+def shapes_of(unet: dict, text_encoder: dict, text_encoder_2: dict) -> dict:
+    """{component: model on the meta device} of these configs."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
     with torch.device("meta"):
         models = (
-            UNet2DConditionModel.from_config(configs[0]),
-            CLIPTextModel(configs[1]),
-            CLIPTextModelWithProjection(configs[2]),
+            UNet2DConditionModel.from_config(unet),
+            CLIPTextModel(CLIPTextConfig.from_dict(text_encoder)),
+            CLIPTextModelWithProjection(CLIPTextConfig.from_dict(text_encoder_2)),
         )
     return dict(zip(COMPONENTS, models, strict=True))
 

@@ -11,7 +11,7 @@ import torch
 from gralora_diffusion.adapters import allocation
 from gralora_diffusion.adapters.registry import all_layers
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.console import counted
+from gralora_diffusion.console import counted, duration
 from gralora_diffusion.data.class_images import check_class_folders, class_image_facts
 from gralora_diffusion.data.dataset import (
     concept_lines,
@@ -32,7 +32,6 @@ from gralora_diffusion.sdxl.load import COMPONENTS, shapes, vae_shapes
 from gralora_diffusion.training.accelerator import precision
 from gralora_diffusion.training.choose_run import locate, with_recorded_options
 from gralora_diffusion.training.export import export_sizes
-from gralora_diffusion.training.forecast import duration
 from gralora_diffusion.training.optim import bytes_per_parameter, checkpoint_bytes
 from gralora_diffusion.training.phase_memory import numbers, phase_memory
 from gralora_diffusion.training.preview_scores import encoder_names

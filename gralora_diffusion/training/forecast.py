@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from gralora_diffusion.console import duration
 from gralora_diffusion.devices import memory_in_use, peak_memory, reserved_memory
 from gralora_diffusion.training.checkpoint import candidates
 from gralora_diffusion.training.export import export_sizes
@@ -13,6 +14,7 @@ from gralora_diffusion.training.memory import disk_used
 from gralora_diffusion.training.optim import checkpoint_bytes, spec_of
 from gralora_diffusion.training.setup import TrainingSetup, checkpoint_interval, validation_due
 from gralora_diffusion.training.step_cost import batch_time
+from gralora_diffusion.training.time_left import Costs, seconds_left
 
 SAVED_PER_SECOND = 2e8  # bytes of a checkpoint that are written, synced and hashed
 
@@ -25,10 +27,11 @@ class RunCost:
     memory: int  # bytes at the peak
     disk: int  # bytes of the run folder
     reserved: int | None = None  # bytes that the allocator took from a GPU, measured only
+    costs: Costs | None = None  # what the seconds are made of, forecast only
 
-    def after(self, lines: list[dict]) -> "RunCost":
-        """This and what the steps before a resume took, from their lines of metrics.jsonl."""
-        seconds = self.seconds + sum(line["seconds"] for line in lines)
+    def after(self, seconds: float, lines: list[dict]) -> "RunCost":
+        """This and so many seconds before, and the memory of steps before a resume, from metrics.jsonl."""
+        seconds += self.seconds
         memory = max([self.memory, *(line.get("memory") or 0 for line in lines)])
         return replace(self, seconds=seconds, memory=memory)
 
@@ -43,12 +46,19 @@ class RunCost:
 
 
 def forecast_run(
-    setup: TrainingSetup, optimization, loss_of: Callable, previews, earlier: int = 0, evaluations=None
+    setup: TrainingSetup,
+    optimization,
+    loss_of: Callable,
+    previews,
+    earlier: int = 0,
+    evaluations=None,
+    before: Costs | None = None,
 ) -> RunCost:
     """What the rest of a run takes, measured on batches whose gradients are dropped.
 
-    earlier: bytes at the peak before.
+    earlier: bytes at the peak before; before: what was measured before a resume.
     """
+    before = before or Costs()
     config, accelerator = setup.config, setup.accelerator
     device, factors = accelerator.device, optimization.factors
 
@@ -58,25 +68,30 @@ def forecast_run(
         torch.nn.utils.get_total_norm([factors.gradients])
 
     batches = (setup.steps - setup.start) * config.gradient_accumulation_steps
-    seconds = batches * batch_time(run_batch, batches, device, accelerator.num_processes == 1)
+    seconds = batch_time(run_batch, batches, device, accelerator.num_processes == 1)
     factors.clear()
     numbers = factors.values.numel()
     optimizer_state = spec_of(config).state_bytes * numbers  # allocated at the first step, and kept
     memory = max(earlier, peak_memory(device) + optimizer_state)
     saves = checkpoints_left(setup)
     checkpoint = checkpoint_bytes(config) * numbers
-    seconds += saves * checkpoint / SAVED_PER_SECOND
     disk = disk_used(setup.path) + added_checkpoints(setup, saves) * checkpoint + files_to_come(setup)
     if previews:
         times = 1 + sum(validation_due(setup, step) for step in range(setup.start + 1, setup.steps))
-        seconds += times * previews.seconds
         disk += times * disk_used(previews.of_step(0))
         memory = max(memory, previews.memory(memory_in_use(device) + optimizer_state))
-    if evaluations:
-        seconds += evaluations.seconds * sum(map(evaluations.due, range(setup.start + 1, setup.steps + 1)))
-        if config.keep_best and device.type == "cpu":
-            memory += 4 * numbers  # the best step's factors
-    return RunCost(seconds, memory, disk)
+    if evaluations and config.keep_best and device.type == "cpu":
+        memory += 4 * numbers  # the best step's factors
+    costs = Costs(
+        step=seconds * config.gradient_accumulation_steps,
+        images=(previews.seconds or before.images) if previews else 0.0,
+        evaluation=(evaluations.seconds or before.evaluation) if evaluations else 0.0,
+        checkpoint=checkpoint / SAVED_PER_SECOND,
+        look_every=tuple(setup.validation_intervals) if previews or evaluations else (),
+        save_every=checkpoint_interval(config, setup.steps),
+    )
+    left = seconds_left(costs, setup.start, setup.steps, None, setup.start)
+    return RunCost(left, memory, disk, costs=costs)
 
 
 def checkpoints_left(setup: TrainingSetup) -> int:
@@ -106,11 +121,3 @@ def measured_cost(seconds: float, device: torch.device, folder: Path, earlier: i
     """What a run that took so many seconds has used, to compare with its forecast."""
     memory = max(earlier, peak_memory(device))
     return RunCost(seconds, memory, disk_used(folder), reserved_memory(device))
-
-
-def duration(seconds: float) -> str:
-    """1 h 2 min, or 3 min 4 s."""
-    minutes, seconds = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {seconds} s"

@@ -10,6 +10,7 @@ from gralora_diffusion.training.evaluations import Evaluations
 from gralora_diffusion.training.memory import memory_for, out_of_memory
 from gralora_diffusion.training.optimization import Optimization
 from gralora_diffusion.training.run_folder import Run
+from gralora_diffusion.training.run_time import RunTime
 from gralora_diffusion.training.setup import (
     TrainingSetup,
     checkpoint_interval,
@@ -30,7 +31,8 @@ def training_loop(
     batch_plan: BatchPlan,
     previews: Previews | None,
     interrupts: Interrupts,
-    evaluations: Evaluations | None = None,
+    evaluations: Evaluations | None,
+    clock: RunTime,
 ) -> int:
     """All steps that are left, with metrics, evaluations, checkpoints and sample images when they are due.
 
@@ -48,7 +50,9 @@ def training_loop(
             state = optimization.state() | dict(facts=setup.facts)
             if evaluations:
                 state["evaluations"] = evaluations.state()
+            clock.doing("saving a checkpoint")
             checkpoints.save(setup.path, step, setup.adapter(step), state, config.checkpoints_total_limit)
+            clock.doing("")
         saved = step
 
     def saving_due(step: int) -> bool:
@@ -68,9 +72,8 @@ def training_loop(
         return setup.start
 
     interrupts.patient = True
-    made = run_steps(
-        optimization, loss_of, config, accelerator, interrupts, steps, setup.start, state_needed=state_needed
-    )
+    how = config, accelerator, interrupts, steps, setup.start, state_needed, clock.add_step
+    made = run_steps(optimization, loss_of, *how)
     try:
         for line, stopping in made:
             step = line["step"]
@@ -82,7 +85,7 @@ def training_loop(
             if images_due(step) or evaluation_due(step):
                 room = memory_for(f"for the sample images of step {step}", config)
                 with room, averaged(optimization.optimizer, optimization.ema):
-                    look(step, previews, evaluations if evaluation_due(step) else None)
+                    look(step, previews, evaluations if evaluation_due(step) else None, clock)
             # checkpoint
             enough = evaluation_due(step) and evaluations.exhausted()
             if stopping or enough or saving_due(step):
@@ -109,12 +112,14 @@ def training_loop(
     return steps
 
 
-def look(step: int, previews: Previews | None, evaluations: Evaluations | None) -> None:
+def look(step: int, previews: Previews | None, evaluations: Evaluations | None, clock: RunTime) -> None:
     """The sample images of a step, and its evaluation; the models must be as they are sampled from."""
     if previews:
-        previews.generate(step)
+        previews.generate(step, clock.images if clock.run else None)
     if evaluations:
+        clock.doing("evaluating", share=1.0)
         evaluations.add(step)
+    clock.look_ended(step, previews, evaluations)
 
 
 def log(run: Run, line: dict) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.console import counted, duration
 from gralora_diffusion.devices import best_device, best_precision
 from gralora_diffusion.files import render, resolved, write_text
 from gralora_diffusion.formats.preview import jpeg_of_image
@@ -24,12 +25,13 @@ from gralora_diffusion.training.run_folder import (
     read_evaluations,
     read_metrics,
     recorded_status,
+    steps_seconds,
 )
+from gralora_diffusion.training.run_time import time_text
 from gralora_diffusion.training.validation_images import label_of_start
 
 TRAINING_IMAGE = 256  # pixels of the longer side of a training image
 COSTS = {  # of a RunCost
-    "seconds": "seconds",
     "memory_mb": "memory in MB",
     "reserved_mb": "memory reserved on the GPU in MB",
     "disk_mb": "disk in MB",
@@ -41,6 +43,7 @@ def write_report(run: Path, training_images: list[Image.Image] = ()) -> None:
     """Write run/report.html from what the folder holds, and some training images."""
     config = json.loads((run / "config.json").read_text())
     metrics, evaluations = read_metrics(run), read_evaluations(run)
+    status = recorded_status(run)
     best = best_evaluation(evaluations, config.get("keep_best"))
     changed, others = options_apart(config)
     options = public_options(config["adapter"] | config)
@@ -49,7 +52,7 @@ def write_report(run: Path, training_images: list[Image.Image] = ()) -> None:
     page = render(
         "training/templates/report.html",
         title=resolved(run).name,
-        summary=summary(options, metrics),
+        summary=summary(options, metrics, status.get("actual") or {}),
         rows=rows,
         left_out=f"{left_out}: see the folder samples" if left_out else "",
         training_images=[jpeg_of_image(image, TRAINING_IMAGE) for image in training_images],
@@ -59,17 +62,19 @@ def write_report(run: Path, training_images: list[Image.Image] = ()) -> None:
         changed=changed,
         others=others,
         files=file_sizes(run),
-        forecast=forecast_and_actual(recorded_status(run)),
+        forecast=forecast_and_actual(status),
     )
     write_text(run / "report.html", page)
 
 
-def summary(options: dict, metrics: list[dict]) -> str:
+def summary(options: dict, metrics: list[dict], actual: dict) -> str:
+    """What was trained, and how long it took; actual: what the run took, in status.json."""
     base = options["pretrained_model_name_or_path"] or "the embedded base"
-    seconds = sum(line["seconds"] for line in metrics)
-    speed = len(metrics) / max(seconds, 1e-9)
     adapter = f"{options['method']} of rank {options['rank']} on {base}"
-    return f"{adapter}: {len(metrics)} steps in {seconds / 60:.1f} minutes ({speed:.2f} steps/s)."
+    steps = counted(len(metrics), "step")
+    if "seconds" not in actual:
+        return f"{adapter}: {steps}, which took {duration(steps_seconds(metrics))}."
+    return f"{adapter}: {steps}. The run took {time_text(actual['seconds'], metrics)}."
 
 
 def options_apart(config: dict) -> tuple[list[dict], list[dict]]:
@@ -130,7 +135,7 @@ def forecast_and_actual(status: dict) -> list[tuple[str, str, str]]:
     expected, actual = status.get("forecast"), status.get("actual")
     if not expected or not actual:
         return []
-    rows = []
+    rows = [("time", duration(expected["seconds"]), duration(actual["seconds"]))]
     for name, label in COSTS.items():
         if name in actual:
             rows.append((label, f"{expected[name]:,.1f}" if name in expected else "", f"{actual[name]:,.1f}"))

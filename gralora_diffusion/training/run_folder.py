@@ -5,6 +5,7 @@ no process holds its lock was killed. metrics.jsonl has a line for each step, ev
 evaluation.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,6 +20,7 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.files import without_folders, write_text
 from gralora_diffusion.options import PATHS, ConfigError, options_of, to_dict
 from gralora_diffusion.training import checkpoint as checkpoints
+from gralora_diffusion.training.time_left import is_duration
 
 LOCK = ".lock"
 EVALUATIONS = "evaluations.jsonl"
@@ -27,8 +29,14 @@ EVALUATIONS = "evaluations.jsonl"
 class Run:
     """A run folder that this process writes to; raises ConfigError while another one does."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, began: float | None = None):
+        """began: time.monotonic() when the command started; by default now."""
         path.mkdir(parents=True, exist_ok=True)
+        self.began = time.monotonic() if began is None else began
+        self.earlier = 0.0  # seconds that the commands before this one took
+        self.before: dict = {}  # status.json as they left it
+        self.ended: float | None = None  # seconds that the whole run took, once it is complete
+        self.step = 0  # the last that is in metrics.jsonl
         self.path = path
         self.lock = FileLock(path / LOCK)
         self.recorded: dict = {}  # the content of status.json
@@ -51,15 +59,42 @@ class Run:
             del public["max_token_length"]  # so that the same command resumes it again
         write_text(self.path / "config.json", json.dumps(public, indent=2) + "\n")
         write_text(self.path / "environment.json", json.dumps(environment() | facts, indent=2) + "\n")
-        kept = [line for line in self.metrics() if line["step"] <= step]
+        self.before, lines = recorded_status(self.path), self.metrics()
+        self.earlier = wall_seconds(self.before, lines) or steps_seconds(lines)
+        self.step = step
+        kept = [line for line in lines if line["step"] <= step]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def status(self, state: str, **facts) -> None:
-        """Write status.json: the state, and every fact given since the run started."""
-        self.recorded |= dict(state=state, pid=os.getpid(), time=round(time.time(), 3)) | facts
+        """Write status.json: the state, and every fact given since the run started.
+
+        seconds: the wall time of the run, resumes summed.
+        """
+        now = dict(state=state, pid=os.getpid(), time=round(time.time(), 3))
+        self.recorded |= now | dict(seconds=round(self.seconds(), 3)) | facts
         write_text(self.path / "status.json", json.dumps(self.recorded) + "\n")
 
+    def doing(self, what: str, **facts) -> None:
+        """Write into status.json what the run does when it is not at a step; "" while it makes steps.
+
+        Without room on the disk it is left out: the run itself decides what it cannot do without.
+        """
+        with contextlib.suppress(OSError):
+            self.status(self.recorded["state"], doing=what, step=self.step, **facts)
+
+    def seconds(self) -> float:
+        """The wall time of the run until now, or until end(): from the start of each command to its end."""
+        if self.ended is not None:
+            return self.ended
+        return self.earlier + time.monotonic() - self.began
+
+    def end(self) -> float:
+        """The wall time of the whole run, which stays from now on."""
+        self.ended = self.seconds()
+        return self.ended
+
     def log(self, line: dict) -> None:
+        self.step = line["step"]
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -119,6 +154,26 @@ def recorded_status(run: Path) -> dict:
         return json.loads((run / "status.json").read_text())
     except (OSError, ValueError):
         return dict(state="unknown")
+
+
+def wall_seconds(status: dict, lines: list[dict]) -> float | None:
+    """The wall time of a run that has ended, resumes summed; None for a run of an earlier version.
+
+    A run that was killed took the steps after its last status too.
+
+    lines: of metrics.jsonl, with numbers.
+    """
+    seconds, step = status.get("seconds"), status.get("step")
+    if not is_duration(seconds):
+        return None
+    if status.get("state") in ("starting", "running", "stopping", "killed") and is_duration(step):
+        seconds += steps_seconds([line for line in lines if line["step"] > step])
+    return seconds
+
+
+def steps_seconds(lines: list[dict]) -> float:
+    """What the steps alone took."""
+    return sum(line["seconds"] for line in lines)
 
 
 def read_status(run: Path) -> dict:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -55,8 +56,12 @@ class Update:
 class Metrics:
     """Turns the numbers of each step into its line of metrics, in order."""
 
-    def __init__(self, optimization: Optimization, accelerator, bar: tqdm):
+    def __init__(
+        self, optimization: Optimization, accelerator, bar: tqdm, time_text: Callable[[int, float], str]
+    ):
+        """time_text: what the bar shows of time after a step, from its seconds."""
         self.optimization, self.accelerator, self.bar = optimization, accelerator, bar
+        self.time_text = time_text
         self.smoothed = None
         self.skipped = 0
         self.before = time.monotonic()
@@ -81,13 +86,16 @@ class Metrics:
             if optimization.ema:
                 optimization.ema.update()
         self.smoothed = loss if self.smoothed is None else 0.95 * self.smoothed + 0.05 * loss
-        self.bar.set_postfix({"smoothed loss": f"{self.smoothed:.4f}"})
+        seconds = round(time.monotonic() - self.before, 4)
+        times = self.time_text(update.step, seconds)
+        self.bar.n = update.step
+        self.bar.set_postfix_str(", ".join(filter(None, [times, f"smoothed loss {self.smoothed:.4f}"])))
         return dict(
             step=update.step,
             loss=loss,
             lr=update.lr,
             grad_norm=update.norm if math.isfinite(update.norm) else None,
-            seconds=round(time.monotonic() - self.before, 4),
+            seconds=seconds,
             memory=memory_in_use(device),
             peak=peak_memory(device),
             reserved=reserved_memory(device),

@@ -20,6 +20,8 @@ from gralora_diffusion.training.prefetch import PINNED
 from gralora_diffusion.training.signals import Interrupts
 from gralora_diffusion.training.step_metrics import Metrics, Numbers, Update
 
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"  # tqdm's own times leave images out
+
 
 class NoMemory(MemoryError):
     """Memory ran out in a step, which was not applied."""
@@ -53,56 +55,59 @@ def run_steps(
     steps: int,
     start: int = 0,
     state_needed: Callable[[int], bool] = lambda step: True,
+    time_text: Callable[[int, float], str] = lambda step, seconds: "",
 ) -> Iterator[tuple[dict, bool]]:
     """Steps start + 1 to `steps`: loss, backward, clip, step.
 
     Yields (line of metrics, whether a signal asked to stop) after each; raises NotFinite, and NoMemory
     when memory runs out. Batch numbers follow from the step alone, so that a resumed run sees the same
     batches. state_needed(step): whether the models must be those of that step when its line is given;
-    otherwise the next step may be under way, whose update comes later.
+    otherwise the next step may be under way, whose update comes later. time_text(step, its seconds): what the
+    progress bar shows of time.
     """
     optimizer, factors = optimization.optimizer, optimization.factors
     late = reads_late(optimizer, accelerator)
     bar = tqdm(
-        range(start + 1, steps + 1),
         desc="training",
         unit="step",
         initial=start,
         total=steps,
         disable=not accelerator.is_local_main_process,
+        bar_format=BAR,
     )
-    metrics = Metrics(optimization, accelerator, bar)
+    metrics = Metrics(optimization, accelerator, bar, time_text)
     waiting = None  # the update whose numbers are not read yet
-    for step in bar:
-        factors.refresh()
-        problem = None
-        try:
-            loss, stopping = gradients_of(step, optimization, loss_of, config, accelerator, interrupts)
-            norm = accelerator.clip_grad_norm_(optimization.parameters(), config.max_grad_norm)
-            numbers = torch.stack([loss, norm])
-        except (NoMemory, OtherFailed) as error:
-            problem = error
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            problem = NoMemory(step)
-        if waiting:
-            yield metrics.end_step(waiting), waiting.stopping
-            metrics.before = time.monotonic()
-        if problem:
-            raise problem from None
-        waiting = Update(step, current_rate(optimizer), Numbers(numbers), stopping)
-        if late:
-            unwrapped(optimizer).found_inf = numbers.isfinite().all().logical_not().float()
-        else:
-            metrics.check(waiting)
-        with memory_for(f"in the optimizer at step {step}", config):
-            optimizer.step()
-        factors.clear()
-        if not late or stopping or state_needed(step):
-            yield metrics.end_step(waiting), waiting.stopping
-            metrics.before = time.monotonic()
-            waiting = None
+    with bar:
+        for step in range(start + 1, steps + 1):
+            factors.refresh()
+            problem = None
+            try:
+                loss, stopping = gradients_of(step, optimization, loss_of, config, accelerator, interrupts)
+                norm = accelerator.clip_grad_norm_(optimization.parameters(), config.max_grad_norm)
+                numbers = torch.stack([loss, norm])
+            except (NoMemory, OtherFailed) as error:
+                problem = error
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = NoMemory(step)
+            if waiting:
+                yield metrics.end_step(waiting), waiting.stopping
+                metrics.before = time.monotonic()
+            if problem:
+                raise problem from None
+            waiting = Update(step, current_rate(optimizer), Numbers(numbers), stopping)
+            if late:
+                unwrapped(optimizer).found_inf = numbers.isfinite().all().logical_not().float()
+            else:
+                metrics.check(waiting)
+            with memory_for(f"in the optimizer at step {step}", config):
+                optimizer.step()
+            factors.clear()
+            if not late or stopping or state_needed(step):
+                yield metrics.end_step(waiting), waiting.stopping
+                metrics.before = time.monotonic()
+                waiting = None
 
 
 def gradients_of(

@@ -11,22 +11,19 @@ from accelerate.utils import broadcast_object_list
 from gralora_diffusion.adapters import allocation
 from gralora_diffusion.adapters.gradients import stratified
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.console import counted, note, share_work
+from gralora_diffusion.console import share_work
 from gralora_diffusion.data.batches import BatchPlan
 from gralora_diffusion.data.cache import weights_hash
-from gralora_diffusion.data.dataset import concept_lines
 from gralora_diffusion.data.encode import LatentKeys
-from gralora_diffusion.data.listing import printable
-from gralora_diffusion.devices import forget_peak, name_of, peak_memory, release_unused
+from gralora_diffusion.devices import forget_peak, peak_memory, release_unused
 from gralora_diffusion.formats.run_files import named_after
-from gralora_diffusion.options import ConfigError, TrainingError, to_dict
+from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.sdxl.load import COMPONENTS
-from gralora_diffusion.sdxl.objective import objective_text
 from gralora_diffusion.sdxl.placement import TOKENS, bring
 from gralora_diffusion.training.best import is_exhausted
 from gralora_diffusion.training.compiled import compile_blocks
 from gralora_diffusion.training.encode_dataset import CACHE, encode_dataset
-from gralora_diffusion.training.evaluations import Evaluations, evaluations_of
+from gralora_diffusion.training.evaluations import Evaluations, evaluations_of, is_evaluated
 from gralora_diffusion.training.export import export, export_again
 from gralora_diffusion.training.forecast import forecast_run, measured_cost
 from gralora_diffusion.training.hub import push
@@ -37,14 +34,15 @@ from gralora_diffusion.training.objective import objective
 from gralora_diffusion.training.offload import Offload
 from gralora_diffusion.training.optimization import Optimization
 from gralora_diffusion.training.report import write_report
-from gralora_diffusion.training.run_folder import Run, public_options, read_status
+from gralora_diffusion.training.run_folder import Run, read_status
+from gralora_diffusion.training.run_time import RunTime, time_text
 from gralora_diffusion.training.setup import TrainingSetup, make_trainable, set_up
 from gralora_diffusion.training.sharding import shard
 from gralora_diffusion.training.signals import Interrupts, Stopped
-from gralora_diffusion.training.start_from import NAMED, Started
-from gralora_diffusion.training.validation_images import Previews, prompts_of, save_comparison, thumbnails
+from gralora_diffusion.training.start_run import start_run
+from gralora_diffusion.training.time_left import costs_from_json
+from gralora_diffusion.training.validation_images import Previews, save_comparison, thumbnails
 
-EMBEDDED_BASE = "the embedded one (64 x 64 pixels); --pretrained_model_name_or_path selects another"
 LOST_PROCESS = (
     "another process of this run has ended: its own message says why; "
     "run the same command to resume from the newest checkpoint"
@@ -57,13 +55,14 @@ def train(config: TrainConfig) -> Path:
     Raises ConfigError before anything is written, TrainingError later, and Stopped after SIGINT or SIGTERM,
     when everything trained so far is saved.
     """
+    began = time.monotonic()
     run = None  # the folder, once this process has it
 
     def record(state: str, message: str) -> None:
         if run:
             with contextlib.suppress(OSError):  # a full disk must not hide what happened
                 step = max((line["step"] for line in run.metrics()), default=0)
-                run.status(state, message=message, step=step)
+                run.status(state, message=message, step=step, doing="")
 
     def record_kill() -> None:
         record("stopped", "stopped at once: run the same command to resume from the newest checkpoint")
@@ -74,7 +73,7 @@ def train(config: TrainConfig) -> Path:
             share_work()
             done = is_complete(setup) and read_status(setup.path)["state"] == "done"
             if not done:
-                run = open_run(setup)
+                run = open_run(setup, began)
                 start_run(setup, run)
                 run_training(setup, run, interrupts)
                 record("done", "")
@@ -136,14 +135,17 @@ def done_message(setup: TrainingSetup) -> str:
     return f"{fits}done: {run} holds the adapter ({files}); look at {run}/report.html{images}"
 
 
-def open_run(setup: TrainingSetup) -> Run | None:
-    """Take the folder; only the main process gets it, and all of them stop when it cannot be taken."""
+def open_run(setup: TrainingSetup, began: float) -> Run | None:
+    """Take the folder; only the main process gets it, and all of them stop when it cannot be taken.
+
+    began: time.monotonic() when the command started.
+    """
     run, problem = None, None
     accelerator = setup.accelerator
     accelerator.wait_for_everyone()  # all have read what they need
     if accelerator.is_main_process:
         try:
-            run = Run(setup.path)
+            run = Run(setup.path, began)
             run.begin(setup.config, setup.facts, setup.start)
         except ConfigError as error:
             problem = str(error)
@@ -156,45 +158,6 @@ def open_run(setup: TrainingSetup) -> Run | None:
     return run
 
 
-def start_run(setup: TrainingSetup, run: Run | None) -> None:
-    """The status, a line on the console, and the trackers."""
-    if run:
-        device = name_of(setup.accelerator.device)
-        run.status("starting", step=setup.start, steps=setup.steps, device=device)
-        parameters = sum(p.numel() for p in setup.parameters().values())
-        dtype = str(setup.dtype).removeprefix("torch.")
-        size = f"{len(setup.layers())} layers, {parameters:,} parameters; {device}, {dtype}"
-        resumed = f", from step {setup.start}" if setup.start else ""
-        base = setup.config.pretrained_model_name_or_path or EMBEDDED_BASE
-        prediction = objective_text(setup.objective())
-        print(f"base: {base}; prediction: {prediction}", flush=True)
-        if setup.started and not setup.start:
-            print(setup.started.text(), flush=True)
-            note_lost(setup.started)
-        if setup.held_out:
-            print(f"held out: {counted(len(setup.held_out), 'image')}, not trained on", flush=True)
-        for line in concept_lines(setup.config, setup.images):
-            print(f"concept {line}", flush=True)
-        if not setup.config.skip_final_inference:
-            prompts = " | ".join(map(printable, prompts_of(setup.config)))
-            print(f"sample prompts: {prompts}", flush=True)
-        if setup.has_earlier_run and not setup.start:
-            note("the run was stopped before its first checkpoint: it restarts at step 0")
-        print(f"{size} -> {setup.path}{resumed}", flush=True)
-    if setup.accelerator.log_with:
-        values = public_options(to_dict(setup.config))
-        scalars = {name: value for name, value in values.items() if isinstance(value, str | int | float)}
-        setup.accelerator.init_trackers("gralora_diffusion", scalars)
-
-
-def note_lost(started: Started) -> None:
-    """Note which layers of the adapter to start from the run does not train."""
-    if started.lost:
-        some = ", ".join(started.lost[:NAMED])
-        more = f" and {len(started.lost) - NAMED} more" if len(started.lost) > NAMED else ""
-        note(f"this run does not train {some}{more}, which {started.name} changes: they are left out")
-
-
 def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) -> None:
     """Encode, train, export; run: None in all processes but the first.
 
@@ -203,6 +166,8 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
     """
     config, accelerator, pipeline = setup.config, setup.accelerator, setup.pipeline
     device = accelerator.device
+    clock = RunTime(run, setup.steps)
+    clock.doing("encoding the dataset")
     forget_peak(device)
     keys = LatentKeys(pipeline.vae, config)
     text_encoders = weights_hash(pipeline.text_encoder, pipeline.text_encoder_2)
@@ -224,11 +189,13 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
     if previews and setup.start == 0:
         if run:
             print("generating sample images of the base model ...", flush=True)
-        previews.generate(0)
+        previews.generate(0, clock.images if run else None)
         accelerator.wait_for_everyone()  # the forecast counts the files of all processes
+        clock.doing("", share=0.0)
     make_trainable(setup.models, config)
     loss_of = loss_function(setup, batch_plan, encode)
     if config.gora_init and setup.start == 0:
+        clock.doing("reading gradients")
         allocate(setup, loss_function(setup, batch_plan, encode, stratified(draw_noise)))
     if config.compile:
         compile_blocks(pipeline.unet, batch_plan.shapes())
@@ -237,29 +204,36 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
         forget_peak(device)
     with memory_for("before the first step", config):
         optimization = Optimization.of(setup)
+        clock.doing("evaluating" if is_evaluated(setup) else "")
         evaluations = evaluations_of(setup, run, optimization, held_out, encode, previews)
-        forecast = forecast_run(setup, optimization, loss_of, previews, earlier, evaluations)
+        clock.doing("measuring a step")
+        before = costs_from_json(run.before.get("costs")) if run else None
+        forecast = forecast_run(setup, optimization, loss_of, previews, earlier, evaluations, before)
     if run:
+        steps_before = run.metrics()
+        clock.begin(forecast.costs, before)
+        whole = forecast.after(run.seconds(), steps_before)
+        run.status("running", forecast=whole.to_json(), **clock.facts())
         print(f"estimate: {forecast.text()}", flush=True)
-        steps_before = [line for line in run.metrics() if line["step"] <= setup.start]
-        run.status("running", forecast=forecast.after(steps_before).to_json())
-    start_time = time.monotonic()
-    last = training_loop(setup, optimization, run, loss_of, batch_plan, previews, interrupts, evaluations)
+    last = training_loop(
+        setup, optimization, run, loss_of, batch_plan, previews, interrupts, evaluations, clock
+    )
 
     if not (evaluations and evaluations.has(last)):
-        look(last, previews, evaluations)
+        look(last, previews, evaluations, clock)
     accelerator.wait_for_everyone()
     if run:
+        clock.doing("exporting")
         exported = choose_best(setup, evaluations, last)
         with memory_for("while the adapter is exported", config):
             export(setup, exported)
         if previews:
             save_comparison(setup.path, training_images, exported, config)
-        seconds = time.monotonic() - start_time
-        cost = measured_cost(seconds, device, setup.path, earlier)
-        run.status("running", actual=cost.after(steps_before).to_json())
         shutil.rmtree(setup.path / CACHE, ignore_errors=True)
+        cost = measured_cost(0.0, device, setup.path, earlier).after(run.end(), steps_before)
+        run.status("running", actual=cost.to_json(), step=last, doing="writing the report")
         write_report(setup.path, training_images)
+        print(f"time: {time_text(run.seconds(), run.metrics())}", flush=True)
     accelerator.end_training()
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -23,6 +24,7 @@ from gralora_diffusion.sdxl.sampling_settings import Origin, SamplingSettings, U
 from gralora_diffusion.sdxl.schedulers import scheduler_named
 from gralora_diffusion.sdxl.sheet import sheet
 from gralora_diffusion.training.compiled import uncompiled
+from gralora_diffusion.training.run_time import counter
 
 
 class Previews:
@@ -59,8 +61,10 @@ class Previews:
         size = pixels(self.settings.size)
         return peak_of_vae(DECODING, size, bytes_of(self.vae), in_use, frozen, total)
 
-    def generate(self, step: int) -> None:
+    def generate(self, step: int, report: Callable[[int, int], object] | None = None) -> None:
         """Write samples/step-`step`/00.png, ..., over what is there already.
+
+        report: called with (images done, all of them) of this process.
 
         Images without enough memory, or whose numbers are not finite, are left out with a warning, and the
         run continues.
@@ -78,7 +82,7 @@ class Previews:
         device = pipeline.unet.device
         try:
             with uncompiled() if self.config.compile else contextlib.nullcontext():
-                images = self.images(step)
+                images = self.images(step, report)
             for (index, _, _), image in zip(self.mine, images, strict=True):
                 path = folder / f"{index:0{self.digits}d}.png"
                 if image is None:
@@ -102,7 +106,7 @@ class Previews:
             bring(pipeline, ("unet", "text_encoder", "text_encoder_2"), device, 0)
             self.seconds = time.monotonic() - start
 
-    def images(self, step: int) -> list[Image.Image | None]:
+    def images(self, step: int, report: Callable[[int, int], object] | None) -> list[Image.Image | None]:
         """This process's share; step 0 is the base, with its own scheduler.  Warns of each that is None.
 
         With --start_from it is the adapter to start from, which is for what the run trains.
@@ -120,6 +124,7 @@ class Previews:
             self.embeds,
             scheduler,
             origin=self.origin(step),
+            progress=counter(len(self.mine), report) if report and self.mine else None,
             problems=problems,
         )
         for problem in problems.values():

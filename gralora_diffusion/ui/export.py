@@ -30,7 +30,7 @@ def export(workspace: Workspace, name: str, kind: str, rank: int | None, dtype: 
     if rank is not None and not 1 <= rank <= MAX_RANK:
         rule = f"it must be from 1 to {MAX_RANK}, or blank for the exact adapter"
         raise ConfigError(f"the rank is {rank}; {rule}")
-    stem = name.removesuffix(".safetensors").replace("/", "-")
+    stem = file_stem(name)
     if kind == "samples":
         path = zip_samples(workspace, name, workspace.new_served_path(f"{stem}-samples.zip"))
         return path, sha256(path)
@@ -40,8 +40,13 @@ def export(workspace: Workspace, name: str, kind: str, rank: int | None, dtype: 
     try:
         write(workspace, name, source, path, kind, rank, dtype)
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(str(error).replace(str(path), path.name)) from None
     return path, sha256(path)
+
+
+def file_stem(name: str) -> str:
+    """What the files of an adapter are named after."""
+    return name.removesuffix(".safetensors").replace("/", "-")
 
 
 def write(

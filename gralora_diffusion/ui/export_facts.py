@@ -1,8 +1,13 @@
-"""What Export shows of an adapter beside its files: a preview and the words that trigger it."""
+"""What Export gives of an adapter beside its files: a preview, trigger words, whether it fits SDXL."""
 
 from pathlib import Path
 
 from gralora_diffusion.data.images import open_image
+from gralora_diffusion.files import sha256
+from gralora_diffusion.formats.preview import copy_preview
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui.export import OTHER_TOOLS, export
+from gralora_diffusion.ui.export_sizes import shapes
 from gralora_diffusion.ui.run_view import sample_files
 from gralora_diffusion.ui.workspace import CHECKPOINT, Workspace
 
@@ -20,6 +25,34 @@ def preview_of_adapter(workspace: Workspace, name: str) -> Path | None:
     if not by_step:
         return None
     return by_step.get(step, by_step[max(by_step)])[0]
+
+
+def export_with_preview(
+    workspace: Workspace, name: str, kind: str, rank: int | None, dtype: str
+) -> list[tuple[Path, str]]:
+    """export(); of a LoRA for other tools also its preview, an image of the same name, where there is one."""
+    path, digest = export(workspace, name, kind, rank, dtype)
+    found = [(path, digest)]
+    preview = preview_of_adapter(workspace, name) if kind == OTHER_TOOLS else None
+    if preview is not None:
+        copy = path.with_suffix(".png")
+        copy_preview(preview, copy)
+        found.append((copy, sha256(copy)))
+    return found
+
+
+def fits_sdxl(workspace: Workspace, name: str) -> bool:
+    """Whether the adapter's layers have the sizes of SDXL's, which the demo model's have not."""
+    from gralora_diffusion.formats.load import fitted
+    from gralora_diffusion.formats.predicted_sizes import on_meta
+    from gralora_diffusion.sdxl.load import sdxl_shapes
+
+    adapter = on_meta(shapes(workspace.adapter(name)))  # a copy, since fitted() shows shapes to it
+    try:
+        fitted(adapter, sdxl_shapes(), name)
+    except ConfigError:
+        return False
+    return True
 
 
 def preview_html(path: Path | None) -> str:

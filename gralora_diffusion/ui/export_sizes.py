@@ -2,60 +2,50 @@
 
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 from gralora_diffusion.formats.writers import DTYPES, WRITERS
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.adapter_files import base_of
+from gralora_diffusion.ui.export import file_stem
 from gralora_diffusion.ui.run_view import sample_files
 from gralora_diffusion.ui.workspace import Workspace
 
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 1}
-ENTRY = 150  # bytes of a tensor's entry in a file's header, about
-ENTRIES = {"comfyui": 3, "diffusers": 2, "peft": 2}  # tensors of a layer as a plain LoRA
 SDXL_PARAMETERS = 3_468_841_927  # of SDXL 1.0: UNet, both text encoders and VAE
 _errors: dict[tuple, float] = {}  # {(version of a file, rank): the error}
+_shapes: dict[tuple, object] = {}  # {version of a file: its adapter on the meta device} of the last file
+_sizes: dict[tuple, dict] = {}  # {(rank, precision): predicted_sizes()} of that file
 assert BYTES.keys() == DTYPES.keys()
 
 
-class Shapes(NamedTuple):
-    """Of an adapter's file.
-
-    own: numbers of each tensor; None where the native format cannot hold it. pairs: (M, N, rank) of each
-    layer as a LoRA; None where one has no low-rank form. has_blocks: whether it is a GraLoRA.
-    """
-
-    own: list[int] | None
-    pairs: list[tuple[int, int, int]] | None
-    has_blocks: bool
-
-
-_shapes: dict[tuple, Shapes] = {}  # {version of a file: shapes_of() it} of the last file
-
-
 def sizes_of(workspace: Workspace, name: str, rank: int | None, dtype: str) -> dict[str, int | None]:
-    """{format: bytes, about}; None where it is not known, or where the format cannot hold the adapter.
+    """{format: bytes, about}; None where the format cannot hold the adapter, or there are no sample images.
 
     rank: of the nearest LoRA; None for the adapter itself.
     """
-    source = workspace.adapter(name)
-    own, pairs, has_blocks = shapes(source)
-    found: dict[str, int | None] = dict.fromkeys(WRITERS)
-    if pairs is not None:
-        numbers = 0
-        for out_size, in_size, own_rank in pairs:
-            numbers += min(own_rank, rank or own_rank, out_size, in_size) * (out_size + in_size)
-        for kind, entries in ENTRIES.items():
-            found[kind] = BYTES[dtype] * numbers + ENTRY * entries * len(pairs)
-        if rank is not None:
-            found["native"] = found["diffusers"]
-    if rank is None and own is not None:
-        found["native"] = BYTES[dtype] * sum(own) + ENTRY * len(own)
-        if has_blocks:
-            found["peft"] = found["native"]  # PEFT has GraLoRA too
-    found["merged"] = BYTES[dtype] * parameters_of(workspace, name)
+    found = dict.fromkeys(WRITERS) | files_of_adapter(workspace, name, rank, dtype)
+    found["merged"] = None
+    if rank is None or found["native"] is not None:
+        found["merged"] = BYTES[dtype] * parameters_of(workspace, name)
     found["samples"] = sample_bytes(workspace, name)
     return found
+
+
+def files_of_adapter(workspace: Workspace, name: str, rank: int | None, dtype: str) -> dict[str, int | None]:
+    """sizes_of() of the formats that hold an adapter alone."""
+    import torch
+
+    from gralora_diffusion.formats.predicted_sizes import nearest_on_meta, predicted_sizes
+
+    adapter = shapes(workspace.adapter(name))
+    if (rank, dtype) not in _sizes:
+        try:
+            written = adapter if rank is None else nearest_on_meta(adapter, rank)
+        except ConfigError:
+            return {}
+        title = file_stem(name)
+        _sizes[rank, dtype] = predicted_sizes(written, getattr(torch, DTYPES[dtype]), title)
+    return _sizes[rank, dtype]
 
 
 def version_of(path: Path) -> tuple:
@@ -63,26 +53,17 @@ def version_of(path: Path) -> tuple:
     return path, stat.st_mtime_ns, stat.st_size
 
 
-def shapes(path: Path) -> Shapes:
+def shapes(path: Path):
+    """The Adapter of a file on the meta device."""
+    from gralora_diffusion.formats.predicted_sizes import on_meta
     from gralora_diffusion.formats.read import read_adapter
 
     version = version_of(path)
     if version not in _shapes:
-        adapter = read_adapter(path)
-        own = None
-        if not adapter.deltas:
-            own = [tensor.numel() for *_, factors in adapter.items() for tensor in factors.values()]
-        pairs = []
-        for _, _, delta in adapter.changes():
-            pair = delta.to("meta").pair()
-            if pair is None:
-                pairs = None
-                break
-            down, up = pair
-            pairs.append((up.shape[0], math.prod(down.shape[1:]), down.shape[0]))
+        adapter = on_meta(read_adapter(path))
         _shapes.clear()
-        has_blocks = any("gralora_A" in factors for *_, factors in adapter.items())
-        _shapes[version] = Shapes(own, pairs, has_blocks)
+        _sizes.clear()
+        _shapes[version] = adapter
     return _shapes[version]
 
 

@@ -11,17 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.console import about
 from gralora_diffusion.options import PATHS, ConfigError, fault_of, from_dict, to_dict
-from gralora_diffusion.ui.config_form import BASE, EMBEDDED_RESOLUTION, FIELDS
+from gralora_diffusion.training.time_left import costs_from_json
+from gralora_diffusion.ui.config_form import BASE, FIELDS
+from gralora_diffusion.ui.expected_time import Measured, Work, image_work, keep_trial, look_every
 from gralora_diffusion.ui.page_words import in_page_words, page_words
 from gralora_diffusion.ui.processes import end_group
-from gralora_diffusion.ui.run_files import UNREADABLE, config_from_json, final_message, raw_status
+from gralora_diffusion.ui.run_files import final_message, raw_status
 from gralora_diffusion.ui.run_queue import start_trainer
-from gralora_diffusion.ui.run_view import clock_time, metrics
 from gralora_diffusion.ui.sampler import ONE_AT_A_TIME
 from gralora_diffusion.ui.workspace import EMBEDDED, Workspace
 
 MAX_WAIT = 180.0  # seconds for a measurement
+PAUSE = 2.0  # seconds between two messages about it
 TITLES = {  # of the facts of a plan
     "base": "Base model",
     "adapter": "Adapter",
@@ -51,6 +54,16 @@ class Estimate:
     memory: int  # bytes at the peak
     disk: int  # bytes of all files that it leaves
     adapter: int  # bytes of the largest exported file
+    work: Work
+    prompts: tuple[str, ...]  # of the sample images
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the first batches of a run have measured."""
+
+    measured: Measured
+    memory: int  # bytes at the peak
 
 
 def with_full_paths(config: TrainConfig, workspace: Workspace) -> TrainConfig:
@@ -107,6 +120,7 @@ def as_text(config: TrainConfig, workspace: Workspace) -> str:
     return json.dumps(to_dict(with_full_paths(planned, workspace)), sort_keys=True)
 
 
+_last_trial: dict[Path, float] = {}  # {HOME: seconds that the latest measurement took}
 _plans: dict[tuple[str, str], Estimate | ConfigError] = {}  # the latest estimates, or why there is none
 
 
@@ -130,69 +144,81 @@ def estimate_of_text(text: str, workspace: Workspace) -> Estimate:
     device = best_device()
     libraries = memory_in_use(device) if total_memory(device) is None else 0
     disk = sum(found.files.values()) + found.checkpoints * found.checkpoint_size
-    return Estimate(tuple(rows), max(found.phases.values()) + libraries, disk, max(found.files.values()))
-
-
-def known_time(config: TrainConfig, workspace: Workspace) -> tuple[str, str] | None:
-    """(about 4:05, a run whose steps do the same work), if there is such a run."""
-    steps = config.resolved().max_train_steps
-    if steps is None:  # epochs: the plan knows their steps
-        return None
-    work = work_of_a_step(config)
-    for name in workspace.run_names():
-        try:
-            other = config_from_json((workspace.runs / name / "config.json").read_text())
-        except UNREADABLE:
-            continue
-        seconds = [line["seconds"] for line in metrics(workspace.runs / name)[1:50]]
-        if len(seconds) > 1 and work_of_a_step(other) == work:
-            return f"about {clock_time(steps * sum(seconds) / len(seconds))}", name
-    return None
-
-
-def work_of_a_step(config: TrainConfig) -> str:
-    """The options that determine the time of a step, as one text to compare."""
-    resolved = config.resolved()
-    names = (
-        "pretrained_model_name_or_path",
-        "train_batch_size",
-        "gradient_accumulation_steps",
-        "gradient_checkpointing",
-        "train_text_encoder",
+    return Estimate(
+        tuple(rows),
+        max(found.phases.values()) + libraries,
+        disk,
+        max(found.files.values()),
+        work_of(found),
+        tuple(found.prompts),
     )
-    values = [to_dict(resolved.adapter), *(getattr(resolved, name) for name in names)]
-    if resolved.pretrained_model_name_or_path is None:
-        values.append(resolved.resolution or EMBEDDED_RESOLUTION)
-    else:
-        values.append(resolved.resolution)
-    return json.dumps(values, sort_keys=True)
 
 
-def try_out(config: TrainConfig, workspace: Workspace) -> Iterator[dict | None]:
+def work_of(plan) -> Work:
+    """What a run with this Plan does that takes time."""
+    from gralora_diffusion.training.setup import checkpoint_interval
+
+    config = plan.config
+    images = 0 if config.skip_final_inference else len(plan.prompts) * config.num_validation_images
+    every = look_every(config, plan.steps, plan.epochs)
+    saves = checkpoint_interval(config, plan.steps)
+    return Work(plan.steps, every, saves, images, bool(plan.evaluations))
+
+
+def try_out(config: TrainConfig, estimate: Estimate, workspace: Workspace) -> Iterator[str | Trial]:
     """Start the run in a temporary folder, and kill it after three batches, when it has made its forecast.
 
-    Yields None until then, and at the end {"seconds", "memory_mb", "disk_mb"}, or {} where it took too long;
-    closing the generator ends the trial.  Raises ConfigError with the trainer's message when the run ends.
+    Yields what it does every two seconds, and at the end a Trial, or nothing where it took too long; closing
+    the generator ends the trial. Raises ConfigError with the trainer's message when the run ends.
     """
     folder = Path(tempfile.mkdtemp(prefix="try-", dir=workspace.scratch))
-    config = replace(config, output_dir=str(folder / "run"), push_to_hub=False, report_to="none")
-    child = start_trainer(config, workspace.root, folder / "log.txt")
+    config, images = with_few_images(config, estimate)
+    planned = replace(config, output_dir=str(folder / "run"), push_to_hub=False, report_to="none")
+    began = time.monotonic()
+    child = start_trainer(planned, workspace.root, folder / "log.txt")
     try:
-        until = time.monotonic() + MAX_WAIT
-        while time.monotonic() < until:
-            if isinstance(found := raw_status(folder / "run").get("forecast"), dict):
-                yield found
+        shown = -PAUSE
+        while (elapsed := time.monotonic() - began) < MAX_WAIT:
+            status = raw_status(folder / "run")
+            costs = costs_from_json(status.get("costs"))
+            if costs and isinstance(status.get("forecast"), dict):
+                measured = Measured(costs.step, costs, image_work(config, images), None)
+                keep_trial(config, workspace, measured)
+                _last_trial[workspace.root] = elapsed
+                yield Trial(measured, int(1e6 * status["forecast"]["memory_mb"]))
                 return
             if child.poll() is not None:
                 raise ConfigError(page_words(final_message(folder), workspace))
-            yield None
+            if elapsed - shown >= PAUSE:
+                shown = elapsed
+                doing = status.get("doing") or "loading the base model"
+                yield f"{elapsed:.0f} s of {trial_time(workspace)}: {doing}"
             time.sleep(0.3)
-        yield {}
     finally:
         if child.poll() is None:
             end_group(child.pid, at_once=True)
         child.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def trial_time(workspace: Workspace) -> str:
+    """How long a trial takes: as long as the last one, or the most that it may."""
+    last = _last_trial.get(workspace.root)
+    return about(last) if last else f"at most {MAX_WAIT / 60:.0f} min"
+
+
+def with_few_images(config: TrainConfig, estimate: Estimate) -> tuple[TrainConfig, int]:
+    """(the config with no more sample images than are generated at once, their number).
+
+    The time of more images follows from theirs; scores need them all.
+    """
+    images, most = estimate.work.images, config.resolved().train_batch_size or 1
+    if images <= most or estimate.work.is_evaluated:
+        return config, images
+    each = min(config.num_validation_images, most)
+    prompts = estimate.prompts[: max(1, most // each)]
+    config = replace(config, validation_prompt=" | ".join(prompts), num_validation_images=each)
+    return config, len(prompts) * each
 
 
 def size_text(size: float) -> str:

@@ -5,10 +5,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from gralora_diffusion.console import duration
 from gralora_diffusion.files import without_folders
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.training.run_folder import steps_seconds, wall_seconds
 from gralora_diffusion.ui import run_view
-from gralora_diffusion.ui.run_files import WORDS, config_of
+from gralora_diffusion.ui.run_files import WORDS, config_of, raw_status
+from gralora_diffusion.ui.run_queue import ACTIVE
 from gralora_diffusion.ui.served import save_served, served_copy, still_served
 from gralora_diffusion.ui.workspace import Workspace, created
 
@@ -16,6 +19,7 @@ SIDE = 256  # pixels
 MOST = 100  # runs that have a card
 KEPT = 500  # runs whose facts are kept: more than MOST, or those listed would push each other out
 _facts: dict[Path, tuple] = {}  # {run: (version of its files, what facts_of() found)}
+_times: dict[Path, tuple] = {}  # {run: (version of its files, what time_of() found)}
 _blanks: dict[Path, str] = {}  # {HOME: the image of runs without images}
 
 
@@ -28,12 +32,15 @@ def cards(queue) -> list[tuple[str, str]]:
     found = []
     for name in queue.workspace.run_names()[:MOST]:
         run = queue.workspace.runs / name
-        state = queue.state(run)["state"]
-        state = WORDS.get(state, state)
+        status = queue.state(run)
+        state = WORDS.get(status["state"], status["state"])
         if name in queued:
             state = f"number {queued.index(name) + 1} in the queue"
         image, lines = facts(queue.workspace, run)
-        found.append((image, "\n".join([f"{name} · {state}", *lines])))
+        first, *others = lines
+        if status["state"] not in ACTIVE and (time := time_of(run)):
+            first = f"{first} · {time}"
+        found.append((image, "\n".join([f"{name} · {state}", first, *others])))
     return found
 
 
@@ -41,8 +48,7 @@ def facts(workspace: Workspace, run: Path) -> tuple[str, list[str]]:
     """facts_of(), found again when a file of the run has changed."""
     version = tuple(version_of(run / name) for name in ("config.json", "job.json", "evaluations.jsonl"))
     images = [path for _, files in run_view.sample_files(run) for path in files[:1]]
-    ended = version_of(run / "report.html")  # the last file that a run writes: its duration is known
-    version = (*version, ended, images[-1:], [version_of(path) for path in images[-1:]])
+    version = (*version, images[-1:], [version_of(path) for path in images[-1:]])
     known, found = _facts.get(run, (None, None))
     if known != version or not still_served(found[0]):
         while len(_facts) >= KEPT:
@@ -60,8 +66,8 @@ def version_of(path: Path) -> tuple | None:
 
 
 def facts_of(workspace: Workspace, run: Path, image: Path | None) -> tuple[str, list[str]]:
-    """(served image, [date and duration, base and rank, best score])."""
-    lines = [date_and_duration(run)]
+    """(served image, [date, base and rank, best score])."""
+    lines = [date_of(run)]
     try:
         config = config_of(run)
         base = without_folders(config.pretrained_model_name_or_path or "Demo model")
@@ -73,11 +79,28 @@ def facts_of(workspace: Workspace, run: Path, image: Path | None) -> tuple[str, 
     return card_image(workspace, image), lines
 
 
-def date_and_duration(run: Path) -> str:
+def date_of(run: Path) -> str:
     day = datetime.datetime.fromtimestamp(created(run))
-    seconds = sum(line["seconds"] for line in run_view.metrics(run))
-    date = f"{day.day} {day:%b %Y, %H:%M}"
-    return f"{date} · {run_view.clock_time(seconds)}" if seconds else date
+    return f"{day.day} {day:%b %Y, %H:%M}"
+
+
+def time_of(run: Path) -> str:
+    """How long a run that has ended took, resumes summed; its steps alone where no more is known."""
+    status = raw_status(run)
+    version = status.get("time"), version_of(run / "metrics.jsonl")
+    known, text = _times.get(run, (None, ""))
+    if known == version:
+        return text
+    lines = run_view.metrics(run)
+    seconds = wall_seconds(status, lines)
+    if seconds is not None:
+        text = duration(seconds)
+    else:
+        text = f"steps {duration(steps_seconds(lines))}" if lines else ""
+    while len(_times) >= KEPT:
+        del _times[next(iter(_times))]
+    _times[run] = version, text
+    return text
 
 
 def score_text(run: Path) -> str:

@@ -10,14 +10,14 @@ from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.report_charts import SCORES, best_evaluation
 from gralora_diffusion.training.run_folder import read_evaluations, read_metrics
+from gralora_diffusion.training.time_left import costs_from_json, recent_speed, seconds_left
 from gralora_diffusion.training.validation_images import label_of_start, prompts_of
-from gralora_diffusion.ui.run_files import config_of, resolved_config_of
+from gralora_diffusion.ui.run_files import clean, config_of, resolved_config_of
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
 from gralora_diffusion.ui.served import served_copy
 from gralora_diffusion.ui.workspace import EMBEDDED, Workspace, folders, real_file
 
 MAX_POINTS = 900  # of one line of the plot
-SPEED_STEPS = 20  # the last steps, whose mean is the speed
 HISTORY = ("run", "state", "step", "loss", "adapter", "rank", "base")  # the columns of history()
 HELD_OUT = "validation loss"  # lines of the plots
 BEST = "best step"
@@ -38,12 +38,8 @@ class Progress:
     peak: int | None  # the most of any step so far
     reserved: int | None  # the most that was taken from the card
     loss: float | None  # smoothed
-
-    @property
-    def seconds_left(self) -> float | None:
-        if self.state not in ACTIVE or self.steps is None or self.seconds is None:
-            return None
-        return max(0, self.steps - self.step) * self.seconds
+    doing: str  # what it does when it is not at a step
+    seconds_left: float | None
 
 
 def metrics(run: Path) -> list[dict]:
@@ -84,20 +80,48 @@ def progress(queue, run: Path) -> Progress:
     step = lines[-1]["step"] if lines else status.get("step")
     last = lines[-1] if lines else {}
     memory, peak, reserved = (number_or_none(last.get(name)) for name in ("memory", "peak", "reserved"))
-    recent = [line["seconds"] for line in lines[-SPEED_STEPS:]]
+    speed = speed_of(lines)
     losses = smoothed([line["loss"] for line in lines], 0.95)
     return Progress(
         state=status["state"],
         message=str(status.get("message") or ""),
         step=step if is_number(step) else 0,
         steps=status.get("steps") if is_number(status.get("steps")) else None,
-        seconds=sum(recent) / len(recent) if recent else None,
+        seconds=speed,
         device=str(status.get("device") or ""),
         memory=memory,
         peak=peak,
         reserved=reserved,
         loss=losses[-1] if losses else None,
+        doing=doing_of(status),
+        seconds_left=time_left(status, step, speed),
     )
+
+
+def speed_of(lines: list[dict]) -> float | None:
+    """Mean seconds of the last steps; None without steps."""
+    return recent_speed([line["seconds"] for line in lines])
+
+
+def doing_of(status: dict) -> str:
+    """What an active run does when it is not at a step, as its trainer wrote it; "" where it does not say."""
+    doing = status.get("doing")
+    if status["state"] not in ACTIVE or not isinstance(doing, str):
+        return ""
+    return clean(doing)
+
+
+def time_left(status: dict, step, speed: float | None) -> float | None:
+    """Seconds that an active run still takes, as its log has them; None where they are not known."""
+    costs, steps = costs_from_json(status.get("costs")), status.get("steps")
+    looked, share = status.get("looked"), status.get("share")
+    if status["state"] not in ACTIVE or costs is None:
+        return None
+    if not all(map(is_number, (step, steps, looked, share))):
+        return None
+    if step >= steps and looked >= steps:  # all but the export, which takes an unknown time
+        return None
+    return seconds_left(costs, int(step), int(steps), speed, int(looked), share)
 
 
 def smoothed(values: list[float], weight: float) -> list[float]:
@@ -246,22 +270,6 @@ def history(queue: RunQueue) -> list[list]:
             facts = ["?", None, "?"]
         rows.append([name, now.state, step, loss, *facts])
     return rows
-
-
-def clock_time(seconds: float | None) -> str:
-    """4:05, or 1:02:03."""
-    if seconds is None or seconds != seconds or seconds == float("inf"):
-        return "-"
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, rest = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def speed(seconds: float | None) -> str:
-    """it/s or s/it, whichever is above 1."""
-    if not seconds:
-        return "-"
-    return f"{1 / seconds:.2f} it/s" if seconds < 1 else f"{seconds:.2f} s/it"
 
 
 def memory_text(now: Progress) -> str:

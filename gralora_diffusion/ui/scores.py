@@ -9,9 +9,12 @@ from PIL import Image
 from gralora_diffusion.options import ConfigError, one_of
 
 WITH_IMAGES = {"references", "lookalikes", "originals", "base"}  # what a metric compares images with
-HEAD = ["images", "score", "n", "mean", "sd", "95 % interval", "encoder", "best"]
+HEAD = ["images", "score", "better", "n", "mean", "sd", "95 % interval", "encoder", "best adapter"]
 BEST = "★ best"
 BEST_BUT = "★ best, intervals overlap"
+BEST_MEAN = "best mean"  # without an interval, so that nothing says how much of it is chance
+BEHIND_BASE = ", base better"
+OF_BASE = "base, not ranked"
 
 
 @dataclass(frozen=True)
@@ -63,40 +66,63 @@ def scores(groups: list[Group], references: list[Path], encoders: list[str], cac
 
 
 def table(entries: list[dict], of_base: set[str]) -> list[list[str]]:
-    """Rows with the columns HEAD.  of_base: the groups that are the base's, which are never the best."""
+    """Rows with the columns HEAD.  of_base: the groups that are the base's, which are not ranked."""
+    from gralora_diffusion.evaluation.metric import METRICS
     from gralora_diffusion.evaluation.score_rows import rows_of
 
     marks = best_marks(entries, of_base)
     rows = rows_of([{name: entry[name] for name in entry if name != "against"} for entry in entries])
-    return [[*row, mark] for row, mark in zip(rows, marks, strict=True)]
+    found = []
+    for entry, (images, score, *numbers), mark in zip(entries, rows, marks, strict=True):
+        found.append([images, score, METRICS[entry["score"]].better, *numbers, mark])
+    return found
+
+
+def with_short_encoders(rows: list[list[str]]) -> list[list[str]]:
+    """The rows of table() as the page displays them: files have the encoders' long names."""
+    from gralora_diffusion.evaluation.short_names import short_names
+
+    place = HEAD.index("encoder")
+    short = short_names([row[place] for row in rows])
+    return [[*row[:place], short[row[place]], *row[place + 1 :]] for row in rows]
 
 
 def best_marks(entries: list[dict], of_base: set[str]) -> list[str]:
-    """For each score BEST where its mean is the best of those that were measured in the same way.
+    """For each score a mark where its mean is the best of the adapters that were measured in the same way.
 
-    That is, by the same encoder against the same images. BEST_BUT where the interval of another overlaps its
-    own, or one of them has none. Of equal means, and of one group alone, none is marked.
+    That is, by the same encoder against the same images.  Of equal means, and of one group alone, none is
+    marked.  It says where the base's mean is better still.
     """
     from gralora_diffusion.evaluation.metric import METRICS
 
     by_measure = {}
+    of_bases = {}
+    marks = [""] * len(entries)
     for number, entry in enumerate(entries):
         compares = not WITH_IMAGES.isdisjoint(METRICS[entry["score"]].needs)
         key = entry["score"], entry["encoder"], tuple(entry["against"]) if compares else ()
-        if entry["run"] not in of_base:
+        if entry["run"] in of_base:
+            of_bases.setdefault(key, []).append(entry["mean"])
+            marks[number] = OF_BASE
+        else:
             by_measure.setdefault(key, []).append(number)
-    marks = [""] * len(entries)
-    for (score, _, _), numbers in by_measure.items():
-        sign = METRICS[score].sign
+    for key, numbers in by_measure.items():
+        sign = METRICS[key[0]].sign
         best, *others = sorted(numbers, key=lambda n: -sign * entries[n]["mean"])
         if others and entries[others[0]]["mean"] != entries[best]["mean"]:
-            overlaps = any(overlap(entries[best], entries[other]) for other in others)
-            marks[best] = BEST_BUT if overlaps else BEST
+            marks[best] = mark_of(entries[best], [entries[other] for other in others])
+            if any(sign * mean > sign * entries[best]["mean"] for mean in of_bases.get(key, ())):
+                marks[best] += BEHIND_BASE
     return marks
 
 
+def mark_of(best: dict, others: list[dict]) -> str:
+    """How sure the best mean is, by the intervals."""
+    if any(entry["low"] is None for entry in (best, *others)):
+        return BEST_MEAN
+    return BEST_BUT if any(overlap(best, other) for other in others) else BEST
+
+
 def overlap(first: dict, second: dict) -> bool:
-    """Whether the intervals of two means have common values, or one is not known."""
-    if None in (first["low"], second["low"]):
-        return True
+    """Whether the intervals of two means have common values."""
     return first["low"] <= second["high"] and second["low"] <= first["high"]

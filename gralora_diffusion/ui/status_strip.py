@@ -2,6 +2,7 @@
 
 import gradio as gr
 
+from gralora_diffusion.console import clock_time, speed_text
 from gralora_diffusion.ui import run_view
 from gralora_diffusion.ui.card import device_name
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
@@ -12,12 +13,12 @@ from gralora_diffusion.ui.run_queue import RunQueue
 
 WORKING, IDLE = 2, 5  # seconds between two looks at the run
 ACTIVE = ("queued", "starting", "running", "stopping")
-STRIP = ("Run", "State", "Step", "Speed", "Time left", "Memory", "Device")
+STRIP = ("Run", "State", "Step", "Speed", "Time left", "Now", "Memory", "Device")
 NOTHING = "-"  # the value of a text that is hidden
 
 
 class StatusStrip:
-    """Seven texts, of which those without a value are hidden; Watch updates `outputs` with its own.
+    """Texts, of which those without a value are hidden; Watch updates `outputs` with its own.
 
     seen: the values that the browser has.
     """
@@ -85,14 +86,15 @@ def strip_values(look: Look) -> list:
     """The texts of STRIP, whether the run can be stopped, and the fraction of its steps that are done."""
     name = look.current()
     if name is None:
-        return [NOTHING, "idle", *[NOTHING] * 4, device_name(), False, 0]
+        return [NOTHING, "idle", *[NOTHING] * 5, device_name(), False, 0]
     now = run_view.progress(look, look.workspace.runs / name)
     return [
         name,
         WORDS.get(now.state, now.state),
         f"{now.step} / {now.steps}" if now.steps else NOTHING,
-        run_view.speed(now.seconds),
-        run_view.clock_time(now.seconds_left),
+        speed_text(now.seconds),
+        clock_time(now.seconds_left),
+        now.doing or NOTHING,
         run_view.memory_text(now),
         now.device or device_name(),
         now.state in ("starting", "running"),

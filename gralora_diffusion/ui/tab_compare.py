@@ -24,7 +24,7 @@ from gralora_diffusion.ui.grid import (
 from gralora_diffusion.ui.handlers import QUIET, connect_generation, guarded, list_update, on_end
 from gralora_diffusion.ui.image_series import MAX_PROMPTS, prompts_of
 from gralora_diffusion.ui.sampler import MAX_PROMPT, MAX_STEPS, ImageRequest, Sampler, Step
-from gralora_diffusion.ui.scores import HEAD, encoder_names, scores, table
+from gralora_diffusion.ui.scores import HEAD, encoder_names, scores, table, with_short_encoders
 from gralora_diffusion.ui.served import check_served, save_served
 from gralora_diffusion.ui.suggestion import Suggestion
 from gralora_diffusion.ui.tab_blind import BlindComparison
@@ -242,7 +242,7 @@ class CompareTab:
         rows = table(found, {cell.group for cell in cells if not cell.strength})
         files = [sheet_file] if sheet_file else []
         files += save_table(self.workspace, HEAD, rows)
-        return *shown_scores(rows), gr.update(value=files, visible=True)
+        return *shown_scores(with_short_encoders(rows)), gr.update(value=files, visible=True)
 
     def pair_of_cell(self, cells: list, event: gr.SelectData):
         """The slider for the cell that was clicked: the first strength at the cell's seed, beside it."""

@@ -6,8 +6,14 @@ import gradio as gr
 
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.copy_to_tool import copy_to_tool
-from gralora_diffusion.ui.export import DOWNLOADS, DTYPES, export
-from gralora_diffusion.ui.export_facts import preview_html, preview_of_adapter, trigger_words
+from gralora_diffusion.ui.export import DOWNLOADS, DTYPES, file_stem
+from gralora_diffusion.ui.export_facts import (
+    export_with_preview,
+    fits_sdxl,
+    preview_html,
+    preview_of_adapter,
+    trigger_words,
+)
 from gralora_diffusion.ui.export_sizes import error_of, size_text, sizes_of
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, list_update, notify
 from gralora_diffusion.ui.workspace import Workspace, quoted
@@ -15,9 +21,14 @@ from gralora_diffusion.ui.workspace import Workspace, quoted
 SMALL = 32  # the rank of "small"
 OTHER, FIRST_OTHER = "other", "16"  # the choice of a rank that is typed, and what it begins with
 FILE_SIZES = [("Exact", ""), (f"Small (rank {SMALL})", str(SMALL)), ("Another rank", OTHER)]
+NOT_THIS = "not for this one"  # in the place of a size: the format cannot hold the adapter as chosen
 NO_ADAPTERS = (
     "### Nothing to export yet\nTrain an adapter under **Train**; its files are offered here when the run is "
     "done."
+)
+FITS_NO_SDXL = (
+    "**This adapter fits no SDXL model:** its layers have the sizes of another base, such as the demo model. "
+    "ComfyUI and other tools cannot use it with SDXL. To use an adapter there, train it on an SDXL base."
 )
 ONLY_CHECKPOINTS = (
     "### No finished run yet\nWait until the run under **Watch** is done, or choose one of its checkpoints "
@@ -74,6 +85,7 @@ class ExportTab:
                 list(DTYPES), value="fp16", label="Precision", elem_id="dtype", min_width=120
             )
         self.error = gr.Markdown("", elem_id="export-error", elem_classes="hint")
+        self.warning = gr.Markdown(visible=False, elem_id="export-warning", elem_classes="hint")
         self.write = gr.Button("Export", variant="primary", elem_id="export")
 
     def build_facts(self) -> None:
@@ -87,6 +99,7 @@ class ExportTab:
             max_lines=6,
             scale=2,
             min_width=200,
+            visible=False,
             elem_id="export-triggers",
         )
 
@@ -108,10 +121,7 @@ class ExportTab:
     def build_copies(self) -> None:
         """A button for each folder that the owner of the server named."""
         self.copies = {}
-        if not self.workspace.other_tools:
-            self.file_name = gr.State("")
-            return
-        with gr.Row(elem_classes="tight"):
+        with gr.Row(elem_classes="tight", visible=False) as self.copy_row:
             self.file_name = gr.Textbox(
                 label="File name in the other tool", max_length=64, elem_id="copy-name", min_width=180
             )
@@ -137,9 +147,10 @@ class ExportTab:
                 **PRIVATE,
             )
         self.size.input(rank_field, self.size, self.rank, **QUIET)
-        facts = [self.preview_column, self.preview, self.triggers, self.file_name]
+        facts = [self.preview_column, self.preview, self.triggers, self.copy_row, self.file_name]
         quiet = dict(show_progress="hidden", **PRIVATE)  # in the queue, without which no error is shown
         self.adapter.change(guarded(self.facts), self.adapter, facts, **quiet)
+        self.adapter.change(guarded(self.warning_of), self.adapter, self.warning, **quiet)
         chosen = [self.adapter, self.rank, self.dtype]
         changed = gr.on(
             [self.adapter.change, self.rank.change, self.dtype.change],
@@ -169,8 +180,9 @@ class ExportTab:
         """The formats with what reads them, and their sizes as far as they are known."""
         choices = []
         for kind, text in DOWNLOADS.items():
-            size = size_text(sizes.get(kind))
-            choices.append((f"{kind}: {text} · {size}" if size else f"{kind}: {text}", kind))
+            if kind in sizes:
+                text += f" · {size_text(sizes[kind]) or NOT_THIS}"
+            choices.append((f"{kind}: {text}", kind))
         return choices
 
     def sizes(self, adapter: str, rank: str, dtype: str) -> dict:
@@ -198,13 +210,20 @@ class ExportTab:
         yield f"Rank {number} keeps {kept:.2f} % of the adapter: relative error {error:.3g} (0 is exact)."
 
     def facts(self, adapter: str) -> tuple:
-        """(column and image of the preview, trigger words, file name in another tool) of an adapter."""
-        if not adapter:
-            return gr.update(visible=False), "", "", ""
-        words = trigger_words(self.workspace, adapter)
-        image = preview_html(preview_of_adapter(self.workspace, adapter))
-        name = adapter.removesuffix(".safetensors").replace("/", "-")
-        return gr.update(visible=bool(image)), image, words, name
+        """(column and image of the preview, trigger words, row and name of copies) of an adapter."""
+        words = image = name = ""
+        if adapter:
+            words = trigger_words(self.workspace, adapter)
+            image = preview_html(preview_of_adapter(self.workspace, adapter))
+            name = file_stem(adapter)
+        triggers = gr.update(value=words, visible=bool(words))
+        copies = gr.update(visible=bool(name and self.copies))
+        return gr.update(visible=bool(image)), image, triggers, copies, name
+
+    def warning_of(self, adapter: str):
+        """What to know before the adapter is used elsewhere; hidden where there is nothing."""
+        needed = bool(adapter) and not fits_sdxl(self.workspace, adapter)
+        return gr.update(value=FITS_NO_SDXL if needed else "", visible=needed)
 
     def export(self, adapter: str, kinds: list[str], rank: str, dtype: str):
         """(rows of the table, files) after each file."""
@@ -216,9 +235,9 @@ class ExportTab:
         files = []
         rows = []
         for kind in kinds:
-            path, digest = export(self.workspace, adapter, kind, number, dtype)
-            files.append(str(path))
-            rows.append([path.name, size_text(path.stat().st_size), digest])
+            for path, digest in export_with_preview(self.workspace, adapter, kind, number, dtype):
+                files.append(str(path))
+                rows.append([path.name, size_text(path.stat().st_size), digest])
             yield gr.update(value=rows, visible=True), gr.update(value=files, visible=True)
         notify(f"{len(files)} file{'' if len(files) == 1 else 's'} ready")
 

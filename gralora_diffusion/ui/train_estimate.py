@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import gradio as gr
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.ui.forecasts import Estimate, estimate_of, known_time, size_text, try_out
-from gralora_diffusion.ui.run_view import clock_time
+from gralora_diffusion.ui.expected_time import ExpectedTime, expected_time, known_time
+from gralora_diffusion.ui.forecasts import Estimate, Trial, estimate_of, size_text, try_out
 from gralora_diffusion.ui.workspace import Workspace
 
 UNKNOWN = "press Check"
@@ -56,32 +56,32 @@ class EstimateBar:
         if is_remote(config):
             return [UNKNOWN, UNKNOWN, UNKNOWN, gr.skip()]
         estimate = estimate_of(config, self.workspace)
-        known = known_time(config, self.workspace)
-        return (
-            self.values(estimate, known[0], as_fast_as(known[1])) if known else self.values(estimate, UNKNOWN)
-        )
+        known = known_time(config, estimate.work, self.workspace)
+        if known is None:
+            return self.values(estimate, UNKNOWN)
+        return self.values(estimate, known.text(), at_the_speed_of(known))
 
     def measured(self, config: TrainConfig) -> Iterator[list]:
         """Updates of the facts, first without the time, which may have to be measured; raises ConfigError."""
         estimate = estimate_of(config, self.workspace)
-        known = known_time(config, self.workspace)
-        if known:
-            yield self.values(estimate, known[0], as_fast_as(known[1]))
+        known = known_time(config, estimate.work, self.workspace)
+        if known and known.run:
+            yield self.values(estimate, known.text(), at_the_speed_of(known))
             return
         if is_remote(config):
             yield self.values(estimate, NOT_MEASURED, ", after its first batches")
             return
         yield self.values(estimate, MEASURING)
-        for found in try_out(config, self.workspace):
-            if found:
-                time = f"about {clock_time(found['seconds'])}"
-                memory = size_text(1e6 * found["memory_mb"])
-                update = self.values(estimate, time, f", with {memory} of memory, measured on three batches")
+        for found in try_out(config, estimate, self.workspace):
+            if isinstance(found, Trial):
+                time = expected_time(config, estimate.work, found.measured)
+                memory = size_text(found.memory)
+                more = f"{at_the_speed_of(time)}, with {memory} of memory"
+                update = self.values(estimate, time.text(), more)
                 yield [update[0], memory, *update[2:]]
-            elif found is not None:
-                yield self.values(estimate, NOT_MEASURED, ", after its first batches")
-            else:
-                yield [gr.skip()] * len(self.facts)
+                return
+            yield [found, *[gr.skip()] * (len(self.facts) - 1)]
+        yield self.values(estimate, NOT_MEASURED, ", after its first batches")
 
 
 def fact(label: str, name: str) -> gr.Textbox:
@@ -90,8 +90,8 @@ def fact(label: str, name: str) -> gr.Textbox:
     )
 
 
-def as_fast_as(run: str) -> str:
-    return f" at the speed of {run}, plus the sample images"
+def at_the_speed_of(time: ExpectedTime) -> str:
+    return f", at the speed of {time.run}" if time.run else ", measured on three batches"
 
 
 def is_remote(config: TrainConfig) -> bool:

@@ -25,13 +25,14 @@ from gralora_diffusion.adapters.gora import by_block
 from gralora_diffusion.adapters.gradients import Gradients
 from gralora_diffusion.cli.main import main
 from gralora_diffusion.command_line import Parser, parse
+from gralora_diffusion.console import duration
 from gralora_diffusion.data import class_images as prior
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training import hub, loop, objective, step_cost, validation_images
 from gralora_diffusion.training.dry_run import plan
-from gralora_diffusion.training.forecast import RunCost, duration, forecast_run
+from gralora_diffusion.training.forecast import RunCost, forecast_run
 from gralora_diffusion.training.optimization import Optimization
 from gralora_diffusion.training.resume import check_facts, facts_of
 from gralora_diffusion.training.run_folder import Run, busy, read_metrics, read_status

@@ -19,12 +19,15 @@ from helpers import SCRIPTS, TRAIN
 from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig
+from gralora_diffusion.console import clock_time, duration
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.training import checkpoint as checkpoints
-from gralora_diffusion.training.run_folder import read_metrics, read_status
+from gralora_diffusion.training.run_folder import Run, read_metrics, read_status, wall_seconds
+from gralora_diffusion.training.run_time import RunTime
 from gralora_diffusion.training.setup import checkpoint_interval
 from gralora_diffusion.training.signals import Stopped
 from gralora_diffusion.training.train import train
+from gralora_diffusion.ui.run_view import time_left
 
 SMALL = AdapterConfig(rank=8, k=2, dropout=0.1)
 QUICK = TrainConfig(
@@ -86,14 +89,68 @@ def test_the_report_of_a_resumed_run_covers_the_whole_run(tmp_path):
     lines = read_metrics(run)
     slow = [line | dict(seconds=1000.0, memory=2**50) for line in lines]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in slow))
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | dict(seconds=5000.0)))
     again(run)
     status = json.loads((run / "status.json").read_text())
     for cost in (status["forecast"], status["actual"]):
-        assert 3000 < cost["seconds"] < 4000
+        assert 5000 < cost["seconds"] < 5600
         assert cost["memory_mb"] == 2**50 / 1e6
+    taken = status["actual"]["seconds"]
+    assert taken == pytest.approx(status["seconds"], abs=0.001)  # the time of the card
     report = (run / "report.html").read_text()
-    assert "5 steps in 50." in report
-    assert f"{status['actual']['seconds']:,.1f}" in report
+    assert f"5 steps. The run took {duration(taken)}, of which the steps took 50 min" in report
+    assert f"<td>{duration(taken)}</td>" in report
+
+
+def test_the_time_of_a_killed_run_has_its_last_steps_and_counts_for_the_resumed_one(broken):
+    lines = [line | dict(seconds=100.0) for line in read_metrics(broken)]
+    (broken / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    killed = dict(state="running", pid=1, seconds=50.0, step=1)
+    (broken / "status.json").write_text(json.dumps(killed))
+    assert wall_seconds(killed, lines) == 350  # and the steps 2, 3 and 4
+    assert wall_seconds(killed | dict(state="stopped"), lines) == 50
+    assert wall_seconds(dict(state="done"), lines) is None  # of an earlier version
+    again(broken)
+    assert 350 < json.loads((broken / "status.json").read_text())["seconds"] < 500
+
+
+def test_log_and_page_have_the_same_time_left_and_say_what_the_run_does(tmp_path, capsys, monkeypatch):
+    """What the page would show is found at each moment that the run writes down, and after each step."""
+    seen, shown = [], []
+    write, step_ended = Run.status, RunTime.add_step
+
+    def status(run, *values, **facts):
+        write(run, *values, **facts)
+        found = json.loads((run.path / "status.json").read_text())
+        assert found == json.loads(json.dumps(run.recorded))
+        seen.append(found.get("doing"))
+
+    def add_step(clock, step, seconds):
+        text = step_ended(clock, step, seconds)
+        speeds = [line["seconds"] for line in read_metrics(clock.run.path)] + [seconds]
+        found = json.loads((clock.run.path / "status.json").read_text())
+        left = time_left(found | dict(state="running"), step, sum(speeds) / len(speeds))
+        shown.append((text.split(" elapsed, ")[1].split(" left, ")[0], clock_time(left)))
+        return text
+
+    monkeypatch.setattr(Run, "status", status)
+    monkeypatch.setattr(RunTime, "add_step", add_step)
+    options = dict(skip_final_inference=False, validation_steps=2, num_inference_steps=2)
+    run = again(tmp_path / "run", **options, validation_prompt="a robot | a dog", train_batch_size=1)
+    assert len(shown) == 5
+    assert all(log == page for log, page in shown), shown
+    assert [doing for doing in seen if doing][:2] == ["encoding the dataset", "sample images 1 of 2"]
+    series = [doing for doing in seen if doing and doing.startswith("sample images")]
+    assert series == ["sample images 1 of 2", "sample images 2 of 2"] * 4  # steps 0, 2, 4 and 5
+    for doing in ("measuring a step", "saving a checkpoint", "exporting", "writing the report"):
+        assert seen.count(doing) == 1, doing
+    assert seen[-1] == ""
+    out = capsys.readouterr().out
+    status = json.loads((run / "status.json").read_text())
+    assert f"time: {duration(status['seconds'])}, of which the steps took " in out
+    assert status["costs"]["images"] > 0
+    assert status["looked"] == 5
 
 
 def test_a_finished_run_is_reported_done_once_and_as_finished(tmp_path, capsys):

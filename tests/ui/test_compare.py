@@ -11,7 +11,16 @@ from gralora_diffusion.sdxl.image_text import OWN, PARAMETERS, save_image
 from gralora_diffusion.ui import blind
 from gralora_diffusion.ui.blind import Comparison, Trial
 from gralora_diffusion.ui.grid import Axes, Cell
-from gralora_diffusion.ui.scores import BEST, BEST_BUT, HEAD, table
+from gralora_diffusion.ui.scores import (
+    BEHIND_BASE,
+    BEST,
+    BEST_BUT,
+    BEST_MEAN,
+    HEAD,
+    OF_BASE,
+    table,
+    with_short_encoders,
+)
 from gralora_diffusion.ui.workspace import Workspace
 
 
@@ -55,7 +64,47 @@ def test_the_best_of_each_score_is_marked_and_never_the_base():
     assert all(len(row) == len(HEAD) for row in rows)
     marks = [row[-1] for row in rows]
     # the copy score is better where it is lower; alone, and of equals, none is the best
-    assert marks == ["", "", BEST, BEST_BUT, "", BEST_BUT, "", "", "", "", "", BEST]
+    behind = BEST + BEHIND_BASE
+    assert marks == [OF_BASE, "", behind, BEST_BUT, "", BEST_MEAN, "", "", "", "", "", BEST]
+
+
+def test_a_mark_never_contradicts_its_row():
+    """Without an interval nothing is starred, and the base is named where its mean is better still."""
+    entries = [
+        entry("one at 0", 0.4659),
+        entry("one at 0.5", 0.4444),
+        entry("one at 1", 0.41),
+        entry("one at 0", 0.2, score="copy"),
+        entry("one at 0.5", 0.3, 0.25, 0.35, score="copy"),
+        entry("one at 1", 0.5, 0.45, 0.55, score="copy"),
+        entry("one at 0", 0.1, 0.05, 0.15, score="prompt"),
+        entry("one at 0.5", 0.3, 0.25, 0.35, score="prompt"),
+        entry("one at 1", 0.5, 0.45, 0.55, score="prompt"),
+    ]
+    rows = table(entries, {"one at 0"})
+    assert [row[-1] for row in rows] == [
+        "base, not ranked",
+        "best mean, base better",
+        "",
+        "base, not ranked",
+        "★ best, base better",
+        "",
+        "base, not ranked",
+        "",
+        "★ best",
+    ]
+    for row in rows:
+        assert "★" not in row[-1] or "no interval" not in " ".join(row)
+        better = row[HEAD.index("better")]
+        assert better == ("lower" if row[HEAD.index("score")] == "copy" else "higher")
+
+
+def test_the_page_has_short_names_of_encoders_and_files_have_long_ones():
+    name = "EfficientNet-Lite2 (ImageNet classes)"
+    rows = table([entry("one at 1", 0.5, encoder=name), entry("one at 1", 0.5, encoder="mine")], set())
+    place = HEAD.index("encoder")
+    assert [row[place] for row in rows] == [name, "mine"]
+    assert [row[place] for row in with_short_encoders(rows)] == ["ImageNet", "mine"]
 
 
 @pytest.fixture

@@ -1,17 +1,31 @@
 """What Export tells before a file is made: its size, the error of a smaller rank, trigger words."""
 
+import asyncio
 import shutil
 from pathlib import Path
 
+import gradio as gr
 import pytest
+from adapter_files import sdxl_sized
+from helpers import adapted_pipeline
 
+from gralora_diffusion import AdapterConfig, save_adapter
+from gralora_diffusion.files import sha256
 from gralora_diffusion.formats.nearest import nearest
 from gralora_diffusion.formats.read import read_adapter
+from gralora_diffusion.formats.write import write_native
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui.adapter_files import EMBEDDED_HEADER
 from gralora_diffusion.ui.copy_to_tool import copy_to_tool
 from gralora_diffusion.ui.export import DOWNLOADS, export
-from gralora_diffusion.ui.export_facts import preview_of_adapter, trigger_words
+from gralora_diffusion.ui.export_facts import (
+    export_with_preview,
+    fits_sdxl,
+    preview_of_adapter,
+    trigger_words,
+)
 from gralora_diffusion.ui.export_sizes import error_of, size_text, sizes_of
+from gralora_diffusion.ui.tab_export import ExportTab
 from gralora_diffusion.ui.workspace import Workspace
 
 
@@ -24,14 +38,98 @@ def workspace(tmp_path, finished_run):
     return workspace
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
-@pytest.mark.parametrize("rank", [None, 4])
+@pytest.fixture
+def tab(workspace):
+    async def build() -> ExportTab:  # in a loop that is closed; Gradio would leave one of its own open
+        with gr.Blocks():
+            return ExportTab(workspace)
+
+    return asyncio.run(build())
+
+
+@pytest.mark.parametrize(("dtype", "rank"), [("fp16", None), ("bf16", None), ("fp32", 4), ("fp8", 4)])
 def test_the_size_is_known_before_the_file_is_made(workspace, rank, dtype):
     sizes = sizes_of(workspace, "robot-1", rank, dtype)
     assert sizes.keys() == DOWNLOADS.keys()
     for kind, size in sizes.items():
         path, _ = export(workspace, "robot-1", kind, rank, dtype)
-        assert size == pytest.approx(path.stat().st_size, rel=0.1), kind
+        assert size == pytest.approx(path.stat().st_size, rel=0.02), kind
+
+
+def add_adapter(workspace, name: str, config: AdapterConfig, names=("unet",)) -> None:
+    _, models = adapted_pipeline(config, names)
+    save_adapter(workspace.adapters / name, models, base=EMBEDDED_HEADER)
+
+
+def test_sizes_hold_where_blocks_add_up_to_more_rank_than_a_layer_has_sides(workspace):
+    """64 ranks in each of 4 x 4 blocks are a plain LoRA of rank 256 in layers of 160 and 192 channels."""
+    add_adapter(workspace, "blocks.safetensors", AdapterConfig(rank=64, k=4))
+    sizes = sizes_of(workspace, "blocks.safetensors", None, "fp16")
+    assert sizes["comfyui"] > 2 * sizes["native"]
+    for kind in ("comfyui", "diffusers", "peft", "native"):
+        path, _ = export(workspace, "blocks.safetensors", kind, None, "fp16")
+        assert size_text(sizes[kind]) == size_text(path.stat().st_size), kind
+
+
+def test_a_format_that_cannot_hold_the_adapter_says_so_before(workspace):
+    several = AdapterConfig(rank=16, k=2, rank_pattern={"attn2": 32})
+    add_adapter(workspace, "several.safetensors", several)
+    sizes = sizes_of(workspace, "several.safetensors", None, "fp16")
+    assert [kind for kind, size in sizes.items() if size is None] == ["peft", "samples"]
+    with pytest.raises(ConfigError, match="one rank and one k"):
+        export(workspace, "several.safetensors", "peft", None, "fp16")
+    labels = [label for label, kind in ExportTab.formats(sizes) if kind == "peft"]
+    assert labels == ["peft: for PeftModel.from_pretrained of PEFT · not for this one"]
+    assert sizes_of(workspace, "several.safetensors", 4, "fp16")["peft"]
+
+
+@pytest.mark.parametrize("rank", ["", "32"])
+def test_no_format_is_called_exact_whatever_the_rank(tab, rank):
+    """The nearest LoRA of a rank is not, in the native format too."""
+    update = tab.sizes("robot-1", rank, "fp16")
+    assert not [label for label, _ in update["choices"] if "exact" in label]
+
+
+def test_an_adapter_of_the_demo_model_fits_no_sdxl(workspace, tab, tmp_path):
+    assert not fits_sdxl(workspace, "robot-1")
+    assert "fits no SDXL model" in tab.warning_of("robot-1")["value"]
+    add_adapter(workspace, "text.safetensors", AdapterConfig(rank=4, method="lora"), ("text_encoder",))
+    assert not fits_sdxl(workspace, "text.safetensors")
+    config = AdapterConfig(method="lora", rank=1, targets="attn1.to_q$|q_proj$")
+    write_native(workspace.adapters / "sdxl.safetensors", sdxl_sized(config, tmp_path / "base.safetensors"))
+    assert fits_sdxl(workspace, "sdxl.safetensors")
+    assert [tab.warning_of(name)["visible"] for name in ("sdxl.safetensors", "", "robot-1")] == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_the_preview_comes_with_the_file_for_other_tools(workspace):
+    (file, _), (preview, digest) = export_with_preview(workspace, "robot-1", "comfyui", None, "fp16")
+    assert (file.name, preview.name) == ("robot-1.safetensors", "robot-1.png")
+    assert preview.parent == file.parent
+    assert preview.read_bytes() == preview_of_adapter(workspace, "robot-1").read_bytes()
+    assert digest == sha256(preview)
+    for kind in ("diffusers", "native", "samples"):
+        assert len(export_with_preview(workspace, "robot-1", kind, None, "fp16")) == 1
+    add_adapter(workspace, "added.safetensors", AdapterConfig(rank=4, method="lora"))
+    assert len(export_with_preview(workspace, "added.safetensors", "comfyui", None, "fp16")) == 1
+
+
+def test_trigger_words_are_shown_only_where_there_are_some(workspace, tab):
+    add_adapter(workspace, "added.safetensors", AdapterConfig(rank=4, method="lora"))
+    assert not tab.triggers.visible  # before there is an adapter
+    for adapter, visible in (("robot-1", True), ("added.safetensors", False), ("", False)):
+        words = tab.facts(adapter)[2]
+        assert (words["visible"], bool(words["value"])) == (visible, visible), adapter
+
+
+def test_copies_are_offered_where_there_is_something_to_copy(tab):
+    assert not tab.copy_row.visible
+    assert [tab.facts(adapter)[3]["visible"] for adapter in ("robot-1", "")] == [True, False]
+    tab.copies.clear()  # as where the owner named no folder
+    assert not tab.facts("robot-1")[3]["visible"]
 
 
 def test_the_error_of_a_smaller_rank_is_that_of_the_file(workspace):

@@ -6,7 +6,7 @@ import shutil
 import gradio as gr
 import pytest
 
-from gralora_diffusion.training.train import EMBEDDED_BASE
+from gralora_diffusion.training.start_run import EMBEDDED_BASE
 from gralora_diffusion.ui.page_words import page_words
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.status_strip import StatusStrip
