@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.options import ConfigError
 
 LEAST_SIDE, MOST_SIDE = 64, 8192  # pixels of an image
@@ -73,8 +74,9 @@ def training_problems(config) -> Iterator[Problem]:
     if config.offload_unet and config.base_model_precision:
         yield "--offload_unet needs a base that is not quantized: drop --base_model_precision", "offload_unet"
     if config.start_from and (config.allocate or config.allocation):
-        problem = "starts with the ranks and factors of another adapter, but --allocate makes new ones"
-        yield f"--start_from {problem}: drop one of the two", "start_from"
+        problem = "starts with the ranks and factors of another adapter"
+        others = "--allocate, --allocation and --adapter gora set others"
+        yield f"--start_from {problem}, but {others}: drop --start_from, or use none of them", "start_from"
     if config.compile and (config.offload_unet or config.base_model_precision):
         other = "--offload_unet" if config.offload_unet else "--base_model_precision"
         problem = "--compile needs a UNet whose weights stay in place and are not quantized"
@@ -113,7 +115,7 @@ def data_problems(config) -> Iterator[Problem]:
         problem = f"--max_token_length is {config.max_token_length}; it must be 75, 150 or 225"
         yield problem, "max_token_length"
     if config.masked_loss and config.dataset_name is not None:
-        problem = "--masked_loss needs masks, and those of a dataset are not read"
+        problem = "--masked_loss needs masks, and those of --dataset_name are not read"
         yield f"{problem}: save its images to a folder with NAME-masklabel.png beside them", "masked_loss"
     if config.mask_dir is not None and config.concepts is not None:
         problem = "--mask_dir is for a single folder of images"
@@ -184,7 +186,7 @@ def optimizer_problems(config) -> Iterator[Problem]:
     schedule, warmup, steps = config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps
     if config.optimizer == "AdamWScheduleFree" and (schedule != "constant" or config.adam_beta1 == 0):
         wrong = "adam_beta1" if schedule == "constant" else "lr_scheduler"
-        yield "AdamWScheduleFree needs --lr_scheduler constant and an --adam_beta1 above 0", wrong
+        yield "AdamWScheduleFree needs --lr_scheduler constant, and --adam_beta1 above 0", wrong
     rates = {config.text_encoder_lr, config.text_encoder_2_lr} - {None, 0, config.learning_rate or 1.0}
     of_parts = config.scale_lr or config.loraplus_lr_ratio != 1 or config.lr_pattern
     if config.optimizer == "Prodigy" and (rates or of_parts):
@@ -196,10 +198,11 @@ def optimizer_problems(config) -> Iterator[Problem]:
             yield f"--lr_pattern {problem}, and one is {factor!r}", "lr_pattern"
     rules = r"(\d+(\.\d+)?:\d+,)+\d+(\.\d+)?"
     if schedule == "piecewise_constant" and not re.fullmatch(rules, config.lr_step_rules or ""):
-        problem = "piecewise_constant needs rules such as '1:100,0.5:300,0.1'"
-        yield f"--lr_step_rules is {config.lr_step_rules!r}; {problem}", "lr_step_rules"
+        given = f"--lr_step_rules is {config.lr_step_rules!r}; " if config.lr_step_rules else ""
+        need = "--lr_scheduler piecewise_constant needs --lr_step_rules such as '1:100,0.5:300,0.1'"
+        yield f"{given}{need}", "lr_step_rules"
     if steps is not None and warmup >= steps:
-        problem = f"--lr_warmup_steps is {warmup}, and the run ends after {steps} steps: use fewer"
+        problem = f"--lr_warmup_steps is {warmup}, and the run ends after {counted(steps, 'step')}: use fewer"
         yield problem, "lr_warmup_steps"
 
 
@@ -223,12 +226,12 @@ def rank_problems(config) -> Iterator[Problem]:
         yield "--allocate ralora chooses GraLoRA's k: use --adapter gralora without --gralora_k", "allocate"
     for name in ("gora_min_rank", "gora_max_rank"):
         if fixed and getattr(config, name) is not None:
-            problem = f"--{name} has no effect if the ranks are given"
             given = "--allocation" if config.allocation else "--allocate uniform"
-            yield f"{problem}: drop it, or {given}", name
+            yield f"--{name} has no effect with {given}: drop --{name}", name
     if config.gora_rounding == "paper" and (fixed or config.allocate == "energy"):
         rule = f"--allocate {config.allocate}" if config.allocate else "--allocation"
-        yield f"--gora_rounding paper rounds importances, and {rule} has none", "gora_rounding"
+        problem = f"--gora_rounding paper rounds importances, and {rule} has none"
+        yield f"{problem}: use --gora_rounding exact", "gora_rounding"
 
 
 def check_paths(config) -> None:

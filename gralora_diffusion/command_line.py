@@ -285,5 +285,6 @@ def strengths(parser: Parser, text: str, count: int) -> list[float]:
     if len(values) == 1:
         values *= count
     if len(values) != count or not all(abs(value) <= 100 for value in values):
-        parser.error(f"--strength is {text!r}; it must be one number, or one for each of {count} adapters")
+        each = f", or one for each of {count} adapters" if count > 1 else ""
+        parser.error(f"--strength is {text!r}; it must be one number{each}")
     return values

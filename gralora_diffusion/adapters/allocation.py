@@ -109,7 +109,8 @@ def allocation_table(facts: dict) -> str:
         lines.append(f"{path:<{width}}  {sizes:>13}  {share:>10}  {row['rank']:>4}  {row['k']:>2}")
     used, storing = facts["gradient_bytes"] / 2**20, facts["storing_bytes"] / 2**20
     passes = "1 pass" if facts["passes"] == 1 else f"{facts['passes']} passes"
-    cost = f"{facts['parameters']:,} parameters, {facts['batches']} batches in {passes}"
+    batches = "1 batch" if facts["batches"] == 1 else f"{facts['batches']} batches"
+    cost = f"{facts['parameters']:,} parameters, {batches} in {passes}"
     memory = f"{used:.1f} MiB of gradients at once ({storing:.1f} to store all)"
     lines.append(f"{facts['rule']}: {cost}, {memory}")
     if facts.get("bootstrap_moved"):

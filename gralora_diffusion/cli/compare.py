@@ -20,7 +20,7 @@ from pathlib import Path
 
 from gralora_diffusion.command_line import Parser, path_text
 from gralora_diffusion.config.choices import OPTIMIZERS
-from gralora_diffusion.console import fail
+from gralora_diffusion.console import counted, fail
 from gralora_diffusion.evaluation.encoder_names import parse_encoder_name
 from gralora_diffusion.evaluation.metric import METRICS
 from gralora_diffusion.experiments.methods import METHODS, WITH_K
@@ -128,7 +128,10 @@ def add_training(group) -> None:
 
 
 def add_scores(group) -> None:
-    about = "as in gralora evaluate; by default imagenet and embedded, or clip-vit-l-14 and dinov2-base"
+    about = (
+        "as in gralora evaluate; by default clip-vit-l-14 and dinov2-base, or imagenet and embedded on the "
+        "embedded base"
+    )
     group.add_argument("--encoder", nargs="+", metavar="NAME", help=about)
     about = (
         f"score that --tuned and the report use: {', '.join(METRICS)}, by the first encoder, or "
@@ -255,4 +258,4 @@ def run_sweep(args: Namespace) -> None:
         from gralora_diffusion.experiments.sweep import do_sweep
 
         do_sweep(plan, args.output, args.mixed_precision)
-    print(f"{len(plan.runs)} runs are done: --report prints the results in {args.output}")
+    print(f"{counted(len(plan.runs), 'run')} done: --report prints the results in {args.output}")

@@ -95,8 +95,8 @@ def problem_with(args: Namespace) -> str | None:
     unused = [f"--{name}" for name in ("reference", "paired", "base", "prompts") if getattr(args, name)]
     if unused and not args.generated:
         return (
-            f"{' and '.join(unused)} can only be given with --generated: --run and --subjects have their "
-            "own images and prompts"
+            f"{' and '.join(unused)} can only be given with --generated: --run has its own images and "
+            "prompts, and --subjects its own images"
         )
     unused = [f"--{name}" for name in ("drop", "unpaired") if getattr(args, name)]
     if unused and args.subjects:

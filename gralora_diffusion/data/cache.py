@@ -82,7 +82,7 @@ class Cache:
         except DAMAGE as error:
             reason = str(error)
         problem = f"the cache entry {self.path(kind, key)} was removed or damaged during the run ({reason})"
-        raise TrainingError(f"{problem}: run the same command again")
+        raise TrainingError(f"{problem}: run the same command to resume")
 
     @staticmethod
     def _row(file, key: str, number: int) -> tuple[dict[str, torch.Tensor], str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from gralora_diffusion.console import note
+from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.listing import printable, reason_of
 from gralora_diffusion.devices import best_device
 from gralora_diffusion.options import ConfigError
@@ -98,5 +98,5 @@ def load(where: str) -> tuple[str, torch.nn.Module, object]:
             where, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
     if wrong := sorted(str(key) for fault in FAULTS for key in info[fault]):
-        raise ValueError(f"{len(wrong)} tensors are missing or of another shape, first {wrong[0]}")
+        raise ValueError(f"{counted(len(wrong), 'tensor')} missing or of another shape, first {wrong[0]}")
     return kind, model.eval().to(best_device()), processor

@@ -169,7 +169,7 @@ def class_images_of(
     missing = [i for i in range(config.num_class_images - len(given)) if i not in generated]
     if missing:
         if accelerator.is_main_process:
-            print(f"generating {len(missing)} class images{beside(given)} -> {folder}", flush=True)
+            print(f"generating {counted(len(missing), 'class image')}{beside(given)} -> {folder}", flush=True)
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         generate_missing(mine, config, images, how_to_load | dict(dtype=dtype), accelerator.device)
         accelerator.wait_for_everyone()

@@ -175,7 +175,7 @@ def note_left_out(folder: Path, folders: list[str], files: list[Path], masks: li
         names = ", ".join(documents)
         note(f"{folder} holds files that are neither images nor captions, which are left out: {names}")
     if masks:
-        what = f"{counted(len(masks), 'mask')} beside the images, left out"
+        what = f"{counted(len(masks), 'mask')} beside the images, not trained on"
         note(f"{folder} holds {what}: {printable(masks[0].name)}{' and others' if len(masks) > 1 else ''}")
 
 

@@ -84,8 +84,7 @@ def reason_by_name(path: Path, stems: set[str]) -> str | None:
     if suffix in RAW:
         return "a raw photo: export it as JPEG or PNG"
     if path.stem in stems:
-        stem = printable(path.stem)
-        return f"neither an image nor a caption by its name: captions are {stem}.txt or {stem}.caption"
+        return "neither an image nor a caption by its name: captions end in .txt, .caption or .json"
     return "not an image"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gralora_diffusion.console import note
+from gralora_diffusion.console import counted, note
 from gralora_diffusion.options import ConfigError
 
 FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")  # of transformers' loading
@@ -25,8 +25,8 @@ def load_exactly(cls, where, **options) -> nn.Module:
     wrong = sorted(str(key) for fault in FAULTS for key in info[fault])
     if wrong:
         raise ValueError(
-            f"its weights are not those of {cls.__name__}: {len(wrong)} tensors are missing, unexpected "
-            f"or of the wrong shape, first {wrong[0]}"
+            f"its weights are not those of {cls.__name__}: {counted(len(wrong), 'tensor')} missing, "
+            f"unexpected or of the wrong shape, first {wrong[0]}"
         )
     return model
 

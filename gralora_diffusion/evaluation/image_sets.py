@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.data.captions import from_text
 from gralora_diffusion.data.images import EXTENSIONS
 from gralora_diffusion.data.mask_images import Mask
@@ -51,7 +52,7 @@ def match_partners(run: ImageSet, others: list[Path]) -> tuple[list[Path], str]:
     folder = others[0].parent
     if len(others) != len(run.paths):
         raise ConfigError(
-            f"{run.name} has {len(run.paths)} images and {folder} has {len(others)}: "
+            f"{run.name} has {counted(len(run.paths), 'image')} and {folder} has {len(others)}: "
             "they cannot be compared in pairs"
         )
     for key_of in (whole_name, name_without_suffix, name_without_zeros):
@@ -173,8 +174,9 @@ def repeated(prompts: list[str], paths: list[Path], where) -> list[str]:
     """Each prompt for as many images in a row."""
     each, rest = divmod(len(paths), len(prompts)) if prompts else (0, 1)
     if rest or not each:
+        images = counted(len(paths), "image")
         raise ConfigError(
-            f"{where} has {len(prompts)} prompts for the {len(paths)} images of {paths[0].parent}: "
+            f"{where} has {counted(len(prompts), 'prompt')} for {images} of {paths[0].parent}: "
             "each prompt must have the same number of images"
         )
     return [prompt for prompt in prompts for _ in range(each)]

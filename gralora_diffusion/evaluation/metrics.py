@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.evaluation.encoders import Encoder
 from gralora_diffusion.evaluation.features import text_features, too_long
 from gralora_diffusion.evaluation.image_sets import ImageSet, References, with_partners
@@ -232,9 +233,9 @@ def check_pairs(runs: list[ImageSet]) -> None:
     for run in runs[1:]:
         if len(run.paths) != len(first.paths) or run.prompts != first.prompts:
             raise ConfigError(
-                f"{run.name} has {len(run.paths)} images and {first.name} has {len(first.paths)}, or their "
-                "prompts differ: differences need the same prompts and seeds in the same order; --unpaired "
-                "leaves them out"
+                f"{run.name} has {counted(len(run.paths), 'image')} and {first.name} has {len(first.paths)}, "
+                "or their prompts differ: differences need the same prompts and seeds in the same order; "
+                "--unpaired leaves them out"
             )
 
 

@@ -156,8 +156,8 @@ def split(images: list[TrainingImage], part: str) -> tuple[list[TrainingImage], 
     """(to train on, to hold out): a tenth for validation, another for the test, the same for every run."""
     if len(images) < 10:
         raise ConfigError(
-            f"{len(images)} images are too few to hold out two tenths: give at least 10, or --prompts "
-            "with a subject's images"
+            f"two tenths of {counted(len(images), 'image')} cannot be held out: give at least 10, or "
+            "--prompts with a subject's images"
         )
     order = torch.randperm(len(images), generator=generator(0, 102)).tolist()
     tenth = round(len(images) / 10)

@@ -107,7 +107,7 @@ def do_runs(
             has_announced_wait = True
             time.sleep(WAIT)
     if stop_requested():
-        raise Stopped(f"stopped; all {len(runs)} runs are done")
+        raise Stopped("stopped; all runs are done")
 
 
 def stopped(folder: Path, runs: list[dict]) -> str:

@@ -10,6 +10,7 @@ from gralora_diffusion.adapters.deltas import Delta
 from gralora_diffusion.adapters.low_rank import joined
 from gralora_diffusion.formats.adapter_state import Adapter, describe, note_lost_mask, wide
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.objective import common_objective
 
 
 class Weighted(NamedTuple):
@@ -76,10 +77,7 @@ def summed(inputs: list[Weighted]) -> Adapter:
     """
     if len(inputs) == 1 and not inputs[0].adapter.deltas:
         return scaled(inputs[0])
-    objectives = [w.adapter.facts["objective"] for w in inputs if w.adapter.facts.get("objective")]
-    if any(objective != objectives[0] for objective in objectives):
-        problem = "the adapters were trained for different predictions or noise schedules"
-        raise ConfigError(f"{problem}, and cannot be combined: {objectives[0]} and {objectives[-1]}")
+    common_objective([weighted.adapter.facts.get("objective") for weighted in inputs])
     terms: dict[tuple[str, str], list] = {}
     for weighted in inputs:
         for component, name, delta in weighted.adapter.changes():

@@ -65,7 +65,7 @@ def save(run: Path, step: int, adapter: Adapter, state: dict, limit: int | None 
     except ValueError as error:
         shutil.rmtree(staged, ignore_errors=True)
         problem = f"checkpoint-{step} was not written, since a number is not finite ({error})"
-        raise TrainingError(f"{problem}: lower --learning_rate") from error
+        raise TrainingError(f"{problem}: use a lower --learning_rate and another --output_dir") from error
     for later in candidates(run):
         if later > step:  # it was skipped as damaged, or the run would have resumed from it
             discard(run / f"checkpoint-{later}")
@@ -90,7 +90,7 @@ def save_best(run: Path, adapter: Adapter) -> None:
         ) from error
     except ValueError as error:
         problem = f"{BEST} was not written, since a number is not finite ({error})"
-        raise TrainingError(f"{problem}: lower --learning_rate") from error
+        raise TrainingError(f"{problem}: use a lower --learning_rate and another --output_dir") from error
 
 
 def discard_best(run: Path) -> None:

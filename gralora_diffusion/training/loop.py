@@ -139,4 +139,4 @@ def not_finite_message(error: NotFinite, setup: TrainingSetup, batch_plan: Batch
     if error.step > 1:
         kept = f"{setup.path}/checkpoint-{error.step - 1} holds the last good state"
     step = f"the step, on {', '.join(names)}, was not applied"
-    return f"{error}, and {step}; {kept}: lower --learning_rate"
+    return f"{error}, and {step}; {kept}: use a lower --learning_rate and another --output_dir"

@@ -1,12 +1,13 @@
 """Disk space in use, and what to do when memory runs out."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.devices import best_device, is_out_of_memory, name_of
-from gralora_diffusion.options import TrainingError
+from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.training.accelerator import precision
 
 
@@ -44,9 +45,19 @@ def out_of_memory(when: str, config: TrainConfig, first: str | None = None) -> T
         ways.append("use --train_batch_size 1 with --gradient_accumulation_steps")
     if config.train_text_encoder:
         ways.append("drop --train_text_encoder")
-    if not config.base_model_precision:
+    if not config.base_model_precision and accepts(config, base_model_precision="int8-torchao"):
         ways.append("use --base_model_precision int8-torchao")
     ways.append("lower --resolution or the rank")
     device = best_device()
     card = "" if device.type == "cpu" else f" (this GPU: {name_of(device)})"
-    return TrainingError(f"out of memory {when}: {', '.join(ways)}{card}")
+    folder = "a run with other options needs another --output_dir"
+    return TrainingError(f"out of memory {when}: {', '.join(ways)}{card}; {folder}")
+
+
+def accepts(config: TrainConfig, **changes) -> bool:
+    """Whether the options stay possible with these changes."""
+    try:
+        dataclasses.replace(config, **changes)
+    except ConfigError:
+        return False
+    return True

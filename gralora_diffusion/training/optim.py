@@ -12,6 +12,7 @@ from torch import nn
 from gralora_diffusion.adapters.inject import compiled, first_match
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.console import counted
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.adafactor import Adafactor
 from gralora_diffusion.training.flat_factors import FlatFactors
@@ -144,7 +145,7 @@ def check_8bit(config: TrainConfig, device: torch.device) -> None:
         adamw_8bit([dict(params=[parameter])], config).step()
     except Exception as error:  # whatever a driver or a missing kernel raises
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        problem = f"8-bit AdamW does not run on {device} here, drop --use_8bit_adam: {why}"
+        problem = f"8-bit AdamW does not run on {device} here ({why}): drop --use_8bit_adam"
         raise ConfigError(problem, option="use_8bit_adam") from None
 
 
@@ -225,7 +226,7 @@ def make_schedule(optimizer, config: TrainConfig, steps: int):
 
     warmup = 0 if OPTIMIZERS[config.optimizer].own_warmup else config.lr_warmup_steps
     if warmup and warmup >= steps:
-        problem = f"--lr_warmup_steps is {warmup}, and the run ends after {steps} steps: use fewer"
+        problem = f"--lr_warmup_steps is {warmup}, and the run ends after {counted(steps, 'step')}: use fewer"
         raise ConfigError(problem, option="lr_warmup_steps")
     try:
         return get_scheduler(

@@ -110,7 +110,7 @@ def check_facts(checkpoint: Path, before: dict, now: dict) -> None:
         problem = f"{checkpoint} was made with {' and '.join(changed)}"
         ways = "use the same to resume it, or choose another --output_dir"
         if set(changed) <= {MUST_MATCH["images"], MUST_MATCH["masks"]}:
-            ways += f", with --start_from {checkpoint.parent} to continue from this adapter with the new ones"
+            ways += f", with --start_from {checkpoint} to continue from this adapter with the new ones"
         raise ConfigError(f"{problem}: {ways}")
     old, new = before["should_match"], now["should_match"]
     changed = [

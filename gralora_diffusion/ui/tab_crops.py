@@ -31,7 +31,7 @@ class CropPreview:
 
     def build_gallery(self) -> None:
         self.gallery = gr.Gallery(
-            label="What training crops: the outlined parts, with the options on the left",
+            label="What training crops with the chosen options: the outlined parts",
             columns=4,
             height="auto",
             allow_preview=False,

@@ -456,7 +456,10 @@ def test_every_process_has_the_same_allocation_bit_by_bit(tmp_path, monkeypatch)
         (dict(allocate="gora", allocation="x.json"), "give one of them"),
         (dict(allocate="gora", adapter=AdapterConfig(rank=8, hybrid_rank=4)), "--hybrid_rank"),
         (dict(allocate="ralora", adapter=AdapterConfig(method="lora")), "ralora chooses GraLoRA's k"),
-        (dict(allocate="energy", gora_rounding="paper"), "--allocate energy has none"),
+        (
+            dict(allocate="energy", gora_rounding="paper"),
+            "--allocate energy has none: use --gora_rounding exact",
+        ),
         (dict(allocate="best"), "must be one of gora, energy"),
         (
             dict(adapter=AdapterConfig(method="lora"), allocate="gora", gora_init="best"),

@@ -291,7 +291,7 @@ def test_a_model_with_missing_weights_is_refused(blip, tmp_path):
     tensors = load_file(blip / "model.safetensors")
     del tensors[max(name for name in tensors if "vision" in name)]
     save_file(tensors, tmp_path / "model.safetensors", dict(format="pt"))
-    with pytest.raises(ConfigError, match="1 tensors are missing or of another shape, first vision"):
+    with pytest.raises(ConfigError, match="1 tensor missing or of another shape, first vision"):
         load_captioner(str(tmp_path))
 
 

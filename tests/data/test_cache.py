@@ -61,7 +61,7 @@ def test_a_damaged_entry_counts_as_absent_and_can_be_written_again(tmp_path, dam
         }[damage]
     path.write_bytes(bad)
     assert cache.rows("latents", KEY) == 0
-    with pytest.raises(TrainingError, match="run the same command again"):
+    with pytest.raises(TrainingError, match="run the same command to resume"):
         [cache.row("latents", KEY, n) for n in range(3)]
     cache.put("latents", KEY, **entry())
     assert cache.rows("latents", KEY) == 3

@@ -274,7 +274,7 @@ def test_masks_are_no_images(tmp_path, capsys):
         Image.new("RGB", (64, 64)).save(tmp_path / name)
     (tmp_path / "b_mask.txt").write_text("made by a tagger")
     assert [p.path.name for p in find_images(tmp_path, "x")] == ["a.png", "b.jpg", "gas_mask.png"]
-    assert "holds 3 masks beside the images, left out: a-condlabel.png and others" in (
+    assert "holds 3 masks beside the images, not trained on: a-condlabel.png and others" in (
         capsys.readouterr().err
     )
     masks = masks_of(sorted(tmp_path.glob("*.*g")))
@@ -352,7 +352,7 @@ def test_a_run_with_two_concepts_and_a_reg_folder_resumes_bit_exactly_elsewhere(
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     (kohya / "moved" / "img" / "3_sks dog").rename(kohya / "moved" / "img" / "4_sks dog")
     with pytest.raises(
-        ConfigError, match=r"different images or captions: .* --start_from .*parts to continue from"
+        ConfigError, match=r"different images or captions: .* --start_from .*parts/checkpoint-4 to continue"
     ):
         run("parts", 6, kohya / "moved")
 

@@ -254,7 +254,9 @@ def test_no_mask_at_all_is_refused(tmp_path):
 
 
 def test_options_of_masks_that_contradict_others_are_refused():
-    with pytest.raises(ConfigError, match="--masked_loss needs masks, and those of a dataset are not read"):
+    with pytest.raises(
+        ConfigError, match="--masked_loss needs masks, and those of --dataset_name are not read"
+    ):
         TrainConfig(masked_loss=True, dataset_name="x", instance_prompt="y")
     with pytest.raises(ConfigError, match="--mask_dir has no effect here: it needs --masked_loss"):
         TrainConfig(mask_dir="masks")

@@ -60,7 +60,7 @@ def test_a_sweep_ends_though_a_worker_is_killed(tmp_path, capsys):
     done = read_results(sweep)
     assert sorted(entry["run"]["seed"] for entry in done) == [0, 1, 2]
     assert all(len(entry["losses"]) == STEPS for entry in done)
-    assert "3 runs are done" in capsys.readouterr().out
+    assert "3 runs done" in capsys.readouterr().out
     alone = tmp_path / "alone"
     main(options.replace(str(sweep), str(alone)).replace("--ray local", "").split())
     by_seed = {entry["run"]["seed"]: entry for entry in done}

@@ -33,6 +33,7 @@ from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training import hub, loop, objective, step_cost, validation_images
 from gralora_diffusion.training.dry_run import plan
 from gralora_diffusion.training.forecast import RunCost, forecast_run
+from gralora_diffusion.training.memory import out_of_memory
 from gralora_diffusion.training.optimization import Optimization
 from gralora_diffusion.training.resume import check_facts, facts_of
 from gralora_diffusion.training.run_folder import Run, busy, read_metrics, read_status
@@ -77,6 +78,12 @@ def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch, at, words):
     ):
         quick(tmp_path)
     assert read_status(tmp_path / "run")["state"] == "failed"
+
+
+def test_out_of_memory_names_no_option_that_would_be_refused():
+    offloaded = dataclasses.replace(QUICK, offload_unet=True, gradient_checkpointing=True)
+    assert "--base_model_precision" in str(out_of_memory("here", QUICK))
+    assert "--base_model_precision" not in str(out_of_memory("here", offloaded))
 
 
 def test_out_of_memory_in_a_preview_costs_the_images_alone(tmp_path, monkeypatch):
@@ -140,7 +147,7 @@ def test_a_checkpoint_with_nan_is_not_written_and_nothing_is_left_of_it(tmp_path
     next(iter(next(adapter.items())[2].values()))[0] = float("nan")
     with pytest.raises(
         TrainingError,
-        match=r"checkpoint-2 was not written, since a number is not finite .*: lower --learning_rate",
+        match=r"checkpoint-2 was not written, since a number is not finite .*: use a lower --learning",
     ):
         checkpoints.save(tmp_path, 2, adapter, {})
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"]

@@ -301,8 +301,8 @@ def test_optimizers_are_known_by_name_in_capitals_or_not(given):
         ("--optimizer AdamWScheduleFree --ema_decay 0.99", "--ema_decay has no effect here"),
         ("--lr_warmup_steps 5", "needs --lr_scheduler linear or cosine"),
         ("--lr_num_cycles 2 --lr_scheduler cosine", "cosine_with_restarts"),
-        ("--lr_scheduler piecewise_constant", "needs rules"),
-        ("--lr_scheduler piecewise_constant --lr_step_rules 1:x,2", "needs rules"),
+        ("--lr_scheduler piecewise_constant", ": --lr_scheduler piecewise_constant needs --lr_step_rules"),
+        ("--lr_scheduler piecewise_constant --lr_step_rules 1:x,2", "needs --lr_step_rules such as"),
         (
             "--lr_scheduler polynomial --lr_warmup_steps 10 --max_train_steps 10",
             "the run ends after 10 steps",

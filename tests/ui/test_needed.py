@@ -14,6 +14,7 @@ from gralora_diffusion.ui.run_changes import RunChanges
 from gralora_diffusion.ui.run_queue import RunQueue
 
 PROCESS = dict(pid=os.getpid(), born=psutil.Process().create_time(), started=time.time() + 5)
+STATES = [("queued", "queued", "remove dog from the queue"), ("started", "starting", "stop dog")]
 
 
 def add_run(workspace, name, state="canceled", **config):
@@ -23,16 +24,16 @@ def add_run(workspace, name, state="canceled", **config):
     (run / "job.json").write_text(json.dumps(job))
 
 
-@pytest.mark.parametrize(("state", "word"), [("queued", "queued"), ("started", "starting")])
+@pytest.mark.parametrize(("state", "word", "way"), STATES)
 @pytest.mark.parametrize("option", ["instance_data_dir", "class_data_dir"])
 @pytest.mark.parametrize("absolute", [False, True])
-def test_a_dataset_that_a_run_reads_stays(workspace, state, word, option, absolute):
+def test_a_dataset_that_a_run_reads_stays(workspace, state, word, way, option, absolute):
     for name in ("mine", "mine2"):
         image_sets.create(workspace, name)
         Image.new("RGB", (64, 64)).save(workspace.images / name / "a.png")
     folder = str(workspace.images / "mine") if absolute else "images/mine"
     add_run(workspace, "dog", state, **{option: folder})
-    sentence = f"mine is used by dog, which is {word}: stop dog before you"
+    sentence = f"mine is used by dog, which is {word}: {way} before you"
     with pytest.raises(ConfigError, match=f"{sentence} rename mine"):
         image_sets.rename(workspace, "mine", "other")
     with pytest.raises(ConfigError, match=f"{sentence} delete mine"):
@@ -44,7 +45,7 @@ def test_a_dataset_that_a_run_reads_stays(workspace, state, word, option, absolu
     image_sets.delete(workspace, "other")
 
 
-@pytest.mark.parametrize(("state", "word"), [("queued", "queued"), ("started", "starting")])
+@pytest.mark.parametrize(("state", "word", "way"), STATES)
 @pytest.mark.parametrize(
     "config",
     [
@@ -54,12 +55,12 @@ def test_a_dataset_that_a_run_reads_stays(workspace, state, word, option, absolu
     ],
     ids=["run", "checkpoint", "ranks"],
 )
-def test_a_run_that_another_one_reads_stays(workspace, state, word, config):
+def test_a_run_that_another_one_reads_stays(workspace, state, word, way, config):
     for name in ("first", "first-2"):
         add_run(workspace, name)
     add_run(workspace, "dog", state, **config)
     changes = RunChanges(RunQueue(workspace))
-    sentence = f"first is used by dog, which is {word}: stop dog before you"
+    sentence = f"first is used by dog, which is {word}: {way} before you"
     with pytest.raises(ConfigError, match=f"{sentence} rename first"):
         changes.rename("first", "other")
     with pytest.raises(ConfigError, match=f"{sentence} delete first"):

@@ -37,6 +37,9 @@ WORDS = {
     "out of memory: run the same command to resume from the newest checkpoint": (
         "out of memory: press “Resume” to continue from the newest checkpoint"
     ),
+    "nothing is lost: run the same command to start again": (
+        "nothing is lost: press “Resume” to start again"
+    ),
     "a hub id such as a/b or 1/2": "a hub id such as a/b or 1/2",
 }
 

@@ -105,7 +105,8 @@ def test_a_run_that_is_active_or_queued_is_neither_renamed_nor_deleted(changes, 
         job = dict(config={}, created=time.time()) | job
         (workspace.runs / name / "job.json").write_text(json.dumps(job))
         for change in (lambda n: changes.rename(n, "free-name"), changes.delete):
-            with pytest.raises(ConfigError, match="stop it before"):
+            way = "stop it" if name == "busy" else "remove it from the queue"
+            with pytest.raises(ConfigError, match=f"{way} before you"):
                 change(name)
         assert (workspace.runs / name / "job.json").is_file()
 
