@@ -1,28 +1,45 @@
 """Does --keep_best stop before over-training? The best steps against the last, on other noise and prompts.
 
     python scripts/stopping.py --state build/stopping    # train, generate, score; the same command resumes
-    python scripts/stopping.py --report    # the table alone, from docs/experiments/results/stopping
+    python scripts/stopping.py --report    # the tables alone, from docs/experiments/results/stopping
 
-One run of a seed serves both rules: they choose a step and change nothing of the training.
+Over-training: prompt similarity falls while subject similarity no longer rises. verdict() was fixed before
+the runs of TEST. One run of a seed serves both rules: they choose a step and change nothing of the training.
 """
 
 import argparse
 import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 import demo_sweep
+import torch
 
+from gralora_diffusion.cli import demo
 from gralora_diffusion.command_line import parse
-from gralora_diffusion.evaluation.statistics import t_interval
+from gralora_diffusion.evaluation.statistics import mean_and_interval, t_interval
 from gralora_diffusion.experiments.results import append_result, read_results
 from gralora_diffusion.training.best import best_of
 from gralora_diffusion.training.run_folder import read_evaluations
 from gralora_diffusion.training.train import train
 
 KEPT = Path(__file__).parents[1] / "docs" / "experiments" / "results" / "stopping"
-SEEDS = (301, 302, 303)  # none of demo_sweep.py's, with whose selection the score was chosen
-STEPS, EVERY = 600, 50
-LAST, LOSS, SCORE, BASE = "the last step", "--keep_best loss", "--keep_best score", "the base"
+EVERY = 50
+LAST, LOSS, SCORE = "the last step", "--keep_best loss", "--keep_best score"
+RULES = (SCORE, LOSS)  # the first is the primary one
+*SUBJECT, PROMPT = demo_sweep.SCORES
+
+
+class Part(NamedTuple):
+    """Training seeds, none of demo_sweep.py's, with whose selection the score was chosen; their setting."""
+
+    seeds: tuple[int, ...]
+    steps: int
+    rate: float
+
+
+TEST = Part(tuple(range(311, 321)), demo.STEPS, demo.RATE)
+EARLIER = Part((301, 302, 303), 600, 1e-3)  # the demo's setting before
 PROMPTS = [" ".join(prompt.split()) for prompt in demo_sweep.TEST.prompts.split("|")]
 
 
@@ -36,33 +53,48 @@ def main() -> None:
     args = parser.parse_args()
     if not args.report:
         KEPT.mkdir(parents=True, exist_ok=True)
-        for seed in SEEDS:
-            make(args.state / f"seed-{seed}", seed)
-    table = "\n".join(lines())
-    (KEPT / "table.md").write_text(f"{table}\n")
-    print(table)
+        for part in (EARLIER, TEST):
+            for seed in part.seeds:
+                make(args.state / f"seed-{seed}", seed, part)
+    text = "\n".join(report())
+    (KEPT / "table.md").write_text(f"{text}\n")
+    print(text)
 
 
-def make(run: Path, seed: int) -> None:
+def report() -> list[str]:
+    """The tables of both parts, with the verdict."""
+    return [*lines(TEST), "", verdict(), "", *lines(EARLIER)]
+
+
+def make(run: Path, seed: int, part: Part) -> None:
     """Train, then generate and score what is missing in KEPT."""
-    words = (
-        f"--seed {seed} --max_train_steps {STEPS} --checkpointing_steps {EVERY} --validation_steps {EVERY} "
-    )
-    words += f"--validation_split 0.2 --keep_best score --output_dir {run}"
+    kept = {entry["run"]["rule"]: entry for entry in read_results(KEPT) if entry["run"]["seed"] == seed}
+    if {LAST, *RULES} <= set(kept):
+        return
+    words = f"--seed {seed} --learning_rate {part.rate} --max_train_steps {part.steps}"
+    words += f" --gralora_rank 64 --checkpointing_steps {EVERY} --validation_steps {EVERY}"
+    words += f" --validation_split 0.2 --keep_best score --output_dir {run}"
     train(parse("", words.split()))
     history = read_evaluations(run)
-    chosen = {BASE: 0, LAST: STEPS}
-    for rule, by in ((LOSS, "loss"), (SCORE, "score")):
-        chosen[rule] = best_of(history, by)["step"]
+    chosen = {LAST: part.steps}
+    for rule in RULES:
+        chosen[rule] = best_of(history, rule.split()[-1])["step"]
     for rule, step in chosen.items():
-        about = dict(seed=seed, rule=rule)
-        if any(entry["run"] == about for entry in read_results(KEPT)):
+        if rule in kept:
             continue
-        adapter = run / f"checkpoint-{step}" if step else None
-        scores = demo_sweep.scored(run / f"images-{step}", PROMPTS, seed, adapter)
+        scores = scores_at(run, seed, step)
         (line,) = (line for line in history if line["step"] == step)
         seen = {name: line[name] for name in ("validation_loss", "subject", "prompt", "copies", "score")}
+        about = dict(seed=seed, rule=rule)
         append_result(KEPT, {"run": about, "step": step, "means": scores, "in_the_run": seen})
+
+
+def scores_at(run: Path, seed: int, step: int) -> dict[str, float]:
+    """Of a step's images, which two rules may have chosen."""
+    for entry in read_results(KEPT):
+        if entry["run"]["seed"] == seed and entry["step"] == step:
+            return entry["means"]
+    return demo_sweep.scored(run / f"images-{step}", PROMPTS, seed, run / f"checkpoint-{step}")
 
 
 def value(seed: int, rule: str, score: str | None) -> float:
@@ -71,24 +103,52 @@ def value(seed: int, rule: str, score: str | None) -> float:
     return entry["step"] if score is None else entry["means"][score]
 
 
-def lines() -> list[str]:
-    """The table: means over the seeds, then each rule less the last step, with Student's t."""
-    table = [f"| {len(SEEDS)} seeds | steps | {' | '.join(demo_sweep.SCORES)} |", "|---" * 5 + "|"]
-    for rule in (BASE, LAST, LOSS, SCORE):
-        steps = ", ".join(str(value(seed, rule, None)) for seed in SEEDS)
-        means = [statistics.mean(value(seed, rule, score) for seed in SEEDS) for score in demo_sweep.SCORES]
-        table.append(
-            f"| {rule} | {steps} | {' | '.join(demo_sweep.short(f'{mean:.3f}') for mean in means)} |"
-        )
-    for rule in (LOSS, SCORE):
+def gains(part: Part, rule: str, score: str) -> list[float]:
+    """The score of the step that a rule chose less that of the last step, of each seed."""
+    return [value(seed, rule, score) - value(seed, LAST, score) for seed in part.seeds]
+
+
+def bca_interval(values: list[float]) -> tuple[float, float]:
+    found = mean_and_interval(torch.tensor(values))
+    return found["low"], found["high"]
+
+
+def lines(part: Part) -> list[str]:
+    """A table: means over the seeds, then each rule less the last step, with Student's t and by BCa."""
+    table = [f"| {len(part.seeds)} seeds | steps | {' | '.join(demo_sweep.SCORES)} |", "|---" * 5 + "|"]
+    for rule in (LAST, *RULES):
+        steps = ", ".join(str(value(seed, rule, None)) for seed in part.seeds)
+        steps = steps if rule != LAST else str(part.steps)
         cells = []
         for score in demo_sweep.SCORES:
-            gains = [value(seed, rule, score) - value(seed, LAST, score) for seed in SEEDS]
-            low, high = t_interval(gains)
-            text = f"{statistics.mean(gains):+.3f} ({low:+.3f} to {high:+.3f})"
-            cells.append(demo_sweep.short(text))
-        table.append(f"| {rule} minus {LAST}, 95 % t | | {' | '.join(cells)} |")
+            mean = statistics.mean(value(seed, rule, score) for seed in part.seeds)
+            cells.append(demo_sweep.short(f"{mean:.3f}"))
+        table.append(f"| {rule} | {steps} | {' | '.join(cells)} |")
+    for rule in RULES:
+        for name, interval in (("t", t_interval), ("BCa", bca_interval)):
+            cells = []
+            for score in demo_sweep.SCORES:
+                found = gains(part, rule, score)
+                low, high = interval(found)
+                text = f"{statistics.mean(found):+.3f} ({low:+.3f} to {high:+.3f})"
+                cells.append(demo_sweep.short(text))
+            table.append(f"| {rule} minus {LAST}, 95 % {name} | | {' | '.join(cells)} |")
     return table
+
+
+def verdict() -> str:
+    """The rule: is the primary step's prompt similarity higher, and does subject similarity rise after it?"""
+    prompt = gains(TEST, SCORE, PROMPT)
+    if min(t_interval(prompt)[0], bca_interval(prompt)[0]) <= 0:
+        return f"{SCORE}: no gain in prompt similarity found."
+    lower = []
+    for score in SUBJECT:
+        found = gains(TEST, SCORE, score)
+        if min(t_interval(found)[1], bca_interval(found)[1]) < 0:
+            lower.append(score)
+    if lower:
+        return f"{SCORE}: higher prompt similarity, and lower {' and '.join(lower)}."
+    return f"{SCORE}: it stops before over-training sets in."
 
 
 if __name__ == "__main__":

@@ -86,17 +86,18 @@ def test_the_demo_trains_as_its_sweep_chose():
 
 
 def test_the_table_of_when_to_stop_is_what_its_script_prints():
-    printed = stopping.lines()
+    printed = stopping.report()
     assert (stopping.KEPT / "table.md").read_text().splitlines() == printed
     section = re.split(r"^## When to stop$", DOCUMENT, flags=re.M)[1].partition("\n## ")[0]
-    assert [line for line in section.splitlines() if line.startswith("|")] == printed
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert rows == [line for line in printed if line.startswith("|")]
 
 
 def test_the_table_of_the_prior_is_what_its_script_prints():
-    printed = prior.lines()
-    assert (prior.KEPT / "table.md").read_text().splitlines() == printed
+    test, ignored = prior.lines(prior.TEST), prior.lines(prior.IGNORED)
+    assert (prior.KEPT / "table.md").read_text().splitlines() == [*test, "", *ignored]
     section = re.split(r"^## Prior$", DOCUMENT, flags=re.M)[1].partition("\n## ")[0]
-    assert [line for line in section.splitlines() if line.startswith("|")] == printed
+    assert [line for line in section.splitlines() if line.startswith("|")] == [*test, *ignored]
 
 
 def test_the_table_of_tasks_is_what_its_script_prints(monkeypatch):
