@@ -502,7 +502,7 @@ def test_sample_images_are_in_order_of_number(tmp_path):
     options = dict(validation_prompt="a robot", num_validation_images=101, num_inference_steps=1)
     previews = Previews(load_sdxl(), dataclasses.replace(QUICK, **options).resolved(), tmp_path)
     images = [Image.effect_noise((8, 8), 50).convert("RGB")] * 101
-    previews.images = lambda step: images
+    previews.images = lambda *_: images
     previews.generate(0)
     names = [path.stem for path in sorted(previews.of_step(0).iterdir())]
     assert names == [f"{number:03d}" for number in range(101)]
