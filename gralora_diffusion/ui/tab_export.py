@@ -21,6 +21,7 @@ from gralora_diffusion.ui.workspace import Workspace, quoted
 SMALL = 32  # the rank of "small"
 OTHER, FIRST_OTHER = "other", "16"  # the choice of a rank that is typed, and what it begins with
 FILE_SIZES = [("Exact", ""), (f"Small (rank {SMALL})", str(SMALL)), ("Another rank", OTHER)]
+BOTH_VISIBLE = "() => Array(2).fill({__type__: 'update', visible: true})"
 NOT_THIS = "not for this one"  # in the place of a size: the format cannot hold the adapter as chosen
 NO_ADAPTERS = (
     "### Nothing to export yet\nTrain an adapter under **Train**; its files are offered here when the run is "
@@ -131,13 +132,15 @@ class ExportTab:
                 )
 
     def connect(self) -> None:
-        self.write.click(
+        written = self.write.click(
             guarded(self.export),
             [self.adapter, self.kinds, self.rank, self.dtype],
             [self.table, self.files],
             api_name="export",
             concurrency_id="gpu",
         )
+        made = [self.table, self.files]
+        written.success(None, None, made, js=BOTH_VISIBLE, **PRIVATE)
         for tool, button in self.copies.items():
             button.click(
                 guarded(self.copier(tool)),
@@ -238,7 +241,7 @@ class ExportTab:
             for path, digest in export_with_preview(self.workspace, adapter, kind, number, dtype):
                 files.append(str(path))
                 rows.append([path.name, size_text(path.stat().st_size), digest])
-            yield gr.update(value=rows, visible=True), gr.update(value=files, visible=True)
+            yield rows, files
         notify(f"{len(files)} file{'' if len(files) == 1 else 's'} ready")
 
     def copier(self, tool: str):

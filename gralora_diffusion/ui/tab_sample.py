@@ -34,6 +34,7 @@ from gralora_diffusion.ui.suggestion import Suggestion
 from gralora_diffusion.ui.tab_sample_history import History
 from gralora_diffusion.ui.workspace import Workspace
 
+NONE_CHOSEN = "() => ({__type__: 'update', selected_index: null})"  # the slider has the last image
 RIGHT_CLICK = "Save it with a right click, and free some space"
 NO_ADAPTERS = (
     "### No adapter yet\nTrain one: it is offered here when the run is done. Meanwhile you can generate "
@@ -113,6 +114,7 @@ class SampleTab:
             api_name="sample",
         )
         on_end(generated, **self.history.refresh)
+        on_end(generated, None, None, self.gallery, js=NONE_CHOSEN, **PRIVATE)
         self.gallery.select(guarded(self.pair_of_image), self.pairs, self.slider, **QUIET)
         prompt = [self.adapter, fields["prompt"]]
         self.first = Suggestion(fields["prompt"])
@@ -174,8 +176,7 @@ class SampleTab:
             images.append((pair[1], caption(event, len(requests))))
             pairs.append(pair)
             progress = f"{len(images)} of {len(requests)}{note}"
-            gallery = gr.update(value=images, selected_index=len(images) - 1)
-            yield gallery, tuple(pair), pairs, used_seed, progress, ""
+            yield images, tuple(pair), pairs, used_seed, progress, ""
 
     def preview(self, step: Step) -> str | None:
         """The served file of a step's preview; None where there is none, or no space for it."""

@@ -248,14 +248,17 @@ def test_a_dataset_of_kohya_folders_is_explained_instead_of_displayed_empty(work
     )
 
 
+MASK = "1 mask added: turn on Masked loss under Train to use masks"
+
+
 def test_masks_stay_beside_their_images(workspace, tmp_path):
     name = image_sets.create(workspace, "mine")
     image_uploads.add(workspace, name, [image(tmp_path / "dog.png")])
     uploads = [image(tmp_path / "dog-masklabel.png", mode="L"), tmp_path / "dog.png"]
-    assert image_uploads.add(workspace, name, uploads) == (2, [])
+    assert image_uploads.add(workspace, name, uploads) == (1, [MASK])
     long = "a" * 80
     uploads = [image(tmp_path / f"{long}.png"), image(tmp_path / f"{long}_mask.png", mode="L")]
-    assert image_uploads.add(workspace, name, uploads) == (2, [])
+    assert image_uploads.add(workspace, name, uploads) == (1, [MASK])
     folder = workspace.images / name
     cut = "a" * 60
     wanted = ["dog-2-masklabel.png", "dog-2.png", "dog.png", f"{cut}.png", f"{cut}_mask.png"]
@@ -264,7 +267,7 @@ def test_masks_stay_beside_their_images(workspace, tmp_path):
     trained = [found.path.name for found in find_images(folder, "a dog")]
     assert trained == [f"{cut}.png", "dog-2.png", "dog.png"]
     (_, notes) = image_uploads.add(workspace, name, [tmp_path / "dog-masklabel.png"])
-    assert notes == []
+    assert notes == [MASK]
     (_, notes) = image_uploads.add(workspace, name, [tmp_path / "dog-masklabel.png"])
     assert notes == [
         "dog-masklabel.png was left out: dog.png already has a mask of this name: delete it first"
