@@ -4,7 +4,8 @@
     python scripts/stopping.py --report    # the tables alone, from docs/experiments/results/stopping
 
 Over-training: prompt similarity falls while subject similarity no longer rises. verdict() was fixed before
-the runs of TEST. One run of a seed serves both rules: they choose a step and change nothing of the training.
+the runs of TEST, and LONG was added with the same rule after them. One run of a seed serves both rules: they
+choose a step and change nothing of the training.
 """
 
 import argparse
@@ -24,7 +25,6 @@ from gralora_diffusion.training.run_folder import read_evaluations
 from gralora_diffusion.training.train import train
 
 KEPT = Path(__file__).parents[1] / "docs" / "experiments" / "results" / "stopping"
-EVERY = 50
 LAST, LOSS, SCORE = "the last step", "--keep_best loss", "--keep_best score"
 RULES = (SCORE, LOSS)  # the first is the primary one
 *SUBJECT, PROMPT = demo_sweep.SCORES
@@ -36,9 +36,13 @@ class Part(NamedTuple):
     seeds: tuple[int, ...]
     steps: int
     rate: float
+    every: int = 50  # steps between evaluations
+    images: int = 1  # sample images per prompt
+    rules: tuple[str, ...] = RULES
 
 
 TEST = Part(tuple(range(311, 321)), demo.STEPS, demo.RATE)
+LONG = Part(tuple(range(321, 331)), 2 * demo.STEPS, demo.RATE, 100, 2, (SCORE,))
 EARLIER = Part((301, 302, 303), 600, 1e-3)  # the demo's setting before
 PROMPTS = [" ".join(prompt.split()) for prompt in demo_sweep.TEST.prompts.split("|")]
 
@@ -53,7 +57,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.report:
         KEPT.mkdir(parents=True, exist_ok=True)
-        for part in (EARLIER, TEST):
+        for part in (EARLIER, TEST, LONG):
             for seed in part.seeds:
                 make(args.state / f"seed-{seed}", seed, part)
     text = "\n".join(report())
@@ -62,22 +66,26 @@ def main() -> None:
 
 
 def report() -> list[str]:
-    """The tables of both parts, with the verdict."""
-    return [*lines(TEST), "", verdict(), "", *lines(EARLIER)]
+    """The tables of all parts, with the verdicts."""
+    found = []
+    for part in (TEST, LONG):
+        found += [*lines(part), "", verdict(part), ""]
+    return [*found, *lines(EARLIER)]
 
 
 def make(run: Path, seed: int, part: Part) -> None:
     """Train, then generate and score what is missing in KEPT."""
     kept = {entry["run"]["rule"]: entry for entry in read_results(KEPT) if entry["run"]["seed"] == seed}
-    if {LAST, *RULES} <= set(kept):
+    if {LAST, *part.rules} <= set(kept):
         return
     words = f"--seed {seed} --learning_rate {part.rate} --max_train_steps {part.steps}"
-    words += f" --gralora_rank 64 --checkpointing_steps {EVERY} --validation_steps {EVERY}"
-    words += f" --validation_split 0.2 --keep_best score --output_dir {run}"
+    words += f" --gralora_rank 64 --checkpointing_steps {part.every} --validation_steps {part.every}"
+    words += f" --num_validation_images {part.images} --validation_split 0.2 --keep_best score"
+    words += f" --output_dir {run}"
     train(parse("", words.split()))
     history = read_evaluations(run)
     chosen = {LAST: part.steps}
-    for rule in RULES:
+    for rule in part.rules:
         chosen[rule] = best_of(history, rule.split()[-1])["step"]
     for rule, step in chosen.items():
         if rule in kept:
@@ -116,7 +124,7 @@ def bca_interval(values: list[float]) -> tuple[float, float]:
 def lines(part: Part) -> list[str]:
     """A table: means over the seeds, then each rule less the last step, with Student's t and by BCa."""
     table = [f"| {len(part.seeds)} seeds | steps | {' | '.join(demo_sweep.SCORES)} |", "|---" * 5 + "|"]
-    for rule in (LAST, *RULES):
+    for rule in (LAST, *part.rules):
         steps = ", ".join(str(value(seed, rule, None)) for seed in part.seeds)
         steps = steps if rule != LAST else str(part.steps)
         cells = []
@@ -124,7 +132,7 @@ def lines(part: Part) -> list[str]:
             mean = statistics.mean(value(seed, rule, score) for seed in part.seeds)
             cells.append(demo_sweep.short(f"{mean:.3f}"))
         table.append(f"| {rule} | {steps} | {' | '.join(cells)} |")
-    for rule in RULES:
+    for rule in part.rules:
         for name, interval in (("t", t_interval), ("BCa", bca_interval)):
             cells = []
             for score in demo_sweep.SCORES:
@@ -136,18 +144,18 @@ def lines(part: Part) -> list[str]:
     return table
 
 
-def verdict() -> str:
+def verdict(part: Part) -> str:
     """The rule: is the primary step's prompt similarity higher, and does subject similarity rise after it?"""
-    prompt = gains(TEST, SCORE, PROMPT)
+    prompt = gains(part, SCORE, PROMPT)
     if min(t_interval(prompt)[0], bca_interval(prompt)[0]) <= 0:
         return f"{SCORE}: no gain in prompt similarity found."
-    lower = []
+    rising = []
     for score in SUBJECT:
-        found = gains(TEST, SCORE, score)
+        found = gains(part, SCORE, score)
         if min(t_interval(found)[1], bca_interval(found)[1]) < 0:
-            lower.append(score)
-    if lower:
-        return f"{SCORE}: higher prompt similarity, and lower {' and '.join(lower)}."
+            rising.append(score)
+    if rising:
+        return f"{SCORE}: higher prompt similarity, but afterward {' and '.join(rising)} still rises."
     return f"{SCORE}: it stops before over-training sets in."
 
 
