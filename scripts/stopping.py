@@ -155,7 +155,8 @@ def verdict(part: Part) -> str:
         if min(t_interval(found)[1], bca_interval(found)[1]) < 0:
             rising.append(score)
     if rising:
-        return f"{SCORE}: higher prompt similarity, but afterward {' and '.join(rising)} still rises."
+        rise = "rises" if len(rising) == 1 else "rise"
+        return f"{SCORE}: higher prompt similarity, but afterward {' and '.join(rising)} still {rise}."
     return f"{SCORE}: it stops before over-training sets in."
 
 
