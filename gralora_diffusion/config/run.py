@@ -133,7 +133,7 @@ class RunOptions:
     skip_final_inference: bool = samples(False, "generate no sample images", label="No sample images")
     output_dir: str | None = output(
         None,
-        "the run folder; by default runs/FOLDER-ADAPTER-rRANK, with a number if that exists",
+        "the run folder; by default runs/FOLDER-ADAPTER-rRANK, with a number if it holds another run",
         label="Run folder",
         kind="folder",
     )

@@ -115,7 +115,7 @@ class Plan:
         images = counted(self.images_per_step, "image")
         facts = {
             "base": self.config.pretrained_model_name_or_path or "the embedded one",
-            "adapter": f"{kind}, {len(self.layers)} layers, {self.parameters:,} parameters",
+            "adapter": f"{kind}, {counted(len(self.layers), 'layer')}, {self.parameters:,} parameters",
             **self.parent(),
             "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
             **({"masks": self.masks} if self.masks else {}),

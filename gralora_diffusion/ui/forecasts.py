@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.console import about
+from gralora_diffusion.console import about, counted
 from gralora_diffusion.options import PATHS, ConfigError, fault_of, from_dict, to_dict
 from gralora_diffusion.training.time_left import costs_from_json
 from gralora_diffusion.ui.config_form import BASE, FIELDS
@@ -139,7 +139,10 @@ def estimate_of_text(text: str, workspace: Workspace) -> Estimate:
         found = plan(config)
     summary = found.summary()
     summary["base"] = found.config.pretrained_model_name_or_path or EMBEDDED
-    summary["steps"] = f"{found.steps} steps, batch size {found.images_per_step}, {found.epochs:.0f} epochs"
+    summary["steps"] = (
+        f"{counted(found.steps, 'step')}, batch size {found.images_per_step}, "
+        f"{counted(round(found.epochs), 'epoch')}"
+    )
     rows = [(TITLES[name], page_words(value, workspace)) for name, value in summary.items()]
     device = best_device()
     libraries = memory_in_use(device) if total_memory(device) is None else 0
