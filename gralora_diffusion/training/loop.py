@@ -72,8 +72,8 @@ def training_loop(
         return setup.start
 
     interrupts.patient = True
-    how = config, accelerator, interrupts, steps, setup.start, state_needed, clock.add_step
-    made = run_steps(optimization, loss_of, *how)
+    how = dict(state_needed=state_needed, time_text=clock.add_step)
+    made = run_steps(optimization, loss_of, config, accelerator, interrupts, steps, setup.start, **how)
     try:
         for line, stopping in made:
             step = line["step"]

@@ -15,7 +15,7 @@ from gralora_diffusion.ui.export_facts import (
     trigger_words,
 )
 from gralora_diffusion.ui.export_sizes import error_of, size_text, sizes_of
-from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, list_update, notify
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, list_update, notify, on_end
 from gralora_diffusion.ui.workspace import Workspace, quoted
 
 SMALL = 32  # the rank of "small"
@@ -140,7 +140,7 @@ class ExportTab:
             concurrency_id="gpu",
         )
         made = [self.table, self.files]
-        written.success(None, None, made, js=BOTH_VISIBLE, **PRIVATE)
+        on_end(written, None, None, made, js=BOTH_VISIBLE, **PRIVATE)  # also what was made before an error
         for tool, button in self.copies.items():
             button.click(
                 guarded(self.copier(tool)),
@@ -207,7 +207,7 @@ class ExportTab:
         yield f"Computing what rank {number} keeps ..."
         error = error_of(self.workspace, adapter, number)
         if error < 1e-6:
-            yield f"Rank {number} holds this adapter exactly, so no file gets smaller."
+            yield f"Rank {number} holds this adapter exactly."
             return
         kept = 100 * (1 - error**2)
         yield f"Rank {number}: relative error {error:.3g} (0 is exact); {kept:.2f} % of the energy is kept."

@@ -154,7 +154,7 @@ def test_a_caption_may_name_the_whole_image_file(folder, name):
 @pytest.mark.parametrize("suffix", [".cap", ".tags", ".text", ".wd14", ".prompt"])
 def test_what_has_a_captions_place_and_another_ending_says_how_it_is_named(folder, suffix):
     (folder / f"a{suffix}").write_text("a dog")
-    with pytest.raises(ConfigError, match=rf"a{suffix} \(neither .* by its name: captions are a.txt or a.ca"):
+    with pytest.raises(ConfigError, match=rf"a{suffix} \(neither .* by its name: captions end in .txt, .ca"):
         first_caption(folder)
 
 

@@ -55,7 +55,7 @@ def test_images_and_prompts_are_found_in_order(tmp_path):
     assert prompts_for(images, file) == ["a dog", "a cat", "an emu"]
     twice = ["a dog", "a dog", "a cat", "a cat", "an emu", "an emu"]
     assert prompts_for([*images, *images], file) == twice
-    with pytest.raises(ConfigError, match="3 prompts for the 2 images"):
+    with pytest.raises(ConfigError, match="3 prompts for 2 images"):
         prompts_for(images[:2], file)
     with pytest.raises(ConfigError, match="cannot be read"):
         prompts_for(images, tmp_path / "gone")

@@ -48,7 +48,7 @@ def test_the_split_is_fixed_and_its_parts_are_apart():
     assert (len(training), len(test), len(validation)) == (24, 3, 3)
     assert training == same
     assert len({image.path for image in (*training, *test, *validation)}) == 30
-    with pytest.raises(ConfigError, match="too few"):
+    with pytest.raises(ConfigError, match="two tenths of 9 images cannot be held out"):
         split(images[:9], "test")
 
 
