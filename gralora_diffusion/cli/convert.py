@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from gralora_diffusion.command_line import Parser, path_text, strengths
-from gralora_diffusion.console import fail, note
+from gralora_diffusion.console import counted, fail, note
 from gralora_diffusion.files import resolved
 from gralora_diffusion.formats.writers import DTYPES, WRITERS
 from gralora_diffusion.options import ConfigError
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ConfigError, ValueError, OSError) as error:
         fail(str(error))
     layers = sum(map(len, adapter.layers.values())) + sum(map(len, adapter.deltas.values()))
-    print(f"{args.output}: {layers} layers of {', '.join(adapter.components)} for {args.to}")
+    print(f"{args.output}: {counted(layers, 'layer')} of {', '.join(adapter.components)} for {args.to}")
     print(f"prediction: {objective_text(objective)}")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gralora_diffusion.cli.convert import add_output_options, check_output, print_converted
 from gralora_diffusion.command_line import Parser, path_text
-from gralora_diffusion.console import fail
+from gralora_diffusion.console import counted, fail
 from gralora_diffusion.formats.writers import WRITERS
 from gralora_diffusion.options import ConfigError
 
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         fail(str(error))
     print_converted(found)
     count = sum(map(len, found.adapter.layers.values()))
-    print(f"{args.output}: {count} layers of {', '.join(found.adapter.layers)} for {args.to}")
+    print(f"{args.output}: {counted(count, 'layer')} of {', '.join(found.adapter.layers)} for {args.to}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.experiments.results import LOCK, append_result, read_results
 from gralora_diffusion.training.signals import Stopped
 
@@ -111,7 +112,7 @@ def do_runs(
 
 
 def stopped(folder: Path, runs: list[dict]) -> str:
-    return f"stopped after {len(runs) - len(not_done(folder, runs))} of {len(runs)} runs"
+    return f"stopped after {len(runs) - len(not_done(folder, runs))} of {counted(len(runs), 'run')}"
 
 
 def not_done(folder: Path, runs: list[dict]) -> list[dict]:

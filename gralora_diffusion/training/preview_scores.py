@@ -6,7 +6,7 @@ import torch
 from PIL import ImageOps
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.console import note
+from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.evaluation.encoder_names import FOR_EMBEDDED, FOR_SDXL, parse_encoder_name
 from gralora_diffusion.evaluation.encoders import Encoder, load_encoder
@@ -73,7 +73,7 @@ class PreviewScores:
         """
         paths = sorted(folder.glob("*.png"))
         if len(paths) != self.count:
-            raise ConfigError(f"{folder} holds {len(paths)} of {self.count} sample images")
+            raise ConfigError(f"{folder} holds {len(paths)} of {counted(self.count, 'sample image')}")
         by_encoder = {}
         for encoder, references, texts in zip(self.encoders, self.references, self.texts, strict=True):
             generated = image_features(encoder, paths)

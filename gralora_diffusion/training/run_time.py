@@ -34,7 +34,7 @@ class RunTime:
 
     def begin(self, costs: Costs, before: Costs | None) -> None:
         """The costs as they are known before the first step; before: those of the run that is resumed."""
-        preparation = self.run.seconds() - costs.images - costs.evaluation
+        preparation = self.run.seconds() - self.run.earlier - costs.images - costs.evaluation
         if self.run.step:  # the seconds are those of all parts of the run
             preparation = before.preparation if before else 0.0
         self.costs = replace(costs, preparation=max(0.0, preparation))

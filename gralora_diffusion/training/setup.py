@@ -18,7 +18,7 @@ from gralora_diffusion.adapters.orthogonal_start import origin_of, start_orthogo
 from gralora_diffusion.adapters.quantization import check_quantization, quantize
 from gralora_diffusion.adapters.registry import adapter_parameters, all_layers, handles
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.console import note, share_work
+from gralora_diffusion.console import counted, note, share_work
 from gralora_diffusion.data.class_images import check_class_folders, class_images
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance_images
 from gralora_diffusion.data.encode import check_captions, check_class_prompt
@@ -174,7 +174,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
         facts["must_match"]["start"] = started.digest
     start, state = resume(path, config, models, facts)
     if start > steps:
-        problem = f"{path} is at step {start} already, beyond the {steps} steps of this command"
+        problem = f"{path} is at step {start} already, beyond the {counted(steps, 'step')} of this command"
         raise ConfigError(f"{problem}: nothing is left to do", option="max_train_steps")
     began = began_at(path / f"checkpoint-{start}") if start else None
     return TrainingSetup(

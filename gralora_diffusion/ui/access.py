@@ -26,7 +26,8 @@ class Access:
         opens = {"--listen": self.listen, "--share": self.share, "--allow_host": self.hosts}
         given = [name for name, value in opens.items() if value]
         if given and not self.auth:
-            return f"{' and '.join(given)} opens the page to others: give --auth NAME:PASSWORD with it"
+            verb = "opens" if len(given) == 1 else "open"
+            return f"{' and '.join(given)} {verb} the page to others: give --auth NAME:PASSWORD too"
         if self.auth and not all(self.auth.partition(":")[::2]):
             return "--auth must be NAME:PASSWORD"
         for host in self.hosts:

@@ -14,7 +14,7 @@ BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 1}
 SDXL_PARAMETERS = 3_468_841_927  # of SDXL 1.0: UNet, both text encoders and VAE
 _errors: dict[tuple, float] = {}  # {(version of a file, rank): the error}
 _shapes: dict[tuple, object] = {}  # {version of a file: its adapter on the meta device} of the last file
-_sizes: dict[tuple, dict] = {}  # {(rank, precision): predicted_sizes()} of that file
+_sizes: dict[tuple, dict] = {}  # {(version of a file, rank, precision): predicted_sizes()}
 assert BYTES.keys() == DTYPES.keys()
 
 
@@ -38,14 +38,16 @@ def files_of_adapter(workspace: Workspace, name: str, rank: int | None, dtype: s
     from gralora_diffusion.formats.predicted_sizes import nearest_on_meta, predicted_sizes
 
     adapter = shapes(workspace.adapter(name))
-    if (rank, dtype) not in _sizes:
+    key = (*version_of(workspace.adapter(name)), rank, dtype)
+    found = _sizes.get(key)
+    if found is None:
         try:
             written = adapter if rank is None else nearest_on_meta(adapter, rank)
         except ConfigError:
             return {}
         title = file_stem(name, rank)
-        _sizes[rank, dtype] = predicted_sizes(written, getattr(torch, DTYPES[dtype]), title)
-    return _sizes[rank, dtype]
+        found = _sizes[key] = predicted_sizes(written, getattr(torch, DTYPES[dtype]), title)
+    return found
 
 
 def version_of(path: Path) -> tuple:
@@ -59,12 +61,13 @@ def shapes(path: Path):
     from gralora_diffusion.formats.read import read_adapter
 
     version = version_of(path)
-    if version not in _shapes:
+    adapter = _shapes.get(version)
+    if adapter is None:
         adapter = on_meta(read_adapter(path))
         _shapes.clear()
         _sizes.clear()
         _shapes[version] = adapter
-    return _shapes[version]
+    return adapter
 
 
 def parameters_of(workspace: Workspace, name: str) -> int:

@@ -36,7 +36,7 @@ NO_SCORES = (
     "interval."
 )
 FEW_SCORES = (
-    "**Few images:** intervals from fewer than 10 images or prompts are too narrow. More prompts and seeds "
+    "**Few images:** intervals from fewer than 10 prompts or images are too narrow. More prompts and seeds "
     "help; `gralora evaluate` also prints paired differences."
 )
 
@@ -250,7 +250,7 @@ class CompareTab:
         rows = table(found, {cell.group for cell in cells if not cell.strength})
         files = [sheet_file] if sheet_file else []
         files += save_table(self.workspace, HEAD, rows)
-        few = min((entry["n"] for entry in found), default=FEW) < FEW
+        few = any(1 < entry["units"] < FEW for entry in found)
         return *shown_scores(with_short_encoders(rows), few), gr.update(value=files, visible=True)
 
     def pair_of_cell(self, cells: list, event: gr.SelectData):

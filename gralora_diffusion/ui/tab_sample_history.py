@@ -123,7 +123,7 @@ class History:
 
 def facts_of(entry: sample_history.Entry) -> str:
     request = entry.request
-    facts = [f"seed {request.seed}", entry.adapters, f"{request.steps} steps"]
+    facts = [f"seed {request.seed}", entry.adapters, counted(request.steps, "step")]
     if request.guidance is not None:
         facts.append(f"guidance {request.guidance:g}")
     facts += [fact for fact in (request.size, request.scheduler) if fact]

@@ -60,8 +60,9 @@ def is_wanted(member: zipfile.ZipInfo) -> bool:
 def flat_names(members: list[zipfile.ZipInfo]) -> list[str]:
     """The name of each file without its folders.
 
-    Where two folders hold images of the same name, theirs, with their captions and masks, begin with the
-    names of these folders: "10_sks dog/1.png" and "5_cat/1.png" become "sks-dog-1.png" and "cat-1.png".
+    Where two concepts of kohya hold images of the same name, theirs, with captions and masks, begin with the
+    words of these folders: "10_sks dog/1.png" and "5_cat/1.png" become "sks-dog-1.png" and "cat-1.png".
+    Other folders may hold masks or class images, and lists name files: with those, names stay equal.
     """
     folders: dict[str, set] = {}  # {stem: the folders with an image of that stem}
     paths = [PurePosixPath(member.filename) for member in members]
@@ -69,11 +70,18 @@ def flat_names(members: list[zipfile.ZipInfo]) -> list[str]:
         if path.suffix.lower() in EXTENSIONS:
             folders.setdefault(path.stem.lower(), set()).add(path.parent)
     shared = set().union(*(found for found in folders.values() if len(found) > 1))
+    has_list = any(path.suffix.lower() in LINES for path in paths)
+    if has_list or not all(is_concept(folder) for folder in shared):
+        return [path.name for path in paths]
     names = []
     for path in paths:
-        alone = path.parent not in shared or path.suffix.lower() in LINES
-        names.append(path.name if alone else f"{prefix_of(path.parent)}{path.name}")
+        names.append(f"{prefix_of(path.parent)}{path.name}" if path.parent in shared else path.name)
     return names
+
+
+def is_concept(folder: PurePosixPath) -> bool:
+    """Whether it is a folder such as "10_sks dog" of training images, not of class images."""
+    return numbered_name(folder.name) is not None and "reg" not in folder.parts
 
 
 def prefix_of(folder: PurePosixPath) -> str:
