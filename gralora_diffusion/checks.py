@@ -252,3 +252,22 @@ def check_paths(config) -> None:
     if local and not os.path.exists(base):
         problem = f"no SDXL base can be loaded from {base}: there is no such folder or file"
         raise ConfigError(problem, option="pretrained_model_name_or_path")
+
+
+def in_home(path: str, name: str | None = None) -> str:
+    """A path with ~ or ~USER replaced by the home folder, where a shell has not done it, as in --option=~/x.
+
+    Raises ConfigError for a user who is not there.  name: of the option.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        found = os.path.expanduser(path)
+    except RuntimeError:
+        found = path
+    if found == path:
+        user = path.replace("\\", "/").partition("/")[0]
+        flag = f"--{name} is {path}, and " if name else f"{path}: "
+        problem = f"{flag}there is no home folder for {user}"
+        raise ConfigError(f"{problem}: write the full path, or ./{path}", option=name)
+    return found

@@ -6,9 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+from gralora_diffusion.checks import in_home
 from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.console import fail, program
-from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, in_home, options_of
+from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, options_of
 from gralora_diffusion.presets import BY_CARD, PRESETS, check_preset, preset_options
 
 HERE = Path(__file__).parent

@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import functools
 import math
-import os
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -221,25 +220,6 @@ def value_in(config, name: str):
 def needed(other: Option, wanted) -> str:
     """An option that another one needs, as a message names it."""
     return other.flag if wanted is True else f"{other.flag} {' or '.join(map(str, wanted))}"
-
-
-def in_home(path: str, name: str | None = None) -> str:
-    """A path with ~ or ~USER replaced by the home folder, where a shell has not done it, as in --option=~/x.
-
-    Raises ConfigError for a user who is not there.  name: of the option.
-    """
-    if not path.startswith("~"):
-        return path
-    try:
-        found = os.path.expanduser(path)
-    except RuntimeError:
-        found = path
-    if found == path:
-        user = path.replace("\\", "/").partition("/")[0]
-        flag = f"--{name} is {path}, and " if name else f"{path}: "
-        problem = f"{flag}there is no home folder for {user}"
-        raise ConfigError(f"{problem}: write the full path, or ./{path}", option=name)
-    return found
 
 
 def to_dict(config) -> dict:

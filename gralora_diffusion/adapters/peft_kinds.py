@@ -85,7 +85,7 @@ class PeftBOFT(PeftDelta):
         stages, count, side = blocks.shape[:3]
         odd = stages > 1 and (side % 2 or count % 2 ** (stages - 1))
         if odd or stages > count.bit_length():
-            raise ValueError(f"{count} blocks cannot have {stages} stages")
+            raise ValueError(f"{count} block{'' if count == 1 else 's'} cannot have {stages} stages")
 
     def delta(self, base=None):
         blocks = self.wide("boft_R")

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     print(f"gralora_diffusion  {__version__}")
     print(f"python             {platform.python_version()} ({sys.executable})")
     print(f"system             {platform.platform()}")
-    print(f"processor          {platform.machine()}, {psutil.cpu_count(logical=False)} cores")
+    print(f"processor          {platform.machine()}, cores: {psutil.cpu_count(logical=False) or 'unknown'}")
     print(f"memory             {psutil.virtual_memory().total / 2**30:.1f} GiB")
     for line in devices(torch):
         print(f"GPU                {line}")

@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> None:
             write_sheet(made.tiles, args.sheet)
     except (ConfigError, ValueError, OSError) as error:
         fail(str(error))
-    print(f"{counted(len(made.written), 'mask')} by {saliency.identity}; {len(made.kept)} kept as they were")
+    written, kept = (counted(len(masks), "mask") for masks in (made.written, made.kept))
+    print(f"{written} by {saliency.identity}; {kept} kept")
     if made.tiles:
         print(f"look at {args.sheet}: what is tinted blue is not trained on with --masked_loss")
     if len(jobs) > len(made.tiles) + len(made.bad):

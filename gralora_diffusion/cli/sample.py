@@ -15,7 +15,7 @@ from gralora_diffusion.checks import LEAST_SIDE, check_side, parse_size
 from gralora_diffusion.command_line import Parser, path_text, strengths
 from gralora_diffusion.config import EMBEDDED_DEFAULTS, SDXL_DEFAULTS
 from gralora_diffusion.config.choices import PRECISIONS, SAMPLERS
-from gralora_diffusion.console import fail
+from gralora_diffusion.console import counted, fail
 from gralora_diffusion.options import ConfigError, TrainingError
 
 EXAMPLE = """example:
@@ -177,7 +177,6 @@ def seeds_of(text: str, num_images: int | None) -> list[int]:
     if len(parts) == 1 and "-" not in text:
         return [seeds[0] + n for n in range(4 if num_images is None else num_images)]
     if num_images not in (None, len(seeds)):
-        raise ConfigError(
-            f"--seed names {len(seeds)} seeds, but --num_images is {num_images}: drop one of the two"
-        )
+        problem = f"--seed names {counted(len(seeds), 'seed')}, but --num_images is {num_images}"
+        raise ConfigError(f"{problem}: drop one of the two")
     return seeds

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-from gralora_diffusion.checks import refuse, training_problems
+from gralora_diffusion.checks import in_home, refuse, training_problems
 from gralora_diffusion.config.adapter import AdapterConfig
 from gralora_diffusion.config.choices import EMBEDDED_DEFAULTS, SDXL_DEFAULTS
 from gralora_diffusion.config.data import DataOptions
@@ -11,7 +11,7 @@ from gralora_diffusion.config.learning import LearningOptions
 from gralora_diffusion.config.noise import NoiseOptions
 from gralora_diffusion.config.run import RunOptions
 from gralora_diffusion.config.stopping import StoppingOptions
-from gralora_diffusion.options import PATHS, check_needs, check_rules, in_home, options_of
+from gralora_diffusion.options import PATHS, check_needs, check_rules, options_of
 
 
 @dataclass(frozen=True)

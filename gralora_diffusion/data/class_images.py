@@ -182,7 +182,7 @@ def class_images_of(
         raise ConfigError(f"{problem}: {way}", option="class_data_dir")
     if len(found) > config.num_class_images:
         what = f"{len(found)} class images, and --num_class_images {config.num_class_images}"
-        note(f"{folder} holds {what} leaves out the others")
+        note(f"{folder} holds {what} leaves out the rest")
     return found[: config.num_class_images]
 
 
@@ -190,7 +190,7 @@ def beside(given: list[TrainingImage]) -> str:
     """What images generated beside those of the user are called on the console."""
     if not given:
         return ""
-    return f" in addition to the {len(given)} there (--num_class_images {len(given)} uses only those)"
+    return f" in addition to the {len(given)} there (--num_class_images {len(given)} generates none)"
 
 
 def fingerprint_of(config: TrainConfig, dtype: torch.dtype) -> str:

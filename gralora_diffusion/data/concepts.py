@@ -10,10 +10,11 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from gralora_diffusion.checks import in_home
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.listing import has_images, listing, numbered, printable, reason_of
 from gralora_diffusion.data.text_files import kind_of, read_text
-from gralora_diffusion.options import ConfigError, did_you_mean, from_dict, in_home
+from gralora_diffusion.options import ConfigError, did_you_mean, from_dict
 
 EXAMPLE = Path(__file__).parent.parent / "example"  # six images of a robot, made for this project
 EXAMPLE_PROMPT = "a photo of sks robot"

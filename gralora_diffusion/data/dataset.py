@@ -119,7 +119,7 @@ def note_subfolders(config: TrainConfig) -> None:
         note(f"{folder} has subfolders without repeats in their names, which are left out: {some(names)}")
     if has_images(folder) and numbered(folder):
         names = some([path.name for path, _, _ in numbered(folder)])
-        note(f"{folder} holds images itself; {names} would be concepts if there were no images beside them")
+        note(f"{folder} holds images itself, so subfolders with repeats are not read as concepts: {names}")
 
 
 def note_wildcards(images: list[TrainingImage], config: TrainConfig) -> None:

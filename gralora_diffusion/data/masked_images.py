@@ -107,7 +107,7 @@ def check_masks(images: list[TrainingImage]) -> None:
         problem = f"--masked_loss needs masks, and none of the {counted(len(images), 'image')} has one"
         ways = f"put {NAMES} beside NAME.png, as `gralora mask FOLDER` does, or name a folder with --mask_dir"
         raise ConfigError(f"{problem}: {ways}", option=OPTION)
-    rest = "" if number == len(images) else "; the others are trained on in full"
+    rest = "" if number == len(images) else "; images without one are trained on in full"
     note(f"masks for {count_of_masks(images)}{rest}")
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.data.text_files import read_text
 from gralora_diffusion.files import resolved
 
@@ -88,7 +89,7 @@ def csv_rows(text: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
         for cells in reader:
             where = f"line {reader.line_num}"
             if len(cells) > len(head):
-                problem = f"{where} has {len(cells)} fields, and the first line names {len(head)}"
+                problem = f"{where} has {counted(len(cells), 'field')}, and the first line names {len(head)}"
                 raise ValueError(f'{problem}: put captions that hold commas in quotes, "a dog, running"')
             rows.append((where, cells))
     except csv.Error as error:

@@ -1,5 +1,6 @@
 """Scores as rows of text, and the remarks that qualify them."""
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.evaluation.retrieval import precision_of_random_order
 
 HEAD = ["images", "score", "n", "mean", "sd", "95 % interval", "encoder"]
@@ -67,13 +68,13 @@ def remarks_on(entry: dict) -> list[str]:
     if entry.get("copies"):
         limit = score_cell(entry["nearest_two_training_images"])
         found.append(
-            f"{run}: {entry['copies']} of {entry['n']} images are nearer to a training image than any two of "
-            f"those are to each other ({limit}): {encoder}"
+            f"{run}: copies: {entry['copies']} of {counted(entry['n'], 'image')}, nearer to a training image "
+            f"than any two of those are to each other ({limit}): {encoder}"
         )
     if others := entry.get("lookalikes"):
         own = entry["subject"]
         found.append(
-            f"{run}: identity rank among {own} images of the subject and {others} of look-alikes; "
+            f"{run}: identity rank among {counted(own, 'image')} of the subject and {others} of look-alikes; "
             f"{score_cell(precision_of_random_order(own, others))} on average in random order: {encoder}"
         )
     if cut := entry.get("prompts_longer_than_the_encoder_reads"):

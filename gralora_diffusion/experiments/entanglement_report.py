@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.experiments.entanglement import OUTLIER
 from gralora_diffusion.files import render, write_text
 from gralora_diffusion.options import ConfigError
@@ -44,7 +45,8 @@ def tables(rows: Rows, means: dict) -> str:
     stable = sum(row["outlier"]["stable"] for row in rows.values())
     counts = Counter(row["recommended"]["k"] for row in rows.values())
     recommended = ", ".join(f"k {k}: {n}" for k, n in sorted(counts.items()))
-    outliers = f"{stable} of {len(rows)} layers have a stable outlier (>= {OUTLIER:g} x the mean channel)"
+    found = f"stable outliers in {stable} of {counted(len(rows), 'layer')}"
+    outliers = f"{found} (>= {OUTLIER:g} x the mean channel)"
     return "\n".join(
         [*layer_lines(rows), "", *mean_lines(means), "", f"{outliers}; recommended {recommended}"]
     )

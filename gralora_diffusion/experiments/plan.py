@@ -223,7 +223,7 @@ class SweepForecast:
 
     def text(self) -> str:
         seconds = (self.training + self.sampling) / GPU
-        time = f"{seconds / 3600:,.2f} hours" if seconds >= 360 else f"{seconds:.0f} seconds"
+        time = f"{seconds / 3600:,.2f} hours" if seconds >= 360 else counted(round(seconds), "second")
         if seconds < 1:
             time = "less than a second"
         images = counted(self.training_images, "training image")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.evaluation.metric import find_score
 from gralora_diffusion.experiments.plots import PLOTS, plot_sweep
 from gralora_diffusion.experiments.results import RESULTS, line_of, read_results, shortened
@@ -28,8 +29,8 @@ def select(folder: Path, **among: list) -> list[dict]:
             done.append(entry)
     if finished and not done:
         raise ConfigError(
-            f"none of the {len(finished)} runs in {folder} is of the given --methods, --ranks, --k, --lrs, "
-            "--steps and --outliers"
+            f"{folder} holds {counted(len(finished), 'run')}, and none is of the given --methods, --ranks, "
+            "--k, --lrs, --steps and --outliers"
         )
     return done
 

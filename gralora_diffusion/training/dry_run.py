@@ -24,7 +24,7 @@ from gralora_diffusion.data.held_out import hold_out
 from gralora_diffusion.data.listing import printable
 from gralora_diffusion.data.masked_images import count_of_masks
 from gralora_diffusion.data.sample_prompts import sample_prompts
-from gralora_diffusion.devices import best_device, is_out_of_memory, memory_in_use, name_of, total_memory
+from gralora_diffusion.devices import best_device, memory_in_use, name_of, total_memory
 from gralora_diffusion.formats.load import check_fits_base
 from gralora_diffusion.formats.read import NATIVE, read_adapter
 from gralora_diffusion.options import fault_of, to_dict
@@ -36,7 +36,7 @@ from gralora_diffusion.training.optim import bytes_per_parameter, checkpoint_byt
 from gralora_diffusion.training.phase_memory import numbers, phase_memory
 from gralora_diffusion.training.preview_scores import encoder_names
 from gralora_diffusion.training.setup import checkpoint_interval, evaluations_due, inject_all, steps_of
-from gralora_diffusion.training.step_cost import step_memory, step_time
+from gralora_diffusion.training.step_cost import measure, step_memory
 from gralora_diffusion.training.timesteps import shapes_timesteps, shares_of_tenths
 from gralora_diffusion.training.validation_loss import TIMES
 
@@ -270,25 +270,6 @@ def planned(path: str, layer) -> PlannedLayer:
     shape = layer.in_features, layer.out_features
     sizes = adapter.rank, adapter.k, adapter.hybrid_rank
     return PlannedLayer(path, *shape, *sizes, parameters, adapter.kernel)
-
-
-def measure(
-    components: dict, config: TrainConfig, resolution: int, dtype: torch.dtype, tokens: int
-) -> tuple[float | None, str | None]:
-    """(seconds of a step, None), or (None, why they are not known)."""
-    if config.base_model_precision or config.offload_unet:
-        what = "quantize" if config.base_model_precision else "offload"
-        return None, f"a dry run does not {what} the base; a run measures the time on its first batches"
-    try:
-        seconds = step_time(components, config, resolution, dtype, tokens)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        ways = "see the memory above, and --gradient_checkpointing or a --preset"
-        return None, f"a step runs out of memory here: {ways}"
-    if seconds is None:
-        return None, "a base of this size takes long on a CPU; a run measures the time on its first batches"
-    return seconds, None
 
 
 def gradient_pass(config: TrainConfig, layers: dict, itemsize: int) -> dict[str, int] | None:

@@ -14,7 +14,7 @@ from gralora_diffusion.training.memory import disk_used
 from gralora_diffusion.training.optim import checkpoint_bytes, spec_of
 from gralora_diffusion.training.setup import TrainingSetup, checkpoint_interval, validation_due
 from gralora_diffusion.training.step_cost import batch_time
-from gralora_diffusion.training.time_left import Costs, seconds_left
+from gralora_diffusion.training.time_left import Costs, saves_left, seconds_left
 
 SAVED_PER_SECOND = 2e8  # bytes of a checkpoint that are written, synced and hashed
 
@@ -73,7 +73,8 @@ def forecast_run(
     numbers = factors.values.numel()
     optimizer_state = spec_of(config).state_bytes * numbers  # allocated at the first step, and kept
     memory = max(earlier, peak_memory(device) + optimizer_state)
-    saves = checkpoints_left(setup)
+    save_every = checkpoint_interval(config, setup.steps)
+    saves = saves_left(save_every, setup.start, setup.steps)
     checkpoint = checkpoint_bytes(config) * numbers
     disk = disk_used(setup.path) + added_checkpoints(setup, saves) * checkpoint + files_to_come(setup)
     if previews:
@@ -88,19 +89,10 @@ def forecast_run(
         evaluation=(evaluations.seconds or before.evaluation) if evaluations else 0.0,
         checkpoint=checkpoint / SAVED_PER_SECOND,
         look_every=tuple(setup.validation_intervals) if previews or evaluations else (),
-        save_every=checkpoint_interval(config, setup.steps),
+        save_every=save_every,
     )
     left = seconds_left(costs, setup.start, setup.steps, None, setup.start)
     return RunCost(left, memory, disk, costs=costs)
-
-
-def checkpoints_left(setup: TrainingSetup) -> int:
-    """How many checkpoints the rest of the run writes."""
-    every, left = checkpoint_interval(setup.config, setup.steps), setup.steps - setup.start
-    if not left:
-        return 0
-    at_the_end = setup.steps % every > 0
-    return setup.steps // every - setup.start // every + at_the_end
 
 
 def added_checkpoints(setup: TrainingSetup, saves: int) -> int:
@@ -117,7 +109,12 @@ def files_to_come(setup: TrainingSetup) -> int:
     return sum(size for name, size in sizes.items() if not (setup.path / name).exists())
 
 
-def measured_cost(seconds: float, device: torch.device, folder: Path, earlier: int = 0) -> RunCost:
-    """What a run that took so many seconds has used, to compare with its forecast."""
-    memory = max(earlier, peak_memory(device))
-    return RunCost(seconds, memory, disk_used(folder), reserved_memory(device))
+def measured_cost(
+    seconds: float, device: torch.device, folder: Path, earlier: int, lines: list[dict]
+) -> RunCost:
+    """What a run that took so many seconds has used, to compare with its forecast.
+
+    earlier: bytes at the peak before its steps; lines: of metrics.jsonl before a resume.
+    """
+    cost = RunCost(seconds, max(earlier, peak_memory(device)), disk_used(folder), reserved_memory(device))
+    return cost.after(0.0, lines)

@@ -151,9 +151,10 @@ def read_lines(path: Path) -> list[dict]:
 def recorded_status(run: Path) -> dict:
     """status.json as the run wrote it last; the state "unknown" where it cannot be read."""
     try:
-        return json.loads((run / "status.json").read_text())
-    except (OSError, ValueError):
-        return dict(state="unknown")
+        status = json.loads((run / "status.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        status = None
+    return status if isinstance(status, dict) else dict(state="unknown")
 
 
 def wall_seconds(status: dict, lines: list[dict]) -> float | None:

@@ -18,7 +18,8 @@ def start_run(setup: TrainingSetup, run: Run | None) -> None:
     """The status, a line on the console, and the trackers."""
     if run:
         device = name_of(setup.accelerator.device)
-        run.status("starting", step=setup.start, steps=setup.steps, device=device)
+        costs = run.before.get("costs") if setup.start else None  # kept if it stops before its first step
+        run.status("starting", step=setup.start, steps=setup.steps, device=device, costs=costs)
         parameters = sum(p.numel() for p in setup.parameters().values())
         dtype = str(setup.dtype).removeprefix("torch.")
         size = f"{counted(len(setup.layers()), 'layer')}, {parameters:,} parameters; {device}, {dtype}"
@@ -50,4 +51,5 @@ def note_lost(started: Started) -> None:
     if started.lost:
         some = ", ".join(started.lost[:NAMED])
         more = f" and {len(started.lost) - NAMED} more" if len(started.lost) > NAMED else ""
-        note(f"this run does not train {some}{more}, which {started.name} changes: they are left out")
+        verb = "it is" if len(started.lost) == 1 else "they are"
+        note(f"this run does not train {some}{more}, which {started.name} changes: {verb} left out")

@@ -12,7 +12,7 @@ from gralora_diffusion.adapters.layer_adapter import WorkingFactors
 from gralora_diffusion.adapters.quantization import BYTES
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.devices import best_device
+from gralora_diffusion.devices import best_device, is_out_of_memory
 from gralora_diffusion.sdxl.base import Prompts, blank_inputs, hidden_states, predict
 from gralora_diffusion.sdxl.load import COMPONENTS
 from gralora_diffusion.training.flat_factors import FlatFactors
@@ -132,6 +132,25 @@ def saved_by_quantization(unet: nn.Module, bytes_per_number: float) -> int:
         if isinstance(module, nn.Linear):
             saved += int(module.weight.numel() * (module.weight.element_size() - bytes_per_number))
     return saved
+
+
+def measure(
+    components: dict, config: TrainConfig, resolution: int, dtype: torch.dtype, tokens: int
+) -> tuple[float | None, str | None]:
+    """(seconds of a step, None), or (None, why they are not known)."""
+    if config.base_model_precision or config.offload_unet:
+        what = "quantize" if config.base_model_precision else "offload"
+        return None, f"a dry run does not {what} the base; a run measures the time on its first batches"
+    try:
+        seconds = step_time(components, config, resolution, dtype, tokens)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        ways = "see the memory above, and --gradient_checkpointing or a --preset"
+        return None, f"a step runs out of memory here: {ways}"
+    if seconds is None:
+        return None, "a base of this size takes long on a CPU; a run measures the time on its first batches"
+    return seconds, None
 
 
 def step_time(components: dict, config: TrainConfig, resolution: int, dtype, tokens: int) -> float | None:

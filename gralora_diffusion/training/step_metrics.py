@@ -57,9 +57,13 @@ class Metrics:
     """Turns the numbers of each step into its line of metrics, in order."""
 
     def __init__(
-        self, optimization: Optimization, accelerator, bar: tqdm, time_text: Callable[[int, float], str]
+        self,
+        optimization: Optimization,
+        accelerator,
+        bar: tqdm,
+        time_text: Callable[[int, float], str] | None,
     ):
-        """time_text: what the bar shows of time after a step, from its seconds."""
+        """time_text: what the bar shows of time after a step, from its seconds; None for tqdm's own."""
         self.optimization, self.accelerator, self.bar = optimization, accelerator, bar
         self.time_text = time_text
         self.smoothed = None
@@ -87,7 +91,7 @@ class Metrics:
                 optimization.ema.update()
         self.smoothed = loss if self.smoothed is None else 0.95 * self.smoothed + 0.05 * loss
         seconds = round(time.monotonic() - self.before, 4)
-        times = self.time_text(update.step, seconds)
+        times = self.time_text(update.step, seconds) if self.time_text else ""
         self.bar.n = update.step
         self.bar.set_postfix_str(", ".join(filter(None, [times, f"smoothed loss {self.smoothed:.4f}"])))
         return dict(

@@ -55,7 +55,7 @@ def run_steps(
     steps: int,
     start: int = 0,
     state_needed: Callable[[int], bool] = lambda step: True,
-    time_text: Callable[[int, float], str] = lambda step, seconds: "",
+    time_text: Callable[[int, float], str] | None = None,
 ) -> Iterator[tuple[dict, bool]]:
     """Steps start + 1 to `steps`: loss, backward, clip, step.
 
@@ -63,7 +63,7 @@ def run_steps(
     when memory runs out. Batch numbers follow from the step alone, so that a resumed run sees the same
     batches. state_needed(step): whether the models must be those of that step when its line is given;
     otherwise the next step may be under way, whose update comes later. time_text(step, its seconds): what the
-    progress bar shows of time.
+    progress bar shows of time, tqdm's own without it.
     """
     optimizer, factors = optimization.optimizer, optimization.factors
     late = reads_late(optimizer, accelerator)
@@ -73,7 +73,7 @@ def run_steps(
         initial=start,
         total=steps,
         disable=not accelerator.is_local_main_process,
-        bar_format=BAR,
+        bar_format=BAR if time_text else None,
     )
     metrics = Metrics(optimization, accelerator, bar, time_text)
     waiting = None  # the update whose numbers are not read yet

@@ -70,6 +70,11 @@ def looks_left(costs: Costs, looked: int, steps: int) -> int:
     return times_due(costs.look_every, looked, steps - 1) + (looked < steps)
 
 
+def saves_left(every: int, step: int, steps: int) -> int:
+    """How many checkpoints a run at `step` still writes: at each multiple of `every`, and at the end."""
+    return times_due((every,), step, steps) + (step < steps and steps % every > 0)
+
+
 def recent_speed(seconds: list[float]) -> float | None:
     """Mean seconds of a step, from those of all steps; None without steps."""
     recent = seconds[-RECENT:]
@@ -84,10 +89,8 @@ def seconds_left(
     speed: seconds of a step, or None before the first; looked: the step of the last sample images;
     share: how much of the next ones is done, from 0 to 1.
     """
-    saves = times_due((costs.save_every,), step, steps)
-    if step < steps and steps % costs.save_every:
-        saves += 1
-    seconds = (steps - step) * (costs.step if speed is None else speed) + saves * costs.checkpoint
+    seconds = (steps - step) * (costs.step if speed is None else speed)
+    seconds += saves_left(costs.save_every, step, steps) * costs.checkpoint
     looks = looks_left(costs, looked, steps)
     if looks:
         seconds += looks * (costs.images + costs.evaluation) - share * costs.images

@@ -230,7 +230,7 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
         if previews:
             save_comparison(setup.path, training_images, exported, config)
         shutil.rmtree(setup.path / CACHE, ignore_errors=True)
-        cost = measured_cost(0.0, device, setup.path, earlier).after(run.end(), steps_before)
+        cost = measured_cost(run.end(), device, setup.path, earlier, steps_before)
         run.status("running", actual=cost.to_json(), step=last, doing="writing the report")
         write_report(setup.path, training_images)
         print(f"time: {time_text(run.seconds(), run.metrics())}", flush=True)

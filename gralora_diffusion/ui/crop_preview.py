@@ -40,7 +40,7 @@ class Crops:
         if len(self.places) > 1:
             parts.append(f"at {len(self.places)} places")
         if self.scale > 1.005:
-            parts.append(f"enlarged {self.scale:.2g} times: too small")
+            parts.append(f"enlarged {self.scale:.3g} times: too small")
         return ", ".join(parts)
 
 

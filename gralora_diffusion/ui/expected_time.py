@@ -83,8 +83,7 @@ def known_time(config: TrainConfig, work: Work, workspace: Workspace) -> Expecte
             other = config_from_json((run / "config.json").read_text())
         except UNREADABLE:
             continue
-        lines = metrics(run)
-        if len(lines) > 1 and work_of_a_step(other) == of_step:
+        if work_of_a_step(other) == of_step and len(metrics(run)) > 1:
             return expected_time(config, work, measured_by(run))
     trial = _trials.get((workspace.root, of_step))
     return expected_time(config, work, trial) if trial else None
@@ -127,7 +126,7 @@ def image_work(config: TrainConfig, images: int) -> float:
     config = config.resolved()
     if config.skip_final_inference:
         return 0.0
-    side = config.resolution or resolution_of(config)
+    side = resolution_of(config)
     try:
         height, width = parse_size(config.validation_size, "") if config.validation_size else (side, side)
     except ConfigError:  # of a run: anybody may have written it
@@ -138,8 +137,9 @@ def image_work(config: TrainConfig, images: int) -> float:
 
 
 def resolution_of(config: TrainConfig) -> int:
-    """What a blank resolution stands for."""
-    return EMBEDDED_RESOLUTION if config.pretrained_model_name_or_path is None else SDXL_RESOLUTION
+    """The resolution; a blank one stands for the base's."""
+    of_base = EMBEDDED_RESOLUTION if config.pretrained_model_name_or_path is None else SDXL_RESOLUTION
+    return config.resolution or of_base
 
 
 def look_every(config: TrainConfig, steps: int, epochs: float) -> tuple[int, ...]:
@@ -152,10 +152,9 @@ def look_every(config: TrainConfig, steps: int, epochs: float) -> tuple[int, ...
 
 def work_of_a_step(config: TrainConfig) -> str:
     """The options that determine the time of a step, as one text to compare."""
+    from gralora_diffusion.training.accelerator import precision  # torch takes seconds
+
     resolved = config.resolved()
-    values = [to_dict(resolved.adapter), *(getattr(resolved, name) for name in STEP_OPTIONS)]
-    if resolved.pretrained_model_name_or_path is None:
-        values.append(resolved.resolution or EMBEDDED_RESOLUTION)
-    else:
-        values.append(resolved.resolution)
+    values = [to_dict(resolved.adapter), resolution_of(resolved), precision(resolved)[0]]
+    values += [getattr(resolved, name) for name in STEP_OPTIONS]
     return json.dumps(values, sort_keys=True)

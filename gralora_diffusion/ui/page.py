@@ -25,8 +25,8 @@ from gralora_diffusion.ui.workspace import Workspace
 OPENED = "() => ({__type__: 'update', visible: true})"
 TO_THE_TOP = "() => { scrollTo(0, 0); return []; }"  # a list: the inputs of the event
 COUNT = """(strip, watch) => {  // count the ticks of what is in sight
-    const isWatched = document.getElementById('run-row')?.checkVisibility();
-    return isWatched ? [strip, watch + 1] : [strip + 1, watch];
+    const row = document.getElementById('run-row');
+    return row?.offsetParent ? [strip, watch + 1] : [strip + 1, watch];
 }"""
 
 

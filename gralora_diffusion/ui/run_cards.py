@@ -85,7 +85,7 @@ def date_of(run: Path) -> str:
 
 
 def asked_at(run: Path) -> float:
-    """When the run was asked for; created() changes when it is resumed."""
+    """When the run was last asked for: at first, or to be resumed."""
     when = read_job(run).get("created")
     return when if run_view.is_number(when) and 0 < when < 1e11 else created(run)
 

@@ -19,6 +19,7 @@ from gralora_diffusion.ui.workspace import EMBEDDED, Workspace, folders, real_fi
 
 MAX_POINTS = 900  # of one line of the plot
 HISTORY = ("run", "state", "step", "loss", "adapter", "rank", "base")  # the columns of history()
+ENDING = ("exporting", "writing the report")  # what a run does last, also where it ends before its last step
 HELD_OUT = "validation loss"  # lines of the plots
 BEST = "best step"
 _metrics: dict[Path, tuple] = {}  # {run: (version of the file, lines)} of the last run
@@ -119,7 +120,7 @@ def time_left(status: dict, step, speed: float | None) -> float | None:
         return None
     if not all(map(is_number, (step, steps, looked, share))):
         return None
-    if step >= steps and looked >= steps:  # all but the export, which takes an unknown time
+    if (step >= steps and looked >= steps) or status.get("doing") in ENDING:  # which take an unknown time
         return None
     return seconds_left(costs, int(step), int(steps), speed, int(looked), share)
 

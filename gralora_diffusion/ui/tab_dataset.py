@@ -180,7 +180,8 @@ class DatasetTab:
         if not added and name != before:  # a new dataset would be empty
             image_sets.delete(self.workspace, name)
             name = before
-        notify(f"{counted(added, 'image')} added to {name}")
+        if added or not notes:  # the notes tell of masks and captions alone, and of what was left out
+            notify(f"{counted(added, 'image')} added to {name}")
         lines = min(8, max(2, len(notes)))
         notes = gr.update(value="\n".join(notes), visible=bool(notes), lines=lines)
         return self.select(name), *self.view(name), None, notes, ""

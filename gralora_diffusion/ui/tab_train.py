@@ -37,7 +37,7 @@ from gralora_diffusion.ui.train_questions import (
 )
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name, new_name
 
-NUMBER = re.compile(r"-\d{1,9}$")  # at the end of a run's name
+NUMBER = re.compile(r"-\d{1,2}$")  # of free_name(), at the end of a run's name; not the 512 of portrait-512
 BY_BASE = ("max_train_steps", "learning_rate", "train_batch_size", "guidance_scale", "resolution")
 
 

@@ -5,7 +5,9 @@ page_words.py is the same for the options of training.
 
 import re
 
-FIELD = re.compile(r"(?<![\w'\"`-])--(scheduler|encoder) (\S+)")  # not in a quoted text of the user
+FIELD = re.compile(  # a flag with its value, not in a quoted text
+    r"(?<![\w'\"`-])--(scheduler|encoder) (?!(?:is|must|needs|has|and)\b)([\w-]+)"
+)
 LABELS = {"scheduler": "Scheduler", "encoder": "Encoders"}
 FOLDER = re.compile(
     r"; either (run once with a network, .{1,300}? hub), or copy .{1,300}? --encoder \w+:FOLDER;"

@@ -12,7 +12,7 @@ from gralora_diffusion.ui.image_sets import MAX_FILES
 
 MAX_BYTES = 50_000_000  # of an image
 MAX_ZIP_BYTES = 2_000_000_000  # of what an archive holds
-MAX_NAME = 80  # characters of a folder's name in a file's
+MAX_NAME = 80  # bytes of a folder's name in a file's
 CAPTIONS = {".txt", ".caption", ".json"}
 LINES = {Path(name).suffix for name in (METADATA, METADATA_CSV)}
 READABLE = EXTENSIONS | CAPTIONS | LINES
@@ -73,10 +73,8 @@ def flat_names(members: list[zipfile.ZipInfo]) -> list[str]:
     has_list = any(path.suffix.lower() in LINES for path in paths)
     if has_list or not all(is_concept(folder) for folder in shared):
         return [path.name for path in paths]
-    names = []
-    for path in paths:
-        names.append(f"{prefix_of(path.parent)}{path.name}" if path.parent in shared else path.name)
-    return names
+    prefixes = prefixes_of(shared)
+    return [prefixes.get(path.parent, "") + path.name for path in paths]
 
 
 def is_concept(folder: PurePosixPath) -> bool:
@@ -84,8 +82,15 @@ def is_concept(folder: PurePosixPath) -> bool:
     return numbered_name(folder.name) is not None and "reg" not in folder.parts
 
 
-def prefix_of(folder: PurePosixPath) -> str:
-    """What the names of a folder's files begin with: its own name, without repeats; "" for the top folder."""
-    _, words = numbered_name(folder.name) or (1, folder.name)
-    words = re.sub(r"[^\w-]+", "-", words or folder.name).strip("-")[:MAX_NAME]
-    return f"{words}-" if words else ""
+def prefixes_of(concepts: set[PurePosixPath]) -> dict[PurePosixPath, str]:
+    """{folder: what its files' names begin with}: its words, or its whole name where two have equal words."""
+    words = {folder: in_a_name(numbered_name(folder.name)[1] or folder.name) for folder in concepts}
+    if len(set(words.values())) < len(words):
+        words = {folder: in_a_name(folder.name) for folder in concepts}
+    return {folder: f"{text}-" for folder, text in words.items()}
+
+
+def in_a_name(text: str) -> str:
+    """The text as a part of a file's name, of at most MAX_NAME bytes."""
+    found = re.sub(r"[^\w-]+", "-", text).strip("-").encode()[:MAX_NAME]
+    return found.decode(errors="ignore")

@@ -66,7 +66,7 @@ def test_masks_are_written_and_kept(photos, stand_in, capsys):
     image = Image.open(photos / "1.png").convert("L")
     assert Image.open(photos / "1-masklabel.png").tobytes() == image.tobytes()
     printed = capsys.readouterr().out
-    assert "2 masks by stand-in 1; 0 kept as they were\nlook at masks.jpg" in printed
+    assert "2 masks by stand-in 1; 0 masks kept\nlook at masks.jpg" in printed
     drawn = Image.new("L", (64, 48), 255)
     drawn.save(photos / "1-masklabel.png")
     (photos / "0-masklabel.png").rename(photos / "0_mask.png")
@@ -74,7 +74,7 @@ def test_masks_are_written_and_kept(photos, stand_in, capsys):
     main(["mask", "photos"])
     assert names(photos) == ["0.png", "0_mask.png", "1-masklabel.png", "1.png"]
     assert (photos / "1-masklabel.png").read_bytes() == before
-    assert "0 masks by stand-in 1; 2 kept" in capsys.readouterr().out
+    assert "0 masks by stand-in 1; 2 masks kept" in capsys.readouterr().out
     main(["mask", "photos", "--overwrite"])
     assert (photos / "1-masklabel.png").read_bytes() != before
     config = TrainConfig(instance_data_dir=str(photos), instance_prompt="x", masked_loss=True)

@@ -74,7 +74,7 @@ def test_kohyas_folders_have_repeats_and_captions(kohya, capsys):
 def test_a_folder_with_images_is_read_as_before(kohya, capsys):
     draw(kohya / "img", 1)
     assert [p.path.name for p in instance_images(config_of(kohya / "img", instance_prompt="x"))] == ["0.png"]
-    assert "holds images itself; 1_tok cat, 3_sks dog would be" in capsys.readouterr().err
+    assert "repeats are not read as concepts: 1_tok cat, 3_sks dog" in capsys.readouterr().err
 
 
 def test_subfolders_without_repeats_are_no_concepts(tmp_path):

@@ -70,7 +70,7 @@ def test_the_first_source_is_used(folder, capsys):
     config = config_of(folder)
     beside = {"a.png": "a-masklabel.png", "b.jpg": "b_mask.png", "c.png": "alpha", "d.png": None}
     assert names(instance_images(config)) == beside
-    assert "masks for 3 of 4 images; the others are trained on in full" in capsys.readouterr().err
+    assert "masks for 3 of 4 images; images without one are trained on in full" in capsys.readouterr().err
     masks = folder / "masks"
     box(masks / "a.png")
     box(masks / "c-masklabel.png")

@@ -99,7 +99,7 @@ def reports_of_three_runs(tmp_path, command) -> None:
     error = command("--report", "--baseline", "lora", "gralora k2", fails=True)[1]
     assert "no run is of the baseline 'gralora k2'; there are: lora" in error
     for among in (["--ranks", 8], ["--lrs", 1e-2], ["--steps", 7]):
-        assert "none of the 3 runs" in command("--report", *among, fails=True)[1]
+        assert "holds 3 runs, and none is of" in command("--report", *among, fails=True)[1]
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "front.png").touch()  # of a report with --front, which this one is not

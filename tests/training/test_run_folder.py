@@ -115,6 +115,26 @@ def test_the_time_of_a_killed_run_has_its_last_steps_and_counts_for_the_resumed_
     assert 350 < json.loads((broken / "status.json").read_text())["seconds"] < 500
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "7"])
+def test_a_status_that_is_no_object_does_not_end_a_resume(broken, unbroken, text):
+    (broken / "status.json").write_text(text)
+    again(broken)
+    assert equal(learned(broken), learned(unbroken))
+
+
+def test_measured_costs_outlive_a_stop_before_the_first_step(broken, monkeypatch):
+    costs = dict(preparation=7.0, images=3.0)
+    (broken / "status.json").write_text(json.dumps(dict(state="stopped", step=3, costs=costs)))
+
+    def stop(*_):
+        raise Stopped("stopped")
+
+    monkeypatch.setattr("gralora_diffusion.training.train.run_training", stop)
+    with pytest.raises(Stopped):
+        again(broken)
+    assert json.loads((broken / "status.json").read_text())["costs"] == costs
+
+
 def test_log_and_page_have_the_same_time_left_and_say_what_the_run_does(tmp_path, capsys, monkeypatch):
     """What the page would show is found at each moment that the run writes down, and after each step."""
     seen, shown = [], []

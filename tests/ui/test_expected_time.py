@@ -8,6 +8,7 @@ import pytest
 from gralora_diffusion import TrainConfig
 from gralora_diffusion.console import about, speed_text
 from gralora_diffusion.options import to_dict
+from gralora_diffusion.training.accelerator import precision
 from gralora_diffusion.training.time_left import Costs
 from gralora_diffusion.ui import expected_time as expected
 from gralora_diffusion.ui import forecasts, run_cards
@@ -57,6 +58,17 @@ def test_the_speed_of_an_earlier_run_is_that_of_the_strip_and_its_images_are_in_
     assert strip(workspace)["Speed"] == speed_text(4.0)
 
 
+def test_blank_fields_stand_for_what_a_run_has_recorded():
+    """A run of SDXL records its resolution and its precision; the form leaves both blank."""
+    blank = replace(CONFIG, pretrained_model_name_or_path="org/sdxl")
+    name, _ = precision(blank)
+    recorded = replace(blank, resolution=1024, mixed_precision=name)
+    assert expected.work_of_a_step(recorded) == expected.work_of_a_step(blank)
+    other = {"no": "bf16"}.get(name, "no")
+    for change in (dict(resolution=512), dict(mixed_precision=other)):
+        assert expected.work_of_a_step(replace(blank, **change)) != expected.work_of_a_step(blank)
+
+
 def test_other_steps_and_other_sample_images_are_rescaled(workspace):
     finished_run(workspace, costs=COSTS.to_json())
     # twice the steps, images every 20 steps, two of them, with twice the denoising steps
@@ -94,7 +106,9 @@ def test_a_measurement_says_what_it_does_and_the_form_keeps_it_for_other_steps(w
     monkeypatch.setattr(forecasts, "PAUSE", 0.0)
     bar = EstimateBar.__new__(EstimateBar)  # without components, which need a page
     bar.workspace, bar.facts = workspace, [None] * 4
-    config = TrainConfig(max_train_steps=40, train_batch_size=1, num_inference_steps=2)
+    config = TrainConfig(
+        max_train_steps=40, train_batch_size=1, num_inference_steps=50
+    )  # long enough to be seen
     assert bar.at_once(config)[0] == "press Check"
     times = [update[0] for update in bar.measured(config)]
     told = [text for text in times if isinstance(text, str)]
@@ -123,6 +137,9 @@ def test_the_strip_says_what_a_run_does_and_counts_the_images_to_come(workspace,
     assert now["Now"] == "sample images 2 of 4"
     assert now["Time left"] == "0:18"
     status |= dict(looked=60, share=0.0, doing="exporting")
+    now = dict(zip(STRIP, strip_values(Look(queue)), strict=False))
+    assert (now["Now"], now["Time left"]) == ("exporting", "-")
+    status |= dict(looked=10, step=30)  # a run that ends early, with --patience
     now = dict(zip(STRIP, strip_values(Look(queue)), strict=False))
     assert (now["Now"], now["Time left"]) == ("exporting", "-")
     hostile = dict(doing=["exporting"], looked=None, costs=[1])

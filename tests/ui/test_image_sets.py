@@ -1,5 +1,6 @@
 """Sets of images: uploads, captions, checks."""
 
+import json
 import warnings
 import zipfile
 
@@ -221,6 +222,36 @@ def test_an_archive_of_folders_with_equal_names_keeps_every_image_with_its_capti
     assert (folder / "cat-1-masklabel.png").is_file()
     assert added == 3
     assert [note.partition(":")[0] for note in notes] == ["10_sks dog", "5_cat", "1 mask added"]
+
+
+@pytest.mark.parametrize("second", ["masks", "reg/1_sks dog"])
+def test_masks_and_class_images_of_equal_names_are_no_training_images(workspace, tmp_path, second):
+    own = image(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.write(own, "img/10_sks dog/1.png")
+        file.write(own, f"{second}/1.png")
+    added, notes = image_uploads.add(workspace, image_sets.create(workspace, "mine"), [tmp_path / "x.zip"])
+    assert (added, notes) == (0, ["x.zip was left out: it holds two files named 1.png"])
+
+
+def test_a_list_beside_equal_names_refuses_the_archive(workspace, tmp_path):
+    """Its lines name the files, so they would be lost, or go to another image of that name."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        for folder in ("1_dog", "1_cat"):
+            file.write(image(tmp_path / "a.png"), f"{folder}/1.png")
+        file.writestr("1_dog/metadata.jsonl", json.dumps(dict(file_name="1.png", text="a dog")))
+    added, notes = image_uploads.add(workspace, image_sets.create(workspace, "mine"), [tmp_path / "x.zip"])
+    assert (added, notes) == (0, ["x.zip was left out: it holds two files named 1.png"])
+
+
+def test_folders_with_equal_words_are_told_apart_by_their_repeats(workspace, tmp_path):
+    name = image_sets.create(workspace, "mine")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        for repeats in (10, 5):
+            file.write(image(tmp_path / "a.png"), f"{repeats}_dog/1.png")
+    added, _ = image_uploads.add(workspace, name, [tmp_path / "x.zip"])
+    assert added == 2
+    assert {path.name for path in (workspace.images / name).iterdir()} >= {"10_dog-1.png", "5_dog-1.png"}
 
 
 @pytest.mark.parametrize("folder", ["9" * 5000 + "_dog", "1_" + "w" * 200, "1_\x1b[31m", "0_dog", "3_"])

@@ -53,3 +53,9 @@ def test_encoders_are_named_by_their_field():
 def test_other_sentences_stay():
     for text in ("the seed is '-1'; it must be from 0 to 9", "'--scheduler lcm' is not a caption"):
         assert tab_words(text) == text
+
+
+def test_a_word_after_a_flag_that_is_not_its_value_stays():
+    text = "--scheduler is 'foo'; it must be one of ddim, euler"
+    assert "is”" not in tab_words(text)
+    assert tab_words("use --scheduler lcm: it is faster") == "use “Scheduler: lcm”: it is faster"
