@@ -115,9 +115,19 @@ def test_the_time_of_a_killed_run_has_its_last_steps_and_counts_for_the_resumed_
     assert 350 < json.loads((broken / "status.json").read_text())["seconds"] < 500
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "7"])
-def test_a_status_that_is_no_object_does_not_end_a_resume(broken, unbroken, text):
+@pytest.mark.parametrize("text", ["[]", "null", "7", "{}", '{"state": 7, "pid": "x", "seconds": []}'])
+def test_a_status_that_no_run_wrote_does_not_end_a_resume(broken, unbroken, text):
     (broken / "status.json").write_text(text)
+    assert read_status(broken)["state"] == "unknown"
+    again(broken)
+    assert equal(learned(broken), learned(unbroken))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]\n", "7\n", "{}\n", '{"step": "1", "seconds": 1}\n', '{"step": 1}\n', "[" * 9999]
+)
+def test_metrics_that_no_run_wrote_do_not_end_a_resume(broken, unbroken, text):
+    (broken / "metrics.jsonl").write_text(text)
     again(broken)
     assert equal(learned(broken), learned(unbroken))
 
