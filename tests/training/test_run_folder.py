@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig
 from gralora_diffusion.console import clock_time, duration
+from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.run_folder import Run, read_metrics, read_status, wall_seconds
@@ -297,8 +298,6 @@ def test_what_cannot_be_resumed_is_refused_and_nothing_changes(broken, options, 
 
 
 def test_other_images_are_refused(tmp_path):
-    from gralora_diffusion.data.dataset import EXAMPLE
-
     shutil.copytree(EXAMPLE, tmp_path / "images")
     options = dict(instance_data_dir=str(tmp_path / "images"), instance_prompt="a photo of sks robot")
     again(tmp_path / "run", max_train_steps=1, **options)
@@ -306,6 +305,22 @@ def test_other_images_are_refused(tmp_path):
         (tmp_path / "images" / name).unlink()
     with pytest.raises(ConfigError, match="made with different images or captions"):
         again(tmp_path / "run", **options)
+
+
+def test_a_folder_of_images_that_was_moved_resumes_the_run(tmp_path, monkeypatch):
+    """Also without --output_dir, by which a run is named after the folder: contents are compared."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(EXAMPLE, tmp_path / "images")
+    options = dict(instance_prompt="a photo of sks robot", instance_data_dir="images")
+    whole = again(tmp_path / "whole", **options)
+    run = train(dataclasses.replace(QUICK, max_train_steps=2, **options))
+    (run / "status.json").write_text('{"state": "running", "pid": 1}')  # killed
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "images").rename(tmp_path / "photos" / "images")
+    moved = dict(instance_data_dir="photos/images")
+    assert train(dataclasses.replace(QUICK, **options | moved)) == run
+    assert equal(learned(run), learned(whole))
+    assert exact_metrics(run) == exact_metrics(whole)
 
 
 def test_an_older_checkpoint_is_taken_when_the_later_ones_are_moved_away(broken, unbroken, tmp_path):
