@@ -18,7 +18,7 @@ VERBS = {  # before a flag or "one of them": what one does to a field
     "add": "turn on",
     "drop": "clear",
 }
-VERB = re.compile(r"\b(give|add|drop)\b(?= (an? |the )?(--|it\b|them\b|one of))")
+VERB = re.compile(r"\b(give|add|drop)\b(?= (an? |the |only )?(--|it\b|them\b|one of))")
 NEGATED = re.compile(r"\b(drop|use) --no-([a-z][a-z0-9_]*)")  # of a check box that is on by default
 OPTION = re.compile(r"\boption '([a-z0-9_]+)'(?= is )")  # of a config file
 NAME = re.compile(r"(?<![\w'\"`.-])([a-z]+(?:_[a-z0-9]+)+)(?=[ :,;]|$)")  # hybrid_rank, as adapters say
@@ -66,7 +66,7 @@ def in_page_words(error: ConfigError, workspace: Workspace) -> ConfigError:
 
 def without_flags(text: str) -> str:
     """--rank 8 becomes the label of the option with the value, and "drop" becomes "clear"."""
-    text = NEGATED.sub(on_or_off, COMMAND.sub("", text))
+    text = NEGATED.sub(on_or_off, COMMAND.sub("", text)).replace("give one of them", "give only one of them")
     for pattern in (OPTION, NAME):
         text = pattern.sub(lambda match: label_of(match[1]) if match[1] in OPTIONS else match[0], text)
     if not FLAG.search(text):

@@ -97,7 +97,7 @@ def test_the_command_compares_tunes_resumes_and_reports(tmp_path, command, sweep
 
 def reports_of_three_runs(tmp_path, command) -> None:
     error = command("--report", "--baseline", "lora", "gralora k2", fails=True)[1]
-    assert "no run is of the baseline 'gralora k2'; there are: lora" in error
+    assert "no run is of the baseline 'gralora k2'; the runs are of: lora" in error
     for among in (["--ranks", 8], ["--lrs", 1e-2], ["--steps", 7]):
         assert "holds 3 runs, and none is of" in command("--report", *among, fails=True)[1]
     kept = tmp_path / "kept"
@@ -110,7 +110,7 @@ def reports_of_three_runs(tmp_path, command) -> None:
     assert command("--output", kept, "--report").startswith(printed)
     assert "**Score: copy, the embedded base's own" in command("--report", "--score", "copy")
     error = command("--report", "--score", "copying", fails=True)[1]
-    assert "no run has the score 'copying'; there are: copy, the embedded base's own" in error
+    assert "no run has the score 'copying'; known: copy, the embedded base's own" in error
     line = json.loads((tmp_path / "out" / RESULTS).read_text().splitlines()[0])
     line["run"]["steps"] = 2
     with open(tmp_path / "out" / RESULTS, "a") as file:

@@ -23,6 +23,9 @@ WORDS = {
     "give --validation_split 0.1 or --validation_dir": (
         "fill in “Validation split (share): 0.1” or “Validation dataset”"
     ),
+    "--max_train_steps and --num_train_epochs both set the length of the run: give one of them": (
+        "“Steps” and “Epochs” both set the length of the run: fill in only one of them"
+    ),
     "'--push_to_hub' is no name": "'--push_to_hub' is no name",
     "option 'rank' is 'x'; it must be a whole number": "“Rank” is 'x'; it must be a whole number",
     "choose another --output_dir": "choose another “Name of the run”",
