@@ -194,8 +194,9 @@ def problem_with(args: Namespace) -> str | None:
         return "--subjects needs --prompts, from which images of each subject are generated"
     if args.ray and (args.report or args.dry_run):
         return "--ray cannot be combined with --report or --dry_run"
-    if args.held_out_every is not None and args.held_out_every < 1:
-        return "--held_out_every must be above 0"
+    for name in ("held_out_every", "batch_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            return f"--{name} must be above 0"
     return None
 
 

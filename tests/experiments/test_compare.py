@@ -90,6 +90,7 @@ def test_the_command_compares_tunes_resumes_and_reports(tmp_path, command, sweep
         (["--seeds", 0, 0], "--seeds has a value twice"),
         (["--encoder", "embeded", "--dry_run"], "'embedded'"),
         (["--steps", 0], "above 0"),
+        (["--batch_size", 0], "compare: --batch_size must be above 0"),
     ]
     for wrong, words in refused:
         assert words in command(*sweep_options, *wrong, fails=True)[1]
