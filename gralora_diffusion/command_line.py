@@ -287,5 +287,5 @@ def strengths(parser: Parser, text: str, count: int) -> list[float]:
         values *= count
     if len(values) != count or not all(abs(value) <= 100 for value in values):
         each = f", or one for each of {count} adapters" if count > 1 else ""
-        parser.error(f"--strength is {text!r}; it must be one number{each}")
+        parser.error(f"--strength is {text!r}; it must be one number from -100 to 100{each}")
     return values

@@ -1,9 +1,12 @@
 """Messages for the person at the terminal: one sentence, on stderr."""
 
+import contextlib
 import logging
 import os
+import re
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 NOISY = (
@@ -14,7 +17,10 @@ NOISY = (
     "diffusers.quantizers.torchao.torchao_quantizer",  # a torchao that it does not know
     "transformers.tokenization_utils_base",
 )
+# A way out that needs an option: ", or use --on_bad_image skip", or " (--caption_lines join uses all lines)".
+WAY = re.compile(r", or use --(?P<last>[a-z_]+)( [a-z0-9]+)?(?=[:;]|$)| \(--(?P<aside>[a-z_]+)[^()]*\)")
 _program = None
+_options = None
 _work_is_shared = False
 
 
@@ -28,13 +34,31 @@ def program() -> str:
     return _program or Path(sys.argv[0]).stem
 
 
+@contextlib.contextmanager
+def only_options(names: Iterable[str]):
+    """Within it the command has these options alone: sentences leave out ways that need another one."""
+    global _options
+    _options = frozenset(names)
+    try:
+        yield
+    finally:
+        _options = None
+
+
+def usable(sentence: str) -> str:
+    """The sentence, without ways that need an option which the command lacks."""
+    if _options is None:
+        return sentence
+    return WAY.sub(lambda way: way[0] if (way["last"] or way["aside"]) in _options else "", sentence)
+
+
 def fail(message: str, code: int = 2):
     """Print one sentence and exit: code 2 for invalid options or files, 1 for a failed run.
 
     While several processes check the same options, the first one prints for all.
     """
     if code != 2 or is_first_process() or _work_is_shared:
-        print(f"{program()}: {printable(message)}", file=sys.stderr)
+        print(f"{program()}: {usable(printable(message))}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -118,7 +142,7 @@ def counted(number: int, noun: str) -> str:
 def note(sentence: str) -> None:
     """Print one sentence about something that does not stop the run; from the first process only."""
     if is_first_process():
-        print(f"note: {printable(sentence)}", file=sys.stderr, flush=True)
+        print(f"note: {usable(printable(sentence))}", file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:

@@ -75,7 +75,7 @@ def check_name(model, name: str | None) -> None:
         known |= set(layer.names)
     if name is not None and name not in known:
         there = ", ".join(sorted(known)) or "none"
-        raise ValueError(f"there is no adapter named {name!r}; there are: {there}")
+        raise ValueError(f"there is no adapter named {name!r}; known: {there}")
 
 
 def merge(model: nn.Module) -> None:

@@ -120,8 +120,9 @@ def misfit(r: int, k: int, n: int, m: int, hybrid_rank: int, sizes: str = "layer
         return f"k is {k}; it must be a whole number of at least 1"
     if n % k or m % k:
         fits = [str(d) for d in range(1, min(n, m, 64) + 1) if n % d == 0 and m % d == 0]
-        return f"k {k} does not divide the {sizes} {n} -> {m}; these do: {', '.join(fits)}"
+        return f"k {k} does not divide the {sizes} {n} -> {m}; k can be {', '.join(fits)}"
     low = r // k * k
-    fits = " and ".join(str(v + hybrid_rank) for v in (low, low + k) if v > 0)
+    near = [str(v + hybrid_rank) for v in (low, low + k) if v > 0]
+    fits = f"ranks that fit are {' and '.join(near)}" if len(near) > 1 else f"rank that fits is {near[0]}"
     of = f"rank {r + hybrid_rank} minus hybrid_rank {hybrid_rank}, {r}," if hybrid_rank else f"rank {r}"
-    return f"{of} is not divisible by k {k}; the nearest ranks that fit are {fits}, or choose another k"
+    return f"{of} is not divisible by k {k}; the nearest {fits}, or choose another k"

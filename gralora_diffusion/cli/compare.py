@@ -20,7 +20,7 @@ from pathlib import Path
 
 from gralora_diffusion.command_line import Parser, path_text
 from gralora_diffusion.config.choices import OPTIMIZERS
-from gralora_diffusion.console import counted, fail
+from gralora_diffusion.console import counted, fail, only_options
 from gralora_diffusion.evaluation.encoder_names import parse_encoder_name
 from gralora_diffusion.evaluation.metric import METRICS
 from gralora_diffusion.experiments.methods import METHODS, WITH_K
@@ -194,13 +194,19 @@ def problem_with(args: Namespace) -> str | None:
         return "--subjects needs --prompts, from which images of each subject are generated"
     if args.ray and (args.report or args.dry_run):
         return "--ray cannot be combined with --report or --dry_run"
-    if args.held_out_every is not None and args.held_out_every < 1:
-        return "--held_out_every must be above 0"
+    for name in ("held_out_every", "batch_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            return f"--{name} must be above 0"
     return None
 
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
+    with only_options(vars(args)):  # the trainer's sentences name options of `gralora train`
+        do(args)
+
+
+def do(args: Namespace) -> None:
     # torch is imported only after --help and wrong options are dealt with
     from gralora_diffusion.training.signals import Stopped
 

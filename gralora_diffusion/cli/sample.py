@@ -170,10 +170,10 @@ def seeds_of(text: str, num_images: int | None) -> list[int]:
             raise ConfigError(problem, option="seed")
         end = int(last) if last else int(first)
         if (dash and not last) or not 0 <= end - int(first) < MOST_SEEDS:
-            raise ConfigError(f"{problem}, at most {MOST_SEEDS:,}", option="seed")
+            raise ConfigError(f"{problem}, at most {MOST_SEEDS:,} seeds", option="seed")
         seeds += range(int(first), end + 1)
     if len(seeds) > MOST_SEEDS:
-        raise ConfigError(f"{problem}, at most {MOST_SEEDS:,}", option="seed")
+        raise ConfigError(f"{problem}, at most {MOST_SEEDS:,} seeds", option="seed")
     if len(parts) == 1 and "-" not in text:
         return [seeds[0] + n for n in range(4 if num_images is None else num_images)]
     if num_images not in (None, len(seeds)):

@@ -33,7 +33,7 @@ from gralora_diffusion.sdxl.sheet import sheet
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BATCHES = 8  # after so many, images are written
 MOST_COLUMNS = 100  # of a sheet
-BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}]"
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]"
 SMALL = 192  # pixels of an image of the sheet
 
 
@@ -61,7 +61,7 @@ def generate_all(args: argparse.Namespace) -> None:
     origin = Origin.of(base, vae, args.revision, args.variant)
     rows = {}
     runs = 2 if args.compare and args.adapter else 1
-    with tqdm(total=runs * len(wanted), disable=None, bar_format=BAR) as bar:
+    with tqdm(desc="images", total=runs * len(wanted), disable=None, bar_format=BAR) as bar:
         common = args.batch_size, device, folder, bar
         if args.compare or not args.adapter:
             check_scheduler(args.scheduler, pipeline.scheduler)

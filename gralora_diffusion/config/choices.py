@@ -28,6 +28,7 @@ MODEL, BAD = "base_model", ("stop", "skip")
 TRACKERS = ("none", "tensorboard", "wandb", "all")
 
 EMBEDDED_DEFAULTS = dict(learning_rate=1e-3, train_batch_size=8, max_train_steps=600, guidance_scale=3.0)
+EMBEDDED_RESOLUTION, SDXL_RESOLUTION = 64, 1024  # what a blank resolution stands for
 SDXL_DEFAULTS = dict(learning_rate=1e-4, train_batch_size=1, max_train_steps=500, guidance_scale=5.0)
 
 

@@ -98,7 +98,7 @@ def class_image_facts(config: TrainConfig) -> dict[str, str]:
         folder = Path(own.class_data_dir)
         if read := numbered(folder):
             count = sum(len(given_in(path)) for path, *_ in read)
-            found.append(f"{counted(count, 'file')} in subfolders of {printable(folder.name)}, all used")
+            found.append(f"{counted(count, 'file')} in subfolders of {printable(folder.name)}, none left out")
             continue
         given = len(given_in(folder)) if folder.is_dir() else 0
         missing = max(0, own.num_class_images - given)
@@ -131,7 +131,7 @@ def in_subfolders(config: TrainConfig, cache: Cache | None) -> list[TrainingImag
         problem = f"the subfolders of {printable(folder)} hold no images that can be used"
         raise ConfigError(f"--class_data_dir: {problem}", option="class_data_dir")
     what = f"{counted(len(found), 'class image')} in subfolders with repeats"
-    note(f"{folder} holds {what}: all are used, and none are generated")
+    note(f"{folder} holds {what}: nothing is left out, and nothing is generated")
     return found
 
 

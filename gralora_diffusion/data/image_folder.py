@@ -238,7 +238,7 @@ def refuse_files(where, bad: dict[str, str], skip: bool, option: str) -> None:
     names = "; ".join(f"{', '.join(members)} ({reason})" for reason, members in by_reason.items())
     if not skip:
         problem = f"{where} holds {counted(len(bad), 'file')} that cannot be used"
-        ways = "repair or remove them, or use --on_bad_image skip"
+        ways = "repair or remove what is listed, or use --on_bad_image skip"
         raise ConfigError(f"{problem}; {ways}: {names}", option=option)
     note(f"skipped {counted(len(bad), 'file')} of {where}: {names}")
 

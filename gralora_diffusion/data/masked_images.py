@@ -104,7 +104,7 @@ def check_masks(images: list[TrainingImage]) -> None:
     """Note how many of a run's images have masks. Raises ConfigError if none has."""
     number = sum(image.mask is not None for image in images)
     if not number:
-        problem = f"--masked_loss needs masks, and none of the {counted(len(images), 'image')} has one"
+        problem = "--masked_loss needs masks, and no image has one"
         ways = f"put {NAMES} beside NAME.png, as `gralora mask FOLDER` does, or name a folder with --mask_dir"
         raise ConfigError(f"{problem}: {ways}", option=OPTION)
     rest = "" if number == len(images) else "; images without one are trained on in full"

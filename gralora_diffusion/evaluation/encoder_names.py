@@ -29,3 +29,10 @@ def parse_encoder_name(spec: str, option: str = "encoder") -> tuple[str, str]:
         hint = did_you_mean(spec, PRESETS)
         raise ConfigError(f"--{option} is {spec!r}{hint}; it must be {GRAMMAR}", option=option)
     return kind, rest
+
+
+def named_as(option: str, text: str) -> str:
+    """A message about encoders, for an option of another name that takes one text, with commas."""
+    return text.replace("--encoder imagenet embedded", "--encoder imagenet,embedded").replace(
+        "--encoder ", f"--{option} "
+    )

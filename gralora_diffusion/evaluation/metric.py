@@ -161,4 +161,4 @@ def find_score(text: str, known: Iterable[Score]) -> Score:
         if text == str(score) or (text == score.metric.name and score.strength == 1):
             return score
     names = "; ".join(sorted(map(str, known)))
-    raise ConfigError(f"no run has the score {text!r}; there are: {names}", option="score")
+    raise ConfigError(f"no run has the score {text!r}; known: {names}", option="score")

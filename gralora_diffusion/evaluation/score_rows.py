@@ -55,7 +55,8 @@ def remarks(result: dict) -> list[str]:
     if any(entry["score"] == "prompt" for entry in result["scores"]):
         left_out = settings["words_left_out_of_prompts"]
         if left_out:
-            found.append(f"prompts were scored without the words: {', '.join(left_out)}")
+            words = "the word" if len(left_out) == 1 else "the words"
+            found.append(f"prompts were scored without {words}: {', '.join(left_out)}")
         else:
             found.append("prompts were scored as they are, trigger word included")
     return found

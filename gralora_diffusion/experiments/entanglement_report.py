@@ -31,7 +31,7 @@ def write_entanglement(folder: Path, rows: Rows, facts: dict) -> str:
     page = render(
         "experiments/templates/entanglement.html",
         title="Gradient entanglement",
-        facts={name: value for name, value in facts.items() if name != "means"},
+        facts={name: value for name, value in facts.items() if name != "means" and value is not None},
         plots={Path(name).stem: base64.b64encode(data).decode() for name, data in plots.items()},
         layers={path: row["recommended"] for path, row in rows.items()},
         table=text,

@@ -139,4 +139,6 @@ def check_baseline(done: list[dict], baseline: str) -> None:
     known = {Setting.of(entry["run"]).label for entry in done}
     if baseline not in known:
         names = "; ".join(sorted(known))
-        raise ConfigError(f"no run is of the baseline {baseline!r}; there are: {names}", option="baseline")
+        raise ConfigError(
+            f"no run is of the baseline {baseline!r}; the runs are of: {names}", option="baseline"
+        )

@@ -2,6 +2,8 @@
 
 import re
 
+from gralora_diffusion.console import counted
+
 PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 WITH_UNDERSCORE = (  # names in module paths that hold an underscore themselves
     "down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|transformer_blocks|"
@@ -174,7 +176,8 @@ def from_sgm(path: str, layers_per_block: int) -> str:
         if inner != "2" and number - (side == "down") >= 0 and (side == "up" or j < per - 1):
             leaf = f"resnets.{j}.{renamed(resnet, rest, path)}" if inner == "0" else f"attentions.{j}.{rest}"
             return f"{side}_blocks.{i}.{leaf}"
-    raise ValueError(f"{path!r} is not a layer of SDXL's UNet with {layers_per_block} layers per block")
+    layers = counted(layers_per_block, "layer")
+    raise ValueError(f"{path!r} is not a layer of SDXL's UNet with {layers} per block")
 
 
 def inside(rest: str, path: str) -> str:

@@ -15,6 +15,7 @@ from gralora_diffusion.formats.safetensors_files import write_safetensors
 from gralora_diffusion.formats.write import stored
 from gralora_diffusion.options import ConfigError
 
+PLAIN = "write a plain LoRA (gralora convert: --energy 1 for the same, --rank N for the best of rank N)"
 GRALORA_NAMES = {  # {our name: PEFT's}
     "gralora_A": "gralora_A",
     "gralora_B": "gralora_B",
@@ -75,13 +76,13 @@ def peft_gralora(adapter: Adapter, component: str) -> tuple[dict, dict[str, Fact
         problem = (
             f"PEFT's GraLoRA supports linear layers only, and {component}.{convolution} is a convolution"
         )
-        raise ConfigError(f"{problem}: use --energy 1, which writes the same as a plain LoRA, or --rank N")
+        raise ConfigError(f"{problem}: {PLAIN}")
     several = sorted({sizes_of(factors) for factors in found.values()})
     if len(several) > 1:
         some = " and ".join(f"rank {rank}, k {k}" for rank, k, _ in several[:2])
         rule = "PEFT's GraLoRA has one rank and one k for a whole model"
         problem = f"{rule}, and this {component} has layers of {some}"
-        raise ConfigError(f"{problem}: use --energy 1, which writes the same as a plain LoRA, or --rank N")
+        raise ConfigError(f"{problem}: {PLAIN}")
     path, factors = next(iter(found.items()))
     rank, k, hybrid = several[0]
     config = dict(

@@ -168,8 +168,8 @@ def check_clip_skip(pipeline, clip_skip: int) -> None:
     """Raises ConfigError where a text encoder has fewer layers."""
     layers = min(e.config.num_hidden_layers for e in (pipeline.text_encoder, pipeline.text_encoder_2))
     if not 1 <= clip_skip <= layers:
-        problem = f"--clip_skip is {clip_skip}; it must be from 1 to {layers}, the layers of this base's"
-        raise ConfigError(f"{problem} text encoders", option="clip_skip")
+        problem = f"--clip_skip is {clip_skip}; it must be from 1 to {layers}, the layers of"
+        raise ConfigError(f"{problem} this base's smaller text encoder", option="clip_skip")
 
 
 def weighted_states(

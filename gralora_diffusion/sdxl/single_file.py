@@ -152,7 +152,7 @@ def names_in(file: Path) -> tuple[set[str], dict[str, str]]:
         none = "is not an SDXL checkpoint: it holds none of its three models"
         raise ConfigError(f"{file} {NOT_SDXL if len(lacking) < len(PARTS) else none}")
     if shape != [4 * SDXL_UNET["block_out_channels"][0], SDXL_UNET["projection_class_embeddings_input_dim"]]:
-        way = "other sizes are read from folders only (--to merged FOLDER)"
+        way = "other sizes are read from folders only, which gralora convert --to merged writes"
         raise ConfigError(f"{file} is a checkpoint of a different size from SDXL's; {way}")
     if names & {"edm_mean", "edm_vpred.sigma_max"}:
         problem = "was trained with EDM's noise levels (Playground 2.5?), which are not SDXL's"

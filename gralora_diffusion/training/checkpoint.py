@@ -106,7 +106,7 @@ def not_saved(run: Path, step: int, error: Exception, needed: int) -> str:
         kept = f"checkpoint-{last} is untouched: run the same command to resume from it"
     why = str(error)
     if free < needed or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        why = f"the disk is full, {needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free"
+        why = f"the disk is full ({needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free)"
     return f"checkpoint-{step} could not be written to {run}: {why}; {kept}"
 
 

@@ -144,8 +144,16 @@ def differences(saved: TrainConfig, config: TrainConfig, given_only: bool) -> li
     for name, about in options_of(TrainConfig).items():
         compared = not about.resumable and not (given_only and now[name] is None)
         if compared and before[name] != now[name]:
-            changed.append(f"{about.flag} {before[name]}, not {now[name]}")
+            changed.append(difference(about.flag, before[name], now[name]))
     return changed
+
+
+def difference(flag: str, before, now) -> str:
+    """What follows "with" in a sentence on an option that had another value."""
+    before, now = (json.dumps(value) if isinstance(value, dict) else value for value in (before, now))
+    if before is None:
+        return f"no {flag}, not {now}"
+    return f"{flag} {before}, not {'without it' if now is None else now}"
 
 
 def checkpoint_to_resume(run: Path, wanted: str | None) -> Path | None:
@@ -163,7 +171,7 @@ def checkpoint_to_resume(run: Path, wanted: str | None) -> Path | None:
         problem = f"{flag} does not exist; {run} has: {there}"
         raise ConfigError(problem, option="resume_from_checkpoint")
     if steps[-1] > checkpoints.step_of(path):
-        later = f"{run} has later checkpoints than {path.name} (checkpoint-{steps[-1]})"
-        problem = f"{later}: move them out of it first, or resume the latest"
+        latest = f"{path.name} is not the latest checkpoint of {run}, which is checkpoint-{steps[-1]}"
+        problem = f"{latest}: move whatever is later out of the run folder first, or resume the latest"
         raise ConfigError(problem, option="resume_from_checkpoint")
     return path

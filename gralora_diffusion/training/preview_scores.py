@@ -8,7 +8,7 @@ from PIL import ImageOps
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.image_folder import TrainingImage
-from gralora_diffusion.evaluation.encoder_names import FOR_EMBEDDED, FOR_SDXL, parse_encoder_name
+from gralora_diffusion.evaluation.encoder_names import FOR_EMBEDDED, FOR_SDXL, named_as, parse_encoder_name
 from gralora_diffusion.evaluation.encoders import Encoder, load_encoder
 from gralora_diffusion.evaluation.features import image_features, run, text_features
 from gralora_diffusion.evaluation.similarity import nearest, rowwise, similarities
@@ -40,7 +40,10 @@ def load_encoders(config: TrainConfig) -> list[Encoder]:
 
     Raises ConfigError where one cannot be loaded, or none reads prompts and --keep_best score needs it.
     """
-    encoders = [load_encoder(name) for name in encoder_names(config)]
+    try:
+        encoders = [load_encoder(name) for name in encoder_names(config)]
+    except ConfigError as error:
+        raise ConfigError(named_as("score_encoders", str(error)), option="score_encoders") from None
     if config.keep_best == "score" and not any(encoder.texts for encoder in encoders):
         problem = "--keep_best score needs an encoder that reads prompts, and --score_encoders names none"
         raise ConfigError(

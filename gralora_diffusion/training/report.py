@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.config.choices import EMBEDDED_RESOLUTION, SDXL_RESOLUTION
 from gralora_diffusion.console import counted, duration
 from gralora_diffusion.devices import best_device, best_precision
 from gralora_diffusion.files import render, resolved, write_text
@@ -99,6 +100,8 @@ def taken_values(name: str, values: dict, defaults: dict) -> list:
     """What config.json records of an option that was not given, on this machine and with these options."""
     if name == "mixed_precision":
         return [best_precision(best_device())]
+    if name == "resolution":
+        return [EMBEDDED_RESOLUTION if values["pretrained_model_name_or_path"] is None else SDXL_RESOLUTION]
     if name == "prediction_type":
         return ["epsilon"]
     if name == "flow_shift" and values["prediction_type"] != FLOW:

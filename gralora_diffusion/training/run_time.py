@@ -30,7 +30,7 @@ class RunTime:
 
     def images(self, done: int, total: int) -> None:
         """So many of the sample images of a step are done."""
-        self.doing(f"sample images {done + 1} of {total}", share=done / total)
+        self.doing(f"sample image {done + 1} of {total}", share=done / total)
 
     def begin(self, costs: Costs, before: Costs | None) -> None:
         """The costs as they are known before the first step; before: those of the run that is resumed."""

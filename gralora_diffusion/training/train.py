@@ -117,7 +117,7 @@ def finish(setup: TrainingSetup, done_before: bool) -> None:
     except KeyboardInterrupt:
         where = f"stopped after training; the adapter is in {setup.path}"
         raise Stopped(
-            f"{where}; to write its other files, run the same command with --output_dir {setup.path}"
+            f"{where}; for what is left to do, run the same command with --output_dir {setup.path}"
         ) from None
 
 

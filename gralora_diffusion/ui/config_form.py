@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from gralora_diffusion.command_line import ALIASES, expand, json_object
 from gralora_diffusion.config import EMBEDDED_DEFAULTS, GROUPS, SDXL_DEFAULTS, TrainConfig
+from gralora_diffusion.config.choices import EMBEDDED_RESOLUTION, SDXL_RESOLUTION
 from gralora_diffusion.evaluation.encoder_names import PRESETS as ENCODERS
 from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError, Option, fault_of, from_flat, options_of, to_flat
@@ -31,7 +32,6 @@ MIDDLE = (  # always in sight, below the questions
 NO_FIELD = ("output_dir", "dry_run", "resume_from_checkpoint", "concepts")
 BLANK = object()  # the value of a field that is to be left blank
 PREVIEWS = 6  # times that a run generates previews where nothing else is asked for, those at its end included
-EMBEDDED_RESOLUTION, SDXL_RESOLUTION = 64, 1024  # what a blank resolution stands for
 MAX_TEXT = 2000  # characters
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from gralora_diffusion.checks import parse_size
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.config.choices import EMBEDDED_RESOLUTION, SDXL_RESOLUTION
 from gralora_diffusion.console import about
 from gralora_diffusion.options import ConfigError, to_dict
 from gralora_diffusion.training.time_left import Costs, costs_from_json, seconds_left
-from gralora_diffusion.ui.config_form import EMBEDDED_RESOLUTION, SDXL_RESOLUTION
 from gralora_diffusion.ui.run_files import UNREADABLE, config_from_json, raw_status, resolved_config_of
 from gralora_diffusion.ui.run_view import metrics, sample_prompts, speed_of
 from gralora_diffusion.ui.workspace import Workspace

@@ -20,7 +20,7 @@ from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name
 
 MAX_FILES = 500  # of a set
 COPYING = ".copying-"  # how the folder of an unfinished copy begins, in HOME/images
-IN_FOLDERS = "a folder with repeats in its name: training reads it, this page does not display it"
+IN_FOLDERS = "a folder with repeats in its name: training reads it, but this page does not display it"
 COPY = re.compile(r"\.copying-[0-9a-f]{16}")
 FEW = 3  # images; a set with fewer gets a warning
 Finding = tuple[str, str, str]  # (file, what is wrong, what to do)
@@ -231,9 +231,10 @@ def why_empty(workspace: Workspace, name: str) -> str:
     if not read:
         return "No images in this dataset yet: drop some into the box."
     names = ", ".join(path.name for path, *_ in read[:FEW]) + (" ..." if len(read) > FEW else "")
+    where, of_names = ("its folder", "this name") if len(read) == 1 else ("its folders", "these names")
     return (
-        f"The images of this dataset are in its folders ({names}). Training reads them, with the repeats "
-        "and captions of these names; to see and edit them here, drop them as files or as a zip archive."
+        f"The images of this dataset are in {where} ({names}). Training reads them, with the repeats "
+        f"and captions of {of_names}; to see and edit them here, drop them as files or as a zip archive."
     )
 
 

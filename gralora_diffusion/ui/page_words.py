@@ -18,10 +18,13 @@ VERBS = {  # before a flag or "one of them": what one does to a field
     "add": "turn on",
     "drop": "clear",
 }
-VERB = re.compile(r"\b(give|add|drop)\b(?= (an? |the )?(--|it\b|them\b|one of))")
+VERB = re.compile(r"\b(give|add|drop)\b(?= (an? |the |only )?(--|it\b|them\b|one of))")
 NEGATED = re.compile(r"\b(drop|use) --no-([a-z][a-z0-9_]*)")  # of a check box that is on by default
 OPTION = re.compile(r"\boption '([a-z0-9_]+)'(?= is )")  # of a config file
 NAME = re.compile(r"(?<![\w'\"`.-])([a-z]+(?:_[a-z0-9]+)+)(?=[ :,;]|$)")  # hybrid_rank, as adapters say
+FOLDER = re.compile(  # an encoder in a folder, which a run on the page cannot have
+    r"; either (run once with a network, .{1,300}? hub), or copy .{1,300}?:FOLDER; (.{1,80}) without either:"
+)
 COMMAND = re.compile(r",? as `gralora [^`]*` does")
 AGAIN = re.compile(r"\brun the same command to (start again|resume(?: from \S*checkpoint-(\d+))?)")
 PATH = re.compile(r"(?<![\w.'\"~<>/])(?:~|\.{1,2})?/[^\s:'\",;()]+/([^\s/:'\",;()]+)")
@@ -46,6 +49,7 @@ def label_of(option: str) -> str:
 
 def page_words(text: str, workspace: Workspace) -> str:
     """A sentence of the trainer with labels for flags, and without paths of this machine."""
+    text = FOLDER.sub(r"; \1; \2 without it:", text)
     return without_paths(without_flags(AGAIN.sub(resume_words, text)), workspace)
 
 
@@ -66,7 +70,7 @@ def in_page_words(error: ConfigError, workspace: Workspace) -> ConfigError:
 
 def without_flags(text: str) -> str:
     """--rank 8 becomes the label of the option with the value, and "drop" becomes "clear"."""
-    text = NEGATED.sub(on_or_off, COMMAND.sub("", text))
+    text = NEGATED.sub(on_or_off, COMMAND.sub("", text)).replace("give one of them", "give only one of them")
     for pattern in (OPTION, NAME):
         text = pattern.sub(lambda match: label_of(match[1]) if match[1] in OPTIONS else match[0], text)
     if not FLAG.search(text):

@@ -123,7 +123,7 @@ def mask_set(
         mask = present.get(path) or path.with_name(f"{path.stem}-masklabel.png")
         jobs.append(make_masks.Job(path.name, path, mask, present.get(path)))
     yield 0, checked_count(jobs, name), f"Loading {model}"
-    saliency = load_saliency(model)
+    saliency = loaded_saliency(model)
     for number, job in enumerate(jobs, 1):
         if overwrite and job.mask.suffix != ".png":
             yield number, len(jobs), f"{job.mask.name} is not a PNG file: delete this mask first"
@@ -131,6 +131,14 @@ def mask_set(
         made = make_masks.make_masks([job], saliency, threshold, overwrite)
         text = "mask made" if made.written else "kept its mask"
         yield number, len(jobs), f"{job.name}: {made.bad.get(job.name, text)}"
+
+
+def loaded_saliency(model: str):
+    """Raises ConfigError, which names the model without its option."""
+    try:
+        return load_saliency(model)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--model ", "")) from None
 
 
 def checked_count(jobs: list, name: str) -> int:

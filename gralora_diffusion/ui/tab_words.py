@@ -6,7 +6,7 @@ page_words.py is the same for the options of training.
 import re
 
 FIELD = re.compile(  # a flag with its value, not in a quoted text
-    r"(?<![\w'\"`-])--(scheduler|encoder) (?!(?:is|must|needs|has|and)\b)([\w-]+)"
+    r"(?<![\w'\"`-])--(scheduler|encoder) (?!(?:is|must|needs|has|and)\b)([\w-]+(?::[\w./-]+)*)"
 )
 LABELS = {"scheduler": "Scheduler", "encoder": "Encoders"}
 FOLDER = re.compile(
@@ -20,7 +20,7 @@ PHRASES = {  # {what to do on the command line: on the page}
         "choose another base model"
     ),
     "use --mixed_precision bf16 or no instead of fp16": "choose another base model or adapter",
-    "use --energy 1, which writes the same as a plain LoRA, or --rank N": (
+    "write a plain LoRA (gralora convert: --energy 1 for the same, --rank N for the best of rank N)": (
         "choose another format, or a rank under “File size”"
     ),
     "give --rank N or --energy E for the best LoRA, with its error": (

@@ -14,6 +14,7 @@ from torch import nn
 
 from gralora_diffusion import GraLoRALinear, load_adapter
 from gralora_diffusion.adapters.control import merge, remove, set_strength, unmerge
+from gralora_diffusion.console import counted
 from gralora_diffusion.sdxl.base import predict
 
 # {(in, out): number}: 560 layers of SDXL's UNet and 176 of its text encoders
@@ -149,7 +150,8 @@ def sampling(
     The base, a merged adapter, adapters that are not merged, and PEFT's LoRA.
     """
     pixels = "" if side is None else f" of {8 * side} pixels"
-    print(f"\nsampling: one step of a UNet of size {size}, {images} image(s){pixels}, rank {rank};", end=" ")
+    what = f"one step of a UNet of size {size}, {counted(images, 'image')}{pixels}"
+    print(f"\nsampling: {what}, rank {rank};", end=" ")
     print("as a ratio to the base: median (quartiles)")
     logging.set_verbosity_error()
     pipelines = {}

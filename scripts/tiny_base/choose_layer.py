@@ -3,8 +3,8 @@
     python scripts/tiny_base/choose_layer.py --state build/tiny_base
 
 A subject is one emoji in the styles of sprites.npz.  Prints, for the CLS token after each layer, the share of
-sprites whose nearest other sprite is the same emoji, and of triples in order, as gralora evaluate --subjects.
-Needs npm and pip install -e ".[build,masks]".
+sprites whose nearest other sprite is the same emoji, and of triples in order, as gralora evaluate
+--subjects does.  Needs npm and pip install -e ".[build,masks]".
 """
 
 import argparse

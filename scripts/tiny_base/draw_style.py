@@ -15,6 +15,8 @@ from composer import Composer
 from PIL import Image
 from sprites import other_sprites
 
+from gralora_diffusion.console import counted
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -43,7 +45,7 @@ def main() -> None:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(args.output / f"{i:04d}.png")
         text = caption("sticker", plan["tint"], plan["label"], plan["background"])
         (args.output / f"{i:04d}.txt").write_text(text + "\n")
-    print(f"{args.output}: {args.number} images with captions")
+    print(f"{args.output}: {counted(args.number, 'image')} with captions")
 
 
 if __name__ == "__main__":

@@ -302,7 +302,7 @@ def test_damaged_taggers_are_refused(tagger, tmp_path, monkeypatch):
         load_tagger(tmp_path, None, None)
     (tmp_path / "model.onnx").write_bytes((tagger / "model.onnx").read_bytes())
     (tmp_path / "selected_tags.csv").write_text("tag_id,name,category\n0,one,0\n")
-    with pytest.raises(ConfigError, match=r"gives 4 values for 1 tags of selected_tags\.csv"):
+    with pytest.raises(ConfigError, match=r"gives 4 values for 1 tag of selected_tags\.csv"):
         load_tagger(tmp_path, None, None).of(Image.new("RGB", (8, 8)))
     (tmp_path / "selected_tags.csv").write_text("word\none\n")
     with pytest.raises(ConfigError, match="is not a list of tags with the columns name and category"):

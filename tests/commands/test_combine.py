@@ -218,7 +218,7 @@ def test_sample_refuses_strengths_that_do_not_match(folder, tmp_path):
     file = folder / "lora.safetensors"
     done = call("sample", "--adapter", file, "--strength", "1,2", "--prompt", "x", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.rstrip().endswith("it must be one number")
+    assert done.stderr.rstrip().endswith("it must be one number from -100 to 100")
 
 
 def test_a_file_of_an_input_folder_is_never_overwritten(folder, tmp_path):

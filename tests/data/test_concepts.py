@@ -117,11 +117,11 @@ def test_every_image_comes_as_often_as_it_repeats(kohya, buckets):
 def test_a_class_folder_with_subfolders_is_read_and_nothing_is_generated(kohya, capsys):
     config = config_of(kohya / "img", with_prior_preservation=True, class_data_dir=str(kohya / "reg"))
     check_class_folders(config)
-    assert plan(config).summary()["class images"] == "2 files in subfolders of reg, all used"
+    assert plan(config).summary()["class images"] == "2 files in subfolders of reg, none left out"
     images = instance_images(config)
     found = class_images(config, images, NO_BASE, Accelerator(cpu=True))
     assert [(p.path.name, p.caption, p.repeats) for p in found] == [("6.png", "cat", 1), ("5.png", "dog", 2)]
-    assert "holds 2 class images in subfolders with repeats: all are used, and none are" in (
+    assert "holds 2 class images in subfolders with repeats: nothing is left out, and nothing is" in (
         capsys.readouterr().err
     )
     records = examples_at(series(config, images, found, kohya / "cache"), range(9))

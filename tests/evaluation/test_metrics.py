@@ -180,7 +180,7 @@ def test_words_left_out_of_prompts_are_in_the_remarks(photos, tiny_clip):
         return [value["value"] for value in result["values"] if value["score"] == "prompt"]
 
     assert prompt_values(result) == prompt_values(plain)
-    assert "without the words: sks" in score_tables(result)
+    assert "without the word: sks" in score_tables(result)
     assert "trigger word included" in score_tables(plain)
 
 

@@ -90,14 +90,32 @@ def test_the_command_compares_tunes_resumes_and_reports(tmp_path, command, sweep
         (["--seeds", 0, 0], "--seeds has a value twice"),
         (["--encoder", "embeded", "--dry_run"], "'embedded'"),
         (["--steps", 0], "above 0"),
+        (["--batch_size", 0], "compare: --batch_size must be above 0"),
     ]
     for wrong, words in refused:
         assert words in command(*sweep_options, *wrong, fails=True)[1]
 
 
+def test_advice_names_no_option_that_the_command_lacks(tmp_path, command, capsys):
+    images, prompts = tmp_path / "images", tmp_path / "prompts.txt"
+    shutil.copytree(EXAMPLE, images)
+    (images / "00.txt").write_text("a {red|blue} robot\nand more\n")
+    prompts.write_text("a robot\n")
+    options = ["--instance_data_dir", images, "--prompts", prompts, "--dry_run"]
+    (images / "bad.png").write_text("no image")
+    error = command(*options, fails=True)[1]
+    assert "repair or remove what is listed: bad.png (not an image, despite its name)" in error
+    (images / "bad.png").unlink()
+    assert main(["compare", "--output", str(tmp_path / "out"), *map(str, options)]) is None
+    notes = capsys.readouterr().err
+    assert "caption file in" in notes
+    assert "in 1 caption: 00.png" in notes
+    assert "--caption" not in notes
+
+
 def reports_of_three_runs(tmp_path, command) -> None:
     error = command("--report", "--baseline", "lora", "gralora k2", fails=True)[1]
-    assert "no run is of the baseline 'gralora k2'; there are: lora" in error
+    assert "no run is of the baseline 'gralora k2'; the runs are of: lora" in error
     for among in (["--ranks", 8], ["--lrs", 1e-2], ["--steps", 7]):
         assert "holds 3 runs, and none is of" in command("--report", *among, fails=True)[1]
     kept = tmp_path / "kept"
@@ -110,7 +128,7 @@ def reports_of_three_runs(tmp_path, command) -> None:
     assert command("--output", kept, "--report").startswith(printed)
     assert "**Score: copy, the embedded base's own" in command("--report", "--score", "copy")
     error = command("--report", "--score", "copying", fails=True)[1]
-    assert "no run has the score 'copying'; there are: copy, the embedded base's own" in error
+    assert "no run has the score 'copying'; known: copy, the embedded base's own" in error
     line = json.loads((tmp_path / "out" / RESULTS).read_text().splitlines()[0])
     line["run"]["steps"] = 2
     with open(tmp_path / "out" / RESULTS, "a") as file:

@@ -79,9 +79,7 @@ def test_an_option_names_a_score_by_its_metric_or_in_full():
     assert choose_score(done, "copy, Y") == other
     assert second_score(done, COPY) == other
     assert second_score(done, PAIRED) is None
-    with pytest.raises(
-        ConfigError, match="no run has the score 'promt, Y'; there are: copy, X; copy, Y; paired"
-    ):
+    with pytest.raises(ConfigError, match="no run has the score 'promt, Y'; known: copy, X; copy, Y; paired"):
         choose_score(done, "promt, Y")
     with pytest.raises(ConfigError, match="no finished runs"):
         choose_score([])

@@ -58,9 +58,7 @@ def test_a_report_of_copy_names_the_method_that_copies_less(tmp_path):
     assert "**Score: copy, X**" in text
     assert verdicts["loha"].rstrip(" |").endswith("| win")
     assert verdicts["oft"].rstrip(" |").endswith("| loss")
-    with pytest.raises(
-        ConfigError, match="no run has the score 'copying'; there are: copy, X; held-out loss"
-    ):
+    with pytest.raises(ConfigError, match="no run has the score 'copying'; known: copy, X; held-out loss"):
         report_sweep(done, tmp_path, score="copying")
 
 

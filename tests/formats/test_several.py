@@ -58,7 +58,7 @@ def test_several_adapters_in_a_plain_pipeline(two_files):
         assert weights[c].items() <= weight_ids(getattr(pipeline, c)).items()
     with pytest.raises(ConfigError, match="already has an adapter named 'dog'"):
         load_adapter(pipeline, folder / "dog.safetensors")
-    with pytest.raises(ValueError, match=r"no adapter named 'cat'; there are: dog, paint"):
+    with pytest.raises(ValueError, match=r"no adapter named 'cat'; known: dog, paint"):
         set_strength(pipeline, 1, "cat")
     set_strength(pipeline, 1.0, "dog")
     enable(pipeline, False, "paint")

@@ -496,7 +496,7 @@ def test_ctrl_c_while_an_adapter_is_uploaded_says_that_it_is_there(tmp_path, mon
     monkeypatch.setattr("gralora_diffusion.training.train.push", interrupted)
     with pytest.raises(
         Stopped,
-        match=r"stopped after training; the adapter is in \S+/run; to write its other files, run",
+        match=r"stopped after training; the adapter is in \S+/run; for what is left to do, run",
     ):
         quick(tmp_path, push_to_hub=True)
     assert read_status(tmp_path / "run")["state"] == "done"

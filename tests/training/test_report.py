@@ -213,8 +213,8 @@ def test_an_option_that_was_given_is_not_folded(tmp_path, options):
 
 
 def test_what_a_run_records_by_itself_is_folded(tmp_path):
-    page = read(make_run(tmp_path / "run", max_train_steps=7))
+    page = read(make_run(tmp_path / "run", max_train_steps=7, resolution=64))
     first, folded = "\n".join(page.text).split("All other options")
-    for label in ("Prediction type", "Mixed precision"):
+    for label in ("Prediction type", "Mixed precision", "Resolution (pixels)"):
         assert label not in first
         assert label in folded

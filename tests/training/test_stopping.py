@@ -459,6 +459,8 @@ def test_wrong_encoders_are_refused_before_anything_is_written(tmp_path):
     options = dict(keep_best="score", validation_steps=1, skip_final_inference=False)
     with pytest.raises(ConfigError, match="needs an encoder that reads prompts"):
         quick(tmp_path / "run", score_encoders="imagenet", **options)
+    with pytest.raises(ConfigError, match=r"^--score_encoders dinov2:\./nowhere cannot be loaded"):
+        quick(tmp_path / "run", score_encoders="dinov2:./nowhere", skip_final_inference=False)
     with pytest.raises(ConfigError, match="is empty"):
         plan(TrainConfig(score_encoders=" , "))
     assert not (tmp_path / "run").exists()

@@ -114,7 +114,7 @@ def test_a_measurement_says_what_it_does_and_the_form_keeps_it_for_other_steps(w
     told = [text for text in times if isinstance(text, str)]
     assert told[0] == "measuring ..."
     assert any(text.endswith(" of at most 3 min: loading the base model") for text in told), told
-    assert any(text.endswith("sample images 1 of 1") for text in told), told  # as many as a batch has
+    assert any(text.endswith("sample image 1 of 1") for text in told), told  # as many as a batch has
     assert told[-1].startswith("about ")
     assert bar.at_once(config)[0] == told[-1]
     estimate = forecasts.estimate_of(config, workspace)
@@ -127,14 +127,14 @@ def test_a_measurement_says_what_it_does_and_the_form_keeps_it_for_other_steps(w
 
 
 def test_the_strip_says_what_a_run_does_and_counts_the_images_to_come(workspace, monkeypatch):
-    facts = dict(costs=COSTS.to_json(), looked=50, share=0.25, doing="sample images 2 of 4")
+    facts = dict(costs=COSTS.to_json(), looked=50, share=0.25, doing="sample image 2 of 4")
     finished_run(workspace, **facts)
     queue = RunQueue(workspace)
     status = json.loads((workspace.runs / "corgi-1" / "status.json").read_text())
     monkeypatch.setattr(queue, "state", lambda run: status | dict(state="running"))
     now = dict(zip(STRIP, strip_values(Look(queue)), strict=False))
     assert now["State"] == "running"
-    assert now["Now"] == "sample images 2 of 4"
+    assert now["Now"] == "sample image 2 of 4"
     assert now["Time left"] == "0:18"
     status |= dict(looked=60, share=0.0, doing="exporting")
     now = dict(zip(STRIP, strip_values(Look(queue)), strict=False))

@@ -270,7 +270,7 @@ def test_a_dataset_of_kohya_folders_is_explained_instead_of_displayed_empty(work
     assert image_sets.check_set(workspace, name, 64) == [("mine", "no images", "add some: 3 to 20 are usual")]
     (workspace.images / name / "10_sks dog").mkdir()
     image(workspace.images / name / "10_sks dog" / "a.png")
-    assert "10_sks dog" in image_sets.why_empty(workspace, name)
+    assert "are in its folder (10_sks dog)" in image_sets.why_empty(workspace, name)
     (finding,) = image_sets.check_set(workspace, name, 64)
     assert finding == ("10_sks dog", image_sets.IN_FOLDERS, "train on it as it is")
     image(workspace.images / name / "b.png")  # then training leaves the folder out

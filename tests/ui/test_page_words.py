@@ -23,6 +23,15 @@ WORDS = {
     "give --validation_split 0.1 or --validation_dir": (
         "fill in “Validation split (share): 0.1” or “Validation dataset”"
     ),
+    "--max_train_steps and --num_train_epochs both set the length of the run: give one of them": (
+        "“Steps” and “Epochs” both set the length of the run: fill in only one of them"
+    ),
+    "not here; either run once with a network, which caches a/b from the Hugging Face hub, or copy c.json "
+    "from a/b into a folder and use --score_encoders dinov2:FOLDER; images of the embedded base can be "
+    "scored without either: --score_encoders imagenet,embedded": (
+        "not here; run once with a network, which caches a/b from the Hugging Face hub; images of the "
+        "embedded base can be scored without it: “Score sample images with” imagenet,embedded"
+    ),
     "'--push_to_hub' is no name": "'--push_to_hub' is no name",
     "option 'rank' is 'x'; it must be a whole number": "“Rank” is 'x'; it must be a whole number",
     "choose another --output_dir": "choose another “Name of the run”",

@@ -48,6 +48,7 @@ def test_encoders_are_named_by_their_field():
     assert "; run once with a network, which caches a/b from the Hugging Face hub; images" in text
     assert text.endswith("choose imagenet and embedded")
     assert "--" not in text
+    assert tab_words("--encoder dinov2:a/b cannot be loaded").startswith("“Encoders: dinov2:a/b” cannot")
 
 
 def test_other_sentences_stay():

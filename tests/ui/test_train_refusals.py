@@ -197,7 +197,7 @@ OF_FILES = [  # what is found only where files and shapes are read
     (MINE, "instance_prompt", "mine has no caption"),
     (dict(instance_data_dir="empty", instance_prompt="x"), IMAGES, "empty holds no images"),
     (dict(instance_data_dir="broken", instance_prompt="x"), IMAGES, "broken holds 1 file"),
-    (CAPTIONED | dict(masked_loss=True), "masked_loss", "none of the 3 images has one"),
+    (CAPTIONED | dict(masked_loss=True), "masked_loss", "and no image has one"),
     (CAPTIONED | dict(masked_loss=True, mask_dir="other"), "mask_dir", "other holds no mask"),
     (CAPTIONED | dict(masked_loss=True, mask_dir="captioned"), "mask_dir", "captioned is the folder"),
     (CAPTIONED | dict(validation_split=0.9, keep_best="loss"), "validation_split", "without training images"),
