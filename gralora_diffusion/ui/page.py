@@ -139,9 +139,14 @@ def connect_form(page: gr.Blocks, train: TrainTab) -> None:
 
 
 def connect_checks(train_tab: gr.Tab, train: TrainTab) -> None:
-    """When Train is opened, the form is checked again: images or captions may have changed on Dataset."""
+    """When Train is opened, the form is checked and its estimate renewed.
+
+    Images or captions may have changed on Dataset, and a run of the same work may have ended.
+    """
     opened = train_tab.select(**train.preview_event)
     opened.then(None, train.marks, None, js=MARK)
+    renewed = train_tab.select(**train.estimate_event)
+    renewed.then(None, train.marks, None, js=MARK)
 
 
 def connect_next(tabs: gr.Tabs, watch: WatchTab, to_sample: gr.Dropdown, to_export: gr.Dropdown) -> None:
