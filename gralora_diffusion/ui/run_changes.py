@@ -8,6 +8,7 @@ from gralora_diffusion.formats.run_files import named_after
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import removed
 from gralora_diffusion.ui.needed import check_unneeded, way_to_end
+from gralora_diffusion.ui.renamed_report import write_report_of_renamed
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
 from gralora_diffusion.ui.workspace import folders, free_name, new_name
 
@@ -21,6 +22,8 @@ def move_run(run: Path, new: Path) -> None:
     for suffix, name in files.items():
         if (new / name).is_file():
             os.rename(new / name, named_after(new, suffix))
+    if new.name != run.name:
+        write_report_of_renamed(new)
 
 
 class RunChanges:
