@@ -25,6 +25,7 @@ from gralora_diffusion.ui.workspace import Workspace
 # Gradio loads what is visible, whatever tab is open, and for a gallery it loads a video player.
 OPENED = "() => ({__type__: 'update', visible: true})"
 TO_THE_TOP = "() => { scrollTo(0, 0); return []; }"  # a list: the inputs of the event
+TO_TOP = dict(fn=None, inputs=None, outputs=None, js=TO_THE_TOP, **PRIVATE)  # after another tab is opened
 COUNT = """(strip, watch) => {  // count the ticks of what is in sight
     const row = document.getElementById('run-row');
     return row?.offsetParent ? [strip, watch + 1] : [strip + 1, watch];
@@ -117,6 +118,7 @@ def connect_start(tabs: gr.Tabs, train: TrainTab, watch: WatchTab) -> None:
         concurrency_limit=1,
     )
     on_end(start, None, train.marks, None, js=MARK_AND_SHOW)
+    start.success(**TO_TOP)
     start.then(**watch.refresh_event)
 
 
@@ -127,7 +129,8 @@ def connect_clone(tabs: gr.Tabs, train: TrainTab, watch: WatchTab) -> None:
         values, name = watch.form_of(run)
         return *train.filled(values), name, gr.Tabs(selected="train")
 
-    watch.clone.click(guarded(clone), watch.run, [*train.form, train.name, tabs], **PRIVATE)
+    cloned = watch.clone.click(guarded(clone), watch.run, [*train.form, train.name, tabs], **PRIVATE)
+    cloned.success(**TO_TOP)
 
 
 def connect_form(page: gr.Blocks, train: TrainTab) -> None:
@@ -160,8 +163,8 @@ def connect_next(tabs: gr.Tabs, watch: WatchTab, to_sample: gr.Dropdown, to_expo
 
         return guarded(chosen)
 
-    watch.try_it.click(choose("sample"), watch.run, [to_sample, tabs], **PRIVATE)
-    watch.export.click(choose("export"), watch.run, [to_export, tabs], **PRIVATE)
+    watch.try_it.click(choose("sample"), watch.run, [to_sample, tabs], **PRIVATE).success(**TO_TOP)
+    watch.export.click(choose("export"), watch.run, [to_export, tabs], **PRIVATE).success(**TO_TOP)
 
 
 def connect_sets(page: gr.Blocks, workspace: Workspace, dataset: DatasetTab, train: TrainTab) -> None:

@@ -93,3 +93,8 @@ def test_the_estimate_is_renewed_when_train_is_opened(page):
             if name == "select" and parts[target].get("label") == "Train":
                 renewed |= {parts[output].get("elem_id") for output in event["outputs"]}
     assert {"estimate-time", "estimate-memory", "estimate-files", "problem"} <= renewed
+
+
+@pytest.mark.parametrize(("field", "button"), [("new-run-name", "rename-run"), ("new-set", "create-set")])
+def test_enter_in_a_new_name_does_what_its_button_does(page, field, button):
+    assert page.function_of(field, "submit") == page.function_of(button, "click")

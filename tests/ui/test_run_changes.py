@@ -48,7 +48,7 @@ def contents(folder) -> dict:
 def test_a_renamed_run_keeps_its_files_and_those_named_after_it_follow(changes, workspace):
     before = contents(workspace.runs / "robot-1")
     assert "robot-1.safetensors" in before
-    assert changes.rename("robot-1", "my robot".replace(" ", "-")) == "my-robot"
+    assert changes.rename("robot-1", "my robot") == "my-robot"
     expected = {name.replace("robot-1", "my-robot"): size for name, size in before.items()}
     assert contents(workspace.runs / "my-robot") == expected
     assert workspace.run_names() == ["my-robot"]
@@ -165,6 +165,25 @@ def test_a_reloaded_page_offers_to_undo_a_delete(changes, workspace):
     assert refreshed(seen)[0] is None
     tab.history.changes.undo_delete()
     assert refreshed(seen)[0] is False
+
+
+@pytest.mark.parametrize(("state", "offered"), [("started", False), ("queued", False), ("canceled", True)])
+def test_no_change_is_offered_of_a_run_that_is_active_or_queued(changes, workspace, state, offered):
+    async def build() -> WatchTab:  # in a loop that is closed; Gradio would leave one of its own open
+        with gr.Blocks():
+            return WatchTab(workspace, changes.queue, StatusStrip(changes.queue, gr.Timer(1)))
+
+    tab = asyncio.run(build())
+    me = dict(pid=os.getpid(), born=psutil.Process().create_time(), started=time.time() + 5)
+    job = dict(config={}, created=time.time(), state=state) | (me if state == "started" else {})
+    (workspace.runs / "other").mkdir()
+    (workspace.runs / "other" / "job.json").write_text(json.dumps(job))
+    *updates, _ = tab.refresh(None, "other", 0.9, None)
+    outputs = tab.refresh_event["outputs"]
+    for button in (tab.history.rename, tab.history.delete):
+        assert updates[outputs.index(button)]["interactive"] is offered
+    assert updates[outputs.index(tab.clone)]["interactive"] is True
+    shutil.rmtree(workspace.runs / "other")  # or the queue would start it
 
 
 def test_a_run_that_is_active_or_queued_is_neither_renamed_nor_deleted(changes, workspace):
