@@ -127,8 +127,8 @@ def public_encoder(name: str) -> str:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl, without a last one that a kill has cut off."""
-    return read_lines(run / "metrics.jsonl")
+    """The lines of metrics.jsonl that have a time, without a last one that a kill has cut off."""
+    return [line for line in read_lines(run / "metrics.jsonl") if is_duration(line.get("seconds"))]
 
 
 def read_evaluations(run: Path) -> list[dict]:
@@ -137,14 +137,20 @@ def read_evaluations(run: Path) -> list[dict]:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The lines of a file that a run writes, up to one that is cut off; [] where it does not exist."""
+    """The lines of a file that a run writes, up to one that is cut off or no object with a step.
+
+    [] where the file does not exist.
+    """
     lines = []
     if path.exists():
         for text in path.read_text(errors="replace").split("\n"):
             try:
-                lines.append(json.loads(text))
-            except ValueError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 break
+            if not isinstance(line, dict) or not is_duration(line.get("step")):
+                break
+            lines.append(line)
     return lines
 
 
@@ -154,7 +160,8 @@ def recorded_status(run: Path) -> dict:
         status = json.loads((run / "status.json").read_text())
     except (OSError, ValueError, RecursionError):
         status = None
-    return status if isinstance(status, dict) else dict(state="unknown")
+    has_state = isinstance(status, dict) and isinstance(status.get("state"), str)
+    return status if has_state else dict(state="unknown")
 
 
 def wall_seconds(status: dict, lines: list[dict]) -> float | None:
@@ -200,10 +207,8 @@ def busy(run: Path) -> bool:
 
 def who_writes(run: Path) -> str:
     """The sentence for a folder whose lock another process holds."""
-    try:
-        who = f" (process {json.loads((run / 'status.json').read_text())['pid']})"
-    except (OSError, ValueError, KeyError):
-        who = ""
+    process = recorded_status(run).get("pid")
+    who = f" (process {process})" if isinstance(process, int) else ""
     return f"{run} is being written by another run{who}: wait for it, stop it, or choose another --output_dir"
 
 

@@ -8,6 +8,7 @@ from gralora_diffusion.ui.follow_log import FOLLOW_LOG
 from gralora_diffusion.ui.form_memory import browser_state
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, on_end
 from gralora_diffusion.ui.mistakes import MARK, MARK_AND_SHOW
+from gralora_diffusion.ui.new_adapters import connect_new_adapters
 from gralora_diffusion.ui.notifications import LABEL
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.sampler import Sampler
@@ -70,6 +71,7 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         connect_checks(train_tab, train)
         for tab, part in ((sample_tab, sample), (compare_tab, compare), (export_tab, export)):
             tab.select(**part.lists_event)
+            connect_new_adapters(strip.state, part.lists_event)
         sample_tab.select(**sample.history.refresh)
         compare_tab.select(**compare.blind.refresh)
         for tab, gallery in ((sample_tab, sample.gallery), (compare_tab, compare.gallery)):

@@ -14,6 +14,7 @@ BEST = "★ best"
 BEST_BUT = "★ best, intervals overlap"
 BEST_MEAN = "best mean"  # without an interval, so that nothing says how much of it is chance
 BEHIND_BASE = ", base better"
+BASE = "base"  # the name of what is the same for several adapters at strength 0
 OF_BASE = "base, not ranked"
 
 
@@ -70,12 +71,31 @@ def table(entries: list[dict], of_base: set[str]) -> list[list[str]]:
     from gralora_diffusion.evaluation.metric import METRICS
     from gralora_diffusion.evaluation.score_rows import rows_of
 
-    marks = best_marks(entries, of_base)
+    entries = with_base_once(entries, of_base)
+    marks = best_marks(entries, of_base | {BASE})
     rows = rows_of([{name: entry[name] for name in entry if name != "against"} for entry in entries])
     found = []
     for entry, (images, score, *numbers), mark in zip(entries, rows, marks, strict=True):
         found.append([images, score, METRICS[entry["score"]].better, *numbers, mark])
     return found
+
+
+def with_base_once(entries: list[dict], of_base: set[str]) -> list[dict]:
+    """The entries, where those of the base that are the same but for the adapter are one, named BASE."""
+    found = {}
+    for entry in entries:
+        numbers = {name: value for name, value in entry.items() if name not in ("run", "against")}
+        key = repr((None if entry["run"] in of_base else entry["run"], measure_of(entry), numbers))
+        found[key] = entry | dict(run=BASE) if key in found else entry
+    return list(found.values())
+
+
+def measure_of(entry: dict) -> tuple:
+    """(score, encoder, what images are compared with): means of equal measures can be compared."""
+    from gralora_diffusion.evaluation.metric import METRICS
+
+    compares = not WITH_IMAGES.isdisjoint(METRICS[entry["score"]].needs)
+    return entry["score"], entry["encoder"], tuple(entry["against"]) if compares else ()
 
 
 def with_short_encoders(rows: list[list[str]]) -> list[list[str]]:
@@ -99,8 +119,7 @@ def best_marks(entries: list[dict], of_base: set[str]) -> list[str]:
     of_bases = {}
     marks = [""] * len(entries)
     for number, entry in enumerate(entries):
-        compares = not WITH_IMAGES.isdisjoint(METRICS[entry["score"]].needs)
-        key = entry["score"], entry["encoder"], tuple(entry["against"]) if compares else ()
+        key = measure_of(entry)
         if entry["run"] in of_base:
             of_bases.setdefault(key, []).append(entry["mean"])
             marks[number] = OF_BASE

@@ -196,7 +196,7 @@ class CompareTab:
         self.adapters.change(guarded(self.first_prompt), chosen, self.first.received, **QUIET)
         self.lists_event = dict(
             fn=guarded(self.lists),
-            inputs=[self.adapters, self.references, self.prompt, self.suggested],
+            inputs=[self.adapters, self.suggested, self.references, self.prompt],
             outputs=[self.adapters, self.references, self.empty, self.first.received, self.suggested],
             **QUIET,
         )
@@ -267,7 +267,7 @@ class CompareTab:
         found = prompt or (prompt_of(self.workspace, adapters[0]) if adapters else "")
         return self.first.of(found, prompt)
 
-    def lists(self, adapters, references, prompt, suggested=None) -> tuple:
+    def lists(self, adapters, suggested, references, prompt) -> tuple:
         """The adapters and sets of now, what was chosen kept where it is still there, and a first prompt."""
         names = self.workspace.adapter_names()
         newest = self.workspace.suggested_adapter()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from gralora_diffusion import AdapterConfig, TrainConfig
 from gralora_diffusion.console import clock_time, duration
+from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.training import checkpoint as checkpoints
 from gralora_diffusion.training.run_folder import Run, read_metrics, read_status, wall_seconds
@@ -115,9 +116,19 @@ def test_the_time_of_a_killed_run_has_its_last_steps_and_counts_for_the_resumed_
     assert 350 < json.loads((broken / "status.json").read_text())["seconds"] < 500
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "7"])
-def test_a_status_that_is_no_object_does_not_end_a_resume(broken, unbroken, text):
+@pytest.mark.parametrize("text", ["[]", "null", "7", "{}", '{"state": 7, "pid": "x", "seconds": []}'])
+def test_a_status_that_no_run_wrote_does_not_end_a_resume(broken, unbroken, text):
     (broken / "status.json").write_text(text)
+    assert read_status(broken)["state"] == "unknown"
+    again(broken)
+    assert equal(learned(broken), learned(unbroken))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]\n", "7\n", "{}\n", '{"step": "1", "seconds": 1}\n', '{"step": 1}\n', "[" * 9999]
+)
+def test_metrics_that_no_run_wrote_do_not_end_a_resume(broken, unbroken, text):
+    (broken / "metrics.jsonl").write_text(text)
     again(broken)
     assert equal(learned(broken), learned(unbroken))
 
@@ -288,8 +299,6 @@ def test_what_cannot_be_resumed_is_refused_and_nothing_changes(broken, options, 
 
 
 def test_other_images_are_refused(tmp_path):
-    from gralora_diffusion.data.dataset import EXAMPLE
-
     shutil.copytree(EXAMPLE, tmp_path / "images")
     options = dict(instance_data_dir=str(tmp_path / "images"), instance_prompt="a photo of sks robot")
     again(tmp_path / "run", max_train_steps=1, **options)
@@ -297,6 +306,22 @@ def test_other_images_are_refused(tmp_path):
         (tmp_path / "images" / name).unlink()
     with pytest.raises(ConfigError, match="made with different images or captions"):
         again(tmp_path / "run", **options)
+
+
+def test_a_folder_of_images_that_was_moved_resumes_the_run(tmp_path, monkeypatch):
+    """Also without --output_dir, by which a run is named after the folder: contents are compared."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(EXAMPLE, tmp_path / "images")
+    options = dict(instance_prompt="a photo of sks robot", instance_data_dir="images")
+    whole = again(tmp_path / "whole", **options)
+    run = train(dataclasses.replace(QUICK, max_train_steps=2, **options))
+    (run / "status.json").write_text('{"state": "running", "pid": 1}')  # killed
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "images").rename(tmp_path / "photos" / "images")
+    moved = dict(instance_data_dir="photos/images")
+    assert train(dataclasses.replace(QUICK, **options | moved)) == run
+    assert equal(learned(run), learned(whole))
+    assert exact_metrics(run) == exact_metrics(whole)
 
 
 def test_an_older_checkpoint_is_taken_when_the_later_ones_are_moved_away(broken, unbroken, tmp_path):

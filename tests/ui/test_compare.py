@@ -99,6 +99,30 @@ def test_a_mark_never_contradicts_its_row():
         assert better == ("lower" if row[HEAD.index("score")] == "copy" else "higher")
 
 
+def test_the_base_has_one_row_where_it_is_the_same_for_several_adapters():
+    """Against the images of each adapter it has one for each."""
+    entries = [
+        entry("one at 0", 0.4, against=("x",)),
+        entry("one at 0", 0.2, score="prompt", against=("x",)),
+        entry("one at 1", 0.5, score="prompt", against=("x",)),
+        entry("two at 0", 0.4, against=("y",)),
+        entry("two at 0", 0.2, score="prompt", against=("y",)),
+        entry("two at 1", 0.5, score="prompt", against=("y",)),
+    ]
+    of_base = {"one at 0", "two at 0"}
+    rows = [(row[0], row[1], row[-1]) for row in table(entries, of_base)]
+    assert rows == [
+        ("one at 0", "subject", OF_BASE),
+        ("base", "prompt", OF_BASE),
+        ("one at 1", "prompt", ""),
+        ("two at 0", "subject", OF_BASE),
+        ("two at 1", "prompt", ""),
+    ]
+    for each in entries:
+        each["against"] = ["x"]
+    assert [row[0] for row in table(entries, of_base)] == ["base", "base", "one at 1", "two at 1"]
+
+
 def test_the_page_has_short_names_of_encoders_and_files_have_long_ones():
     name = "EfficientNet-Lite2 (ImageNet classes)"
     rows = table([entry("one at 1", 0.5, encoder=name), entry("one at 1", 0.5, encoder="mine")], set())

@@ -4,6 +4,7 @@ import asyncio
 
 import gradio as gr
 
+from gralora_diffusion.ui.new_adapters import keeping
 from gralora_diffusion.ui.sampler import Sampler
 from gralora_diffusion.ui.tab_sample import NO_ADAPTERS, ONLY_CHECKPOINTS, SampleTab
 
@@ -49,3 +50,22 @@ def test_a_stopped_run_leaves_a_hint_to_choose_its_checkpoint(workspace):
     assert hint(tab) == gr.update(value=ONLY_CHECKPOINTS, visible=True)
     (run / "adapter.safetensors").touch()
     assert hint(tab)["visible"] is False
+
+
+def test_when_a_run_ends_its_adapter_is_chosen_only_where_none_was(workspace):
+    tab = built(workspace)
+    inputs, outputs = tab.lists_event["inputs"], tab.lists_event["outputs"]
+    lists, blank = keeping(tab.lists), ["none"] * (len(inputs) - 3)
+    for name in ("first", "second"):
+        (workspace.runs / name).mkdir(parents=True)
+        (workspace.runs / name / "config.json").write_text("{}")
+        (workspace.runs / name / "adapter.safetensors").touch()
+    newest = workspace.suggested_adapter()
+    older = "first" if newest == "second" else "second"
+    updates = lists(None, None, *blank, "typed")
+    assert updates[0]["value"] == updates[-1] == newest
+    updates = lists(older, older, *blank, "typed")  # the tab had suggested it
+    assert "value" not in updates[0]
+    assert updates[-1] == gr.skip()
+    assert {name for _, name in updates[0]["choices"]} == {"first", "second"}
+    assert len(updates) == len(outputs)
