@@ -37,7 +37,7 @@ NO_SCORES = (
 )
 FEW_SCORES = (
     "**Few images:** intervals from fewer than 10 prompts or images are too narrow. More prompts and seeds "
-    "help; `gralora evaluate` also prints paired differences."
+    "help. For paired differences, see `gralora evaluate --help`."
 )
 
 
