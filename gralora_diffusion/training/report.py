@@ -56,6 +56,7 @@ def write_report_again(run: Path) -> None:
 def write_page(run: Path, training_images: list[str]) -> None:
     """training_images: JPEGs in base64."""
     config = json.loads((run / "config.json").read_text())
+    config["output_dir"] = resolved(run).name  # which may not be the one it was started with
     metrics, evaluations = read_metrics(run), read_evaluations(run)
     status = recorded_status(run)
     best = best_evaluation(evaluations, config.get("keep_best"))

@@ -65,6 +65,8 @@ def names_in_report(run) -> tuple[str, list[str], list[str]]:
 
 def test_the_report_of_a_renamed_run_has_the_new_names(changes, workspace):
     run = workspace.runs / "robot-1"
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | dict(output_dir="runs/robot-1")))
     write_report(run, [Image.new("RGB", (8, 8), color) for color in ("red", "blue")])
     title, files, images = names_in_report(run)
     assert (title, len(images)) == ("robot-1", 2)
