@@ -72,7 +72,7 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         for tab, part in ((sample_tab, sample), (compare_tab, compare), (export_tab, export)):
             tab.select(**part.lists_event)
             connect_new_adapters(strip.state, part.lists_event)
-        sample_tab.select(**sample.history.refresh)
+        sample.history.refresh_on(sample_tab.select)
         compare_tab.select(**compare.blind.refresh)
         for tab, gallery in ((sample_tab, sample.gallery), (compare_tab, compare.gallery)):
             tab.select(None, None, gallery, js=OPENED, **PRIVATE)

@@ -39,6 +39,11 @@ class ImageRequest:
     size: str = ""
     scheduler: str = ""
 
+    @property
+    def adapters_text(self) -> str:
+        """The adapters as captions name them."""
+        return ", ".join(f"{name} at {strength:g}" for name, strength in self.adapters) or "base"
+
     def checked(self, workspace: Workspace) -> "ImageRequest":
         """Itself; raises ConfigError for values that are out of bounds, whatever a browser sent."""
         if not self.prompt.strip():

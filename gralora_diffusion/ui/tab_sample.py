@@ -47,7 +47,7 @@ ONLY_CHECKPOINTS = (
 
 
 class SampleTab:
-    """The tab's components, handlers and events; the page connects `lists_event` and `history.refresh`."""
+    """The tab's components, handlers and events; the page connects `lists_event` and `history.refresh_on`."""
 
     def __init__(self, workspace: Workspace, sampler: Sampler):
         self.workspace = workspace
@@ -113,7 +113,7 @@ class SampleTab:
             show_progress_on=self.slider,
             api_name="sample",
         )
-        on_end(generated, **self.history.refresh)
+        self.history.refresh_on(generated.success, generated.failure)
         on_end(generated, None, None, self.gallery, js=NONE_CHOSEN, **PRIVATE)
         self.gallery.select(guarded(self.pair_of_image), self.pairs, self.slider, **QUIET)
         prompt = [self.adapter, fields["prompt"]]
@@ -256,5 +256,4 @@ def image_in_html(image: Image.Image, text: str) -> str:
 def caption(found: Generated, of: int) -> str:
     """Of an image in the gallery; of: how many images there are."""
     request = found.request
-    settings = ", ".join(f"{name} {value:g}" for name, value in request.adapters) or "base"
-    return f"seed {request.seed} · {settings}" + (f" · {request.prompt[:60]}" if of > 1 else "")
+    return f"seed {request.seed} · {request.adapters_text}" + (f" · {request.prompt[:60]}" if of > 1 else "")

@@ -132,7 +132,7 @@ def test_a_second_adapter_opens_the_row_of_the_third(tab, filled):
     tab.set_number("count", 1)
     sent = generate(tab)
     assert sent[5] == "robot-1/checkpoint-20"
-    tab.wait("generated", "robot-1 1, robot-1/checkpoint-20 0.5")
+    tab.wait("generated", "robot-1 at 1, robot-1/checkpoint-20 at 0.5")
 
 
 def test_the_history_survives_a_reload_and_gives_its_settings_back(tab, filled):
@@ -141,11 +141,11 @@ def test_the_history_survives_a_reload_and_gives_its_settings_back(tab, filled):
     tab.set_number("count", 1)
     tab.set_number("strength", 0.6)
     sent = generate(tab, prompt="a photo of sks robot at night", seed="41", negative="red", size="96x64")
-    tab.wait("history-images", "seed 41 · robot-1 0.6 · a photo of sks robot at night")
+    tab.wait("history-images", "seed 41 · robot-1 at 0.6 · a photo of sks robot at night")
     tab.page.reload()
     tab.page.wait_for_selector("#strip-state")
     tab.go("Sample")
-    tab.wait("history-images", "seed 41 · robot-1 0.6 · a photo")
+    tab.wait("history-images", "seed 41 · robot-1 at 0.6 · a photo")
     tab.page.locator("#history-images .thumbnail-item", has_text="seed 41").first.click()
     tab.page.locator("#use-settings").wait_for()
     until(lambda: "not: red" in tab.value("history-facts"), "its settings")
@@ -163,12 +163,47 @@ def test_the_history_survives_a_reload_and_gives_its_settings_back(tab, filled):
     tab.page.click("#favorite")
     until(lambda: tab.page.locator("#favorite").inner_text() == "Remove from favorites", "it is one")
     tab.page.locator("#favorites-only input").check()
-    tab.wait("history-images", "★ seed 41 · robot-1 0.6")
+    tab.wait("history-images", "★ seed 41 · robot-1 at 0.6")
     images = tab.page.locator("#history-images .thumbnail-item")
     until(lambda: images.count() == 1, "the favorite alone")
-    tab.page.on("dialog", lambda dialog: dialog.accept())
+    questions = []
+    tab.page.on("dialog", lambda dialog: questions.append(dialog.message) or dialog.accept())
     tab.page.click("#delete-image")
     tab.wait("history-count", "No favorites yet.")
+    named = "the image of seed 41, “a photo of sks robot at night”"
+    assert questions == [f"Delete {named}? It is a favorite."]
+    assert not tab.page.locator("#use-settings").is_visible()
+    tab.page.click("#undo-delete-image")
+    tab.wait("history-images", "★ seed 41 · robot-1 at 0.6")
+    until(lambda: framed(tab).count() == 1, "it is chosen")
+    assert "not: red" in tab.value("history-facts")
+
+
+def framed(tab: Tab):
+    """The image of the history in the frame."""
+    return tab.page.locator("#history-images .thumbnail-item.selected")
+
+
+def test_the_frame_stays_on_the_chosen_image(tab):
+    """When others come before it, and until it is deleted."""
+    more(tab)
+    tab.set_number("sample-steps", 1)
+    tab.set_number("count", 2)
+    generate(tab, seed="61")
+    tab.wait("history-images", "seed 62")
+    tab.page.locator("#history-images .thumbnail-item", has_text="seed 61").first.click()
+    until(lambda: "seed 61" in tab.value("history-facts"), "it is chosen")
+    generate(tab, seed="63")
+    tab.wait("history-images", "seed 64")
+    until(lambda: framed(tab).count() == 1 and "seed 61" in framed(tab).inner_text(), "the frame follows")
+    assert "seed 61" in tab.value("history-facts")
+    tab.page.on("dialog", lambda dialog: dialog.accept())
+    tab.page.click("#delete-image")
+    tab.page.wait_for_function("!document.getElementById('history-images').innerText.includes('seed 61')")
+    until(lambda: framed(tab).count() == 0, "no frame")
+    assert not tab.page.locator("#delete-image").is_visible()
+    tab.page.click("#undo-delete-image")
+    until(lambda: framed(tab).count() == 1 and "seed 61" in framed(tab).inner_text(), "it is back")
 
 
 def test_a_downloaded_image_holds_its_settings(tab):
