@@ -24,10 +24,12 @@ from gralora_diffusion.ui.image_series import Generated, series
 from gralora_diffusion.ui.sample_fields import (
     DEFAULT_SCHEDULER,
     MORE_ADAPTERS,
+    NAMES,
     NO_ADAPTER,
     SampleFields,
     all_requests,
 )
+from gralora_diffusion.ui.sample_memory import kept, restored
 from gralora_diffusion.ui.sampler import Sampler, Step
 from gralora_diffusion.ui.served import check_served, save_served, save_small
 from gralora_diffusion.ui.suggestion import Suggestion
@@ -47,10 +49,11 @@ ONLY_CHECKPOINTS = (
 
 
 class SampleTab:
-    """The tab's components, handlers and events; the page connects `lists_event` and `history.refresh_on`."""
+    """The tab's components, handlers and events; the page connects its `..._event`, `history.refresh_on`."""
 
-    def __init__(self, workspace: Workspace, sampler: Sampler):
+    def __init__(self, workspace: Workspace, sampler: Sampler, saved: gr.BrowserState):
         self.workspace = workspace
+        self.saved = saved
         self.sampler = sampler
         self.pairs = gr.State([])  # [base image, image] of each image
         self.suggested = gr.State(None)  # the adapter that the tab chose by itself
@@ -124,6 +127,10 @@ class SampleTab:
         chosen = [*others, fields["prompt"]]
         current = [self.adapter, self.suggested, *chosen]
         self.lists_event = dict(fn=guarded(self.lists), inputs=current, outputs=lists, **QUIET)
+        self.restore_event = dict(fn=guarded(self.restore), inputs=self.saved, outputs=fields.all, **QUIET)
+        changes = [field.change for field in fields.all]
+        kept_values = [self.suggested, *fields.all]
+        gr.on(changes, guarded(self.kept), kept_values, self.saved, trigger_mode="always_last", **QUIET)
         fields.upload.upload(guarded(self.add_file), [fields.upload, *chosen], lists, **PRIVATE)
 
     def sample(
@@ -234,6 +241,15 @@ class SampleTab:
             self.first_prompt(adapter, prompt),
             self.workspace.suggested_adapter(),
         )
+
+    def kept(self, request: gr.Request, suggested: str | None, *values) -> dict:
+        """What the browser keeps of the fields."""
+        return kept(request.username, self.fields, dict(zip(NAMES, values, strict=True)), suggested)
+
+    def restore(self, request: gr.Request, saved) -> list:
+        """The fields as this user's browser kept them."""
+        found = restored(saved, request.username, self.fields, self.workspace)
+        return [found.get(name, gr.skip()) for name in NAMES]
 
     def add_file(self, path: str, *others_and_prompt) -> tuple:
         name = add_adapter(self.workspace, path)

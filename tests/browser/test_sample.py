@@ -206,6 +206,35 @@ def test_the_frame_stays_on_the_chosen_image(tab):
     until(lambda: framed(tab).count() == 1 and "seed 61" in framed(tab).inner_text(), "it is back")
 
 
+def test_the_fields_survive_a_reload(tab, chromium, filled):
+    more(tab)
+    tab.page.locator("#second input").first.click()
+    tab.page.get_by_role("option", name="robot-1, checkpoint of step 20").click()
+    for name, value in dict(prompt="a sks robot\nat sea", seed=7, negative="red", size="96x64").items():
+        tab.fill(name, value)
+    for name, value in {"sample-steps": 3, "strength": 0.65, "count": 1}.items():
+        tab.set_number(name, value)
+    tab.page.locator("#beside input").uncheck()
+    tab.settle()
+    tab.page.reload()
+    tab.page.wait_for_selector("#strip-state")
+    tab.go("Sample")
+    until(lambda: tab.value("adapter") == "robot-1", "the suggested adapter")
+    more(tab)
+    values = {name: tab.value(name) for name in ("prompt", "seed", "negative", "size", "strength", "count")}
+    assert values == dict(
+        prompt="a sks robot\nat sea", seed="7", negative="red", size="96x64", strength="0.65", count="1"
+    )
+    assert (tab.value("sample-steps"), tab.value("second")) == ("3", "robot-1, checkpoint of step 20")
+    assert not tab.page.locator("#beside input").is_checked()
+    tab.page.locator("#third").wait_for()
+    other = Tab(chromium, filled.url)
+    other.go("Sample")
+    until(lambda: other.value("prompt"), "the prompt of the run")
+    assert "at sea" not in other.value("prompt")
+    other.context.close()
+
+
 def test_a_downloaded_image_holds_its_settings(tab):
     more(tab)
     tab.set_number("sample-steps", 1)

@@ -4,6 +4,7 @@ import asyncio
 
 import gradio as gr
 
+from gralora_diffusion.ui.form_memory import browser_state
 from gralora_diffusion.ui.new_adapters import keeping
 from gralora_diffusion.ui.sampler import Sampler
 from gralora_diffusion.ui.tab_sample import NO_ADAPTERS, ONLY_CHECKPOINTS, SampleTab
@@ -19,7 +20,7 @@ def hint(tab) -> dict:
 def built(workspace) -> SampleTab:
     async def build() -> SampleTab:  # in a loop that is closed; Gradio would leave one of its own open
         with gr.Blocks():
-            return SampleTab(workspace, Sampler(workspace))
+            return SampleTab(workspace, Sampler(workspace), browser_state(workspace, "sample"))
 
     return asyncio.run(build())
 
