@@ -21,8 +21,9 @@ from gralora_diffusion.ui.grid import (
     row_of,
     save_table,
 )
-from gralora_diffusion.ui.handlers import QUIET, connect_generation, guarded, list_update, on_end
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, connect_generation, guarded, list_update, on_end
 from gralora_diffusion.ui.image_series import MAX_PROMPTS, prompts_of
+from gralora_diffusion.ui.into_view import showing
 from gralora_diffusion.ui.sampler import MAX_PROMPT, MAX_STEPS, ImageRequest, Sampler, Step
 from gralora_diffusion.ui.scores import HEAD, encoder_names, scores, table, with_short_encoders
 from gralora_diffusion.ui.served import check_served, save_served
@@ -183,13 +184,14 @@ class CompareTab:
         # all cells once more: of updates that come within 0.1 s a browser's gallery may keep an older one
         generated.success(guarded(captioned), self.cells, self.gallery, **QUIET)
         on_end(generated, **self.blind.groups)
-        self.score.click(
+        scoring = self.score.click(
             guarded(self.evaluate),
             [self.cells, self.sheet_file, self.references, self.encoders],
             scored,
             api_name="evaluate",
             concurrency_id="gpu",
         )
+        scoring.success(None, None, None, js=showing("scores", "score"), **PRIVATE)
         self.gallery.select(guarded(self.pair_of_cell), self.cells, self.slider, **QUIET)
         self.first = Suggestion(self.prompt)
         chosen = [self.adapters, self.prompt]

@@ -16,6 +16,7 @@ from gralora_diffusion.ui.export_facts import (
 )
 from gralora_diffusion.ui.export_sizes import error_of, size_text, sizes_of
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, list_update, notify, on_end
+from gralora_diffusion.ui.into_view import showing
 from gralora_diffusion.ui.workspace import Workspace, quoted
 
 SMALL = 32  # the rank of "small"
@@ -141,6 +142,7 @@ class ExportTab:
         )
         made = [self.table, self.files]
         on_end(written, None, None, made, js=BOTH_VISIBLE, **PRIVATE)  # also what was made before an error
+        written.success(None, None, None, js=showing("exported", "export"), **PRIVATE)
         for tool, button in self.copies.items():
             button.click(
                 guarded(self.copier(tool)),

@@ -235,6 +235,38 @@ def test_the_fields_survive_a_reload(tab, chromium, filled):
     other.context.close()
 
 
+def test_results_scroll_into_view_only_where_they_are_not(tab):
+    """Also on a phone, where they are below the fields."""
+    in_sight = """target => {
+        const {top, bottom} = document.getElementById(target).getBoundingClientRect();
+        return (top + bottom) / 2 > 0 && (top + bottom) / 2 < innerHeight;
+    }"""
+    press = "() => document.getElementById('generate').click()"
+    more(tab)
+    tab.set_number("sample-steps", 1)
+    tab.set_number("count", 1)
+    tab.page.locator("#generate").scroll_into_view_if_needed()
+    assert not tab.page.evaluate(in_sight, "slider")
+    tab.page.evaluate(press)
+    tab.page.wait_for_function(in_sight, arg="slider")
+    tab.wait("sample-progress", "1 of 1")
+    tab.page.wait_for_function("!document.getElementById('generate').disabled")
+    tab.settle()
+    place = "document.getElementById('slider').getBoundingClientRect().top"
+    before = tab.page.evaluate(place)
+    tab.page.evaluate(WATCH_THE_END)
+    tab.page.evaluate(press)
+    tab.page.wait_for_function("window.generationEnded")
+    tab.settle()
+    assert tab.page.evaluate(place) == before
+    tab.page.set_viewport_size(dict(width=390, height=800))
+    tab.page.evaluate("scrollTo(0, 0)")
+    assert not tab.page.evaluate(in_sight, "slider")
+    tab.page.evaluate(press)
+    tab.page.wait_for_function(in_sight, arg="slider")
+    tab.page.wait_for_function("!document.getElementById('generate').disabled")
+
+
 def test_a_downloaded_image_holds_its_settings(tab):
     more(tab)
     tab.set_number("sample-steps", 1)
