@@ -40,6 +40,14 @@ FEW_SCORES = (
     "**Few images:** intervals from fewer than 10 prompts or images are too narrow. More prompts and seeds "
     "help; `gralora evaluate` also prints paired differences."
 )
+NO_ADAPTERS = (
+    "### Nothing to compare yet\nTrain an adapter: it is offered here when the run is done. Or add a file "
+    "under **Sample**: **More**, then **Add an adapter file**."
+)
+ONLY_CHECKPOINTS = (
+    "### No finished run yet\nWait until the run under **Watch** is done, or choose its checkpoints under "
+    "**Adapters**."
+)
 
 
 class CompareTab:
@@ -143,7 +151,7 @@ class CompareTab:
 
     def build_grid(self) -> None:
         self.empty = gr.Markdown(
-            "### Nothing to compare yet\nTrain an adapter, or add one under **Sample**.",
+            NO_ADAPTERS,
             visible=False,
             elem_id="nothing-to-compare",
         )
@@ -281,7 +289,7 @@ class CompareTab:
         return (
             list_update(self.workspace.adapter_choices(), kept, adapters),
             list_update(sets, reference, references),
-            gr.update(visible=not names),
+            gr.update(value=ONLY_CHECKPOINTS if names else NO_ADAPTERS, visible=not kept),
             self.first_prompt(kept, prompt),
             newest,
         )

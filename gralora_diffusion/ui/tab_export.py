@@ -25,8 +25,8 @@ FILE_SIZES = [("Exact", ""), (f"Small (rank {SMALL})", str(SMALL)), ("Another ra
 BOTH_VISIBLE = "() => Array(2).fill({__type__: 'update', visible: true})"
 NOT_THIS = "not for this one"  # in the place of a size: the format cannot hold the adapter as chosen
 NO_ADAPTERS = (
-    "### Nothing to export yet\nTrain an adapter under **Train**; its files are offered here when the run is "
-    "done."
+    "### Nothing to export yet\nTrain an adapter: it is offered here when the run is done. Or add a file "
+    "under **Sample**: **More**, then **Add an adapter file**."
 )
 FITS_NO_SDXL = (
     "**This adapter fits no SDXL model:** its layers have the sizes of another base, such as the demo model. "

@@ -39,8 +39,8 @@ from gralora_diffusion.ui.workspace import Workspace
 NONE_CHOSEN = "() => ({__type__: 'update', selected_index: null})"  # the slider has the last image
 RIGHT_CLICK = "Save it with a right click, and free some space"
 NO_ADAPTERS = (
-    "### No adapter yet\nTrain one: it is offered here when the run is done. Meanwhile you can generate "
-    "images of the base model here."
+    "### No adapter yet\nTrain one: it is offered here when the run is done. Or add a file: **More**, then "
+    "**Add an adapter file**. Meanwhile you can generate images of the base model here."
 )
 ONLY_CHECKPOINTS = (
     "### No finished run yet\nChoose a checkpoint under **Adapter**; without one, images of the base model "
