@@ -50,6 +50,7 @@ def problem_of(workspace: Workspace, entry: Entry) -> str:
     if gone:
         problems.append(f"no longer available: {', '.join(gone)}; choose another adapter")
     if replaced:
-        names = ", ".join(replaced)
-        problems.append(f"not the same adapter as for this image: {names}; these settings give another image")
+        what = "is not the adapter" if len(replaced) == 1 else "are not the adapters"
+        problem = f"{', '.join(replaced)} {what} that this image was generated with"
+        problems.append(f"{problem}: these settings give another image")
     return ". ".join(problems)

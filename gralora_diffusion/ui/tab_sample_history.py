@@ -51,7 +51,9 @@ class History:
             elem_id="history-images",
             visible=False,
         )
+        # not in the column of the details: when that is shown, what is hidden in it is shown too
         self.place = gr.Number(None, visible="hidden")  # of the chosen image in the gallery
+        self.question = gr.Textbox(visible="hidden")  # before the chosen image is deleted
 
     def build_details(self) -> None:
         self.image = gr.Image(
@@ -69,7 +71,6 @@ class History:
             self.star = gr.Button("Add to favorites", elem_id="favorite", min_width=130)
             self.delete = gr.Button("Delete", elem_id="delete-image", min_width=70)
             self.confirmed = gr.Textbox("", label="Confirmed", visible=False)
-        self.question = gr.Textbox(visible="hidden")  # before the image is deleted
         self.problem = gr.Textbox(
             label="Before you generate it again",
             lines=2,
@@ -154,12 +155,12 @@ class History:
         if confirmed != "true":
             return (gr.skip(),) * len(self.outputs)
         entry = delete(self.workspace, chosen)
-        notify(f"{named(entry)} was deleted. Undo delete restores it within {removed.DAYS} days")
+        notify(f"The {named(entry)} was deleted. Undo delete restores it within {removed.DAYS} days")
         return self.view(None, favorites)
 
     def undo_delete(self, favorites: bool) -> tuple:
         entry = undo_delete(self.workspace)
-        notify(f"{named(entry)} was restored")
+        notify(f"The {named(entry)} was restored")
         return self.viewed(entry, favorites)
 
     def settings(self, chosen: str) -> list:
@@ -176,13 +177,13 @@ def named(entry: sample_history.Entry) -> str:
     """An image in a sentence: its seed, and its prompt in short."""
     prompt = entry.request.prompt
     short = prompt if len(prompt) <= ASKED else f"{prompt[:ASKED].rstrip()}..."
-    return f"the image of seed {entry.request.seed}, “{short}”"
+    return f"image of seed {entry.request.seed}, “{short}”"
 
 
 def question_of(entry: sample_history.Entry) -> str:
     """Before it is deleted."""
     favorite = " It is a favorite." if entry.favorite else ""
-    return f"Delete {named(entry)}?{favorite}"
+    return f"Delete the {named(entry)}?{favorite}"
 
 
 def facts_of(entry: sample_history.Entry) -> str:

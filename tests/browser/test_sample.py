@@ -172,6 +172,7 @@ def test_the_history_survives_a_reload_and_gives_its_settings_back(tab, filled):
     tab.wait("history-count", "No favorites yet.")
     named = "the image of seed 41, “a photo of sks robot at night”"
     assert questions == [f"Delete {named}? It is a favorite."]
+    tab.page.locator(".toast-body", has_text=f"{named[1:]} was deleted").wait_for()
     assert not tab.page.locator("#use-settings").is_visible()
     tab.page.click("#undo-delete-image")
     tab.wait("history-images", "★ seed 41 · robot-1 at 0.6")
@@ -204,6 +205,12 @@ def test_the_frame_stays_on_the_chosen_image(tab):
     assert not tab.page.locator("#delete-image").is_visible()
     tab.page.click("#undo-delete-image")
     until(lambda: framed(tab).count() == 1 and "seed 61" in framed(tab).inner_text(), "it is back")
+    tab.settle()
+    shown = tab.page.locator("#sample-history textarea").evaluate_all(
+        "fields => fields.filter(field => field.checkVisibility()).map(field => field.value)"
+    )
+    assert len(shown) == 1
+    assert "seed 61" in shown[0]
 
 
 def test_the_fields_survive_a_reload(tab, chromium, filled):

@@ -19,7 +19,7 @@ from gralora_diffusion.ui.run_references import free_run_name
 from gralora_diffusion.ui.sampler import ImageRequest, Sampler
 from gralora_diffusion.ui.tab_sample_history import facts_of
 
-REPLACED = "not the same adapter as for this image"
+REPLACED = "is not the adapter that this image was generated with: these settings give another image"
 
 
 def make_run(workspace, name: str, content: str, **config):
@@ -65,7 +65,7 @@ def test_an_image_holds_the_content_of_its_adapter(workspace, finished_run):
     name = sample_history.keep(workspace, image, request, "")
     assert problem(workspace, name) == ""
     (run / "adapter.safetensors").write_bytes((finished_run / "robot.safetensors").read_bytes())
-    assert problem(workspace, name).startswith(REPLACED)
+    assert problem(workspace, name).endswith(REPLACED)
 
 
 @pytest.mark.parametrize("with_hashes", [True, False])
@@ -92,7 +92,7 @@ def test_another_run_of_the_old_name_is_never_used_silently(changes, workspace):
     changes.delete("mine")
     assert problem(workspace, kept) == "no longer available: mine; choose another adapter"
     make_run(workspace, "mine", "another still")
-    assert problem(workspace, kept) == f"{REPLACED}: mine; these settings give another image"
+    assert problem(workspace, kept) == f"mine {REPLACED}"
     old = keep(workspace, "mine", with_hashes=False)  # of an earlier version
     assert problem(workspace, old) == ""
 
