@@ -18,7 +18,10 @@ NOISY = (
     "transformers.tokenization_utils_base",
 )
 # A way out that needs an option: ", or use --on_bad_image skip", or " (--caption_lines join uses all lines)".
-WAY = re.compile(r", or use --(?P<last>[a-z_]+)( [a-z0-9]+)?(?=[:;]|$)| \(--(?P<aside>[a-z_]+)[^()]*\)")
+WAY = re.compile(
+    r",( or)? (use|name another folder with) --(?P<last>[a-z_-]+)( [a-z0-9]+)?(?=[,:;]|$)"
+    r"| \(--(?P<aside>[a-z_-]+)[^()]*\)"
+)
 _program = None
 _options = None
 _work_is_shared = False

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from tasks import interval_text, learned_styles
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.evaluation.statistics import holm, p_value
 from gralora_diffusion.experiments.markdown import markdown
 from gralora_diffusion.experiments.methods import tuned_as
@@ -58,7 +59,7 @@ def report(folder: Path, planned: dict[int, int]) -> str:
         arms, incomplete = arms_of(done, rank, len(styles))
         if LORA not in arms:
             continue
-        parts.append(f"Rank {rank}: {len(styles)} styles, the mean over {len(SEEDS)} seeds each")
+        parts.append(f"Rank {rank}: {counted(len(styles), 'style')}, the mean over {len(SEEDS)} seeds each")
         parts.append(ranking_table(arms, styles, planned[rank]))
         plot = partial(plot_differences, arms=arms, styles=styles)
         save_figure(folder / f"differences-rank-{rank}.png", plot, columns=1)

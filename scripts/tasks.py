@@ -9,6 +9,7 @@ with fixed noise.  docs/experiments/README.md has the criterion, which was writt
 
 import argparse
 import hashlib
+import math
 import os
 import shutil
 import statistics
@@ -212,9 +213,8 @@ def report() -> str:
         text += f"\n\n{what}: {effects} seeds."
         signals = [statistics.mean(f.gains) / statistics.stdev(f.full.values()) for f in evidence.values()]
         shares = [statistics.mean(f.gains_of_wrong) / gain_of_lora(f) for f in evidence.values()]
-        text += (
-            f"\nFull fine-tuning gains at least {min(signals):.0f} standard deviations; wrong images gain "
-        )
+        least = math.floor(min(signals))
+        text += f"\nFull fine-tuning gains at least {least} standard deviations; wrong images gain "
         text += f"{100 * min(shares):.0f} to {100 * max(shares):.0f} % of what the right ones do."
     write_text(KEPT / "table.md", text + "\n")
     save_figure(KEPT / "gains.png", lambda axis: plot_gains(axis, evidence), columns=1)

@@ -24,7 +24,7 @@ from gralora_diffusion.cli.evaluate_options import arguments
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import fail, note
 from gralora_diffusion.evaluation.encoder_names import FOR_EMBEDDED, FOR_SDXL
-from gralora_diffusion.options import ConfigError, from_dict
+from gralora_diffusion.options import PATHS, ConfigError, from_dict, options_of
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -176,7 +176,7 @@ def samples_of_run(args: Namespace) -> tuple:
     from gralora_diffusion.evaluation.subject_only import own_masks
     from gralora_diffusion.training.validation_images import prompts_of
 
-    config = read_config(args.run / "config.json")
+    config = with_images_beside(args.run, read_config(args.run / "config.json"))
     folders = sorted((args.run / "samples").glob("step-*"))
     if not folders:
         raise ConfigError(
@@ -194,6 +194,28 @@ def samples_of_run(args: Namespace) -> tuple:
         subject += found
     against = References(references=subject, size=common_size(runs), drop=tuple(args.drop), masks=masks)
     return runs, against, FOR_EMBEDDED if config.pretrained_model_name_or_path is None else FOR_SDXL
+
+
+def with_images_beside(run: Path, config: TrainConfig) -> TrainConfig:
+    """The config of a run, with paths that work here.
+
+    Relative ones are from where the run was started, mostly the folder above runs. Raises ConfigError where
+    the images are not found.
+    """
+    from gralora_diffusion.files import resolved
+
+    home = resolved(run).parent.parent
+    moved = {}
+    for name, about in options_of(TrainConfig).items():
+        path = getattr(config, name, None) if about.kind in PATHS else None
+        if path and not Path(path).exists() and (home / path).exists():
+            moved[name] = str(home / path)
+    found = dataclasses.replace(config, **moved)
+    images = found.instance_data_dir
+    if images is not None and not Path(images).exists():
+        ways = "run this where the training was started, or give --generated and --reference instead of --run"
+        raise ConfigError(f"the images of {run}, {images}, are not here: {ways}", option="run")
+    return found
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -10,6 +10,8 @@ from gralora_diffusion.sdxl.prompt_weights import without_weights
 SCENES = ("", " on a blue background", " in the snow", " on the beach")
 MOST = 8  # prompts
 LOOSE = {"a", "an", "the", "and", "or", "with", "in", "on", "at", "of", "is", "to", "from", "by", "for"}
+MEDIA = {"photo", "photograph", "image", "picture", "drawing", "painting", "illustration", "rendering"}
+ENDS = ",.;:"  # of words
 
 
 def triggers(config: TrainConfig, images: list[TrainingImage]) -> list[str]:
@@ -21,7 +23,7 @@ def triggers(config: TrainConfig, images: list[TrainingImage]) -> list[str]:
         if prompt and config.caption_wildcards:
             prompt = wildcard_forms(prompt)[0]
         captions = [example_of(image, config) for image in images if image.concept == number]
-        found.append(prompt or shared_words(captions))
+        found += [prompt] if prompt else shared(captions)
     return list(dict.fromkeys(found))
 
 
@@ -30,6 +32,27 @@ def example_of(image: TrainingImage, config: TrainConfig) -> str:
     line = image.caption.split(LINES)[0]
     wildcards = image.variation.caption_wildcards if image.variation else config.caption_wildcards
     return wildcard_forms(line)[0] if wildcards else line
+
+
+def shared(captions: list[str]) -> list[str]:
+    """What the captions share; where that is "a photo" or the like, what those of each subject share.
+
+    Captions are of one subject if the first word that can name one is the same.
+    """
+    whole = shared_words(captions)
+    if first_name(whole) or not whole:
+        return [whole]
+    by_subject: dict[str, list[str]] = {}
+    for caption in captions:
+        by_subject.setdefault(first_name(caption), []).append(caption)
+    clear = 1 < len(by_subject) <= len(SCENES) and all(len(group) > 1 for group in by_subject.values())
+    return [shared_words(group) for group in by_subject.values()] if clear else [whole]
+
+
+def first_name(text: str) -> str:
+    """The first word that can name a subject, in lower case; "" where there is none."""
+    words = (word.strip(ENDS) for word in text.lower().split())
+    return next((word for word in words if word and word not in LOOSE | MEDIA), "")
 
 
 def shared_words(captions: list[str]) -> str:
@@ -53,9 +76,9 @@ def shared_words(captions: list[str]) -> str:
         while same < min(len(begin), len(words)) and begin[same] == words[same]:
             same += 1
         begin = begin[:same]
-    while begin and begin[-1].lower().strip(",.;:") in LOOSE:
+    while begin and begin[-1].lower().strip(ENDS) in LOOSE:
         begin.pop()
-    return " ".join(begin).rstrip(",.;:")
+    return " ".join(begin).rstrip(ENDS)
 
 
 def tags_of(caption: str) -> list[str]:

@@ -12,6 +12,7 @@ FEW = 10  # values or prompts, below which the bootstrap's intervals are too nar
 def score_cell(value: float | None, signed: bool = False) -> str:
     if value is None:
         return ""
+    value = round(value, 4) + 0.0  # never -0.0
     return f"{value:+.4f}" if signed else f"{value:.4f}"
 
 

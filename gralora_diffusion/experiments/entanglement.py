@@ -74,14 +74,16 @@ def recommend(row: dict, rank: int) -> tuple[int, str]:
     held = row["energy_whitened"][rank]
     best = max(held, key=lambda k: (held[k], -k))
     outlier = row["outlier"]
-    size, share = f"{outlier['ratio']:.1f} x the mean", f"{outlier['share']:.0%} of the batches"
+    size = f"is {outlier['ratio']:.1f} x the mean and the largest in {outlier['share']:.0%} of the batches"
+    where = f"channel {outlier['channel']} {size}"
     if not outlier["stable"]:
         energy = f"most whitened energy, {held[best]:.2f} (LoRA {held[1]:.2f})"
-        return best, f"no stable outlier (largest channel {size}, in {share}): {energy}"
-    where = f"channel {outlier['channel']} is {size} in {share}"
+        return best, f"no stable outlier ({where}): {energy}"
+    if max(held) == 1:
+        return 1, f"{where}; no larger k was measured"
     widest = max(k for k in held if held[k] >= (1 - GIVEN_UP) * held[best])
     if widest == 1:
-        most = max((held[k] for k in held if k > 1), default=0)
+        most = max(held[k] for k in held if k > 1)
         return 1, f"{where}, but blocks would give up {1 - most / held[1]:.0%} of the energy"
     energy = f"holds {held[widest]:.2f} of the whitened energy (LoRA {held[1]:.2f})"
     return widest, f"{where}: k {widest} confines it to 1/{widest} of the inputs and {energy}"

@@ -114,7 +114,7 @@ def notes_on(done: list[dict], score: Score, unit: str) -> list[str]:
         if base := per_unit(per_run(runs, at_zero), unit):
             notes.append(f"- {part}: the base itself, with no adapter, scores {statistics.mean(base):.4f}")
     if ends := rates_at_an_end(done, score):
-        notes.append(f"- by this score the best rate is at the end of those tried: {', '.join(ends)}")
+        notes.append(f"- by this score the best rate is at an end of the range tried: {', '.join(ends)}")
     return notes
 
 

@@ -10,6 +10,7 @@ from gralora_diffusion.adapters.deltas import Delta
 from gralora_diffusion.console import printable
 from gralora_diffusion.formats.adapter_state import Adapter
 from gralora_diffusion.formats.key_names import is_embedding
+from gralora_diffusion.formats.kohya_header import tags_of
 from gralora_diffusion.formats.read import file_in, read_adapter
 from gralora_diffusion.formats.safetensors_files import opened
 from gralora_diffusion.sdxl.objective import objective_text
@@ -153,7 +154,7 @@ def triggers_of(adapter: Adapter, header: dict[str, str]) -> list[str]:
             counts.update({str(tag).strip(): int(count) for tag, count in tags.items()})
     except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         pass  # not what kohya's scripts write: there are no tags to show
-    found += [tag for tag, _ in counts.most_common(TRIGGERS)]
+    found += [tag for tag, _ in counts.most_common(TRIGGERS)] or tags_of(adapter)[:TRIGGERS]
     return [tag for tag in dict.fromkeys(found) if tag]
 
 

@@ -48,12 +48,14 @@ def config_values(workspace: Workspace, name: str) -> dict:
 
 
 def prompt_of(workspace: Workspace, adapter: str) -> str:
-    """The prompt that an adapter was trained with; "" where it is not known."""
+    """The first sample prompt of an adapter's run, or else its trigger caption; "" where none is known."""
     try:
-        prompt = config_values(workspace, adapter.partition("/")[0]).get("instance_prompt")
+        values = config_values(workspace, adapter.partition("/")[0])
     except ConfigError:
         return ""
-    return prompt if isinstance(prompt, str) else ""
+    texts = [values.get(name) for name in ("validation_prompt", "instance_prompt")]
+    prompts = [text.partition("|")[0].strip() for text in texts if isinstance(text, str)]
+    return next(filter(None, prompts), "")
 
 
 def chosen_base(workspace: Workspace, choice: str | None, adapter: str | None) -> str | None:

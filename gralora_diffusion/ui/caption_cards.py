@@ -52,10 +52,11 @@ class CaptionCards:
             for number in range(CARDS):
                 self.build_card(number)
         with gr.Row(elem_classes="tight"):
-            self.back = gr.Button("Previous", size="sm", elem_id="cards-back", min_width=80)
+            hidden = dict(size="sm", min_width=80, visible=False)  # until view() says otherwise
+            self.back = gr.Button("Previous", elem_id="cards-back", **hidden)
             self.range = gr.Markdown("", elem_id="cards-range")
-            self.forward = gr.Button("Next", size="sm", elem_id="cards-next", min_width=80)
-            self.undo = gr.Button("Undo delete", size="sm", elem_id="undo-delete", min_width=80)
+            self.forward = gr.Button("Next", elem_id="cards-next", **hidden)
+            self.undo = gr.Button("Undo delete", elem_id="undo-delete", **hidden)
             with gr.Column(elem_classes="never"):
                 self.displayed = gr.Textbox(BUNDLED, label="Dataset shown", elem_id="displayed")
         self.first = gr.State(0)  # the number of the first card's image

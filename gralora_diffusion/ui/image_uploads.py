@@ -20,6 +20,7 @@ from gralora_diffusion.ui.workspace import RESERVED, Workspace
 from gralora_diffusion.ui.zip_uploads import CAPTIONS, LINES, MAX_BYTES, READABLE, unzip
 
 ACCEPTED = READABLE | {".zip"}
+SOME = 5  # repeats that a note names
 
 
 def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int, list[str]]:
@@ -61,8 +62,10 @@ def add_words(placed: dict[Path, Path], concepts: dict[Path, str], notes: list[s
 
     placed: {image of the upload: its file in the set}; concepts: as unzip() fills it.
     """
+    found = set()
     for name in dict.fromkeys(concepts[upload] for upload in placed if upload in concepts):
         repeats, words = numbered_name(name)
+        found.add(repeats)
         images = [path for upload, path in placed.items() if concepts.get(upload) == name]
         bare = [path for path in images if words and not mask_ending(path) and not caption_of(path)]
         try:
@@ -74,9 +77,21 @@ def add_words(placed: dict[Path, Path], concepts: dict[Path, str], notes: list[s
         note = f"{printable(name)}: its images are in this dataset now"
         if bare:
             note += f'; {counted(len(bare), "image")} without a caption got "{printable(words)}"'
-        if repeats > 1:
-            note += f"; for its {repeats} repeats set Repeats per epoch under Train, the same for all images"
         notes.append(note)
+    note_on_repeats(found, notes)
+
+
+def note_on_repeats(repeats: set[int], notes: list[str]) -> None:
+    """What to do about the repeats of kohya's folders, which a dataset does not keep; nothing for 1 alone."""
+    if len(repeats) > 1:
+        numbers = ", ".join(map(str, sorted(repeats)[:SOME]))
+        notes.append(
+            f"the folders have different repeats ({numbers}), but a dataset uses all images equally often; "
+            "to keep the repeats, give gralora train the folder above them as --instance_data_dir"
+        )
+    elif repeats - {1}:
+        (number,) = repeats
+        notes.append(f"for {number} repeats, set Repeats per epoch under Train to {number}")
 
 
 def unpacked(uploads: list[Path], folder: Path, notes: list[str], concepts: dict[Path, str]) -> list[Path]:

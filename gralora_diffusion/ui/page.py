@@ -57,7 +57,7 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         connect_start(tabs, train, watch)
         connect_clone(tabs, train, watch)
         connect_next(tabs, watch, sample.adapter, export.adapter)
-        connect_sets(page, workspace, dataset, train)
+        connect_sets(workspace, dataset, train)
         dataset.next.click(lambda: gr.Tabs(selected="train"), None, tabs, js=TO_THE_TOP, **QUIET)
         connect_visibility(timer)
         connect_timer(timer, strip, watch)
@@ -66,8 +66,7 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         watch_tab.select(**watch.refresh_event)
         page.load(None, None, watch.notify, js=LABEL, **PRIVATE)
         watch_tab.select(None, None, None, js=FOLLOW_LOG, **PRIVATE)
-        page.load(guarded(dataset.view), dataset.chosen, dataset.set_view, **PRIVATE)
-        connect_form(page, train)
+        connect_form(page, train, dataset)
         page.load(**sample.restore_event)
         gr.on([page.load, train_tab.select], **train.lists_event)
         connect_checks(train_tab, train)
@@ -132,9 +131,10 @@ def connect_clone(tabs: gr.Tabs, train: TrainTab, watch: WatchTab) -> None:
     watch.clone.click(guarded(clone), watch.run, [*train.form, train.name, tabs], **PRIVATE)
 
 
-def connect_form(page: gr.Blocks, train: TrainTab) -> None:
-    """When the page is loaded, the form is as the browser kept it, with its command and its estimate."""
+def connect_form(page: gr.Blocks, train: TrainTab, dataset: DatasetTab) -> None:
+    """When the page is loaded, the form is as the browser kept it, with its dataset, command and estimate."""
     loaded = page.load(**train.restore_event)
+    loaded.then(guarded(dataset.show), train.fields[IMAGES], [dataset.chosen, *dataset.set_view], **PRIVATE)
     for event in (train.preview_event, train.estimate_event):
         loaded = loaded.then(**event)
         loaded.then(None, train.marks, None, js=MARK)
@@ -161,17 +161,14 @@ def connect_next(tabs: gr.Tabs, watch: WatchTab, to_sample: gr.Dropdown, to_expo
     watch.export.click(choose("export"), watch.run, [to_export, tabs], **PRIVATE)
 
 
-def connect_sets(page: gr.Blocks, workspace: Workspace, dataset: DatasetTab, train: TrainTab) -> None:
-    """The set of Dataset is the one that Train trains on; its list is that of now when the page is loaded."""
-
-    def choose(name, run):
-        workspace.image_set(name)
-        return gr.update(choices=workspace.set_names(), value=name), train.suggest_name(name, run)
-
-    def sets():
-        return gr.update(choices=workspace.set_names())
-
-    page.load(guarded(sets), None, dataset.chosen, **QUIET)
+def connect_sets(workspace: Workspace, dataset: DatasetTab, train: TrainTab) -> None:
+    """The set of Dataset is the one that Train trains on."""
     images = train.fields[IMAGES]
+
+    def choose(name, trained, run):
+        workspace.image_set(name)
+        suggested = gr.skip() if name == trained else train.suggest_name(name, run)
+        return gr.update(choices=workspace.set_names(), value=name), suggested
+
     outputs = [images, train.new_name.received]
-    dataset.chosen.change(guarded(choose), [dataset.chosen, train.name], outputs, **QUIET)
+    dataset.chosen.change(guarded(choose), [dataset.chosen, images, train.name], outputs, **QUIET)

@@ -1,5 +1,6 @@
 """The page's only use of the evaluators: images, prompts and references in, scores out."""
 
+import itertools
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,11 @@ BEST_MEAN = "best mean"  # without an interval, so that nothing says how much of
 BEHIND_BASE = ", base better"
 BASE = "base"  # the name of what is the same for several adapters at strength 0
 OF_BASE = "base, not ranked"
+SAID = {
+    BEST: "is best",
+    BEST_BUT: "has the best mean, but intervals overlap, so that may be chance",
+    BEST_MEAN: "has the best mean; there is no interval that says how much of it is chance",
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def table(entries: list[dict], of_base: set[str]) -> list[list[str]]:
     from gralora_diffusion.evaluation.metric import METRICS
     from gralora_diffusion.evaluation.score_rows import rows_of
 
-    entries = with_base_once(entries, of_base)
+    entries = by_score(with_base_once(entries, of_base))
     marks = best_marks(entries, of_base | {BASE})
     rows = rows_of([{name: entry[name] for name in entry if name != "against"} for entry in entries])
     found = []
@@ -88,6 +94,26 @@ def with_base_once(entries: list[dict], of_base: set[str]) -> list[dict]:
         key = repr((None if entry["run"] in of_base else entry["run"], measure_of(entry), numbers))
         found[key] = entry | dict(run=BASE) if key in found else entry
     return list(found.values())
+
+
+def by_score(entries: list[dict]) -> list[dict]:
+    """The entries with those of one score and encoder side by side."""
+    groups = {}
+    for entry in entries:
+        groups.setdefault((entry["score"], entry["encoder"]), []).append(entry)
+    return list(itertools.chain.from_iterable(groups.values()))
+
+
+def verdict(rows: list[list[str]]) -> str:
+    """The marks of table(), as sentences in Markdown."""
+    lines = []
+    for name, score, _, *_, encoder, mark in rows:
+        known = [text for text in SAID if mark.startswith(text)]
+        if known:
+            text = SAID[max(known, key=len)]
+            base = "; the base is better still" if mark.endswith(BEHIND_BASE) else ""
+            lines.append(f"- {score} ({encoder}): **{name}** {text}{base}")
+    return "\n".join(lines)
 
 
 def measure_of(entry: dict) -> tuple:

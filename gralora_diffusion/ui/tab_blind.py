@@ -34,7 +34,8 @@ class BlindComparison:
             )
         outputs = [self.trial, self.text, self.left, self.right, self.result, self.shown, self.accordion]
         self.refresh = dict(fn=guarded(self.view), inputs=None, outputs=outputs, **QUIET)
-        self.groups = dict(fn=guarded(groups), inputs=cells, outputs=[self.first, self.second], **QUIET)
+        self.of_grid = [self.first, self.second, self.result]
+        self.groups = dict(fn=guarded(groups), inputs=cells, outputs=self.of_grid, **QUIET)
         names = [cells, self.first, self.second]
         self.start.click(guarded(self.begin), names, outputs, **PRIVATE)
         for choice, button in self.buttons.items():
@@ -107,9 +108,18 @@ class BlindComparison:
 
 
 def groups(cells: list) -> tuple:
-    """The groups of the grid's cells; the first two are chosen, the base's only where there are no others."""
+    """The groups of a new grid's cells, and no result, which is that of another grid.
+
+    Two adapters are chosen at their highest strength, or of one adapter the two highest strengths.
+    """
     cells = [cell for cell in cells or [] if isinstance(cell, Cell)]
     names = list(dict.fromkeys(cell.group for cell in cells))
-    bases = {cell.group for cell in cells if not cell.strength}
-    first, second = [*sorted(names, key=lambda name: name in bases), None, None][:2]
-    return gr.update(choices=names, value=first), gr.update(choices=names, value=second)
+    strongest = sorted(cells, key=lambda cell: -cell.strength)
+    of_adapters = {}
+    for cell in strongest:
+        of_adapters.setdefault(cell.adapter, cell.group)
+    wanted = [*of_adapters.values(), *(cell.group for cell in strongest)]
+    chosen = list(dict.fromkeys(wanted))[:2]
+    first, second = [*sorted(chosen, key=names.index), None, None][:2]
+    hidden = gr.update(visible=False)
+    return gr.update(choices=names, value=first), gr.update(choices=names, value=second), hidden

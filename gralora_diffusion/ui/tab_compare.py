@@ -25,7 +25,7 @@ from gralora_diffusion.ui.handlers import PRIVATE, QUIET, connect_generation, gu
 from gralora_diffusion.ui.image_series import MAX_PROMPTS, prompts_of
 from gralora_diffusion.ui.into_view import showing
 from gralora_diffusion.ui.sampler import MAX_PROMPT, MAX_STEPS, ImageRequest, Sampler, Step
-from gralora_diffusion.ui.scores import HEAD, encoder_names, scores, table, with_short_encoders
+from gralora_diffusion.ui.scores import HEAD, encoder_names, scores, table, verdict, with_short_encoders
 from gralora_diffusion.ui.served import check_served, save_served
 from gralora_diffusion.ui.suggestion import Suggestion
 from gralora_diffusion.ui.tab_blind import BlindComparison
@@ -38,7 +38,7 @@ NO_SCORES = (
 )
 FEW_SCORES = (
     "**Few images:** intervals from fewer than 10 prompts or images are too narrow. More prompts and seeds "
-    "help; `gralora evaluate` also prints paired differences."
+    "help. For paired differences, see `gralora evaluate --help`."
 )
 NO_ADAPTERS = (
     "### Nothing to compare yet\nTrain an adapter: it is offered here when the run is done. Or add a file "
@@ -72,6 +72,7 @@ class CompareTab:
             wrap=True,
             visible=False,
             label="Scores",
+            max_height=900,
             elem_id="scores",
         )
         self.files = gr.File(
@@ -297,5 +298,6 @@ class CompareTab:
 
 def shown_scores(rows: list[list[str]], few: bool = False) -> tuple:
     """Updates of the table and of the hint; few: the intervals are from few images."""
-    hint = FEW_SCORES if few else NO_SCORES
-    return gr.update(value=rows or None, visible=bool(rows)), gr.update(value=hint, visible=few or not rows)
+    parts = [verdict(rows), FEW_SCORES if few else ""] if rows else [NO_SCORES]
+    hint = "\n\n".join(filter(None, parts))
+    return gr.update(value=rows or None, visible=bool(rows)), gr.update(value=hint, visible=bool(hint))

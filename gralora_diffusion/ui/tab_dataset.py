@@ -9,6 +9,7 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import image_sets, image_uploads
 from gralora_diffusion.ui.caption_cards import CaptionCards, selected
 from gralora_diffusion.ui.handlers import PRIVATE, guarded, notify
+from gralora_diffusion.ui.outdated_checks import CHECKED
 from gralora_diffusion.ui.tab_crops import CropPreview
 from gralora_diffusion.ui.tab_set_models import SetModels
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name
@@ -151,7 +152,10 @@ class DatasetTab:
         self.copy.click(guarded(self.copy_set), [self.chosen, self.new_name], made, **PRIVATE)
         self.rename.click(guarded(self.rename_set), [self.chosen, self.new_name], made, **PRIVATE)
         self.delete.click(guarded(self.delete_set), self.chosen, made, js=CONFIRM, **PRIVATE)
-        self.check.click(guarded(self.check_set), [self.chosen, self.resolution], self.findings, **PRIVATE)
+        checked = self.check.click(
+            guarded(self.check_set), [self.chosen, self.resolution], self.findings, **PRIVATE
+        )
+        checked.success(None, None, None, js=CHECKED, **PRIVATE)
         self.crops.connect(self.chosen, self.resolution)
 
     def view(self, name: str, first: int = 0) -> list:
@@ -164,6 +168,11 @@ class DatasetTab:
         why = "" if has_images else image_sets.why_empty(self.workspace, name)
         without = gr.update(value=literal(why), visible=not has_images)
         return [*self.cards.view(name, first), without, f"**Tags:** {tags}" if tags else "", *allowed]
+
+    def show(self, name: str) -> list:
+        """Updates of the list of datasets and of `set_view`, for a set where it is still there."""
+        name = name if name in self.workspace.set_names() else BUNDLED
+        return [self.select(name), *self.view(name)]
 
     def switch_set(self, name: str) -> tuple:
         return *self.view(name), gr.update(visible=False), gr.update(visible=False)

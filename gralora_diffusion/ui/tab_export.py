@@ -117,7 +117,11 @@ class ExportTab:
             visible=False,
         )
         self.files = gr.File(
-            label="Download", file_count="multiple", interactive=False, elem_id="download", visible=False
+            label="Download. ComfyUI loads adapters from models/loras, A1111 and Forge from models/Lora",
+            file_count="multiple",
+            interactive=False,
+            elem_id="download",
+            visible=False,
         )
 
     def build_copies(self) -> None:

@@ -30,6 +30,7 @@ PHRASES = {  # {what to do on the command line: on the page}
         "; its kind depends on the base's weights, for which `gralora convert` is needed"
     ),
     "give the base with --pretrained_model_name_or_path": "use `gralora convert`, which can read the base",
+    "use --dtype bf16 or fp32": "choose “Precision” bf16 or fp32",
     "can be scored without either: --encoder imagenet embedded": (
         "can be scored without it: choose imagenet and embedded"
     ),

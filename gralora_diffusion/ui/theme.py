@@ -8,6 +8,7 @@ from gralora_diffusion.ui.caption_cards import CAPTION_KEYS
 from gralora_diffusion.ui.follow_log import LOG_HEAD
 from gralora_diffusion.ui.into_view import SHOW_HEAD
 from gralora_diffusion.ui.notifications import NOTIFY_HEAD
+from gralora_diffusion.ui.outdated_checks import OUTDATED_CHECKS
 
 LOGO = """<svg viewBox="0 0 32 32" width="34" height="34" aria-hidden="true">
 <rect x="1" y="1" width="14" height="14" rx="4"/>
@@ -84,7 +85,7 @@ HEAD += """<script>
     new MutationObserver(nameViews).observe(document, {childList: true, subtree: true});
 }
 </script>"""
-HEAD += CAPTION_KEYS + NOTIFY_HEAD + LOG_HEAD + SHOW_HEAD
+HEAD += CAPTION_KEYS + OUTDATED_CHECKS + NOTIFY_HEAD + LOG_HEAD + SHOW_HEAD
 
 
 def words_for_gradio() -> gr.I18n:

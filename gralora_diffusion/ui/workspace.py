@@ -85,13 +85,20 @@ class Workspace:
         return [own[0], (f"SDXL 1.0 ({SDXL})", SDXL), *own[1:]]
 
     def adapter_choices(self) -> list[tuple[str, str]]:
-        """(what the list displays, its value) of adapter_names(), a run's own before its checkpoints."""
+        """(what the list displays, its value) of adapter_names(), a run's own before its checkpoints.
+
+        A run that has ended exports its best step, so that one is offered once.
+        """
+        names = self.adapter_names()
         found = []
-        for name in self.adapter_names():
+        for name in names:
             run, _, checkpoint = name.partition("/")
-            step = checkpoint.removeprefix("checkpoint-")
-            mark = "best step" if checkpoint == BEST else f"checkpoint of step {step}"
-            found.append((f"{run}, {mark}" if checkpoint else name, name))
+            if not checkpoint:
+                found.append((f"{name} (best step)" if f"{run}/{BEST}" in names else name, name))
+            elif checkpoint != BEST:
+                found.append((f"{run}, checkpoint of step {checkpoint.removeprefix('checkpoint-')}", name))
+            elif run not in names:
+                found.append((f"{run}, best step", name))
         return found
 
     def base(self, name: str) -> str | None:

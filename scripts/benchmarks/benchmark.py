@@ -61,7 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "examples/dreambooth/train_dreambooth_lora_sdxl.py of the installed version of diffusers, for step"
     )
     add("--diffusers_script", metavar="FILE", help=about)
-    about = "print torch.profiler's tables, too, of layers and a step that miss a goal"
+    about = "also print torch.profiler's tables of layers and steps that miss a goal"
     add("--profile", action="store_true", help=about)
     add("--plot", metavar="FILE", help="where the plots of scaling go (default: benchmark.png)")
     args = parser.parse_args(argv)

@@ -48,13 +48,14 @@ def print_forecasts(args: argparse.Namespace) -> None:
 
     from gralora_diffusion import AdapterConfig, inject
     from gralora_diffusion.adapters.allocation import gradient_bytes
+    from gralora_diffusion.console import counted
     from gralora_diffusion.sdxl.single_file import SDXL_UNET
 
     config = AdapterConfig(method="lora", rank=args.rank, targets=args.targets)
     with device("meta"):
         models = {
             "estimated, SDXL's whole UNet": UNet2DConditionModel.from_config(SDXL_UNET),
-            f"estimated, {args.blocks} blocks": transformer_blocks(args.blocks),
+            f"estimated, {counted(args.blocks, 'block')}": transformer_blocks(args.blocks),
         }
     for name, model in models.items():
         sizes = {}

@@ -42,7 +42,8 @@ def main() -> None:
         errors.append([float((g - expected).norm() / expected.norm()) for g in found])
     for way, values in zip(WAYS, zip(*errors, strict=True), strict=True):
         middle, mean = statistics.median(values), statistics.mean(values)
-        print(f"{way:<28} median {middle:.4f}  mean {mean:.4f}  largest {max(values):.2f}  ({draws} draws)")
+        found = f"median {middle:.4f}  mean {mean:.4f}  largest {max(values):.2f}"
+        print(f"{way:<28} {found}  ({console.counted(draws, 'draw')})")
     p = scipy.stats.wilcoxon([second - first for first, second in errors]).pvalue
     print(f"Wilcoxon's test of the difference: p {p:.2f}")
 

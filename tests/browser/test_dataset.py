@@ -121,6 +121,11 @@ def test_models_caption_and_mask_what_has_none(tab, folder, page):
         shutil.rmtree(page.home / "models" / "tagger")
 
 
+def is_outdated(tab: Tab) -> bool:
+    content = "getComputedStyle(document.getElementById('findings'), '::after').content"
+    return "Changed since" in tab.page.evaluate(content)
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_what_comes_next_after_a_drop_is_in_sight_first(chromium, page, folder, width):
     """Upload results, the check, and the way to Train; what changes whole datasets is folded below them."""
@@ -144,6 +149,11 @@ def test_what_comes_next_after_a_drop_is_in_sight_first(chromium, page, folder, 
     until(lambda: tab.page.locator("#delete-set").is_enabled(), "an own dataset can be deleted")
     tab.page.click("#check-set")
     tab.wait("findings", "2 images")
+    assert not is_outdated(tab)
+    tab.fill("caption-1", "a photo of sks dog, too")
+    until(lambda: is_outdated(tab), "the checks say that a caption has changed since")
+    tab.page.click("#check-set")
+    until(lambda: not is_outdated(tab), "the checks are those of now")
     tab.page.click("#go-to-train")
     tab.page.locator("#start").wait_for()
     tab.stays_home()

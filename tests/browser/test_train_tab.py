@@ -76,6 +76,7 @@ def test_the_form_survives_a_reload(mine, tab, chromium, filled):
     until(lambda: "--output_dir runs/dog-7" in tab.value("equal-command"), "the command has it")
     tab.page.reload()
     tab.page.wait_for_selector("#strip-state")
+    has(tab, "set", "mine")  # Dataset shows the one that is trained on
     tab.go("Train")
     has(tab, "run-name", "dog-7")
     has(tab, "option-instance_prompt", "a photo of sks dog 🐶")

@@ -18,7 +18,7 @@ from gralora_diffusion.data.class_images import check_class_folders, class_image
 from gralora_diffusion.data.dataset import epoch_length, instance_images
 from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.data.masks import masks_of
-from gralora_diffusion.data.sample_prompts import SCENES, sample_prompts, shared_words
+from gralora_diffusion.data.sample_prompts import SCENES, sample_prompts, shared, shared_words
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.dry_run import plan
 from gralora_diffusion.training.train import train
@@ -282,6 +282,15 @@ def test_masks_are_no_images(tmp_path, capsys):
         "a.png": "a-masklabel.png",
         "b.jpg": "b_mask.png",
     }
+
+
+def test_captions_that_share_a_photo_alone_have_a_trigger_for_each_subject():
+    dogs, cats = ["a photo of zwx dog, in a park"] * 2, ["a photo of kwq cat", "a photo of kwq cat, asleep"]
+    assert shared(dogs + cats) == ["a photo of zwx dog, in a park", "a photo of kwq cat"]
+    assert shared(dogs) == dogs[:1]
+    assert shared(["a drawing of a cat", "a drawing of a dog"]) == ["a drawing"]  # of a style, it may be
+    assert shared(["a photo of sks dog on the beach", "a photo of sks dog at home"]) == ["a photo of sks dog"]
+    assert shared([]) == shared(["one", "two"]) == [""]
 
 
 @pytest.mark.parametrize(

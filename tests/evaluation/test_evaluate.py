@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from gralora_diffusion.cli.main import main
+from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.evaluation.encoders import load_encoder
 from gralora_diffusion.evaluation.features import image_features
 from gralora_diffusion.evaluation.image_sets import images_in
@@ -52,6 +53,22 @@ def test_the_command_scores_a_run(finished_run, tmp_path, capsys):
     result = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert {(s["run"], s["n"]) for s in result["scores"]} == {("step-00000", 4), ("step-00020", 4)}
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {"differences.csv"}
+
+
+def test_a_run_of_the_page_is_scored_from_any_folder(finished_run, tmp_path, capsys, monkeypatch):
+    """Its config names its images from the folder above runs."""
+    run = tmp_path / "home" / "runs" / "robot"
+    shutil.copytree(finished_run, run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | dict(instance_data_dir="images/mine")))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        command("--run", "home/runs/robot", "--encoder", "imagenet")
+    sentence = capsys.readouterr().err
+    assert "the images of home/runs/robot, images/mine, are not here: run this where the training" in sentence
+    shutil.copytree(EXAMPLE, tmp_path / "home" / "images" / "mine")
+    command("--run", "home/runs/robot", "--encoder", "imagenet", "--cache", tmp_path / "cache")
+    assert "step-00020 - step-00000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_the_rate_that_copies_least_is_the_best():
     for lr, value in ((1e-3, 0.7), (1e-2, 0.5)):
         done.append(finished("lora", lr, 0, 0) | dict(scores={COPY: [value]}))
     assert "| validation | lora" in sweep_report(done, COPY, ["lora"])
-    assert "at the end of those tried: lora at rank 4 (0.01)" in sweep_report(done, COPY, ["lora"])
+    assert "at an end of the range tried: lora at rank 4 (0.01)" in sweep_report(done, COPY, ["lora"])
 
 
 def test_the_baseline_may_have_a_k():

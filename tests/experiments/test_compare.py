@@ -15,6 +15,7 @@ from helpers import ROOT, SCRIPTS
 from gralora_diffusion import TrainConfig
 from gralora_diffusion.cli import compare
 from gralora_diffusion.cli.main import main
+from gralora_diffusion.console import only_options, usable
 from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.experiments.methods import METHODS
@@ -111,6 +112,11 @@ def test_advice_names_no_option_that_the_command_lacks(tmp_path, command, capsys
     assert "caption file in" in notes
     assert "in 1 caption: 00.png" in notes
     assert "--caption" not in notes
+    ways = "free some space, name another folder with --latent_cache_dir, or use --no-cache_latents"
+    with only_options(["output", "mixed_precision"]):
+        assert usable(f"it cannot be written: {ways}") == "it cannot be written: free some space"
+        assert usable("lower it, or use --mixed_precision no") == "lower it, or use --mixed_precision no"
+    assert usable(ways) == ways
 
 
 def reports_of_three_runs(tmp_path, command) -> None:

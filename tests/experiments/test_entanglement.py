@@ -135,8 +135,10 @@ def test_the_reason_for_k():
     assert recommend(row | dict(outlier=outlier | dict(stable=False)), 8)[0] == 1
     assert recommend(row | dict(energy_whitened={8: {1: 0.50, 2: 0.2}}), 8) == (
         1,
-        "channel 3 is 30.0 x the mean in 100% of the batches, but blocks would give up 60% of the energy",
+        "channel 3 is 30.0 x the mean and the largest in 100% of the batches, "
+        "but blocks would give up 60% of the energy",
     )
+    assert recommend(row | dict(energy_whitened={8: {1: 0.50}}), 8)[1].endswith("; no larger k was measured")
 
 
 def test_channels_are_recorded_only_inside_the_block():

@@ -36,7 +36,7 @@ def test_the_table_has_everything():
     (line,) = [line for line in text.splitlines() if line.startswith("| test") and "+0.1600" in line]
     assert "gralora k2" in line
     ends = "gralora k2 at rank 4 (0.001), lora at rank 4 (0.01)"
-    assert f"the best rate is at the end of those tried: {ends}" in text
+    assert f"the best rate is at an end of the range tried: {ends}" in text
 
 
 def test_one_value_has_no_interval_and_the_table_says_so():

@@ -23,6 +23,7 @@ from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.data.image_folder import TrainingImage
 from gralora_diffusion.files import without_folders
 from gralora_diffusion.formats.adapter_state import Adapter
+from gralora_diffusion.formats.inspection import triggers_of
 from gralora_diffusion.formats.preview import last_sample, preview_of, thumbnail_url
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.run_files import name_of, named_after
@@ -513,6 +514,15 @@ def test_a_run_of_an_earlier_version_is_read_resumed_and_exported(tmp_path):
 )
 def test_the_file_is_named_after_the_run_unless_that_name_is_taken(tmp_path, folder, file):
     assert named_after(tmp_path / folder) == tmp_path / folder / file
+
+
+def test_native_and_exported_files_have_the_same_trigger_words(run):
+    found = {}
+    for name in ("adapter.safetensors", "my_dog.safetensors"):
+        found[name] = triggers_of(read_adapter(run / name), header_of(run / name))
+    assert found["adapter.safetensors"] == found["my_dog.safetensors"]
+    assert found["adapter.safetensors"][0] == "a photo of sks dog"
+    assert "red ball" in found["adapter.safetensors"]
 
 
 def test_a_run_that_is_named_adapter_keeps_its_adapter(tmp_path):

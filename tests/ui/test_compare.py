@@ -2,6 +2,7 @@
 
 import json
 
+import gradio as gr
 import pytest
 from PIL import Image
 
@@ -19,8 +20,10 @@ from gralora_diffusion.ui.scores import (
     HEAD,
     OF_BASE,
     table,
+    verdict,
     with_short_encoders,
 )
+from gralora_diffusion.ui.tab_blind import groups as blind_groups
 from gralora_diffusion.ui.workspace import Workspace
 
 
@@ -113,14 +116,47 @@ def test_the_base_has_one_row_where_it_is_the_same_for_several_adapters():
     rows = [(row[0], row[1], row[-1]) for row in table(entries, of_base)]
     assert rows == [
         ("one at 0", "subject", OF_BASE),
+        ("two at 0", "subject", OF_BASE),
         ("base", "prompt", OF_BASE),
         ("one at 1", "prompt", ""),
-        ("two at 0", "subject", OF_BASE),
         ("two at 1", "prompt", ""),
     ]
     for each in entries:
         each["against"] = ["x"]
     assert [row[0] for row in table(entries, of_base)] == ["base", "base", "one at 1", "two at 1"]
+
+
+def test_the_marks_are_said_in_sentences():
+    entries = [
+        entry("one at 0", 0.9),
+        entry("one at 1", 0.5, 0.4, 0.6),
+        entry("two at 1", 0.8, 0.7, 0.9),
+        entry("one at 1", 0.5, 0.4, 0.6, score="prompt"),
+        entry("two at 1", 0.8, 0.55, 0.9, score="prompt"),
+        entry("one at 1", 0.6, score="diversity"),
+        entry("two at 1", 0.5, score="diversity"),
+        entry("one at 1", 0.5, score="copy"),
+        entry("two at 1", 0.5, score="copy"),
+    ]
+    alone = "has the best mean; there is no interval that says how much of it is chance"
+    assert verdict(table(entries, {"one at 0"})).splitlines() == [
+        "- subject (imagenet): **two at 1** is best; the base is better still",
+        "- prompt (imagenet): **two at 1** has the best mean, but intervals overlap, so that may be chance",
+        f"- diversity (imagenet): **one at 1** {alone}",
+    ]
+
+
+def test_a_blind_comparison_is_first_of_two_adapters_at_their_highest_strength():
+    def chosen(*cells):
+        first, second, result = blind_groups([Cell(*cell, 0, "p") for cell in cells])
+        assert result == gr.update(visible=False)
+        return first["value"], second["value"]
+
+    two = [("one", 0.0), ("one", 0.5), ("one", 1.0), ("two", 0.0), ("two", 0.5), ("two", 1.0)]
+    assert chosen(*two) == ("one at 1", "two at 1")
+    assert chosen(*two[:3]) == ("one at 0.5", "one at 1")
+    assert chosen(*two[1:2]) == ("one at 0.5", None)
+    assert blind_groups(None)[0]["value"] is None
 
 
 def test_the_page_has_short_names_of_encoders_and_files_have_long_ones():

@@ -182,10 +182,11 @@ def test_the_best_checkpoint_is_offered_marked_and_never_chosen_by_itself(worksp
     assert workspace.adapter_names() == names
     assert workspace.adapter(f"dog/{BEST}") == run / BEST / "adapter.safetensors"
     assert workspace.suggested_adapter() == "dog"
-    labels = ["dog", "dog, best step", "dog, checkpoint of step 20"]
-    assert workspace.adapter_choices() == list(zip(labels, names, strict=True))
+    offered = [("dog (best step)", "dog"), ("dog, checkpoint of step 20", "dog/checkpoint-20")]
+    assert workspace.adapter_choices() == offered  # which the run has exported
     (run / "adapter.safetensors").unlink()
     assert workspace.suggested_adapter() is None
+    assert workspace.adapter_choices() == [("dog, best step", f"dog/{BEST}"), offered[1]]
     (run / BEST / "adapter.safetensors").unlink()
     (run / BEST / "adapter.safetensors").symlink_to("/etc/passwd")
     assert workspace.adapter_names() == ["dog/checkpoint-20"]
