@@ -9,6 +9,7 @@ import json
 import secrets
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +159,21 @@ def end(workspace: Workspace) -> Comparison:
         comparison = dataclasses.replace(comparison, ended=True)
         save(workspace, comparison)
     return comparison
+
+
+def rename(workspace: Workspace, name_of: Callable[[str], str], in_time: Callable[[int], bool]) -> None:
+    """Give the adapters of a comparison their new names, if it was started in time."""
+    with CHANGES:
+        comparison = load(workspace)
+        if comparison is None:
+            return
+        started = (folder_of(workspace) / comparison.trials[0].images[0]).stat().st_mtime_ns
+        names = []
+        for group in comparison.names:
+            adapter, mark, strength = group.rpartition(" at ")  # as Cell.group has it
+            names.append(f"{name_of(adapter)}{mark}{strength}")
+        if tuple(names) != comparison.names and in_time(started):
+            save(workspace, dataclasses.replace(comparison, names=tuple(names)))
 
 
 def current_of(workspace: Workspace) -> Comparison:

@@ -1,4 +1,4 @@
-"""Locks for changes of datasets: one for each, so that nobody waits for a change of another dataset."""
+"""Locks for changes of datasets and of the history: one for each, so that nobody waits for another."""
 
 import threading
 import weakref
@@ -10,7 +10,7 @@ _locks: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # only thos
 
 
 def changing(folder: Path):
-    """The lock of a dataset's folder: `with changing(folder):` around each change of it.
+    """The lock of a dataset's folder, or of the history's: `with changing(folder):` around each change of it.
 
     Captions and images share files and names, and so one lock. A thread may take it several times, and must
     take no second dataset's meanwhile.

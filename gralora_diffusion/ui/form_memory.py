@@ -12,14 +12,14 @@ from gralora_diffusion.ui.workspace import Workspace
 NOTHING = {"fields": {}}  # what an unknown browser has kept
 
 
-def browser_state(workspace: Workspace) -> gr.BrowserState:
-    """Where the browser keeps the form; what it holds is no secret from who uses the browser."""
-    return gr.BrowserState(NOTHING, storage_key=storage_key(workspace), secret="none")
+def browser_state(workspace: Workspace, form: str = "train") -> gr.BrowserState:
+    """Where the browser keeps a form; what it holds is no secret from who uses the browser."""
+    return gr.BrowserState(NOTHING, storage_key=storage_key(workspace, form), secret="none")
 
 
-def storage_key(workspace: Workspace) -> str:
+def storage_key(workspace: Workspace, form: str = "train") -> str:
     """Another one for each HOME, since the browser keeps values by address alone."""
-    return f"gralora-train-{hashlib.sha256(str(workspace.root).encode()).hexdigest()[:16]}"
+    return f"gralora-{form}-{hashlib.sha256(str(workspace.root).encode()).hexdigest()[:16]}"
 
 
 def kept(user: str | None, what: str, card: str, name: str, values: dict) -> dict:

@@ -9,6 +9,7 @@ import traceback
 import gradio as gr
 
 from gralora_diffusion.options import ConfigError, TrainingError
+from gralora_diffusion.ui.into_view import showing
 from gralora_diffusion.ui.tab_words import tab_words
 
 PRIVATE = dict(api_visibility="private")  # not in the page's API
@@ -94,11 +95,13 @@ def connect_generation(
     """`button` runs the handler and is disabled until it has ended, since another click would be lost.
 
     `stop` ends it, and is enabled only meanwhile.  needing: other buttons, which need what is generated and
-    are disabled meanwhile.  Returns the event of the handler.
+    are disabled meanwhile.  `show_progress_on` is scrolled into view.  Returns the event of the handler.
     """
     others = [button, *needing]
     begin, end = (enabled([stop_on, *[not stop_on] * len(others)]) for stop_on in (True, False))
     disabled = button.click(None, None, [stop, *others], js=begin, **PRIVATE)
+    if progress := event.get("show_progress_on"):
+        disabled.then(None, None, None, js=showing(progress.elem_id), **PRIVATE)
     event |= dict(concurrency_id="gpu", concurrency_limit=1)
     event |= dict(trigger_mode="multiple")  # "once" skips a click that follows the end at once
     generated = disabled.then(guarded(handler), inputs, outputs, **event)

@@ -40,7 +40,8 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         gr.HTML(HEADER, elem_id="header", padding=False)
         timer = gr.Timer(WORKING)
         strip = StatusStrip(queue, timer)
-        saved_form = browser_state(workspace)  # outside of the tabs, which are built when they are opened
+        # outside of the tabs, which are built when they are opened
+        saved_form, saved_fields = (browser_state(workspace, form) for form in ("train", "sample"))
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Dataset", id="dataset"):
                 dataset = DatasetTab(workspace)
@@ -49,7 +50,7 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
             with gr.Tab("Watch", id="watch") as watch_tab:
                 watch = WatchTab(workspace, queue, strip)
             with gr.Tab("Sample", id="sample") as sample_tab:
-                sample = SampleTab(workspace, sampler)
+                sample = SampleTab(workspace, sampler, saved_fields)
             with gr.Tab("Compare", id="compare") as compare_tab:
                 compare = CompareTab(workspace, sampler)
             with gr.Tab("Export", id="export") as export_tab:
@@ -67,12 +68,13 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         page.load(None, None, watch.notify, js=LABEL, **PRIVATE)
         watch_tab.select(None, None, None, js=FOLLOW_LOG, **PRIVATE)
         connect_form(page, train, dataset)
+        page.load(**sample.restore_event)
         gr.on([page.load, train_tab.select], **train.lists_event)
         connect_checks(train_tab, train)
         for tab, part in ((sample_tab, sample), (compare_tab, compare), (export_tab, export)):
             tab.select(**part.lists_event)
             connect_new_adapters(strip.state, part.lists_event)
-        sample_tab.select(**sample.history.refresh)
+        sample.history.refresh_on(sample_tab.select)
         compare_tab.select(**compare.blind.refresh)
         for tab, gallery in ((sample_tab, sample.gallery), (compare_tab, compare.gallery)):
             tab.select(None, None, gallery, js=OPENED, **PRIVATE)

@@ -1,7 +1,8 @@
 """The bin: what was deleted on the page stays for DAYS days, also across restarts, and can be restored.
 
-Runs are in HOME/runs/.removed/TIME/NAME, images in HOME/images/.removed/DATASET/TIME: on the disk that they
-are from, so that they are renamed and not copied.  TIME is nanoseconds since 1970, so that names sort by it.
+Runs are in HOME/runs/.removed/TIME/NAME, images of datasets in HOME/images/.removed/DATASET/TIME, those of
+the history in HOME/.page/history/.removed/TIME: on the disk that they are from, so that they are renamed and
+not copied.  TIME is nanoseconds since 1970, so that names sort by it.
 
 The clock may be wrong: what is older than DAYS is deleted only if a check a day before found the same.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.dataset_locks import changing
-from gralora_diffusion.ui.workspace import BIN, Workspace, folders
+from gralora_diffusion.ui.workspace import BIN, HISTORY, Workspace, folders
 
 DAYS = 7
 A_DAY = 86_400 * 10**9  # nanoseconds
@@ -35,8 +36,8 @@ def removals(bin_folder: Path) -> list[Path]:
 
 def is_link(bin_folder: Path) -> bool:
     """Whether the bin leads elsewhere; HOME/runs and HOME/images themselves may lead to another disk."""
-    of_images = bin_folder.parent.name == BIN
-    return bin_folder.is_symlink() or (of_images and bin_folder.parent.is_symlink())
+    with_own_folder = bin_folder.parent.name in (BIN, HISTORY)
+    return bin_folder.is_symlink() or (with_own_folder and bin_folder.parent.is_symlink())
 
 
 def new_removal(bin_folder: Path) -> Path:
@@ -55,7 +56,7 @@ def new_removal(bin_folder: Path) -> Path:
 
 def bins(workspace: Workspace) -> list[Path]:
     """The folders that removals() reads."""
-    found = [workspace.removed_runs, *folders(workspace.removed_images)]
+    found = [workspace.removed_runs, workspace.removed_history, *folders(workspace.removed_images)]
     return [bin_folder for bin_folder in found if not is_link(bin_folder)]
 
 
@@ -84,8 +85,7 @@ def delete_old(workspace: Workspace, runs_lock) -> None:
     before = seen_before(workspace)
     seen = {}
     for bin_folder in bins(workspace):
-        of_runs = bin_folder == workspace.removed_runs
-        with runs_lock if of_runs else changing(workspace.images / bin_folder.name):
+        with lock_of(workspace, bin_folder, runs_lock):
             for removal in removals(bin_folder):
                 if int(removal.name) >= now - DAYS * A_DAY:
                     continue
@@ -98,6 +98,14 @@ def delete_old(workspace: Workspace, runs_lock) -> None:
                     delete_removal(removal)
     if seen != before:
         write_text(workspace.scratch / SEEN, json.dumps(seen) + "\n")
+
+
+def lock_of(workspace: Workspace, bin_folder: Path, runs_lock):
+    """That of changes of what a bin is of."""
+    if bin_folder == workspace.removed_runs:
+        return runs_lock
+    of_history = bin_folder == workspace.removed_history
+    return changing(workspace.history if of_history else workspace.images / bin_folder.name)
 
 
 def seen_before(workspace: Workspace) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Rename, delete and bring back runs that are neither active nor queued, nor read by one that is."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from gralora_diffusion.ui import removed
 from gralora_diffusion.ui.needed import check_unneeded, way_to_end
 from gralora_diffusion.ui.renamed_report import write_report_of_renamed
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
-from gralora_diffusion.ui.workspace import folders, free_name, new_name
+from gralora_diffusion.ui.run_references import Renaming, deleted_runs, follow, free_run_name, renaming
+from gralora_diffusion.ui.workspace import new_name
 
 NAMED = (".safetensors", ".png")  # suffixes of the files in a run that have its name
 
@@ -48,8 +50,20 @@ class RunChanges:
             run = self.idle_run(name, "rename")
             taken = [path.name for path in self.workspace.runs.iterdir()]
             new = run.with_name(new_name(wanted, "a run", taken))
-            move_run(run, new)
+            self.move(run, new, renaming(self.workspace, name, new.name))
             return new.name
+
+    def move(self, run: Path, new: Path, change: Renaming) -> None:
+        """move_run(), and what refers to the run follows; where that fails all goes back."""
+        move_run(run, new)
+        try:
+            if change.old != change.new:
+                follow(self.workspace, change)
+        except BaseException:
+            move_run(new, run)
+            with contextlib.suppress(OSError):  # as far as the disk lets it
+                follow(self.workspace, change.reversed)
+            raise
 
     def delete(self, name: str) -> None:
         with self.queue.lock:
@@ -63,10 +77,7 @@ class RunChanges:
 
     def deleted(self) -> list[Path]:
         """The runs that can be restored, the one that was deleted last at the end."""
-        found = []
-        for removal in removed.removals(self.workspace.removed_runs):
-            found += folders(removal)
-        return found
+        return deleted_runs(self.workspace)
 
     def undo_delete(self) -> str:
         """Bring the run back that was deleted last, under another name if its own is taken; returns it."""
@@ -75,8 +86,9 @@ class RunChanges:
                 raise ConfigError("there is no deleted run to restore")
             run = self.deleted()[-1]
             taken = [path.name for path in self.workspace.runs.iterdir()]
-            name = run.name if run.name not in taken else free_name(run.name, taken)
-            move_run(run, self.workspace.runs / name)
+            name = run.name if run.name not in taken else free_run_name(self.workspace, run.name)
+            change = renaming(self.workspace, run.name, name, until=int(run.parent.name))
+            self.move(run, self.workspace.runs / name, change)
             run.parent.rmdir()
             return name
 

@@ -52,7 +52,7 @@ class SampleFields:
         self.by_name = {}
         self.build_front()
         more = "More: negative prompt, size, scheduler, steps, more adapters"
-        with gr.Accordion(more, open=False, elem_id="sample-more"):
+        with gr.Accordion(more, open=False, elem_id="sample-more") as self.more:
             self.build_adapters()
             self.build_sampling()
             self.upload = gr.UploadButton(

@@ -9,7 +9,6 @@ import json
 import re
 import secrets
 import shutil
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.image_text import save_image
+from gralora_diffusion.ui.dataset_locks import changing
 from gralora_diffusion.ui.run_files import read_json
 from gralora_diffusion.ui.sampler import ImageRequest
 from gralora_diffusion.ui.served import save_small, still_served
@@ -36,7 +36,6 @@ TYPES = {  # of an ImageRequest in JSON
     "size": str,
     "scheduler": str,
 }
-CHANGES = threading.Lock()  # one change of the folder at a time
 _thumbnails: dict[str, str] = {}  # {id: the served file}
 
 
@@ -52,25 +51,16 @@ class Entry:
     @property
     def text(self) -> str:
         mark = "★ " if self.favorite else ""
-        return f"{mark}seed {self.request.seed} · {self.adapters} · {self.request.prompt[:80]}"
-
-    @property
-    def adapters(self) -> str:
-        named = [f"{name} {strength:g}" for name, strength in self.request.adapters]
-        return ", ".join(named) or "base"
-
-
-def folder_of(workspace: Workspace) -> Path:
-    return workspace.scratch / "history"
+        return f"{mark}seed {self.request.seed} · {self.request.adapters_text} · {self.request.prompt[:80]}"
 
 
 def keep(workspace: Workspace, image: Image.Image, request: ImageRequest, base: str) -> str:
     """Add an image to the history, and delete what is too old; returns its id."""
-    folder = folder_of(workspace)
+    folder = workspace.history
     folder.mkdir(exist_ok=True)
     name = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
     entry = Entry(name, request, base, favorite=False)
-    with CHANGES:
+    with changing(workspace.history):
         try:
             save_image(image, folder / f"{name}.png")
             write(folder, entry)
@@ -89,7 +79,11 @@ def write(folder: Path, entry: Entry) -> None:
 
 def entries(workspace: Workspace, favorites: bool = False) -> list[Entry]:
     """All that can be read, the newest first; favorites: these only."""
-    folder = folder_of(workspace)
+    return entries_in(workspace.history, favorites)
+
+
+def entries_in(folder: Path, favorites: bool = False) -> list[Entry]:
+    """The same for a folder of images with their requests."""
     if not folder.is_dir() or folder.is_symlink():
         return []
     found = []
@@ -129,7 +123,7 @@ def request_in(facts) -> ImageRequest | None:
 
 def entry_of(workspace: Workspace, name) -> Entry:
     """The entry of an id that a browser sent.  Raises ConfigError."""
-    entry = read(folder_of(workspace), name) if isinstance(name, str) else None
+    entry = read(workspace.history, name) if isinstance(name, str) else None
     if entry is None:
         raise ConfigError(f"the history has no image {quoted(name)}: choose one of those displayed")
     return entry
@@ -139,7 +133,7 @@ def thumbnail(workspace: Workspace, entry: Entry) -> str:
     """The served file of a small copy."""
     known = _thumbnails.get(entry.id)
     if not still_served(known):
-        with Image.open(folder_of(workspace) / f"{entry.id}.png", formats=["PNG"]) as image:
+        with Image.open(workspace.history / f"{entry.id}.png", formats=["PNG"]) as image:
             small = image.convert("RGB")
         small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         known = _thumbnails[entry.id] = save_small(workspace, small, "history.jpg")
@@ -149,22 +143,17 @@ def thumbnail(workspace: Workspace, entry: Entry) -> str:
 def served_image(workspace: Workspace, entry: Entry) -> str:
     """A copy of the image's own file, with its texts, that the page may serve."""
     path = workspace.new_served_path(f"seed-{entry.request.seed}.png")
-    shutil.copyfile(folder_of(workspace) / f"{entry.id}.png", path)
+    shutil.copyfile(workspace.history / f"{entry.id}.png", path)
     return str(path)
 
 
 def toggle_favorite(workspace: Workspace, name: str) -> Entry:
     """The entry as it is then."""
-    with CHANGES:
+    with changing(workspace.history):
         entry = entry_of(workspace, name)
         entry = dataclasses.replace(entry, favorite=not entry.favorite)
-        write(folder_of(workspace), entry)
+        write(workspace.history, entry)
     return entry
-
-
-def delete(workspace: Workspace, name: str) -> None:
-    with CHANGES:
-        unlink(folder_of(workspace), entry_of(workspace, name).id)
 
 
 def unlink(folder: Path, name: str) -> None:

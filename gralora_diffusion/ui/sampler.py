@@ -18,6 +18,7 @@ from gralora_diffusion.ui.workspace import Workspace, quoted
 ONE_AT_A_TIME = threading.Lock()
 MAX_STEPS = 100
 MAX_STRENGTH = 1.5
+MAX_SEED = 2**40
 MAX_PROMPT = 1000  # characters
 MAX_PIXELS = 2**22  # of an image
 
@@ -39,6 +40,11 @@ class ImageRequest:
     size: str = ""
     scheduler: str = ""
 
+    @property
+    def adapters_text(self) -> str:
+        """The adapters as captions name them."""
+        return ", ".join(f"{name} at {strength:g}" for name, strength in self.adapters) or "base"
+
     def checked(self, workspace: Workspace) -> "ImageRequest":
         """Itself; raises ConfigError for values that are out of bounds, whatever a browser sent."""
         if not self.prompt.strip():
@@ -46,8 +52,8 @@ class ImageRequest:
         for what, text in (("prompt", self.prompt), ("negative prompt", self.negative_prompt)):
             if len(text) > MAX_PROMPT:
                 raise ConfigError(f"the {what} has {len(text)} characters; the limit is {MAX_PROMPT}")
-        if not 0 <= self.seed <= 2**40:
-            raise ConfigError(f"the seed is {quoted(self.seed)}; it must be from 0 to {2**40}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"the seed is {quoted(self.seed)}; it must be from 0 to {MAX_SEED}")
         if not 1 <= self.steps <= MAX_STEPS:
             rule = f"they must be from 1 to {MAX_STEPS}"
             raise ConfigError(f"the denoising steps are {quoted(self.steps)}; {rule}")

@@ -21,8 +21,9 @@ from gralora_diffusion.ui.grid import (
     row_of,
     save_table,
 )
-from gralora_diffusion.ui.handlers import QUIET, connect_generation, guarded, list_update, on_end
+from gralora_diffusion.ui.handlers import PRIVATE, QUIET, connect_generation, guarded, list_update, on_end
 from gralora_diffusion.ui.image_series import MAX_PROMPTS, prompts_of
+from gralora_diffusion.ui.into_view import showing
 from gralora_diffusion.ui.sampler import MAX_PROMPT, MAX_STEPS, ImageRequest, Sampler, Step
 from gralora_diffusion.ui.scores import HEAD, encoder_names, scores, table, verdict, with_short_encoders
 from gralora_diffusion.ui.served import check_served, save_served
@@ -38,6 +39,14 @@ NO_SCORES = (
 FEW_SCORES = (
     "**Few images:** intervals from fewer than 10 prompts or images are too narrow. More prompts and seeds "
     "help. For paired differences, see `gralora evaluate --help`."
+)
+NO_ADAPTERS = (
+    "### Nothing to compare yet\nTrain an adapter: it is offered here when the run is done. Or add a file "
+    "under **Sample**: **More**, then **Add an adapter file**."
+)
+ONLY_CHECKPOINTS = (
+    "### No finished run yet\nWait until the run under **Watch** is done, or choose its checkpoints under "
+    "**Adapters**."
 )
 
 
@@ -143,7 +152,7 @@ class CompareTab:
 
     def build_grid(self) -> None:
         self.empty = gr.Markdown(
-            "### Nothing to compare yet\nTrain an adapter, or add one under **Sample**.",
+            NO_ADAPTERS,
             visible=False,
             elem_id="nothing-to-compare",
         )
@@ -184,13 +193,14 @@ class CompareTab:
         # all cells once more: of updates that come within 0.1 s a browser's gallery may keep an older one
         generated.success(guarded(captioned), self.cells, self.gallery, **QUIET)
         on_end(generated, **self.blind.groups)
-        self.score.click(
+        scoring = self.score.click(
             guarded(self.evaluate),
             [self.cells, self.sheet_file, self.references, self.encoders],
             scored,
             api_name="evaluate",
             concurrency_id="gpu",
         )
+        scoring.success(None, None, None, js=showing("scores", "score"), **PRIVATE)
         self.gallery.select(guarded(self.pair_of_cell), self.cells, self.slider, **QUIET)
         self.first = Suggestion(self.prompt)
         chosen = [self.adapters, self.prompt]
@@ -280,7 +290,7 @@ class CompareTab:
         return (
             list_update(self.workspace.adapter_choices(), kept, adapters),
             list_update(sets, reference, references),
-            gr.update(visible=not names),
+            gr.update(value=ONLY_CHECKPOINTS if names else NO_ADAPTERS, visible=not kept),
             self.first_prompt(kept, prompt),
             newest,
         )

@@ -16,6 +16,7 @@ from gralora_diffusion.ui.export_facts import (
 )
 from gralora_diffusion.ui.export_sizes import error_of, size_text, sizes_of
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, list_update, notify, on_end
+from gralora_diffusion.ui.into_view import showing
 from gralora_diffusion.ui.workspace import Workspace, quoted
 
 SMALL = 32  # the rank of "small"
@@ -24,8 +25,8 @@ FILE_SIZES = [("Exact", ""), (f"Small (rank {SMALL})", str(SMALL)), ("Another ra
 BOTH_VISIBLE = "() => Array(2).fill({__type__: 'update', visible: true})"
 NOT_THIS = "not for this one"  # in the place of a size: the format cannot hold the adapter as chosen
 NO_ADAPTERS = (
-    "### Nothing to export yet\nTrain an adapter under **Train**; its files are offered here when the run is "
-    "done."
+    "### Nothing to export yet\nTrain an adapter: it is offered here when the run is done. Or add a file "
+    "under **Sample**: **More**, then **Add an adapter file**."
 )
 FITS_NO_SDXL = (
     "**This adapter fits no SDXL model:** its layers have the sizes of another base, such as the demo model. "
@@ -145,6 +146,7 @@ class ExportTab:
         )
         made = [self.table, self.files]
         on_end(written, None, None, made, js=BOTH_VISIBLE, **PRIVATE)  # also what was made before an error
+        written.success(None, None, None, js=showing("exported", "export"), **PRIVATE)
         for tool, button in self.copies.items():
             # with several tools, Enter would not tell which
             asked = [button.click, *([self.file_name.submit] if len(self.copies) == 1 else [])]

@@ -24,10 +24,12 @@ from gralora_diffusion.ui.image_series import Generated, series
 from gralora_diffusion.ui.sample_fields import (
     DEFAULT_SCHEDULER,
     MORE_ADAPTERS,
+    NAMES,
     NO_ADAPTER,
     SampleFields,
     all_requests,
 )
+from gralora_diffusion.ui.sample_memory import kept, restored
 from gralora_diffusion.ui.sampler import Sampler, Step
 from gralora_diffusion.ui.served import check_served, save_served, save_small
 from gralora_diffusion.ui.suggestion import Suggestion
@@ -37,8 +39,8 @@ from gralora_diffusion.ui.workspace import Workspace
 NONE_CHOSEN = "() => ({__type__: 'update', selected_index: null})"  # the slider has the last image
 RIGHT_CLICK = "Save it with a right click, and free some space"
 NO_ADAPTERS = (
-    "### No adapter yet\nTrain one: it is offered here when the run is done. Meanwhile you can generate "
-    "images of the base model here."
+    "### No adapter yet\nTrain one: it is offered here when the run is done. Or add a file: **More**, then "
+    "**Add an adapter file**. Meanwhile you can generate images of the base model here."
 )
 ONLY_CHECKPOINTS = (
     "### No finished run yet\nChoose a checkpoint under **Adapter**; without one, images of the base model "
@@ -47,10 +49,11 @@ ONLY_CHECKPOINTS = (
 
 
 class SampleTab:
-    """The tab's components, handlers and events; the page connects `lists_event` and `history.refresh`."""
+    """The tab's components, handlers and events; the page connects its `..._event`, `history.refresh_on`."""
 
-    def __init__(self, workspace: Workspace, sampler: Sampler):
+    def __init__(self, workspace: Workspace, sampler: Sampler, saved: gr.BrowserState):
         self.workspace = workspace
+        self.saved = saved
         self.sampler = sampler
         self.pairs = gr.State([])  # [base image, image] of each image
         self.suggested = gr.State(None)  # the adapter that the tab chose by itself
@@ -113,7 +116,7 @@ class SampleTab:
             show_progress_on=self.slider,
             api_name="sample",
         )
-        on_end(generated, **self.history.refresh)
+        self.history.refresh_on(generated.success, generated.failure)
         on_end(generated, None, None, self.gallery, js=NONE_CHOSEN, **PRIVATE)
         self.gallery.select(guarded(self.pair_of_image), self.pairs, self.slider, **QUIET)
         prompt = [self.adapter, fields["prompt"]]
@@ -124,6 +127,10 @@ class SampleTab:
         chosen = [*others, fields["prompt"]]
         current = [self.adapter, self.suggested, *chosen]
         self.lists_event = dict(fn=guarded(self.lists), inputs=current, outputs=lists, **QUIET)
+        self.restore_event = dict(fn=guarded(self.restore), inputs=self.saved, outputs=fields.all, **QUIET)
+        changes = [field.change for field in fields.all]
+        kept_values = [self.suggested, *fields.all]
+        gr.on(changes, guarded(self.kept), kept_values, self.saved, trigger_mode="always_last", **QUIET)
         fields.upload.upload(guarded(self.add_file), [fields.upload, *chosen], lists, **PRIVATE)
 
     def sample(
@@ -235,6 +242,15 @@ class SampleTab:
             self.workspace.suggested_adapter(),
         )
 
+    def kept(self, request: gr.Request, suggested: str | None, *values) -> dict:
+        """What the browser keeps of the fields."""
+        return kept(request.username, self.fields, dict(zip(NAMES, values, strict=True)), suggested)
+
+    def restore(self, request: gr.Request, saved) -> list:
+        """The fields as this user's browser kept them."""
+        found = restored(saved, request.username, self.fields, self.workspace)
+        return [found.get(name, gr.skip()) for name in NAMES]
+
     def add_file(self, path: str, *others_and_prompt) -> tuple:
         name = add_adapter(self.workspace, path)
         notify(f"{name} was added to the adapters")
@@ -256,5 +272,4 @@ def image_in_html(image: Image.Image, text: str) -> str:
 def caption(found: Generated, of: int) -> str:
     """Of an image in the gallery; of: how many images there are."""
     request = found.request
-    settings = ", ".join(f"{name} {value:g}" for name, value in request.adapters) or "base"
-    return f"seed {request.seed} · {settings}" + (f" · {request.prompt[:60]}" if of > 1 else "")
+    return f"seed {request.seed} · {request.adapters_text}" + (f" · {request.prompt[:60]}" if of > 1 else "")

@@ -5,17 +5,22 @@ import contextlib
 import gradio as gr
 
 from gralora_diffusion.console import counted
-from gralora_diffusion.ui import sample_history
+from gralora_diffusion.ui import removed, sample_history
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
+from gralora_diffusion.ui.history_adapters import problem_of
+from gralora_diffusion.ui.removed_history import delete, deleted, undo_delete
 from gralora_diffusion.ui.sample_fields import NAMES, SampleFields, values_of
 from gralora_diffusion.ui.workspace import Workspace
 
 SHOWN = 40  # images at a time
-CONFIRM = """(_, ...others) => [String(confirm('Delete this image from the history?')), ...others]"""
+ASKED = 60  # characters of a prompt in a question
+CONFIRM = "(_, question, ...others) => [String(confirm(question)), question, ...others]"
+FRAME = "place => ({__type__: 'update', selected_index: place})"  # or the gallery keeps its own
+NOTHING_CHOSEN = (None, gr.update(visible=False), None, "", gr.skip(), "", gr.update(visible=False))
 
 
 class History:
-    """Below Sample; `refresh` is the event that displays the history as it is now."""
+    """Below Sample; refresh_on() displays the history as it is now after events."""
 
     def __init__(self, workspace: Workspace, fields: SampleFields):
         self.workspace = workspace
@@ -34,6 +39,9 @@ class History:
                 False, label="Favorites only", elem_id="favorites-only", container=False, min_width=120
             )
             self.count = gr.Markdown("", elem_id="history-count")
+            self.undo = gr.Button(
+                "Undo delete", elem_id="undo-delete-image", visible=False, size="sm", min_width=110
+            )
         self.gallery = gr.Gallery(
             label="Generated before, newest first: choose one",
             columns=6,
@@ -43,6 +51,9 @@ class History:
             elem_id="history-images",
             visible=False,
         )
+        # not in the column of the details: when that is shown, what is hidden in it is shown too
+        self.place = gr.Number(None, visible="hidden")  # of the chosen image in the gallery
+        self.question = gr.Textbox(visible="hidden")  # before the chosen image is deleted
 
     def build_details(self) -> None:
         self.image = gr.Image(
@@ -60,21 +71,45 @@ class History:
             self.star = gr.Button("Add to favorites", elem_id="favorite", min_width=130)
             self.delete = gr.Button("Delete", elem_id="delete-image", min_width=70)
             self.confirmed = gr.Textbox("", label="Confirmed", visible=False)
+        self.problem = gr.Textbox(
+            label="Before you generate it again",
+            lines=2,
+            interactive=False,
+            visible=False,
+            elem_id="history-problem",
+        )
 
     def connect(self, fields: SampleFields) -> None:
-        listed = [self.gallery, self.shown, self.count]
-        self.refresh = dict(fn=guarded(self.view), inputs=self.favorites, outputs=listed, **QUIET)
-        details = [self.chosen, self.details, self.image, self.facts, self.star]
-        self.gallery.select(guarded(self.choose), self.shown, details, **QUIET)
-        self.favorites.change(**self.refresh)
-        changed = [*details, *listed]
-        self.star.click(guarded(self.toggle), [self.chosen, self.favorites], changed, **PRIVATE)
-        inputs = [self.confirmed, self.chosen, self.favorites]
-        self.delete.click(guarded(self.remove), inputs, changed, js=CONFIRM, **PRIVATE)
-        self.use.click(guarded(self.settings), self.chosen, fields.all, **PRIVATE)
+        details = [self.chosen, self.details, self.image, self.facts, self.star, self.question, self.problem]
+        listed = [self.gallery, self.shown, self.count, self.undo, self.place]
+        self.outputs = [*details, *listed]
+        self.inputs = [self.chosen, self.favorites]
+        self.gallery.select(guarded(self.choose), self.shown, [*details, self.place], **QUIET)
+        self.refresh_on(self.favorites.change)
+        changes = (
+            self.star.click(guarded(self.toggle), self.inputs, self.outputs, **PRIVATE),
+            self.delete.click(
+                guarded(self.remove),
+                [self.confirmed, self.question, *self.inputs],
+                self.outputs,
+                js=CONFIRM,
+                **PRIVATE,
+            ),
+            self.undo.click(guarded(self.undo_delete), self.favorites, self.outputs, **PRIVATE),
+        )
+        for changed in changes:
+            self.frame_after(changed)
+        self.use.click(guarded(self.settings), self.chosen, [*fields.all, self.problem], **PRIVATE)
 
-    def view(self, favorites: bool) -> tuple:
-        """(gallery, ids, how many)"""
+    def refresh_on(self, *triggers) -> None:
+        for trigger in triggers:
+            self.frame_after(trigger(guarded(self.view), self.inputs, self.outputs, **QUIET))
+
+    def frame_after(self, event) -> None:
+        event.then(None, self.place, self.gallery, js=FRAME, **PRIVATE)
+
+    def view(self, chosen: str | None, favorites: bool) -> tuple:
+        """Updates of the outputs; an image that is chosen, but not displayed any more, is so no longer."""
         found = sample_history.entries(self.workspace, favorites is True)
         shown = found[:SHOWN]
         items, ids = [], []
@@ -88,42 +123,72 @@ class History:
             text = (
                 f"{len(shown)} of {len(found)} images" if len(found) > SHOWN else counted(len(found), "image")
             )
-        return gr.update(value=items, selected_index=None, visible=bool(items)), ids, text
+        place = ids.index(chosen) if chosen in ids else None
+        gallery = gr.update(value=items, selected_index=place, visible=bool(items))
+        undo = gr.update(visible=bool(deleted(self.workspace)))
+        details = NOTHING_CHOSEN if place is None else (gr.skip(),) * len(NOTHING_CHOSEN)
+        return *details, gallery, ids, text, undo, place
 
     def choose(self, shown: list, event: gr.SelectData) -> tuple:
         if not isinstance(event.index, int) or not 0 <= event.index < len(shown or []):
-            return (gr.skip(),) * 5
-        return self.details_of(sample_history.entry_of(self.workspace, shown[event.index]))
+            return (gr.skip(),) * (len(NOTHING_CHOSEN) + 1)
+        entry = sample_history.entry_of(self.workspace, shown[event.index])
+        return *self.details_of(entry), event.index
 
     def details_of(self, entry: sample_history.Entry) -> tuple:
         path = sample_history.served_image(self.workspace, entry)
         star = "Remove from favorites" if entry.favorite else "Add to favorites"
-        return entry.id, gr.update(visible=True), path, facts_of(entry), star
+        nothing = gr.update(visible=False)
+        return entry.id, gr.update(visible=True), path, facts_of(entry), star, question_of(entry), nothing
+
+    def viewed(self, entry: sample_history.Entry, favorites: bool) -> tuple:
+        """view() with this image chosen, if it is displayed."""
+        *details, gallery, ids, text, undo, place = self.view(entry.id, favorites)
+        if place is not None:
+            details = self.details_of(entry)
+        return *details, gallery, ids, text, undo, place
 
     def toggle(self, chosen: str, favorites: bool) -> tuple:
-        entry = sample_history.toggle_favorite(self.workspace, chosen)
-        return *self.details_of(entry), *self.view(favorites)
+        return self.viewed(sample_history.toggle_favorite(self.workspace, chosen), favorites)
 
-    def remove(self, confirmed: str, chosen: str | None, favorites: bool) -> tuple:
+    def remove(self, confirmed: str, _question: str, chosen: str | None, favorites: bool) -> tuple:
         if confirmed != "true":
-            return (gr.skip(),) * 8
-        sample_history.delete(self.workspace, chosen)
-        return None, gr.update(visible=False), None, "", gr.skip(), *self.view(favorites)
+            return (gr.skip(),) * len(self.outputs)
+        entry = delete(self.workspace, chosen)
+        notify(f"The {named(entry)} was deleted. Undo delete restores it within {removed.DAYS} days")
+        return self.view(None, favorites)
+
+    def undo_delete(self, favorites: bool) -> tuple:
+        entry = undo_delete(self.workspace)
+        notify(f"The {named(entry)} was restored")
+        return self.viewed(entry, favorites)
 
     def settings(self, chosen: str) -> list:
-        """The values of all fields for the chosen image; a note where an adapter no longer exists."""
+        """The values of all fields for the chosen image, and what to know where its adapters have changed."""
         entry = sample_history.entry_of(self.workspace, chosen)
-        known = self.workspace.adapter_names()
-        gone = [name for name, _ in entry.request.adapters if name not in known]
-        if gone:
-            notify(f"no longer available: {', '.join(gone)}; choose another adapter")
+        problem = problem_of(self.workspace, entry)
+        notify(problem)
         values = values_of(entry.request, entry.base)
-        return [values.get(name, gr.skip()) for name in NAMES]
+        fields = [values.get(name, gr.skip()) for name in NAMES]
+        return [*fields, gr.update(value=problem, visible=bool(problem))]
+
+
+def named(entry: sample_history.Entry) -> str:
+    """An image in a sentence: its seed, and its prompt in short."""
+    prompt = entry.request.prompt
+    short = prompt if len(prompt) <= ASKED else f"{prompt[:ASKED].rstrip()}..."
+    return f"image of seed {entry.request.seed}, “{short}”"
+
+
+def question_of(entry: sample_history.Entry) -> str:
+    """Before it is deleted."""
+    favorite = " It is a favorite." if entry.favorite else ""
+    return f"Delete the {named(entry)}?{favorite}"
 
 
 def facts_of(entry: sample_history.Entry) -> str:
     request = entry.request
-    facts = [f"seed {request.seed}", entry.adapters, counted(request.steps, "step")]
+    facts = [f"seed {request.seed}", request.adapters_text, counted(request.steps, "step")]
     if request.guidance is not None:
         facts.append(f"guidance {request.guidance:g}")
     facts += [fact for fact in (request.size, request.scheduler) if fact]

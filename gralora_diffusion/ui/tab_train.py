@@ -23,6 +23,7 @@ from gralora_diffusion.ui.mistakes import MARK, MARK_AND_SHOW, NAME, mistake_upd
 from gralora_diffusion.ui.page_words import in_page_words
 from gralora_diffusion.ui.run_files import read_config
 from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.run_references import free_run_name, taken_names
 from gralora_diffusion.ui.suggestion import Suggestion
 from gralora_diffusion.ui.train_estimate import EstimateBar
 from gralora_diffusion.ui.train_fields import build_groups, build_middle, names_offered
@@ -35,7 +36,7 @@ from gralora_diffusion.ui.train_questions import (
     card_warning_of,
     with_answers,
 )
-from gralora_diffusion.ui.workspace import BUNDLED, Workspace, free_name, new_name
+from gralora_diffusion.ui.workspace import BUNDLED, Workspace, new_name
 
 NUMBER = re.compile(r"-\d{1,2}$")  # of free_name(), at the end of a run's name; not the 512 of portrait-512
 BY_BASE = ("max_train_steps", "learning_rate", "train_batch_size", "guidance_scale", "resolution")
@@ -230,11 +231,11 @@ class TrainTab:
         run = new_name(name, "a run", self.workspace.run_names())
         config = to_config(values, self.workspace, run)
         notify(self.queue.add(run, config, token=values.get("hub_token") or None))
-        next_name = free_name(NUMBER.sub("", run), self.workspace.run_names())
+        next_name = free_run_name(self.workspace, NUMBER.sub("", run))
         yield next_name, run, gr.Tabs(selected="watch"), gr.skip(), gr.skip()
 
     def free_name(self, image_set: str | None) -> str:
-        return free_name(image_set or "run", self.workspace.run_names())
+        return free_run_name(self.workspace, image_set or "run")
 
     def suggest_name(self, image_set: str | None, name: str):
         """A name for a run on another dataset."""
@@ -276,7 +277,7 @@ class TrainTab:
         if found is None:
             name = self.free_name(BUNDLED)
             return [gr.skip(), gr.skip(), name, *[gr.skip()] * len(self.form)]
-        taken = found["name"] in ("", *self.workspace.run_names())
+        taken = found["name"] in ("", *taken_names(self.workspace))
         name = self.free_name(found["values"][IMAGES]) if taken else found["name"]
         return [found["what"], found["card"], name, *self.filled(found["values"])]
 

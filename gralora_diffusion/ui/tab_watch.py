@@ -14,9 +14,10 @@ from gralora_diffusion.ui.notifications import ASK
 from gralora_diffusion.ui.page_words import page_words
 from gralora_diffusion.ui.run_files import config_of, log_tail, read_job
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
+from gralora_diffusion.ui.run_references import free_run_name
 from gralora_diffusion.ui.status_strip import StatusStrip
 from gralora_diffusion.ui.tab_history import RunHistory
-from gralora_diffusion.ui.workspace import Workspace, free_name, real_file
+from gralora_diffusion.ui.workspace import Workspace, real_file
 
 COLORS = {
     "each step": "#94a3b855",
@@ -282,7 +283,7 @@ class WatchTab:
     def form_of(self, name: str) -> tuple[dict, str]:
         """(values of the form, a name for the new run) of a run's config."""
         values = from_config(config_of(self.workspace.run(name)), self.workspace)
-        return values, free_name(values[IMAGES], self.workspace.run_names())
+        return values, free_run_name(self.workspace, values[IMAGES])
 
 
 def limits_of(points) -> list[int] | None:

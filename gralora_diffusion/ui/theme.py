@@ -6,6 +6,7 @@ import gradio as gr
 
 from gralora_diffusion.ui.caption_cards import CAPTION_KEYS
 from gralora_diffusion.ui.follow_log import LOG_HEAD
+from gralora_diffusion.ui.into_view import SHOW_HEAD
 from gralora_diffusion.ui.notifications import NOTIFY_HEAD
 from gralora_diffusion.ui.outdated_checks import OUTDATED_CHECKS
 
@@ -84,7 +85,7 @@ HEAD += """<script>
     new MutationObserver(nameViews).observe(document, {childList: true, subtree: true});
 }
 </script>"""
-HEAD += CAPTION_KEYS + OUTDATED_CHECKS + NOTIFY_HEAD + LOG_HEAD
+HEAD += CAPTION_KEYS + OUTDATED_CHECKS + NOTIFY_HEAD + LOG_HEAD + SHOW_HEAD
 
 
 def words_for_gradio() -> gr.I18n:

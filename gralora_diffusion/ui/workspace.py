@@ -22,7 +22,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # names that Windows keeps for devices
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 BEST = "checkpoint-best"  # in a run's folder: the adapter of its best step, as the trainer names it
-BIN = ".removed"  # in runs and in images: what can be put back
+BIN = ".removed"  # in runs, in images and in the history: what can be put back
+HISTORY = "history"  # in .page: the images that were generated under Sample
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -43,6 +44,8 @@ class Workspace:
         self.served = self.scratch / "served"
         self.removed_runs = self.runs / BIN  # see removed.py
         self.removed_images = self.images / BIN
+        self.history = self.scratch / HISTORY  # see sample_history.py
+        self.removed_history = self.history / BIN
         for folder in (self.runs, self.images, self.models, self.adapters, self.scratch):
             make_folder(folder)
 

@@ -40,7 +40,7 @@ def test_generate_is_disabled_while_it_runs(chromium, filled):
     tab = Tab(chromium, filled.url)
     tab.go("Sample")
     until(lambda: "sks robot" in tab.value("prompt"), "the prompt of the run")
-    caption = f"seed 1 · {tab.value('adapter')} 1"
+    caption = f"seed 1 · {tab.value('adapter')} at 1"
     tab.page.get_by_text("More: negative prompt").click()
     tab.set_number("count", MOST["count"])
     tab.set_number("sample-steps", MOST["steps"])
@@ -122,6 +122,20 @@ def test_every_tab_fits_and_everything_has_a_name(chromium, filled, width, dark)
                 path=Path(folder) / f"{name}-{width}{'-dark' if dark else ''}.png", full_page=True
             )
     tab.stays_home()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_an_image_under_the_mouse_keeps_its_colors_and_its_caption(chromium, filled, dark):
+    tab = Tab(chromium, filled.url, dark=dark)
+    tab.go("Watch")
+    for gallery in ("history", "samples"):
+        image = tab.page.locator(f"#{gallery} .thumbnail-item").first
+        image.scroll_into_view_if_needed()
+        image.hover()
+        assert image.evaluate("image => image.matches(':hover') && getComputedStyle(image).filter") == "none"
+        caption = image.locator(".caption-label")
+        assert caption.evaluate("caption => getComputedStyle(caption).opacity") == "1"
+    tab.context.close()
 
 
 def test_the_keyboard_reaches_start(chromium, filled):

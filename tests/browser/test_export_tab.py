@@ -63,6 +63,20 @@ def test_sizes_and_the_error_of_a_small_file_are_shown_before_it_is_made(tab):
     assert tab.page.locator("#exported").inner_text().count("B") >= 1
 
 
+def test_on_a_phone_what_was_exported_scrolls_into_view(tab):
+    """Below the button, which is at the lower end of the screen."""
+    tab.page.set_viewport_size(dict(width=390, height=700))
+    tab.page.evaluate("document.getElementById('export').scrollIntoView({block: 'end'})")
+    tab.page.evaluate("document.getElementById('export').click()")
+    tab.wait("exported", "robot-1.safetensors")
+    tab.page.wait_for_function(
+        """() => {
+            const {top, bottom} = document.getElementById('exported').getBoundingClientRect();
+            return top >= 0 && (top + bottom) / 2 < innerHeight;
+        }"""
+    )
+
+
 def test_the_preview_and_the_trigger_words_are_there(tab):
     until(lambda: "sks robot" in tab.value("export-triggers"), "the trigger words")
     tab.page.wait_for_function("document.querySelector('#export-preview img')?.naturalWidth > 0")

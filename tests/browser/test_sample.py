@@ -132,7 +132,7 @@ def test_a_second_adapter_opens_the_row_of_the_third(tab, filled):
     tab.set_number("count", 1)
     sent = generate(tab)
     assert sent[5] == "robot-1/checkpoint-20"
-    tab.wait("generated", "robot-1 1, robot-1/checkpoint-20 0.5")
+    tab.wait("generated", "robot-1 at 1, robot-1/checkpoint-20 at 0.5")
 
 
 def test_the_history_survives_a_reload_and_gives_its_settings_back(tab, filled):
@@ -141,11 +141,11 @@ def test_the_history_survives_a_reload_and_gives_its_settings_back(tab, filled):
     tab.set_number("count", 1)
     tab.set_number("strength", 0.6)
     sent = generate(tab, prompt="a photo of sks robot at night", seed="41", negative="red", size="96x64")
-    tab.wait("history-images", "seed 41 · robot-1 0.6 · a photo of sks robot at night")
+    tab.wait("history-images", "seed 41 · robot-1 at 0.6 · a photo of sks robot at night")
     tab.page.reload()
     tab.page.wait_for_selector("#strip-state")
     tab.go("Sample")
-    tab.wait("history-images", "seed 41 · robot-1 0.6 · a photo")
+    tab.wait("history-images", "seed 41 · robot-1 at 0.6 · a photo")
     tab.page.locator("#history-images .thumbnail-item", has_text="seed 41").first.click()
     tab.page.locator("#use-settings").wait_for()
     until(lambda: "not: red" in tab.value("history-facts"), "its settings")
@@ -163,12 +163,115 @@ def test_the_history_survives_a_reload_and_gives_its_settings_back(tab, filled):
     tab.page.click("#favorite")
     until(lambda: tab.page.locator("#favorite").inner_text() == "Remove from favorites", "it is one")
     tab.page.locator("#favorites-only input").check()
-    tab.wait("history-images", "★ seed 41 · robot-1 0.6")
+    tab.wait("history-images", "★ seed 41 · robot-1 at 0.6")
     images = tab.page.locator("#history-images .thumbnail-item")
     until(lambda: images.count() == 1, "the favorite alone")
-    tab.page.on("dialog", lambda dialog: dialog.accept())
+    questions = []
+    tab.page.on("dialog", lambda dialog: questions.append(dialog.message) or dialog.accept())
     tab.page.click("#delete-image")
     tab.wait("history-count", "No favorites yet.")
+    named = "the image of seed 41, “a photo of sks robot at night”"
+    assert questions == [f"Delete {named}? It is a favorite."]
+    tab.page.locator(".toast-body", has_text=f"{named[1:]} was deleted").wait_for()
+    assert not tab.page.locator("#use-settings").is_visible()
+    tab.page.click("#undo-delete-image")
+    tab.wait("history-images", "★ seed 41 · robot-1 at 0.6")
+    until(lambda: framed(tab).count() == 1, "it is chosen")
+    assert "not: red" in tab.value("history-facts")
+
+
+def framed(tab: Tab):
+    """The image of the history in the frame."""
+    return tab.page.locator("#history-images .thumbnail-item.selected")
+
+
+def test_the_frame_stays_on_the_chosen_image(tab):
+    """When others come before it, and until it is deleted."""
+    more(tab)
+    tab.set_number("sample-steps", 1)
+    tab.set_number("count", 2)
+    generate(tab, seed="61")
+    tab.wait("history-images", "seed 62")
+    tab.page.locator("#history-images .thumbnail-item", has_text="seed 61").first.click()
+    until(lambda: "seed 61" in tab.value("history-facts"), "it is chosen")
+    generate(tab, seed="63")
+    tab.wait("history-images", "seed 64")
+    until(lambda: framed(tab).count() == 1 and "seed 61" in framed(tab).inner_text(), "the frame follows")
+    assert "seed 61" in tab.value("history-facts")
+    tab.page.on("dialog", lambda dialog: dialog.accept())
+    tab.page.click("#delete-image")
+    tab.page.wait_for_function("!document.getElementById('history-images').innerText.includes('seed 61')")
+    until(lambda: framed(tab).count() == 0, "no frame")
+    assert not tab.page.locator("#delete-image").is_visible()
+    tab.page.click("#undo-delete-image")
+    until(lambda: framed(tab).count() == 1 and "seed 61" in framed(tab).inner_text(), "it is back")
+    tab.settle()
+    shown = tab.page.locator("#sample-history textarea").evaluate_all(
+        "fields => fields.filter(field => field.checkVisibility()).map(field => field.value)"
+    )
+    assert len(shown) == 1
+    assert "seed 61" in shown[0]
+
+
+def test_the_fields_survive_a_reload(tab, chromium, filled):
+    more(tab)
+    tab.page.locator("#second input").first.click()
+    tab.page.get_by_role("option", name="robot-1, checkpoint of step 20").click()
+    for name, value in dict(prompt="a sks robot\nat sea", seed=7, negative="red", size="96x64").items():
+        tab.fill(name, value)
+    for name, value in {"sample-steps": 3, "strength": 0.65, "count": 1}.items():
+        tab.set_number(name, value)
+    tab.page.locator("#beside input").uncheck()
+    tab.settle()
+    tab.page.reload()
+    tab.page.wait_for_selector("#strip-state")
+    tab.go("Sample")
+    until(lambda: tab.value("adapter") == "robot-1", "the suggested adapter")
+    more(tab)
+    values = {name: tab.value(name) for name in ("prompt", "seed", "negative", "size", "strength", "count")}
+    assert values == dict(
+        prompt="a sks robot\nat sea", seed="7", negative="red", size="96x64", strength="0.65", count="1"
+    )
+    assert (tab.value("sample-steps"), tab.value("second")) == ("3", "robot-1, checkpoint of step 20")
+    assert not tab.page.locator("#beside input").is_checked()
+    tab.page.locator("#third").wait_for()
+    other = Tab(chromium, filled.url)
+    other.go("Sample")
+    until(lambda: other.value("prompt"), "the prompt of the run")
+    assert "at sea" not in other.value("prompt")
+    other.context.close()
+
+
+def test_results_scroll_into_view_only_where_they_are_not(tab):
+    """Also on a phone, where they are below the fields."""
+    in_sight = """target => {
+        const {top, bottom} = document.getElementById(target).getBoundingClientRect();
+        return (top + bottom) / 2 > 0 && (top + bottom) / 2 < innerHeight;
+    }"""
+    press = "() => document.getElementById('generate').click()"
+    more(tab)
+    tab.set_number("sample-steps", 1)
+    tab.set_number("count", 1)
+    tab.page.locator("#generate").scroll_into_view_if_needed()
+    assert not tab.page.evaluate(in_sight, "slider")
+    tab.page.evaluate(press)
+    tab.page.wait_for_function(in_sight, arg="slider")
+    tab.wait("sample-progress", "1 of 1")
+    tab.page.wait_for_function("!document.getElementById('generate').disabled")
+    tab.settle()
+    place = "document.getElementById('slider').getBoundingClientRect().top"
+    before = tab.page.evaluate(place)
+    tab.page.evaluate(WATCH_THE_END)
+    tab.page.evaluate(press)
+    tab.page.wait_for_function("window.generationEnded")
+    tab.settle()
+    assert tab.page.evaluate(place) == before
+    tab.page.set_viewport_size(dict(width=390, height=800))
+    tab.page.evaluate("scrollTo(0, 0)")
+    assert not tab.page.evaluate(in_sight, "slider")
+    tab.page.evaluate(press)
+    tab.page.wait_for_function(in_sight, arg="slider")
+    tab.page.wait_for_function("!document.getElementById('generate').disabled")
 
 
 def test_a_downloaded_image_holds_its_settings(tab):

@@ -182,7 +182,7 @@ def sample(tab: Tab, name: str) -> None:
     for strength in (0.5, 1):
         tab.set_number("strength", strength)
         tab.page.click("#generate")
-        tab.wait("generated", f"seed 1 · {name} {strength:g}")
+        tab.wait("generated", f"seed 1 · {name} at {strength:g}")
         images[strength] = tab.page.locator("#generated img").first.get_attribute("src")
     assert images[0.5] != images[1]
     until(lambda: tab.page.locator("#slider img").count() >= 2, "the base beside it")

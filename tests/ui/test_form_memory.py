@@ -33,8 +33,9 @@ def test_another_user_of_the_browser_gets_nothing(workspace, owner, user):
 
 
 def test_each_home_has_its_own(tmp_path):
-    keys = {storage_key(Workspace(tmp_path / name)) for name in ("a", "b")}
-    assert len(keys) == 2
+    forms = [(name, form) for name in ("a", "b") for form in ("train", "sample")]
+    keys = {storage_key(Workspace(tmp_path / name), form) for name, form in forms}
+    assert len(keys) == 4
     assert not any(str(tmp_path) in key for key in keys)
 
 

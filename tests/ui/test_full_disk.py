@@ -13,7 +13,7 @@ from PIL import Image
 
 from gralora_diffusion import devices
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui import sample_history
+from gralora_diffusion.ui.form_memory import browser_state
 from gralora_diffusion.ui.sampler import ImageRequest, Sampler
 from gralora_diffusion.ui.tab_sample import SampleTab
 
@@ -26,7 +26,7 @@ def tab(workspace, monkeypatch):
 
     async def build() -> SampleTab:  # in a loop that is closed; Gradio would leave one of its own open
         with gr.Blocks():
-            return SampleTab(workspace, Sampler(workspace))
+            return SampleTab(workspace, Sampler(workspace), browser_state(workspace, "sample"))
 
     return asyncio.run(build())
 
@@ -36,7 +36,7 @@ def generated(tab, **values):
 
 
 def test_an_image_that_cannot_be_kept_is_displayed_with_a_note(tab, workspace):
-    sample_history.folder_of(workspace).write_text("a file where the folder of the history should be")
+    workspace.history.write_text("a file where the folder of the history should be")
     *_, (images, slider, pairs, _, progress, unsaved) = list(generated(tab))
     assert len(images) == len(pairs) == 1
     assert os.path.isfile(slider[1])

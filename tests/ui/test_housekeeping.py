@@ -10,6 +10,7 @@ from PIL import Image
 
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import housekeeping, served
+from gralora_diffusion.ui.form_memory import browser_state
 from gralora_diffusion.ui.housekeeping import LARGE, OLD, SAFE, delete_old_served
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.sampler import Sampler
@@ -124,7 +125,7 @@ def test_a_click_on_an_image_that_is_gone_says_what_to_do(workspace):
 
     async def build() -> SampleTab:  # in a loop that is closed; Gradio would leave one of its own open
         with gr.Blocks():
-            return SampleTab(workspace, Sampler(workspace))
+            return SampleTab(workspace, Sampler(workspace), browser_state(workspace, "sample"))
 
     tab = asyncio.run(build())
     path = made(workspace, "seed-1.png", 0)

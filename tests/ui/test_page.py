@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ from gralora_diffusion.ui.image_sets import COPYING
 from gralora_diffusion.ui.mistakes import mistake_updates
 
 UI = Path(gralora_diffusion.ui.__file__).parent
+
+
+def test_dark_rules_have_one_selector():
+    """Gradio's prefix makes the others of a list match nothing."""
+    styles = "".join(re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.S) for path in UI.glob("*.css"))
+    selectors = re.findall(r"([^{}]*)\{", styles)
+    dark = [selector for selector in selectors if ".dark" in selector]
+    assert len(dark) > 5
+    assert not [selector for selector in dark if "," in selector]
 
 
 def test_a29_cells_are_no_formulas(workspace):

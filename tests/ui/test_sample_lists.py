@@ -1,11 +1,14 @@
-"""What Sample says before an adapter is chosen."""
+"""What Sample, Compare and Export say before an adapter is chosen."""
 
 import asyncio
 
 import gradio as gr
 
+from gralora_diffusion.ui.form_memory import browser_state
 from gralora_diffusion.ui.new_adapters import keeping
 from gralora_diffusion.ui.sampler import Sampler
+from gralora_diffusion.ui.tab_compare import CompareTab
+from gralora_diffusion.ui.tab_export import ExportTab
 from gralora_diffusion.ui.tab_sample import NO_ADAPTERS, ONLY_CHECKPOINTS, SampleTab
 
 
@@ -19,7 +22,7 @@ def hint(tab) -> dict:
 def built(workspace) -> SampleTab:
     async def build() -> SampleTab:  # in a loop that is closed; Gradio would leave one of its own open
         with gr.Blocks():
-            return SampleTab(workspace, Sampler(workspace))
+            return SampleTab(workspace, Sampler(workspace), browser_state(workspace, "sample"))
 
     return asyncio.run(build())
 
@@ -50,6 +53,41 @@ def test_a_stopped_run_leaves_a_hint_to_choose_its_checkpoint(workspace):
     assert hint(tab) == gr.update(value=ONLY_CHECKPOINTS, visible=True)
     (run / "adapter.safetensors").touch()
     assert hint(tab)["visible"] is False
+
+
+def test_compare_and_export_say_what_will_be_offered_and_where_a_file_is_added(workspace):
+    async def build() -> list:
+        with gr.Blocks():
+            return [CompareTab(workspace, Sampler(workspace)), ExportTab(workspace)]
+
+    tabs = asyncio.run(build())
+
+    def hints() -> list[dict]:
+        found = []
+        for tab in tabs:
+            inputs, outputs = tab.lists_event["inputs"], tab.lists_event["outputs"]
+            found.append(tab.lists(*[None] * len(inputs))[outputs.index(tab.empty)])
+        return found
+
+    for hint in hints():
+        assert hint["visible"]
+        assert "is offered here when the run is done" in hint["value"]
+        assert "**Sample**: **More**, then **Add an adapter file**" in hint["value"]
+    checkpoint = workspace.runs / "dog" / "checkpoint-7"
+    checkpoint.mkdir(parents=True)
+    (checkpoint.parent / "config.json").write_text("{}")
+    (checkpoint / "adapter.safetensors").touch()
+    for hint in hints():
+        assert hint["visible"]
+        assert "No finished run yet" in hint["value"]
+    (checkpoint.parent / "adapter.safetensors").touch()
+    assert not any(hint["visible"] for hint in hints())
+
+
+def test_the_hints_name_what_the_page_has(workspace):
+    tab = built(workspace)
+    assert tab.fields.upload.label == "Add an adapter file"
+    assert tab.fields.more.label.startswith("More")
 
 
 def test_when_a_run_ends_its_adapter_is_chosen_only_where_none_was(workspace):

@@ -1,0 +1,138 @@
+"""What refers to runs by name: the history of Sample, the blind comparison, and configs of other runs.
+
+It follows when a run gets another name, and while it refers to a name the page suggests that for no new run.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gralora_diffusion.files import write_text
+from gralora_diffusion.ui import blind, removed, sample_history
+from gralora_diffusion.ui.dataset_locks import changing
+from gralora_diffusion.ui.history_adapters import hash_of, recorded_hashes
+from gralora_diffusion.ui.removed_history import deleted
+from gralora_diffusion.ui.run_files import read_json
+from gralora_diffusion.ui.workspace import Workspace, folders, free_name, real_file
+
+OPTIONS = ("start_from", "allocation")  # of a config: paths into the folder of another run
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """A run that was named `old` from `since` until `until`, in nanoseconds since 1970, and is `new` now."""
+
+    old: str
+    new: str
+    since: int = 0
+    until: int = sys.maxsize
+
+    def name_of(self, adapter: str) -> str:
+        """Of an adapter or checkpoint of the run its name by now; others as they are."""
+        run, slash, checkpoint = adapter.partition("/")
+        return f"{self.new}{slash}{checkpoint}" if run == self.old else adapter
+
+    def in_time(self, moment: int) -> bool:
+        return self.since < moment < self.until
+
+    @property
+    def reversed(self) -> "Renaming":
+        return Renaming(self.new, self.old)
+
+
+def renaming(workspace: Workspace, old: str, new: str, until: int = sys.maxsize) -> Renaming:
+    """until: when the run was deleted, if it was; other deleted runs of its name had the name before it."""
+    since = 0
+    for removal in removed.removals(workspace.removed_runs):
+        if (removal / old).is_dir() and int(removal.name) < until:
+            since = int(removal.name)
+    return Renaming(old, new, since, until)
+
+
+def follow(workspace: Workspace, change: Renaming) -> None:
+    """Give whatever refers to a run its new name, which it has already.  Raises OSError."""
+    with changing(workspace.history):
+        for folder, entry in kept_images(workspace):
+            request = renamed(workspace, folder, entry, change)
+            if request != entry.request:
+                sample_history.write(folder, dataclasses.replace(entry, request=request))
+    blind.rename(workspace, change.name_of, change.in_time)
+    for run in (*folders(workspace.runs), *deleted_runs(workspace)):
+        for path in (run / "config.json", run / "job.json"):
+            follow_in_config(path, change)
+
+
+def deleted_runs(workspace: Workspace) -> list[Path]:
+    """The runs that can be restored, the one that was deleted last at the end."""
+    found = []
+    for removal in removed.removals(workspace.removed_runs):
+        found += folders(removal)
+    return found
+
+
+def kept_images(workspace: Workspace) -> Iterator[tuple[Path, sample_history.Entry]]:
+    """(folder, image) of the history, and of what can be put back into it."""
+    for entry in sample_history.entries(workspace):
+        yield workspace.history, entry
+    yield from deleted(workspace)
+
+
+def renamed(workspace: Workspace, folder: Path, entry: sample_history.Entry, change: Renaming):
+    """The request of an image with the run's new name, as far as the image is of this run.
+
+    Runs may have had one name after another: the content of the adapter decides, or else the time.
+    """
+    adapters = []
+    recorded = recorded_hashes(folder, entry)
+    for (name, strength), digest in zip(entry.request.adapters, recorded, strict=True):
+        new = change.name_of(name)
+        if new != name and is_of(workspace, digest, name, new, change.in_time(int(entry.id[:20]))):
+            name = new
+        adapters.append((name, strength))
+    return dataclasses.replace(entry.request, adapters=tuple(adapters))
+
+
+def is_of(workspace: Workspace, digest: str | None, old: str, new: str, in_time: bool) -> bool:
+    """Whether an image is of the adapter `new`, and not of what is named `old` now, if anything is."""
+    for name, answer in ((new, True), (old, False)):
+        path = workspace.runs / name / "adapter.safetensors"
+        if digest is not None and real_file(path) and hash_of(path) == digest:
+            return answer
+    return in_time
+
+
+def follow_in_config(path: Path, change: Renaming) -> None:
+    """The same in a run's config.json or job.json, whose time says when the run was asked for, and stays."""
+    found = read_json(path)
+    config = found.get("config") if path.name == "job.json" else found
+    if not isinstance(config, dict) or not config:
+        return
+    changed = {}
+    for option in OPTIONS:
+        value = config.get(option)
+        if isinstance(value, str) and value.startswith("runs/"):
+            changed[option] = f"runs/{change.name_of(value.removeprefix('runs/'))}"
+    stat = path.stat()
+    if config | changed == config or not change.in_time(stat.st_mtime_ns):
+        return
+    config |= changed
+    write_text(path, json.dumps(found, indent=2) + "\n")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def taken_names(workspace: Workspace) -> set[str]:
+    """The names of runs, and those that something still refers to."""
+    found = {path.name for path in folders(workspace.runs)}
+    found |= {run.name for run in deleted_runs(workspace)}
+    for _, entry in kept_images(workspace):
+        found |= {name.partition("/")[0] for name, _ in entry.request.adapters}
+    return found
+
+
+def free_run_name(workspace: Workspace, stem: str) -> str:
+    """A name to suggest for a new run."""
+    return free_name(stem, taken_names(workspace))
