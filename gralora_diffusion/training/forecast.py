@@ -16,7 +16,7 @@ from gralora_diffusion.training.setup import TrainingSetup, checkpoint_interval,
 from gralora_diffusion.training.step_cost import batch_time
 from gralora_diffusion.training.time_left import Costs, saves_left, seconds_left
 
-SAVED_PER_SECOND = 2e8  # bytes of a checkpoint that are written, synced and hashed
+SAVED_PER_SECOND = 2e8  # bytes of a checkpoint, or of an exported file, that are written, synced and hashed
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def forecast_run(
         images=(previews.seconds or before.images) if previews else 0.0,
         evaluation=(evaluations.seconds or before.evaluation) if evaluations else 0.0,
         checkpoint=checkpoint / SAVED_PER_SECOND,
+        export=before.export or files_to_come(setup) / SAVED_PER_SECOND,
         look_every=tuple(setup.validation_intervals) if previews or evaluations else (),
         save_every=save_every,
     )

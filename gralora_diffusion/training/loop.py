@@ -72,7 +72,7 @@ def training_loop(
         return setup.start
 
     interrupts.patient = True
-    how = dict(state_needed=state_needed, time_text=clock.add_step)
+    how = dict(state_needed=state_needed, clock=clock)
     made = run_steps(optimization, loss_of, config, accelerator, interrupts, steps, setup.start, **how)
     try:
         for line, stopping in made:

@@ -1,6 +1,7 @@
 """report.html: one page for a run, without network: sample images, losses, evaluations, options and files."""
 
 import json
+import re
 from pathlib import Path
 
 from PIL import Image
@@ -31,7 +32,9 @@ from gralora_diffusion.training.run_folder import (
 from gralora_diffusion.training.run_time import time_text
 from gralora_diffusion.training.validation_images import label_of_start
 
+REPORT = "report.html"
 TRAINING_IMAGE = 256  # pixels of the longer side of a training image
+TRAINING_IMAGES = re.compile(r'src="data:image/jpeg;base64,([A-Za-z0-9+/=]+)" alt="training image \d+"')
 COSTS = {  # of a RunCost
     "memory_mb": "memory in MB",
     "reserved_mb": "memory reserved on the GPU in MB",
@@ -42,6 +45,16 @@ NOT_CHOSEN = ("output_dir",)  # the title names it
 
 def write_report(run: Path, training_images: list[Image.Image] = ()) -> None:
     """Write run/report.html from what the folder holds, and some training images."""
+    write_page(run, [jpeg_of_image(image, TRAINING_IMAGE) for image in training_images])
+
+
+def write_report_again(run: Path) -> None:
+    """Write the report of a run whose folder and files have other names now, with its own training images."""
+    write_page(run, TRAINING_IMAGES.findall((run / REPORT).read_text()))
+
+
+def write_page(run: Path, training_images: list[str]) -> None:
+    """training_images: JPEGs in base64."""
     config = json.loads((run / "config.json").read_text())
     metrics, evaluations = read_metrics(run), read_evaluations(run)
     status = recorded_status(run)
@@ -56,7 +69,7 @@ def write_report(run: Path, training_images: list[Image.Image] = ()) -> None:
         summary=summary(options, metrics, status.get("actual") or {}),
         rows=rows,
         left_out=f"{left_out}: see the folder samples" if left_out else "",
-        training_images=[jpeg_of_image(image, TRAINING_IMAGE) for image in training_images],
+        training_images=training_images,
         curve=loss_chart(metrics),
         charts=evaluation_charts(evaluations, best),
         evaluations=evaluation_rows(evaluations, best) if evaluations else None,
@@ -65,7 +78,7 @@ def write_report(run: Path, training_images: list[Image.Image] = ()) -> None:
         files=file_sizes(run),
         forecast=forecast_and_actual(status),
     )
-    write_text(run / "report.html", page)
+    write_text(run / REPORT, page)
 
 
 def summary(options: dict, metrics: list[dict], actual: dict) -> str:
@@ -124,10 +137,10 @@ def default_values(base: str | None) -> dict:
 
 
 def file_sizes(run: Path) -> dict[str, str]:
-    """{file or folder: its size in words}."""
+    """{file or folder: its size in words}, without the report itself."""
     sizes = {}
     for path in sorted(run.iterdir()):
-        if not path.name.startswith("."):
+        if not path.name.startswith(".") and path.name != REPORT:
             size = path.stat().st_size if path.is_file() else disk_used(path)
             sizes[path.name] = f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
     return sizes

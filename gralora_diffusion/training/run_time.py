@@ -1,6 +1,7 @@
 """What a run does at the moment and how long it still takes: in status.json, and beside its progress bar."""
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ class RunTime:
         self.run, self.steps = run, steps
         self.costs = Costs()
         self.looked = run.step if run else 0  # the step of the last sample images
+        self.exporting = 0.0  # time.monotonic() when the export started
         self.recent = deque(maxlen=RECENT)  # seconds of the last steps
         if run:
             self.recent.extend(line["seconds"] for line in run.metrics()[-RECENT:])
@@ -52,14 +54,31 @@ class RunTime:
             self.costs = replace(self.costs, evaluation=evaluations.seconds)
         self.doing(**self.facts())
 
+    def start_export(self) -> None:
+        self.exporting = time.monotonic()
+        self.doing("exporting")
+
+    def export_ended(self) -> None:
+        """The next run that does the same work will take as long for its export."""
+        self.costs = replace(self.costs, export=time.monotonic() - self.exporting)
+
     def add_step(self, step: int, seconds: float) -> str:
         """What the progress bar shows after a step that took so many seconds; "" without a run folder."""
         if self.run is None:
             return ""
         self.recent.append(seconds)
-        speed = recent_speed(list(self.recent))
-        left = seconds_left(self.costs, step, self.steps, speed, self.looked)
-        return f"{clock_time(self.run.seconds())} elapsed, {clock_time(left)} left, {speed_text(speed)}"
+        left = seconds_left(self.costs, step, self.steps, self.speed(), self.looked)
+        return f"{self.elapsed()}, {clock_time(left)} left, {speed_text(self.speed())}"
+
+    def after_steps(self) -> str:
+        """What the progress bar still shows when no step follows, which may be for good: no time left."""
+        return f"{self.elapsed()}, {speed_text(self.speed())}" if self.run else ""
+
+    def speed(self) -> float | None:
+        return recent_speed(list(self.recent))
+
+    def elapsed(self) -> str:
+        return f"{clock_time(self.run.seconds())} elapsed"
 
 
 def time_text(seconds: float, lines: list[dict]) -> str:

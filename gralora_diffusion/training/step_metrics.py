@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from tqdm import tqdm
 from gralora_diffusion.devices import memory_in_use, peak_memory, reserved_memory
 from gralora_diffusion.training.optimization import Optimization
 from gralora_diffusion.training.prefetch import PINNED
+from gralora_diffusion.training.run_time import RunTime
 
 MAX_SKIPPED = 25  # steps in a row that fp16's gradient scaler may skip
 
@@ -61,14 +61,25 @@ class Metrics:
         optimization: Optimization,
         accelerator,
         bar: tqdm,
-        time_text: Callable[[int, float], str] | None,
+        clock: RunTime | None,
     ):
-        """time_text: what the bar shows of time after a step, from its seconds; None for tqdm's own."""
+        """clock: has what the bar shows of time; None for tqdm's own."""
         self.optimization, self.accelerator, self.bar = optimization, accelerator, bar
-        self.time_text = time_text
+        self.clock = clock
         self.smoothed = None
         self.skipped = 0
         self.before = time.monotonic()
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_) -> None:
+        """The bar as it stays, where a step was made."""
+        if self.clock and self.smoothed is not None:
+            self.show(self.clock.after_steps())
+
+    def show(self, times: str) -> None:
+        self.bar.set_postfix_str(", ".join(filter(None, [times, f"smoothed loss {self.smoothed:.4f}"])))
 
     def check(self, update: Update) -> None:
         """Read the numbers; raises NotFinite where the update must not be applied."""
@@ -91,9 +102,9 @@ class Metrics:
                 optimization.ema.update()
         self.smoothed = loss if self.smoothed is None else 0.95 * self.smoothed + 0.05 * loss
         seconds = round(time.monotonic() - self.before, 4)
-        times = self.time_text(update.step, seconds) if self.time_text else ""
+        times = self.clock.add_step(update.step, seconds) if self.clock else ""
         self.bar.n = update.step
-        self.bar.set_postfix_str(", ".join(filter(None, [times, f"smoothed loss {self.smoothed:.4f}"])))
+        self.show(times)
         return dict(
             step=update.step,
             loss=loss,

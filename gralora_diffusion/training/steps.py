@@ -17,6 +17,7 @@ from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.optim import current_rate, unwrapped
 from gralora_diffusion.training.optimization import Optimization
 from gralora_diffusion.training.prefetch import PINNED
+from gralora_diffusion.training.run_time import RunTime
 from gralora_diffusion.training.signals import Interrupts
 from gralora_diffusion.training.step_metrics import Metrics, Numbers, Update
 
@@ -55,15 +56,15 @@ def run_steps(
     steps: int,
     start: int = 0,
     state_needed: Callable[[int], bool] = lambda step: True,
-    time_text: Callable[[int, float], str] | None = None,
+    clock: RunTime | None = None,
 ) -> Iterator[tuple[dict, bool]]:
     """Steps start + 1 to `steps`: loss, backward, clip, step.
 
     Yields (line of metrics, whether a signal asked to stop) after each; raises NotFinite, and NoMemory
     when memory runs out. Batch numbers follow from the step alone, so that a resumed run sees the same
     batches. state_needed(step): whether the models must be those of that step when its line is given;
-    otherwise the next step may be under way, whose update comes later. time_text(step, its seconds): what the
-    progress bar shows of time, tqdm's own without it.
+    otherwise the next step may be under way, whose update comes later. clock: has the times of the progress
+    bar, which are tqdm's own without it.
     """
     optimizer, factors = optimization.optimizer, optimization.factors
     late = reads_late(optimizer, accelerator)
@@ -73,11 +74,11 @@ def run_steps(
         initial=start,
         total=steps,
         disable=not accelerator.is_local_main_process,
-        bar_format=BAR if time_text else None,
+        bar_format=BAR if clock else None,
     )
-    metrics = Metrics(optimization, accelerator, bar, time_text)
+    metrics = Metrics(optimization, accelerator, bar, clock)
     waiting = None  # the update whose numbers are not read yet
-    with bar:
+    with bar, metrics:
         for step in range(start + 1, steps + 1):
             factors.refresh()
             problem = None

@@ -18,6 +18,7 @@ class Costs:
     images: float = 0.0  # of all sample images of a step
     evaluation: float = 0.0
     checkpoint: float = 0.0
+    export: float = 0.0  # of the adapter, after all else
     preparation: float = 0.0  # until the first step, without the sample images and evaluation of step 0
     look_every: tuple[int, ...] = ()  # steps between sample images and evaluations, beside those of the end
     save_every: int = MOST_STEPS
@@ -32,7 +33,7 @@ def costs_from_json(values) -> Costs | None:
         return None
     found = {}
     for field in fields(Costs):
-        value = values.get(field.name)
+        value = values.get(field.name, 0.0 if field.name == "export" else None)  # earlier versions lack it
         if field.name == "look_every":
             if not isinstance(value, list | tuple) or len(value) > 2 or not all(map(is_interval, value)):
                 return None
@@ -84,7 +85,7 @@ def recent_speed(seconds: list[float]) -> float | None:
 def seconds_left(
     costs: Costs, step: int, steps: int, speed: float | None, looked: int, share: float = 0.0
 ) -> float:
-    """Seconds that a run at `step` of `steps` still takes, but for the export.
+    """Seconds that a run at `step` of `steps` still takes.
 
     speed: seconds of a step, or None before the first; looked: the step of the last sample images;
     share: how much of the next ones is done, from 0 to 1.
@@ -94,4 +95,4 @@ def seconds_left(
     looks = looks_left(costs, looked, steps)
     if looks:
         seconds += looks * (costs.images + costs.evaluation) - share * costs.images
-    return max(0.0, seconds)
+    return max(0.0, seconds + costs.export)

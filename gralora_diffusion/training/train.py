@@ -214,7 +214,7 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
         clock.begin(forecast.costs, before)
         whole = forecast.after(run.seconds(), steps_before)
         run.status("running", forecast=whole.to_json(), **clock.facts())
-        print(f"estimate: {forecast.text()}", flush=True)
+        print(f"estimate: {whole.text()}", flush=True)  # as the report has it
     last = training_loop(
         setup, optimization, run, loss_of, batch_plan, previews, interrupts, evaluations, clock
     )
@@ -223,15 +223,17 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
         look(last, previews, evaluations, clock)
     accelerator.wait_for_everyone()
     if run:
-        clock.doing("exporting")
+        clock.start_export()
         exported = choose_best(setup, evaluations, last)
         with memory_for("while the adapter is exported", config):
             export(setup, exported)
         if previews:
             save_comparison(setup.path, training_images, exported, config)
         shutil.rmtree(setup.path / CACHE, ignore_errors=True)
+        clock.export_ended()
         cost = measured_cost(run.end(), device, setup.path, earlier, steps_before)
-        run.status("running", actual=cost.to_json(), step=last, doing="writing the report")
+        known = dict(actual=cost.to_json(), costs=clock.costs.to_json(), step=last)
+        run.status("running", doing="writing the report", **known)
         write_report(setup.path, training_images)
         print(f"time: {time_text(run.seconds(), run.metrics())}", flush=True)
     accelerator.end_training()

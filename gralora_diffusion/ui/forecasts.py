@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import about, counted
@@ -23,8 +24,12 @@ from gralora_diffusion.ui.run_queue import start_trainer
 from gralora_diffusion.ui.sampler import ONE_AT_A_TIME
 from gralora_diffusion.ui.workspace import EMBEDDED, Workspace
 
+if TYPE_CHECKING:
+    from gralora_diffusion.training.run_plan import Plan
+
 MAX_WAIT = 180.0  # seconds for a measurement
 PAUSE = 2.0  # seconds between two messages about it
+PLANNED = ".planned"  # stands for the folder of a run that is only planned
 TITLES = {  # of the facts of a plan
     "base": "Base model",
     "adapter": "Adapter",
@@ -42,7 +47,6 @@ TITLES = {  # of the facts of a plan
     "memory of a training step": "Memory per step (approx.)",
     "memory of the gradient pass": "Memory of the gradient pass",
     "time": "Time",
-    "disk": "Files written",
 }
 
 
@@ -50,20 +54,24 @@ TITLES = {  # of the facts of a plan
 class Estimate:
     """What a run will take, from shapes alone."""
 
-    rows: tuple[tuple[str, str], ...]  # (what, how much)
+    rows: tuple[tuple[str, str], ...]  # (what, how much), without the files
+    plan: "Plan"  # of a run in the folder PLANNED
     memory: int  # bytes at the peak
-    disk: int  # bytes of all files that it leaves
-    adapter: int  # bytes of the largest exported file
     work: Work
     prompts: tuple[str, ...]  # of the sample images
 
+    def files(self, run: str) -> str:
+        """Each file of a run with this name, and its size."""
+        return self.plan.in_folder(Path(run)).disk_text()
 
-@dataclass(frozen=True)
-class Trial:
-    """What the first batches of a run have measured."""
+    def size(self) -> str:
+        """The size of the file that other tools read, or else of the adapter, and of all files."""
+        from gralora_diffusion.formats.read import NATIVE
 
-    measured: Measured
-    memory: int  # bytes at the peak
+        adapter = f"adapter {size_text(self.plan.files[NATIVE])}"
+        if self.plan.for_other_tools is not None:
+            adapter = f"{size_text(self.plan.for_other_tools)} for other tools"
+        return f"{adapter}, {size_text(self.plan.disk())} in all"
 
 
 def with_full_paths(config: TrainConfig, workspace: Workspace) -> TrainConfig:
@@ -87,14 +95,30 @@ def estimate_of(config: TrainConfig, workspace: Workspace) -> Estimate:
             found = estimate_of_text(key[0], workspace)
         except ConfigError as error:
             found = in_page_words(error, workspace)
-        _plans.pop(key, None)
-        while len(_plans) >= 32:
-            del _plans[next(iter(_plans))]
-        _plans[key] = found
+        keep(_plans, key, found)
     found = _plans[key]
     if isinstance(found, ConfigError):
         raise ConfigError(str(found), option=found.option)
     return found
+
+
+def keep(found: dict, key, value, most: int = 32) -> None:
+    """found[key] = value, without the oldest entries where there are more than `most`."""
+    found.pop(key, None)
+    while len(found) >= most:
+        del found[next(iter(found))]
+    found[key] = value
+
+
+def memory_text(config: TrainConfig, estimate: Estimate, workspace: Workspace) -> str:
+    """The memory that a trial of this config has measured, or else about what shapes alone tell."""
+    measured = _trial_memory.get(as_text(config, workspace))
+    return f"about {size_text(estimate.memory)}" if measured is None else size_text(measured)
+
+
+def is_estimated(config: TrainConfig, workspace: Workspace) -> bool:
+    """Whether estimate_of() has loaded the shapes of this config's base before."""
+    return isinstance(_plans.get(key_of(config, workspace)), Estimate)
 
 
 def known_refusal(config: TrainConfig, workspace: Workspace) -> ConfigError | None:
@@ -116,17 +140,17 @@ def key_of(config: TrainConfig, workspace: Workspace) -> tuple[str, str]:
 
 def as_text(config: TrainConfig, workspace: Workspace) -> str:
     """The config of a forecast, as a key and as what plan_rows() reads."""
-    planned = replace(config, output_dir=str(workspace.root / "runs" / ".planned"))
+    planned = replace(config, output_dir=str(workspace.runs / PLANNED))
     return json.dumps(to_dict(with_full_paths(planned, workspace)), sort_keys=True)
 
 
+_trial_memory: dict[str, int] = {}  # {config as a text: bytes at the peak that the latest trial found}
 _last_trial: dict[Path, float] = {}  # {HOME: seconds that the latest measurement took}
 _plans: dict[tuple[str, str], Estimate | ConfigError] = {}  # the latest estimates, or why there is none
 
 
 def estimate_of_text(text: str, workspace: Workspace) -> Estimate:
     """The estimate for a config in JSON."""
-    from gralora_diffusion.devices import best_device, memory_in_use, total_memory
     from gralora_diffusion.sdxl.single_file import names_in
     from gralora_diffusion.training.dry_run import plan
 
@@ -143,18 +167,10 @@ def estimate_of_text(text: str, workspace: Workspace) -> Estimate:
         f"{counted(found.steps, 'step')}, batch size {found.images_per_step}, "
         f"{counted(round(found.epochs), 'epoch')}"
     )
+    del summary["disk"]  # see Estimate.files(); the run's name is not known here
     rows = [(TITLES[name], page_words(value, workspace)) for name, value in summary.items()]
-    device = best_device()
-    libraries = memory_in_use(device) if total_memory(device) is None else 0
-    disk = sum(found.files.values()) + found.checkpoints * found.checkpoint_size
-    return Estimate(
-        tuple(rows),
-        max(found.phases.values()) + libraries,
-        disk,
-        max(found.files.values()),
-        work_of(found),
-        tuple(found.prompts),
-    )
+    memory = max(found.phases.values()) + found.libraries
+    return Estimate(tuple(rows), found, memory, work_of(found), tuple(found.prompts))
 
 
 def work_of(plan) -> Work:
@@ -168,12 +184,14 @@ def work_of(plan) -> Work:
     return Work(plan.steps, every, saves, images, bool(plan.evaluations))
 
 
-def try_out(config: TrainConfig, estimate: Estimate, workspace: Workspace) -> Iterator[str | Trial]:
+def try_out(config: TrainConfig, estimate: Estimate, workspace: Workspace) -> Iterator[str | Measured]:
     """Start the run in a temporary folder, and kill it after three batches, when it has made its forecast.
 
-    Yields what it does every two seconds, and at the end a Trial, or nothing where it took too long; closing
-    the generator ends the trial. Raises ConfigError with the trainer's message when the run ends.
+    Yields what it does every two seconds, and at the end what was measured, or nothing where it took too
+    long; closing the generator ends the trial. Raises ConfigError with the trainer's message when the run
+    ends.
     """
+    key = as_text(config, workspace)
     folder = Path(tempfile.mkdtemp(prefix="try-", dir=workspace.scratch))
     config, images = with_few_images(config, estimate)
     planned = replace(config, output_dir=str(folder / "run"), push_to_hub=False, report_to="none")
@@ -188,7 +206,8 @@ def try_out(config: TrainConfig, estimate: Estimate, workspace: Workspace) -> It
                 measured = Measured(costs.step, costs, image_work(config, images), None)
                 keep_trial(config, workspace, measured)
                 _last_trial[workspace.root] = elapsed
-                yield Trial(measured, int(1e6 * status["forecast"]["memory_mb"]))
+                keep(_trial_memory, key, int(1e6 * status["forecast"]["memory_mb"]))
+                yield measured
                 return
             if child.poll() is not None:
                 raise ConfigError(page_words(final_message(folder), workspace))
@@ -230,6 +249,13 @@ def size_text(size: float) -> str:
 
 
 def warm_up() -> None:
-    """Import what the first forecast and the first image need; to be called in a thread at the start."""
+    """Import what the first forecast and the first image need, and measure the memory of the libraries.
+
+    To be called in a thread at the start, before this process has a model.
+    """
     import gralora_diffusion.sdxl.sampling
     import gralora_diffusion.training.dry_run  # noqa: F401
+    from gralora_diffusion.devices import best_device
+    from gralora_diffusion.training.library_memory import library_memory
+
+    library_memory(best_device())

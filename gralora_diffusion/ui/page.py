@@ -25,6 +25,7 @@ from gralora_diffusion.ui.workspace import Workspace
 # Gradio loads what is visible, whatever tab is open, and for a gallery it loads a video player.
 OPENED = "() => ({__type__: 'update', visible: true})"
 TO_THE_TOP = "() => { scrollTo(0, 0); return []; }"  # a list: the inputs of the event
+TO_TOP = dict(fn=None, inputs=None, outputs=None, js=TO_THE_TOP, **PRIVATE)  # after another tab is opened
 COUNT = """(strip, watch) => {  // count the ticks of what is in sight
     const row = document.getElementById('run-row');
     return row?.offsetParent ? [strip, watch + 1] : [strip + 1, watch];
@@ -118,6 +119,7 @@ def connect_start(tabs: gr.Tabs, train: TrainTab, watch: WatchTab) -> None:
         concurrency_limit=1,
     )
     on_end(start, None, train.marks, None, js=MARK_AND_SHOW)
+    start.success(**TO_TOP)
     start.then(**watch.refresh_event)
 
 
@@ -128,7 +130,8 @@ def connect_clone(tabs: gr.Tabs, train: TrainTab, watch: WatchTab) -> None:
         values, name = watch.form_of(run)
         return *train.filled(values), name, gr.Tabs(selected="train")
 
-    watch.clone.click(guarded(clone), watch.run, [*train.form, train.name, tabs], **PRIVATE)
+    cloned = watch.clone.click(guarded(clone), watch.run, [*train.form, train.name, tabs], **PRIVATE)
+    cloned.success(**TO_TOP)
 
 
 def connect_form(page: gr.Blocks, train: TrainTab, dataset: DatasetTab) -> None:
@@ -141,9 +144,14 @@ def connect_form(page: gr.Blocks, train: TrainTab, dataset: DatasetTab) -> None:
 
 
 def connect_checks(train_tab: gr.Tab, train: TrainTab) -> None:
-    """When Train is opened, the form is checked again: images or captions may have changed on Dataset."""
+    """When Train is opened, the form is checked and its estimate renewed.
+
+    Images or captions may have changed on Dataset, and a run of the same work may have ended.
+    """
     opened = train_tab.select(**train.preview_event)
     opened.then(None, train.marks, None, js=MARK)
+    renewed = train_tab.select(**train.estimate_event)
+    renewed.then(None, train.marks, None, js=MARK)
 
 
 def connect_next(tabs: gr.Tabs, watch: WatchTab, to_sample: gr.Dropdown, to_export: gr.Dropdown) -> None:
@@ -157,8 +165,8 @@ def connect_next(tabs: gr.Tabs, watch: WatchTab, to_sample: gr.Dropdown, to_expo
 
         return guarded(chosen)
 
-    watch.try_it.click(choose("sample"), watch.run, [to_sample, tabs], **PRIVATE)
-    watch.export.click(choose("export"), watch.run, [to_export, tabs], **PRIVATE)
+    watch.try_it.click(choose("sample"), watch.run, [to_sample, tabs], **PRIVATE).success(**TO_TOP)
+    watch.export.click(choose("export"), watch.run, [to_export, tabs], **PRIVATE).success(**TO_TOP)
 
 
 def connect_sets(workspace: Workspace, dataset: DatasetTab, train: TrainTab) -> None:

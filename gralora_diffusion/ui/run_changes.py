@@ -9,6 +9,7 @@ from gralora_diffusion.formats.run_files import named_after
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import removed
 from gralora_diffusion.ui.needed import check_unneeded, way_to_end
+from gralora_diffusion.ui.renamed_report import write_report_of_renamed
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
 from gralora_diffusion.ui.run_references import Renaming, deleted_runs, follow, free_run_name, renaming
 from gralora_diffusion.ui.workspace import new_name
@@ -23,6 +24,8 @@ def move_run(run: Path, new: Path) -> None:
     for suffix, name in files.items():
         if (new / name).is_file():
             os.rename(new / name, named_after(new, suffix))
+    if new.name != run.name:
+        write_report_of_renamed(new)
 
 
 class RunChanges:

@@ -20,7 +20,10 @@ UPLOADS = (
     "Files are added to the chosen dataset, or to a new one if the chosen one is "
     f"{BUNDLED} or if New name is filled in."
 )
-CHANGES = f"The first three use **New name**, above. {BUNDLED} can only be duplicated."
+CHANGES = (
+    f"The first three use **New name**, above; Enter in it creates an empty dataset. {BUNDLED} can only be "
+    "duplicated."
+)
 CONFIRM = """(name) => confirm(`Delete the dataset ${name} with all its images?`) ? name : null"""
 
 
@@ -148,7 +151,13 @@ class DatasetTab:
         self.apply_selected.click(guarded(self.prefix_selected), selection, self.set_view, **PRIVATE)
         texts = [displayed, self.find, self.replacement]
         self.replace.click(guarded(self.replace_text), texts, self.set_view, **PRIVATE)
-        self.create.click(guarded(self.create_set), self.new_name, made, **PRIVATE)
+        gr.on(
+            [self.create.click, self.new_name.submit],
+            guarded(self.create_set),
+            self.new_name,
+            made,
+            **PRIVATE,
+        )
         self.copy.click(guarded(self.copy_set), [self.chosen, self.new_name], made, **PRIVATE)
         self.rename.click(guarded(self.rename_set), [self.chosen, self.new_name], made, **PRIVATE)
         self.delete.click(guarded(self.delete_set), self.chosen, made, js=CONFIRM, **PRIVATE)
@@ -184,7 +193,7 @@ class DatasetTab:
         before = name
         if new or name == BUNDLED:
             new = new or free_name("images", self.workspace.set_names())
-            name = image_sets.create(self.workspace, new.strip().replace(" ", "-"))
+            name = image_sets.create(self.workspace, new)
         added, notes = image_uploads.add(self.workspace, name, files)
         if not added and name != before:  # a new dataset would be empty
             image_sets.delete(self.workspace, name)
@@ -212,13 +221,13 @@ class DatasetTab:
         return self.view(name)
 
     def create_set(self, new: str) -> tuple:
-        return self.made(image_sets.create(self.workspace, new.strip().replace(" ", "-")))
+        return self.made(image_sets.create(self.workspace, new))
 
     def copy_set(self, name: str, new: str) -> tuple:
-        return self.made(image_sets.copy(self.workspace, name, new.strip().replace(" ", "-")))
+        return self.made(image_sets.copy(self.workspace, name, new))
 
     def rename_set(self, name: str, new: str) -> tuple:
-        return self.made(image_sets.rename(self.workspace, name, new.strip().replace(" ", "-")))
+        return self.made(image_sets.rename(self.workspace, name, new))
 
     def delete_set(self, name: str | None) -> tuple:
         if name is None:  # not confirmed

@@ -148,7 +148,10 @@ class ExportTab:
         on_end(written, None, None, made, js=BOTH_VISIBLE, **PRIVATE)  # also what was made before an error
         written.success(None, None, None, js=showing("exported", "export"), **PRIVATE)
         for tool, button in self.copies.items():
-            button.click(
+            # with several tools, Enter would not tell which
+            asked = [button.click, *([self.file_name.submit] if len(self.copies) == 1 else [])]
+            gr.on(
+                asked,
                 guarded(self.copier(tool)),
                 [self.adapter, self.file_name, self.rank, self.dtype],
                 None,

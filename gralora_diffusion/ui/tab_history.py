@@ -62,13 +62,13 @@ class RunHistory:
                 self.earlier = gr.Button("Earlier in the queue", elem_id="queue-earlier", min_width=80)
                 self.later = gr.Button("Later in the queue", elem_id="queue-later", min_width=80)
 
-    def connect(self, names: gr.State, refresh_event: dict) -> None:
-        """names: the `seen` of Watch, whose part "run" has the names in the order of the cards."""
-        self.cards.select(guarded(self.run_of_card), names, self.run, queue=False, **PRIVATE)
+    def connect(self, seen: gr.State, refresh_event: dict) -> None:
+        """seen: that of Watch, whose part "run" has the names in the order of the cards."""
+        self.cards.select(guarded(self.run_of_card), seen, self.run, queue=False, **PRIVATE)
         quiet = dict(show_progress="hidden", **PRIVATE)  # in the queue, without which no error is shown
-        renamed = self.rename.click(
-            guarded(self.rename_run), [self.run, self.name], [self.run, self.name], **quiet
-        )
+        names = [self.run, self.name]
+        asked = [self.rename.click, self.name.submit]
+        renamed = gr.on(asked, guarded(self.rename_run), names, names, **quiet)
         question = [self.question, self.confirmation]
         self.delete.click(guarded(self.ask), self.run, question, **quiet)
         self.keep.click(lambda: gr.update(visible=False), None, self.confirmation, **quiet)

@@ -117,6 +117,7 @@ class TrainTab:
         base, images = self.fields[BASE], self.fields[IMAGES]
         changes = [component.change for component in (self.what, self.card, *self.inputs)]
         sizes = [c.change for name, c in self.fields.items() if FIELDS[name].kind not in ("text", "secret")]
+        sizes.append(self.name.change)  # a file is named after the run
         for event, triggers in ((self.preview_event, changes), (self.estimate_event, sizes)):
             changed = gr.on(triggers, trigger_mode="always_last", **event)
             changed.then(None, self.marks, None, js=MARK)
@@ -203,7 +204,9 @@ class TrainTab:
         facts = [gr.skip()] * len(self.bar.facts)
         if not problem:
             try:
-                facts = self.bar.at_once(to_config(self.values_of(fields), self.workspace))
+                facts = self.bar.at_once(
+                    new_name(name, "a run"), to_config(self.values_of(fields), self.workspace)
+                )
             except ConfigError as error:
                 problem = error
         return *facts, *mistake_updates(problem)
@@ -214,7 +217,8 @@ class TrainTab:
         yield *[gr.skip()] * len(self.bar.facts), *mistake_updates(problem)
         if problem:
             raise refusal(problem)
-        for facts in self.bar.measured(to_config(self.values_of(fields), self.workspace)):
+        config = to_config(self.values_of(fields), self.workspace)
+        for facts in self.bar.measured(new_name(name, "a run"), config):
             yield *facts, gr.skip(), gr.skip()
 
     def start_run(self, name: str, *fields):

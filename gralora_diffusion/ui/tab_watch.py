@@ -30,6 +30,7 @@ COLORS = {
     "score": "#0d9488",
 }
 WHOLE = ",.0f"  # the format of steps on an axis
+FEW = 20  # steps; an axis with fewer has marks at halves, which would be rounded
 STOP, DEQUEUE = "Stop & save", "Remove from queue"
 FIRST_STEPS = (
     "**The loss appears here after the first step.** Before it, the base model is loaded, images and "
@@ -214,19 +215,21 @@ class WatchTab:
 
         def curve():
             value = run_view.with_evaluations(run_view.curve(run, smoothing), run) if steps else None
-            return gr.update(value=value, visible=bool(steps))
+            return gr.update(value=value, visible=bool(steps), x_lim=limits_of(value))
 
         def scores():
             value = run_view.score_curve(run) if evaluated else None
-            return gr.update(value=value, visible=value is not None)
+            return gr.update(value=value, visible=value is not None, x_lim=limits_of(value))
 
         changes = Changes(before)
         changes.add("run", [name, names], lambda: gr.update(choices=names, value=name))
         stop = gr.update(visible=stoppable, value=DEQUEUE if queued else STOP)
         changes.add("stop", stop, lambda: stop)
         changes.add("resume", resumable, lambda: gr.update(interactive=resumable))
-        for part in ("clone", "rename", "delete"):
-            changes.add(part, bool(name), lambda: gr.update(interactive=bool(name)))
+        changes.add("clone", bool(name), lambda: gr.update(interactive=bool(name)))
+        idle = bool(name) and state not in (*ACTIVE, "queued")
+        for part in ("rename", "delete"):
+            changes.add(part, idle, lambda: gr.update(interactive=idle))
         changes.add("message", message, lambda: gr.update(value=message, visible=bool(message)))
         waiting = "" if steps else self.waiting_text(look, name, state)
         changes.add("waiting", waiting, lambda: gr.update(value=waiting, visible=bool(waiting)))
@@ -281,6 +284,11 @@ class WatchTab:
         """(values of the form, a name for the new run) of a run's config."""
         values = from_config(config_of(self.workspace.run(name)), self.workspace)
         return values, free_run_name(self.workspace, values[IMAGES])
+
+
+def limits_of(points) -> list[int] | None:
+    """The first and the last step on the axis of a plot, where its own would have marks between two steps."""
+    return [0, FEW] if points is not None and points["step"].max() < FEW else None
 
 
 def sample_versions(run) -> list:

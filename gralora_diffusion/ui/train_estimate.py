@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import gradio as gr
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.ui.expected_time import ExpectedTime, expected_time, known_time
-from gralora_diffusion.ui.forecasts import Estimate, Trial, estimate_of, size_text, try_out
+from gralora_diffusion.ui.expected_time import ExpectedTime, Measured, expected_time, known_time
+from gralora_diffusion.ui.forecasts import Estimate, estimate_of, is_estimated, memory_text, try_out
 from gralora_diffusion.ui.workspace import Workspace
 
 UNKNOWN = "press Check"
@@ -42,46 +42,44 @@ class EstimateBar:
             self.marks = gr.Textbox("[]", visible="hidden", label="Mistakes", elem_id="marks")
         self.facts = [self.time, self.memory, self.disk, self.table]
 
-    def values(self, estimate: Estimate, time: str, more: str = "") -> list:
-        """Updates of the facts; more: about the time, in the table alone."""
-        files = f"{size_text(estimate.disk)}, adapter {size_text(estimate.adapter)}"
-        rows = [*estimate.rows, ("Time", f"{time}{more}")]
-        return [time, f"about {size_text(estimate.memory)}", files, [list(row) for row in rows]]
+    def values(self, run: str, config: TrainConfig, estimate: Estimate, time: str, more: str = "") -> list:
+        """Updates of the facts for a run with this name; more: about the time, in the table alone."""
+        rows = [*estimate.rows, ("Files written", estimate.files(run)), ("Time", f"{time}{more}")]
+        memory = memory_text(config, estimate, self.workspace)
+        return [time, memory, estimate.size(), [list(row) for row in rows]]
 
-    def at_once(self, config: TrainConfig) -> list:
+    def at_once(self, run: str, config: TrainConfig) -> list:
         """Updates of the facts, as far as they are known without a download or a measurement.
 
-        Raises ConfigError when the run is impossible.
+        run: its name.  Raises ConfigError when the run is impossible.
         """
-        if is_remote(config):
+        remote = is_remote(config)
+        if remote and not is_estimated(config, self.workspace):
             return [UNKNOWN, UNKNOWN, UNKNOWN, gr.skip()]
         estimate = estimate_of(config, self.workspace)
         known = known_time(config, estimate.work, self.workspace)
         if known is None:
-            return self.values(estimate, UNKNOWN)
-        return self.values(estimate, known.text(), at_the_speed_of(known))
+            return self.values(run, config, estimate, NOT_MEASURED if remote else UNKNOWN)
+        return self.values(run, config, estimate, known.text(), at_the_speed_of(known))
 
-    def measured(self, config: TrainConfig) -> Iterator[list]:
+    def measured(self, run: str, config: TrainConfig) -> Iterator[list]:
         """Updates of the facts, first without the time, which may have to be measured; raises ConfigError."""
         estimate = estimate_of(config, self.workspace)
         known = known_time(config, estimate.work, self.workspace)
         if known and known.run:
-            yield self.values(estimate, known.text(), at_the_speed_of(known))
+            yield self.values(run, config, estimate, known.text(), at_the_speed_of(known))
             return
         if is_remote(config):
-            yield self.values(estimate, NOT_MEASURED, ", after its first batches")
+            yield self.values(run, config, estimate, NOT_MEASURED, ", after its first batches")
             return
-        yield self.values(estimate, MEASURING)
+        yield self.values(run, config, estimate, MEASURING)
         for found in try_out(config, estimate, self.workspace):
-            if isinstance(found, Trial):
-                time = expected_time(config, estimate.work, found.measured)
-                memory = size_text(found.memory)
-                more = f"{at_the_speed_of(time)}, with {memory} of memory"
-                update = self.values(estimate, time.text(), more)
-                yield [update[0], memory, *update[2:]]
+            if isinstance(found, Measured):
+                time = expected_time(config, estimate.work, found)
+                yield self.values(run, config, estimate, time.text(), at_the_speed_of(time))
                 return
             yield [found, *[gr.skip()] * (len(self.facts) - 1)]
-        yield self.values(estimate, NOT_MEASURED, ", after its first batches")
+        yield self.values(run, config, estimate, NOT_MEASURED, ", after its first batches")
 
 
 def fact(label: str, name: str) -> gr.Textbox:

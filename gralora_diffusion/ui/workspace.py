@@ -181,8 +181,8 @@ def make_folder(path: Path) -> None:
 
 
 def new_name(name: str, what: str, taken: list[str] = ()) -> str:
-    """A name that may become a folder's; raises ConfigError."""
-    name = (name or "").strip(" ")
+    """A name that may become a folder's, with hyphens for spaces; raises ConfigError."""
+    name = re.sub(" +", "-", (name or "").strip(" "))
     if not NAME.fullmatch(name) or ".." in name or name.endswith(".") or RESERVED.fullmatch(name):
         rule = "use up to 64 letters, digits, dots, - and _, and begin with a letter or digit"
         raise ConfigError(f"{what} cannot be named {quoted(name)}: {rule}")

@@ -200,7 +200,7 @@ def test_start_and_the_estimate_stay_in_sight(chromium, filled, width):
     tab = Tab(chromium, filled.url, width)
     tab.go("Train")
     until(lambda: tab.value("estimate-memory").startswith("about "), "the estimate is there by itself")
-    assert "adapter" in tab.value("estimate-files")
+    assert "for other tools" in tab.value("estimate-files")
     tab.page.get_by_text("All other options").click()
     tab.page.locator("#option-adam_beta1").wait_for()
     for place in (0, 600, 1500):

@@ -85,7 +85,7 @@ def test_a_run_is_renamed_deleted_and_brought_back(tab, filled):
     tab.page.click("#rename-run")
     tab.page.locator(".toast-body", has_text="a run cannot be named").wait_for()
     tab.fill("new-run-name", "renamed")
-    tab.page.click("#rename-run")
+    tab.page.locator("#new-run-name textarea, #new-run-name input").press("Enter")
     tab.wait("history", "renamed · done")
     assert (filled.home / "runs" / "renamed" / "adapter.safetensors").is_file()
     tab.page.click("#delete-run")
@@ -112,10 +112,14 @@ def test_a_run_that_is_done_leads_to_sample_export_and_its_report(tab, filled):
         ("go-to-export", "Export", "export-adapter"),
     ):
         tab.go("Watch")
+        tab.page.locator(f"#{button}").wait_for()
+        tab.page.set_viewport_size(dict(width=1280, height=300))
+        tab.page.evaluate("scrollBy(0, 60)")
         tab.page.click(f"#{button}")
         tab.page.locator(f"#{field}").wait_for()
         assert tab.page.get_by_role("tab", name=name, exact=True).get_attribute("aria-selected") == "true"
         until(lambda field=field: tab.value(field) == "robot-1", "the run's adapter is chosen")
+        until(lambda: tab.page.evaluate("scrollY") == 0, "the tab is shown from its top")
     tab.go("Watch")
     with tab.context.expect_page() as opened:
         tab.page.click("#open-report")
@@ -235,11 +239,14 @@ def test_nothing_is_cut_off_covered_or_hidden(chromium, filled, width):
     tab.page.click("#rename-run")
     message = tab.page.locator(".toast-body").first
     message.wait_for()
-    tab.page.evaluate("window.scrollTo(0, 0)")
-    covered = """() => {
-        const box = document.querySelector('#strip-stop').getBoundingClientRect();
+    covered = """(button) => {
+        const box = document.querySelector(button).getBoundingClientRect();
         const found = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
-        return !found.closest('#strip-stop');
+        return !found.closest(button);
     }"""
-    assert not tab.page.evaluate(covered)
+    for button in ("#rename-run", "#delete-run"):
+        tab.page.locator(button).scroll_into_view_if_needed()
+        assert not tab.page.evaluate(covered, button), button
+    tab.page.evaluate("window.scrollTo(0, 0)")
+    assert not tab.page.evaluate(covered, "#strip-stop")
     tab.context.close()

@@ -177,10 +177,16 @@ def test_log_and_page_have_the_same_time_left_and_say_what_the_run_does(tmp_path
     for doing in ("measuring a step", "saving a checkpoint", "exporting", "writing the report"):
         assert seen.count(doing) == 1, doing
     assert seen[-1] == ""
-    out = capsys.readouterr().out
+    out, bar = capsys.readouterr()
+    assert " left, " in bar
+    assert " left" not in bar.strip().split("\r")[-1]  # which stays in the log
     status = json.loads((run / "status.json").read_text())
     assert f"time: {duration(status['seconds'])}, of which the steps took " in out
     assert status["costs"]["images"] > 0
+    assert status["costs"]["export"] > 0
+    estimate = duration(status["forecast"]["seconds"])
+    assert f"estimate: about {estimate}, " in out
+    assert f"<td>{estimate}</td>" in (run / "report.html").read_text()
     assert status["looked"] == 5
 
 

@@ -272,7 +272,10 @@ def test_patience_ends_the_run_and_the_same_command_finds_it_done(tmp_path, loss
     run = quick(tmp_path / "run", **options)
     assert read_status(run)["state"] == "done"
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 3]
-    assert "stopped after step 3 by --patience; best: step 1" in capsys.readouterr().out
+    out, bar = capsys.readouterr()
+    assert "stopped after step 3 by --patience; best: step 1" in out
+    assert "| 3/9, " in bar.strip().split("\r")[-1]
+    assert " left" not in bar.strip().split("\r")[-1]
     quick(tmp_path / "run", **options)
     out = capsys.readouterr().out
     assert "was already finished" in out

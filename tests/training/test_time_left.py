@@ -1,6 +1,7 @@
 """The time left of a run: its steps, and the sample images, evaluations and checkpoints to come."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -28,6 +29,7 @@ def test_the_time_left_has_the_sample_images_to_come():
     # at step 60, with three of its four images
     assert seconds_left(COSTS, 60, 60, 4.0, 50, 0.75) == pytest.approx(25 / 4)
     assert seconds_left(COSTS, 60, 60, 4.0, 60) == 0
+    assert seconds_left(replace(COSTS, export=3.0), 52, 60, 4.0, 50) == 8 * 4 + 25 + 2 + 3
 
 
 @pytest.mark.parametrize("intervals", [(), (7,), (4, 6), (3, 3), (1, 5)])
@@ -45,6 +47,8 @@ def test_costs_survive_a_status_file_and_those_of_others_are_refused():
     wrong += [dict(save_every=0), dict(save_every=MOST_STEPS + 1), dict(step=True), dict(checkpoint=None)]
     for values in wrong:
         assert costs_from_json(good | values) is None, values
+    earlier = {name: value for name, value in good.items() if name != "export"}
+    assert costs_from_json(earlier) == COSTS
     assert costs_from_json([]) is None
     assert costs_from_json({}) is None
 

@@ -212,6 +212,7 @@ def test_plan_on_the_embedded_base_writes_nothing(tmp_path, monkeypatch):
     assert "steps: 600 of 8" in text
     assert "adapter.safetensors 4.4 MB" in text
     assert "robot-gralora-r64.safetensors 8.7 MB" in text
+    assert "other tools get the adapter as an exact LoRA of rank 256" in text
     assert "4 checkpoints of 13.1 MB" in text
     assert "memory: about " in text
     assert "time" not in made.summary()

@@ -1,13 +1,17 @@
 """The time that the page expects of a run: from what was measured, for the steps and images of the form."""
 
 import json
+import os
+import re
 from dataclasses import replace
 
 import pytest
 
-from gralora_diffusion import TrainConfig
+from gralora_diffusion import AdapterConfig, TrainConfig
 from gralora_diffusion.console import about, speed_text
+from gralora_diffusion.devices import best_device, total_memory
 from gralora_diffusion.options import to_dict
+from gralora_diffusion.training import library_memory
 from gralora_diffusion.training.accelerator import precision
 from gralora_diffusion.training.time_left import Costs
 from gralora_diffusion.ui import expected_time as expected
@@ -23,7 +27,7 @@ PROMPTS = "a robot | a dog | a cat | a tree"
 CONFIG = TrainConfig(max_train_steps=60, train_batch_size=4, validation_steps=10, validation_prompt=PROMPTS)
 WORK = Work(steps=60, look_every=(10,), save_every=50, images=4, is_evaluated=False)
 COSTS = Costs(step=20.0, images=24.0, checkpoint=1.0, preparation=30.0, look_every=(10,), save_every=50)
-WHOLE = 30 + 7 * 24 + 60 * 4 + 2 * 1  # seconds, at 4 s a step
+WHOLE = 30 + 7 * 24 + 60 * 4 + 2 * 1  # seconds, at 4 s a step, without the export
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def workspace(tmp_path):
 def finished_run(workspace: Workspace, **facts) -> str:
     """corgi-1 of CONFIG: slow at first, 4 s a step in its last 20 steps."""
     run = workspace.runs / "corgi-1"
-    run.mkdir(parents=True)
+    run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(json.dumps(to_dict(CONFIG.resolved())))
     lines = []
     for step in range(1, 61):
@@ -55,6 +59,8 @@ def test_the_speed_of_an_earlier_run_is_that_of_the_strip_and_its_images_are_in_
     found = known_time(CONFIG, WORK, workspace)
     assert (found.seconds, found.run) == (WHOLE, name)
     assert found.text() == "about 7 min"
+    finished_run(workspace, costs=replace(COSTS, export=9.0).to_json())
+    assert known_time(CONFIG, WORK, workspace).seconds == WHOLE + 9
     assert strip(workspace)["Speed"] == speed_text(4.0)
 
 
@@ -109,21 +115,58 @@ def test_a_measurement_says_what_it_does_and_the_form_keeps_it_for_other_steps(w
     config = TrainConfig(
         max_train_steps=40, train_batch_size=1, num_inference_steps=50
     )  # long enough to be seen
-    assert bar.at_once(config)[0] == "press Check"
-    times = [update[0] for update in bar.measured(config)]
+    assert bar.at_once("dog-1", config)[0] == "press Check"
+    updates = list(bar.measured("dog-1", config))
+    times = [update[0] for update in updates]
     told = [text for text in times if isinstance(text, str)]
     assert told[0] == "measuring ..."
     assert any(text.endswith(" of at most 3 min: loading the base model") for text in told), told
     assert any(text.endswith("sample image 1 of 1") for text in told), told  # as many as a batch has
     assert told[-1].startswith("about ")
-    assert bar.at_once(config)[0] == told[-1]
+    assert bar.at_once("dog-1", config) == updates[-1]  # the memory too
     estimate = forecasts.estimate_of(config, workspace)
     seconds = known_time(config, estimate.work, workspace).seconds
     assert estimate.work.images == 4
     longer = replace(config, max_train_steps=4000)
     assert known_time(longer, replace(estimate.work, steps=4000), workspace).seconds > 2 * seconds
-    assert bar.at_once(longer)[0].startswith("about ")
+    assert bar.at_once("dog-1", longer)[0].startswith("about ")
     assert forecasts.trial_time(workspace) == about(forecasts._last_trial[workspace.root])
+
+
+@pytest.mark.parametrize(("adapter", "rank"), [(AdapterConfig(), 256), (AdapterConfig(method="lora"), None)])
+def test_the_files_have_the_runs_name_and_the_bar_the_size_of_the_one_for_other_tools(
+    workspace, adapter, rank
+):
+    bar = EstimateBar.__new__(EstimateBar)
+    bar.workspace = workspace
+    for name in ("red-hero-1", "other"):
+        _, _, size, rows = bar.at_once(name, TrainConfig(adapter=adapter))
+        files = dict(rows)["Files written"]
+        assert "planned" not in files
+        (own,) = re.findall(rf"\b{name}.safetensors (\d+\.\d) MB", files)
+        (shown,) = re.findall(r"^(\d+\.\d+) MB for other tools, \d+\.?\d* MB in all$", size)
+        assert round(float(shown), 1) == float(own)
+        assert re.findall(r"exact LoRA of rank (\d+)$", files) == ([str(rank)] if rank else [])
+
+
+def test_the_same_form_has_the_same_memory_whatever_the_page_holds(workspace, monkeypatch):
+    bar = EstimateBar.__new__(EstimateBar)
+    bar.workspace = workspace
+    before = bar.at_once("dog-1", CONFIG)
+    held = bytearray(os.urandom(1 << 20)) * 500  # as models for samples do
+    forecasts._plans.clear()
+    assert bar.at_once("dog-1", CONFIG) == before
+    assert float(re.match(r"about (\d\.\d) GB", before[1])[1]) < 1.6
+    assert len(held) == 500 << 20
+
+
+def test_the_page_measures_its_libraries_when_it_starts(monkeypatch):
+    monkeypatch.setattr(library_memory, "_measured", {})
+    forecasts.warm_up()
+    device = best_device()
+    measured = library_memory._measured.copy()
+    assert bool(measured) == (total_memory(device) is None)
+    assert library_memory.library_memory(device) == measured.get(device.type, 0)
 
 
 def test_the_strip_says_what_a_run_does_and_counts_the_images_to_come(workspace, monkeypatch):

@@ -47,6 +47,20 @@ def tab(workspace):
     return asyncio.run(build())
 
 
+@pytest.mark.parametrize(("tools", "submits"), [({"ComfyUI": "."}, 1), ({"ComfyUI": ".", "Forge": "."}, 0)])
+def test_enter_in_the_file_name_copies_where_there_is_one_tool(tmp_path, tools, submits):
+    async def build() -> tuple[gr.Blocks, ExportTab]:
+        with gr.Blocks() as page:
+            workspace = Workspace(tmp_path / "h", dict.fromkeys(tools, tmp_path))
+            return page, ExportTab(workspace)
+
+    page, tab = asyncio.run(build())
+    targets = []
+    for event in page.config["dependencies"]:
+        targets += event["targets"]
+    assert targets.count((tab.file_name._id, "submit")) == submits
+
+
 @pytest.mark.parametrize(("dtype", "rank"), [("fp16", None), ("bf16", None), ("fp32", 4), ("fp8", 4)])
 def test_the_size_is_known_before_the_file_is_made(workspace, rank, dtype):
     sizes = sizes_of(workspace, "robot-1", rank, dtype)

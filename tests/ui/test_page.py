@@ -91,3 +91,20 @@ def test_a_copy_that_was_killed_is_deleted_before_the_page_answers(page):
     """conftest.py has put one there."""
     assert (page.home / "images").is_dir()
     assert list((page.home / "images").glob(f"{COPYING}*")) == []
+
+
+def test_the_estimate_is_renewed_when_train_is_opened(page):
+    """A run of the same work may have ended since, with other times."""
+    config = page.config()
+    parts = {part["id"]: part["props"] for part in config["components"]}
+    renewed = set()
+    for event in config["dependencies"]:
+        for target, name in event["targets"]:
+            if name == "select" and parts[target].get("label") == "Train":
+                renewed |= {parts[output].get("elem_id") for output in event["outputs"]}
+    assert {"estimate-time", "estimate-memory", "estimate-files", "problem"} <= renewed
+
+
+@pytest.mark.parametrize(("field", "button"), [("new-run-name", "rename-run"), ("new-set", "create-set")])
+def test_enter_in_a_new_name_does_what_its_button_does(page, field, button):
+    assert page.function_of(field, "submit") == page.function_of(button, "click")

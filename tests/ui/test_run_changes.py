@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import time
 import gradio as gr
 import psutil
 import pytest
+from PIL import Image
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.training.report import write_report
 from gralora_diffusion.training.run_folder import Run
 from gralora_diffusion.ui import run_cards
 from gralora_diffusion.ui.run_changes import RunChanges
@@ -36,19 +39,85 @@ def changes(workspace, finished_run):
 
 
 def contents(folder) -> dict:
-    return {
-        str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()
-    }
+    """{file: its size}; not of a report, which has the run's name."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    return sizes | {str(path.relative_to(folder)): None for path in files if path.name == "report.html"}
 
 
 def test_a_renamed_run_keeps_its_files_and_those_named_after_it_follow(changes, workspace):
     before = contents(workspace.runs / "robot-1")
     assert "robot-1.safetensors" in before
-    assert changes.rename("robot-1", "my robot".replace(" ", "-")) == "my-robot"
+    assert changes.rename("robot-1", "my robot") == "my-robot"
     expected = {name.replace("robot-1", "my-robot"): size for name, size in before.items()}
     assert contents(workspace.runs / "my-robot") == expected
     assert workspace.run_names() == ["my-robot"]
     assert "my-robot" in workspace.adapter_names()
+
+
+def names_in_report(run) -> tuple[str, list[str], list[str]]:
+    """(title, files, training images) of a report."""
+    text = (run / "report.html").read_text()
+    (title,) = re.findall("<title>(.*)</title>", text)
+    files = re.findall(r"<code>([\w.-]+\.(?:safetensors|png|json|html))</code></td><td>[\d.]+ [kM]B", text)
+    return title, files, re.findall('src="([^"]+)" alt="training image', text)
+
+
+def test_the_report_of_a_renamed_run_has_the_new_names(changes, workspace):
+    run = workspace.runs / "robot-1"
+    write_report(run, [Image.new("RGB", (8, 8), color) for color in ("red", "blue")])
+    title, files, images = names_in_report(run)
+    assert (title, len(images)) == ("robot-1", 2)
+    changes.rename("robot-1", "hero")
+    renamed = [name.replace("robot-1", "hero") for name in files]
+    title, files, same = names_in_report(workspace.runs / "hero")
+    assert (title, sorted(files), same) == ("hero", sorted(renamed), images)
+    assert "hero.safetensors" in files
+    assert "robot-1" not in (workspace.runs / "hero" / "report.html").read_text()
+    changes.delete("hero")
+    (workspace.runs / "hero").mkdir()
+    changes.undo_delete()
+    title, files, same = names_in_report(workspace.runs / "hero-1")
+    assert (title, same) == ("hero-1", images)
+    assert "hero-1.safetensors" in files
+
+
+def without_config(run) -> None:
+    (run / "config.json").unlink()
+    (run / "job.json").write_text("{}")
+
+
+def with_a_strange_config(run) -> None:
+    (run / "config.json").write_text('{"adapter": 3}')
+
+
+def with_a_broken_image(run) -> None:
+    folder = run / "samples" / "step-00000"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "00.png").write_bytes(b"<html>")
+
+
+def with_a_link(run) -> None:
+    folder = run / "samples" / "step-00000"
+    folder.mkdir(parents=True, exist_ok=True)
+    secret = run.parent.parent / "secret.png"
+    Image.new("RGB", (8, 8)).save(secret)
+    (folder / "99.png").symlink_to(secret)
+
+
+@pytest.mark.parametrize("spoil", [without_config, with_a_strange_config, with_a_broken_image, with_a_link])
+def test_a_run_of_which_no_report_can_be_made_is_renamed_and_keeps_what_it_has(changes, workspace, spoil):
+    run = workspace.runs / "robot-1"
+    (run / "report.html").write_text("the earlier report")
+    spoil(run)
+    assert changes.rename("robot-1", "hero") == "hero"
+    assert (workspace.runs / "hero" / "report.html").read_text() == "the earlier report"
+
+
+def test_a_run_without_a_report_gets_none_by_a_new_name(changes, workspace):
+    (workspace.runs / "robot-1" / "report.html").unlink(missing_ok=True)
+    changes.rename("robot-1", "hero")
+    assert not (workspace.runs / "hero" / "report.html").exists()
 
 
 @pytest.mark.parametrize("name", [*NAMES, "other", "OTHER"])
@@ -96,6 +165,25 @@ def test_a_reloaded_page_offers_to_undo_a_delete(changes, workspace):
     assert refreshed(seen)[0] is None
     tab.history.changes.undo_delete()
     assert refreshed(seen)[0] is False
+
+
+@pytest.mark.parametrize(("state", "offered"), [("started", False), ("queued", False), ("canceled", True)])
+def test_no_change_is_offered_of_a_run_that_is_active_or_queued(changes, workspace, state, offered):
+    async def build() -> WatchTab:  # in a loop that is closed; Gradio would leave one of its own open
+        with gr.Blocks():
+            return WatchTab(workspace, changes.queue, StatusStrip(changes.queue, gr.Timer(1)))
+
+    tab = asyncio.run(build())
+    me = dict(pid=os.getpid(), born=psutil.Process().create_time(), started=time.time() + 5)
+    job = dict(config={}, created=time.time(), state=state) | (me if state == "started" else {})
+    (workspace.runs / "other").mkdir()
+    (workspace.runs / "other" / "job.json").write_text(json.dumps(job))
+    *updates, _ = tab.refresh(None, "other", 0.9, None)
+    outputs = tab.refresh_event["outputs"]
+    for button in (tab.history.rename, tab.history.delete):
+        assert updates[outputs.index(button)]["interactive"] is offered
+    assert updates[outputs.index(tab.clone)]["interactive"] is True
+    shutil.rmtree(workspace.runs / "other")  # or the queue would start it
 
 
 def test_a_run_that_is_active_or_queued_is_neither_renamed_nor_deleted(changes, workspace):

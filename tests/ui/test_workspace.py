@@ -3,6 +3,7 @@
 import pytest
 
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui import image_sets
 from gralora_diffusion.ui.workspace import new_name
 
 BAD_NAMES = [
@@ -20,7 +21,6 @@ BAD_NAMES = [
     "$(id)",
     ";rm",
     "%2e%2e",
-    "a b",
     ".hidden",
     "a.",
     "a..b",
@@ -31,6 +31,17 @@ BAD_NAMES = [
 def test_a_name_that_is_no_folder_name_is_refused(name):
     with pytest.raises(ConfigError, match="cannot be named"):
         new_name(name, "a run")
+
+
+@pytest.mark.parametrize("name", ["my zorvo", " my zorvo ", "my   zorvo", "my-zorvo"])
+def test_spaces_in_a_new_name_become_hyphens_whatever_it_names(name, workspace):
+    for what in ("a run", "a dataset", "the file"):
+        assert new_name(name, what) == "my-zorvo"
+    with pytest.raises(ConfigError, match="a run named my-zorvo already exists"):
+        new_name(name, "a run", ["My-Zorvo"])
+    assert image_sets.create(workspace, name) == "my-zorvo"
+    assert image_sets.rename(workspace, "my-zorvo", "red hero") == "red-hero"
+    assert image_sets.copy(workspace, "red-hero", name) == "my-zorvo"
 
 
 def test_only_what_is_there_can_be_named(workspace, tmp_path):
