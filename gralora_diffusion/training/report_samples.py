@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from gralora_diffusion.formats.preview import jpeg_of
+from gralora_diffusion.data.images import open_image
+from gralora_diffusion.formats.preview import jpeg_of_image
 
 SIDE = 512  # pixels of the longer side of an image
 MOST_STEPS = 8  # images of a row, the first and the last among them
@@ -39,7 +40,8 @@ def sample_rows(
             prompt = prompts[number] if number < len(prompts) else ""
             place = f"samples/{path.parent.name}/{path.name}"
             label = f"step {step}" if step else first
-            row.append(dict(path=place, label=label, prompt=prompt, data=jpeg_of(path, SIDE)))
+            data = jpeg_of_image(open_image(path), SIDE)
+            row.append(dict(path=place, label=label, prompt=prompt, data=data))
             row[-1]["best"] = step == best
         rows.append(row)
     left_out = []

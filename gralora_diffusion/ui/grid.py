@@ -102,9 +102,11 @@ def references_of(workspace: Workspace, adapter: str, choice: str | None) -> lis
     if choice not in (None, AS_TRAINED):
         return set_images(workspace, choice)
     name = adapter.partition("/")[0]
-    if name not in workspace.run_names():
+    if name.endswith(".safetensors"):
         problem = "was added as a file: its training images are not known; choose a dataset"
         raise ConfigError(f"{adapter} {problem}")
+    if name not in workspace.run_names():
+        raise ConfigError(f"there is no run named {name} any more: {AGAIN}, or choose a dataset")
     folder = config_of(workspace.run(name)).instance_data_dir
     return set_images(workspace, BUNDLED if folder is None else Path(folder).name)
 

@@ -31,7 +31,7 @@ def recorded_hashes(folder: Path, entry: Entry) -> list[str | None]:
         with Image.open(folder / f"{entry.id}.png", formats=["PNG"]) as image:
             used = json.loads(image.info[OWN])["adapters"]
         found = [adapter["sha256"] for adapter in used]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, Image.DecompressionBombError):
         return nothing
     return found if len(found) == len(nothing) else nothing
 

@@ -24,8 +24,6 @@ def move_run(run: Path, new: Path) -> None:
     for suffix, name in files.items():
         if (new / name).is_file():
             os.rename(new / name, named_after(new, suffix))
-    if new.name != run.name:
-        write_report_of_renamed(new)
 
 
 class RunChanges:
@@ -51,17 +49,20 @@ class RunChanges:
             taken = [path.name for path in self.workspace.runs.iterdir()]
             new = run.with_name(new_name(wanted, "a run", taken))
             self.move(run, new, renaming(self.workspace, name, new.name))
-            return new.name
+        write_report_of_renamed(new)  # takes seconds, in which the queue goes on
+        return new.name
 
     def move(self, run: Path, new: Path, change: Renaming) -> None:
-        """move_run(), and what refers to the run follows; where that fails all goes back."""
-        move_run(run, new)
+        """move_run(), and what refers to the run follows; where that fails, all that can goes back."""
         try:
+            move_run(run, new)
             if change.old != change.new:
                 follow(self.workspace, change)
         except BaseException:
-            move_run(new, run)
-            with contextlib.suppress(OSError):  # as far as the disk lets it
+            with contextlib.suppress(OSError):
+                if new.exists() and not run.exists():
+                    move_run(new, run)
+            with contextlib.suppress(OSError):
                 follow(self.workspace, change.reversed)
             raise
 
@@ -90,7 +91,9 @@ class RunChanges:
             change = renaming(self.workspace, run.name, name, until=int(run.parent.name))
             self.move(run, self.workspace.runs / name, change)
             run.parent.rmdir()
-            return name
+        if name != run.name:
+            write_report_of_renamed(self.workspace.runs / name)
+        return name
 
     def delete_for_good(self) -> int:
         """Empty the bin of its runs; returns how many there were."""

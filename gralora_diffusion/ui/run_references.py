@@ -41,15 +41,20 @@ class Renaming:
 
     @property
     def reversed(self) -> "Renaming":
-        return Renaming(self.new, self.old)
+        return Renaming(self.new, self.old, self.since, self.until)
 
 
 def renaming(workspace: Workspace, old: str, new: str, until: int = sys.maxsize) -> Renaming:
-    """until: when the run was deleted, if it was; other deleted runs of its name had the name before it."""
-    since = 0
+    """until: when the run was deleted, if it was; other runs of its name had the name before it.
+
+    Those are in the bin, or were there: no run is older than its files.
+    """
+    run = workspace.runs / old if until == sys.maxsize else workspace.removed_runs / str(until) / old
+    moments = [path.stat(follow_symlinks=False).st_mtime_ns for path in run.iterdir()]
+    since = min(moments, default=0)
     for removal in removed.removals(workspace.removed_runs):
         if (removal / old).is_dir() and int(removal.name) < until:
-            since = int(removal.name)
+            since = max(since, int(removal.name))
     return Renaming(old, new, since, until)
 
 
@@ -87,6 +92,8 @@ def renamed(workspace: Workspace, folder: Path, entry: sample_history.Entry, cha
     Runs may have had one name after another: the content of the adapter decides, or else the time.
     """
     adapters = []
+    if all(change.name_of(name) == name for name, _ in entry.request.adapters):
+        return entry.request
     recorded = recorded_hashes(folder, entry)
     for (name, strength), digest in zip(entry.request.adapters, recorded, strict=True):
         new = change.name_of(name)
@@ -126,7 +133,7 @@ def follow_in_config(path: Path, change: Renaming) -> None:
 
 def taken_names(workspace: Workspace) -> set[str]:
     """The names of runs, and those that something still refers to."""
-    found = {path.name for path in folders(workspace.runs)}
+    found = {path.name for path in workspace.runs.iterdir()}
     found |= {run.name for run in deleted_runs(workspace)}
     for _, entry in kept_images(workspace):
         found |= {name.partition("/")[0] for name, _ in entry.request.adapters}

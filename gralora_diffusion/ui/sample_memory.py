@@ -16,14 +16,15 @@ from gralora_diffusion.ui.sampler import MAX_SEED
 from gralora_diffusion.ui.workspace import Workspace
 
 
-def kept(user: str | None, fields: SampleFields, values: dict, suggested: str | None) -> dict:
+def kept(user: str | None, fields: SampleFields, values: dict, filled: dict) -> dict:
     """What the browser keeps of a user's fields: those that are not as at first.
 
-    suggested: the adapter that the tab chose by itself, which is not kept: there may be a newer one then.
+    filled: the adapter that the tab chose by itself, and its prompt, which are not kept: there may be a newer
+    one then.
     """
     changed = {}
     for name, value in values.items():
-        if value != fields[name].value and not (name == "adapter" and value == suggested):
+        if value != fields[name].value and value != filled.get(name):
             changed[name] = value
     return dict(user=user, fields=changed)
 

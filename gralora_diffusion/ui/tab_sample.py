@@ -244,7 +244,8 @@ class SampleTab:
 
     def kept(self, request: gr.Request, suggested: str | None, *values) -> dict:
         """What the browser keeps of the fields."""
-        return kept(request.username, self.fields, dict(zip(NAMES, values, strict=True)), suggested)
+        filled = dict(adapter=suggested, prompt=prompt_of(self.workspace, suggested)) if suggested else {}
+        return kept(request.username, self.fields, dict(zip(NAMES, values, strict=True)), filled)
 
     def restore(self, request: gr.Request, saved) -> list:
         """The fields as this user's browser kept them."""

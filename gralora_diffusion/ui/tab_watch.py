@@ -286,9 +286,12 @@ class WatchTab:
         return values, free_run_name(self.workspace, values[IMAGES])
 
 
-def limits_of(points) -> list[int] | None:
-    """The first and the last step on the axis of a plot, where its own would have marks between two steps."""
-    return [0, FEW] if points is not None and points["step"].max() < FEW else None
+def limits_of(points) -> list[int | None]:
+    """The first and the last step on the axis of a plot, where its own would have marks between two steps.
+
+    Otherwise two times None: an update with a single None would leave the limits as they were.
+    """
+    return [0, FEW] if points is not None and points["step"].max() < FEW else [None, None]
 
 
 def sample_versions(run) -> list:

@@ -123,7 +123,7 @@ def test_models_caption_and_mask_what_has_none(tab, folder, page):
 
 def is_outdated(tab: Tab) -> bool:
     content = "getComputedStyle(document.getElementById('findings'), '::after').content"
-    return "Changed since" in tab.page.evaluate(content)
+    return "Maybe outdated" in tab.page.evaluate(content)
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -68,18 +68,19 @@ def test_the_fields_come_back_as_they_were(tab, workspace):
 
 
 def test_an_untouched_form_keeps_nothing_and_neither_does_a_suggested_adapter(tab):
-    values = untouched(tab) | dict(adapter="dog")
-    assert kept(None, tab.fields, values, "dog") == dict(user=None, fields={})
-    assert kept(None, tab.fields, values, "other")["fields"] == dict(adapter="dog")
+    values = untouched(tab) | dict(adapter="dog", prompt="a photo of sks dog")
+    filled = dict(adapter="dog", prompt="a photo of sks dog")
+    assert kept(None, tab.fields, values, filled) == dict(user=None, fields={})
+    assert kept(None, tab.fields, values, dict(adapter="other", prompt="x"))["fields"] == filled
 
 
 @pytest.mark.parametrize(("owner", "user"), [("ann", "bob"), ("ann", None), (None, "ann")])
 def test_another_user_of_the_browser_gets_nothing(tab, workspace, owner, user):
-    assert restored(kept(owner, tab.fields, CHANGED, None), user, tab.fields, workspace) == {}
+    assert restored(kept(owner, tab.fields, CHANGED, {}), user, tab.fields, workspace) == {}
 
 
 def test_adapters_that_are_gone_are_dropped(tab, workspace):
-    saved = kept(None, tab.fields, CHANGED, None)
+    saved = kept(None, tab.fields, CHANGED, {})
     (workspace.runs / "dog" / "adapter.safetensors").unlink()
     (workspace.adapters / "cat.safetensors").unlink()
     found = restored(saved, None, tab.fields, workspace)
