@@ -44,7 +44,8 @@ def preset_of_card(target: str) -> str:
     name = largest_fitting(target, free)
     if name is None:
         least = min(PRESETS[name]["usable_gib"] for name in presets_of(target))
-        problem = f"{name_of(device)} has {free / 2**30:.1f} GiB free, but --preset {target} needs {least:g}"
+        has = f"this GPU ({name_of(device)}) has {free / 2**30:.1f} GiB free"
+        problem = f"{has}, but --preset {target} needs {least:g}"
         raise ConfigError(f"{problem}: close other programs that use the GPU", option="preset")
     return name
 

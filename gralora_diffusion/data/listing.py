@@ -23,16 +23,17 @@ NUMBERED = re.compile(r"(\d+)(?:_(.*))?", re.S)
 def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path, str]]:
     """(files in order of name, names of subfolders, {entry that is neither: reason})."""
     files, folders, bad = [], [], {}
+    name = "FOLDER" if option == "folder" else f"--{option}"  # FOLDER: of a command without flags
     try:
         if not folder.is_dir():
-            name = "FOLDER" if option == "folder" else f"--{option}"  # FOLDER: of a command without flags
             problem = f"{printable(folder)} is not a folder: {name} must name a folder of images"
             raise ConfigError(problem, option=option)
         entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the folder of --{option} cannot be read: {error}", option=option) from None
+        what = name if option == "folder" else f"the folder of {name}"
+        raise ConfigError(f"{what} cannot be read: {error}", option=option) from None
     for path in entries:
         if is_list_of_another_case(path):
             bad[path] = f"captions are read from {path.name.lower()}, in lower case: rename it"

@@ -63,7 +63,7 @@ def jobs_of(folder: Path, output: Path | None, overwrite: bool) -> list[Job]:
     jobs, owners = [], {}
     for images in folders_in(folder):
         where = images if output is None else output / images.relative_to(folder)
-        present = listing(where, "output_dir")[0] if where.is_dir() else []
+        present = listing(where, "output_dir" if output else "folder")[0] if where.is_dir() else []
         masks = stems_of(path for path in present if path.suffix.lower() in EXTENSIONS)
         for image in images_of(images):
             path = where / f"{image.stem}-masklabel.png"

@@ -31,7 +31,7 @@ def fit(method: str, budget: int, shapes: Shapes, k: int | None = None) -> tuple
         nearest = min(counts, key=lambda parameters: abs(parameters - budget))
         raise ConfigError(
             f"{method} cannot have {budget:,} parameters here: its sizes give {min(counts):,} to "
-            f"{max(counts):,}, the nearest is {nearest:,}"
+            f"{max(counts):,}; the nearest is {nearest:,}"
         )
     parameters, size = min(above)
     return size, parameters

@@ -30,7 +30,7 @@ def select(folder: Path, **among: list) -> list[dict]:
     if finished and not done:
         raise ConfigError(
             f"{folder} holds {counted(len(finished), 'run')}, and none is of the given --methods, --ranks, "
-            "--k, --lrs, --steps and --outliers"
+            "--k, --lrs, --steps, --outliers and --outlier_slices"
         )
     return done
 

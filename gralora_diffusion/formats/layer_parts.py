@@ -121,7 +121,7 @@ def check_shape(delta: Delta, change: torch.Tensor, kernel: tuple[int, int] | No
     if change.numel() > LARGEST_WEIGHT or 0 in shape:
         raise ValueError(f"they are for a weight of {shape}")
     if is_norm != (change.ndim == 1) or change.ndim == 0:
-        raise ValueError("a norm has one number per channel, any other weight has rows and columns")
+        raise ValueError("a norm has one number per channel, and any other weight has rows and columns")
     down = delta.tensors.get("lora_A")
     given = None if down is None or "lora_mid" in delta.tensors else down.shape[2:]
     given = tuple(given if given is not None else shape[2:])

@@ -12,7 +12,7 @@ from gralora_diffusion.options import ConfigError
 
 PATIENCE = 8  # seconds for one answer
 UNREACHABLE = "the Hugging Face hub could not be reached"
-NOT_HERE = "the base is neither a local folder nor in the download cache"
+NOT_HERE = "is neither a local folder nor in the download cache"
 
 
 def hub_options(path: str, revision: str | None = None, cache_dir: str | None = None) -> dict:
@@ -33,7 +33,7 @@ def hub_options(path: str, revision: str | None = None, cache_dir: str | None = 
     if is_reachable():
         return {}
     if not isinstance(found, str):
-        raise ConfigError(f"no SDXL base can be loaded from {path}: {UNREACHABLE}, and {NOT_HERE}")
+        raise ConfigError(f"no SDXL base can be loaded from {path}: {UNREACHABLE}, and the base {NOT_HERE}")
     note(f"{UNREACHABLE}: {path} is loaded from the download cache")
     return dict(local_files_only=True)
 

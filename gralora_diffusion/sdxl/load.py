@@ -75,8 +75,10 @@ def load_sdxl(
                 path, dtype=dtypes, add_watermarker=False, **where, **components
             )
     except (*LOADING_ERRORS, SafetensorError, SingleFileComponentError) as error:
-        what = f"{path} with the VAE {vae}" if isinstance(vae, str) else path
-        raise ConfigError(f"no SDXL base can be loaded from {what}: {reason_of(error)}") from error
+        what, reason = path, reason_of(error)
+        if isinstance(vae, str):
+            what, reason = f"{path} with the VAE {vae}", reason_of(error, "the base or the VAE")
+        raise ConfigError(f"no SDXL base can be loaded from {what}: {reason}") from error
     check_sdxl(pipeline, path)
     check_scheduler(pipeline.scheduler, path)
     pipeline.set_progress_bar_config(disable=True)
@@ -85,8 +87,8 @@ def load_sdxl(
     return pipeline
 
 
-def reason_of(error: Exception) -> str:
-    """In one line, why a model could not be loaded."""
+def reason_of(error: Exception, model: str = "the base") -> str:
+    """In one line, why a model could not be loaded; model: what a sentence calls it."""
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -95,7 +97,7 @@ def reason_of(error: Exception) -> str:
         offline = isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError)
         if offline or type(cause).__name__ in ("ConnectError", "ConnectTimeout"):  # of the hub's HTTP library
             why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else UNREACHABLE
-            return f"{why}, and {NOT_HERE}"
+            return f"{why}, and {model} {NOT_HERE}"
         cause = cause.__cause__ or cause.__context__
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
@@ -179,6 +181,6 @@ def vae_shapes(path: str | None = None):
             SDXL_VAE if path.endswith(".safetensors") else AutoencoderKL.load_config(path, subfolder="vae")
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no VAE can be read from {path}: {reason_of(error)}") from None
+        raise ConfigError(f"no VAE can be read from {path}: {reason_of(error, 'the VAE')}") from None
     with torch.device("meta"):
         return AutoencoderKL.from_config(config)

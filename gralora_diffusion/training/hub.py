@@ -59,7 +59,8 @@ def check_hub(config: TrainConfig, run: Path) -> None:
         problem = f"{given} cannot be the name of a repository: use --hub_model_id with {allowed}"
         raise ConfigError(problem, option="hub_model_id") from None
     if config.hub_token and not re.fullmatch(r"[!-~]+", config.hub_token):
-        problem = "--push_to_hub cannot work here: --hub_token holds a space or a line break"
+        problem = "--push_to_hub cannot work here: --hub_token holds a space, a line break or"
+        problem += " another character that no token has"
         raise ConfigError(problem, option="hub_token")
     try:
         HfApi(token=config.hub_token).whoami()

@@ -188,7 +188,8 @@ def run_training(setup: TrainingSetup, run: Run | None, interrupts: Interrupts) 
         shard(pipeline.unet, accelerator)
     if previews and setup.start == 0:
         if run:
-            print("generating sample images of the base model ...", flush=True)
+            first = "adapter to start from" if config.start_from else "base model"
+            print(f"generating sample images of the {first} ...", flush=True)
         previews.generate(0, clock.images if run else None)
         accelerator.wait_for_everyone()  # the forecast counts the files of all processes
         clock.doing("", share=0.0)

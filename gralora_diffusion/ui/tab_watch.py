@@ -34,7 +34,7 @@ FEW = 20  # steps; an axis with fewer has marks at halves, which would be rounde
 STOP, DEQUEUE = "Stop & save", "Remove from queue"
 FIRST_STEPS = (
     "**The loss appears here after the first step.** Before it, the base model is loaded, images and "
-    "captions are encoded, and sample images of the base model are generated."
+    "captions are encoded, and the first sample images are generated."
 )
 NO_LOG = "No log: this run was started on the command line, which shows its output"
 RESUMABLE = ("stopped", "failed", "killed", "canceled", "withdrawn", "unknown")
@@ -83,7 +83,7 @@ class WatchTab:
                     label="Log", lines=17, max_lines=17, interactive=False, elem_id="log", autoscroll=False
                 )
         self.samples = gr.Gallery(
-            label="Sample images: a row for each prompt, the base first, then step by step",
+            label="Sample images: a row for each prompt, the base or start adapter first, then step by step",
             columns=4,
             height="auto",
             format="png",

@@ -18,7 +18,7 @@ STATES = (
     "running",
     "stopping",
     "stopped",
-    "cancelled",
+    "canceled",
     "failed",
     "killed",
     "done",

@@ -76,7 +76,7 @@ ROWS = {
     ),
     "a token that is none": (
         train_with(hub_token="hf_ x", push_to_hub=True),
-        "holds a space or a line break",
+        "holds a space, a line break or another character",
     ),
     "unknown encoder": (lambda *_: load_encoder("embeded"), "did you mean 'embedded'"),
 }
