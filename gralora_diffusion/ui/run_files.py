@@ -12,7 +12,7 @@ from gralora_diffusion.ui.workspace import quoted, real_file
 # errors of json.loads() and from_dict() for a file that holds something else
 UNREADABLE = (OSError, ValueError, TypeError, AttributeError, RecursionError)
 JOB_STATES = ("queued", "canceled", "withdrawn", "started", "broken")
-WORDS = {"withdrawn": "canceled"}  # of states, as the page shows them
+WORDS = {"canceled": "cancelled", "withdrawn": "cancelled"}  # of states, as the page shows them
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)")
 LIBRARY_WARNING = re.compile(r"\S{1,300}\.py:\d{1,6}: \w{1,40}Warning: ")
 MAX_CONFIG_BYTES = 1_000_000

@@ -18,7 +18,7 @@ STATES = (
     "running",
     "stopping",
     "stopped",
-    "canceled",
+    "cancelled",
     "failed",
     "killed",
     "done",
