@@ -203,10 +203,10 @@ def problem_with(args: Namespace) -> str | None:
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     with only_options(vars(args)):  # the trainer's sentences name options of `gralora train`
-        do(args)
+        compare(args)
 
 
-def do(args: Namespace) -> None:
+def compare(args: Namespace) -> None:
     # torch is imported only after --help and wrong options are dealt with
     from gralora_diffusion.training.signals import Stopped
 

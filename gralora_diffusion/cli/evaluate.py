@@ -199,22 +199,23 @@ def samples_of_run(args: Namespace) -> tuple:
 def with_images_beside(run: Path, config: TrainConfig) -> TrainConfig:
     """The config of a run, with paths that work here.
 
-    Relative ones are from where the run was started, mostly the folder above runs. Raises ConfigError where
-    the images are not found.
+    Relative ones are from where the run was started: of a run of the page, the folder above runs; of another
+    one mostly this folder, or else that one. Raises ConfigError where the images are not found.
     """
     from gralora_diffusion.files import resolved
 
     home = resolved(run).parent.parent
+    is_of_page = (run / "job.json").exists()
     moved = {}
     for name, about in options_of(TrainConfig).items():
         path = getattr(config, name, None) if about.kind in PATHS else None
-        if path and not Path(path).exists() and (home / path).exists():
+        if path and (home / path).exists() and (is_of_page or not Path(path).exists()):
             moved[name] = str(home / path)
     found = dataclasses.replace(config, **moved)
-    images = found.instance_data_dir
-    if images is not None and not Path(images).exists():
-        ways = "run this where the training was started, or give --generated and --reference instead of --run"
-        raise ConfigError(f"the images of {run}, {images}, are not here: {ways}", option="run")
+    for images in filter(None, (found.instance_data_dir, found.concepts)):
+        if not Path(images).exists():
+            ways = "run this where the training was started, or give --generated and --reference, not --run"
+            raise ConfigError(f"the images of {run}, {images}, are not here: {ways}", option="run")
     return found
 
 

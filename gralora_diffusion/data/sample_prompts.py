@@ -86,8 +86,8 @@ def tags_of(caption: str) -> list[str]:
 
 
 def trigger_of(config: TrainConfig, images: list[TrainingImage]) -> str:
-    """The prompt that a run's files name: that of the first concept, or a caption where nothing is shared."""
-    return triggers(config, images)[0] or example_of(images[0], config)
+    """The prompts that a run's files name, one for each subject; a caption where nothing is shared."""
+    return ", ".join(filter(None, triggers(config, images)[:MOST])) or example_of(images[0], config)
 
 
 def sample_prompts(config: TrainConfig, images: list[TrainingImage]) -> list[str]:

@@ -87,11 +87,11 @@ def note_on_repeats(repeats: set[int], notes: list[str]) -> None:
         numbers = ", ".join(map(str, sorted(repeats)[:SOME]))
         notes.append(
             f"the folders have different repeats ({numbers}), but a dataset uses all images equally often; "
-            "to keep the repeats, give gralora train the folder above them as --instance_data_dir"
+            "to keep the repeats, copy the folders as they are into images/NAME in the page's home folder"
         )
     elif repeats - {1}:
         (number,) = repeats
-        notes.append(f"for {number} repeats, set Repeats per epoch under Train to {number}")
+        notes.append(f"for {number} repeats of all images, set Repeats per epoch under Train to {number}")
 
 
 def unpacked(uploads: list[Path], folder: Path, notes: list[str], concepts: dict[Path, str]) -> list[Path]:

@@ -6,20 +6,22 @@ from collections.abc import Callable
 import gradio as gr
 
 from gralora_diffusion.ui.handlers import PRIVATE
-from gralora_diffusion.ui.status_strip import ACTIVE
+from gralora_diffusion.ui.status_strip import ACTIVE, StatusStrip
 
-COUNT = """(state, count) => {{  // count the runs that ended while the list was in sight
+COUNT_ENDED = """(run, state, before, count) => {{  // the runs that ended while the list was in sight
+    const ended = run !== before || !{active}.includes(state);  // the next run of a queue starts at once
     const inSight = document.getElementById({id})?.offsetParent;
-    return inSight && !{active}.includes(state) ? count + 1 : count;
+    return [run, inSight && ended ? count + 1 : count];
 }}"""
 
 
-def connect_new_adapters(state: gr.Textbox, lists_event: dict) -> None:
-    """state: of the status strip; lists_event: of a tab, its list of adapters the first input and output."""
+def connect_new_adapters(strip: StatusStrip, lists_event: dict) -> None:
+    """lists_event: of a tab, its list of adapters the first input and output."""
     adapters = lists_event["inputs"][0]
-    js = COUNT.format(id=json.dumps(adapters.elem_id), active=json.dumps(ACTIVE))
-    ended = gr.Number(0, visible="hidden")
-    state.change(None, [state, ended], ended, js=js, **PRIVATE)
+    js = COUNT_ENDED.format(id=json.dumps(adapters.elem_id), active=json.dumps(ACTIVE))
+    before, ended = gr.Textbox(visible="hidden"), gr.Number(0, visible="hidden")
+    changed = [strip.run.change, strip.state.change]
+    gr.on(changed, None, [strip.run, strip.state, before, ended], [before, ended], js=js, **PRIVATE)
     ended.change(**lists_event | dict(fn=keeping(lists_event["fn"])))
 
 

@@ -73,7 +73,7 @@ def build(workspace: Workspace, queue: RunQueue, sampler: Sampler) -> gr.Blocks:
         connect_checks(train_tab, train)
         for tab, part in ((sample_tab, sample), (compare_tab, compare), (export_tab, export)):
             tab.select(**part.lists_event)
-            connect_new_adapters(strip.state, part.lists_event)
+            connect_new_adapters(strip, part.lists_event)
         sample.history.refresh_on(sample_tab.select)
         compare_tab.select(**compare.blind.refresh)
         for tab, gallery in ((sample_tab, sample.gallery), (compare_tab, compare.gallery)):

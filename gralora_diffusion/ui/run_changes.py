@@ -48,7 +48,7 @@ class RunChanges:
             run = self.idle_run(name, "rename")
             taken = [path.name for path in self.workspace.runs.iterdir()]
             new = run.with_name(new_name(wanted, "a run", taken))
-            self.move(run, new, renaming(self.workspace, name, new.name))
+            self.move(run, new, renaming(self.workspace, run, new.name))
         write_report_of_renamed(new)  # takes seconds, in which the queue goes on
         return new.name
 
@@ -88,7 +88,7 @@ class RunChanges:
             run = self.deleted()[-1]
             taken = [path.name for path in self.workspace.runs.iterdir()]
             name = run.name if run.name not in taken else free_run_name(self.workspace, run.name)
-            change = renaming(self.workspace, run.name, name, until=int(run.parent.name))
+            change = renaming(self.workspace, run, name, until=int(run.parent.name))
             self.move(run, self.workspace.runs / name, change)
             run.parent.rmdir()
         if name != run.name:

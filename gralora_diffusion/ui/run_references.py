@@ -44,18 +44,17 @@ class Renaming:
         return Renaming(self.new, self.old, self.since, self.until)
 
 
-def renaming(workspace: Workspace, old: str, new: str, until: int = sys.maxsize) -> Renaming:
+def renaming(workspace: Workspace, run: Path, new: str, until: int = sys.maxsize) -> Renaming:
     """until: when the run was deleted, if it was; other runs of its name had the name before it.
 
     Those are in the bin, or were there: no run is older than its files.
     """
-    run = workspace.runs / old if until == sys.maxsize else workspace.removed_runs / str(until) / old
     moments = [path.stat(follow_symlinks=False).st_mtime_ns for path in run.iterdir()]
     since = min(moments, default=0)
     for removal in removed.removals(workspace.removed_runs):
-        if (removal / old).is_dir() and int(removal.name) < until:
+        if (removal / run.name).is_dir() and int(removal.name) < until:
             since = max(since, int(removal.name))
-    return Renaming(old, new, since, until)
+    return Renaming(run.name, new, since, until)
 
 
 def follow(workspace: Workspace, change: Renaming) -> None:

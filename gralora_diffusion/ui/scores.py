@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from gralora_diffusion.options import ConfigError, one_of
+from gralora_diffusion.ui.literal import literal
 
 WITH_IMAGES = {"references", "lookalikes", "originals", "base"}  # what a metric compares images with
 HEAD = ["images", "score", "better", "n", "mean", "sd", "95 % interval", "encoder", "best adapter"]
@@ -17,7 +18,7 @@ BEST_MEAN = "best mean"  # without an interval, so that nothing says how much of
 BEHIND_BASE = ", base better"
 BASE = "base"  # the name of what is the same for several adapters at strength 0
 OF_BASE = "base, not ranked"
-SAID = {
+VERDICTS = {
     BEST: "is best",
     BEST_BUT: "has the best mean, but intervals overlap, so that may be chance",
     BEST_MEAN: "has the best mean; there is no interval that says how much of it is chance",
@@ -108,11 +109,11 @@ def verdict(rows: list[list[str]]) -> str:
     """The marks of table(), as sentences in Markdown."""
     lines = []
     for name, score, _, *_, encoder, mark in rows:
-        known = [text for text in SAID if mark.startswith(text)]
+        known = [text for text in VERDICTS if mark.startswith(text)]
         if known:
-            text = SAID[max(known, key=len)]
+            text = VERDICTS[max(known, key=len)]
             base = "; the base is better still" if mark.endswith(BEHIND_BASE) else ""
-            lines.append(f"- {score} ({encoder}): **{name}** {text}{base}")
+            lines.append(f"- {score} ({encoder}): **{literal(name)}** {text}{base}")
     return "\n".join(lines)
 
 

@@ -42,7 +42,7 @@ class StatusStrip:
         self.refresh_event = dict(fn=guarded(self.refresh), inputs=self.seen, outputs=self.outputs, **QUIET)
         self.stopping = self.stop.click(guarded(self.stop_run), None, None, queue=False, **PRIVATE)
         shown = dict(zip(STRIP, texts, strict=True))
-        self.state = shown["State"]
+        self.run, self.state = shown["Run"], shown["State"]
         followed = [shown[label] for label in ("Run", "State", "Step")]
         gr.on([text.change for text in followed], None, followed, None, js=FOLLOW, **PRIVATE)
 

@@ -30,12 +30,15 @@ class BlindComparison:
             with gr.Column(visible=False) as self.trial:
                 self.build_trial()
             self.result = gr.Textbox(
-                label="Result", lines=2, interactive=False, visible=False, elem_id="blind-result"
+                label="Result of the last comparison",
+                lines=2,
+                interactive=False,
+                visible=False,
+                elem_id="blind-result",
             )
         outputs = [self.trial, self.text, self.left, self.right, self.result, self.shown, self.accordion]
         self.refresh = dict(fn=guarded(self.view), inputs=None, outputs=outputs, **QUIET)
-        self.of_grid = [self.first, self.second, self.result]
-        self.groups = dict(fn=guarded(groups), inputs=cells, outputs=self.of_grid, **QUIET)
+        self.groups = dict(fn=guarded(groups), inputs=cells, outputs=[self.first, self.second], **QUIET)
         names = [cells, self.first, self.second]
         self.start.click(guarded(self.begin), names, outputs, **PRIVATE)
         for choice, button in self.buttons.items():
@@ -108,10 +111,7 @@ class BlindComparison:
 
 
 def groups(cells: list) -> tuple:
-    """The groups of a new grid's cells, and no result, which is that of another grid.
-
-    Two adapters are chosen at their highest strength, or of one adapter the two highest strengths.
-    """
+    """The groups of a grid's cells; two adapters are chosen at their highest strength, or two strengths."""
     cells = [cell for cell in cells or [] if isinstance(cell, Cell)]
     names = list(dict.fromkeys(cell.group for cell in cells))
     strongest = sorted(cells, key=lambda cell: -cell.strength)
@@ -121,5 +121,4 @@ def groups(cells: list) -> tuple:
     wanted = [*of_adapters.values(), *(cell.group for cell in strongest)]
     chosen = list(dict.fromkeys(wanted))[:2]
     first, second = [*sorted(chosen, key=names.index), None, None][:2]
-    hidden = gr.update(visible=False)
-    return gr.update(choices=names, value=first), gr.update(choices=names, value=second), hidden
+    return gr.update(choices=names, value=first), gr.update(choices=names, value=second)

@@ -25,21 +25,13 @@ from gralora_diffusion.ui.handlers import PRIVATE, QUIET, connect_generation, gu
 from gralora_diffusion.ui.image_series import MAX_PROMPTS, prompts_of
 from gralora_diffusion.ui.into_view import showing
 from gralora_diffusion.ui.sampler import MAX_PROMPT, MAX_STEPS, ImageRequest, Sampler, Step
-from gralora_diffusion.ui.scores import HEAD, encoder_names, scores, table, verdict, with_short_encoders
+from gralora_diffusion.ui.score_view import NO_SCORES, shown_scores
+from gralora_diffusion.ui.scores import HEAD, encoder_names, scores, table, with_short_encoders
 from gralora_diffusion.ui.served import check_served, save_served
 from gralora_diffusion.ui.suggestion import Suggestion
 from gralora_diffusion.ui.tab_blind import BlindComparison
 from gralora_diffusion.ui.workspace import Workspace
 
-NO_SCORES = (
-    "**No scores yet.** Generate a grid, then press **Score the grid**: likeness to the training images, "
-    "fidelity to the prompt (by clip or embedded), diversity and copies; with several prompts, each has an "
-    "interval."
-)
-FEW_SCORES = (
-    "**Few images:** intervals from fewer than 10 prompts or images are too narrow. More prompts and seeds "
-    "help. For paired differences, see `gralora evaluate --help`."
-)
 NO_ADAPTERS = (
     "### Nothing to compare yet\nTrain an adapter: it is offered here when the run is done. Or add a file "
     "under **Sample**: **More**, then **Add an adapter file**."
@@ -294,10 +286,3 @@ class CompareTab:
             self.first_prompt(kept, prompt),
             newest,
         )
-
-
-def shown_scores(rows: list[list[str]], few: bool = False) -> tuple:
-    """Updates of the table and of the hint; few: the intervals are from few images."""
-    parts = [verdict(rows), FEW_SCORES if few else ""] if rows else [NO_SCORES]
-    hint = "\n\n".join(filter(None, parts))
-    return gr.update(value=rows or None, visible=bool(rows)), gr.update(value=hint, visible=bool(hint))

@@ -1,7 +1,5 @@
 """Dataset: images and captions in, a card for each image, checks with what to do."""
 
-import re
-
 import gradio as gr
 
 from gralora_diffusion.console import counted
@@ -9,6 +7,7 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import image_sets, image_uploads
 from gralora_diffusion.ui.caption_cards import CaptionCards, selected
 from gralora_diffusion.ui.handlers import PRIVATE, guarded, notify
+from gralora_diffusion.ui.literal import literal
 from gralora_diffusion.ui.outdated_checks import CHECKED
 from gralora_diffusion.ui.tab_crops import CropPreview
 from gralora_diffusion.ui.tab_set_models import SetModels
@@ -247,8 +246,3 @@ class DatasetTab:
     def check_set(self, name: str, resolution: str):
         findings = image_sets.check_set(self.workspace, name, int(resolution))
         return gr.update(value=findings or [["all", "No problems found", "Continue to Train"]], visible=True)
-
-
-def literal(text: str) -> str:
-    """The text for a gr.Markdown, which shows it as it is, without formatting, links or HTML."""
-    return re.sub(r"[^\w\s]|_", lambda found: f"&#{ord(found[0])};", text)

@@ -2,7 +2,6 @@
 
 import json
 
-import gradio as gr
 import pytest
 from PIL import Image
 
@@ -148,8 +147,7 @@ def test_the_marks_are_said_in_sentences():
 
 def test_a_blind_comparison_is_first_of_two_adapters_at_their_highest_strength():
     def chosen(*cells):
-        first, second, result = blind_groups([Cell(*cell, 0, "p") for cell in cells])
-        assert result == gr.update(visible=False)
+        first, second = blind_groups([Cell(*cell, 0, "p") for cell in cells])
         return first["value"], second["value"]
 
     two = [("one", 0.0), ("one", 0.5), ("one", 1.0), ("two", 0.0), ("two", 0.5), ("two", 1.0)]

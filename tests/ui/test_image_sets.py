@@ -194,7 +194,7 @@ def test_an_archive_of_a_kohya_folder_keeps_its_words_and_says_what_is_lost(work
     assert caption_files.caption_of(folder / "c.png") == ""
     assert notes == [
         '10_sks dog: its images are in this dataset now; 1 image without a caption got "sks dog"',
-        "for 10 repeats, set Repeats per epoch under Train to 10",
+        "for 10 repeats of all images, set Repeats per epoch under Train to 10",
     ]
 
 

@@ -34,6 +34,8 @@ def make_run(workspace, name: str, content: str, **config):
 @pytest.fixture
 def changes(workspace):
     make_run(workspace, "red-1", "first")
+    for path in (workspace.runs / "red-1").rglob("*"):
+        os.utime(path, (1, time.time() - 60))  # it was trained before what refers to it
     return RunChanges(RunQueue(workspace))
 
 
@@ -53,6 +55,19 @@ def names_of(workspace, entry: str) -> list[str]:
 
 def problem(workspace, entry: str) -> str:
     return problem_of(workspace, sample_history.entry_of(workspace, entry))
+
+
+def test_without_a_hash_images_that_are_older_than_a_run_are_of_another_one(workspace):
+    """Also where that one was deleted for good."""
+    make_run(workspace, "red-1", "first")
+    older = keep(workspace, "red-1", with_hashes=False)
+    changes = RunChanges(RunQueue(workspace))
+    changes.delete("red-1")
+    changes.delete_for_good()
+    make_run(workspace, "red-1", "second")
+    newer = keep(workspace, "red-1", with_hashes=False)
+    changes.rename("red-1", "mine")
+    assert (names_of(workspace, older), names_of(workspace, newer)) == (["red-1"], ["mine"])
 
 
 def test_an_image_holds_the_content_of_its_adapter(workspace, finished_run):
