@@ -11,7 +11,7 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, key_of
 from gralora_diffusion.data.concepts import concepts_of, folder_concepts
-from gralora_diffusion.data.image_folder import TrainingImage, find_images
+from gralora_diffusion.data.image_folder import TrainingImage, find_images, some
 from gralora_diffusion.data.images import EXTENSIONS, bucket_of
 from gralora_diffusion.data.listing import has_images, listing, numbered, printable
 from gralora_diffusion.devices import release_unused
@@ -77,14 +77,14 @@ def check_class_folders(config: TrainConfig) -> None:
         name, read, direct = printable(folder), numbered(folder), given_in(folder)
         others = [path.name for path in subfolders_of(folder) if has_images(path)]
         if read and direct:
-            problem = (
-                f"{name} holds both images ({direct[0]}) and subfolders with repeats ({read[0][0].name})"
-            )
-            way = "move the images into one of the subfolders"
-            raise ConfigError(f"--class_data_dir {problem}: {way}", option="class_data_dir")
+            problem = f"{name} holds both an image ({direct[0]}) and a subfolder with repeats"
+            way = "move all images into such a subfolder"
+            named = f"--class_data_dir {problem} ({read[0][0].name})"
+            raise ConfigError(f"{named}: {way}", option="class_data_dir")
         if others and not read and not direct:
-            problem = f"{name} holds class images only in subfolders ({printable(others[0])})"
-            ways = f"name one of them, or put repeats before their names, such as '1_{printable(others[0])}'"
+            where = f"{counted(len(others), 'subfolder')} ({some(others)})"
+            problem = f"{name} holds class images only in {where}"
+            ways = f"name a subfolder, or put repeats before each name, such as '1_{printable(others[0])}'"
             raise ConfigError(f"--class_data_dir {problem}: {ways}", option="class_data_dir")
         if not own.class_prompt and not read:
             problem = "--with_prior_preservation needs --class_data_dir and --class_prompt"
@@ -128,7 +128,7 @@ def in_subfolders(config: TrainConfig, cache: Cache | None) -> list[TrainingImag
         images = find_class_images(path, words or config.class_prompt, config, cache)
         found += [dataclasses.replace(image, repeats=repeats) for image in images]
     if not found:
-        problem = f"the subfolders of {printable(folder)} hold no images that can be used"
+        problem = f"no subfolder of {printable(folder)} holds an image that can be used"
         raise ConfigError(f"--class_data_dir: {problem}", option="class_data_dir")
     what = f"{counted(len(found), 'class image')} in subfolders with repeats"
     note(f"{folder} holds {what}: nothing is left out, and nothing is generated")

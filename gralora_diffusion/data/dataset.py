@@ -103,9 +103,10 @@ def check_holds_images(concept: Concept) -> None:
         raise ConfigError(f"{problem} holds folders of images: {way}", option="instance_data_dir")
     with_images = [name for name in subfolders if has_images(concept.folder / name)]
     if with_images:
-        problem = f"{printable(concept.folder)} holds no images itself, only subfolders ({some(with_images)})"
+        what = f"only {counted(len(with_images), 'subfolder')} with images ({some(with_images)})"
+        problem = f"{printable(concept.folder)} holds no images itself, {what}"
         words = with_images[0].lstrip("0123456789 -_") or with_images[0]
-        ways = f"name one of them, or put repeats before their names, such as '10_{printable(words)}'"
+        ways = f"name a subfolder, or put repeats before each name, such as '10_{printable(words)}'"
         raise ConfigError(f"{problem}: {ways}", option="instance_data_dir")
 
 
@@ -116,7 +117,8 @@ def note_subfolders(config: TrainConfig) -> None:
     folder = Path(config.instance_data_dir)
     masks = Path(config.mask_dir).name if config.mask_dir else None
     if names := [name for name in left_out(folder) if name != masks]:
-        note(f"{folder} has subfolders without repeats in their names, which are left out: {some(names)}")
+        what = f"{counted(len(names), 'subfolder')} without repeats in the name, left out"
+        note(f"{folder} has {what}: {some(names)}")
     if has_images(folder) and numbered(folder):
         names = some([path.name for path, _, _ in numbered(folder)])
         note(f"{folder} holds images itself, so subfolders with repeats are not read as concepts: {names}")

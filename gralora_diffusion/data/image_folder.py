@@ -169,11 +169,13 @@ def has_caption(path: Path, beside: dict[str, Path], metadata: dict[Path, str]) 
 def note_left_out(folder: Path, folders: list[str], files: list[Path], masks: list[Path]) -> None:
     """Note which subfolders, documents and masks are not read."""
     if folders:
-        note(f"{folder} has subfolders, which are left out: {', '.join(map(printable, folders))}")
+        what = f"{counted(len(folders), 'subfolder')}, left out"
+        note(f"{folder} has {what}: {', '.join(map(printable, folders))}")
     documents = [printable(path.name) for path in files if path.suffix.lower() in DOCUMENTS]
     if documents:
         names = ", ".join(documents)
-        note(f"{folder} holds files that are neither images nor captions, which are left out: {names}")
+        what = f"{counted(len(documents), 'file')} with neither an image nor a caption, left out"
+        note(f"{folder} holds {what}: {names}")
     if masks:
         what = f"{counted(len(masks), 'mask')} beside the images, not trained on"
         note(f"{folder} holds {what}: {printable(masks[0].name)}{' and others' if len(masks) > 1 else ''}")

@@ -67,14 +67,16 @@ def add_words(placed: dict[Path, Path], concepts: dict[Path, str], notes: list[s
         repeats, words = numbered_name(name)
         found.add(repeats)
         images = [path for upload, path in placed.items() if concepts.get(upload) == name]
-        bare = [path for path in images if words and not mask_ending(path) and not caption_of(path)]
+        images = [path for path in images if not mask_ending(path)]
+        bare = [path for path in images if words and not caption_of(path)]
         try:
             for path in bare:
                 write_caption(path, words)
         except (ValueError, OSError) as error:
             notes.append(f"{printable(name)}: its words are not used as captions: {reason_of(error)}")
             continue
-        note = f"{printable(name)}: its images are in this dataset now"
+        moved = "its image is" if len(images) == 1 else "its images are"
+        note = f"{printable(name)}: {moved} in this dataset now"
         if bare:
             note += f'; {counted(len(bare), "image")} without a caption got "{printable(words)}"'
         notes.append(note)

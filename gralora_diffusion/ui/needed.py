@@ -27,6 +27,8 @@ def check_unneeded(workspace: Workspace, folder: Path, what: str) -> None:
 
 def way_to_end(state: str, name: str) -> str:
     """What to do with a run in this state, active or queued; name: of the run, or "it"."""
+    if state == "stopping":
+        return f"wait until {name} has ended"
     return f"remove {name} from the queue" if state == "queued" else f"stop {name}"
 
 

@@ -177,7 +177,7 @@ def named(entry: sample_history.Entry) -> str:
     """An image in a sentence: its seed, and its prompt in short."""
     prompt = entry.request.prompt
     short = prompt if len(prompt) <= ASKED else f"{prompt[:ASKED].rstrip()}..."
-    return f"image of seed {entry.request.seed}, “{short}”"
+    return f"image of seed {entry.request.seed} (“{short}”)"
 
 
 def question_of(entry: sample_history.Entry) -> str:

@@ -261,7 +261,7 @@ class WatchTab:
         """What is in the place of the loss before the first step."""
         if state == "queued":
             place = look.queued().index(name) + 1 if name in look.queued() else 1
-            return f"**Number {place} in the queue.** It starts when the runs before it have ended."
+            return f"**Number {place} in the queue.** It starts when every run before it has ended."
         return FIRST_STEPS if state in ACTIVE else ""
 
     def log_of(self, run) -> str:

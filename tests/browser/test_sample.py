@@ -170,7 +170,7 @@ def test_the_history_survives_a_reload_and_gives_its_settings_back(tab, filled):
     tab.page.on("dialog", lambda dialog: questions.append(dialog.message) or dialog.accept())
     tab.page.click("#delete-image")
     tab.wait("history-count", "No favorites yet.")
-    named = "the image of seed 41, “a photo of sks robot at night”"
+    named = "the image of seed 41 (“a photo of sks robot at night”)"
     assert questions == [f"Delete {named}? It is a favorite."]
     tab.page.locator(".toast-body", has_text=f"{named[1:]} was deleted").wait_for()
     assert not tab.page.locator("#use-settings").is_visible()

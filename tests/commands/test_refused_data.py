@@ -97,5 +97,5 @@ def test_what_is_neither_image_nor_caption_is_left_out_with_a_note(tmp_path, cap
         (tmp_path / name).write_bytes(b"x")
     assert [p.path.name for p in find_images(tmp_path, "a dog")] == ["a.png"]
     note = capsys.readouterr().err
-    assert "neither images nor captions, which are left out: list.csv, notes.md\n" in note
+    assert "holds 2 files with neither an image nor a caption, left out: list.csv, notes.md\n" in note
     assert "npz" not in note

@@ -67,7 +67,7 @@ def test_kohyas_folders_have_repeats_and_captions(kohya, capsys):
     assert epoch_length(config_of(kohya / "img"), images) == 9
     assert epoch_length(config_of(kohya / "img", repeats=2), images) == 18
     noted = capsys.readouterr().err
-    assert "without repeats in their names, which are left out: 0_off, drafts\n" in noted
+    assert "2 subfolders without repeats in the name, left out: 0_off, drafts\n" in noted
     assert "loop" not in noted
 
 
@@ -79,7 +79,8 @@ def test_a_folder_with_images_is_read_as_before(kohya, capsys):
 
 def test_subfolders_without_repeats_are_no_concepts(tmp_path):
     draw(tmp_path / "img" / "dog", 1)
-    with pytest.raises(ConfigError, match=r"holds no images itself, only subfolders \(dog\): .* '10_dog'"):
+    words = r"holds no images itself, only 1 subfolder with images \(dog\): .* '10_dog'"
+    with pytest.raises(ConfigError, match=words):
         instance_images(config_of(tmp_path / "img"))
 
 
@@ -132,8 +133,8 @@ def test_a_class_folder_with_subfolders_is_read_and_nothing_is_generated(kohya, 
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        ("reg/more.png", r"holds both images \(more.png\) and subfolders with repeats \(1_cat\)"),
-        ("other/dog/1.png", r"only in subfolders \(dog\): .* such as '1_dog'"),
+        ("reg/more.png", r"holds both an image \(more.png\) and a subfolder with repeats \(1_cat\)"),
+        ("other/dog/1.png", r"only in 1 subfolder \(dog\): .* such as '1_dog'"),
     ],
 )
 def test_class_images_that_would_be_ignored_stop_the_run(kohya, entry, words):

@@ -79,7 +79,7 @@ def test_the_first_source_is_used(folder, capsys):
     assert names(found) == beside | {"a.png": "a.png", "c.png": "c-masklabel.png"}
     notes = capsys.readouterr().err
     assert "masks holds 1 mask without an image: renamed.png" in notes
-    assert "subfolders" not in notes
+    assert "subfolder" not in notes
     assert all(image.mask is None for image in instance_images(config_of(folder, masked_loss=False)))
 
 
