@@ -68,7 +68,7 @@ class AdaptedConv2d(AdaptedLayer, nn.Conv2d):
     def __init__(self, conv: nn.Conv2d):
         """Take over a plain convolution.  Raises ValueError for any other, and as matrix_of() does."""
         if not isinstance(conv, nn.Conv2d) or isinstance(conv, AdaptedLayer):
-            problem = f"only a plain nn.Conv2d can be adapted, and this is a {type(conv).__name__}"
+            problem = f"only a plain nn.Conv2d can be adapted, not {type(conv).__name__}"
             raise ValueError(problem)
         matrix = matrix_of(conv)
         nn.Conv2d.__init__(self, *arguments_of(conv), bias=conv.bias is not None, device="meta")

@@ -77,7 +77,7 @@ class AdaptedWhole(AdaptedLayer):
     def __init__(self, layer: nn.Module):
         """Take over one of KINDS with a weight.  Raises ValueError for any other."""
         if not isinstance(layer, self.KINDS) or layer.weight is None:
-            raise ValueError(f"a {type(layer).__name__} cannot be adapted")
+            raise ValueError(f"a layer of the type {type(layer).__name__} cannot be adapted")
         nn.Module.__init__(self)
         self.in_features = self.out_features = layer.weight.shape[0]
         self.take_over(layer)

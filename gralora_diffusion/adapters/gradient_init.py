@@ -28,7 +28,7 @@ def check_gradient_start(layers: dict[str, AdaptedLayer]) -> None:
     for layer in layers.values():
         if not isinstance(layer.adapter, LoRA | GraLoRA):
             kind = type(layer.adapter).__name__
-            problem = f"--gora_init needs a LoRA or a GraLoRA, and this is a {kind}: use --gora_init zero"
+            problem = f"--gora_init needs a LoRA or a GraLoRA, not {kind}: use --gora_init zero"
             raise ConfigError(problem, option="gora_init")
 
 

@@ -105,4 +105,4 @@ def with_adapter(cls, linear: nn.Linear, adapter: LayerAdapter, name: str = DEFA
 def check_plain(linear: nn.Module) -> None:
     """Raises ValueError for what is no plain linear layer."""
     if not isinstance(linear, nn.Linear) or isinstance(linear, AdaptedLinear):
-        raise ValueError(f"only a plain nn.Linear can be adapted, and this is a {type(linear).__name__}")
+        raise ValueError(f"only a plain nn.Linear can be adapted, not {type(linear).__name__}")

@@ -87,7 +87,7 @@ def load(where: str) -> tuple[str, torch.nn.Module, object]:
         raise ConfigError(f"{problem}: give the folder or hub id of a model", option="model")
     kind = transformers.PretrainedConfig.get_config_dict(where)[0].get("model_type")
     if kind not in KINDS:
-        problem = f"--model {printable(where)} is a {printable(kind)!r} model"
+        problem = f"--model {printable(where)} is of the kind {printable(kind)!r}"
         raise ConfigError(f"{problem}; it must be one of {', '.join(KINDS)}", option="model")
     if not local:
         note(f"loading {where}, which the first use downloads from the Hugging Face hub")

@@ -34,7 +34,7 @@ def dinov2_model(where: str) -> tuple[nn.Module, dict]:
         raise ConfigError(unavailable(f"DINOv2 {where}", where, FILES, "dinov2", error)) from None
     if not type(processor).__name__.endswith("Pil"):
         raise ConfigError(
-            f"{where}: its preprocessing is a {type(processor).__name__}, which does not use Pillow as "
+            f"{where}: its preprocessing is {type(processor).__name__}, which does not use Pillow as "
             "its authors did"
         )
 
@@ -66,7 +66,7 @@ def load_dinov2(where: str):
         ask_hub(where, "model.safetensors", f"DINOv2 {where}")
     kind = Dinov2Config.get_config_dict(where)[0].get("model_type")
     if kind != "dinov2":
-        raise ValueError(f"its config.json says that it is a {kind}, not a dinov2")
+        raise ValueError(f"its config.json says that it is {kind}, not dinov2")
     config = Dinov2Config.from_pretrained(where)
     processor = AutoImageProcessor.from_pretrained(where, backend="pil")  # torchvision's resize differs
     return load_exactly(Dinov2Model, where, config=config), processor

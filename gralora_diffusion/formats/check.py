@@ -107,7 +107,7 @@ def check_factors(factors: Factors, method: str, where: str) -> None:
     kind = KINDS[method]
     if set(factors) not in kind.LEAVES:
         needed = " or ".join(", ".join(sorted(names)) for names in kind.LEAVES)
-        raise ConfigError(f"{where} holds {', '.join(sorted(factors))}; a {method} layer needs {needed}")
+        raise ConfigError(f"{where} holds {', '.join(sorted(factors))}; {method} layers need {needed}")
     check_shapes(factors, where)
     check_tensors(factors, where)
 

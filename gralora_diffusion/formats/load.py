@@ -146,7 +146,8 @@ def delta_adapter(
     try:
         layer = model.get_submodule(path)
         if not isinstance(layer, ADAPTABLE):
-            raise ValueError(f"the base's layer is a {type(layer).__name__}, which no adapter can change")
+            kind = type(layer).__name__
+            raise ValueError(f"the base's layer is of the type {kind}, which no adapter can change")
         return DeltaAdapter(layer, weight, bias)
     except AttributeError:
         problem = "the base has no such layer; the adapter was made for a different kind of model"

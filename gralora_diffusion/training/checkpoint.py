@@ -205,7 +205,7 @@ def pack(value, name: str = "") -> tuple[dict[str, torch.Tensor], object]:
         return tensors, {type(value).__name__: rest}
     if value is None or isinstance(value, bool | int | float | str):
         return {}, {"value": value}
-    raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold")
+    raise TypeError(f"{name} is of the type {type(value).__name__}, which a checkpoint cannot hold")
 
 
 def unpack(rest, tensors: dict[str, torch.Tensor]):

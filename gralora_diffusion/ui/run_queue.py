@@ -109,7 +109,7 @@ class RunQueue:
             if status["state"] == "stopping":
                 return f"{name} is already stopping after this step"
             if status["state"] not in ACTIVE:
-                return f"{name} is not active: it is {WORDS.get(status['state'], status['state'])}"
+                return f"{name} is not active: its state is {WORDS.get(status['state'], status['state'])}"
             if is_active(job):
                 end_group(job["pid"])
             else:  # started on the command line: the process that holds the folder's lock wrote status.json

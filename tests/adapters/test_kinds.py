@@ -149,7 +149,7 @@ def test_what_does_not_fit_a_kind_is_refused(tmp_path):
     config = TrainConfig(
         adapter=AdapterConfig(method="diagonal", rank=4), output_dir=str(tmp_path / "x"), **start
     )
-    with pytest.raises(ConfigError, match="needs a LoRA or a GraLoRA, and this is a ScaledDiagonal"):
+    with pytest.raises(ConfigError, match="needs a LoRA or a GraLoRA, not ScaledDiagonal"):
         train(TrainConfig(**vars(config) | QUICK))
     with pytest.raises(ValueError, match="T-LoRA masks ranks"):
         inject(load_sdxl().unet, AdapterConfig(method="diagonal", rank=4, tlora=True))

@@ -267,7 +267,7 @@ def test_mistakes_are_one_sentence(photos, tagger, blip, tmp_path, capsys):
     (tmp_path / "empty" / "config.json").write_text(
         '{"model_type": "bert", "auto_map": {"AutoModel": "x.Y"}}'
     )
-    assert "is a 'bert' model; it must be one of blip, florence2" in words("photos", "--model", "empty")
+    assert "is of the kind 'bert'; it must be one of blip, florence2" in words("photos", "--model", "empty")
     (tmp_path / "empty" / "config.json").write_text('{"model_type": "blip"}')
     assert "--model empty cannot be loaded" in words("photos", "--model", "empty")
     assert "--threshold is an option of a tagger" in words(

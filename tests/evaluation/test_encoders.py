@@ -318,7 +318,7 @@ def test_weights_of_another_model_are_refused(tiny_clip, tiny_dinov2, tmp_path):
     refused(f"dinov2:{other}", "unexpected", "embeddings.register_tokens")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | dict(model_type="dinov2_with_registers")))
-    refused(f"dinov2:{other}", "it is a dinov2_with_registers, not a dinov2")
+    refused(f"dinov2:{other}", "it is dinov2_with_registers, not dinov2")
 
 
 def test_images_that_cannot_be_scored_are_named(tmp_path):

@@ -292,7 +292,7 @@ def test_headers_that_lie_about_the_native_file(tmp_path):
         k="k 4",
         hybrid_rank="hybrid_rank 8",
         alpha="alpha is not the one of the header",
-        method="a lora layer needs",
+        method="lora layers need",
     )
     for name, lie in lies.items():
         save_file(

@@ -90,7 +90,7 @@ def test_a_run_is_added_once(workspace):
         queue.add("one", TrainConfig())
     assert queue.stop("one") == "one was removed from the queue"
     assert queue.state(workspace.runs / "one")["state"] == "canceled"
-    assert queue.stop("one") == "one is not active: it is cancelled"
+    assert queue.stop("one") == "one is not active: its state is cancelled"
 
 
 def test_a27_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(workspace):
