@@ -72,11 +72,12 @@ def test_several_prompts_and_a_strength_sweep(tab, filled):
 def test_previews_are_visible_before_the_image(tab):
     more(tab)
     tab.set_number("sample-steps", 100)
-    tab.set_number("preview-every", 1)
-    tab.set_number("count", 8)  # a fast machine is not done before the click
+    tab.set_number("preview-every", 10)
+    tab.set_number("count", 8)
+    tab.fill("prompt", "\n".join(["a photo of sks robot"] * 8))  # a fast machine is not done before the click
     tab.page.locator("#beside input").uncheck()
     tab.page.click("#generate")
-    tab.wait("sample-progress", "Preview of image 1 of 8 · step")
+    tab.wait("sample-progress", "Preview of image 1 of 64 · step")
     preview = tab.page.locator("#slider img").first
     until(lambda: "preview" in (preview.get_attribute("src") or ""), "the preview is in the slider")
     tab.page.click("#stop-generating")

@@ -95,7 +95,7 @@ ROWS = {
     "resume with another optimizer": (resume_with(optimizer="Adafactor"), "--optimizer AdamW, not Adafactor"),
     "resume on another base": (
         resume_with(pretrained_model_name_or_path=str(EMBEDDED)),
-        "--pretrained_model_name_or_path None, not",
+        "no --pretrained_model_name_or_path, not",
     ),
     "resume with other data": (
         with_another_image,

@@ -236,7 +236,7 @@ def test_bad_masks_are_named(tmp_path):
 
 def test_no_mask_at_all_is_refused(tmp_path):
     photo(tmp_path / "photos" / "a.png")
-    with pytest.raises(ConfigError, match=r"none of the 1 image has one: put NAME-masklabel\.png") as error:
+    with pytest.raises(ConfigError, match=r"no image has one: put NAME-masklabel\.png") as error:
         instance_images(config_of(tmp_path / "photos"))
     assert error.value.option == "masked_loss"
     box(tmp_path / "masks" / "b.png")

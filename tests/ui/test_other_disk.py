@@ -45,19 +45,19 @@ def test_runs_and_images_on_another_disk_are_deleted_and_restored(tmp_path, othe
         (other_disk / name).mkdir()
         (home / name).symlink_to(other_disk / name)
     workspace = Workspace(home)
-    shutil.copytree(finished_run, workspace.runs / "robot-1")
+    shutil.copytree(finished_run, workspace.runs / "robot")
     image_sets.create(workspace, "mine")
     Image.new("RGB", (64, 64)).save(workspace.images / "mine" / "dog.png")
     before = contents(other_disk)
     changes = RunChanges(RunQueue(workspace))
-    changes.delete("robot-1")
+    changes.delete("robot")
     removed_images.remove(workspace, "mine", ["dog.png"])
     assert workspace.run_names() == []
     assert image_sets.images_of(workspace.images / "mine") == []
-    assert changes.undo_delete() == "robot-1"
+    assert changes.undo_delete() == "robot"
     assert removed_images.undo_remove(workspace, "mine") == "dog.png"
-    assert changes.rename("robot-1", "robot-9") == "robot-9"
-    assert changes.rename("robot-9", "robot-1") == "robot-1"
+    assert changes.rename("robot", "robot-9") == "robot-9"
+    assert changes.rename("robot-9", "robot") == "robot"
     assert image_sets.rename(workspace, "mine", "yours") == "yours"
     assert image_sets.rename(workspace, "yours", "mine") == "mine"
     assert contents(other_disk) == before
