@@ -148,7 +148,7 @@ def bad_files(folder, adapter) -> dict[str, tuple]:
         kind = source.stem
         bad(
             f"{kind}, half a pair",
-            "layers need",
+            "need",
             source,
             lambda t, first: {n: v for n, v in t.items() if n != first},
         )
