@@ -82,6 +82,7 @@ def test_previews_are_visible_before_the_image(tab):
     until(lambda: "preview" in (preview.get_attribute("src") or ""), "the preview is in the slider")
     tab.page.click("#stop-generating")
     tab.page.wait_for_function("!document.getElementById('generate').disabled")
+    tab.fill("prompt", "a photo of sks robot")
     tab.set_number("count", 1)
     tab.set_number("sample-steps", 2)
     generate(tab)
