@@ -55,7 +55,7 @@ def test_hostile_names_prompts_and_files_are_escaped(tmp_path):
     (run / '<b onclick="alert(4)">.txt').write_text("")
     samples = run / "samples" / "step-00000"
     samples.mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(samples / 'x"onerror="alert(5).png')
+    Image.new("RGB", (16, 16)).save(samples / 'x"onerror="alert(5).png')
     page = read(run)
     assert "script" not in page.tags
     assert page.tags.count("b") == 1  # the step of the image
@@ -149,7 +149,7 @@ def add_samples(run: Path, steps, count: int) -> None:
         folder = run / "samples" / f"step-{step:05d}"
         folder.mkdir(parents=True)
         for number in range(count):
-            Image.new("RGB", (8, 8)).save(folder / f"{number:02d}.png")
+            Image.new("RGB", (16, 16)).save(folder / f"{number:02d}.png")
 
 
 def test_each_sample_has_its_prompt_and_the_training_images_are_there(tmp_path):
