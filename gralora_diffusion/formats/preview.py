@@ -13,14 +13,8 @@ from gralora_diffusion.formats.run_files import named_after
 THUMBNAIL = 256  # pixels of its longer side at most
 
 
-def jpeg_of(path: Path, side: int) -> str:
-    """The image as a JPEG in base64, its longer side at most `side` pixels."""
-    with Image.open(path) as image:
-        return jpeg_of_image(image, side)
-
-
 def jpeg_of_image(image: Image.Image, side: int) -> str:
-    """The same of an image that is open."""
+    """The image as a JPEG in base64, its longer side at most `side` pixels."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
     buffer = io.BytesIO()
@@ -29,8 +23,9 @@ def jpeg_of_image(image: Image.Image, side: int) -> str:
 
 
 def thumbnail_url(path: Path) -> str:
-    """The image as a data: URL of at most 256 x 256 pixels."""
-    return f"data:image/jpeg;base64,{jpeg_of(path, THUMBNAIL)}"
+    """The PNG as a data: URL of at most 256 x 256 pixels."""
+    with Image.open(path, formats=["PNG"]) as image:  # anybody may have written the folder of a run
+        return f"data:image/jpeg;base64,{jpeg_of_image(image, THUMBNAIL)}"
 
 
 def last_sample(run: Path, step: int | None = None) -> Path | None:

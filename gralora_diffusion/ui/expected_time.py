@@ -15,7 +15,7 @@ from gralora_diffusion.ui.run_files import UNREADABLE, config_from_json, raw_sta
 from gralora_diffusion.ui.run_view import metrics, sample_prompts, speed_of
 from gralora_diffusion.ui.workspace import Workspace
 
-MOST = 32  # trials that are kept
+MOST = 32  # entries of what is kept of trials and of plans
 STEP_OPTIONS = (  # that determine the time of a step, beside the adapter's
     "pretrained_model_name_or_path",
     "train_batch_size",
@@ -67,11 +67,15 @@ _trials: dict[tuple[Path, str], Measured] = {}  # {(HOME, work of a step): what 
 
 
 def keep_trial(config: TrainConfig, workspace: Workspace, measured: Measured) -> None:
-    key = workspace.root, work_of_a_step(config)
-    _trials.pop(key, None)
-    while len(_trials) >= MOST:
-        del _trials[next(iter(_trials))]
-    _trials[key] = measured
+    keep(_trials, (workspace.root, work_of_a_step(config)), measured)
+
+
+def keep(found: dict, key, value) -> None:
+    """found[key] = value, without the oldest entry where there are more than MOST."""
+    found.pop(key, None)
+    while len(found) >= MOST:
+        del found[next(iter(found))]
+    found[key] = value
 
 
 def known_time(config: TrainConfig, work: Work, workspace: Workspace) -> ExpectedTime | None:

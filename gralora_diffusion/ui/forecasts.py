@@ -16,7 +16,7 @@ from gralora_diffusion.console import about, counted
 from gralora_diffusion.options import PATHS, ConfigError, fault_of, from_dict, to_dict
 from gralora_diffusion.training.time_left import costs_from_json
 from gralora_diffusion.ui.config_form import BASE, FIELDS
-from gralora_diffusion.ui.expected_time import Measured, Work, image_work, keep_trial, look_every
+from gralora_diffusion.ui.expected_time import Measured, Work, image_work, keep, keep_trial, look_every
 from gralora_diffusion.ui.page_words import in_page_words, page_words
 from gralora_diffusion.ui.processes import end_group
 from gralora_diffusion.ui.run_files import final_message, raw_status
@@ -100,14 +100,6 @@ def estimate_of(config: TrainConfig, workspace: Workspace) -> Estimate:
     if isinstance(found, ConfigError):
         raise ConfigError(str(found), option=found.option)
     return found
-
-
-def keep(found: dict, key, value, most: int = 32) -> None:
-    """found[key] = value, without the oldest entries where there are more than `most`."""
-    found.pop(key, None)
-    while len(found) >= most:
-        del found[next(iter(found))]
-    found[key] = value
 
 
 def memory_text(config: TrainConfig, estimate: Estimate, workspace: Workspace) -> str:

@@ -1,6 +1,5 @@
 """Watch: of the chosen run the progress, loss, scores, sample images, log and report; then every run."""
 
-from collections.abc import Callable
 from urllib.parse import quote
 
 import gradio as gr
@@ -12,6 +11,7 @@ from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, notify
 from gralora_diffusion.ui.look import Look
 from gralora_diffusion.ui.notifications import ASK
 from gralora_diffusion.ui.page_words import page_words
+from gralora_diffusion.ui.part_updates import Changes
 from gralora_diffusion.ui.run_files import config_of, log_tail, read_job
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
 from gralora_diffusion.ui.run_references import free_run_name
@@ -38,24 +38,6 @@ FIRST_STEPS = (
 )
 NO_LOG = "No log: this run was started on the command line, which shows its output"
 RESUMABLE = ("stopped", "failed", "killed", "canceled", "withdrawn", "unknown")
-
-
-class Changes:
-    """Updates of parts of the page, skipped where a part has not changed since the browser got it.
-
-    before: {part: its version} of the browser; versions: those of now.
-    """
-
-    def __init__(self, before: dict | None):
-        self.before = before or {}
-        self.versions = {}
-        self.updates = []
-
-    def add(self, part: str, version, update: Callable) -> None:
-        """update: makes the value of the part, where it is needed."""
-        self.versions[part] = version
-        changed = self.before.get(part) != version
-        self.updates.append(update() if changed else gr.skip())
 
 
 class WatchTab:

@@ -250,3 +250,20 @@ def test_nothing_is_cut_off_covered_or_hidden(chromium, filled, width):
     tab.page.evaluate("window.scrollTo(0, 0)")
     assert not tab.page.evaluate(covered, "#strip-stop")
     tab.context.close()
+
+
+def test_the_axis_of_the_loss_follows_a_run_past_its_first_steps(tab, filled):
+    """Which alone have an axis of 20 steps, so that its marks are whole numbers."""
+    run = FakeRun(filled.home, "long")
+    for steps, last in ((5, 20), (60, 60)):
+        lines = [json.dumps(dict(step=step, loss=0.1, seconds=1.0)) for step in range(1, steps + 1)]
+        (run.run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        run.status("running", step=steps, steps=60)
+        if steps == 5:
+            tab.wait("history", "long · running")
+            tab.page.locator("#run input").click()
+            tab.page.get_by_role("option", name="long", exact=True).click()
+            until(lambda: tab.value("run") == "long", "the run is chosen")
+        axis = tab.page.locator(f'#loss [aria-label*="values from"][aria-label$="to {last}"]')
+        until(lambda axis=axis: axis.count() > 0, f"the axis ends at {last}")
+    run.end()

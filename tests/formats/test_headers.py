@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import adapted_pipeline
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
@@ -514,6 +514,13 @@ def test_a_run_of_an_earlier_version_is_read_resumed_and_exported(tmp_path):
 )
 def test_the_file_is_named_after_the_run_unless_that_name_is_taken(tmp_path, folder, file):
     assert named_after(tmp_path / folder) == tmp_path / folder / file
+
+
+def test_a_thumbnail_is_of_a_png_alone(tmp_path):
+    """Another format of that name would be handed to its decoder, EPS to another program."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.png", "EPS")
+    with pytest.raises(UnidentifiedImageError):
+        thumbnail_url(tmp_path / "x.png")
 
 
 def test_native_and_exported_files_have_the_same_trigger_words(run):
