@@ -4,11 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas
-
 from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.training.report_charts import SCORES, best_evaluation
+from gralora_diffusion.training.report_charts import best_evaluation
 from gralora_diffusion.training.run_folder import read_evaluations, read_metrics
 from gralora_diffusion.training.time_left import costs_from_json, recent_speed, seconds_left
 from gralora_diffusion.training.validation_images import label_of_start, prompts_of
@@ -17,11 +15,8 @@ from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
 from gralora_diffusion.ui.served import served_copy
 from gralora_diffusion.ui.workspace import EMBEDDED, Workspace, folders, real_file
 
-MAX_POINTS = 900  # of one line of the plot
 HISTORY = ("run", "state", "step", "loss", "adapter", "rank", "base")  # the columns of history()
 ENDING = ("exporting", "writing the report")  # what a run does last, also where it ends before its last step
-HELD_OUT = "validation loss"  # lines of the plots
-BEST = "best step"
 _metrics: dict[Path, tuple] = {}  # {run: (version of the file, lines)} of the last run
 
 
@@ -136,19 +131,6 @@ def smoothed(values: list[float], weight: float) -> list[float]:
     return averages
 
 
-def curve(run: Path, weight: float) -> pandas.DataFrame:
-    """step, loss, line: each step's loss and its moving average, at most MAX_POINTS of each."""
-    lines = [line for line in metrics(run) if line["loss"] == line["loss"]]  # without NaN
-    steps = [line["step"] for line in lines]
-    losses = [line["loss"] for line in lines]
-    every = max(1, -(-len(lines) // MAX_POINTS))
-    rows = []
-    for name, values in (("each step", losses), ("smoothed", smoothed(losses, weight))):
-        points = list(zip(steps, values, strict=True))[::every]
-        rows += [(step, value, name) for step, value in points]
-    return pandas.DataFrame(rows, columns=["step", "loss", "line"])
-
-
 def evaluations(run: Path) -> list[dict]:
     """The lines of evaluations.jsonl that name a step; numbers are checked where they are used."""
     try:
@@ -174,35 +156,6 @@ def best_step(run: Path) -> int | None:
         by = None
     best = best_evaluation(measured(run), by)
     return best["step"] if best else None
-
-
-def with_evaluations(points: pandas.DataFrame, run: Path) -> pandas.DataFrame:
-    """curve() with the loss on held-out images, and a vertical line at the best step, as further lines."""
-    rows = []
-    for line in measured(run):
-        if "validation_loss" in line:
-            rows.append((line["step"], line["validation_loss"], HELD_OUT))
-    step = best_step(run)
-    if step is not None:
-        highest = max([*points["loss"], *(loss for _, loss, _ in rows)], default=1.0)
-        rows += [(step, 0.0, BEST), (step, highest, BEST)]
-    if not rows:
-        return points
-    return pandas.concat([points, pandas.DataFrame(rows, columns=points.columns)], ignore_index=True)
-
-
-def score_curve(run: Path) -> pandas.DataFrame | None:
-    """step, value, line: the scores of the sample images and the best step; None where there are none."""
-    rows = []
-    for line in measured(run):
-        rows += [(line["step"], line[name], name) for name in SCORES if name in line]
-    if not rows:
-        return None
-    step = best_step(run)
-    if step is not None:
-        values = [value for _, value, _ in rows]
-        rows += [(step, min(values), BEST), (step, max(values), BEST)]
-    return pandas.DataFrame(rows, columns=["step", "value", "line"])
 
 
 def sample_files(run: Path) -> list[tuple[int, list[Path]]]:

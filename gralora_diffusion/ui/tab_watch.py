@@ -1,5 +1,6 @@
 """Watch: of the chosen run the progress, loss, scores, sample images, log and report; then every run."""
 
+import functools
 from urllib.parse import quote
 
 import gradio as gr
@@ -13,24 +14,21 @@ from gralora_diffusion.ui.notifications import ASK
 from gralora_diffusion.ui.page_words import page_words
 from gralora_diffusion.ui.part_updates import Changes
 from gralora_diffusion.ui.run_files import config_of, log_tail, read_job
+from gralora_diffusion.ui.run_plots import (
+    LOSS_LINES,
+    SCORE_LINES,
+    legend_update,
+    line_plot,
+    loss_points,
+    plot_update,
+    score_points,
+)
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
 from gralora_diffusion.ui.run_references import free_run_name
 from gralora_diffusion.ui.status_strip import StatusStrip
 from gralora_diffusion.ui.tab_history import RunHistory
 from gralora_diffusion.ui.workspace import Workspace, real_file
 
-COLORS = {
-    "each step": "#94a3b855",
-    "smoothed": "#0d9488",
-    run_view.HELD_OUT: "#d97706",
-    run_view.BEST: "#7c3aed",
-    "subject": "#3b82f6",
-    "prompt": "#d97706",
-    "copy": "#94a3b8",
-    "score": "#0d9488",
-}
-WHOLE = ",.0f"  # the format of steps on an axis
-FEW = 20  # steps; an axis with fewer has marks at halves, which would be rounded
 STOP, DEQUEUE = "Stop & save", "Remove from queue"
 FIRST_STEPS = (
     "**The loss appears here after the first step.** Before it, the base model is loaded, images and "
@@ -103,28 +101,10 @@ class WatchTab:
 
     def build_plot(self) -> None:
         self.waiting = gr.Markdown(visible=False, elem_id="waiting", elem_classes="hint")
-        self.plot = gr.LinePlot(
-            visible=False,  # without points it would take steps for names, and keep to that
-            x="step",
-            x_axis_format=WHOLE,
-            y="loss",
-            color="line",
-            title="Loss",
-            height=280,
-            elem_id="loss",
-            color_map=COLORS,
-        )
-        self.scores = gr.LinePlot(
-            visible=False,
-            x="step",
-            x_axis_format=WHOLE,
-            y="value",
-            color="line",
-            title="Scores of the sample images",
-            height=220,
-            elem_id="score-plot",
-            color_map=COLORS,
-        )
+        self.plot = line_plot(LOSS_LINES, "loss", "Loss", 270, "loss")
+        self.loss_legend = gr.HTML(visible=False, padding=False, elem_id="loss-legend")
+        self.scores = line_plot(SCORE_LINES, "value", "Scores of the sample images", 210, "score-plot")
+        self.scores_legend = gr.HTML(visible=False, padding=False, elem_id="score-legend")
         self.smoothing = gr.Slider(
             0, 0.99, 0.9, step=0.01, label="Smoothing", elem_id="smoothing", visible="hidden"
         )
@@ -144,7 +124,9 @@ class WatchTab:
                 self.message,
                 self.waiting,
                 self.plot,
+                self.loss_legend,
                 self.scores,
+                self.scores_legend,
                 self.smoothing,
                 self.log,
                 self.samples,
@@ -195,14 +177,6 @@ class WatchTab:
         has_report = bool(run and real_file(run / "report.html"))
         finished = state == "done" and name in self.workspace.adapter_names()
 
-        def curve():
-            value = run_view.with_evaluations(run_view.curve(run, smoothing), run) if steps else None
-            return gr.update(value=value, visible=bool(steps), x_lim=limits_of(value))
-
-        def scores():
-            value = run_view.score_curve(run) if evaluated else None
-            return gr.update(value=value, visible=value is not None, x_lim=limits_of(value))
-
         changes = Changes(before)
         changes.add("run", [name, names], lambda: gr.update(choices=names, value=name))
         stop = gr.update(visible=stoppable, value=DEQUEUE if queued else STOP)
@@ -217,8 +191,13 @@ class WatchTab:
         changes.add("waiting", waiting, lambda: gr.update(value=waiting, visible=bool(waiting)))
         hundredth = max(1, steps // 100)  # a plot is much to send and to lay out
         drawn = steps // hundredth if progress and progress.state in ACTIVE else steps
-        changes.add("plot", [name, hundredth, drawn, evaluated, smoothing], curve)
-        changes.add("scores", [name, evaluated], scores)
+        losses = functools.cache(lambda: loss_points(run, smoothing) if run else None)
+        version = [name, hundredth, drawn, evaluated, smoothing]
+        changes.add("plot", version, lambda: plot_update(losses(), LOSS_LINES))
+        changes.add("loss legend", version, lambda: legend_update(losses()))
+        scores = functools.cache(lambda: score_points(run) if run else None)
+        changes.add("scores", [name, evaluated], lambda: plot_update(scores(), SCORE_LINES))
+        changes.add("scores legend", [name, evaluated], lambda: legend_update(scores()))
         changes.add("smoothing", bool(steps), lambda: gr.update(visible=True if steps else "hidden"))
         hint = NO_LOG if run and not log and not read_job(run) else ""
         shown = bool(log or hint)
@@ -266,14 +245,6 @@ class WatchTab:
         """(values of the form, a name for the new run) of a run's config."""
         values = from_config(config_of(self.workspace.run(name)), self.workspace)
         return values, free_run_name(self.workspace, values[IMAGES])
-
-
-def limits_of(points) -> list[int | None]:
-    """The first and the last step on the axis of a plot, where its own would have marks between two steps.
-
-    Otherwise two times None: an update with a single None would leave the limits as they were.
-    """
-    return [0, FEW] if points is not None and points["step"].max() < FEW else [None, None]
 
 
 def sample_versions(run) -> list:

@@ -252,18 +252,27 @@ def test_nothing_is_cut_off_covered_or_hidden(chromium, filled, width):
     tab.context.close()
 
 
-def test_the_axis_of_the_loss_follows_a_run_past_its_first_steps(tab, filled):
-    """Which alone have an axis of 20 steps, so that its marks are whole numbers."""
+def test_the_plot_of_the_loss_follows_the_run(tab, filled):
     run = FakeRun(filled.home, "long")
-    for steps, last in ((5, 20), (60, 60)):
-        lines = [json.dumps(dict(step=step, loss=0.1, seconds=1.0)) for step in range(1, steps + 1)]
+    for steps in (5, 15, 60, 65):  # where the plot's axis ends at the last step
+        lines = [json.dumps(dict(step=step, loss=1 / step, seconds=1.0)) for step in range(1, steps + 1)]
         (run.run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-        run.status("running", step=steps, steps=60)
+        run.status("running", step=steps, steps=65)
         if steps == 5:
             tab.wait("history", "long · running")
             tab.page.locator("#run input").click()
             tab.page.get_by_role("option", name="long", exact=True).click()
             until(lambda: tab.value("run") == "long", "the run is chosen")
-        axis = tab.page.locator(f'#loss [aria-label*="values from"][aria-label$="to {last}"]')
-        until(lambda axis=axis: axis.count() > 0, f"the axis ends at {last}")
+        axis = tab.page.locator(f'#loss [aria-label*="values from"][aria-label$="to {steps}"]')
+        until(lambda axis=axis: axis.count() > 0, f"the plot ends at step {steps}")
+    assert tab.page.locator("#loss-legend").inner_text().split("\n") == ["each step", "smoothed"]
+    lines = [json.dumps(dict(step=step, validation_loss=0.5, seconds=1.0)) for step in (20, 40)]
+    (run.run / "evaluations.jsonl").write_text("\n".join(lines) + "\n")
+    names = ["each step", "smoothed", "validation loss", "best step"]
+    until(
+        lambda: tab.page.locator("#loss-legend").inner_text().split("\n") == names,
+        "the legend names the loss on held-out images",
+    )
+    for line in names[2:]:
+        tab.page.locator(f'#loss path[aria-label$="line: {line}"][stroke]').first.wait_for(state="attached")
     run.end()

@@ -132,7 +132,10 @@ ROWS = {
     "header with a rank of 10^30": (read_with_config(rank=10**30), "the header says rank 10000"),
     "header with a k that does not divide": (read_with_config(k=3), "the header says rank 16, k 3"),
     "header with an unknown option": (read_with_config(surprise=1), "'surprise'"),
-    "missing key": (read_with_tensors(lambda t: {n: v for n, v in t.items() if n != first(t)}), "needs"),
+    "missing key": (
+        read_with_tensors(lambda t: {n: v for n, v in t.items() if n != first(t)}),
+        "layers need gralora_A",
+    ),
     "extra key": (read_with_tensors(lambda t: t | {"surprise": torch.zeros(1)}), "unknown tensor 'surprise'"),
     "wrong keys": (
         read_with_tensors(lambda t: {n.replace("to_q", "to_z"): v for n, v in t.items()}),

@@ -158,7 +158,7 @@ def damaged(kind, tensors, metadata):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("half a pair", "needs"),
+        ("half a pair", "layers need gralora_A"),
         ("not finite", "not finite"),
         ("wrong shape", "do not fit"),
         ("unknown component", "unknown tensor"),

@@ -35,30 +35,6 @@ def test_the_strip_shows_the_card_and_its_memory_in_use_at_the_peak_and_reserved
     assert len(strip_values(Look(queue))) == len(STRIP) + 2
 
 
-def test_the_plot_has_the_held_out_loss_and_the_best_step_and_scores_are_apart(tmp_path):
-    run = tmp_path / "dog"
-    run.mkdir()
-    config = TrainConfig(validation_split=0.1, keep_best="loss", validation_steps=10)
-    (run / "config.json").write_text(json.dumps(to_dict(config)))
-    (run / "metrics.jsonl").write_text(json.dumps(dict(step=1, loss=0.9, seconds=1.0)) + "\n")
-    assert run_view.score_curve(run) is None
-    plain = run_view.curve(run, 0.5)
-    assert run_view.with_evaluations(plain, run) is plain
-    lines = [
-        dict(step=0, validation_loss=0.5, subject=0.4),
-        dict(step=10, validation_loss=0.3, subject="a word"),
-    ]
-    hostile = [[], dict(step="x", validation_loss=1), dict(step=20, validation_loss=None), "text"]
-    text = "".join(json.dumps(line) + "\n" for line in [*lines, *hostile])
-    (run / "evaluations.jsonl").write_text(text)
-    points = run_view.with_evaluations(plain, run)
-    held_out = points[points["line"] == run_view.HELD_OUT]
-    assert held_out[["step", "loss"]].values.tolist() == [[0, 0.5], [10, 0.3]]
-    assert points[points["line"] == "best step"]["step"].tolist() == [10, 10]
-    marked = [[0, 0.4, "subject"], [10, 0.4, run_view.BEST], [10, 0.4, run_view.BEST]]
-    assert run_view.score_curve(run).values.tolist() == marked
-
-
 @pytest.mark.parametrize(("values", "best"), [(("validation_loss", "score"), 10), (("score",), 20)])
 def test_the_best_step_is_marked_without_keep_best_too(tmp_path, values, best):
     (tmp_path / "config.json").write_text(json.dumps(to_dict(TrainConfig())))

@@ -4,14 +4,13 @@ import asyncio
 import shutil
 
 import gradio as gr
-import pandas
 import pytest
 
 from gralora_diffusion.training.start_run import EMBEDDED_BASE
 from gralora_diffusion.ui.page_words import page_words
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.status_strip import StatusStrip
-from gralora_diffusion.ui.tab_watch import NO_LOG, WatchTab, limits_of
+from gralora_diffusion.ui.tab_watch import NO_LOG, WatchTab
 
 LINES = {
     "note: the run ends after 300 steps (--max_train_steps 300)": (
@@ -52,18 +51,6 @@ def test_a_run_without_a_log_has_none(tab, workspace):
 def test_the_base_line_names_the_field_that_selects_another(tab, workspace):
     words = page_words(f"base: {EMBEDDED_BASE}", workspace)
     assert words == "base: the embedded one (64 x 64 pixels); “Base model” selects another"
-
-
-FREE = [None, None]
-
-
-@pytest.mark.parametrize(("steps", "limits"), [(1, [0, 20]), (10, [0, 20]), (20, FREE), (600, FREE)])
-def test_the_axis_of_a_plot_has_marks_at_whole_steps(steps, limits):
-    """Vega-Lite sets marks 40 pixels apart, of which 20 steps have one each on the widest page."""
-    points = pandas.DataFrame([(step, 0.1, "each step") for step in range(1, steps + 1)])
-    points.columns = ["step", "loss", "line"]
-    assert limits_of(points) == limits
-    assert limits_of(None) == FREE
 
 
 @pytest.mark.parametrize(("steps", "visible"), [(0, "hidden"), (1, True)])
