@@ -22,18 +22,19 @@ COLORS = {
 }
 LOSS_LINES = ("each step", "smoothed", HELD_OUT, BEST)
 SCORE_LINES = (*SCORES, BEST)
-STEPS = ",~f"  # the format of the axis; that of few steps has marks between two, which are not rounded
-MAX_POINTS = 900  # of one line
+STEPS = ",~f"  # format of the step axis: with few steps, ticks fall between whole steps and are not rounded
+MAX_POINTS = 900  # of the line of each step, and of the smoothed one
+Point = tuple[int, float, str]  # step, value, line
 
 
-def line_plot(lines: tuple[str, ...], y: str, title: str, height: int, name: str) -> gr.LinePlot:
+def line_plot(lines: tuple[str, ...], y: str, title: str, height: int, elem_id: str) -> gr.LinePlot:
     """A hidden plot of the columns "step" and `y`, with a line for each name in the column "line".
 
-    Gradio's plot neither draws nor names a line that its first points did not have. So complete() gives
-    each of `lines` a row, and legend_update() stands for the plot's legend, which would name them all.
+    Gradio's plot neither draws nor names a line that its first points did not have.  So plot_update() gives
+    each of `lines` a row, and legend_update() replaces the plot's own legend, which would name all of them.
     """
     return gr.LinePlot(
-        visible=False,  # without points it would take steps for names, and keep to that
+        visible=False,  # an empty plot would take steps for names, and go on doing so
         x="step",
         x_axis_format=STEPS,
         y=y,
@@ -42,61 +43,58 @@ def line_plot(lines: tuple[str, ...], y: str, title: str, height: int, name: str
         colors_in_legend=[],
         title=title,
         height=height,
-        elem_id=name,
+        elem_id=elem_id,
     )
 
 
-def plot_update(points: pandas.DataFrame | None, lines: tuple[str, ...]) -> dict:
-    """Of a line_plot() with these lines; it is hidden without points."""
-    return gr.update(value=None if points is None else complete(points, lines), visible=points is not None)
+def plot_update(points: list[Point], lines: tuple[str, ...], y: str) -> dict:
+    """The update of a line_plot() of `lines` and `y`; without points it is hidden."""
+    if not points:
+        return gr.update(value=None, visible=False)
+    drawn = {line for *_, line in points}
+    first_step = points[0][0]
+    empty = [(first_step, float("nan"), line) for line in lines if line not in drawn]
+    return gr.update(value=pandas.DataFrame(points + empty, columns=["step", y, "line"]), visible=True)
 
 
-def complete(points: pandas.DataFrame, lines: tuple[str, ...]) -> pandas.DataFrame:
-    """Points with a row without a value for each of the lines that has none."""
-    missing = [line for line in lines if line not in set(points["line"])]
-    rows = [(points["step"].iloc[0], float("nan"), line) for line in missing]
-    return pandas.DataFrame([*points.values.tolist(), *rows], columns=points.columns)
-
-
-def legend_update(points: pandas.DataFrame | None) -> dict:
-    """Of the HTML below a plot: its lines in their colors; it is hidden without points."""
-    names = [] if points is None else points["line"].unique()
+def legend_update(points: list[Point]) -> dict:
+    """The update of the legend below a plot: its lines in their colors; without points it is hidden."""
+    names = dict.fromkeys(line for *_, line in points)
     items = [f'<span><i style="background: {COLORS[name]}"></i>{name}</span>' for name in names]
     return gr.update(value=f'<div class="legend">{"".join(items)}</div>', visible=bool(items))
 
 
-def loss_points(run: Path, smoothing: float) -> pandas.DataFrame | None:
-    """step, loss, line: each step's loss, its moving average (at most MAX_POINTS of each), the loss on
-    held-out images, and a vertical line at the best step; None before the first step.
+def loss_points(run: Path, smoothing: float) -> list[Point]:
+    """Each step's loss, its average, the loss on held-out images, and a vertical line at the best step.
+
+    smoothing: the weight of the past in the average.  [] before the first step.
     """
-    lines = [line for line in run_view.metrics(run) if line["loss"] == line["loss"]]  # without NaN
+    lines = run_view.metrics(run)
     if not lines:
-        return None
+        return []
     steps = [line["step"] for line in lines]
     losses = [line["loss"] for line in lines]
     every = max(1, -(-len(lines) // MAX_POINTS))
-    rows = []
+    points = []
     for name, values in (("each step", losses), ("smoothed", run_view.smoothed(losses, smoothing))):
-        points = list(zip(steps, values, strict=True))[::every]
-        rows += [(step, value, name) for step, value in points]
+        found = list(zip(steps, values, strict=True))[::every]
+        points += [(step, float(value), name) for step, value in found]
     for line in run_view.measured(run):
         if "validation_loss" in line:
-            rows.append((line["step"], line["validation_loss"], HELD_OUT))
+            points.append((line["step"], float(line["validation_loss"]), HELD_OUT))
     step = run_view.best_step(run)
     if step is not None:
-        rows += [(step, 0.0, BEST), (step, max(loss for _, loss, _ in rows), BEST)]
-    return pandas.DataFrame(rows, columns=["step", "loss", "line"])
+        points += [(step, 0.0, BEST), (step, max(loss for _, loss, _ in points), BEST)]
+    return points
 
 
-def score_points(run: Path) -> pandas.DataFrame | None:
-    """step, value, line: the scores of the sample images and the best step; None where there are none."""
-    rows = []
+def score_points(run: Path) -> list[Point]:
+    """The scores of the sample images, and a vertical line at the best step; [] where there are none."""
+    points = []
     for line in run_view.measured(run):
-        rows += [(line["step"], line[name], name) for name in SCORES if name in line]
-    if not rows:
-        return None
+        points += [(line["step"], float(line[name]), name) for name in SCORES if name in line]
     step = run_view.best_step(run)
-    if step is not None:
-        values = [value for _, value, _ in rows]
-        rows += [(step, min(values), BEST), (step, max(values), BEST)]
-    return pandas.DataFrame(rows, columns=["step", "value", "line"])
+    if points and step is not None:
+        values = [value for _, value, _ in points]
+        points += [(step, min(values), BEST), (step, max(values), BEST)]
+    return points

@@ -15,6 +15,7 @@ from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
 from gralora_diffusion.ui.served import served_copy
 from gralora_diffusion.ui.workspace import EMBEDDED, Workspace, folders, real_file
 
+MAX_STEPS = 10**12  # a file that says more is wrong
 HISTORY = ("run", "state", "step", "loss", "adapter", "rank", "base")  # the columns of history()
 ENDING = ("exporting", "writing the report")  # what a run does last, also where it ends before its last step
 _metrics: dict[Path, tuple] = {}  # {run: (version of the file, lines)} of the last run
@@ -45,8 +46,9 @@ def metrics(run: Path) -> list[dict]:
     except OSError:
         return []
     version = (stat.st_mtime_ns, stat.st_size)
-    if run in _metrics and _metrics[run][0] == version:
-        return _metrics[run][1]
+    kept_version, kept = _metrics.get(run, (None, []))
+    if kept_version == version:
+        return kept
     try:
         found = read_metrics(run)
     except (OSError, RecursionError):
@@ -58,7 +60,11 @@ def metrics(run: Path) -> list[dict]:
 
 
 def is_complete(line: dict) -> bool:
-    return all(is_number(line.get(name)) for name in ("step", "loss", "seconds"))
+    return is_step(line.get("step")) and all(is_number(line.get(name)) for name in ("loss", "seconds"))
+
+
+def is_step(value) -> bool:
+    return type(value) is int and 0 <= value < MAX_STEPS
 
 
 def is_number(value) -> bool:
@@ -92,6 +98,14 @@ def progress(queue, run: Path) -> Progress:
         doing=doing_of(status),
         seconds_left=time_left(status, step, speed),
     )
+
+
+def birth(run: Path) -> int:
+    """When the run's config was written, in nanoseconds; another run of the same name has another birth."""
+    try:
+        return (run / "config.json").stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def speed_of(lines: list[dict]) -> float | None:
@@ -137,7 +151,7 @@ def evaluations(run: Path) -> list[dict]:
         found = read_evaluations(run)
     except (OSError, RecursionError):
         return []
-    return [line for line in found if isinstance(line, dict) and type(line.get("step")) is int]
+    return [line for line in found if isinstance(line, dict) and is_step(line.get("step"))]
 
 
 def measured(run: Path) -> list[dict]:

@@ -101,10 +101,10 @@ class WatchTab:
 
     def build_plot(self) -> None:
         self.waiting = gr.Markdown(visible=False, elem_id="waiting", elem_classes="hint")
-        self.plot = line_plot(LOSS_LINES, "loss", "Loss", 270, "loss")
+        self.losses = line_plot(LOSS_LINES, "loss", "Loss", 270, "loss")
         self.loss_legend = gr.HTML(visible=False, padding=False, elem_id="loss-legend")
         self.scores = line_plot(SCORE_LINES, "value", "Scores of the sample images", 210, "score-plot")
-        self.scores_legend = gr.HTML(visible=False, padding=False, elem_id="score-legend")
+        self.score_legend = gr.HTML(visible=False, padding=False, elem_id="score-legend")
         self.smoothing = gr.Slider(
             0, 0.99, 0.9, step=0.01, label="Smoothing", elem_id="smoothing", visible="hidden"
         )
@@ -123,10 +123,10 @@ class WatchTab:
                 self.history.delete,
                 self.message,
                 self.waiting,
-                self.plot,
+                self.losses,
                 self.loss_legend,
                 self.scores,
-                self.scores_legend,
+                self.score_legend,
                 self.smoothing,
                 self.log,
                 self.samples,
@@ -191,13 +191,14 @@ class WatchTab:
         changes.add("waiting", waiting, lambda: gr.update(value=waiting, visible=bool(waiting)))
         hundredth = max(1, steps // 100)  # a plot is much to send and to lay out
         drawn = steps // hundredth if progress and progress.state in ACTIVE else steps
-        losses = functools.cache(lambda: loss_points(run, smoothing) if run else None)
-        version = [name, hundredth, drawn, evaluated, smoothing]
-        changes.add("plot", version, lambda: plot_update(losses(), LOSS_LINES))
+        losses = functools.cache(lambda: loss_points(run, smoothing) if run else [])
+        measured = [name, run_view.birth(run) if run else 0, evaluated]
+        version = [*measured, hundredth, drawn, smoothing]
+        changes.add("losses", version, lambda: plot_update(losses(), LOSS_LINES, "loss"))
         changes.add("loss legend", version, lambda: legend_update(losses()))
-        scores = functools.cache(lambda: score_points(run) if run else None)
-        changes.add("scores", [name, evaluated], lambda: plot_update(scores(), SCORE_LINES))
-        changes.add("scores legend", [name, evaluated], lambda: legend_update(scores()))
+        scores = functools.cache(lambda: score_points(run) if run else [])
+        changes.add("scores", measured, lambda: plot_update(scores(), SCORE_LINES, "value"))
+        changes.add("score legend", measured, lambda: legend_update(scores()))
         changes.add("smoothing", bool(steps), lambda: gr.update(visible=True if steps else "hidden"))
         hint = NO_LOG if run and not log and not read_job(run) else ""
         shown = bool(log or hint)

@@ -274,5 +274,6 @@ def test_the_plot_of_the_loss_follows_the_run(tab, filled):
         "the legend names the loss on held-out images",
     )
     for line in names[2:]:
-        tab.page.locator(f'#loss path[aria-label$="line: {line}"][stroke]').first.wait_for(state="attached")
+        path = f'#loss .mark-line path[aria-label$="line: {line}"][d^="M"]'
+        tab.page.locator(path).wait_for(state="attached")
     run.end()

@@ -1,6 +1,7 @@
 """The log on the page: fields by their labels, datasets and runs by their names."""
 
 import asyncio
+import os
 import shutil
 
 import gradio as gr
@@ -62,7 +63,7 @@ def test_smoothing_is_shown_with_the_loss_curve(tab, workspace, steps, visible):
     updates = tab.refresh(None, run.name, 0.9, None)
     found = dict(zip(tab.refresh_event["outputs"], updates, strict=True))
     assert found[tab.smoothing]["visible"] == visible
-    assert found[tab.plot]["visible"] is bool(steps)
+    assert found[tab.losses]["visible"] is bool(steps)
 
 
 def log_update(tab, run) -> dict:
@@ -79,3 +80,18 @@ def test_a_run_of_the_command_line_says_where_its_output_is(tab, workspace, fini
     assert log_update(tab, run) == gr.update(value="", placeholder=NO_LOG, visible=True)
     (run / "log.txt").write_text("step 1/2\n")
     assert log_update(tab, run) == gr.update(value="step 1/2", placeholder="", visible=True)
+
+
+def test_a_new_run_of_an_old_name_gets_a_new_plot(tab, workspace):
+    run = workspace.runs / "dog-1"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5, "seconds": 1.0}\n')
+    seen = None
+    changed = []
+    for written in (1, 1, 2):
+        (run / "config.json").write_text("{}")
+        os.utime(run / "config.json", (written, written))
+        updates = dict(zip(tab.refresh_event["outputs"], tab.refresh(None, run.name, 0.9, seen), strict=True))
+        seen = updates[tab.seen]
+        changed.append("value" in updates[tab.losses])
+    assert changed == [True, False, True]
