@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping
 
+from gralora_diffusion.console import counted
+
 
 def allocate_ranks(
     importances,
@@ -59,7 +61,7 @@ def bounds(
     if not 1 <= low <= reference_rank <= min(high) or reference_rank % step:
         need = f"must be a multiple of {step} from {max(low, 1)} to {min(high)}"
         limits = f"ranks go from {min_rank} to {max_rank}, in steps of {step}"
-        narrowest = f"the narrowest layer has {min(map(min, shapes))} channels"
+        narrowest = f"the narrowest layer has {counted(min(map(min, shapes)), 'channel')}"
         raise ValueError(f"the reference rank {reference_rank} {need}: {limits}, and {narrowest}")
     return [low] * len(shapes), high
 

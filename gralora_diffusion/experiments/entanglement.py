@@ -14,6 +14,7 @@ import torch
 from gralora_diffusion.adapters.gora import blocks, effective_rank, energies, importance, whitened
 from gralora_diffusion.adapters.gradients import Gradients
 from gralora_diffusion.adapters.linear import AdaptedLinear
+from gralora_diffusion.console import counted
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
 
@@ -136,7 +137,7 @@ def measure_layers(
     for path, layer in layers.items():
         if min(layer.weight.shape) < min(ranks):
             raise ConfigError(
-                f"{path} has {min(layer.weight.shape)} channels, fewer than every one of --ranks: "
+                f"{path} has {counted(min(layer.weight.shape), 'channel')}, fewer than every one of --ranks: "
                 "give a lower rank",
                 option="ranks",
             )

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
+from gralora_diffusion.console import counted
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
 
@@ -26,7 +27,8 @@ def check_outliers(unet: nn.Module, slices: int, precision: str | None) -> None:
         for name in NORMS:
             width = getattr(block, name).weight.numel()
             if width % slices:
-                problem = f"{path}.{name} has {width} channels, which {slices} slices do not divide"
+                has = f"{path}.{name} has {counted(width, 'channel')}"
+                problem = f"{has}, which {slices} slices do not divide"
                 raise ConfigError(f"--outlier_slices: {problem}", option="outlier_slices")
 
 

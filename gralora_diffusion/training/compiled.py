@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.console import note
+from gralora_diffusion.console import counted, note
 from gralora_diffusion.options import ConfigError
 
 BLOCK = "BasicTransformerBlock"
@@ -51,7 +51,8 @@ def compile_blocks(unet: nn.Module, shapes: int) -> int:
     for block in blocks:
         block.compile(dynamic=False, backend=BACKEND)
     each = "" if shapes == 1 else f" of each of {shapes} image shapes"
-    note(f"{len(blocks)} blocks of the UNet are compiled in the first step{each}, which takes minutes")
+    are = f"{counted(len(blocks), 'block')} of the UNet {'is' if len(blocks) == 1 else 'are'}"
+    note(f"{are} compiled in the first step{each}, which takes minutes")
     return len(blocks)
 
 

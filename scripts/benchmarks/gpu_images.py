@@ -11,6 +11,7 @@ from gralora_diffusion.adapters.control import merge
 from gralora_diffusion.adapters.inject import inject
 from gralora_diffusion.adapters.registry import adapter_parameters
 from gralora_diffusion.config import AdapterConfig
+from gralora_diffusion.console import counted
 from gralora_diffusion.devices import drawing_dtype
 from gralora_diffusion.sdxl.sampling import sample
 
@@ -37,7 +38,8 @@ def run(sizes: Sizes, clock: Clock, add: Callable) -> str:
     merge(pipeline.unet)
     add(**attempt(dict(kind="GraLoRA, merged"), measure, pipeline, sizes, finite, clock))
     about = f"{sizes.resolution} px, {sizes.denoising} denoising steps with guidance"
-    return f"{about}, {sizes.at_once} images at once, decoded one by one; weights in fp16, the VAE in fp32"
+    at_once = f"{counted(sizes.at_once, 'image')} at once"
+    return f"{about}, {at_once}, decoded one by one; weights in fp16, the VAE in fp32"
 
 
 def measure(pipeline, sizes: Sizes, finite: list, clock: Clock) -> dict:

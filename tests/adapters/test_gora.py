@@ -124,6 +124,8 @@ def test_what_cannot_be_allocated(options, words):
         allocate_ranks(IMPORTANCES, SHAPES, *options)
     with pytest.raises(ValueError, match="not finite"):
         allocate_ranks(IMPORTANCES | {"q": math.nan}, SHAPES, 8, 4, 32)
+    with pytest.raises(ValueError, match=r"the narrowest layer has 1 channel$"):
+        allocate_ranks([1.0], [(1, 8)], 8, 4, 32)
 
 
 @pytest.mark.parametrize("init", ["svd", "random"])
