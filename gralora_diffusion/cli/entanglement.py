@@ -67,7 +67,7 @@ def report_entanglement(
     from gralora_diffusion.adapters.control import enable
     from gralora_diffusion.adapters.inject import with_convolutions
     from gralora_diffusion.experiments.entanglement import mean_over_layers, measure_layers
-    from gralora_diffusion.experiments.entanglement_report import write_entanglement
+    from gralora_diffusion.experiments.entanglement_report import OPTIONS, write_entanglement
     from gralora_diffusion.training.setup import make_trainable, set_up
 
     if with_convolutions(config.adapter.targets):
@@ -96,7 +96,7 @@ def report_entanglement(
         means=mean_over_layers(rows),
     )
     print(write_entanglement(output, rows, facts))
-    print(f"-> {output}/report.html")
+    print(f"-> {output}/report.html; {output}/{OPTIONS} has the recommended k as options of gralora train")
 
 
 def losses_by_timestep(setup, output: Path, bins: int) -> list:

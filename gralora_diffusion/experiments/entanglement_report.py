@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -14,10 +16,11 @@ from gralora_diffusion.options import ConfigError
 Rows = dict[str, dict]  # {layer: what entanglement.measure_layers() found}
 BY_RANK = ("mean", "inside", "outside", "whitened", "raw")  # columns of the second table
 WIDTHS = (6, 6, 7, 15, 5)
+OPTIONS = "train-options.txt"
 
 
 def write_entanglement(folder: Path, rows: Rows, facts: dict) -> str:
-    """Write report.json, report.html and the plots; returns the tables.
+    """Write report.json, report.html, the plots and train-options.txt; returns the tables.
 
     facts: the set-up, and "means" of mean_over_layers().  Raises ConfigError where matplotlib is not
     installed.
@@ -27,6 +30,7 @@ def write_entanglement(folder: Path, rows: Rows, facts: dict) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in plots.items():
         (folder / name).write_bytes(data)
+    write_text(folder / OPTIONS, shlex.join(options_of(rows)) + "\n")
     write_text(folder / "report.json", json.dumps(facts | dict(layers=rows), indent=1) + "\n")
     page = render(
         "experiments/templates/entanglement.html",
@@ -38,6 +42,25 @@ def write_entanglement(folder: Path, rows: Rows, facts: dict) -> str:
     )
     write_text(folder / "report.html", page)
     return text
+
+
+def options_of(rows: Rows) -> list[str]:
+    """Options of `gralora train` for the recommended values of k, and the rank that they are for.
+
+    A layer that both text encoders have gets the lower of its two values.
+    """
+    ks = {}  # {path in its model: k}
+    for name, row in rows.items():
+        path, k = name.partition(".")[2], row["recommended"]["k"]
+        ks[path] = min(k, ks.get(path, k))
+    ((common, _),) = Counter(ks.values()).most_common(1)
+    pattern = {}
+    for k in sorted(set(ks.values()) - {common}):
+        paths = [re.escape(path) for path in ks if ks[path] == k]
+        pattern[f"^({'|'.join(paths)})$"] = k
+    rank = max(row["recommended"]["rank"] for row in rows.values())
+    options = ["--gralora_rank", str(rank), "--gralora_k", str(common)]
+    return [*options, "--k_pattern", json.dumps(pattern)] if pattern else options
 
 
 def tables(rows: Rows, means: dict) -> str:

@@ -4,6 +4,8 @@ GraLoRA's paper (arXiv 2505.20355, section 2) blames input channels that are muc
 LoRA's losses at high rank.  A base with as many of them as one likes tests that as a cause.
 """
 
+from collections.abc import Collection
+
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
@@ -37,13 +39,16 @@ def transformer_blocks(unet: nn.Module) -> list[tuple[str, BasicTransformerBlock
 
 
 @torch.no_grad()
-def plant_outliers(unet: nn.Module, scale: float, slices: int = 1, seed: int = 0) -> dict[str, list[int]]:
+def plant_outliers(
+    unet: nn.Module, scale: float, slices: int = 1, seed: int = 0, norms: Collection[str] | None = None
+) -> dict[str, list[int]]:
     """Enlarge random channels `scale` times at the inputs of attn1's q, k, v and attn2's q; in place.
 
     Gain and bias of norm1 and norm2 are multiplied by scale in these channels, and the columns of the layers
     that read them divided by it, so the UNet's output stays the same up to rounding, in fp32 and bf16.
-    slices: equal parts of the channels, in each of which one is enlarged: see check_outliers().  Returns
-    {norm: its channels}; the same for the same seed, whatever the scale.
+    slices: equal parts of the channels, in each of which one is enlarged: see check_outliers().  norms: the
+    paths of those to plant in; by default all.  Returns {norm: its channels}; the same for the same seed,
+    whatever the scale and the norms.
     """
     planted = {}
     random = generator(seed, STREAM)
@@ -52,6 +57,8 @@ def plant_outliers(unet: nn.Module, scale: float, slices: int = 1, seed: int = 0
             norm = getattr(block, name)
             size = norm.weight.numel() // slices
             channels = torch.arange(slices) * size + torch.randint(size, (slices,), generator=random)
+            if norms is not None and f"{path}.{name}" not in norms:
+                continue
             norm.weight[channels] *= scale
             norm.bias[channels] *= scale
             for reader in readers:

@@ -1,6 +1,7 @@
 """What a run works with: options checked, base loaded and adapted, checkpoint read, and nothing written."""
 
 import functools
+import itertools
 import math
 import os
 import time
@@ -16,7 +17,7 @@ from gralora_diffusion.adapters.adapted_layer import DEFAULT
 from gralora_diffusion.adapters.inject import inject, unmatched_patterns
 from gralora_diffusion.adapters.orthogonal_start import origin_of, start_orthogonal
 from gralora_diffusion.adapters.quantization import check_quantization, quantize
-from gralora_diffusion.adapters.registry import adapter_parameters, all_layers, handles
+from gralora_diffusion.adapters.registry import adapted_layers, adapter_parameters, all_layers, handles
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import counted, note, share_work
 from gralora_diffusion.data.class_images import check_class_folders, class_images
@@ -224,7 +225,8 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
             inject(model, config.adapter)
         except ValueError as error:
             raise ConfigError(f"{name}: {error}", option=getattr(error, "option", None)) from None
-    if unmatched := unmatched_patterns(all_layers(models), config.adapter):
+    paths = itertools.chain.from_iterable(map(adapted_layers, models.values()))  # without the components
+    if unmatched := unmatched_patterns(paths, config.adapter):
         option = "rank_pattern" if unmatched[0] in config.adapter.rank_pattern else "k_pattern"
         problem = f"--{option} {unmatched[0]!r} matches none of the adapted layers"
         raise ConfigError(problem, option=option)

@@ -12,6 +12,8 @@ from torch import nn
 
 from gralora_diffusion import AdapterConfig, inject
 from gralora_diffusion.adapters.gora import as_gralora
+from gralora_diffusion.adapters.inject import first_match
+from gralora_diffusion.command_line import parse
 from gralora_diffusion.experiments.entanglement import (
     Channels,
     align_all,
@@ -22,6 +24,7 @@ from gralora_diffusion.experiments.entanglement import (
     outlier_of,
     recommend,
 )
+from gralora_diffusion.experiments.entanglement_report import options_of
 
 OUTLIER = 100
 
@@ -149,6 +152,18 @@ def test_channels_are_recorded_only_inside_the_block():
     assert [c.tolist() for c in seen["a"]] == [[2.0, 2.0, 0.0, 4.0]]
 
 
+def test_the_options_give_each_layer_its_recommended_k():
+    ks = {"calm": 1, "loud.0": 4, "louder": 2, "quiet": 1}
+    rows = {f"unet.{path}": dict(recommended=dict(k=k, rank=16, reason="")) for path, k in ks.items()}
+    rows["text_encoder.quiet"] = rows["text_encoder_2.loud.0"] = dict(recommended=dict(k=8, rank=16))
+    config = parse("", options_of(rows)).adapter
+    assert (config.method, config.rank, config.k) == ("gralora", 16, 1)
+    assert {path: first_match(config.k_pattern, path, config.k) for path in [*ks, "loud-0"]} == ks | {
+        "loud-0": 1
+    }
+    assert options_of({"unet.calm": rows["unet.calm"]}) == ["--gralora_rank", "16", "--gralora_k", "1"]
+
+
 def test_columns_without_gradient_are_left_out():
     G = torch.zeros(8, 8)
     G[:, 2] = 1
@@ -176,7 +191,7 @@ def test_the_command_writes_its_report(tmp_path, finished_run):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=600)
     assert done.returncode == 0, done.stderr
     plots = {"alignment.png", "timesteps.png", "outliers.png", "effective_rank.png"}
-    names = plots | {"report.json", "report.html"}
+    names = plots | {"report.json", "report.html", "train-options.txt"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     found = json.loads((tmp_path / "out" / "report.json").read_text())

@@ -55,6 +55,16 @@ def test_planted_outliers_leave_the_output_as_it_is(scale, slices):
         torch.testing.assert_close(ratio, torch.ones(width), rtol=1e-3, atol=1e-3)
 
 
+def test_outliers_are_planted_in_the_norms_that_are_named():
+    everywhere = plant_outliers(load_sdxl().unet, 30)
+    norm = next(iter(everywhere))
+    unet, untouched = load_sdxl().unet, load_sdxl().unet
+    assert plant_outliers(unet, 30, norms=[norm]) == {norm: everywhere[norm]}
+    changed = {name for name, p in unet.named_parameters() if (p != untouched.get_parameter(name)).any()}
+    readers = [f"{norm.removesuffix('norm1')}attn1.to_{part}.weight" for part in "qkv"]
+    assert changed == {f"{norm}.weight", f"{norm}.bias", *readers}
+
+
 def test_channels_depend_on_the_seed_alone():
     def planted(scale, seed):
         return plant_outliers(load_sdxl().unet, scale, seed=seed)

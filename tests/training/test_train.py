@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import re
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from gralora_diffusion.training import objective
 from gralora_diffusion.training import train as train_module
 from gralora_diffusion.training.dry_run import plan
 from gralora_diffusion.training.memory import disk_used
+from gralora_diffusion.training.setup import inject_all
 from gralora_diffusion.training.step_cost import step_memory
 from gralora_diffusion.training.train import train
 
@@ -181,10 +183,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_state_is_kept
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 
-def test_a_pattern_that_matches_nothing_is_a_mistake(tmp_path):
-    with pytest.raises(ConfigError, match="'atn2' matches none"):
-        quick(tmp_path, adapter=AdapterConfig(rank=16, rank_pattern={"atn2": 8}))
+@pytest.mark.parametrize("pattern", ["atn2", "unet.*attn2"])
+def test_a_pattern_that_matches_nothing_is_a_mistake(pattern, tmp_path):
+    with pytest.raises(ConfigError, match=f"'{re.escape(pattern)}' matches none"):
+        quick(tmp_path, adapter=AdapterConfig(rank=16, rank_pattern={pattern: 8}))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pattern_may_be_the_whole_path_of_a_layer():
+    path = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    adapter = AdapterConfig(rank=16, k=2, k_pattern={f"^{re.escape(path)}$": 4})
+    models = inject_all(load_sdxl().components, TrainConfig(adapter=adapter).resolved())
+    ks = {name: layer.adapter.k for name, layer in adapted_layers(models["unet"]).items()}
+    assert {name for name, k in ks.items() if k == 4} == {path}
 
 
 def test_fp16_without_a_gpu_is_refused(tmp_path):
