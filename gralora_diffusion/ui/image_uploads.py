@@ -64,10 +64,12 @@ def add_words(placed: dict[Path, Path], concepts: dict[Path, str], notes: list[s
     """
     found = set()
     for name in dict.fromkeys(concepts[upload] for upload in placed if upload in concepts):
-        repeats, words = numbered_name(name)
-        found.add(repeats)
         images = [path for upload, path in placed.items() if concepts.get(upload) == name]
         images = [path for path in images if not mask_ending(path)]
+        if not images:  # but masks alone
+            continue
+        repeats, words = numbered_name(name)
+        found.add(repeats)
         bare = [path for path in images if words and not caption_of(path)]
         try:
             for path in bare:
