@@ -11,7 +11,7 @@ from gralora_diffusion.console import counted
 from gralora_diffusion.data.captions import clean, from_json, from_text
 from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.listing import numbered_name, printable, reason_of
-from gralora_diffusion.data.masks import ENDINGS
+from gralora_diffusion.data.masks import ENDINGS, LABELS
 from gralora_diffusion.data.metadata import LISTS, is_list_name, read_list
 from gralora_diffusion.ui.caption_files import caption_of, write_caption
 from gralora_diffusion.ui.dataset_locks import changing
@@ -41,7 +41,7 @@ def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int
         added = masks = 0
         placed = {}
         for upload in images:
-            is_mask = masked_image(upload, by_stem) is not None
+            is_mask = masked_image(upload, by_stem) is not None or mask_ending(upload) in LABELS
             target = add_image(folder, upload, by_stem, notes)
             if target is not None:
                 by_stem[upload.stem] = placed[upload] = target
@@ -64,10 +64,12 @@ def add_words(placed: dict[Path, Path], concepts: dict[Path, str], notes: list[s
     """
     found = set()
     for name in dict.fromkeys(concepts[upload] for upload in placed if upload in concepts):
-        repeats, words = numbered_name(name)
-        found.add(repeats)
         images = [path for upload, path in placed.items() if concepts.get(upload) == name]
         images = [path for path in images if not mask_ending(path)]
+        if not images:  # but masks alone
+            continue
+        repeats, words = numbered_name(name)
+        found.add(repeats)
         bare = [path for path in images if words and not caption_of(path)]
         try:
             for path in bare:

@@ -194,7 +194,7 @@ class DatasetTab:
             new = new or free_name("images", self.workspace.set_names())
             name = image_sets.create(self.workspace, new)
         added, notes = image_uploads.add(self.workspace, name, files)
-        if not added and name != before:  # a new dataset would be empty
+        if name != before and not image_sets.image_files(self.workspace.images / name):  # it would be empty
             image_sets.delete(self.workspace, name)
             name = before
         if added or not notes:  # the notes tell of masks and captions alone, and of what was left out

@@ -12,6 +12,8 @@ LABELS = {"scheduler": "Scheduler", "encoder": "Encoders"}
 FOLDER = re.compile(
     r"; either (run once with a network, .{1,300}? hub), or copy .{1,300}? --encoder \w+:FOLDER;"
 )
+CLIP_SKIP = re.compile(r"^--clip_skip (is \d+; it must be from 1 to \d+, the layers of this base's .+)$")
+OF_ADAPTER = r"the clip skip that the adapter was trained with \1: choose another base model"
 PHRASES = {  # {what to do on the command line: on the page}
     "drop it, and the flow's own Euler steps are used": (
         "choose “same as the base model”, and the flow's own Euler steps are used"
@@ -42,6 +44,7 @@ def tab_words(text: str) -> str:
     if "--" not in text and "drop it" not in text:
         return text
     text = FOLDER.sub(r"; \1;", text)
+    text = CLIP_SKIP.sub(OF_ADAPTER, text)
     for command, page in PHRASES.items():
         text = text.replace(command, page)
     return FIELD.sub(lambda match: f"“{LABELS[match[1]]}: {match[2]}”", text)

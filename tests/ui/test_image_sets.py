@@ -306,6 +306,16 @@ def test_masks_stay_beside_their_images(workspace, tmp_path):
     ]
 
 
+def test_a_folder_of_an_archive_that_holds_only_masks_gets_no_note_on_its_images(workspace, tmp_path):
+    name = image_sets.create(workspace, "mine")
+    image_uploads.add(workspace, name, [image(tmp_path / "dog.png")])
+    mask = image(tmp_path / "mask.png", mode="L")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.write(mask, "10_sks dog/dog-masklabel.png")
+    assert image_uploads.add(workspace, name, [tmp_path / "x.zip"]) == (0, [MASK])
+    assert (workspace.images / name / "dog-masklabel.png").is_file()
+
+
 def test_names_of_devices_on_windows_are_changed(workspace, tmp_path):
     name = image_sets.create(workspace, "mine")
     image_uploads.add(workspace, name, [image(tmp_path / "con.png")])

@@ -14,6 +14,7 @@ from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.write import write_native
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.flow import flow_objective
+from gralora_diffusion.ui.handlers import browser_error
 from gralora_diffusion.ui.image_series import Generated, requests_of, series
 from gralora_diffusion.ui.sampler import ImageRequest, Sampler
 from gralora_diffusion.ui.served import save_served
@@ -103,6 +104,20 @@ def test_flow_adapters_of_different_shifts_are_refused_by_name(tmp_path, finishe
     assert str(refusal.value) == words
     image = sampler.generate(ImageRequest("a robot", 0, ((slow, 1.0), (also_slow, 0.5)), 1, None), None)
     assert '"flow_shift": 3.0' in image.info["gralora"]
+
+
+def test_a_clip_skip_beyond_the_layers_of_the_base_is_that_of_the_adapter(tmp_path, finished_run):
+    workspace = Workspace(tmp_path)
+    adapter = read_adapter(finished_run / "adapter.safetensors")
+    adapter.facts["training"]["values"]["clip_skip"] = 12
+    write_native(workspace.adapters / "deep.safetensors", adapter)
+    request = ImageRequest("a robot", 0, (("deep.safetensors", 1.0),), 1, None)
+    with pytest.raises(ConfigError) as refusal:
+        Sampler(workspace).generate(request, None)
+    assert browser_error(refusal.value).message == (
+        "the clip skip that the adapter was trained with is 12; it must be from 1 to 2, the layers of this "
+        "base's smaller text encoder: choose another base model"
+    )
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,13 @@ def test_tags_are_shown_as_they_are_written(tab, folder, tag):
     assert re.fullmatch(r"([^\W_]|&#\d+;)+", text)
 
 
+def test_masks_that_come_before_their_images_are_kept_and_not_counted_as_images(tab, workspace, tmp_path):
+    Image.new("L", (64, 64), 255).save(tmp_path / "dog-masklabel.png")
+    updates = tab.add([str(tmp_path / "dog-masklabel.png")], BUNDLED, "mine")
+    assert updates[-2]["value"] == "1 mask added: turn on Masked loss under Train to use masks"
+    assert [path.name for path in (workspace.images / "mine").iterdir()] == ["dog-masklabel.png"]
+
+
 def test_the_page_of_cards_stays_when_a_model_ends(tab, folder):
     redraws = [event for event in tab.events if event.outputs == tab.set_view]
     ends = [event for event in redraws if event.trigger_after is not None]

@@ -247,6 +247,16 @@ def test_class_images_are_estimated(filled):
     assert "of your own in other" in rows["Class images"]
 
 
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [("3", "3 steps, batch size 1, less than one epoch"), ("6", "6 steps, batch size 1, 1 epoch")],
+)
+def test_a_part_of_an_epoch_is_not_none(steps, words, workspace):
+    """With the six bundled images."""
+    values = form_values(max_train_steps=steps, train_batch_size="1")
+    assert dict(estimate_of(to_config(values, workspace), workspace).rows)["Training"] == words
+
+
 def test_a_start_from_an_adapter_of_this_page(filled):
     """A run, a checkpoint of it, and a file that was added: each is a plan that can start."""
     shutil.copy(filled.runs / "robot-1" / "adapter.safetensors", filled.adapters / "added.safetensors")
