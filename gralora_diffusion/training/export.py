@@ -18,6 +18,7 @@ from gralora_diffusion.options import ConfigError, TrainingError, from_dict
 from gralora_diffusion.training.accelerator import precision
 from gralora_diffusion.training.best import is_exhausted
 from gralora_diffusion.training.checkpoint import BEST
+from gralora_diffusion.training.optim import depends_on_length
 from gralora_diffusion.training.run_folder import Run, read_evaluations
 from gralora_diffusion.training.setup import TrainingSetup
 
@@ -91,18 +92,26 @@ def write_other_formats(run: Path, adapter: Adapter, config: TrainConfig) -> Non
         write_comfyui(run / KOHYA, adapter, sgm=False)
 
 
-def ended_by(run: Path, config: TrainConfig) -> str:
-    """The option that ended a finished run."""
-    if is_exhausted(read_evaluations(run), config):
-        return "--patience"
-    return "--max_train_steps" if config.num_train_epochs is None else "--num_train_epochs"
+def way_on(setup: TrainingSetup) -> str:
+    """What trains a finished run further."""
+    config = setup.config
+    options = []
+    if setup.start == setup.steps:
+        if depends_on_length(config):
+            why = "--lr_scheduler depends on the number of steps"
+            return f"a longer run needs another --output_dir, since {why}"
+        options.append("--max_train_steps" if config.num_train_epochs is None else "--num_train_epochs")
+    if is_exhausted(read_evaluations(setup.path), config):
+        options.append("--patience")
+    return f"raise {' and '.join(options)} to train it further"
 
 
-def export_again(run: Path, config: TrainConfig) -> None:
-    """Of a finished run, write the files that this config asks for and the run lacks, from the native file.
+def export_again(setup: TrainingSetup) -> None:
+    """Of a finished run, write the files that its config now asks for and it lacks, from the native file.
 
     Prints that the run is finished, and notes which changed options no longer have an effect.
     """
+    run, config = setup.path, setup.config
     recorded = json.loads((run / "config.json").read_text())
     saved = from_dict(TrainConfig, recorded)
     ignored = [f"--{name}" for name in SAMPLE_OPTIONS if getattr(saved, name) != getattr(config, name)]
@@ -112,7 +121,7 @@ def export_again(run: Path, config: TrainConfig) -> None:
     changed = {name: getattr(config, name) for name in EXPORT_OPTIONS}
     done = f"done: {run} was already finished, and nothing was trained"
     if all(getattr(saved, name) == value for name, value in changed.items()):
-        print(f"{done}: raise {ended_by(run, config)} to train it further", flush=True)
+        print(f"{done}: {way_on(setup)}", flush=True)
         return
     try:
         with Run(run):

@@ -109,7 +109,7 @@ def finish(setup: TrainingSetup, done_before: bool) -> None:
     """What follows the training: exports that a finished run lacks, the upload, a line on the console."""
     try:
         if done_before:
-            export_again(setup.path, setup.config)
+            export_again(setup)
         else:
             print(done_message(setup), flush=True)
         if setup.config.push_to_hub:

@@ -207,6 +207,19 @@ def test_a_finished_run_of_epochs_goes_on_with_more_epochs(tmp_path, capsys):
     assert "already finished" not in capsys.readouterr().out
 
 
+def test_a_finished_run_is_not_told_to_take_more_steps_where_its_schedule_depends_on_them(tmp_path, capsys):
+    options = dict(lr_scheduler="cosine")
+    again(tmp_path / "run", **options)
+    again(tmp_path / "run", **options)
+    out = capsys.readouterr().out
+    assert "a longer run needs another --output_dir, since --lr_scheduler depends on the number of" in out
+    assert "raise" not in out
+    with pytest.raises(ConfigError, match="choose another --output_dir"):
+        again(tmp_path / "run", **options | dict(max_train_steps=6))
+    again(tmp_path / "longer", **options | dict(max_train_steps=6))
+    assert "already finished" not in capsys.readouterr().out
+
+
 def test_checkpoints_are_a_quarter_of_the_run_apart_unless_the_interval_is_given():
     steps = (5, 100, 300, 600, 2000, 9000)
     assert [checkpoint_interval(QUICK, n) for n in steps] == [50, 50, 75, 150, 500, 500]

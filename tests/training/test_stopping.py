@@ -286,6 +286,20 @@ def test_patience_ends_the_run_and_the_same_command_finds_it_done(tmp_path, loss
     assert same(weights(run), weights(run / "checkpoint-4"))
 
 
+def test_a_run_whose_patience_ends_at_its_last_step_needs_more_of_both(tmp_path, losses, capsys):
+    losses(9.0, 1.0, 2.0, 2.0)
+    options = dict(max_train_steps=3, patience=2, **LOSS)
+    run = quick(tmp_path / "run", **options)
+    quick(run, **options)
+    assert "raise --max_train_steps and --patience to train it further" in capsys.readouterr().out
+    for option in (dict(max_train_steps=4), dict(patience=3)):  # one alone trains nothing
+        quick(run, **options | option)
+        assert "was already finished" in capsys.readouterr().out
+    losses(0.5)
+    quick(run, **options | dict(max_train_steps=4, patience=3))
+    assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("killed", [1, 2, 3, 4])
 def test_a_kill_between_evaluation_and_checkpoint_changes_nothing(tmp_path, monkeypatch, killed):
     values = {0: 9.0, 1: 1.0, 2: 0.5, 3: 2.0, 4: 3.0}
