@@ -147,6 +147,10 @@ outliers() {
     by_all_workers scripts/outliers.py robot --state "$STATE/outliers-robot"
 }
 
+k_by_layer() {
+    by_all_workers scripts/k_by_layer.py --state "$STATE/k-by-layer"
+}
+
 tasks() {
     local icons
     for icons in twemoji@1.2.5 openmoji@1.2.29 fxemoji@1.2.2 streamline-emojis@1.2.4 noto-v1@1.2.5 \
@@ -181,11 +185,11 @@ by_all_workers() { # one script that shares its runs with others of its kind
     return $code
 }
 
-[ $# -gt 0 ] || fail "name experiments: style, k, heads, dreambooth, gora, outliers, tasks, ranking"
+[ $# -gt 0 ] || fail "name experiments: style, k, heads, dreambooth, gora, outliers, k_by_layer, tasks, ranking"
 for experiment in "$@"; do
     case $experiment in
-    style | k | heads | dreambooth | gora | outliers | tasks | ranking) ;;
-    *) fail "no experiment is called $experiment; there are style, k, heads, dreambooth, gora, outliers, tasks and ranking" ;;
+    style | k | heads | dreambooth | gora | outliers | k_by_layer | tasks | ranking) ;;
+    *) fail "no experiment is called $experiment; there are style, k, heads, dreambooth, gora, outliers, k_by_layer, tasks and ranking" ;;
     esac
 done
 has matplotlib

@@ -3,7 +3,7 @@
     python scripts/k_by_layer.py    # several at once; resumes
     python scripts/k_by_layer.py --report    # the tables of the runs in docs/experiments/results/k-by-layer
 
-Half of the base's norms have a strong outlier channel, drawn anew for each seed.
+Half of the norms of the base have a strong outlier channel, drawn anew for each seed.
 docs/experiments/README.md has the design, which was written before the runs.
 """
 

@@ -1,7 +1,7 @@
 """Measure where a base's gradients entangle, and which GraLoRA k suits each layer.
 
-Accepts all training options (data, targets, precision, loss), and writes report.json, report.html and four
-PNG plots.
+Accepts all training options (data, targets, precision, loss), and writes report.json, report.html, four PNG
+plots, and train-options.txt with the recommended k: xargs gralora train ... < entanglement/train-options.txt
 """
 
 import hashlib
