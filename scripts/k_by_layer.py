@@ -1,4 +1,4 @@
-"""Do the values of k that `gralora entanglement` recommends by layer beat one k for all of them?
+"""Do the values of k that `gralora entanglement` recommends by layer beat one k for all layers?
 
     python scripts/k_by_layer.py    # several at once; resumes
     python scripts/k_by_layer.py --report    # the tables of the runs in docs/experiments/results/k-by-layer
@@ -9,8 +9,12 @@ docs/experiments/README.md has the design, which was written before the runs.
 
 import argparse
 import contextlib
+import functools
 import io
+import itertools
 import json
+import math
+import os
 import random
 import shlex
 import statistics
@@ -22,21 +26,25 @@ from filelock import FileLock, Timeout
 
 from gralora_diffusion.cli import entanglement
 from gralora_diffusion.command_line import parse
+from gralora_diffusion.console import fail
 from gralora_diffusion.evaluation.statistics import p_value, t_interval
 from gralora_diffusion.experiments.entanglement_report import OPTIONS
 from gralora_diffusion.experiments.markdown import markdown
-from gralora_diffusion.experiments.outliers import plant_outliers
+from gralora_diffusion.experiments.outliers import NORMS, plant_outliers, transformer_blocks
 from gralora_diffusion.experiments.results import append_result, read_results
 from gralora_diffusion.files import write_text
+from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.sdxl.load import load_sdxl
 from gralora_diffusion.training.run_folder import read_metrics
+from gralora_diffusion.training.signals import Stopped
 from gralora_diffusion.training.train import train
 
 KEPT = Path(__file__).parents[1] / "docs" / "experiments" / "results" / "k-by-layer"
 SCALE, RANK, STEPS, KS = 1000, 64, 300, (1, 2, 4, 8)
-RECOMMENDED, FIXED = "k by layer", "k 2"  # the two of the primary comparison
-ARMS = ("LoRA", FIXED, "k 8", RECOMMENDED)
-RATES = (1e-4, 3e-4, 1e-3, 2e-3, 4e-3)
+RECOMMENDED = "k by layer"
+ONE_K = ("LoRA", "k 2", "k 8")  # for all layers
+ARMS = (*ONE_K, RECOMMENDED)
+RATES = (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 VALIDATION, TEST = (0, 1), (2, 3, 4, 5, 6)
 LAST = 100  # steps, whose mean training loss is the score
 COMMON = (
@@ -52,24 +60,33 @@ def main() -> None:
     )
     parser.add_argument("--report", action="store_true", help="print the tables of the runs that are kept")
     args = parser.parse_args()
-    if not args.report:
-        KEPT.mkdir(parents=True, exist_ok=True)
-        shared([(arm, rate, seed) for seed in VALIDATION for arm in ARMS for rate in RATES], args.state)
-        rates = best_rates()
-        shared([(arm, rates[arm], seed) for seed in TEST for arm in ARMS], args.state)
-    text = "\n".join(report())
+    try:
+        if not args.report:
+            KEPT.mkdir(parents=True, exist_ok=True)
+            shared([(arm, rate, seed) for seed in VALIDATION for arm in ARMS for rate in RATES], args.state)
+            rates = best_rates()
+            shared([(arm, rates[arm], seed) for seed in TEST for arm in ARMS], args.state)
+        text = "\n".join(report())
+    except Stopped as stop:
+        fail(str(stop), 130)
+    except (ConfigError, TrainingError) as error:
+        fail(str(error))
     write_text(KEPT / "table.md", f"{text}\n")
     print(text)
 
 
 def shared(runs: list[tuple], state: Path) -> None:
-    """Do runs that no other process does, then wait for the others'."""
+    """Do the runs that no other process is doing, then wait for the others."""
     for wait in (False, True):
         for arm, rate, seed in runs:
-            lock = FileLock(made(state) / f"{arm}-{rate:g}-{seed}.lock", timeout=-1 if wait else 0)
+            lock = FileLock(made(state) / f"{run_name(arm, rate, seed)}.lock", timeout=-1 if wait else 0)
             with contextlib.suppress(Timeout), lock:
                 if (arm, rate, seed) not in losses():
                     do_run(arm, rate, seed, state)
+
+
+def run_name(arm: str, rate: float, seed: int) -> str:
+    return f"{arm.replace(' ', '-')}-{rate:g}-{seed}"
 
 
 def made(folder: Path) -> Path:
@@ -78,26 +95,34 @@ def made(folder: Path) -> Path:
 
 
 def do_run(arm: str, rate: float, seed: int, state: Path) -> None:
+    """Train, and keep the loss: None where a step was not finite, so that the run ended."""
     base = base_of(seed, state)
-    folder = state / f"{arm.replace(' ', '-')}-{rate:g}-{seed}"
+    folder = state / run_name(arm, rate, seed)
     words = shlex.split(f"{COMMON} --learning_rate {rate} --seed {seed}")
     words += ["--pretrained_model_name_or_path", str(base), "--output_dir", str(folder)]
-    train(parse("", words + options_of(arm, base)))
-    loss = statistics.mean(line["loss"] for line in read_metrics(folder)[-LAST:])
-    run = dict(arm=arm, lr=rate, seed=seed)
-    append_result(KEPT, dict(run=run, loss=round(loss, 6), layers_by_k=layers_by_k(base)))
+    try:
+        train(parse("", words + options_of(arm, base)))
+        loss = round(statistics.mean(line["loss"] for line in read_metrics(folder)[-LAST:]), 6)
+    except TrainingError as error:
+        if "not finite" not in str(error):
+            raise
+        loss = None
+    append_result(KEPT, dict(run=dict(arm=arm, lr=rate, seed=seed), loss=loss, layers_by_k=layers_by_k(base)))
 
 
 def base_of(seed: int, state: Path) -> Path:
-    """The folder of the base with outliers, with what `gralora entanglement` says of it beside."""
-    base = made(state) / f"base-{seed}"
+    """The folder of the base with outliers; its entanglement report is beside it."""
+    base = state / f"base-{seed}"
     with FileLock(state / f"base-{seed}.lock"):
-        if not (base / "model_index.json").is_file():
+        if not base.is_dir():
             pipeline = load_sdxl()
-            norms = [*plant_outliers(load_sdxl().unet, SCALE)]
+            blocks = [path for path, _ in transformer_blocks(pipeline.unet)]
+            norms = [f"{path}.{norm}" for path, norm in itertools.product(blocks, NORMS)]
             chosen = random.Random(seed).sample(norms, len(norms) // 2)
             plant_outliers(pipeline.unet, SCALE, seed=seed, norms=chosen)
-            pipeline.save_pretrained(base)
+            part = base.with_name(f"{base.name}.part")
+            pipeline.save_pretrained(part)
+            os.replace(part, base)
         output = report_of(base)
         if not (output / "report.html").is_file():
             own = ["--ranks", RANK, "--ks", *KS, "--seed", seed, "--output", output]
@@ -111,7 +136,7 @@ def report_of(base: Path) -> Path:
 
 
 def layers_by_k(base: Path) -> dict[str, int]:
-    """{k: layers for which it is recommended}."""
+    """{k: the number of layers for which it is recommended}."""
     layers = json.loads((report_of(base) / "report.json").read_text())["layers"].values()
     return dict(sorted(Counter(str(layer["recommended"]["k"]) for layer in layers).items()))
 
@@ -124,43 +149,59 @@ def options_of(arm: str, base: Path) -> list[str]:
 
 
 def losses() -> dict[tuple, float]:
-    """{(arm, rate, seed): loss} of the runs so far."""
+    """{(arm, rate, seed): 1000 x loss} of the runs so far; infinite where a step was not finite."""
     found = {}
     for entry in read_results(KEPT):
         run = entry["run"]
-        found[run["arm"], run["lr"], run["seed"]] = entry["loss"]
+        found[run["arm"], run["lr"], run["seed"]] = (
+            math.inf if entry["loss"] is None else 1000 * entry["loss"]
+        )
     return found
 
 
 def best_rates() -> dict[str, float]:
     """The rate of each arm with the lowest mean loss of the validation seeds."""
-    return {arm: min(RATES, key=lambda rate, arm=arm: mean_of(arm, rate, VALIDATION)) for arm in ARMS}
+    return {arm: min(RATES, key=functools.partial(validation_loss, arm)) for arm in ARMS}
 
 
-def mean_of(arm: str, rate: float, seeds: tuple[int, ...]) -> float:
-    return 1000 * statistics.mean(losses()[arm, rate, seed] for seed in seeds)
+def validation_loss(arm: str, rate: float) -> float:
+    """Raises ConfigError where the runs are not complete."""
+    found = losses()
+    try:
+        return statistics.mean(found[arm, rate, seed] for seed in VALIDATION)
+    except KeyError:
+        raise ConfigError(f"the runs of {arm} at {rate:g} are not complete") from None
+
+
+def test_losses(rates: dict[str, float]) -> dict[str, list[float]]:
+    """{arm: the loss of each test seed}.  Raises ConfigError where the runs are not complete."""
+    found = losses()
+    try:
+        return {arm: [found[arm, rates[arm], seed] for seed in TEST] for arm in ARMS}
+    except KeyError:
+        raise ConfigError("the test runs are not complete") from None
 
 
 def report() -> Iterator[str]:
-    """Markdown: validation losses, and test losses with each arm's difference from the fixed k."""
+    """Markdown: validation losses, then test losses and the differences from each k for all layers."""
     rates = best_rates()
-    rows = []
-    for arm in ARMS:
-        rows.append([arm, *(f"{mean_of(arm, rate, VALIDATION):.2f}" for rate in RATES)])
+    rows = [[arm, *(f"{validation_loss(arm, rate):.2f}" for rate in RATES)] for arm in ARMS]
     yield markdown(["loss x 1000", *(f"{rate:g}" for rate in RATES)], rows)
-    yield ""
-    found = losses()
+    best = min(ONE_K, key=lambda arm: validation_loss(arm, rates[arm]))
+    yield f"\nBest k for all layers, by these: {best}\n"
+    found = test_losses(rates)
     rows = []
     for arm in ARMS:
-        cells = [arm, f"{rates[arm]:g}", f"{mean_of(arm, rates[arm], TEST):.2f}"]
-        for other in (FIXED, "LoRA"):
-            pairs = [(found[arm, rates[arm], seed], found[other, rates[other], seed]) for seed in TEST]
-            cells.append("" if arm == other else difference([1000 * (one - two) for one, two in pairs]))
+        cells = [arm, f"{rates[arm]:g}", f"{statistics.mean(found[arm]):.2f}"]
+        for other in ONE_K:
+            cells.append("" if arm == other else difference(found[arm], found[other]))
         rows.append(cells)
-    yield markdown(["arm", "rate", "loss x 1000", f"less {FIXED}'s, 95 % t", "less LoRA's, 95 % t"], rows)
+    yield markdown(["arm", "rate", "loss x 1000", *(f"less {arm}'s" for arm in ONE_K)], rows)
 
 
-def difference(values: list[float]) -> str:
+def difference(first: list[float], second: list[float]) -> str:
+    """The mean difference of pairs, its 95 % t-interval, and p."""
+    values = [one - other for one, other in zip(first, second, strict=True)]
     low, high = t_interval(values)
     return f"{statistics.mean(values):+.2f} ({low:+.2f} to {high:+.2f}), p {p_value(values):.2g}"
 

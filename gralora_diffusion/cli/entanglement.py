@@ -1,7 +1,8 @@
 """Measure where a base's gradients entangle, and which GraLoRA k suits each layer.
 
 Accepts all training options (data, targets, precision, loss), and writes report.json, report.html, four PNG
-plots, and train-options.txt with the recommended k: xargs gralora train ... < entanglement/train-options.txt
+plots, and train-options.txt with the recommended k; to use it:
+xargs gralora train --instance_data_dir photos < entanglement/train-options.txt
 """
 
 import hashlib
@@ -67,7 +68,7 @@ def report_entanglement(
     from gralora_diffusion.adapters.control import enable
     from gralora_diffusion.adapters.inject import with_convolutions
     from gralora_diffusion.experiments.entanglement import mean_over_layers, measure_layers
-    from gralora_diffusion.experiments.entanglement_report import OPTIONS, write_entanglement
+    from gralora_diffusion.experiments.entanglement_report import OPTIONS, options_of, write_entanglement
     from gralora_diffusion.training.setup import make_trainable, set_up
 
     if with_convolutions(config.adapter.targets):
@@ -95,7 +96,7 @@ def report_entanglement(
         batch_size=config.train_batch_size,
         means=mean_over_layers(rows),
     )
-    print(write_entanglement(output, rows, facts))
+    print(write_entanglement(output, rows, facts, options_of(rows, config)))
     print(f"-> {output}/report.html; {output}/{OPTIONS} has the recommended k as options of gralora train")
 
 

@@ -3,11 +3,13 @@
 import base64
 import io
 import json
-import re
+import math
 import shlex
 from collections import Counter
 from pathlib import Path
 
+from gralora_diffusion.adapters.registry import common_and_others
+from gralora_diffusion.config import AdapterConfig, TrainConfig
 from gralora_diffusion.console import counted
 from gralora_diffusion.experiments.entanglement import OUTLIER
 from gralora_diffusion.files import render, write_text
@@ -19,18 +21,18 @@ WIDTHS = (6, 6, 7, 15, 5)
 OPTIONS = "train-options.txt"
 
 
-def write_entanglement(folder: Path, rows: Rows, facts: dict) -> str:
+def write_entanglement(folder: Path, rows: Rows, facts: dict, options: list[str]) -> str:
     """Write report.json, report.html, the plots and train-options.txt; returns the tables.
 
-    facts: the set-up, and "means" of mean_over_layers().  Raises ConfigError where matplotlib is not
-    installed.
+    facts: the set-up, and "means" of mean_over_layers().  options: of options_of().  Raises ConfigError where
+    matplotlib is not installed.
     """
     text = tables(rows, facts["means"])
     plots = {name: as_png(figure) for name, figure in figures(rows, facts).items()}
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in plots.items():
         (folder / name).write_bytes(data)
-    write_text(folder / OPTIONS, shlex.join(options_of(rows)) + "\n")
+    write_text(folder / OPTIONS, shlex.join(options) + "\n")
     write_text(folder / "report.json", json.dumps(facts | dict(layers=rows), indent=1) + "\n")
     page = render(
         "experiments/templates/entanglement.html",
@@ -44,23 +46,26 @@ def write_entanglement(folder: Path, rows: Rows, facts: dict) -> str:
     return text
 
 
-def options_of(rows: Rows) -> list[str]:
-    """Options of `gralora train` for the recommended values of k, and the rank that they are for.
+def options_of(rows: Rows, config: TrainConfig) -> list[str]:
+    """Options of `gralora train` for the recommended values of k and their ranks, in the layers of config.
 
-    A layer that both text encoders have gets the lower of its two values.
+    A layer that both text encoders have gets values that suit both.
     """
-    ks = {}  # {path in its model: k}
+    ranks, ks = {}, {}  # {path in its model: value}
     for name, row in rows.items():
-        path, k = name.partition(".")[2], row["recommended"]["k"]
-        ks[path] = min(k, ks.get(path, k))
-    ((common, _),) = Counter(ks.values()).most_common(1)
-    pattern = {}
-    for k in sorted(set(ks.values()) - {common}):
-        paths = [re.escape(path) for path in ks if ks[path] == k]
-        pattern[f"^({'|'.join(paths)})$"] = k
-    rank = max(row["recommended"]["rank"] for row in rows.values())
-    options = ["--gralora_rank", str(rank), "--gralora_k", str(common)]
-    return [*options, "--k_pattern", json.dumps(pattern)] if pattern else options
+        path = name.partition(".")[2]
+        ranks[path] = min(row["recommended"]["rank"], ranks.get(path, math.inf))
+        ks[path] = math.gcd(row["recommended"]["k"], ks.get(path, 0), ranks[path])
+    found = []
+    if config.adapter.targets != AdapterConfig.targets:
+        found += ["--targets", config.adapter.targets]
+    if config.train_text_encoder:
+        found.append("--train_text_encoder")
+    for values, option, pattern in ((ranks, "--gralora_rank", "rank"), (ks, "--gralora_k", "k")):
+        common, others = common_and_others(list(values.items()))
+        found += [option, str(common)]
+        found += [f"--{pattern}_pattern", json.dumps(others)] if others else []
+    return found
 
 
 def tables(rows: Rows, means: dict) -> str:

@@ -19,7 +19,7 @@ from gralora_diffusion.training.accelerator import precision
 from gralora_diffusion.training.best import is_exhausted
 from gralora_diffusion.training.checkpoint import BEST
 from gralora_diffusion.training.optim import depends_on_length
-from gralora_diffusion.training.run_folder import Run, read_evaluations
+from gralora_diffusion.training.run_folder import Run
 from gralora_diffusion.training.setup import TrainingSetup
 
 EXPORT_OPTIONS = ("output_kohya_format", "upcast_before_saving")
@@ -101,7 +101,7 @@ def way_on(setup: TrainingSetup) -> str:
             why = "--lr_scheduler depends on the number of steps"
             return f"a longer run needs another --output_dir, since {why}"
         options.append("--max_train_steps" if config.num_train_epochs is None else "--num_train_epochs")
-    if is_exhausted(read_evaluations(setup.path), config):
+    if is_exhausted(setup.evaluated(), config):
         options.append("--patience")
     return f"raise {' and '.join(options)} to train it further"
 

@@ -1,7 +1,6 @@
 """What a run works with: options checked, base loaded and adapted, checkpoint read, and nothing written."""
 
 import functools
-import itertools
 import math
 import os
 import time
@@ -74,6 +73,10 @@ class TrainingSetup:
     began: float  # when the run was started first, in seconds since 1970
     held_out: list[TrainingImage] = field(default_factory=list)
     encoders: list = field(default_factory=list)  # that score the sample images
+
+    def evaluated(self) -> list[dict]:
+        """The evaluations up to the checkpoint that is resumed."""
+        return (self.state.get("evaluations") or {}).get("history", [])
 
     def layers(self) -> dict:
         """{component.path: adapted layer}."""
@@ -225,7 +228,7 @@ def inject_all(components: dict, config: TrainConfig) -> dict:
             inject(model, config.adapter)
         except ValueError as error:
             raise ConfigError(f"{name}: {error}", option=getattr(error, "option", None)) from None
-    paths = itertools.chain.from_iterable(map(adapted_layers, models.values()))  # without the components
+    paths = [path for model in models.values() for path in adapted_layers(model)]  # without the components
     if unmatched := unmatched_patterns(paths, config.adapter):
         option = "rank_pattern" if unmatched[0] in config.adapter.rank_pattern else "k_pattern"
         problem = f"--{option} {unmatched[0]!r} matches none of the adapted layers"

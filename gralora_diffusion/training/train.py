@@ -94,8 +94,7 @@ def train(config: TrainConfig) -> Path:
 
 def is_complete(setup: TrainingSetup) -> bool:
     """Whether no step is left, since the run has all of them or --patience ended it."""
-    history = (setup.state.get("evaluations") or {}).get("history", [])
-    return setup.start == setup.steps or is_exhausted(history, setup.config)
+    return setup.start == setup.steps or is_exhausted(setup.evaluated(), setup.config)
 
 
 def has_lost_process(error: BaseException) -> bool:

@@ -155,7 +155,7 @@ def estimate_of_text(text: str, workspace: Workspace) -> Estimate:
         found = plan(config)
     summary = found.summary()
     summary["base"] = found.config.pretrained_model_name_or_path or EMBEDDED
-    epochs = counted(round(found.epochs), "epoch") if found.epochs > 0.5 else "less than one epoch"
+    epochs = counted(round(found.epochs), "epoch") if found.epochs >= 1 else "less than one epoch"
     summary["steps"] = f"{counted(found.steps, 'step')}, batch size {found.images_per_step}, {epochs}"
     del summary["disk"]  # see Estimate.files(); the run's name is not known here
     rows = [(TITLES[name], page_words(value, workspace)) for name, value in summary.items()]

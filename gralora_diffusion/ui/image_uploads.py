@@ -11,7 +11,7 @@ from gralora_diffusion.console import counted
 from gralora_diffusion.data.captions import clean, from_json, from_text
 from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.listing import numbered_name, printable, reason_of
-from gralora_diffusion.data.masks import ENDINGS, LABELS
+from gralora_diffusion.data.masks import ENDINGS, LABELS, MASKS
 from gralora_diffusion.data.metadata import LISTS, is_list_name, read_list
 from gralora_diffusion.ui.caption_files import caption_of, write_caption
 from gralora_diffusion.ui.dataset_locks import changing
@@ -38,15 +38,20 @@ def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int
         images = [path for path in files if path not in captions and path not in lines]
         images.sort(key=lambda path: bool(mask_ending(path)))  # a mask after its image
         by_stem = {path.stem: path for path in images_of(folder)}
-        added = masks = 0
-        placed = {}
+        masks = 0
+        placed = {}  # {image of the upload: its file in the set}
         for upload in images:
             is_mask = masked_image(upload, by_stem) is not None or mask_ending(upload) in LABELS
             target = add_image(folder, upload, by_stem, notes)
-            if target is not None:
-                by_stem[upload.stem] = placed[upload] = target
-                masks += is_mask
-                added += not is_mask
+            if target is None:
+                continue
+            by_stem[upload.stem] = target
+            if not is_mask:
+                placed[upload] = target
+            elif mask_ending(upload) in MASKS:
+                masks += 1
+            else:
+                notes.append(f"{upload.name}: a condition image, which is not used")
         for upload in lines:
             add_lines(upload, by_stem, notes)
         for upload in captions:  # as in training, a caption beside the image counts more
@@ -54,20 +59,17 @@ def add(workspace: Workspace, name: str, uploads: list[str | Path]) -> tuple[int
         add_words(placed, concepts, notes)
         if masks:
             notes.append(f"{counted(masks, 'mask')} added: turn on Masked loss under Train to use masks")
-    return added, notes
+    return len(placed), notes
 
 
 def add_words(placed: dict[Path, Path], concepts: dict[Path, str], notes: list[str]) -> None:
     """Caption images of folders such as "10_sks dog" as training does, and note what is lost of such names.
 
-    placed: {image of the upload: its file in the set}; concepts: as unzip() fills it.
+    placed: {image of the upload, which is no mask: its file in the set}; concepts: as unzip() fills it.
     """
     found = set()
     for name in dict.fromkeys(concepts[upload] for upload in placed if upload in concepts):
         images = [path for upload, path in placed.items() if concepts.get(upload) == name]
-        images = [path for path in images if not mask_ending(path)]
-        if not images:  # but masks alone
-            continue
         repeats, words = numbered_name(name)
         found.add(repeats)
         bare = [path for path in images if words and not caption_of(path)]
@@ -225,14 +227,19 @@ def mask_path(upload: Path, by_stem: dict[str, Path]) -> Path | None:
 
 
 def free_path(folder: Path, upload: Path) -> Path:
-    """Where an upload goes: under its own name in ASCII letters, numbered when the set has such an image."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", upload.stem).strip("-")[:60] or "image"
+    """Where an upload goes: under its own name in ASCII letters, numbered when the set has such an image.
+
+    What marks it as no image to train on stays the end of its name.
+    """
+    label = mask_ending(upload) if mask_ending(upload) in LABELS else ""
+    stem = upload.stem[: len(upload.stem) - len(label)]
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-")[:60] or "image"
     if RESERVED.fullmatch(stem):
         stem = f"image-{stem}"
     taken = {path.stem.lower() for path in folder.iterdir()}
-    name = stem
+    name = f"{stem}{label}"
     number = 1
     while name.lower() in taken:
         number += 1
-        name = f"{stem}-{number}"
+        name = f"{stem}-{number}{label}"
     return folder / f"{name}{upload.suffix.lower()}"

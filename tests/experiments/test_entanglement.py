@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from helpers import GRALORA
 from torch import nn
 
-from gralora_diffusion import AdapterConfig, inject
+from gralora_diffusion import AdapterConfig, TrainConfig, inject
 from gralora_diffusion.adapters.gora import as_gralora
 from gralora_diffusion.adapters.inject import first_match
 from gralora_diffusion.command_line import parse
@@ -152,16 +152,30 @@ def test_channels_are_recorded_only_inside_the_block():
     assert [c.tolist() for c in seen["a"]] == [[2.0, 2.0, 0.0, 4.0]]
 
 
+def recommended(values: dict[str, tuple[int, int]]) -> dict:
+    """Rows of layers with these ranks and ks."""
+    return {name: dict(recommended=dict(rank=rank, k=k)) for name, (rank, k) in values.items()}
+
+
 def test_the_options_give_each_layer_its_recommended_k():
-    ks = {"calm": 1, "loud.0": 4, "louder": 2, "quiet": 1}
-    rows = {f"unet.{path}": dict(recommended=dict(k=k, rank=16, reason="")) for path, k in ks.items()}
-    rows["text_encoder.quiet"] = rows["text_encoder_2.loud.0"] = dict(recommended=dict(k=8, rank=16))
-    config = parse("", options_of(rows)).adapter
-    assert (config.method, config.rank, config.k) == ("gralora", 16, 1)
-    assert {path: first_match(config.k_pattern, path, config.k) for path in [*ks, "loud-0"]} == ks | {
-        "loud-0": 1
-    }
-    assert options_of({"unet.calm": rows["unet.calm"]}) == ["--gralora_rank", "16", "--gralora_k", "1"]
+    values = {"calm": (16, 1), "loud.0": (16, 4), "louder": (8, 2), "quiet": (16, 1)}
+    rows = recommended({f"unet.{path}": value for path, value in values.items()})
+    adapter = parse("", options_of(rows, TrainConfig())).adapter
+    assert (adapter.method, adapter.rank, adapter.k, adapter.targets) == ("gralora", 16, 1, "attention")
+    for path, value in (values | {"loud-0": (16, 1)}).items():
+        ranks, ks = adapter.rank_pattern, adapter.k_pattern
+        assert (first_match(ranks, path, adapter.rank), first_match(ks, path, adapter.k)) == value
+    plain = recommended({"unet.calm": (16, 1)})
+    assert options_of(plain, TrainConfig()) == ["--gralora_rank", "16", "--gralora_k", "1"]
+
+
+def test_the_options_cover_the_layers_that_were_measured_and_suit_both_text_encoders():
+    config = TrainConfig(adapter=AdapterConfig(targets="attention+ff"), train_text_encoder=True)
+    rows = recommended({"unet.a": (16, 8), "text_encoder.b": (16, 4), "text_encoder_2.b": (16, 6)})
+    found = parse("", options_of(rows, config))
+    assert found.train_text_encoder
+    assert found.adapter.targets == "attention+ff"
+    assert first_match(found.adapter.k_pattern, "b", found.adapter.k) == 2
 
 
 def test_columns_without_gradient_are_left_out():

@@ -192,10 +192,11 @@ def test_a_pattern_that_matches_nothing_is_a_mistake(pattern, tmp_path):
 
 def test_a_pattern_may_be_the_whole_path_of_a_layer():
     path = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    adapter = AdapterConfig(rank=16, k=2, k_pattern={f"^{re.escape(path)}$": 4})
+    adapter = AdapterConfig(rank=16, k=2, k_pattern={f"^{re.escape(path)}$": 4, "down_blocks": 1})
     models = inject_all(load_sdxl().components, TrainConfig(adapter=adapter).resolved())
     ks = {name: layer.adapter.k for name, layer in adapted_layers(models["unet"]).items()}
     assert {name for name, k in ks.items() if k == 4} == {path}
+    assert {name.partition(".")[0] for name, k in ks.items() if k == 1} == {"down_blocks"}
 
 
 def test_fp16_without_a_gpu_is_refused(tmp_path):

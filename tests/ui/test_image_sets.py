@@ -316,6 +316,31 @@ def test_a_folder_of_an_archive_that_holds_only_masks_gets_no_note_on_its_images
     assert (workspace.images / name / "dog-masklabel.png").is_file()
 
 
+def test_a_mask_before_its_image_keeps_the_end_of_its_name(workspace, tmp_path):
+    name = image_sets.create(workspace, "mine")
+    long = "a" * 80
+    uploads = [image(tmp_path / f"{stem}-masklabel.png", mode="L") for stem in ("dog", long)]
+    uploads.append(image(tmp_path / "dog-condlabel.png"))
+    twice = "2 masks added: turn on Masked loss under Train to use masks"
+    condition = "dog-condlabel.png: a condition image, which is not used"
+    assert image_uploads.add(workspace, name, uploads) == (0, [condition, twice])
+    assert image_uploads.add(workspace, name, uploads[:1]) == (0, [MASK])
+    folder = workspace.images / name
+    ends = ("dog-masklabel", "dog-2-masklabel", "a" * 60 + "-masklabel", "dog-condlabel")
+    assert {path.name for path in folder.iterdir()} == {f"{end}.png" for end in ends}
+    assert image_sets.images_of(folder) == []
+
+
+def test_an_image_named_like_a_mask_of_none_gets_the_words_of_its_folder(workspace, tmp_path):
+    name = image_sets.create(workspace, "mine")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.write(image(tmp_path / "a.png"), "10_sks dog/dog_mask.png")
+    added, notes = image_uploads.add(workspace, name, [tmp_path / "x.zip"])
+    assert added == 1
+    assert caption_files.caption_of(workspace.images / name / "dog_mask.png") == "sks dog"
+    assert notes[0].startswith("10_sks dog: its image is in this dataset now")
+
+
 def test_names_of_devices_on_windows_are_changed(workspace, tmp_path):
     name = image_sets.create(workspace, "mine")
     image_uploads.add(workspace, name, [image(tmp_path / "con.png")])
