@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import functools
 import io
-import itertools
 import json
 import math
 import os
@@ -30,7 +29,7 @@ from gralora_diffusion.console import fail
 from gralora_diffusion.evaluation.statistics import p_value, t_interval
 from gralora_diffusion.experiments.entanglement_report import OPTIONS
 from gralora_diffusion.experiments.markdown import markdown
-from gralora_diffusion.experiments.outliers import NORMS, plant_outliers, transformer_blocks
+from gralora_diffusion.experiments.outliers import norms_of, plant_outliers
 from gralora_diffusion.experiments.results import append_result, read_results
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError, TrainingError
@@ -116,8 +115,7 @@ def base_of(seed: int, state: Path) -> Path:
     with FileLock(state / f"base-{seed}.lock"):
         if not base.is_dir():
             pipeline = load_sdxl()
-            blocks = [path for path, _ in transformer_blocks(pipeline.unet)]
-            norms = [f"{path}.{norm}" for path, norm in itertools.product(blocks, NORMS)]
+            norms = norms_of(pipeline.unet)
             chosen = random.Random(seed).sample(norms, len(norms) // 2)
             plant_outliers(pipeline.unet, SCALE, seed=seed, norms=chosen)
             part = base.with_name(f"{base.name}.part")

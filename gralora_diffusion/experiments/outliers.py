@@ -38,6 +38,11 @@ def transformer_blocks(unet: nn.Module) -> list[tuple[str, BasicTransformerBlock
     return [(path, m) for path, m in unet.named_modules() if isinstance(m, BasicTransformerBlock)]
 
 
+def norms_of(unet: nn.Module) -> list[str]:
+    """The paths of the norms in which outliers can be planted."""
+    return [f"{path}.{name}" for path, _ in transformer_blocks(unet) for name in NORMS]
+
+
 @torch.no_grad()
 def plant_outliers(
     unet: nn.Module, scale: float, slices: int = 1, seed: int = 0, norms: Collection[str] | None = None
@@ -47,9 +52,13 @@ def plant_outliers(
     Gain and bias of norm1 and norm2 are multiplied by scale in these channels, and the columns of the layers
     that read them divided by it, so the UNet's output stays the same up to rounding, in fp32 and bf16.
     slices: equal parts of the channels, in each of which one is enlarged: see check_outliers().  norms: the
-    paths of those to plant in; by default all.  Returns {norm: its channels}; the same for the same seed,
-    whatever the scale and the norms.
+    paths of those to plant in, some of norms_of(); by default all.  Returns {norm: its channels}; the same
+    for the same seed, whatever the scale and the norms.  Raises ValueError for other norms.
     """
+    if norms is None:
+        norms = norms_of(unet)
+    elif others := set(norms) - set(norms_of(unet)):
+        raise ValueError(f"the UNet has no norm {min(others)} in which outliers can be planted")
     planted = {}
     random = generator(seed, STREAM)
     for path, block in transformer_blocks(unet):
@@ -57,7 +66,7 @@ def plant_outliers(
             norm = getattr(block, name)
             size = norm.weight.numel() // slices
             channels = torch.arange(slices) * size + torch.randint(size, (slices,), generator=random)
-            if norms is not None and f"{path}.{name}" not in norms:
+            if f"{path}.{name}" not in norms:
                 continue
             norm.weight[channels] *= scale
             norm.bias[channels] *= scale

@@ -59,6 +59,8 @@ def test_outliers_are_planted_in_the_norms_that_are_named():
     everywhere = plant_outliers(load_sdxl().unet, 30)
     norm = next(iter(everywhere))
     unet, untouched = load_sdxl().unet, load_sdxl().unet
+    with pytest.raises(ValueError, match="no norm mid_block in which"):
+        plant_outliers(unet, 30, norms=[norm, "mid_block"])
     assert plant_outliers(unet, 30, norms=[norm]) == {norm: everywhere[norm]}
     changed = {name for name, p in unet.named_parameters() if (p != untouched.get_parameter(name)).any()}
     readers = [f"{norm.removesuffix('norm1')}attn1.to_{part}.weight" for part in "qkv"]
