@@ -3,7 +3,12 @@
 import json
 
 SHOW_HEAD = """<script>
-window.graloraShow = (target, button) => {  // button: if it is out of sight by then, nothing is scrolled
+const pressedAt = {};  // {id of what was clicked: how far the page was scrolled then}
+document.addEventListener('click', event => {
+    const id = event.target.closest?.('[id]')?.id;
+    if (id) pressedAt[id] = scrollY;
+}, true);
+window.graloraShow = (target, button) => {  // who has scrolled away from the button stays there
     const inSight = element => {
         const {top, bottom} = element.getBoundingClientRect();
         return (top + bottom) / 2 > 0 && (top + bottom) / 2 < innerHeight;
@@ -13,7 +18,8 @@ window.graloraShow = (target, button) => {  // button: if it is out of sight by 
         const element = document.getElementById(target);
         if (!element?.offsetParent) return tries-- && setTimeout(show, 50);
         const from = button && document.getElementById(button);
-        if (inSight(element) || (from && !inSight(from))) return;
+        const left = from && !inSight(from) && scrollY !== pressedAt[button];  // else, new content moved it
+        if (inSight(element) || left) return;
         const still = matchMedia('(prefers-reduced-motion: reduce)').matches;
         const block = element.offsetHeight > innerHeight ? 'start' : 'center';
         element.scrollIntoView({block, behavior: still ? 'auto' : 'smooth'});
