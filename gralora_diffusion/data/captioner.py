@@ -12,6 +12,7 @@ from PIL import Image
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.listing import printable, reason_of
 from gralora_diffusion.devices import best_device
+from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
 
 # {model_type: (model, processor, prompt by default)}: classes of transformers, so that no code of a file runs
@@ -63,6 +64,7 @@ def load_captioner(where: str, prompt: str | None = None, max_tokens: int | None
 @contextlib.contextmanager
 def quiet():
     """Without transformers' progress bars and remarks about a model."""
+    import_libraries()
     from transformers.utils import logging
 
     level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -79,6 +81,7 @@ def quiet():
 
 def load(where: str) -> tuple[str, torch.nn.Module, object]:
     """(kind, model, processor). Raises ConfigError for another kind, and what transformers raises."""
+    import_libraries()
     import transformers
 
     local = where.startswith(("/", ".", "~")) or Path(where).exists()

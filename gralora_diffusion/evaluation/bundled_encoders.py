@@ -5,6 +5,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from gralora_diffusion.evaluation.encoder_weights import load_exactly
+from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
 
 
@@ -51,6 +52,7 @@ def embedded_model() -> tuple[nn.Module, dict]:
 
     The base's text encoders were trained with it; it knows composed emoji and nothing else.
     """
+    import_libraries()
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
     from gralora_diffusion.data.images import to_pixels

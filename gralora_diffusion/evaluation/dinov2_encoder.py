@@ -11,6 +11,7 @@ from gralora_diffusion.evaluation.encoder_weights import (
     load_exactly,
     unavailable,
 )
+from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
 
 CONFIGS = ("config.json", "preprocessor_config.json")
@@ -60,6 +61,7 @@ def check_folder(where: str) -> None:
 
 def load_dinov2(where: str):
     """(model, processor); raises what transformers raises, and ValueError for a different kind of model."""
+    import_libraries()
     from transformers import AutoImageProcessor, Dinov2Config, Dinov2Model
 
     if not Path(where).is_dir():

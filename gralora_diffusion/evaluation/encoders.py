@@ -15,6 +15,7 @@ from gralora_diffusion.evaluation.clip_encoder import clip_model
 from gralora_diffusion.evaluation.dinov2_encoder import dinov2_model
 from gralora_diffusion.evaluation.encoder_names import parse_encoder_name
 from gralora_diffusion.evaluation.saliency_encoder import saliency_model
+from gralora_diffusion.libraries import import_libraries
 
 LOADERS = {
     "clip": clip_model,
@@ -74,6 +75,7 @@ def load_encoder(spec: str, device: str = "cpu", dtype: torch.dtype = torch.floa
 @contextlib.contextmanager
 def quiet():
     """Without the libraries' progress bars and retry messages; ask_hub() announces what takes time."""
+    import_libraries()
     from transformers.utils import logging as transformers_logging
 
     had_bars = transformers_logging.is_progress_bar_enabled()

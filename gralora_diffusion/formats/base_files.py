@@ -13,6 +13,7 @@ from gralora_diffusion.formats.lazy_tensors import (
     stored,
     transposed,
 )
+from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.hub import hub_options
 from gralora_diffusion.sdxl.load import COMPONENTS, EMBEDDED, reason_of, shapes, vae_shapes
@@ -48,6 +49,7 @@ def structure(base: Path) -> tuple[dict, dict[str, dict[str, list[int]]], Layout
 
 def local(base: str | None) -> Path:
     """The base's folder or checkpoint on this machine; a hub id is downloaded."""
+    import_libraries()
     from diffusers import StableDiffusionXLPipeline
 
     path = Path(base or EMBEDDED)

@@ -13,6 +13,7 @@ from gralora_diffusion.formats.kohya_header import facts_text
 from gralora_diffusion.formats.read_peft import PEFT_CONFIG, PEFT_TENSORS
 from gralora_diffusion.formats.safetensors_files import write_safetensors
 from gralora_diffusion.formats.write import stored
+from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
 
 PLAIN = "write a plain LoRA (gralora convert: --energy 1 for the same, --rank N for the best of rank N)"
@@ -116,6 +117,7 @@ def peft_lora(adapter: Adapter, component: str, dtype: torch.dtype) -> tuple[dic
 @functools.cache
 def flat_text_encoder() -> bool:
     """Since transformers 5.6 the first text encoder's modules are not inside text_model."""
+    import_libraries()
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1)

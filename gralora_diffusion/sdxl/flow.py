@@ -5,6 +5,8 @@ It gets s * 1000 as its timestep, and images are sampled along dx/ds by diffuser
 
 import functools
 
+from gralora_diffusion.libraries import import_libraries
+
 FLOW, FLOW_STEPS = "flow", 1000
 MOST_SHIFT = 100.0
 
@@ -26,6 +28,7 @@ def flow_scheduler(scheduler, shift: float | None):
 
     None: with the shift that the scheduler has, and without one where it is not a flow's.
     """
+    import_libraries()
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     if not is_flow(scheduler.config):
@@ -45,6 +48,7 @@ def for_pipeline(scheduler):
 @functools.cache
 def stepper():
     """diffusers' Euler steps of a flow, with what SDXL's pipeline asks of every scheduler."""
+    import_libraries()
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     class FlowSteps(FlowMatchEulerDiscreteScheduler):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.flow import FLOW, is_flow
 from gralora_diffusion.sdxl.hub import NOT_HERE, UNREACHABLE, hub_options
@@ -37,6 +38,7 @@ def load_sdxl(
     a hub id. vae: another VAE, as a folder, a hub id, or a model.  components: models that are taken as they
     are, for instance unet=unet. Raises ConfigError when there is no such base, or it is not an SDXL one.
     """
+    import_libraries()
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline
     from diffusers.loaders.single_file_utils import SingleFileComponentError
     from diffusers.utils import logging as diffusers_logging
@@ -133,6 +135,7 @@ def shapes(path: str | None = None, revision=None, cache_dir=None) -> dict:
     A single-file checkpoint is taken to be of SDXL's own shape.  Raises ConfigError when there is no such
     base.
     """
+    import_libraries()
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig
 
@@ -159,6 +162,7 @@ def sdxl_shapes() -> dict:
 
 def shapes_of(unet: dict, text_encoder: dict, text_encoder_2: dict) -> dict:
     """{component: model on the meta device} of these configs."""
+    import_libraries()
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -173,6 +177,7 @@ def shapes_of(unet: dict, text_encoder: dict, text_encoder_2: dict) -> dict:
 
 def vae_shapes(path: str | None = None):
     """The base's VAE on the meta device, as shapes() does it for the models that adapters go into."""
+    import_libraries()
     from diffusers import AutoencoderKL
 
     path = str(path or EMBEDDED)

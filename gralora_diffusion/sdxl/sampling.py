@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
+from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import TrainingError
 from gralora_diffusion.sdxl.base import resolution_of
 from gralora_diffusion.sdxl.flow import FLOW, flow_scheduler, for_pipeline, is_flow
@@ -215,6 +216,7 @@ def as_trained(
 
     With zero terminal SNR sampling begins at the last timestep (arXiv 2305.08891, section 3.3).
     """
+    import_libraries()
     from diffusers import EulerDiscreteScheduler
 
     if prediction_type == FLOW:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.flow import is_flow
 
@@ -82,6 +83,7 @@ def scheduler_named(name: str, of_base, option: str = "scheduler"):
     Raises ConfigError for a name that is not there, and for one that cannot sample what the base predicts.
     option: that it is given by.
     """
+    import_libraries()
     import diffusers
 
     spec = spec_of(name)
@@ -105,6 +107,7 @@ def scheduler_named(name: str, of_base, option: str = "scheduler"):
 
 
 def takes(spec: SchedulerSpec, option: str) -> bool:
+    import_libraries()
     import diffusers
 
     return option in inspect.signature(getattr(diffusers, spec.kind).__init__).parameters

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.flow import FLOW
 from gralora_diffusion.sdxl.objective import objective_of_checkpoint
@@ -165,6 +166,7 @@ def clip_tokenizer(padding: str):
 
     padding: `<|endoftext|>` in SDXL's first text encoder, `!` in its second.
     """
+    import_libraries()
     from transformers import CLIPTokenizer
 
     file = Path(find_spec("open_clip").submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"

@@ -5,6 +5,7 @@ import threading
 import torch
 
 from gralora_diffusion.devices import memory_in_use, total_memory
+from gralora_diffusion.libraries import import_libraries
 
 _measured: dict[str, int] = {}  # {type of device: bytes}
 _measuring = threading.Lock()
@@ -19,8 +20,6 @@ def library_memory(device: torch.device) -> int:
         return 0
     with _measuring:
         if device.type not in _measured:
-            from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel  # noqa: F401
-            from transformers import CLIPTextModel, CLIPTextModelWithProjection  # noqa: F401
-
+            import_libraries()
             _measured[device.type] = memory_in_use(device)
         return _measured[device.type]

@@ -2,6 +2,7 @@
 
 import torch
 
+from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.sdxl.flow import FLOW, FLOW_STEPS, is_flow
 from gralora_diffusion.sdxl.single_file import SDXL_SCHEDULER
 from gralora_diffusion.seeding import generator
@@ -38,6 +39,7 @@ def noise_schedule(
     if prediction_type == FLOW:
         return None
     if is_flow(scheduler.config):  # a base that is trained for another prediction
+        import_libraries()
         from diffusers import EulerDiscreteScheduler
 
         scheduler = EulerDiscreteScheduler.from_config(SDXL_SCHEDULER)

@@ -13,6 +13,7 @@ from gralora_diffusion.adapters.inject import compiled, first_match
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import counted
+from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.adafactor import Adafactor
 from gralora_diffusion.training.flat_factors import FlatFactors
@@ -222,6 +223,7 @@ def make_schedule(optimizer, config: TrainConfig, steps: int):
 
     Raises ConfigError where the two do not fit.
     """
+    import_libraries()
     from diffusers.optimization import get_scheduler
 
     warmup = 0 if OPTIMIZERS[config.optimizer].own_warmup else config.lr_warmup_steps

@@ -13,6 +13,7 @@ from gralora_diffusion.adapters.quantization import BYTES
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.devices import best_device, is_out_of_memory
+from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.sdxl.base import Prompts, blank_inputs, hidden_states, predict
 from gralora_diffusion.sdxl.load import COMPONENTS
 from gralora_diffusion.training.flat_factors import FlatFactors
@@ -43,6 +44,7 @@ def step_memory(unet_config, config: TrainConfig, resolution: int, dtype, tokens
 
 def count_memory(unet_config, config: TrainConfig, resolution: int, dtype, tokens: int) -> dict[str, int]:
     """step_memory() within FakeTensorMode."""
+    import_libraries()
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_config(unet_config).train()
