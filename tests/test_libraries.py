@@ -17,8 +17,11 @@ def run(task):
     task()
     print("done")
 
-for task in tasks:
-    threading.Thread(target=run, args=[task]).start()
+threads = [threading.Thread(target=run, args=[task]) for task in tasks]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
 """
 
 
