@@ -36,6 +36,7 @@ from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.sdxl.load import load_sdxl
 from gralora_diffusion.training.run_folder import read_metrics
 from gralora_diffusion.training.signals import Stopped
+from gralora_diffusion.training.step_metrics import NotFinite
 from gralora_diffusion.training.train import train
 
 KEPT = Path(__file__).parents[1] / "docs" / "experiments" / "results" / "k-by-layer"
@@ -103,7 +104,7 @@ def do_run(arm: str, rate: float, seed: int, state: Path) -> None:
         train(parse("", words + options_of(arm, base)))
         loss = round(statistics.mean(line["loss"] for line in read_metrics(folder)[-LAST:]), 6)
     except TrainingError as error:
-        if "not finite" not in str(error):
+        if not isinstance(error.__context__, NotFinite):
             raise
         loss = None
     append_result(KEPT, dict(run=dict(arm=arm, lr=rate, seed=seed), loss=loss, layers_by_k=layers_by_k(base)))

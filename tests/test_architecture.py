@@ -9,7 +9,7 @@ import gralora_diffusion
 
 PACKAGE = Path(gralora_diffusion.__file__).parent
 FLOORS = (  # lowest first; what stands on one floor may import lower floors, and its own wing
-    ("options", "console", "devices", "files", "libraries", "seeding"),
+    ("options", "console", "devices", "files", "seeding"),
     ("checks", "presets"),
     ("config",),
     ("adapters", "command_line"),
@@ -119,7 +119,6 @@ def test_the_top_of_the_package_is_the_ground_floor_and_the_wings():
         "console",
         "devices",
         "files",
-        "libraries",
         "presets",
         "seeding",
     }

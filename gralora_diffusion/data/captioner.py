@@ -12,8 +12,8 @@ from PIL import Image
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.listing import printable, reason_of
 from gralora_diffusion.devices import best_device
-from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.libraries import import_libraries
 
 # {model_type: (model, processor, prompt by default)}: classes of transformers, so that no code of a file runs
 KINDS = {

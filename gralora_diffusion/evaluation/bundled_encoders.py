@@ -5,8 +5,8 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from gralora_diffusion.evaluation.encoder_weights import load_exactly
-from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.libraries import import_libraries
 
 
 def imagenet_model() -> tuple[nn.Module, dict]:

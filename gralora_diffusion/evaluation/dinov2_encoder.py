@@ -11,8 +11,8 @@ from gralora_diffusion.evaluation.encoder_weights import (
     load_exactly,
     unavailable,
 )
-from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.libraries import import_libraries
 
 CONFIGS = ("config.json", "preprocessor_config.json")
 FILES = f"{', '.join(CONFIGS)} and model.safetensors"

@@ -15,7 +15,7 @@ from gralora_diffusion.evaluation.clip_encoder import clip_model
 from gralora_diffusion.evaluation.dinov2_encoder import dinov2_model
 from gralora_diffusion.evaluation.encoder_names import parse_encoder_name
 from gralora_diffusion.evaluation.saliency_encoder import saliency_model
-from gralora_diffusion.libraries import import_libraries
+from gralora_diffusion.sdxl.libraries import import_libraries
 
 LOADERS = {
     "clip": clip_model,

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.libraries import import_libraries
 
 LAYER = 11  # whose CLS token is the feature, of 12: chosen on drawings, not on photographs
 SMALL = dict(hidden_size=384, num_attention_heads=6, num_hidden_layers=12, image_size=518, patch_size=14)

@@ -13,9 +13,9 @@ from gralora_diffusion.formats.lazy_tensors import (
     stored,
     transposed,
 )
-from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.hub import hub_options
+from gralora_diffusion.sdxl.libraries import import_libraries
 from gralora_diffusion.sdxl.load import COMPONENTS, EMBEDDED, reason_of, shapes, vae_shapes
 
 TRANSPOSED = "text_projection.weight"  # in original checkpoints

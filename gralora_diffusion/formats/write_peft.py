@@ -13,8 +13,8 @@ from gralora_diffusion.formats.kohya_header import facts_text
 from gralora_diffusion.formats.read_peft import PEFT_CONFIG, PEFT_TENSORS
 from gralora_diffusion.formats.safetensors_files import write_safetensors
 from gralora_diffusion.formats.write import stored
-from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.libraries import import_libraries
 
 PLAIN = "write a plain LoRA (gralora convert: --energy 1 for the same, --rank N for the best of rank N)"
 GRALORA_NAMES = {  # {our name: PEFT's}

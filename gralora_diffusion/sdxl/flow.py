@@ -5,7 +5,7 @@ It gets s * 1000 as its timestep, and images are sampled along dx/ds by diffuser
 
 import functools
 
-from gralora_diffusion.libraries import import_libraries
+from gralora_diffusion.sdxl.libraries import import_libraries
 
 FLOW, FLOW_STEPS = "flow", 1000
 MOST_SHIFT = 100.0

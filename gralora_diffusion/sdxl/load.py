@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.flow import FLOW, is_flow
 from gralora_diffusion.sdxl.hub import NOT_HERE, UNREACHABLE, hub_options
+from gralora_diffusion.sdxl.libraries import import_libraries
 from gralora_diffusion.sdxl.objective import objective_of_folder
 from gralora_diffusion.sdxl.single_file import (
     NOT_SDXL,

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
-from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import TrainingError
 from gralora_diffusion.sdxl.base import resolution_of
 from gralora_diffusion.sdxl.flow import FLOW, flow_scheduler, for_pipeline, is_flow
 from gralora_diffusion.sdxl.image_text import texts_of
+from gralora_diffusion.sdxl.libraries import import_libraries
 from gralora_diffusion.sdxl.placement import (
     DECODING,
     DENOISING,

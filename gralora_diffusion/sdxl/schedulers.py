@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.flow import is_flow
+from gralora_diffusion.sdxl.libraries import import_libraries
 
 
 class SchedulerSpec(NamedTuple):

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.flow import FLOW
+from gralora_diffusion.sdxl.libraries import import_libraries
 from gralora_diffusion.sdxl.objective import objective_of_checkpoint
 
 NOT_SDXL = (

@@ -5,7 +5,7 @@ import threading
 import torch
 
 from gralora_diffusion.devices import memory_in_use, total_memory
-from gralora_diffusion.libraries import import_libraries
+from gralora_diffusion.sdxl.libraries import import_libraries
 
 _measured: dict[str, int] = {}  # {type of device: bytes}
 _measuring = threading.Lock()

@@ -2,8 +2,8 @@
 
 import torch
 
-from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.sdxl.flow import FLOW, FLOW_STEPS, is_flow
+from gralora_diffusion.sdxl.libraries import import_libraries
 from gralora_diffusion.sdxl.single_file import SDXL_SCHEDULER
 from gralora_diffusion.seeding import generator
 

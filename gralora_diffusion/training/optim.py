@@ -13,8 +13,8 @@ from gralora_diffusion.adapters.inject import compiled, first_match
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import counted
-from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.libraries import import_libraries
 from gralora_diffusion.training.adafactor import Adafactor
 from gralora_diffusion.training.flat_factors import FlatFactors
 

@@ -13,8 +13,8 @@ from gralora_diffusion.adapters.quantization import BYTES
 from gralora_diffusion.adapters.registry import adapted_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.devices import best_device, is_out_of_memory
-from gralora_diffusion.libraries import import_libraries
 from gralora_diffusion.sdxl.base import Prompts, blank_inputs, hidden_states, predict
+from gralora_diffusion.sdxl.libraries import import_libraries
 from gralora_diffusion.sdxl.load import COMPONENTS
 from gralora_diffusion.training.flat_factors import FlatFactors
 from gralora_diffusion.training.offload import offloaded_blocks, offloaded_bytes
