@@ -48,6 +48,7 @@ class RunChanges:
             run = self.idle_run(name, "rename")
             taken = [path.name for path in self.workspace.runs.iterdir()]
             new = run.with_name(new_name(wanted, "a run", taken))
+            self.workspace.note_renamed(name, new.name)  # before another request can miss the old name
             self.move(run, new, renaming(self.workspace, run, new.name))
         write_report_of_renamed(new)  # takes seconds, in which the queue goes on
         return new.name

@@ -274,7 +274,7 @@ class CompareTab:
         """The adapters and sets of now, what was chosen kept where it is still there, and a first prompt."""
         names = self.workspace.adapter_names()
         newest = self.workspace.suggested_adapter()
-        kept = [name for name in adapters or [] if name in names]
+        kept = [name for name in map(self.workspace.name_now, adapters or []) if name in names]
         if not kept or kept == [suggested]:
             kept = [newest] if newest else []
         sets = [AS_TRAINED, *self.workspace.set_names()]

@@ -45,6 +45,7 @@ class RunHistory:
             )
             self.confirm = gr.Button("Delete", variant="stop", elem_id="confirm-delete-run", min_width=80)
             self.keep = gr.Button("Keep", elem_id="keep-run", min_width=80)
+        self.asked = gr.State()  # the run that the question is about
         with gr.Row(elem_classes="tight", elem_id="run-changes"):
             self.name = gr.Textbox(
                 label="New name for the run",
@@ -69,12 +70,12 @@ class RunHistory:
         names = [self.run, self.name]
         asked = [self.rename.click, self.name.submit]
         renamed = gr.on(asked, guarded(self.rename_run), names, names, **quiet)
-        question = [self.question, self.confirmation]
+        question = [self.question, self.confirmation, self.asked]
         self.delete.click(guarded(self.ask), self.run, question, **quiet)
         self.keep.click(lambda: gr.update(visible=False), None, self.confirmation, **quiet)
-        self.run.change(lambda: gr.update(visible=False), None, self.confirmation, **quiet)
+        self.run.change(guarded(self.withdraw), [self.run, self.asked], self.confirmation, **quiet)
         deleted = self.confirm.click(
-            guarded(self.delete_run), self.run, [self.run, self.confirmation], **quiet
+            guarded(self.delete_run), self.asked, [self.run, self.confirmation], **quiet
         )
         undone = self.undo.click(guarded(self.undo_delete), None, self.run, **quiet)
         emptied = self.empty.click(guarded(self.empty_bin), self.confirmed, None, js=CONFIRM, **quiet)
@@ -100,7 +101,12 @@ class RunHistory:
     def ask(self, run: str) -> tuple:
         self.changes.idle_run(run, "delete")
         question = f"Delete {run} with its adapter, images and checkpoints?"
-        return question, gr.update(visible=True)
+        return question, gr.update(visible=True), run
+
+    @staticmethod
+    def withdraw(run: str, asked: str | None):
+        """Hide the question when another run is chosen; a change that is late hides no newer question."""
+        return gr.skip() if run == asked else gr.update(visible=False)
 
     def delete_run(self, run: str) -> tuple:
         self.changes.delete(run)

@@ -231,7 +231,8 @@ class SampleTab:
         choices = self.workspace.adapter_choices()
         more = []
         for other in others:
-            value = other if other in names else NO_ADAPTER
+            name = self.workspace.name_now(other)
+            value = name if name in names else NO_ADAPTER
             more.append(list_update([NO_ADAPTER, *choices], value, other))
         return (
             list_update(choices, adapter, chosen),

@@ -46,6 +46,7 @@ class Workspace:
         self.removed_images = self.images / BIN
         self.history = self.scratch / HISTORY  # see sample_history.py
         self.removed_history = self.history / BIN
+        self._renamed: dict[str, str] = {}  # {run: its name by now}, of those renamed while the page runs
         for folder in (self.runs, self.images, self.models, self.adapters, self.scratch):
             make_folder(folder)
 
@@ -58,6 +59,19 @@ class Workspace:
         if name not in self.run_names():
             raise ConfigError(f"there is no run named {quoted(name)}: choose one from the list")
         return self.runs / name
+
+    def note_renamed(self, run: str, new: str) -> None:
+        self._renamed.pop(new, None)
+        self._renamed[run] = new
+
+    def name_now(self, name: str | None) -> str | None:
+        """Of a run, adapter or checkpoint that a browser sent: its name by now, if the run was renamed."""
+        if not isinstance(name, str):
+            return name
+        run, slash, checkpoint = name.partition("/")
+        while run in self._renamed and not (self.runs / run).exists():
+            run = self._renamed[run]
+        return f"{run}{slash}{checkpoint}"
 
     def runs_with_ranks(self) -> list[str]:
         """The runs whose ranks came from gradients, which another run can use."""
@@ -142,8 +156,9 @@ class Workspace:
 
     def kept_or_suggested(self, chosen: str | None, suggested: str | None) -> str | None:
         """The chosen adapter where it is still there, and not just what a tab had chosen by itself before."""
-        if chosen in self.adapter_names() and chosen != suggested:
-            return chosen
+        name = self.name_now(chosen)
+        if name in self.adapter_names() and chosen != suggested:
+            return name
         return self.suggested_adapter()
 
     def adapter(self, name: str) -> Path:

@@ -1,0 +1,108 @@
+"""While a run is renamed, a browser asks with the old name; it is led to the run, and to no other."""
+
+import asyncio
+import json
+import os
+
+import gradio as gr
+import pytest
+
+from gralora_diffusion.ui.form_memory import browser_state
+from gralora_diffusion.ui.run_changes import RunChanges
+from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.sampler import Sampler
+from gralora_diffusion.ui.status_strip import StatusStrip
+from gralora_diffusion.ui.tab_compare import CompareTab
+from gralora_diffusion.ui.tab_export import ExportTab
+from gralora_diffusion.ui.tab_sample import SampleTab
+from gralora_diffusion.ui.tab_watch import WatchTab
+
+
+@pytest.fixture
+def queue(workspace):
+    """Of two finished runs, "old" and the newer "new"."""
+    for moment, name in enumerate(("old", "new"), 1):
+        run = workspace.runs / name
+        (run / "checkpoint-7").mkdir(parents=True)
+        (run / "config.json").write_text(json.dumps(dict(steps=1)))
+        os.utime(run / "config.json", (moment, moment))
+        for folder in (run, run / "checkpoint-7"):
+            (folder / "adapter.safetensors").touch()
+    return RunQueue(workspace)
+
+
+def built(make):
+    async def build():  # in a loop that is closed; Gradio would leave one of its own open
+        with gr.Blocks():
+            return make()
+
+    return asyncio.run(build())
+
+
+def watch(queue) -> WatchTab:
+    return built(lambda: WatchTab(queue.workspace, queue, StatusStrip(queue, gr.Timer(1))))
+
+
+def chosen_in_watch(tab, chosen, before: dict | None = None) -> dict:
+    return tab.refresh(None, chosen, 0.9, before)[tab.refresh_event["outputs"].index(tab.run)]
+
+
+def test_watch_stays_with_a_run_whose_renaming_has_not_been_answered(queue, monkeypatch):
+    tab, seen = watch(queue), []
+    monkeypatch.setattr(
+        "gralora_diffusion.ui.run_changes.write_report_of_renamed",
+        lambda run: seen.append(chosen_in_watch(tab, "old")["value"]),
+    )
+    RunChanges(queue).rename("old", "renamed")
+    assert seen == ["renamed"]
+    RunChanges(queue).rename("renamed", "again")
+    assert chosen_in_watch(tab, "old")["value"] == chosen_in_watch(tab, "renamed")["value"] == "again"
+    RunChanges(queue).rename("again", "old")
+    assert chosen_in_watch(tab, "again")["value"] == chosen_in_watch(tab, "old")["value"] == "old"
+    assert chosen_in_watch(tab, "gone")["value"] == "new"
+
+
+def test_a_new_run_of_the_old_name_is_itself(queue, workspace):
+    RunChanges(queue).rename("old", "renamed")
+    (workspace.runs / "old").mkdir()
+    (workspace.runs / "old" / "config.json").write_text("{}")
+    assert chosen_in_watch(watch(queue), "old")["value"] == "old"
+
+
+@pytest.mark.parametrize("name", [None, "", ["old"], 1, "../old", "a\0b", "x" * 100_000])
+def test_what_is_no_name_leads_nowhere(queue, workspace, name):
+    RunChanges(queue).rename("old", "renamed")
+    assert workspace.name_now(name) == name
+    assert chosen_in_watch(watch(queue), name)["value"] == "new"
+
+
+def test_lists_of_adapters_follow_a_renamed_run(queue, workspace):
+    def lists_of(tab, *chosen) -> tuple:
+        blank = [None] * (len(tab.lists_event["inputs"]) - len(chosen))
+        return tab.lists(*chosen, *blank)
+
+    sample = built(lambda: SampleTab(workspace, Sampler(workspace), browser_state(workspace, "sample")))
+    compare, export = built(lambda: (CompareTab(workspace, Sampler(workspace)), ExportTab(workspace)))
+    RunChanges(queue).rename("old", "renamed")
+    assert lists_of(sample, "old")[0]["value"] == "renamed"
+    assert lists_of(sample, "old/checkpoint-7")[0]["value"] == "renamed/checkpoint-7"
+    assert lists_of(sample, "new", None, "old")[1]["value"] == "renamed"
+    assert lists_of(compare, ["old", "new"])[0]["value"] == ["renamed", "new"]
+    assert lists_of(export, "old")[0]["value"] == "renamed"
+
+
+def test_the_run_of_the_question_is_deleted_and_no_other(queue, workspace):
+    def with_blocks() -> tuple:
+        tab = WatchTab(workspace, queue, StatusStrip(queue, gr.Timer(1)))
+        return tab.history, gr.context.Context.root_block.fns
+
+    history, functions = built(with_blocks)
+    question, shown, asked = history.ask("old")
+    assert "Delete old " in question
+    assert shown["visible"] is True
+    assert history.withdraw("old", asked) == gr.skip()  # a change that is late
+    assert history.withdraw("new", asked)["visible"] is False
+    events = [event for event in functions.values() if (history.confirm._id, "click") in event.targets]
+    assert events[0].inputs == [history.asked]
+    history.delete_run(asked)
+    assert workspace.run_names() == ["new"]
