@@ -1,6 +1,7 @@
 """Sets of images: the folders HOME/images/NAME, with 00.txt as the caption of 00.png."""
 
 import collections
+import contextlib
 import hashlib
 import re
 import secrets
@@ -16,6 +17,7 @@ from gralora_diffusion.ui import metadata_rows, removed
 from gralora_diffusion.ui.caption_files import caption_of, captions_beside, one_line, write_captions
 from gralora_diffusion.ui.dataset_locks import NAMES, changing
 from gralora_diffusion.ui.needed import check_unneeded
+from gralora_diffusion.ui.run_configs import follow_dataset
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name, quoted, real_file
 
 MAX_FILES = 500  # of a set
@@ -160,18 +162,27 @@ def tag_counts(workspace: Workspace, name: str) -> list[tuple[str, int]]:
 
 
 def rename(workspace: Workspace, name: str, new: str) -> str:
-    """Give a set another name; raises ConfigError while an active or queued run reads it."""
+    """Give a set, and configs of runs that read it, another name.
+
+    Raises ConfigError while an active or queued run reads it.
+    """
     with changing(editable(workspace, name)):
         folder = editable(workspace, name)  # it may be gone since
         check_unneeded(workspace, folder, "rename")
         old_bin = workspace.removed_images / name
         with NAMES:
             new = new_name(new, "a dataset", workspace.set_names())
+            renamed = workspace.images / new
             move_bin(old_bin, workspace.removed_images / new)
             try:
-                folder.rename(workspace.images / new)
+                folder.rename(renamed)
+                follow_dataset(workspace, name, new)
             except BaseException:
+                if renamed.exists() and not folder.exists():
+                    renamed.rename(folder)
                 move_bin(workspace.removed_images / new, old_bin)
+                with contextlib.suppress(OSError):
+                    follow_dataset(workspace, new, name)
                 raise
         return new
 

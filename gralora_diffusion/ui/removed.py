@@ -54,6 +54,14 @@ def new_removal(bin_folder: Path) -> Path:
     return folder
 
 
+def deleted_runs(workspace: Workspace) -> list[Path]:
+    """The runs that can be restored, the one that was deleted last at the end."""
+    found = []
+    for removal in removals(workspace.removed_runs):
+        found += folders(removal)
+    return found
+
+
 def bins(workspace: Workspace) -> list[Path]:
     """The folders that removals() reads."""
     found = [workspace.removed_runs, workspace.removed_history, *folders(workspace.removed_images)]

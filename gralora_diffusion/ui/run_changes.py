@@ -11,7 +11,7 @@ from gralora_diffusion.ui import removed
 from gralora_diffusion.ui.needed import check_unneeded, way_to_end
 from gralora_diffusion.ui.renamed_report import write_report_of_renamed
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
-from gralora_diffusion.ui.run_references import Renaming, deleted_runs, follow, free_run_name, renaming
+from gralora_diffusion.ui.run_references import Renaming, follow, free_run_name, renaming
 from gralora_diffusion.ui.workspace import new_name
 
 NAMED = (".safetensors", ".png")  # suffixes of the files in a run that have its name
@@ -79,7 +79,7 @@ class RunChanges:
 
     def deleted(self) -> list[Path]:
         """The runs that can be restored, the one that was deleted last at the end."""
-        return deleted_runs(self.workspace)
+        return removed.deleted_runs(self.workspace)
 
     def undo_delete(self) -> str:
         """Bring the run back that was deleted last, under another name if its own is taken; returns it."""

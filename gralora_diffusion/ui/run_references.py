@@ -4,20 +4,17 @@ It follows when a run gets another name, and while it refers to a name the page 
 """
 
 import dataclasses
-import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gralora_diffusion.files import write_text
 from gralora_diffusion.ui import blind, removed, sample_history
 from gralora_diffusion.ui.dataset_locks import changing
 from gralora_diffusion.ui.history_adapters import hash_of, recorded_hashes
 from gralora_diffusion.ui.removed_history import deleted
-from gralora_diffusion.ui.run_files import read_json
-from gralora_diffusion.ui.workspace import Workspace, folders, free_name, real_file
+from gralora_diffusion.ui.run_configs import replace_paths
+from gralora_diffusion.ui.workspace import Workspace, free_name, real_file
 
 OPTIONS = ("start_from", "allocation")  # of a config: paths into the folder of another run
 
@@ -65,17 +62,11 @@ def follow(workspace: Workspace, change: Renaming) -> None:
             if request != entry.request:
                 sample_history.write(folder, dataclasses.replace(entry, request=request))
     blind.rename(workspace, change.name_of, change.in_time)
-    for run in (*folders(workspace.runs), *deleted_runs(workspace)):
-        for path in (run / "config.json", run / "job.json"):
-            follow_in_config(path, change)
 
+    def path_by_now(path: str) -> str:
+        return f"runs/{change.name_of(path.removeprefix('runs/'))}" if path.startswith("runs/") else path
 
-def deleted_runs(workspace: Workspace) -> list[Path]:
-    """The runs that can be restored, the one that was deleted last at the end."""
-    found = []
-    for removal in removed.removals(workspace.removed_runs):
-        found += folders(removal)
-    return found
+    replace_paths(workspace, OPTIONS, path_by_now, change.in_time)
 
 
 def kept_images(workspace: Workspace) -> Iterator[tuple[Path, sample_history.Entry]]:
@@ -111,29 +102,10 @@ def is_of(workspace: Workspace, digest: str | None, old: str, new: str, in_time:
     return in_time
 
 
-def follow_in_config(path: Path, change: Renaming) -> None:
-    """The same in a run's config.json or job.json, whose time says when the run was asked for, and stays."""
-    found = read_json(path)
-    config = found.get("config") if path.name == "job.json" else found
-    if not isinstance(config, dict) or not config:
-        return
-    changed = {}
-    for option in OPTIONS:
-        value = config.get(option)
-        if isinstance(value, str) and value.startswith("runs/"):
-            changed[option] = f"runs/{change.name_of(value.removeprefix('runs/'))}"
-    stat = path.stat()
-    if config | changed == config or not change.in_time(stat.st_mtime_ns):
-        return
-    config |= changed
-    write_text(path, json.dumps(found, indent=2) + "\n")
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-
 def taken_names(workspace: Workspace) -> set[str]:
     """The names of runs, and those that something still refers to."""
     found = {path.name for path in workspace.runs.iterdir()}
-    found |= {run.name for run in deleted_runs(workspace)}
+    found |= {run.name for run in removed.deleted_runs(workspace)}
     for _, entry in kept_images(workspace):
         found |= {name.partition("/")[0] for name, _ in entry.request.adapters}
     return found

@@ -1,0 +1,93 @@
+"""A dataset that gets another name is still that of the runs that trained on it."""
+
+import json
+import os
+
+import pytest
+
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui import image_sets, run_configs
+from gralora_diffusion.ui.run_changes import RunChanges
+from gralora_diffusion.ui.run_queue import RunQueue
+
+
+@pytest.fixture
+def runs(workspace):
+    """Runs on "mine", with "mine" as masks, on a folder in it, and on others of a name alike."""
+    image_sets.create(workspace, "mine")
+    configs = dict(
+        on_it=dict(instance_data_dir="images/mine", start_from="runs/mine"),
+        masks=dict(instance_data_dir="images/other", mask_dir="images/mine", class_data_dir="images/mine"),
+        part=dict(instance_data_dir="images/mine/10_dog", validation_dir="images/mine"),
+        alike=dict(instance_data_dir="images/mine-2", class_data_dir="other/images/mine"),
+        blank=dict(instance_data_dir=None),
+    )
+    for moment, (name, config) in enumerate(configs.items(), 1):
+        run = workspace.runs / name
+        run.mkdir()
+        (run / "config.json").write_text(json.dumps(config))
+        (run / "job.json").write_text(json.dumps(dict(config=config, created=1.0, state="canceled")))
+        for file in run.iterdir():
+            os.utime(file, (moment, moment))
+    return configs
+
+
+def configs_of(workspace) -> dict:
+    found = {}
+    for run in workspace.runs.iterdir():
+        if run.name.startswith("."):
+            continue
+        config = json.loads((run / "config.json").read_text())
+        assert json.loads((run / "job.json").read_text())["config"] == config
+        found[run.name] = config
+    return found
+
+
+def test_runs_follow_a_renamed_dataset(runs, workspace):
+    order = workspace.run_names()
+    image_sets.rename(workspace, "mine", "yours")
+    expected = dict(
+        on_it=dict(instance_data_dir="images/yours", start_from="runs/mine"),
+        masks=dict(instance_data_dir="images/other", mask_dir="images/yours", class_data_dir="images/yours"),
+        part=dict(instance_data_dir="images/yours/10_dog", validation_dir="images/yours"),
+        alike=runs["alike"],
+        blank=runs["blank"],
+    )
+    assert configs_of(workspace) == expected
+    assert workspace.run_names() == order
+    image_sets.rename(workspace, "yours", "mine")
+    assert configs_of(workspace) == runs
+
+
+def test_a_restored_run_has_the_new_name_too(runs, workspace):
+    changes = RunChanges(RunQueue(workspace))
+    changes.delete("on_it")
+    image_sets.rename(workspace, "mine", "yours")
+    assert changes.undo_delete() == "on_it"
+    assert configs_of(workspace)["on_it"]["instance_data_dir"] == "images/yours"
+
+
+def test_where_a_config_cannot_be_written_the_dataset_keeps_its_name(runs, workspace, monkeypatch):
+    written = []
+
+    def write_text(path, text) -> None:
+        written.append(path)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        path.write_text(text)
+
+    monkeypatch.setattr(run_configs, "write_text", write_text)
+    with pytest.raises(OSError, match="No space left"):
+        image_sets.rename(workspace, "mine", "yours")
+    assert "mine" in workspace.set_names()
+    assert "yours" not in workspace.set_names()
+    assert configs_of(workspace) == runs
+
+
+def test_a_name_that_a_file_has_leaves_everything_as_it_was(runs, workspace):
+    (workspace.images / "yours").write_text("not a dataset")
+    with pytest.raises((OSError, ConfigError)):
+        image_sets.rename(workspace, "mine", "yours")
+    assert (workspace.images / "yours").read_text() == "not a dataset"
+    assert (workspace.images / "mine").is_dir()
+    assert configs_of(workspace) == runs
