@@ -50,6 +50,13 @@ def files_of_adapter(workspace: Workspace, name: str, rank: int | None, dtype: s
     return found
 
 
+def is_smaller(workspace: Workspace, name: str, rank: int) -> bool:
+    """Whether the nearest LoRA of this rank has a smaller file for ComfyUI than the adapter itself."""
+    exact = files_of_adapter(workspace, name, None, "fp16").get("comfyui")
+    reduced = files_of_adapter(workspace, name, rank, "fp16").get("comfyui")
+    return exact is None or reduced is None or reduced < exact
+
+
 def version_of(path: Path) -> tuple:
     stat = path.stat()
     return path, stat.st_mtime_ns, stat.st_size

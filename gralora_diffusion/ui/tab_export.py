@@ -14,7 +14,7 @@ from gralora_diffusion.ui.export_facts import (
     preview_of_adapter,
     trigger_words,
 )
-from gralora_diffusion.ui.export_sizes import error_of, size_text, sizes_of
+from gralora_diffusion.ui.export_sizes import error_of, is_smaller, size_text, sizes_of
 from gralora_diffusion.ui.handlers import PRIVATE, QUIET, guarded, list_update, notify, on_end
 from gralora_diffusion.ui.into_view import showing
 from gralora_diffusion.ui.workspace import Workspace, quoted
@@ -215,11 +215,10 @@ class ExportTab:
             return
         yield f"Computing what rank {number} keeps ..."
         error = error_of(self.workspace, adapter, number)
-        if error < 1e-6:
-            yield f"Rank {number} holds this adapter exactly."
-            return
-        kept = 100 * (1 - error**2)
-        yield f"Rank {number}: relative error {error:.3g} (0 is exact); {kept:.2f} % of the energy is kept."
+        kept = f"relative error {error:.3g} (0 is exact); {100 * (1 - error**2):.2f} % of the energy is kept."
+        text = f"Rank {number} holds this adapter exactly." if error < 1e-6 else f"Rank {number}: {kept}"
+        smaller = is_smaller(self.workspace, adapter, number)
+        yield text if smaller else f"{text} **Its file is no smaller: choose Exact.**"
 
     def facts(self, adapter: str) -> tuple:
         """(column and image of the preview, trigger words, row and name of copies) of an adapter."""

@@ -104,6 +104,26 @@ def test_no_format_is_called_exact_whatever_the_rank(tab, rank):
     assert not [label for label, _ in update["choices"] if "exact" in label]
 
 
+@pytest.mark.parametrize(
+    ("config", "rank", "smaller"),
+    [
+        (AdapterConfig(method="lora", rank=16), "32", False),
+        (AdapterConfig(method="lora", rank=16), "16", False),
+        (AdapterConfig(method="lora", rank=16), "8", True),
+        (AdapterConfig(rank=32, k=2), "32", True),  # a plain LoRA of rank 64
+    ],
+)
+def test_export_says_where_a_rank_makes_no_smaller_file(workspace, tab, config, rank, smaller):
+    add_adapter(workspace, "own.safetensors", config)
+    *_, text = tab.error_text("own.safetensors", rank)
+    assert ("no smaller: choose Exact" in text) is not smaller
+    sizes = [
+        export(workspace, "own.safetensors", "comfyui", number, "fp16")[0].stat().st_size
+        for number in (None, int(rank))
+    ]
+    assert (sizes[1] < sizes[0]) is smaller
+
+
 def test_an_adapter_of_the_demo_model_fits_no_sdxl(workspace, tab, tmp_path):
     assert not fits_sdxl(workspace, "robot-1")
     assert "fits no SDXL model" in tab.warning_of("robot-1")["value"]
