@@ -11,7 +11,7 @@ from gralora_diffusion.data.text_files import lines_of
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import metadata_rows
-from gralora_diffusion.ui.dataset_locks import changing
+from gralora_diffusion.ui.locks import changing
 from gralora_diffusion.ui.workspace import real_file
 
 MAX_CAPTION = 2000  # characters

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gralora_diffusion.files import delete
 from gralora_diffusion.ui import removed
-from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.workspace import Workspace
 
 SAFE = 3600  # seconds for which a file that was handed to a browser is kept, whatever its size
 OLD = 24 * 3600  # seconds after which it is deleted
@@ -19,14 +19,13 @@ MOST_LARGE_BYTES = 16 * 10**9  # the same for large ones: two merged checkpoints
 PAUSE = 600  # seconds between two checks
 
 
-def keep_tidy(queue: RunQueue) -> None:
+def keep_tidy(workspace: Workspace) -> None:
     """Delete what is too old every PAUSE seconds, until the process ends; to be called in a thread."""
-    workspace = queue.workspace
     removed.delete_parts(workspace)
     while True:
         try:
             delete_old_served(workspace.served)
-            removed.delete_old(workspace, queue.lock)
+            removed.delete_old(workspace)
         except Exception as error:  # the next check may succeed
             traceback.print_exception(error, file=sys.stderr)
         time.sleep(PAUSE)

@@ -1,7 +1,6 @@
 """Sets of images: the folders HOME/images/NAME, with 00.txt as the caption of 00.png."""
 
 import collections
-import contextlib
 import hashlib
 import re
 import secrets
@@ -15,9 +14,9 @@ from gralora_diffusion.data.metadata import metadata_in
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import metadata_rows, removed
 from gralora_diffusion.ui.caption_files import caption_of, captions_beside, one_line, write_captions
-from gralora_diffusion.ui.dataset_locks import NAMES, changing
+from gralora_diffusion.ui.locks import NAMES, changing
 from gralora_diffusion.ui.needed import check_unneeded
-from gralora_diffusion.ui.run_configs import follow_dataset
+from gralora_diffusion.ui.run_configs import IMAGE_OPTIONS, replace_folder
 from gralora_diffusion.ui.workspace import BUNDLED, Workspace, folders, new_name, quoted, real_file
 
 MAX_FILES = 500  # of a set
@@ -162,11 +161,11 @@ def tag_counts(workspace: Workspace, name: str) -> list[tuple[str, int]]:
 
 
 def rename(workspace: Workspace, name: str, new: str) -> str:
-    """Give a set, and configs of runs that read it, another name.
+    """Give a set another name, also in the configs of runs that read it, so that those can be resumed.
 
-    Raises ConfigError while an active or queued run reads it.
+    Raises ConfigError while an active or queued run reads it, and OSError; then it keeps its name.
     """
-    with changing(editable(workspace, name)):
+    with changing(editable(workspace, name)), changing(workspace.runs):
         folder = editable(workspace, name)  # it may be gone since
         check_unneeded(workspace, folder, "rename")
         old_bin = workspace.removed_images / name
@@ -176,13 +175,13 @@ def rename(workspace: Workspace, name: str, new: str) -> str:
             move_bin(old_bin, workspace.removed_images / new)
             try:
                 folder.rename(renamed)
-                follow_dataset(workspace, name, new)
-            except BaseException:
-                if renamed.exists() and not folder.exists():
+                try:
+                    replace_folder(workspace, IMAGE_OPTIONS, folder, renamed)
+                except BaseException:
                     renamed.rename(folder)
+                    raise
+            except BaseException:
                 move_bin(workspace.removed_images / new, old_bin)
-                with contextlib.suppress(OSError):
-                    follow_dataset(workspace, new, name)
                 raise
         return new
 

@@ -14,8 +14,8 @@ from gralora_diffusion.data.listing import numbered_name, printable, reason_of
 from gralora_diffusion.data.masks import ENDINGS, LABELS, MASKS
 from gralora_diffusion.data.metadata import LISTS, is_list_name, read_list
 from gralora_diffusion.ui.caption_files import caption_of, write_caption
-from gralora_diffusion.ui.dataset_locks import changing
 from gralora_diffusion.ui.image_sets import MAX_FILES, editable, images_of
+from gralora_diffusion.ui.locks import changing
 from gralora_diffusion.ui.workspace import RESERVED, Workspace
 from gralora_diffusion.ui.zip_uploads import CAPTIONS, LINES, MAX_BYTES, READABLE, unzip
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui.dataset_locks import changing
+from gralora_diffusion.ui.locks import changing
 from gralora_diffusion.ui.workspace import BIN, HISTORY, Workspace, folders
 
 DAYS = 7
@@ -84,16 +84,13 @@ def delete_parts(workspace: Workspace) -> None:
                     shutil.rmtree(part, ignore_errors=True)
 
 
-def delete_old(workspace: Workspace, runs_lock) -> None:
-    """Empty the bin of what was removed more than DAYS days ago, and was found too old a day ago.
-
-    runs_lock: that of changes of runs.
-    """
+def delete_old(workspace: Workspace) -> None:
+    """Empty the bin of what was removed more than DAYS days ago, and was found too old a day ago."""
     now = time.time_ns()
     before = seen_before(workspace)
     seen = {}
     for bin_folder in bins(workspace):
-        with lock_of(workspace, bin_folder, runs_lock):
+        with lock_of(workspace, bin_folder):
             for removal in removals(bin_folder):
                 if int(removal.name) >= now - DAYS * A_DAY:
                     continue
@@ -108,12 +105,11 @@ def delete_old(workspace: Workspace, runs_lock) -> None:
         write_text(workspace.scratch / SEEN, json.dumps(seen) + "\n")
 
 
-def lock_of(workspace: Workspace, bin_folder: Path, runs_lock):
+def lock_of(workspace: Workspace, bin_folder: Path):
     """That of changes of what a bin is of."""
-    if bin_folder == workspace.removed_runs:
-        return runs_lock
-    of_history = bin_folder == workspace.removed_history
-    return changing(workspace.history if of_history else workspace.images / bin_folder.name)
+    if bin_folder in (workspace.removed_runs, workspace.removed_history):
+        return changing(bin_folder.parent)
+    return changing(workspace.images / bin_folder.name)
 
 
 def seen_before(workspace: Workspace) -> dict[str, int]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from gralora_diffusion.files import move_all
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import removed
-from gralora_diffusion.ui.dataset_locks import changing
+from gralora_diffusion.ui.locks import changing
 from gralora_diffusion.ui.sample_history import Entry, entries_in, entry_of
 from gralora_diffusion.ui.workspace import Workspace
 

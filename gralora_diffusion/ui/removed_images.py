@@ -13,8 +13,8 @@ from gralora_diffusion.files import move_all, move_back
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import metadata_rows, removed
 from gralora_diffusion.ui.caption_files import captions_beside
-from gralora_diffusion.ui.dataset_locks import changing
 from gralora_diffusion.ui.image_sets import editable, images_of
+from gralora_diffusion.ui.locks import changing
 from gralora_diffusion.ui.workspace import Workspace, quoted, real_file
 
 

@@ -1,5 +1,6 @@
-"""The configs of runs follow what they refer to in HOME, a dataset or another run, to its new name."""
+"""The configs of runs follow a dataset or another run that they refer to, to its new name."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -15,42 +16,54 @@ from gralora_diffusion.ui.workspace import Workspace, folders
 IMAGE_OPTIONS = [name for name, option in options_of(TrainConfig).items() if option.kind == "images"]
 
 
-def follow_dataset(workspace: Workspace, old: str, new: str) -> None:
-    """Runs that trained on a dataset can be resumed, duplicated and compared with it.  Raises OSError."""
-
-    def renamed(value: str) -> str:
-        folder = f"images/{old}"
-        return f"images/{new}{value.removeprefix(folder)}" if f"{value}/".startswith(f"{folder}/") else value
-
-    replace_paths(workspace, IMAGE_OPTIONS, renamed)
-
-
-def replace_paths(
+def replace_folder(
     workspace: Workspace,
     options: Iterable[str],
-    new_path: Callable[[str], str],
+    old: Path,
+    new: Path,
     in_time: Callable[[int], bool] = lambda moment: True,
 ) -> None:
-    """Of all runs, also those that can be restored, give these options the paths new_path(path of now).
+    """In all runs, also deleted ones, let paths in these options that lead into `old` lead into `new`.
 
-    in_time(nanoseconds since 1970): whether a config of that time is changed.  Raises OSError.
+    in_time(nanoseconds since 1970): whether a config of that time is changed.  For the caller who holds
+    changing(workspace.runs).  Raises OSError; then no config has changed, if the disk allows it.
     """
-    for run in (*folders(workspace.runs), *deleted_runs(workspace)):
-        for path in (run / "config.json", run / "job.json"):
-            replace_in_file(path, options, new_path, in_time)
+    written = []  # (file, its text and times before)
+    try:
+        for run in (*folders(workspace.runs), *deleted_runs(workspace)):
+            for path in (run / "config.json", run / "job.json"):
+                values = read_json(path)
+                if not replaced(workspace.root, values, path.name, options, old, new):
+                    continue
+                stat = path.stat()
+                if not in_time(stat.st_mtime_ns):
+                    continue
+                text = json.dumps(values, indent=2) + "\n"
+                written.append((path, path.read_text(encoding="utf-8"), stat))
+                rewrite(path, text, stat)
+    except BaseException:
+        for path, text, stat in written:
+            with contextlib.suppress(OSError):
+                rewrite(path, text, stat)
+        raise
 
 
-def replace_in_file(path: Path, options: Iterable[str], new_path: Callable, in_time: Callable) -> None:
-    """replace_paths() of a config.json or job.json, whose time says when the run was asked for, and stays."""
-    found = read_json(path)
-    config = found.get("config") if path.name == "job.json" else found
-    if not isinstance(config, dict) or not config:
-        return
-    given = {option: config[option] for option in options if isinstance(config.get(option), str)}
-    changed = {option: new_path(value) for option, value in given.items()}
-    stat = path.stat()
-    if changed == given or not in_time(stat.st_mtime_ns):
-        return
-    config |= changed
-    write_text(path, json.dumps(found, indent=2) + "\n")
+def rewrite(path: Path, text: str, stat: os.stat_result) -> None:
+    """Write a file that keeps its times: those of a run's say when it was asked for."""
+    write_text(path, text)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def replaced(root: Path, values: dict, file: str, options: Iterable[str], old: Path, new: Path) -> bool:
+    """Replace the folder in the values of a config.json or job.json; returns whether any of them changed."""
+    config = values.get("config") if file == "job.json" else values
+    config = config if isinstance(config, dict) else {}
+    changed = False
+    for option in options:
+        value = config.get(option)
+        path = Path(os.path.normpath(root / value)) if isinstance(value, str) else root
+        if path.is_relative_to(old):
+            moved = new / path.relative_to(old)
+            config[option] = str(moved) if Path(value).is_absolute() else moved.relative_to(root).as_posix()
+            changed = True
+    return changed

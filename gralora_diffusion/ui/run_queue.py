@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from gralora_diffusion.options import ConfigError, from_dict, to_dict
 from gralora_diffusion.training.checkpoint import candidates
 from gralora_diffusion.training.run_folder import read_status
 from gralora_diffusion.ui.config_form import arguments
+from gralora_diffusion.ui.locks import changing
 from gralora_diffusion.ui.processes import end_group, end_process, is_alive
 from gralora_diffusion.ui.run_files import WORDS, config_of, final_message, raw_status, read_job
 from gralora_diffusion.ui.workspace import Workspace
@@ -38,7 +38,7 @@ class RunQueue:
     def __init__(self, workspace: Workspace, before_start: Callable[[], None] = lambda: None):
         self.workspace = workspace
         self.before_start = before_start
-        self.lock = threading.RLock()
+        self.lock = changing(workspace.runs)
         self.children: dict[str, subprocess.Popen] = {}
         self.tokens: dict[str, str] = {}  # of queued runs; never on disk
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gralora_diffusion.ui import blind, removed, sample_history
-from gralora_diffusion.ui.dataset_locks import changing
 from gralora_diffusion.ui.history_adapters import hash_of, recorded_hashes
+from gralora_diffusion.ui.locks import changing
 from gralora_diffusion.ui.removed_history import deleted
-from gralora_diffusion.ui.run_configs import replace_paths
+from gralora_diffusion.ui.run_configs import replace_folder
 from gralora_diffusion.ui.workspace import Workspace, free_name, real_file
 
 OPTIONS = ("start_from", "allocation")  # of a config: paths into the folder of another run
@@ -62,11 +62,8 @@ def follow(workspace: Workspace, change: Renaming) -> None:
             if request != entry.request:
                 sample_history.write(folder, dataclasses.replace(entry, request=request))
     blind.rename(workspace, change.name_of, change.in_time)
-
-    def path_by_now(path: str) -> str:
-        return f"runs/{change.name_of(path.removeprefix('runs/'))}" if path.startswith("runs/") else path
-
-    replace_paths(workspace, OPTIONS, path_by_now, change.in_time)
+    runs = workspace.runs
+    replace_folder(workspace, OPTIONS, runs / change.old, runs / change.new, change.in_time)
 
 
 def kept_images(workspace: Workspace) -> Iterator[tuple[Path, sample_history.Entry]]:

@@ -18,7 +18,7 @@ from PIL import Image
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.image_text import save_image
-from gralora_diffusion.ui.dataset_locks import changing
+from gralora_diffusion.ui.locks import changing
 from gralora_diffusion.ui.run_files import read_json
 from gralora_diffusion.ui.sampler import ImageRequest
 from gralora_diffusion.ui.served import save_small, still_served

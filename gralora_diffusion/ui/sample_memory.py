@@ -32,11 +32,14 @@ def kept(user: str | None, fields: SampleFields, values: dict, filled: dict) -> 
 def restored(saved, user: str | None, fields: SampleFields, workspace: Workspace) -> dict:
     """The values to fill in; {} where nothing is kept for this user.
 
-    saved: whatever a browser sends.  A field whose value is no longer offered is as at first.
+    saved: whatever a browser sends.  A field whose value is no longer offered is as at first; the adapter of
+    a run that was renamed has its name by now.
     """
     if not isinstance(saved, dict) or saved.get("user") != user or not isinstance(saved.get("fields"), dict):
         return {}
     values = {name: saved["fields"][name] for name in NAMES if name in saved["fields"]}
+    for name in values.keys() & {"adapter", *MORE_ADAPTERS}:
+        values[name] = workspace.name_now(values[name], workspace.adapter_names()) or values[name]
     return {name: value for name, value in values.items() if is_offered(fields, name, value, workspace)}
 
 

@@ -84,7 +84,7 @@ def launch(workspace: Workspace, port: int, access: Access) -> None:
             **API_DOCS_OFF,
         ),
     )
-    tasks = (queue.watch, warm_up, find_device, partial(keep_tidy, queue))
+    tasks = (queue.watch, warm_up, find_device, partial(keep_tidy, workspace))
     for task in tasks:  # once the server answers, which launch() waits for
         threading.Thread(target=task, daemon=True).start()
     urls = f"{page.local_url} and {page.share_url}" if access.share else page.local_url

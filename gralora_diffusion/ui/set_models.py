@@ -12,8 +12,8 @@ from gralora_diffusion.data.saliency import load_saliency
 from gralora_diffusion.data.tagger import is_tagger, load_tagger
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.caption_files import MAX_CAPTION, caption_of, write_caption
-from gralora_diffusion.ui.dataset_locks import changing
 from gralora_diffusion.ui.image_sets import editable, images_of, masks_in
+from gralora_diffusion.ui.locks import changing
 from gralora_diffusion.ui.sampler import ONE_AT_A_TIME
 from gralora_diffusion.ui.workspace import Workspace, quoted
 

@@ -274,8 +274,9 @@ class CompareTab:
         """The adapters and sets of now, what was chosen kept where it is still there, and a first prompt."""
         names = self.workspace.adapter_names()
         newest = self.workspace.suggested_adapter()
-        kept = [name for name in map(self.workspace.name_now, adapters or []) if name in names]
-        if not kept or kept == [suggested]:
+        found = [self.workspace.name_now(name, names) for name in adapters or []]
+        kept = list(dict.fromkeys(filter(None, found)))
+        if not kept or kept == [self.workspace.name_now(suggested, names)]:
             kept = [newest] if newest else []
         sets = [AS_TRAINED, *self.workspace.set_names()]
         reference = references if references in sets else AS_TRAINED

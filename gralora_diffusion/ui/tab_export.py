@@ -208,7 +208,10 @@ class ExportTab:
         return gr.update(choices=self.formats(found))
 
     def error_text(self, adapter: str, rank: str) -> Iterator[str]:
-        """How far the nearest LoRA of this rank is from the adapter; first, that it is computed."""
+        """How far the nearest LoRA of this rank is from the adapter, and whether it is no smaller.
+
+        First, that it is computed.
+        """
         number = rank_of(rank)
         if not adapter or number is None:
             yield ""
@@ -218,7 +221,7 @@ class ExportTab:
         kept = f"relative error {error:.3g} (0 is exact); {100 * (1 - error**2):.2f} % of the energy is kept."
         text = f"Rank {number} holds this adapter exactly." if error < 1e-6 else f"Rank {number}: {kept}"
         smaller = is_smaller(self.workspace, adapter, number)
-        yield text if smaller else f"{text} **Its file is no smaller: choose Exact.**"
+        yield text if smaller else f"{text} **The file for ComfyUI is no smaller: choose Exact.**"
 
     def facts(self, adapter: str) -> tuple:
         """(column and image of the preview, trigger words, row and name of copies) of an adapter."""

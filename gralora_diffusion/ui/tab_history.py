@@ -5,6 +5,7 @@ from pathlib import Path
 import gradio as gr
 
 from gralora_diffusion.console import counted
+from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import removed, run_cards
 from gralora_diffusion.ui.export_sizes import size_text
 from gralora_diffusion.ui.handlers import PRIVATE, guarded, notify
@@ -105,10 +106,12 @@ class RunHistory:
 
     @staticmethod
     def withdraw(run: str, asked: str | None):
-        """Hide the question when another run is chosen; a change that is late hides no newer question."""
+        """Hide the question when another run is chosen than the one that it is about."""
         return gr.skip() if run == asked else gr.update(visible=False)
 
-    def delete_run(self, run: str) -> tuple:
+    def delete_run(self, run: str | None) -> tuple:
+        if run is None:  # the page was restarted since
+            raise ConfigError("choose Delete run again")
         self.changes.delete(run)
         notify(f"{run} was deleted. Undo delete restores it within {removed.DAYS} days")
         names = self.workspace.run_names()

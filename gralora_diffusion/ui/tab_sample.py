@@ -231,8 +231,7 @@ class SampleTab:
         choices = self.workspace.adapter_choices()
         more = []
         for other in others:
-            name = self.workspace.name_now(other)
-            value = name if name in names else NO_ADAPTER
+            value = self.workspace.name_now(other, names) or NO_ADAPTER
             more.append(list_update([NO_ADAPTER, *choices], value, other))
         return (
             list_update(choices, adapter, chosen),
@@ -245,6 +244,7 @@ class SampleTab:
 
     def kept(self, request: gr.Request, suggested: str | None, *values) -> dict:
         """What the browser keeps of the fields."""
+        suggested = self.workspace.name_now(suggested, self.workspace.adapter_names())
         filled = dict(adapter=suggested, prompt=prompt_of(self.workspace, suggested)) if suggested else {}
         return kept(request.username, self.fields, dict(zip(NAMES, values, strict=True)), filled)
 

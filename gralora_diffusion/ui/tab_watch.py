@@ -161,8 +161,7 @@ class WatchTab:
     def updates(self, look: Look, chosen: str | None, smoothing: float, before: dict | None) -> tuple:
         """Updates of what has changed since `before`, then what the browser has after them."""
         names = self.workspace.run_names()
-        name = self.workspace.name_now(chosen)
-        name = name if name in names else look.current()
+        name = self.workspace.name_now(chosen, names) or look.current()
         run = self.workspace.runs / name if name else None
         progress = run_view.progress(look, run) if run else None
         state = progress.state if run else ""

@@ -46,7 +46,7 @@ class Workspace:
         self.removed_images = self.images / BIN
         self.history = self.scratch / HISTORY  # see sample_history.py
         self.removed_history = self.history / BIN
-        self._renamed: dict[str, str] = {}  # {run: its name by now}, of those renamed while the page runs
+        self._renamed: dict[str, tuple] = {}  # {earlier name: identity of the run}, while the page runs
         for folder in (self.runs, self.images, self.models, self.adapters, self.scratch):
             make_folder(folder)
 
@@ -60,18 +60,26 @@ class Workspace:
             raise ConfigError(f"there is no run named {quoted(name)}: choose one from the list")
         return self.runs / name
 
-    def note_renamed(self, run: str, new: str) -> None:
-        self._renamed.pop(new, None)
-        self._renamed[run] = new
+    def note_renaming(self, run: Path) -> None:
+        """Before a run gets another name: browsers go on asking by this one until they know."""
+        self._renamed[run.name] = identity(run)
 
-    def name_now(self, name: str | None) -> str | None:
-        """Of a run, adapter or checkpoint that a browser sent: its name by now, if the run was renamed."""
-        if not isinstance(name, str):
+    def note_deletion(self, run: Path) -> None:
+        """Before a run is deleted: neither its name nor its earlier ones lead anywhere."""
+        gone = identity(run)
+        kept = self._renamed.items()
+        self._renamed = {name: known for name, known in kept if known != gone and name != run.name}
+
+    def name_now(self, name: str | None, names: list[str]) -> str | None:
+        """Which of `names` is by now that of what a browser calls `name`: a run, adapter or checkpoint."""
+        if name in names:
             return name
-        run, slash, checkpoint = name.partition("/")
-        while run in self._renamed and not (self.runs / run).exists():
-            run = self._renamed[run]
-        return f"{run}{slash}{checkpoint}"
+        run, slash, checkpoint = name.partition("/") if isinstance(name, str) else ("", "", "")
+        for folder in folders(self.runs) if run in self._renamed else ():
+            new = f"{folder.name}{slash}{checkpoint}"
+            if new in names and identity(folder) == self._renamed.get(run):
+                return new
+        return None
 
     def runs_with_ranks(self) -> list[str]:
         """The runs whose ranks came from gradients, which another run can use."""
@@ -156,8 +164,9 @@ class Workspace:
 
     def kept_or_suggested(self, chosen: str | None, suggested: str | None) -> str | None:
         """The chosen adapter where it is still there, and not just what a tab had chosen by itself before."""
-        name = self.name_now(chosen)
-        if name in self.adapter_names() and chosen != suggested:
+        names = self.adapter_names()
+        name = self.name_now(chosen, names)
+        if name and name != self.name_now(suggested, names):
             return name
         return self.suggested_adapter()
 
@@ -233,6 +242,15 @@ def folders(parent: Path) -> list[Path]:
     except OSError:
         return []
     return [p for p in visible if p.is_dir() and not p.is_symlink()]
+
+
+def identity(folder: Path) -> tuple[int, int] | None:
+    """What a folder keeps when it is renamed; None if there is none."""
+    try:
+        stat = folder.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def checkpoint_steps(run: Path) -> list[int]:

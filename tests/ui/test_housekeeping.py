@@ -12,7 +12,6 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import housekeeping, served
 from gralora_diffusion.ui.form_memory import browser_state
 from gralora_diffusion.ui.housekeeping import LARGE, OLD, SAFE, delete_old_served
-from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.sampler import Sampler
 from gralora_diffusion.ui.tab_sample import SampleTab
 
@@ -118,7 +117,7 @@ def test_the_page_looks_again_and_again(workspace, monkeypatch):
 
     monkeypatch.setattr(housekeeping.time, "sleep", pause)
     with pytest.raises(InterruptedError):
-        housekeeping.keep_tidy(RunQueue(workspace))
+        housekeeping.keep_tidy(workspace)
 
 
 def test_a_click_on_an_image_that_is_gone_says_what_to_do(workspace):

@@ -60,7 +60,7 @@ def look(workspace, monkeypatch, days: float = 0) -> None:
     now = time.time_ns() + int(days * removed.A_DAY)
     with monkeypatch.context() as patch:
         patch.setattr(removed.time, "time_ns", lambda: now)
-        removed.delete_old(workspace, RunQueue(workspace).lock)
+        removed.delete_old(workspace)
 
 
 def test_the_bin_is_emptied_by_age(home, monkeypatch):
@@ -134,7 +134,7 @@ def test_the_bin_is_not_emptied_while_something_is_restored(home, monkeypatch):
     monkeypatch.setattr(removed.time, "time_ns", lambda: now)
     with ThreadPoolExecutor(1) as thread:
         with queue.lock:
-            done = thread.submit(removed.delete_old, home, queue.lock)
+            done = thread.submit(removed.delete_old, home)
             assert changes.undo_delete() == "robot-1"
             assert not done.done()
         done.result()

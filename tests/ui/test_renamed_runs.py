@@ -7,6 +7,8 @@ import os
 import gradio as gr
 import pytest
 
+from gralora_diffusion.options import ConfigError
+from gralora_diffusion.ui import form_memory, sample_memory
 from gralora_diffusion.ui.form_memory import browser_state
 from gralora_diffusion.ui.run_changes import RunChanges
 from gralora_diffusion.ui.run_queue import RunQueue
@@ -43,8 +45,8 @@ def watch(queue) -> WatchTab:
     return built(lambda: WatchTab(queue.workspace, queue, StatusStrip(queue, gr.Timer(1))))
 
 
-def chosen_in_watch(tab, chosen, before: dict | None = None) -> dict:
-    return tab.refresh(None, chosen, 0.9, before)[tab.refresh_event["outputs"].index(tab.run)]
+def chosen_in_watch(tab, chosen) -> dict:
+    return tab.refresh(None, chosen, 0.9, None)[tab.refresh_event["outputs"].index(tab.run)]
 
 
 def test_watch_stays_with_a_run_whose_renaming_has_not_been_answered(queue, monkeypatch):
@@ -62,17 +64,55 @@ def test_watch_stays_with_a_run_whose_renaming_has_not_been_answered(queue, monk
     assert chosen_in_watch(tab, "gone")["value"] == "new"
 
 
-def test_a_new_run_of_the_old_name_is_itself(queue, workspace):
-    RunChanges(queue).rename("old", "renamed")
-    (workspace.runs / "old").mkdir()
-    (workspace.runs / "old" / "config.json").write_text("{}")
+def make_run(workspace, name: str) -> None:
+    run = workspace.runs / name
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    (run / "adapter.safetensors").touch()
+
+
+def test_a_new_run_of_the_old_name_is_itself_and_leads_nowhere_when_it_is_deleted(queue, workspace):
+    changes = RunChanges(queue)
+    changes.rename("old", "renamed")
+    make_run(workspace, "old")
     assert chosen_in_watch(watch(queue), "old")["value"] == "old"
+    changes.delete("old")
+    assert workspace.name_now("old", workspace.run_names()) is None
+    assert "renamed" in workspace.run_names()
 
 
-@pytest.mark.parametrize("name", [None, "", ["old"], 1, "../old", "a\0b", "x" * 100_000])
+def test_an_earlier_name_does_not_lead_to_another_run_of_the_later_one(queue, workspace):
+    changes = RunChanges(queue)
+    changes.rename("old", "renamed")
+    changes.delete("renamed")
+    make_run(workspace, "renamed")
+    assert workspace.name_now("old", workspace.run_names()) is None
+
+
+def test_a_file_that_has_the_old_name_of_a_run_is_itself(queue, workspace):
+    changes = RunChanges(queue)
+    changes.rename("old", "old.safetensors")
+    changes.rename("old.safetensors", "renamed")
+    (workspace.adapters / "old.safetensors").touch()
+    names = workspace.adapter_names()
+    assert workspace.name_now("old.safetensors", names) == "old.safetensors"
+    assert workspace.name_now("old", names) == "renamed"
+
+
+def test_a_renaming_that_fails_leaves_the_name_as_it_was(queue, workspace, monkeypatch):
+    def fail(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gralora_diffusion.ui.run_changes.follow", fail)
+    with pytest.raises(OSError, match="No space"):
+        RunChanges(queue).rename("old", "renamed")
+    assert workspace.name_now("old", workspace.run_names()) == "old"
+
+
+@pytest.mark.parametrize("name", [None, "", ["old"], {"old": 1}, 1, "../old", "/", "a\0b", "x" * 100_000])
 def test_what_is_no_name_leads_nowhere(queue, workspace, name):
     RunChanges(queue).rename("old", "renamed")
-    assert workspace.name_now(name) == name
+    assert workspace.name_now(name, workspace.run_names()) is None
     assert chosen_in_watch(watch(queue), name)["value"] == "new"
 
 
@@ -88,7 +128,19 @@ def test_lists_of_adapters_follow_a_renamed_run(queue, workspace):
     assert lists_of(sample, "old/checkpoint-7")[0]["value"] == "renamed/checkpoint-7"
     assert lists_of(sample, "new", None, "old")[1]["value"] == "renamed"
     assert lists_of(compare, ["old", "new"])[0]["value"] == ["renamed", "new"]
+    assert lists_of(compare, ["old", "renamed"])[0]["value"] == ["renamed"]
     assert lists_of(export, "old")[0]["value"] == "renamed"
+    for tab, chosen in ((sample, "old"), (export, "old"), (compare, ["old"])):  # as the tab had chosen it
+        assert lists_of(tab, chosen, "old")[0]["value"] == ("new" if chosen == "old" else ["new"])
+
+
+def test_what_the_browser_kept_follows_a_renamed_run(queue, workspace):
+    sample = built(lambda: SampleTab(workspace, Sampler(workspace), browser_state(workspace, "sample")))
+    RunChanges(queue).rename("old", "renamed")
+    saved = dict(user=None, fields=dict(adapter="old/checkpoint-7", start_from="old"))
+    fields = sample_memory.restored(saved, None, sample.fields, workspace)
+    assert fields["adapter"] == "renamed/checkpoint-7"
+    assert form_memory.restored(saved, None, workspace)["values"]["start_from"] == "renamed"
 
 
 def test_the_run_of_the_question_is_deleted_and_no_other(queue, workspace):
@@ -106,3 +158,5 @@ def test_the_run_of_the_question_is_deleted_and_no_other(queue, workspace):
     assert events[0].inputs == [history.asked]
     history.delete_run(asked)
     assert workspace.run_names() == ["new"]
+    with pytest.raises(ConfigError, match="choose Delete run again"):
+        history.delete_run(None)  # the page was restarted since the question

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 
 import pytest
 
@@ -13,13 +14,15 @@ from gralora_diffusion.ui.run_queue import RunQueue
 
 @pytest.fixture
 def runs(workspace):
-    """Runs on "mine", with "mine" as masks, on a folder in it, and on others of a name alike."""
+    """Runs on "mine", with "mine" as masks, on a folder in it, and on datasets with similar names."""
     image_sets.create(workspace, "mine")
     configs = dict(
         on_it=dict(instance_data_dir="images/mine", start_from="runs/mine"),
         masks=dict(instance_data_dir="images/other", mask_dir="images/mine", class_data_dir="images/mine"),
         part=dict(instance_data_dir="images/mine/10_dog", validation_dir="images/mine"),
         alike=dict(instance_data_dir="images/mine-2", class_data_dir="other/images/mine"),
+        gone=dict(instance_data_dir="images/yours", mask_dir=7),
+        typed=dict(instance_data_dir="./images//mine/", class_data_dir=str(workspace.images / "mine")),
         blank=dict(instance_data_dir=None),
     )
     for moment, (name, config) in enumerate(configs.items(), 1):
@@ -51,12 +54,12 @@ def test_runs_follow_a_renamed_dataset(runs, workspace):
         masks=dict(instance_data_dir="images/other", mask_dir="images/yours", class_data_dir="images/yours"),
         part=dict(instance_data_dir="images/yours/10_dog", validation_dir="images/yours"),
         alike=runs["alike"],
+        gone=runs["gone"],
+        typed=dict(instance_data_dir="images/yours", class_data_dir=str(workspace.images / "yours")),
         blank=runs["blank"],
     )
     assert configs_of(workspace) == expected
     assert workspace.run_names() == order
-    image_sets.rename(workspace, "yours", "mine")
-    assert configs_of(workspace) == runs
 
 
 def test_a_restored_run_has_the_new_name_too(runs, workspace):
@@ -68,7 +71,7 @@ def test_a_restored_run_has_the_new_name_too(runs, workspace):
 
 
 def test_where_a_config_cannot_be_written_the_dataset_keeps_its_name(runs, workspace, monkeypatch):
-    written = []
+    written, order = [], workspace.run_names()
 
     def write_text(path, text) -> None:
         written.append(path)
@@ -82,6 +85,26 @@ def test_where_a_config_cannot_be_written_the_dataset_keeps_its_name(runs, works
     assert "mine" in workspace.set_names()
     assert "yours" not in workspace.set_names()
     assert configs_of(workspace) == runs
+    assert workspace.run_names() == order
+
+
+def test_runs_wait_for_the_renaming(runs, workspace, monkeypatch):
+    """A run that is renamed or resumed in between would lose one of the two changes."""
+    free = []
+
+    def try_lock() -> None:
+        free.append(RunQueue(workspace).lock.acquire(blocking=False))
+
+    def write_text(path, text) -> None:
+        thread = threading.Thread(target=try_lock)
+        thread.start()
+        thread.join()
+        path.write_text(text)
+
+    monkeypatch.setattr(run_configs, "write_text", write_text)
+    image_sets.rename(workspace, "mine", "yours")
+    assert free
+    assert not any(free)
 
 
 def test_a_name_that_a_file_has_leaves_everything_as_it_was(runs, workspace):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import threading
 
 import pytest
 from PIL import Image
@@ -116,7 +115,7 @@ def test_images_leave_the_bin_after_a_week(workspace, monkeypatch):
     now = int(removal.name)
     for days, there in ((6, True), (8, True), (8.5, True), (9.1, False)):  # old ones at the second check
         monkeypatch.setattr(removed.time, "time_ns", lambda days=days: int(now + days * removed.A_DAY))
-        removed.delete_old(workspace, threading.RLock())
+        removed.delete_old(workspace)
         assert removal.is_dir() == there
 
 
@@ -129,7 +128,7 @@ def test_a_bin_that_is_a_link_is_left_alone(workspace, tmp_path):
         delete(workspace, name)
     with pytest.raises(ConfigError, match="no image was deleted"):
         undo_delete(workspace)
-    removed.delete_old(workspace, threading.RLock())
+    removed.delete_old(workspace)
     assert (outside / f"{1:020d}").is_dir()
     assert [entry.id for entry in sample_history.entries(workspace)] == [name]
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from gralora_diffusion.options import ConfigError
-from gralora_diffusion.ui import dataset_locks, image_sets, removed_images
+from gralora_diffusion.ui import image_sets, locks, removed_images
 from gralora_diffusion.ui.caption_files import caption_of
-from gralora_diffusion.ui.dataset_locks import changing
+from gralora_diffusion.ui.locks import changing
 
 SECONDS = 60  # for what must not wait
 
@@ -42,7 +42,7 @@ def test_a_change_waits_for_its_own_dataset_alone(workspace, folders):
     assert caption_of(folders[0] / "0.png") == "new"
     assert caption_of(workspace.images / "three" / "0.png") == "new"
     gc.collect()
-    assert not dataset_locks._locks
+    assert not [folder for folder in locks._locks if folder.is_relative_to(workspace.root)]
 
 
 def test_a_dataset_is_edited_while_it_is_duplicated(workspace, folders, monkeypatch):
@@ -101,7 +101,7 @@ def test_a_deletion_takes_nothing_of_a_dataset_that_gets_its_name(workspace, fol
         """Of `one`, whose folder is gone: another thread may take its name."""
         if not renamed:
             renamed.append(threads.submit(image_sets.rename, workspace, "two", "one"))
-            if not dataset_locks.NAMES.locked():
+            if not locks.NAMES.locked():
                 renamed[0].result(SECONDS)
         delete_bin(bin_folder)
 
