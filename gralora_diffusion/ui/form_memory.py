@@ -34,15 +34,16 @@ def kept(user: str | None, what: str, card: str, name: str, values: dict) -> dic
 def restored(saved, user: str | None, workspace: Workspace) -> dict | None:
     """{"what", "card", "name", "values": of all fields}; None where nothing is kept for this user.
 
-    saved: whatever a browser sends.  A field whose value is no longer offered is as at first; the adapter of
-    a run that was renamed has its name by now.
+    saved: whatever a browser sends.  A field whose value is no longer offered is as at first; an adapter of
+    a renamed run gets its present name.
     """
     if not isinstance(saved, dict) or saved.get("user") != user or not isinstance(saved.get("fields"), dict):
         return None
     values = {name: initial_value(option) for name, option in FIELDS.items()}
     for name, value in saved["fields"].items():
-        if name in FIELDS and FIELDS[name].kind == "adapter":
-            value = workspace.name_now(value, workspace.adapter_names()) or value
+        if name in FIELDS and FIELDS[name].kind in ("adapter", "allocation"):
+            names = [*workspace.adapter_names(), *workspace.run_names()]
+            value = workspace.name_now(value, names) or value
         if name in FIELDS and is_offered(FIELDS[name], value, workspace):
             values[name] = value
     what, card, name = (saved.get(key) for key in ("what", "card", "name"))

@@ -1,4 +1,4 @@
-"""Locks for changes of datasets, of runs and of the history: one for each, so that few wait for another."""
+"""Locks for changes: one for each dataset, one for all runs, and one for the history of Sample."""
 
 import threading
 import weakref
@@ -6,7 +6,7 @@ from pathlib import Path
 
 NAMES = threading.Lock()  # while a dataset gets its name; nobody who holds it waits for another lock
 _guard = threading.Lock()
-_locks: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # only those that somebody holds
+_locks: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # only those that are in use
 
 
 def changing(folder: Path):

@@ -48,7 +48,7 @@ class RunChanges:
             run = self.idle_run(name, "rename")
             taken = [path.name for path in self.workspace.runs.iterdir()]
             new = run.with_name(new_name(wanted, "a run", taken))
-            self.workspace.note_renaming(run)
+            self.workspace.note_renaming(run, new.name)
             self.move(run, new, renaming(self.workspace, run, new.name))
         write_report_of_renamed(new)  # takes seconds, in which the queue goes on
         return new.name
@@ -71,7 +71,7 @@ class RunChanges:
         with self.queue.lock:
             run = self.idle_run(name, "delete")
             folder = removed.new_removal(self.workspace.removed_runs)
-            self.workspace.note_deletion(run)
+            self.workspace.forget_name(name)
             try:
                 move(run, folder / name)
             except BaseException:

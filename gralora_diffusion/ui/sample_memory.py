@@ -32,8 +32,8 @@ def kept(user: str | None, fields: SampleFields, values: dict, filled: dict) -> 
 def restored(saved, user: str | None, fields: SampleFields, workspace: Workspace) -> dict:
     """The values to fill in; {} where nothing is kept for this user.
 
-    saved: whatever a browser sends.  A field whose value is no longer offered is as at first; the adapter of
-    a run that was renamed has its name by now.
+    saved: whatever a browser sends.  A field whose value is no longer offered is as at first; an adapter of
+    a renamed run gets its present name.
     """
     if not isinstance(saved, dict) or saved.get("user") != user or not isinstance(saved.get("fields"), dict):
         return {}

@@ -12,6 +12,7 @@ from gralora_diffusion.ui.handlers import PRIVATE, guarded, notify
 from gralora_diffusion.ui.housekeeping import size_of
 from gralora_diffusion.ui.run_changes import RunChanges
 from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.workspace import identity
 
 CONFIRM = """() => [String(confirm('Delete all runs in the bin for good?'))]"""
 
@@ -46,7 +47,7 @@ class RunHistory:
             )
             self.confirm = gr.Button("Delete", variant="stop", elem_id="confirm-delete-run", min_width=80)
             self.keep = gr.Button("Keep", elem_id="keep-run", min_width=80)
-        self.asked = gr.State()  # the run that the question is about
+        self.asked = gr.State()  # (name, identity) of the run that the question is about
         with gr.Row(elem_classes="tight", elem_id="run-changes"):
             self.name = gr.Textbox(
                 label="New name for the run",
@@ -69,8 +70,8 @@ class RunHistory:
         self.cards.select(guarded(self.run_of_card), seen, self.run, queue=False, **PRIVATE)
         quiet = dict(show_progress="hidden", **PRIVATE)  # in the queue, without which no error is shown
         names = [self.run, self.name]
-        asked = [self.rename.click, self.name.submit]
-        renamed = gr.on(asked, guarded(self.rename_run), names, names, **quiet)
+        wanted = [self.rename.click, self.name.submit]
+        renamed = gr.on(wanted, guarded(self.rename_run), names, names, **quiet)
         question = [self.question, self.confirmation, self.asked]
         self.delete.click(guarded(self.ask), self.run, question, **quiet)
         self.keep.click(lambda: gr.update(visible=False), None, self.confirmation, **quiet)
@@ -100,18 +101,19 @@ class RunHistory:
         return gr.update(choices=self.workspace.run_names(), value=renamed), ""
 
     def ask(self, run: str) -> tuple:
-        self.changes.idle_run(run, "delete")
+        folder = self.changes.idle_run(run, "delete")
         question = f"Delete {run} with its adapter, images and checkpoints?"
-        return question, gr.update(visible=True), run
+        return question, gr.update(visible=True), (run, identity(folder))
 
     @staticmethod
-    def withdraw(run: str, asked: str | None):
+    def withdraw(run: str, asked: tuple | None):
         """Hide the question when another run is chosen than the one that it is about."""
-        return gr.skip() if run == asked else gr.update(visible=False)
+        return gr.skip() if asked and run == asked[0] else gr.update(visible=False)
 
-    def delete_run(self, run: str | None) -> tuple:
-        if run is None:  # the page was restarted since
-            raise ConfigError("choose Delete run again")
+    def delete_run(self, asked: tuple | None) -> tuple:
+        run, folder = asked or (None, None)
+        if folder is None or identity(self.workspace.runs / run) != folder:
+            raise ConfigError("the question is out of date: choose Delete run again")
         self.changes.delete(run)
         notify(f"{run} was deleted. Undo delete restores it within {removed.DAYS} days")
         names = self.workspace.run_names()

@@ -244,9 +244,11 @@ class SampleTab:
 
     def kept(self, request: gr.Request, suggested: str | None, *values) -> dict:
         """What the browser keeps of the fields."""
-        suggested = self.workspace.name_now(suggested, self.workspace.adapter_names())
+        fields, names = dict(zip(NAMES, values, strict=True)), self.workspace.adapter_names()
+        fields["adapter"] = self.workspace.name_now(fields["adapter"], names) or fields["adapter"]
+        suggested = self.workspace.name_now(suggested, names)
         filled = dict(adapter=suggested, prompt=prompt_of(self.workspace, suggested)) if suggested else {}
-        return kept(request.username, self.fields, dict(zip(NAMES, values, strict=True)), filled)
+        return kept(request.username, self.fields, fields, filled)
 
     def restore(self, request: gr.Request, saved) -> list:
         """The fields as this user's browser kept them."""

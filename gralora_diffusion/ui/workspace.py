@@ -46,7 +46,7 @@ class Workspace:
         self.removed_images = self.images / BIN
         self.history = self.scratch / HISTORY  # see sample_history.py
         self.removed_history = self.history / BIN
-        self._renamed: dict[str, tuple] = {}  # {earlier name: identity of the run}, while the page runs
+        self._renamed: dict[str, tuple] = {}  # {name of a run: (next name, identity)}, since the start
         for folder in (self.runs, self.images, self.models, self.adapters, self.scratch):
             make_folder(folder)
 
@@ -60,25 +60,29 @@ class Workspace:
             raise ConfigError(f"there is no run named {quoted(name)}: choose one from the list")
         return self.runs / name
 
-    def note_renaming(self, run: Path) -> None:
-        """Before a run gets another name: browsers go on asking by this one until they know."""
-        self._renamed[run.name] = identity(run)
+    def note_renaming(self, run: Path, new: str) -> None:
+        """Before a run is renamed: browsers go on asking by its earlier name until they know."""
+        self._renamed[run.name] = (new, identity(run))
 
-    def note_deletion(self, run: Path) -> None:
-        """Before a run is deleted: neither its name nor its earlier ones lead anywhere."""
-        gone = identity(run)
-        kept = self._renamed.items()
-        self._renamed = {name: known for name, known in kept if known != gone and name != run.name}
+    def forget_name(self, run: str) -> None:
+        """Before a run is deleted: its name leads to no other run that had it before."""
+        self._renamed.pop(run, None)
 
     def name_now(self, name: str | None, names: list[str]) -> str | None:
-        """Which of `names` is by now that of what a browser calls `name`: a run, adapter or checkpoint."""
+        """The present name of the run, adapter or checkpoint that a browser knows as `name`.
+
+        One of `names`, those of now; None if there is none.
+        """
         if name in names:
             return name
         run, slash, checkpoint = name.partition("/") if isinstance(name, str) else ("", "", "")
-        for folder in folders(self.runs) if run in self._renamed else ():
-            new = f"{folder.name}{slash}{checkpoint}"
-            if new in names and identity(folder) == self._renamed.get(run):
-                return new
+        seen = set()
+        while run not in seen and (known := self._renamed.get(run)):
+            seen.add(run)
+            run, folder = known
+            present = f"{run}{slash}{checkpoint}"
+            if present in names and identity(self.runs / run) == folder:
+                return present
         return None
 
     def runs_with_ranks(self) -> list[str]:
@@ -245,7 +249,7 @@ def folders(parent: Path) -> list[Path]:
 
 
 def identity(folder: Path) -> tuple[int, int] | None:
-    """What a folder keeps when it is renamed; None if there is none."""
+    """(device, inode) of a folder, which it keeps when it is renamed; None if there is none."""
     try:
         stat = folder.stat()
     except OSError:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 
 import gradio as gr
 import pytest
@@ -12,6 +13,7 @@ from gralora_diffusion.ui import form_memory, sample_memory
 from gralora_diffusion.ui.form_memory import browser_state
 from gralora_diffusion.ui.run_changes import RunChanges
 from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.sample_fields import NAMES
 from gralora_diffusion.ui.sampler import Sampler
 from gralora_diffusion.ui.status_strip import StatusStrip
 from gralora_diffusion.ui.tab_compare import CompareTab
@@ -99,14 +101,21 @@ def test_a_file_that_has_the_old_name_of_a_run_is_itself(queue, workspace):
     assert workspace.name_now("old", names) == "renamed"
 
 
-def test_a_renaming_that_fails_leaves_the_name_as_it_was(queue, workspace, monkeypatch):
-    def fail(*_) -> None:
-        raise OSError(28, "No space left on device")
+def test_a_folder_that_was_deleted_by_hand_leads_nowhere(queue, workspace):
+    RunChanges(queue).rename("old", "renamed")
+    shutil.rmtree(workspace.runs / "renamed")
+    for number in range(8):  # one of which may get the inode
+        make_run(workspace, f"fresh-{number}")
+    assert workspace.name_now("old", workspace.run_names()) is None
 
-    monkeypatch.setattr("gralora_diffusion.ui.run_changes.follow", fail)
-    with pytest.raises(OSError, match="No space"):
-        RunChanges(queue).rename("old", "renamed")
-    assert workspace.name_now("old", workspace.run_names()) == "old"
+
+def test_a_restored_run_has_its_earlier_names_still(queue, workspace):
+    changes = RunChanges(queue)
+    changes.rename("old", "renamed")
+    changes.delete("renamed")
+    assert workspace.name_now("old", workspace.run_names()) is None
+    changes.undo_delete()
+    assert workspace.name_now("old", workspace.run_names()) == "renamed"
 
 
 @pytest.mark.parametrize("name", [None, "", ["old"], {"old": 1}, 1, "../old", "/", "a\0b", "x" * 100_000])
@@ -137,10 +146,13 @@ def test_lists_of_adapters_follow_a_renamed_run(queue, workspace):
 def test_what_the_browser_kept_follows_a_renamed_run(queue, workspace):
     sample = built(lambda: SampleTab(workspace, Sampler(workspace), browser_state(workspace, "sample")))
     RunChanges(queue).rename("old", "renamed")
-    saved = dict(user=None, fields=dict(adapter="old/checkpoint-7", start_from="old"))
+    saved = dict(user=None, fields=dict(adapter="old/checkpoint-7", start_from="old", allocation="old"))
     fields = sample_memory.restored(saved, None, sample.fields, workspace)
     assert fields["adapter"] == "renamed/checkpoint-7"
-    assert form_memory.restored(saved, None, workspace)["values"]["start_from"] == "renamed"
+    values = form_memory.restored(saved, None, workspace)["values"]
+    assert values["start_from"] == values["allocation"] == "renamed"
+    as_chosen_by_the_tab = ["old" if name == "adapter" else sample.fields[name].value for name in NAMES]
+    assert sample.kept(gr.Request(username=None), "old", *as_chosen_by_the_tab)["fields"] == {}
 
 
 def test_the_run_of_the_question_is_deleted_and_no_other(queue, workspace):
@@ -152,11 +164,16 @@ def test_the_run_of_the_question_is_deleted_and_no_other(queue, workspace):
     question, shown, asked = history.ask("old")
     assert "Delete old " in question
     assert shown["visible"] is True
+    assert history.withdraw("new", None)["visible"] is False
     assert history.withdraw("old", asked) == gr.skip()  # a change that is late
     assert history.withdraw("new", asked)["visible"] is False
     events = [event for event in functions.values() if (history.confirm._id, "click") in event.targets]
     assert events[0].inputs == [history.asked]
-    history.delete_run(asked)
-    assert workspace.run_names() == ["new"]
-    with pytest.raises(ConfigError, match="choose Delete run again"):
-        history.delete_run(None)  # the page was restarted since the question
+    changes = RunChanges(queue)
+    changes.rename("old", "renamed")
+    changes.rename("new", "old")
+    for out_of_date in (asked, None):  # None: the page was restarted since
+        with pytest.raises(ConfigError, match="choose Delete run again"):
+            history.delete_run(out_of_date)
+    history.delete_run(history.ask("old")[-1])
+    assert workspace.run_names() == ["renamed"]

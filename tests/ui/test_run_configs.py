@@ -10,6 +10,7 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import image_sets, run_configs
 from gralora_diffusion.ui.run_changes import RunChanges
 from gralora_diffusion.ui.run_queue import RunQueue
+from gralora_diffusion.ui.workspace import Workspace
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def runs(workspace):
         masks=dict(instance_data_dir="images/other", mask_dir="images/mine", class_data_dir="images/mine"),
         part=dict(instance_data_dir="images/mine/10_dog", validation_dir="images/mine"),
         alike=dict(instance_data_dir="images/mine-2", class_data_dir="other/images/mine"),
-        gone=dict(instance_data_dir="images/yours", mask_dir=7),
+        gone=dict(instance_data_dir="images/yours", mask_dir=7, class_data_dir="images/mine\0"),
         typed=dict(instance_data_dir="./images//mine/", class_data_dir=str(workspace.images / "mine")),
         blank=dict(instance_data_dir=None),
     )
@@ -62,6 +63,22 @@ def test_runs_follow_a_renamed_dataset(runs, workspace):
     assert workspace.run_names() == order
 
 
+def test_runs_follow_where_the_datasets_are_on_another_disk(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "h").mkdir()
+    (tmp_path / "h" / "images").symlink_to(tmp_path / "disk")
+    workspace = Workspace(tmp_path / "h")
+    image_sets.create(workspace, "mine")
+    run = workspace.runs / "x"
+    run.mkdir()
+    for path in ("images/mine", str(tmp_path / "disk" / "mine"), str(workspace.images / "mine")):
+        (run / "config.json").write_text(json.dumps(dict(instance_data_dir=path)))
+        image_sets.rename(workspace, "mine", "yours")
+        value = json.loads((run / "config.json").read_text())["instance_data_dir"]
+        assert value == ("images/yours" if path == "images/mine" else str(workspace.images / "yours"))
+        image_sets.rename(workspace, "yours", "mine")
+
+
 def test_a_restored_run_has_the_new_name_too(runs, workspace):
     changes = RunChanges(RunQueue(workspace))
     changes.delete("on_it")
@@ -80,7 +97,7 @@ def test_where_a_config_cannot_be_written_the_dataset_keeps_its_name(runs, works
         path.write_text(text)
 
     monkeypatch.setattr(run_configs, "write_text", write_text)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ConfigError, match=r"the config of .* cannot be changed: No space left"):
         image_sets.rename(workspace, "mine", "yours")
     assert "mine" in workspace.set_names()
     assert "yours" not in workspace.set_names()
