@@ -156,9 +156,9 @@ def without_folders(name: str) -> str:
 
 
 def render(template: str, **values) -> str:
-    """A page from one of the package's templates, with every value escaped.
+    """A page, or a part of one, from one of the package's templates, with every value escaped.
 
-    template: its path in the package, such as training/templates/report.html; all extend templates/base.html.
+    template: its path in the package, such as training/templates/report.html.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

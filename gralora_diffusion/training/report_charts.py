@@ -1,4 +1,6 @@
-"""Charts of a run's evaluations for report.html, as points in an SVG's own units."""
+"""Charts of a run for report.html and the page, as points in an SVG's own units."""
+
+from collections.abc import Callable
 
 from gralora_diffusion.training.best import best_of
 
@@ -6,6 +8,7 @@ WIDTH = 640
 HEIGHT = 240
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 8, 26  # margins of the plot inside it
 POINTS = 1000  # a curve has at most about so many
+READINGS = 60  # a chart has at most so many strips whose values are displayed under the pointer
 SCORES = ("subject", "prompt", "copy", "score")
 COLORS = {"each step": "var(--f)", "smoothed": "var(--a)", "validation loss": "var(--c)"}
 COLORS |= {"subject": "var(--b)", "prompt": "var(--c)", "copy": "var(--f)", "score": "var(--d)"}
@@ -23,17 +26,25 @@ def loss_chart(metrics: list[dict]) -> dict | None:
     """A chart of each step's loss and its running mean; None without steps. The largest 2 % are cut off."""
     if not metrics:
         return None
-    steps = [line["step"] for line in metrics]
     losses = [line["loss"] for line in metrics]
     smoothed = losses[:1]
     for loss in losses[1:]:
         smoothed.append(0.95 * smoothed[-1] + 0.05 * loss)
-    highest = sorted(losses)[int(0.98 * (len(losses) - 1))] * 1.1 or 1
-    lines = {}
-    for name, values in (("each step", losses), ("smoothed", smoothed)):
-        points = list(zip(steps, values, strict=True))[:: max(1, len(steps) // POINTS)]
-        lines[name] = [(step, min(value, highest)) for step, value in points]
-    return dict(title="Loss") | chart(lines, None, first=1, bounds=(0, highest))
+    lines = loss_lines(metrics, smoothed)
+    return dict(title="Loss") | chart(lines, None, first=1, bounds=(0, highest_drawn(losses)))
+
+
+def loss_lines(metrics: list[dict], smoothed: list[float]) -> dict[str, list[tuple[int, float]]]:
+    """{"each step", "smoothed": (step, loss) of at most about POINTS steps}."""
+    every = max(1, len(metrics) // POINTS)
+    each = [(line["step"], line["loss"]) for line in metrics[::every]]
+    steps = [step for step, _ in each]
+    return {"each step": each, "smoothed": list(zip(steps, smoothed[::every], strict=True))}
+
+
+def highest_drawn(losses: list[float]) -> float:
+    """The upper end of a chart of the loss, above which the largest 2 % may be."""
+    return sorted(losses)[int(0.98 * (len(losses) - 1))] * 1.1 or 1
 
 
 def evaluation_charts(evaluations: list[dict], best: dict | None) -> list[dict]:
@@ -66,22 +77,24 @@ def chart(
     first: int = 0,
     bounds: tuple[float, float] | None = None,
 ) -> dict:
-    """What the template draws of {name: points}: polylines, ticks, and a mark at a step.
+    """What the template draws of {name: points}: polylines, ticks, readings, and a mark at a step.
 
-    first: the step at the left end; bounds: (lowest, highest) value, by default those of the points.
+    first: the step at the left end; bounds: (lowest, highest) value, by default those of the points, beyond
+    which values are drawn at the edge.  A mark that lies outside is left out.
     """
     steps = [step for points in lines.values() for step, _ in points]
     values = [value for points in lines.values() for _, value in points]
     low, high = bounds or (min(values), max(values))
     if high == low:
-        low, high = low - 0.5, high + 0.5
+        margin = max(0.5, abs(high) / 2)
+        low, high = low - margin, high + margin
     last = max(*steps, first + 1)
 
     def x_of(step: int) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (step - first) / (last - first)
 
     def y_of(value: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
+        return TOP + (HEIGHT - TOP - BOTTOM) * (high - min(max(value, low), high)) / (high - low)
 
     drawn = []
     for name, points in lines.items():
@@ -89,9 +102,33 @@ def chart(
         opacity = 0.35 if name in FAINT else 1
         drawn.append(dict(name=name, points=places, color=COLORS[name], opacity=opacity))
     ticks = [dict(y=round(y_of(value)), label=f"{value:.3g}") for value in (low, (low + high) / 2, high)]
-    marked = None if mark is None else dict(x=round(x_of(mark), 1), step=mark)
+    marked = None
+    if mark is not None and first <= mark <= last:
+        marked = dict(x=round(x_of(mark), 1), step=mark)
     sizes = dict(width=WIDTH, height=HEIGHT, left=LEFT, right=WIDTH - RIGHT, top=TOP, bottom=HEIGHT - BOTTOM)
-    return sizes | dict(lines=drawn, ticks=ticks, first_step=first, last_step=last, mark=marked)
+    sizes |= dict(lines=drawn, ticks=ticks, readings=readings(lines, x_of))
+    return sizes | dict(first_step=first, last_step=last, mark=marked)
+
+
+def readings(lines: dict[str, list[tuple[int, float]]], x_of: Callable[[int], float]) -> list[dict]:
+    """At most READINGS strips of a chart, with the last values in each as a text."""
+    values = {}
+    for name, points in lines.items():
+        for step, value in points:
+            values.setdefault(step, {})[name] = value
+    steps = sorted(values)
+    every = -(-len(steps) // READINGS)
+    found = []
+    for start in range(0, len(steps), every):
+        part = steps[start : start + every]
+        last = {}
+        for step in part:
+            last |= values[step]
+        text = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
+        left, right = x_of(part[0]), x_of(steps[min(start + every, len(steps) - 1)])
+        width = round(max(right - left, 4), 1)
+        found.append(dict(x=round(left, 1), width=width, text=f"step {part[-1]}: {text}"))
+    return found
 
 
 def evaluation_rows(evaluations: list[dict], best: dict | None) -> tuple[list[str], list]:

@@ -1,6 +1,5 @@
 """Watch: of the chosen run the progress, loss, scores, sample images, log and report; then every run."""
 
-import functools
 from urllib.parse import quote
 
 import gradio as gr
@@ -14,15 +13,7 @@ from gralora_diffusion.ui.notifications import ASK
 from gralora_diffusion.ui.page_words import page_words
 from gralora_diffusion.ui.part_updates import Changes
 from gralora_diffusion.ui.run_files import config_of, log_tail, read_job
-from gralora_diffusion.ui.run_plots import (
-    LOSS_LINES,
-    SCORE_LINES,
-    legend_update,
-    line_plot,
-    loss_points,
-    plot_update,
-    score_points,
-)
+from gralora_diffusion.ui.run_plots import loss_plot, plot_update, score_plot
 from gralora_diffusion.ui.run_queue import ACTIVE, RunQueue
 from gralora_diffusion.ui.run_references import free_run_name
 from gralora_diffusion.ui.status_strip import StatusStrip
@@ -101,10 +92,8 @@ class WatchTab:
 
     def build_plot(self) -> None:
         self.waiting = gr.Markdown(visible=False, elem_id="waiting", elem_classes="hint")
-        self.losses = line_plot(LOSS_LINES, "loss", "Loss", 270, "loss")
-        self.loss_legend = gr.HTML(visible=False, padding=False, elem_id="loss-legend")
-        self.scores = line_plot(SCORE_LINES, "value", "Scores of the sample images", 210, "score-plot")
-        self.score_legend = gr.HTML(visible=False, padding=False, elem_id="score-legend")
+        self.losses = gr.HTML(visible=False, elem_id="loss", elem_classes="plot")
+        self.scores = gr.HTML(visible=False, elem_id="score-plot", elem_classes="plot")
         self.smoothing = gr.Slider(
             0, 0.99, 0.9, step=0.01, label="Smoothing", elem_id="smoothing", visible="hidden"
         )
@@ -124,9 +113,7 @@ class WatchTab:
                 self.message,
                 self.waiting,
                 self.losses,
-                self.loss_legend,
                 self.scores,
-                self.score_legend,
                 self.smoothing,
                 self.log,
                 self.samples,
@@ -191,14 +178,10 @@ class WatchTab:
         changes.add("waiting", waiting, lambda: gr.update(value=waiting, visible=bool(waiting)))
         hundredth = max(1, steps // 100)  # a plot is much to send and to lay out
         drawn = steps // hundredth if progress and progress.state in ACTIVE else steps
-        losses = functools.cache(lambda: loss_points(run, smoothing) if run else [])
         measured = [name, run_view.birth(run) if run else 0, evaluated]
         version = [*measured, hundredth, drawn, smoothing]
-        changes.add("losses", version, lambda: plot_update(losses(), LOSS_LINES, "loss"))
-        changes.add("loss legend", version, lambda: legend_update(losses()))
-        scores = functools.cache(lambda: score_points(run) if run else [])
-        changes.add("scores", measured, lambda: plot_update(scores(), SCORE_LINES, "value"))
-        changes.add("score legend", measured, lambda: legend_update(scores()))
+        changes.add("losses", version, lambda: plot_update(loss_plot(run, smoothing) if run else None))
+        changes.add("scores", measured, lambda: plot_update(score_plot(run) if run else None))
         changes.add("smoothing", bool(steps), lambda: gr.update(visible=True if steps else "hidden"))
         hint = NO_LOG if run and not log and not read_job(run) else ""
         shown = bool(log or hint)
