@@ -35,9 +35,8 @@ def main() -> None:
         page.goto(args.url)
         page.get_by_role("tab", name="Watch", exact=True).click()
         page.locator("#samples img").first.wait_for()
-        page.locator("#loss canvas, #loss svg").first.wait_for()
+        page.locator("#loss svg").wait_for()
         page.wait_for_function(COMPLETE)
-        page.wait_for_timeout(1500)  # the animations of the plot
         page.screenshot(path=IMAGE)
         chromium.close()
 
