@@ -1,5 +1,7 @@
 """Charts of a run for report.html and the page, as points in an SVG's own units."""
 
+import itertools
+import math
 from collections.abc import Callable
 
 from gralora_diffusion.training.best import best_of
@@ -7,8 +9,8 @@ from gralora_diffusion.training.best import best_of
 WIDTH = 640
 HEIGHT = 240
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 8, 26  # margins of the plot inside it
-POINTS = 1000  # a curve has at most about so many
-READINGS = 60  # a chart has at most so many strips whose values are displayed under the pointer
+POINTS = 1000  # a curve has at most so many
+READINGS = 60  # of each line, at most so many values are displayed under the pointer
 SCORES = ("subject", "prompt", "copy", "score")
 COLORS = {"each step": "var(--f)", "smoothed": "var(--a)", "validation loss": "var(--c)"}
 COLORS |= {"subject": "var(--b)", "prompt": "var(--c)", "copy": "var(--f)", "score": "var(--d)"}
@@ -30,21 +32,28 @@ def loss_chart(metrics: list[dict]) -> dict | None:
     smoothed = losses[:1]
     for loss in losses[1:]:
         smoothed.append(0.95 * smoothed[-1] + 0.05 * loss)
-    lines = loss_lines(metrics, smoothed)
-    return dict(title="Loss") | chart(lines, None, first=1, bounds=(0, highest_drawn(losses)))
+    bounds = (0, highest_drawn(losses, smoothed))
+    return dict(title="Loss") | chart(loss_lines(metrics, smoothed), None, first=1, bounds=bounds)
 
 
 def loss_lines(metrics: list[dict], smoothed: list[float]) -> dict[str, list[tuple[int, float]]]:
-    """{"each step", "smoothed": (step, loss) of at most about POINTS steps}."""
-    every = max(1, len(metrics) // POINTS)
-    each = [(line["step"], line["loss"]) for line in metrics[::every]]
-    steps = [step for step, _ in each]
-    return {"each step": each, "smoothed": list(zip(steps, smoothed[::every], strict=True))}
+    """{"each step", "smoothed": (step, loss) of at most POINTS steps, the last one among them}."""
+    steps = [line["step"] for line in metrics]
+    each = list(zip(steps, [line["loss"] for line in metrics], strict=True))
+    return {
+        "each step": thinned(each, POINTS),
+        "smoothed": thinned(list(zip(steps, smoothed, strict=True)), POINTS),
+    }
 
 
-def highest_drawn(losses: list[float]) -> float:
-    """The upper end of a chart of the loss, above which the largest 2 % may be."""
-    return sorted(losses)[int(0.98 * (len(losses) - 1))] * 1.1 or 1
+def thinned(points: list, most: int) -> list:
+    """At most so many points, evenly and with the last one."""
+    return points[::-1][:: -(-len(points) // most)][::-1]
+
+
+def highest_drawn(losses: list[float], smoothed: list[float]) -> float:
+    """The upper end of a chart of the loss, above which single losses, 2 % of them, may be."""
+    return max(1.1 * sorted(losses)[math.ceil(0.98 * (len(losses) - 1))], *smoothed) or 1
 
 
 def evaluation_charts(evaluations: list[dict], best: dict | None) -> list[dict]:
@@ -84,7 +93,7 @@ def chart(
     """
     steps = [step for points in lines.values() for step, _ in points]
     values = [value for points in lines.values() for _, value in points]
-    low, high = bounds or (min(values), max(values))
+    low, high = map(float, bounds or (min(values), max(values)))
     if high == low:
         margin = max(0.5, abs(high) / 2)
         low, high = low - margin, high + margin
@@ -104,30 +113,27 @@ def chart(
     ticks = [dict(y=round(y_of(value)), label=f"{value:.3g}") for value in (low, (low + high) / 2, high)]
     marked = None
     if mark is not None and first <= mark <= last:
-        marked = dict(x=round(x_of(mark), 1), step=mark)
+        marked = dict(x=round(x_of(mark), 1), step=mark, side="end" if 2 * mark > first + last else "start")
     sizes = dict(width=WIDTH, height=HEIGHT, left=LEFT, right=WIDTH - RIGHT, top=TOP, bottom=HEIGHT - BOTTOM)
-    sizes |= dict(lines=drawn, ticks=ticks, readings=readings(lines, x_of))
+    sizes |= dict(lines=drawn, ticks=ticks, readings=readings(lines, mark, x_of))
     return sizes | dict(first_step=first, last_step=last, mark=marked)
 
 
-def readings(lines: dict[str, list[tuple[int, float]]], x_of: Callable[[int], float]) -> list[dict]:
-    """At most READINGS strips of a chart, with the last values in each as a text."""
+def readings(lines: dict, mark: int | None, x_of: Callable[[int], float]) -> list[dict]:
+    """Strips of a chart around some steps, also the marked one, with the values of the step as a text."""
     values = {}
+    chosen = {mark}
     for name, points in lines.items():
+        chosen |= {step for step, _ in thinned(points, READINGS)}
         for step, value in points:
             values.setdefault(step, {})[name] = value
-    steps = sorted(values)
-    every = -(-len(steps) // READINGS)
+    steps = sorted(chosen & values.keys())
+    between = [(x_of(one) + x_of(other)) / 2 for one, other in itertools.pairwise(steps)]
+    edges = [LEFT, *between, WIDTH - RIGHT]
     found = []
-    for start in range(0, len(steps), every):
-        part = steps[start : start + every]
-        last = {}
-        for step in part:
-            last |= values[step]
-        text = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
-        left, right = x_of(part[0]), x_of(steps[min(start + every, len(steps) - 1)])
-        width = round(max(right - left, 4), 1)
-        found.append(dict(x=round(left, 1), width=width, text=f"step {part[-1]}: {text}"))
+    for step, (left, right) in zip(steps, itertools.pairwise(edges), strict=True):
+        text = ", ".join(f"{name} {value:.4g}" for name, value in values[step].items())
+        found.append(dict(x=round(left, 1), width=round(right - left, 1), text=f"step {step}: {text}"))
     return found
 
 

@@ -23,13 +23,14 @@ def loss_plot(run: Path, smoothing: float) -> dict | None:
     if not metrics:
         return None
     losses = [line["loss"] for line in metrics]
-    lines = loss_lines(metrics, run_view.smoothed(losses, smoothing))
-    highest = highest_drawn(losses)
+    smoothed = run_view.smoothed(losses, smoothing)
+    lines = loss_lines(metrics, smoothed)
+    highest = highest_drawn(losses, smoothed)
     held_out = points_of(run_view.measured(run), "validation_loss")
     if held_out:
         lines[HELD_OUT] = held_out
         highest = max(highest, *(loss for _, loss in held_out))
-    first = min(points[0][0] for points in lines.values())
+    first = min(step for points in lines.values() for step, _ in points)
     return dict(title="Loss") | chart(lines, run_view.best_step(run), first, bounds=(0, highest))
 
 
