@@ -3,26 +3,32 @@
 import json
 
 SHOW_HEAD = """<script>
-const pressedAt = {};  // {id of what was clicked: how far the page was scrolled then}
+const pressedAt = {};  // {id of what was clicked: when}
+let movedAt = 0;  // when the user last scrolled or did something; content that arrives scrolls the page, too
 document.addEventListener('click', event => {
     const id = event.target.closest?.('[id]')?.id;
-    if (id) pressedAt[id] = scrollY;
+    if (id) pressedAt[id] = performance.now();
 }, true);
+for (const kind of ['wheel', 'touchmove', 'keydown', 'pointerdown'])
+    document.addEventListener(kind, () => { movedAt = performance.now(); }, {capture: true, passive: true});
 window.graloraShow = (target, button) => {  // who has scrolled away from the button stays there
     const inSight = element => {
         const {top, bottom} = element.getBoundingClientRect();
         return (top + bottom) / 2 > 0 && (top + bottom) / 2 < innerHeight;
     };
-    let tries = 40;  // in two seconds; what has just become visible is not there at once
+    const since = pressedAt[button] ?? performance.now();
+    const end = performance.now() + 3000;  // what has just become visible is not there at once, or is moved
+    let shown = false;
     const show = () => {
-        const element = document.getElementById(target);
-        if (!element?.offsetParent) return tries-- && setTimeout(show, 50);
-        const from = button && document.getElementById(button);
-        const left = from && !inSight(from) && scrollY !== pressedAt[button];  // else, new content moved it
-        if (inSight(element) || left) return;
-        const still = matchMedia('(prefers-reduced-motion: reduce)').matches;
-        const block = element.offsetHeight > innerHeight ? 'start' : 'center';
-        element.scrollIntoView({block, behavior: still ? 'auto' : 'smooth'});
+        const element = document.getElementById(target), from = document.getElementById(button);
+        if (movedAt > since && (shown || !(from && inSight(from)))) return;
+        if (element?.offsetParent && !inSight(element)) {
+            const still = matchMedia('(prefers-reduced-motion: reduce)').matches;
+            const block = element.offsetHeight > innerHeight ? 'start' : 'center';
+            element.scrollIntoView({block, behavior: still ? 'auto' : 'smooth'});
+            shown = true;
+        }
+        if (performance.now() < end) setTimeout(show, element?.offsetParent ? 500 : 50);
     };
     show();
 };

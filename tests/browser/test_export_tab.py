@@ -63,18 +63,64 @@ def test_sizes_and_the_error_of_a_small_file_are_shown_before_it_is_made(tab):
     assert tab.page.locator("#exported").inner_text().count("B") >= 1
 
 
-def test_on_a_phone_what_was_exported_scrolls_into_view(tab):
-    """Below the button, which is at the lower end of the screen."""
+IN_SIGHT = """() => {
+    const {top, bottom} = document.getElementById('exported').getBoundingClientRect();
+    return (top + bottom) / 2 > 0 && (top + bottom) / 2 < innerHeight;
+}"""
+
+
+@pytest.fixture
+def phone(tab) -> Tab:
+    """A small screen, at whose lower end the button is, with what is exported below."""
     tab.page.set_viewport_size(dict(width=390, height=700))
     tab.page.evaluate("document.getElementById('export').scrollIntoView({block: 'end'})")
-    tab.page.evaluate("document.getElementById('export').click()")
-    tab.wait("exported", "robot-1.safetensors")
-    tab.page.wait_for_function(
+    return tab
+
+
+def press(tab: Tab, then: str = "") -> None:
+    """Export, without Playwright's own scrolling; then: JavaScript before the answer can come."""
+    tab.page.evaluate(f"() => {{ document.getElementById('export').click(); {then} }}")
+
+
+def test_on_a_phone_what_was_exported_scrolls_into_view(phone):
+    press(phone)
+    phone.wait("exported", "robot-1.safetensors")
+    phone.page.wait_for_function(IN_SIGHT)
+
+
+def test_content_that_scrolls_the_page_does_not_count_as_the_user(phone):
+    press(phone, "scrollTo({top: 0, behavior: 'instant'});")
+    phone.wait("exported", "robot-1.safetensors")
+    phone.page.wait_for_function(IN_SIGHT)
+
+
+def test_what_was_exported_stays_in_sight_when_content_comes_above_it(phone):
+    press(phone)
+    phone.wait("exported", "robot-1.safetensors")
+    phone.page.wait_for_function(IN_SIGHT)
+    phone.page.evaluate(
         """() => {
-            const {top, bottom} = document.getElementById('exported').getBoundingClientRect();
-            return top >= 0 && (top + bottom) / 2 < innerHeight;
+            const late = '<div style="flex: none; height: 3000px; overflow-anchor: none"></div>';
+            document.body.style.overflowAnchor = document.documentElement.style.overflowAnchor = 'none';
+            document.getElementById('export').insertAdjacentHTML('beforebegin', late);
         }"""
     )
+    assert not phone.page.evaluate(IN_SIGHT)
+    phone.page.wait_for_function(IN_SIGHT)
+
+
+def test_who_has_scrolled_away_stays_there(phone):
+    phone.page.evaluate(
+        "window.graloraShow = (show => (...all) => { show(...all); window.asked = true; })(graloraShow)"
+    )
+    phone.page.mouse.move(200, 300)
+    press(phone)
+    phone.page.mouse.wheel(0, -5000)
+    phone.wait("exported", "robot-1.safetensors")
+    phone.page.wait_for_function("window.asked && scrollY === 0")
+    phone.page.wait_for_timeout(1500)
+    assert phone.page.evaluate("scrollY") == 0
+    assert not phone.page.evaluate(IN_SIGHT)
 
 
 def test_the_preview_and_the_trigger_words_are_there(tab):

@@ -58,7 +58,7 @@ def test_a_renamed_run_keeps_its_files_and_those_named_after_it_follow(changes, 
 def names_in_report(run) -> tuple[str, list[str], list[str]]:
     """(title, files, training images) of a report."""
     text = (run / "report.html").read_text()
-    (title,) = re.findall("<title>(.*)</title>", text)
+    (title,) = re.findall("<title>(.*)</title>", text.partition("</head>")[0])  # not those of the charts
     files = re.findall(r"<code>([\w.-]+\.(?:safetensors|png|json|html))</code></td><td>[\d.]+ [kM]B", text)
     return title, files, re.findall('src="([^"]+)" alt="training image', text)
 
