@@ -2,6 +2,7 @@
 
     python scripts/k_by_layer.py    # several at once; resumes
     python scripts/k_by_layer.py --report    # the tables of the runs in docs/experiments/results/k-by-layer
+    python scripts/k_by_layer.py --bases    # makes the bases, and prints which layers have which k
 
 Half of the norms of the base have a strong outlier channel, drawn anew for each seed.
 docs/experiments/README.md has the design, which was written before the runs.
@@ -11,6 +12,7 @@ import argparse
 import contextlib
 import functools
 import io
+import itertools
 import json
 import math
 import os
@@ -18,10 +20,11 @@ import random
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from torch import nn
 
 from gralora_diffusion.cli import entanglement
 from gralora_diffusion.command_line import parse
@@ -29,7 +32,7 @@ from gralora_diffusion.console import fail
 from gralora_diffusion.evaluation.statistics import p_value, t_interval
 from gralora_diffusion.experiments.entanglement_report import OPTIONS
 from gralora_diffusion.experiments.markdown import markdown
-from gralora_diffusion.experiments.outliers import norms_of, plant_outliers
+from gralora_diffusion.experiments.outliers import norms_of, plant_outliers, readers_of
 from gralora_diffusion.experiments.results import append_result, read_results
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError, TrainingError
@@ -59,8 +62,12 @@ def main() -> None:
         "--state", type=Path, default=Path("build/k-by-layer"), help="folder of bases and runs"
     )
     parser.add_argument("--report", action="store_true", help="print the tables of the runs that are kept")
+    parser.add_argument("--bases", action="store_true", help="print which layers of the bases have which k")
     args = parser.parse_args()
     try:
+        if args.bases:
+            print("\n".join(recommendations(args.state)))
+            return
         if not args.report:
             KEPT.mkdir(parents=True, exist_ok=True)
             shared([(arm, rate, seed) for seed in VALIDATION for arm in ARMS for rate in RATES], args.state)
@@ -116,9 +123,7 @@ def base_of(seed: int, state: Path) -> Path:
     with FileLock(state / f"base-{seed}.lock"):
         if not base.is_dir():
             pipeline = load_sdxl()
-            norms = norms_of(pipeline.unet)
-            chosen = random.Random(seed).sample(norms, len(norms) // 2)
-            plant_outliers(pipeline.unet, SCALE, seed=seed, norms=chosen)
+            plant_outliers(pipeline.unet, SCALE, seed=seed, norms=norms_with_outliers(pipeline.unet, seed))
             part = base.with_name(f"{base.name}.part")
             pipeline.save_pretrained(part)
             os.replace(part, base)
@@ -130,14 +135,24 @@ def base_of(seed: int, state: Path) -> Path:
     return base
 
 
+def norms_with_outliers(unet: nn.Module, seed: int) -> list[str]:
+    norms = norms_of(unet)
+    return random.Random(seed).sample(norms, len(norms) // 2)
+
+
 def report_of(base: Path) -> Path:
     return base.with_name(f"{base.name}-report")
 
 
+def recommended(base: Path) -> dict[str, int]:
+    """{layer: the k that its entanglement report recommends}."""
+    layers = json.loads((report_of(base) / "report.json").read_text())["layers"]
+    return {path: layer["recommended"]["k"] for path, layer in layers.items()}
+
+
 def layers_by_k(base: Path) -> dict[str, int]:
     """{k: the number of layers for which it is recommended}."""
-    layers = json.loads((report_of(base) / "report.json").read_text())["layers"].values()
-    return dict(sorted(Counter(str(layer["recommended"]["k"]) for layer in layers).items()))
+    return dict(sorted(Counter(map(str, recommended(base).values())).items()))
 
 
 def options_of(arm: str, base: Path) -> list[str]:
@@ -196,6 +211,25 @@ def report() -> Iterator[str]:
             cells.append("" if arm == other else difference(found[arm], found[other]))
         rows.append(cells)
     yield markdown(["arm", "rate", "loss x 1000", *(f"less {arm}'s" for arm in ONE_K)], rows)
+
+
+def recommendations(state: Path) -> Iterator[str]:
+    """Markdown: the layers of each base by recommended k; those that read an outlier, and the others."""
+    unet = load_sdxl().unet
+    rows = []
+    for seed in (*VALIDATION, *TEST):
+        by_layer = recommended(base_of(seed, made(state)))
+        read = itertools.chain.from_iterable(map(readers_of, norms_with_outliers(unet, seed)))
+        readers = {f"unet.{path}" for path in read}
+        others = by_layer.keys() - readers
+        strange = sorted(path for path in others if by_layer[path] > 1)
+        counts = [counts_by_k(by_layer[path] for path in paths) for paths in (readers, others)]
+        rows.append([str(seed), *counts, ", ".join(strange)])
+    yield markdown(["seed", "layers that read an outlier", "others", "others with k above 1"], rows)
+
+
+def counts_by_k(ks: Iterable[int]) -> str:
+    return ", ".join(f"{count} with k {k}" for k, count in sorted(Counter(ks).items()))
 
 
 def difference(first: list[float], second: list[float]) -> str:

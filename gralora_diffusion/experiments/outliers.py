@@ -15,8 +15,6 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
 
 STREAM = 103  # of the random channels, so that no other draw shares them
-
-
 NORMS = {"norm1": ("attn1.to_q", "attn1.to_k", "attn1.to_v"), "norm2": ("attn2.to_q",)}  # {norm: its readers}
 
 
@@ -41,6 +39,12 @@ def transformer_blocks(unet: nn.Module) -> list[tuple[str, BasicTransformerBlock
 def norms_of(unet: nn.Module) -> list[str]:
     """The paths of the norms in which outliers can be planted."""
     return [f"{path}.{name}" for path, _ in transformer_blocks(unet) for name in NORMS]
+
+
+def readers_of(norm: str) -> list[str]:
+    """The paths of the layers that read the norm of this path."""
+    block, _, name = norm.rpartition(".")
+    return [f"{block}.{reader}" for reader in NORMS[name]]
 
 
 @torch.no_grad()

@@ -71,14 +71,14 @@ IN_SIGHT = """() => {
 
 @pytest.fixture
 def phone(tab) -> Tab:
-    """A small screen, at whose lower end the button is, with what is exported below."""
+    """A small screen with the button at its lower edge and the result below."""
     tab.page.set_viewport_size(dict(width=390, height=700))
     tab.page.evaluate("document.getElementById('export').scrollIntoView({block: 'end'})")
     return tab
 
 
 def press(tab: Tab, then: str = "") -> None:
-    """Export, without Playwright's own scrolling; then: JavaScript before the answer can come."""
+    """Export, without Playwright's own scrolling; then: JavaScript to run before the answer arrives."""
     tab.page.evaluate(f"() => {{ document.getElementById('export').click(); {then} }}")
 
 
@@ -95,31 +95,54 @@ def test_content_that_scrolls_the_page_does_not_count_as_the_user(phone):
 
 
 def test_what_was_exported_stays_in_sight_when_content_comes_above_it(phone):
-    press(phone)
-    phone.wait("exported", "robot-1.safetensors")
-    phone.page.wait_for_function(IN_SIGHT)
     phone.page.evaluate(
-        """() => {
-            const late = '<div style="flex: none; height: 3000px; overflow-anchor: none"></div>';
+        f"""() => {{
+            const late = '<div style="flex: none; height: 3000px"></div>', inSight = {IN_SIGHT};
             document.body.style.overflowAnchor = document.documentElement.style.overflowAnchor = 'none';
-            document.getElementById('export').insertAdjacentHTML('beforebegin', late);
-        }"""
+            const waiting = setInterval(() => {{
+                if (!document.getElementById('exported')?.offsetParent || !inSight()) return;
+                clearInterval(waiting);
+                document.getElementById('export').insertAdjacentHTML('beforebegin', late);
+                window.pushedOut = !inSight();
+            }}, 20);
+        }}"""
     )
-    assert not phone.page.evaluate(IN_SIGHT)
+    press(phone)
+    phone.page.wait_for_function("window.pushedOut !== undefined")
+    assert phone.page.evaluate("window.pushedOut")
     phone.page.wait_for_function(IN_SIGHT)
 
 
-def test_who_has_scrolled_away_stays_there(phone):
-    phone.page.evaluate(
-        "window.graloraShow = (show => (...all) => { show(...all); window.asked = true; })(graloraShow)"
+def wheel_up(tab: Tab) -> None:
+    """To the top; wheels do nothing while the page scrolls by itself, so more than once."""
+    tab.page.mouse.move(200, 300)
+    until(
+        lambda: tab.page.mouse.wheel(0, -5000) or tab.page.evaluate("scrollY") == 0, "the page is at its top"
     )
-    phone.page.mouse.move(200, 300)
-    press(phone)
-    phone.page.mouse.wheel(0, -5000)
+
+
+def test_who_has_scrolled_away_before_or_after_the_answer_stays_there(phone):
+    with phone.held():
+        press(phone)
+        wheel_up(phone)
     phone.wait("exported", "robot-1.safetensors")
-    phone.page.wait_for_function("window.asked && scrollY === 0")
     phone.page.wait_for_timeout(1500)
     assert phone.page.evaluate("scrollY") == 0
+    press(phone)
+    phone.page.wait_for_function(IN_SIGHT)
+    wheel_up(phone)
+    phone.page.wait_for_timeout(1500)
+    assert phone.page.evaluate("scrollY") == 0
+
+
+def test_who_types_in_another_field_is_not_interrupted(phone):
+    with phone.held():
+        press(phone)
+        phone.page.locator("#export-adapter input").press_sequentially("robot")
+        place = phone.page.evaluate("scrollY")
+    phone.wait("exported", "robot-1.safetensors")
+    phone.page.wait_for_timeout(1500)
+    assert phone.page.evaluate("scrollY") == place
     assert not phone.page.evaluate(IN_SIGHT)
 
 

@@ -1,6 +1,7 @@
 """scripts/k_by_layer.py: rates are chosen on validation seeds alone, and tests are compared by pairs."""
 
 import itertools
+import json
 import random
 import re
 import sys
@@ -9,8 +10,10 @@ import pytest
 from helpers import SCRIPTS
 from scipy import stats
 
+from gralora_diffusion.experiments.outliers import plant_outliers
 from gralora_diffusion.experiments.results import append_result
 from gralora_diffusion.options import ConfigError
+from gralora_diffusion.sdxl.load import load_sdxl
 
 sys.path.insert(0, str(SCRIPTS))
 
@@ -61,6 +64,26 @@ def test_the_report_compares_each_arm_at_its_own_rate_with_the_same_seeds(kept):
         printed = [float(number) for number in re.findall(r"[+-]?\d+\.?\d*(?:e-\d+)?", cell)]
         assert printed[:3] == pytest.approx([mean, low, high], abs=0.006)
         assert printed[3] == pytest.approx(found.pvalue, rel=0.06)
+
+
+def test_the_layers_that_read_an_outlier_are_told_from_the_others(tmp_path, monkeypatch):
+    unet = load_sdxl().unet
+    planted = plant_outliers(unet, 1000, seed=3, norms=k_by_layer.norms_with_outliers(unet, seed=3))
+    untouched = load_sdxl().unet.state_dict()
+    changed = [path for path, value in unet.state_dict().items() if not value.equal(untouched[path])]
+    readers = {f"unet.{path.removesuffix('.weight')}" for path in changed if ".to_" in path}
+    assert len(planted) == 7
+    other = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"
+    by_layer = dict.fromkeys(readers, 8) | {other: 4, "another": 1, "one more": 1}
+    layers = {path: dict(recommended=dict(k=k)) for path, k in by_layer.items()}
+    (tmp_path / "base-report").mkdir()
+    (tmp_path / "base-report" / "report.json").write_text(json.dumps(dict(layers=layers)))
+    monkeypatch.setattr(k_by_layer, "base_of", lambda seed, state: tmp_path / "base")
+    monkeypatch.setattr(k_by_layer, "VALIDATION", (3,))
+    monkeypatch.setattr(k_by_layer, "TEST", ())
+    (table,) = k_by_layer.recommendations(tmp_path)
+    cells = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
+    assert cells == ["3", f"{len(readers)} with k 8", "2 with k 1, 1 with k 4", other]
 
 
 def test_a_report_of_runs_that_are_not_complete_is_refused(kept):
