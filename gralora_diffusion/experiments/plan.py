@@ -58,6 +58,9 @@ def plan_sweep(args: argparse.Namespace) -> SweepPlan:
     if args.loss_only or args.training_loss:
         encoders = []
     drift_prompts = read_prompts(args.drift_prompts)
+    check_no_class(
+        drift_prompts, f"--drift_prompts {args.drift_prompts}", "write prompts without the subject"
+    )
     common = dict(
         folder=args.output,
         features=partial(image_features, cache=args.output / "features"),
@@ -122,12 +125,22 @@ def read_prompts(path: Path | None) -> list[str]:
     return lines
 
 
+def check_no_class(prompts: list[str], where: str, remedy: str) -> None:
+    """Raises ConfigError where a prompt has {}, which nothing would replace."""
+    for prompt in prompts:
+        if "{}" in prompt:
+            raise ConfigError(f"{where}: {{}} in {prompt!r} stands for the class of --subjects; {remedy}")
+
+
 def subjects_of(
     args: argparse.Namespace, config: TrainConfig
 ) -> dict[str | None, tuple[TrainConfig, list[str]]]:
     """{subject: (config, prompts)}; the only one is None without --subjects."""
     prompts = read_prompts(args.prompts)
     if not args.subjects:
+        remedy = "write the class there, or give --subjects FOLDER=CLASS"
+        check_no_class(prompts, f"--prompts {args.prompts}", remedy)
+        check_no_class([args.instance_prompt or ""], "--instance_prompt", remedy)
         return {None: (config, prompts)}
     found = {}
     for given in args.subjects:
@@ -157,7 +170,7 @@ def split(images: list[TrainingImage], part: str) -> tuple[list[TrainingImage], 
     if len(images) < 10:
         raise ConfigError(
             f"two tenths of {counted(len(images), 'image')} cannot be held out: give at least 10, or "
-            "--prompts with a subject's images"
+            "--prompts with a subject's images, or --training_loss, which holds none out"
         )
     order = torch.randperm(len(images), generator=generator(0, 102)).tolist()
     tenth = round(len(images) / 10)

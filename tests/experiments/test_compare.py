@@ -189,13 +189,20 @@ def test_the_help_names_whose_lora_is_the_baseline(capsys):
         (["--prompts", "absent.txt"], "absent.txt"),
         (["--prompts", "empty.txt"], "empty.txt holds no prompts"),
         (["--num_inference_steps", 0], "num_inference_steps"),
+        (
+            ["--prompts", "class.txt"],
+            "--prompts class.txt: {} in 'a {} at sea' stands for the class of --subj",
+        ),
+        (["--drift_prompts", "class.txt"], "write prompts without the subject"),
+        (["--instance_prompt", "sks {}"], "--instance_prompt: {} in 'sks {}'"),
     ],
 )
 def test_what_a_sweep_refuses(given, sentence, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_text("\n")
+    Path("class.txt").write_text("a robot\na {} at sea\n")
     if "--prompts" not in given:
-        given = ["--prompts", ROOT / "docs" / "experiments" / "subject_prompts.txt", *given]
+        given = ["--prompts", ROOT / "docs" / "experiments" / "drift_prompts.txt", *given]
     code, error = command(*given, fails=True)
     assert code == 2
     assert sentence in error
