@@ -240,7 +240,8 @@ def report_runs(args: Namespace) -> None:
     folder = args.keep or args.output
     text, plots = report_sweep(done, folder, **options, keep_runs=args.keep is not None)
     print(text)
-    print("plots:", *plots)
+    if plots:
+        print("plots:", *plots)
 
 
 def dry_run(args: Namespace) -> None:

@@ -1,5 +1,6 @@
 """The report: its tables and plots, and the same from the short runs that are kept."""
 
+import importlib.util
 import itertools
 
 import pytest
@@ -112,6 +113,15 @@ def test_what_is_kept_gives_the_same_report():
     (line,) = [line for line in after if "test" in line and "gralora" in line]
     assert [cell.strip() for cell in line.split("|")][5:7] == ["0.40000", "-0.10000"]
     assert "| 2 of 2 |" in " ".join(line.split())
+
+
+def test_a_report_without_matplotlib_has_its_tables_and_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    (tmp_path / "loss.png").touch()  # of an earlier report
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    text, plots = report_sweep(DONE, tmp_path)
+    assert (tmp_path / "table.md").read_text() == f"{text}\n"
+    assert (plots, list(tmp_path.glob("*.png"))) == ([], [])
+    assert "pip install 'gralora-diffusion[plots]'" in capsys.readouterr().err
 
 
 def test_plots(tmp_path):
