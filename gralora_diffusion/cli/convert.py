@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
 
     from gralora_diffusion.formats.combine import Weighted, summed
-    from gralora_diffusion.formats.load import check_fits_base
+    from gralora_diffusion.formats.load import check_fits_base, fits_sdxl
     from gralora_diffusion.formats.preview import copy_preview, preview_of
     from gralora_diffusion.formats.read import read_adapter
     from gralora_diffusion.formats.run_files import name_of
@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     layers = sum(map(len, adapter.layers.values())) + sum(map(len, adapter.deltas.values()))
     print(f"{args.output}: {counted(layers, 'layer')} of {', '.join(adapter.components)} for {args.to}")
     print(f"prediction: {objective_text(objective)}")
+    if args.to != "merged" and not fits_sdxl(adapter):
+        note("this adapter does not fit SDXL: its layers have other sizes, such as the embedded base's")
 
 
 def plain(adapter, args: argparse.Namespace):

@@ -18,11 +18,12 @@ from gralora_diffusion.config import AdapterConfig
 from gralora_diffusion.files import resolved
 from gralora_diffusion.formats.adapter_state import Adapter, Factors, sizes_of
 from gralora_diffusion.formats.conv_factors import as_matrices, kernel_of
+from gralora_diffusion.formats.predicted_sizes import on_meta
 from gralora_diffusion.formats.read import read_adapter
 from gralora_diffusion.formats.write import write_diffusers, write_native
 from gralora_diffusion.options import ConfigError, to_dict
 from gralora_diffusion.sdxl.fingerprint import fingerprint, same_base
-from gralora_diffusion.sdxl.load import shapes
+from gralora_diffusion.sdxl.load import sdxl_shapes, shapes
 
 
 def save_adapter(
@@ -159,6 +160,15 @@ def delta_adapter(
 def check_fits_base(adapter: Adapter, base: str | None, where) -> None:
     """Raises ConfigError unless every layer is one of this base's, by its shapes alone."""
     fitted(adapter, shapes(base), where)
+
+
+def fits_sdxl(adapter: Adapter) -> bool:
+    """Whether every layer is one of SDXL 1.0's, by its shapes alone; the embedded base's are not."""
+    try:
+        fitted(on_meta(adapter), sdxl_shapes(), "")  # a copy, since fitted() shows shapes to it
+    except ConfigError:
+        return False
+    return True
 
 
 def adapter_for(

@@ -5,7 +5,6 @@ from pathlib import Path
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.files import sha256
 from gralora_diffusion.formats.preview import copy_preview
-from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.export import OTHER_TOOLS, export
 from gralora_diffusion.ui.export_sizes import shapes
 from gralora_diffusion.ui.run_view import sample_files
@@ -43,16 +42,9 @@ def export_with_preview(
 
 def fits_sdxl(workspace: Workspace, name: str) -> bool:
     """Whether the adapter's layers have the sizes of SDXL's, which the demo model's have not."""
-    from gralora_diffusion.formats.load import fitted
-    from gralora_diffusion.formats.predicted_sizes import on_meta
-    from gralora_diffusion.sdxl.load import sdxl_shapes
+    from gralora_diffusion.formats import load
 
-    adapter = on_meta(shapes(workspace.adapter(name)))  # a copy, since fitted() shows shapes to it
-    try:
-        fitted(adapter, sdxl_shapes(), name)
-    except ConfigError:
-        return False
-    return True
+    return load.fits_sdxl(shapes(workspace.adapter(name)))
 
 
 def preview_html(path: Path | None) -> str:

@@ -310,6 +310,7 @@ def test_the_command_round_trips_and_says_what_is_lost(mixed, tmp_path):
     assert "unet.mid_block" in done.stdout
     assert lines[-3].startswith("overall relative error: ")
     assert 0 < float(lines[-3].split()[-1]) < 1
+    assert "note: this adapter does not fit SDXL" in done.stderr
     done = call("convert", "small.safetensors", "back.safetensors", "--to", "native", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_adapter(tmp_path / "back.safetensors").config.rank == 8
