@@ -13,9 +13,9 @@ from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_fl
 from gralora_diffusion.presets import BY_CARD, PRESETS, check_preset, preset_options
 
 HERE = Path(__file__).parent
-FOREIGN = json.loads(
-    (HERE / "foreign_options.json").read_text()
-)  # {other trainers' option: a sentence with ours}
+FOREIGN = json.loads((HERE / "foreign_options.json").read_text())
+# {other trainers' option, or our option with a value of theirs: a sentence with ours}
+FOREIGN_VALUES = {name.lower(): hint for name, hint in FOREIGN.items() if " " in name}
 OWN_NAMES = json.loads((HERE / "own_option_names.json").read_text())  # {name that users try: option}
 MOST_USED = (  # the options that `gralora train --help` shows
     "pretrained_model_name_or_path", "instance_data_dir", "instance_prompt", "resolution",
@@ -69,7 +69,11 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action, value):
         if action.choices is not None and value not in action.choices:
             allowed = ", ".join(map(str, action.choices))
-            raise argparse.ArgumentError(action, f"is {value!r}; it must be one of {allowed}")
+            problem = f"is {value!r}; it must be one of {allowed}"
+            hint = FOREIGN_VALUES.get(f"{action.option_strings[0]} {value}".lower())
+            if hint and "--help_all" in self._option_string_actions:  # of `gralora train`
+                problem += f"; {hint}"
+            raise argparse.ArgumentError(action, problem)
 
     def error(self, message):
         prefix = "the following arguments are required: "

@@ -409,6 +409,13 @@ def test_an_unknown_option_like_no_other_points_to_the_help(capsys):
     assert "unknown option --zzz; --help lists all options" in capsys.readouterr().err
 
 
+def test_options_of_other_tools_for_an_adapter_s_strength_are_known(capsys):
+    for name in ("lora_scale", "lora_weight", "network_mul"):
+        with pytest.raises(SystemExit):
+            main(["sample", f"--{name}", "0.5", "--prompt", "x"])
+        assert f"unknown option --{name}: --strength is its name here" in capsys.readouterr().err
+
+
 def test_ctrl_c_while_the_libraries_load_is_one_sentence(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt

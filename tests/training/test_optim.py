@@ -288,6 +288,8 @@ def test_optimizers_are_known_by_name_in_capitals_or_not(given):
     ("line", "words"),
     [
         ("--optimizer adamv", "--optimizer is 'adamv'; it must be one of"),
+        ("--optimizer adamw8bit", "AdamWScheduleFree, SGD; --use_8bit_adam is AdamW with 8-bit state"),
+        ("--optimizer_type AdamW8bit", "--use_8bit_adam is AdamW"),
         (
             "--optimizer adafactor --adam_beta1 0.8",
             "--adam_beta1 has no effect here: it needs --optimizer AdamW or Prodigy",
