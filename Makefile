@@ -20,6 +20,7 @@ test: .venv/test chromium
 
 .venv/%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing PyTorch, diffusers and others into .venv: several GB, several minutes"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".$(EXTRA_$*)"
 	touch $@
 
