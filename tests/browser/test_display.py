@@ -32,12 +32,19 @@ NAMELESS = """() => {  // the controls that a screen reader could not name
 }"""
 
 
-def test_generate_is_disabled_while_it_runs(chromium, filled):
+@pytest.fixture
+def tab(chromium, filled):
+    tab = Tab(chromium, filled.url)
+    yield tab
+    tab.stays_home()
+    tab.context.close()
+
+
+def test_generate_is_disabled_while_it_runs(tab):
     """Another click would be lost.  It is enabled when it was stopped, and when the request is refused.
 
     What is stopped would take long: a fast machine cannot be done before the click.
     """
-    tab = Tab(chromium, filled.url)
     tab.go("Sample")
     until(lambda: "sks robot" in tab.value("prompt"), "the prompt of the run")
     caption = f"seed 1 · {tab.value('adapter')} at 1"
@@ -59,7 +66,6 @@ def test_generate_is_disabled_while_it_runs(chromium, filled):
     tab.page.click("#generate")
     tab.page.locator(".toast-body", has_text="the prompt is empty").wait_for()
     tab.page.wait_for_function("!document.getElementById('generate').disabled")
-    tab.stays_home()
 
 
 def test_a24_names_and_texts_are_never_markup(chromium, filled):
@@ -103,6 +109,7 @@ def test_a24_names_and_texts_are_never_markup(chromium, filled):
             "[window.hacked === undefined, document.querySelectorAll('img[src=x]').length]"
         ) == [True, 0]
         tab.stays_home()
+        tab.context.close()
     finally:
         for folder in (*hostile, images):
             shutil.rmtree(folder)
@@ -122,6 +129,7 @@ def test_every_tab_fits_and_everything_has_a_name(chromium, filled, width, dark)
                 path=Path(folder) / f"{name}-{width}{'-dark' if dark else ''}.png", full_page=True
             )
     tab.stays_home()
+    tab.context.close()
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -138,8 +146,7 @@ def test_an_image_under_the_mouse_keeps_its_colors_and_its_caption(chromium, fil
     tab.context.close()
 
 
-def test_the_keyboard_reaches_start(chromium, filled):
-    tab = Tab(chromium, filled.url)
+def test_the_keyboard_reaches_start(tab):
     tab.page.get_by_role("tab", name="Dataset", exact=True).focus()
     tab.page.keyboard.press("ArrowRight")
     tab.page.keyboard.press("Enter")
