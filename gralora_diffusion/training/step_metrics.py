@@ -76,10 +76,11 @@ class Metrics:
     def __exit__(self, *_) -> None:
         """The bar as it stays, where a step was made."""
         if self.clock and self.smoothed is not None:
-            self.show(self.clock.after_steps())
+            self.show(self.clock.after_steps(), refresh=False)  # the bar draws itself when it is closed
 
-    def show(self, times: str) -> None:
-        self.bar.set_postfix_str(", ".join(filter(None, [times, f"smoothed loss {self.smoothed:.4f}"])))
+    def show(self, times: str, refresh: bool = True) -> None:
+        text = ", ".join(filter(None, [times, f"smoothed loss {self.smoothed:.4f}"]))
+        self.bar.set_postfix_str(text, refresh)
 
     def check(self, update: Update) -> None:
         """Read the numbers; raises NotFinite where the update must not be applied."""

@@ -485,12 +485,17 @@ def signal_at_step(run: Path, step: int, number: int) -> threading.Thread:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_trap_9_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, unbroken, number):
+def test_trap_9_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, unbroken, number, capsys):
     thread = signal_at_step(tmp_path / "run", 2, number)
     with pytest.raises(
         Stopped, match=r"stopped at step (\d) of 5; run the same command to resume from .*/checkpoint-\1"
-    ):
+    ) as stop:
         again(tmp_path / "run")
+    bar = capsys.readouterr().err
+    done = len(read_metrics(tmp_path / "run"))
+    assert bar.count(f"| {done}/5, ") == 2  # after the step, and as it stays
+    assert bar.endswith("\n")  # while the exception is held, as where its message is printed
+    del stop
     thread.join()
     assert read_status(tmp_path / "run")["state"] == "stopped"
     steps = len(read_metrics(tmp_path / "run"))
