@@ -23,6 +23,7 @@ from gralora_diffusion.console import clock_time, duration
 from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.training import checkpoint as checkpoints
+from gralora_diffusion.training.report_charts import loss_chart
 from gralora_diffusion.training.run_folder import Run, read_metrics, read_status, wall_seconds
 from gralora_diffusion.training.run_time import RunTime
 from gralora_diffusion.training.setup import checkpoint_interval
@@ -232,6 +233,14 @@ def test_a_run_whose_config_names_the_old_default_resumes(tmp_path, unbroken):
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | dict(checkpointing_steps=500)))
     assert equal(learned(again(run)), learned(unbroken))
+
+
+def test_the_smoothed_loss_of_a_resumed_run_goes_on_and_is_that_of_the_report(broken, capsys):
+    again(broken)
+    last = capsys.readouterr().err.strip().split("\r")[-1]
+    assert "| 5/5, " in last
+    in_report = loss_chart(read_metrics(broken))["readings"][-1]["text"].rpartition("smoothed ")[2]
+    assert float(last.rpartition("smoothed loss ")[2]) == pytest.approx(float(in_report), abs=1e-4)
 
 
 def exact_metrics(run: Path) -> list[tuple]:
