@@ -133,7 +133,8 @@ class Plan:
         if self.seconds_per_step is not None:
             total = duration(self.seconds_per_step * self.steps)
             step = f"about {self.seconds_per_step:.3g} s per step on this machine"
-            facts["time"] = f"{step}, {total} for {self.steps}, plus sample images and caching the dataset"
+            images = "" if self.config.skip_final_inference else "sample images and "
+            facts["time"] = f"{step}, {total} for {self.steps}, plus {images}caching the dataset"
         facts["disk"] = self.disk_text()
         return facts
 
