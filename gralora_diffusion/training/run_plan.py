@@ -66,6 +66,7 @@ class Plan:
     evaluations: int  # that a run makes, that of step 0 included
     concepts: list[str]  # a line on each, where there are several
     prompts: list[str]  # of the sample images
+    start: int = 0  # step of the checkpoint that the run resumes from, if there is one
 
     @property
     def parameters(self) -> int:
@@ -93,11 +94,19 @@ class Plan:
         config = json.dumps(to_dict(self.config), indent=2)
         facts = self.summary() | {
             "images from": str(self.source),
-            "run folder": f"{self.run} (not created in a dry run)",
+            "run folder": self.run_text(),
         }
         lines = [f"{name}: {value}" for name, value in facts.items()]
         details = ["", config, "", *self.table()] if verbose else []
         return "\n".join([*lines, *details])
+
+    def run_text(self) -> str:
+        """The run folder, and how the same command without --dry_run uses it."""
+        if self.start >= self.steps:
+            return f"{self.run} (finished: no step is left)"
+        if self.start:
+            return f"{self.run} (the run resumes from checkpoint-{self.start})"
+        return str(self.run) if self.run.exists() else f"{self.run} (not created in a dry run)"
 
     def summary(self) -> dict[str, str]:
         """{what: how much} in words."""
@@ -108,6 +117,7 @@ class Plan:
         if self.libraries:
             peak += f", plus {self.libraries / 2**30:.1f} GiB for Python and its libraries"
         images = counted(self.images_per_step, "image")
+        done = f", {self.start} of them done" if self.start else ""
         facts = {
             "base": self.config.pretrained_model_name_or_path or "the embedded one",
             "adapter": f"{kind}, {counted(len(self.layers), 'layer')}, {self.parameters:,} parameters",
@@ -117,7 +127,7 @@ class Plan:
             **self.timesteps(),
             **self.evaluated(),
             **self.described(),
-            "steps": f"{self.steps} of {images} per process, {self.epochs:.1f} epochs",
+            "steps": f"{self.steps} of {images} per process, {self.epochs:.1f} epochs{done}",
             "device": f"{name_of(best_device())}, {str(precision(self.config)[1]).removeprefix('torch.')}",
             "memory": peak,
             "memory of a training step": f"{sum(self.memory.values()) / 2**30:.2f} GiB: {parts}",
@@ -131,10 +141,11 @@ class Plan:
         if self.no_time:
             facts["time"] = f"not measured: {self.no_time}"
         if self.seconds_per_step is not None:
-            total = duration(self.seconds_per_step * self.steps)
+            left = self.steps - self.start
+            total = duration(self.seconds_per_step * left)
             step = f"about {self.seconds_per_step:.3g} s per step on this machine"
             images = "" if self.config.skip_final_inference else "sample images and "
-            facts["time"] = f"{step}, {total} for {self.steps}, plus {images}caching the dataset"
+            facts["time"] = f"{step}, {total} for {left}, plus {images}caching the dataset"
         facts["disk"] = self.disk_text()
         return facts
 

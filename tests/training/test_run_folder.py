@@ -23,6 +23,7 @@ from gralora_diffusion.console import clock_time, duration
 from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.training import checkpoint as checkpoints
+from gralora_diffusion.training.dry_run import plan
 from gralora_diffusion.training.report_charts import loss_chart
 from gralora_diffusion.training.run_folder import Run, read_metrics, read_status, wall_seconds
 from gralora_diffusion.training.run_time import RunTime
@@ -233,6 +234,21 @@ def test_a_run_whose_config_names_the_old_default_resumes(tmp_path, unbroken):
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | dict(checkpointing_steps=500)))
     assert equal(learned(again(run)), learned(unbroken))
+
+
+def test_a_dry_run_on_a_stopped_run_counts_the_steps_that_are_left(broken, unbroken, tmp_path):
+    made = plan(dataclasses.replace(QUICK, output_dir=str(broken)), timed=True)
+    assert (made.start, made.steps) == (3, 5)
+    text = made.text()
+    assert ", 3 of them done\n" in text
+    assert f" {duration(2 * made.seconds_per_step)} for 2, plus" in text
+    assert f"run folder: {broken} (the run resumes from checkpoint-3)" in text
+    finished = plan(dataclasses.replace(QUICK, output_dir=str(unbroken)))
+    assert f"run folder: {unbroken} (finished: no step is left)" in finished.text()
+    with pytest.raises(ConfigError, match=r"is at step 3 already, beyond the 2 steps of this command"):
+        plan(dataclasses.replace(QUICK, output_dir=str(broken), max_train_steps=2))
+    new = plan(dataclasses.replace(QUICK, output_dir=str(tmp_path / "new")))
+    assert f"run folder: {tmp_path}/new (not created in a dry run)" in new.text()
 
 
 def test_the_smoothed_loss_of_a_resumed_run_goes_on_and_is_that_of_the_report(broken, capsys):
