@@ -17,6 +17,11 @@ from gralora_diffusion.training.preview_scores import encoder_names
 from gralora_diffusion.training.timesteps import shapes_timesteps, shares_of_tenths
 from gralora_diffusion.training.validation_loss import TIMES
 
+EMBEDDED_BASE = (
+    "the embedded one (64 x 64 pixels), which cannot learn photos and whose adapters do not fit SDXL; "
+    "--pretrained_model_name_or_path selects another"
+)
+
 
 class PlannedLayer(NamedTuple):
     """One adapted layer; of a convolution in_features are its channels * kh * kw, and kernel is (kh, kw)."""
@@ -119,7 +124,7 @@ class Plan:
         images = counted(self.images_per_step, "image")
         done = f", {self.start} of them done" if self.start else ""
         facts = {
-            "base": self.config.pretrained_model_name_or_path or "the embedded one",
+            "base": self.config.pretrained_model_name_or_path or EMBEDDED_BASE,
             "adapter": f"{kind}, {counted(len(self.layers), 'layer')}, {self.parameters:,} parameters",
             **self.parent(),
             "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
