@@ -42,12 +42,14 @@ def find_rows(config: TrainConfig, skip: bool, cache: Cache | None, workers: int
         try:
             content = read()
             digest, size, left_out = facts_of_file(content, cache)
-            caption = " ".join((caption or config.instance_prompt or "").split())
+            own = " ".join((caption or "").split())
+            caption = own or " ".join((config.instance_prompt or "").split())
             if not caption:
                 raise NoCaption("no caption, and no --instance_prompt")
             if config.streaming:
                 read = cache.keep(digest, content)
-            return TrainingImage(Path(name) / f"row-{number}", caption, digest, size, left_out, read)
+            path = Path(name) / f"row-{number}"
+            return TrainingImage(path, caption, digest, size, left_out, read, prompted=not own)
         except ConfigError:
             raise
         except Exception as error:  # a decoder may raise anything at all on a damaged file

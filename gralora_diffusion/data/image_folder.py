@@ -56,6 +56,7 @@ class TrainingImage:
     concept: int = 0  # number of its concept in the run
     class_set: int = 0  # number of the class images that are trained beside it, or that it belongs to
     variation: Variation | None = None  # how its caption varies; None: as the run's options say
+    prompted: bool = False  # whether the caption is a prompt that stands in for one
     mask: Mask | None = None  # with --masked_loss; None: the whole image counts
 
     @property
@@ -145,7 +146,8 @@ def find_images(
             digest, size, left_out = facts_of_file(path, cache)
             caption = caption_of(path, beside, metadata, prompt, lines, prompt_option)
             captions[path] = caption
-            return TrainingImage(path, caption.text, digest, size, left_out)
+            prompted = caption.file is None and not caption.in_metadata
+            return TrainingImage(path, caption.text, digest, size, left_out, prompted=prompted)
         except ConfigError:
             raise
         except Exception as error:  # a decoder may raise anything at all on a damaged file

@@ -9,6 +9,7 @@ from gralora_diffusion.adapters.registry import all_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.class_images import check_class_folders
 from gralora_diffusion.data.dataset import (
+    caption_counts,
     concept_lines,
     epoch_length,
     image_cache,
@@ -91,6 +92,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         no_time=no_time,
         run=run,
         images=len(images),
+        captions=caption_counts(config, images),
         masks=count_of_masks(images) if config.masked_loss else None,
         resolution=resolution,
         source=instance(config)[0],

@@ -64,6 +64,7 @@ class Plan:
     no_time: str | None  # why a timed plan does not know seconds_per_step
     run: Path
     images: int
+    captions: str  # how many are from where
     masks: str | None  # how many images have one, of a run with masked_loss
     resolution: int
     source: Path  # folder or dataset of the images
@@ -128,6 +129,7 @@ class Plan:
             "adapter": f"{kind}, {counted(len(self.layers), 'layer')}, {self.parameters:,} parameters",
             **self.parent(),
             "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
+            "captions": self.captions,
             **({"masks": self.masks} if self.masks else {}),
             **self.timesteps(),
             **self.evaluated(),

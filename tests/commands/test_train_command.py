@@ -42,7 +42,7 @@ def test_dry_run_prints_the_plan(tmp_path):
     done = call("train", "--dry_run", "--rank", 32, "--train_text_encoder", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first = [line.partition(":")[0] for line in done.stdout.splitlines()]
-    whole = ["base", "adapter", "images", "sample prompts", "steps", "device", "memory"]
+    whole = ["base", "adapter", "images", "captions", "sample prompts", "steps", "device", "memory"]
     assert first == [*whole, "memory of a training step", "time", "disk", "images from", "run folder"]
     assert "adapter: gralora of rank 32, k 2, " in done.stdout
     assert A_LAYER not in done.stdout

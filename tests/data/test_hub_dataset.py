@@ -82,6 +82,7 @@ def test_without_a_caption_column_the_prompt_stands_in_and_it_is_said(tmp_path, 
     folder = folder_of(tmp_path / "set", "folder")
     found = instance_images(config_of(folder, tmp_path, caption_column=None, instance_prompt="a dog"))
     assert {p.caption for p in found} == {"a dog"}
+    assert all(p.prompted for p in found)
     assert "no --caption_column is given" in capsys.readouterr().err
 
 
