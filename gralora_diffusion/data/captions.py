@@ -35,6 +35,10 @@ class Variation(NamedTuple):
         return cls(*(getattr(config, name) for name in cls._fields))
 
 
+class NoCaption(ValueError):
+    """An image has neither a caption nor a prompt that stands in for it."""
+
+
 class Caption(NamedTuple):
     """An image's caption, and what is worth a note about it."""
 
@@ -69,7 +73,7 @@ def caption_of(
     """From NAME.txt, NAME.caption, NAME.json, metadata.jsonl, or the prompt: the first that has words.
 
     beside: {file name: caption file}. lines: which lines of a text file are used (--caption_lines).
-    Raises ValueError, for a message, if it cannot be used.
+    Raises NoCaption where there is none, ValueError, for a message, if it cannot be used.
     """
     empty = None
     for suffix in (".txt", ".caption"):
@@ -88,7 +92,7 @@ def caption_of(
     if prompt is None and empty:
         raise ValueError(f"its caption in {empty} is empty, and there is no --{prompt_option}")
     if prompt is None:
-        raise ValueError(f"no caption: give --{prompt_option} for such images, or captions, {PLACES}")
+        raise NoCaption(f"no caption: give --{prompt_option} for such images, or captions, {PLACES}")
     return Caption(prompt, empty=empty)
 
 

@@ -147,6 +147,19 @@ def concept_lines(config: TrainConfig, images: list[TrainingImage]) -> list[str]
     return lines
 
 
+def caption_counts(config: TrainConfig, images: list[TrainingImage]) -> str:
+    """How many images have a caption of their own, and how many that of a prompt."""
+    prompted = sum(image.prompted for image in images)
+    source = "the dataset" if config.dataset_name is not None else "files"
+    prompt = "--instance_prompt"
+    if any(concept.numbered for concept in folder_concepts(config)):
+        prompt = "folder names" + (" or --instance_prompt" if config.instance_prompt else "")
+    elif config.concepts is not None:
+        prompt = "prompts"
+    counts = {source: len(images) - prompted, prompt: prompted}
+    return ", ".join(f"{count} from {name}" for name, count in counts.items() if count)
+
+
 def epoch_length(config: TrainConfig, images: list[TrainingImage]) -> int:
     """Images of one epoch: each `repeats` times, or the class images of one folder where those are more."""
     length = sum(image.repeats for image in images) * config.repeats

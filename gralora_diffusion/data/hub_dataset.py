@@ -9,6 +9,7 @@ from pathlib import Path
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note
 from gralora_diffusion.data.cache import Cache
+from gralora_diffusion.data.captions import NoCaption
 from gralora_diffusion.data.image_folder import (
     TrainingImage,
     facts_of_file,
@@ -16,6 +17,7 @@ from gralora_diffusion.data.image_folder import (
     note_peculiarities,
     reason_of,
     refuse_files,
+    refuse_without_caption,
 )
 from gralora_diffusion.data.images import MAX_BYTES
 from gralora_diffusion.options import ConfigError
@@ -40,23 +42,30 @@ def find_rows(config: TrainConfig, skip: bool, cache: Cache | None, workers: int
         try:
             content = read()
             digest, size, left_out = facts_of_file(content, cache)
-            caption = " ".join((caption or config.instance_prompt or "").split())
+            own = " ".join((caption or "").split())
+            caption = own or " ".join((config.instance_prompt or "").split())
             if not caption:
-                raise ValueError("no caption, and no --instance_prompt")
+                raise NoCaption("no caption, and no --instance_prompt")
             if config.streaming:
                 read = cache.keep(digest, content)
-            return TrainingImage(Path(name) / f"row-{number}", caption, digest, size, left_out, read)
+            path = Path(name) / f"row-{number}"
+            return TrainingImage(path, caption, digest, size, left_out, read, prompted=not own)
         except ConfigError:
             raise
         except Exception as error:  # a decoder may raise anything at all on a damaged file
+            if isinstance(error, NoCaption):
+                bare.add(f"row {number}")
             return reason_of(error)
 
-    found, bad = [], {}
+    found, bad, bare = [], {}, set()  # bare: rows that lack a caption and nothing else
     for number, result in enumerate(inspect_all(inspect, rows(dataset, config), workers)):
         if isinstance(result, TrainingImage):
             found.append(result)
         else:
             bad[f"row {number}"] = result
+    if bare and bare == bad.keys() and not skip:
+        way = "give --instance_prompt" if column else "give --instance_prompt or --caption_column"
+        refuse_without_caption(name, list(bad), len(bad) + len(found), way, "instance_prompt")
     refuse_files(name, bad, skip, "dataset_name")
     if not found:
         raise ConfigError(f"{name} holds no images that can be used", option="dataset_name")

@@ -14,7 +14,14 @@ from PIL import Image
 
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, key_of
-from gralora_diffusion.data.captions import PLACES, Caption, Variation, caption_of, files_beside
+from gralora_diffusion.data.captions import (
+    PLACES,
+    Caption,
+    NoCaption,
+    Variation,
+    caption_of,
+    files_beside,
+)
 from gralora_diffusion.data.file_facts import facts_of, unchanged
 from gralora_diffusion.data.images import EXTENSIONS, decode, open_image
 from gralora_diffusion.data.listing import (
@@ -49,6 +56,7 @@ class TrainingImage:
     concept: int = 0  # number of its concept in the run
     class_set: int = 0  # number of the class images that are trained beside it, or that it belongs to
     variation: Variation | None = None  # how its caption varies; None: as the run's options say
+    prompted: bool = False  # whether the caption is a prompt that stands in for one
     mask: Mask | None = None  # with --masked_loss; None: the whole image counts
 
     @property
@@ -130,6 +138,7 @@ def find_images(
             )
         raise ConfigError(f"{problem}: {ways}", option=prompt_option)
     captions = {}
+    bare = set()  # images that lack a caption and nothing else
 
     def inspect(path: Path) -> TrainingImage | str:
         """The image, or why it cannot be used."""
@@ -137,10 +146,13 @@ def find_images(
             digest, size, left_out = facts_of_file(path, cache)
             caption = caption_of(path, beside, metadata, prompt, lines, prompt_option)
             captions[path] = caption
-            return TrainingImage(path, caption.text, digest, size, left_out)
+            prompted = caption.file is None and not caption.in_metadata
+            return TrainingImage(path, caption.text, digest, size, left_out, prompted=prompted)
         except ConfigError:
             raise
         except Exception as error:  # a decoder may raise anything at all on a damaged file
+            if isinstance(error, NoCaption):
+                bare.add(path)
             return reason_of(error)
 
     found = []
@@ -149,6 +161,11 @@ def find_images(
             found.append(result)
         else:
             bad[path] = result
+    if bare and bare == bad.keys() and not skip:
+        names = [str(path.relative_to(folder)) for path in sorted(bare)]
+        example = printable(f"{min(bare).stem}.txt for {min(bare).name}")
+        way = f"give --{prompt_option}, or write a caption beside each ({example})"
+        refuse_without_caption(folder, names, len(paths), way, prompt_option)
     refuse_files(folder, {printable(p.relative_to(folder)): bad[p] for p in sorted(bad)}, skip, option)
     folders = [
         name for name in folders if mask_folder is None or resolved(folder / name) != resolved(mask_folder)
@@ -243,6 +260,13 @@ def refuse_files(where, bad: dict[str, str], skip: bool, option: str) -> None:
         ways = "repair or remove what is listed, or use --on_bad_image skip"
         raise ConfigError(f"{problem}; {ways}: {names}", option=option)
     note(f"skipped {counted(len(bad), 'file')} of {where}: {names}")
+
+
+def refuse_without_caption(where, names: list[str], total: int, way: str, option: str) -> None:
+    """Raises ConfigError for these images, which nothing but a caption is missing from."""
+    have = "has" if len(names) == 1 else "have"
+    problem = f"{len(names)} of {counted(total, 'image')} in {where} {have} no caption ({some(names)})"
+    raise ConfigError(f"{problem}: {way}", option=option)
 
 
 def note_peculiarities(where, images: list[TrainingImage]) -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.console import counted
 from gralora_diffusion.data.concepts import image_folders
 from gralora_diffusion.data.image_folder import TrainingImage, content_of
 from gralora_diffusion.files import resolved
@@ -154,6 +155,21 @@ def difference(flag: str, before, now) -> str:
     if before is None:
         return f"no {flag}, not {now}"
     return f"{flag} {before}, not {'without it' if now is None else now}"
+
+
+def start_of(run: Path, config: TrainConfig, steps: int) -> int:
+    """The step of the checkpoint that a command of so many steps resumes from, or 0 without one."""
+    found = (run / "config.json").exists() and checkpoint_to_resume(run, config.resume_from_checkpoint)
+    start = checkpoints.step_of(found) if found else 0
+    check_steps(run, start, steps)
+    return start
+
+
+def check_steps(run: Path, start: int, steps: int) -> None:
+    """Raises ConfigError for a run that has more steps than the command."""
+    if start > steps:
+        problem = f"{run} is at step {start} already, beyond the {counted(steps, 'step')} of this command"
+        raise ConfigError(f"{problem}: nothing is left to do", option="max_train_steps")
 
 
 def checkpoint_to_resume(run: Path, wanted: str | None) -> Path | None:

@@ -9,6 +9,7 @@ from gralora_diffusion.adapters.registry import all_layers
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.class_images import check_class_folders
 from gralora_diffusion.data.dataset import (
+    caption_counts,
     concept_lines,
     epoch_length,
     image_cache,
@@ -24,7 +25,7 @@ from gralora_diffusion.formats.read import NATIVE, read_adapter
 from gralora_diffusion.options import fault_of
 from gralora_diffusion.sdxl.load import COMPONENTS, shapes, vae_shapes
 from gralora_diffusion.training.accelerator import precision
-from gralora_diffusion.training.choose_run import locate, with_recorded_options
+from gralora_diffusion.training.choose_run import locate, start_of, with_recorded_options
 from gralora_diffusion.training.export import export_sizes
 from gralora_diffusion.training.library_memory import library_memory
 from gralora_diffusion.training.optim import bytes_per_parameter, checkpoint_bytes
@@ -68,6 +69,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     total = total_memory(best_device())
     phases = phase_memory(memory, text_encoders, vae, config, resolution, dtype, total)
     steps = steps_of(config, epoch_length(config, images), 1)
+    start = start_of(run, config, steps)
     checkpoints = math.ceil(steps / checkpoint_interval(config, steps))
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps
     seconds, no_time = None, None
@@ -90,6 +92,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         no_time=no_time,
         run=run,
         images=len(images),
+        captions=caption_counts(config, images),
         masks=count_of_masks(images) if config.masked_loss else None,
         resolution=resolution,
         source=instance(config)[0],
@@ -97,6 +100,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         evaluations=evaluations_due(config, images, steps, 1) if held_out or scored else 0,
         concepts=concept_lines(config, images),
         prompts=sample_prompts(with_recorded_options(run, config), images),
+        start=start,
     )
 
 

@@ -91,7 +91,6 @@ def training_loop(
             if stopping or enough or saving_due(step):
                 save(step)
             if enough:
-                made.close()
                 steps = step
                 break
             if stopping and step < steps:
@@ -108,6 +107,8 @@ def training_loop(
     except OtherFailed as error:
         save(error.step - 1)
         raise TrainingError(f"{error}: its own message says why, and all processes stop") from None
+    finally:
+        made.close()  # the progress bar, before anything else is printed
     use_average(optimization.optimizer, optimization.ema)
     return steps
 

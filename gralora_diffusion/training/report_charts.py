@@ -29,11 +29,14 @@ def loss_chart(metrics: list[dict]) -> dict | None:
     if not metrics:
         return None
     losses = [line["loss"] for line in metrics]
-    smoothed = losses[:1]
-    for loss in losses[1:]:
-        smoothed.append(0.95 * smoothed[-1] + 0.05 * loss)
+    smoothed = list(itertools.accumulate(losses, smooth))
     bounds = (0, highest_drawn(losses, smoothed))
     return dict(title="Loss") | chart(loss_lines(metrics, smoothed), None, first=1, bounds=bounds)
+
+
+def smooth(mean: float, loss: float) -> float:
+    """The running mean of the losses after one more; the first is that of the first step."""
+    return 0.95 * mean + 0.05 * loss
 
 
 def loss_lines(metrics: list[dict], smoothed: list[float]) -> dict[str, list[tuple[int, float]]]:

@@ -17,6 +17,11 @@ from gralora_diffusion.training.preview_scores import encoder_names
 from gralora_diffusion.training.timesteps import shapes_timesteps, shares_of_tenths
 from gralora_diffusion.training.validation_loss import TIMES
 
+EMBEDDED_BASE = (
+    "the embedded one (64 x 64 pixels), which cannot learn photos and whose adapters do not fit SDXL; "
+    "--pretrained_model_name_or_path selects another"
+)
+
 
 class PlannedLayer(NamedTuple):
     """One adapted layer; of a convolution in_features are its channels * kh * kw, and kernel is (kh, kw)."""
@@ -59,6 +64,7 @@ class Plan:
     no_time: str | None  # why a timed plan does not know seconds_per_step
     run: Path
     images: int
+    captions: str  # how many are from where
     masks: str | None  # how many images have one, of a run with masked_loss
     resolution: int
     source: Path  # folder or dataset of the images
@@ -66,6 +72,7 @@ class Plan:
     evaluations: int  # that a run makes, that of step 0 included
     concepts: list[str]  # a line on each, where there are several
     prompts: list[str]  # of the sample images
+    start: int = 0  # step of the checkpoint that the run resumes from, if there is one
 
     @property
     def parameters(self) -> int:
@@ -93,11 +100,19 @@ class Plan:
         config = json.dumps(to_dict(self.config), indent=2)
         facts = self.summary() | {
             "images from": str(self.source),
-            "run folder": f"{self.run} (not created in a dry run)",
+            "run folder": self.run_text(),
         }
         lines = [f"{name}: {value}" for name, value in facts.items()]
         details = ["", config, "", *self.table()] if verbose else []
         return "\n".join([*lines, *details])
+
+    def run_text(self) -> str:
+        """The run folder, and how the same command without --dry_run uses it."""
+        if self.start >= self.steps:
+            return f"{self.run} (finished: no step is left)"
+        if self.start:
+            return f"{self.run} (the run resumes from checkpoint-{self.start})"
+        return str(self.run) if self.run.exists() else f"{self.run} (not created in a dry run)"
 
     def summary(self) -> dict[str, str]:
         """{what: how much} in words."""
@@ -108,16 +123,18 @@ class Plan:
         if self.libraries:
             peak += f", plus {self.libraries / 2**30:.1f} GiB for Python and its libraries"
         images = counted(self.images_per_step, "image")
+        done = f", {self.start} of them done" if self.start else ""
         facts = {
-            "base": self.config.pretrained_model_name_or_path or "the embedded one",
+            "base": self.config.pretrained_model_name_or_path or EMBEDDED_BASE,
             "adapter": f"{kind}, {counted(len(self.layers), 'layer')}, {self.parameters:,} parameters",
             **self.parent(),
             "images": f"{self.images} at {self.resolution} x {self.resolution} pixels",
+            "captions": self.captions,
             **({"masks": self.masks} if self.masks else {}),
             **self.timesteps(),
             **self.evaluated(),
             **self.described(),
-            "steps": f"{self.steps} of {images} per process, {self.epochs:.1f} epochs",
+            "steps": f"{self.steps} of {images} per process, {self.epochs:.1f} epochs{done}",
             "device": f"{name_of(best_device())}, {str(precision(self.config)[1]).removeprefix('torch.')}",
             "memory": peak,
             "memory of a training step": f"{sum(self.memory.values()) / 2**30:.2f} GiB: {parts}",
@@ -131,9 +148,11 @@ class Plan:
         if self.no_time:
             facts["time"] = f"not measured: {self.no_time}"
         if self.seconds_per_step is not None:
-            total = duration(self.seconds_per_step * self.steps)
+            left = self.steps - self.start
+            total = duration(self.seconds_per_step * left)
             step = f"about {self.seconds_per_step:.3g} s per step on this machine"
-            facts["time"] = f"{step}, {total} for {self.steps}, plus sample images and caching the dataset"
+            images = "" if self.config.skip_final_inference else "sample images and "
+            facts["time"] = f"{step}, {total} for {left}, plus {images}caching the dataset"
         facts["disk"] = self.disk_text()
         return facts
 

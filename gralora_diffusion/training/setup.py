@@ -18,7 +18,7 @@ from gralora_diffusion.adapters.orthogonal_start import origin_of, start_orthogo
 from gralora_diffusion.adapters.quantization import check_quantization, quantize
 from gralora_diffusion.adapters.registry import adapted_layers, adapter_parameters, all_layers, handles
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.console import counted, note, share_work
+from gralora_diffusion.console import note, share_work
 from gralora_diffusion.data.class_images import check_class_folders, class_images
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance_images
 from gralora_diffusion.data.encode import check_captions, check_class_prompt
@@ -32,7 +32,7 @@ from gralora_diffusion.sdxl.load import COMPONENTS, load_sdxl, shapes
 from gralora_diffusion.sdxl.prompt_chunks import PromptRules
 from gralora_diffusion.training.accelerator import make_accelerator, precision
 from gralora_diffusion.training.base_defaults import objective_of, with_base_defaults
-from gralora_diffusion.training.choose_run import locate, with_recorded_options
+from gralora_diffusion.training.choose_run import check_steps, locate, with_recorded_options
 from gralora_diffusion.training.hub import check_hub
 from gralora_diffusion.training.memory import memory_for
 from gralora_diffusion.training.optim import (
@@ -177,9 +177,7 @@ def set_up(config: TrainConfig) -> TrainingSetup:
         started = start_from(config.start_from, models, objective_of(config, pipeline))
         facts["must_match"]["start"] = started.digest
     start, state = resume(path, config, models, facts)
-    if start > steps:
-        problem = f"{path} is at step {start} already, beyond the {counted(steps, 'step')} of this command"
-        raise ConfigError(f"{problem}: nothing is left to do", option="max_train_steps")
+    check_steps(path, start, steps)
     began = began_at(path / f"checkpoint-{start}") if start else None
     return TrainingSetup(
         config=config,

@@ -7,11 +7,10 @@ from gralora_diffusion.devices import name_of
 from gralora_diffusion.options import to_dict
 from gralora_diffusion.sdxl.objective import objective_text
 from gralora_diffusion.training.run_folder import Run, public_options
+from gralora_diffusion.training.run_plan import EMBEDDED_BASE
 from gralora_diffusion.training.setup import TrainingSetup
 from gralora_diffusion.training.start_from import NAMED, Started
 from gralora_diffusion.training.validation_images import prompts_of
-
-EMBEDDED_BASE = "the embedded one (64 x 64 pixels); --pretrained_model_name_or_path selects another"
 
 
 def start_run(setup: TrainingSetup, run: Run | None) -> None:

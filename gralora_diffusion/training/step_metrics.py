@@ -1,5 +1,6 @@
 """The numbers that each step leaves: read from the device, checked, and turned into a line of metrics."""
 
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from tqdm import tqdm
 from gralora_diffusion.devices import memory_in_use, peak_memory, reserved_memory
 from gralora_diffusion.training.optimization import Optimization
 from gralora_diffusion.training.prefetch import PINNED
+from gralora_diffusion.training.report_charts import smooth
 from gralora_diffusion.training.run_time import RunTime
 
 MAX_SKIPPED = 25  # steps in a row that fp16's gradient scaler may skip
@@ -66,7 +68,8 @@ class Metrics:
         """clock: has what the bar shows of time; None for tqdm's own."""
         self.optimization, self.accelerator, self.bar = optimization, accelerator, bar
         self.clock = clock
-        self.smoothed = None
+        losses = [line["loss"] for line in clock.run.metrics()] if clock and clock.run else []
+        self.smoothed = functools.reduce(smooth, losses) if losses else None  # goes on after a resume
         self.skipped = 0
         self.before = time.monotonic()
 
@@ -74,12 +77,13 @@ class Metrics:
         return self
 
     def __exit__(self, *_) -> None:
-        """The bar as it stays, where a step was made."""
+        """The bar as it stays, where there is a loss to show."""
         if self.clock and self.smoothed is not None:
-            self.show(self.clock.after_steps())
+            self.show(self.clock.after_steps(), refresh=False)  # the bar draws itself when it is closed
 
-    def show(self, times: str) -> None:
-        self.bar.set_postfix_str(", ".join(filter(None, [times, f"smoothed loss {self.smoothed:.4f}"])))
+    def show(self, times: str, refresh: bool = True) -> None:
+        text = ", ".join(filter(None, [times, f"smoothed loss {self.smoothed:.4f}"]))
+        self.bar.set_postfix_str(text, refresh)
 
     def check(self, update: Update) -> None:
         """Read the numbers; raises NotFinite where the update must not be applied."""
@@ -100,7 +104,7 @@ class Metrics:
             optimization.schedule.step()
             if optimization.ema:
                 optimization.ema.update()
-        self.smoothed = loss if self.smoothed is None else 0.95 * self.smoothed + 0.05 * loss
+        self.smoothed = loss if self.smoothed is None else smooth(self.smoothed, loss)
         seconds = round(time.monotonic() - self.before, 4)
         times = self.clock.add_step(update.step, seconds) if self.clock else ""
         self.bar.n = update.step

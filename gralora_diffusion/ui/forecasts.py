@@ -35,6 +35,7 @@ TITLES = {  # of the facts of a plan
     "adapter": "Adapter",
     "starts from": "Starts from",
     "images": "Images",
+    "captions": "Captions",
     "masks": "Masks",
     "timesteps": "Timesteps",
     "evaluations": "Evaluations",

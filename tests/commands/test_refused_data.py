@@ -57,7 +57,12 @@ ROWS = {
     ),
     "some without captions": (
         train_on(("more.png", PNG), ("more.txt", b"a dog"), prompt=None),
-        r"good\.png \(no caption",
+        r"^1 of 2 images in \S+ has no caption \(good\.png\): give --instance_prompt, or write a caption "
+        r"beside each \(good\.txt for good\.png\)$",
+    ),
+    "some without captions, some damaged": (
+        train_on(("more.png", PNG), ("more.txt", b"a dog"), ("a.png", b""), prompt=None),
+        r"2 files that cannot be used; .*a\.png \(empty file\); good\.png \(no caption: give --instance_",
     ),
     "all bad files at once": (
         train_on(("a.png", b""), ("b.png", b""), ("c.jpg", b"x")),

@@ -31,6 +31,10 @@ def test_accelerate_launch_then_sample_and_evaluate(tmp_path):
     assert re.search(r"step-00003 +subject +4 ", scored.stdout)
 
 
+EMBEDDED = (
+    "the embedded one (64 x 64 pixels), which cannot learn photos and whose adapters do not fit SDXL; "
+    "--pretrained_model_name_or_path selects another"
+)
 A_LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
@@ -38,7 +42,7 @@ def test_dry_run_prints_the_plan(tmp_path):
     done = call("train", "--dry_run", "--rank", 32, "--train_text_encoder", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first = [line.partition(":")[0] for line in done.stdout.splitlines()]
-    whole = ["base", "adapter", "images", "sample prompts", "steps", "device", "memory"]
+    whole = ["base", "adapter", "images", "captions", "sample prompts", "steps", "device", "memory"]
     assert first == [*whole, "memory of a training step", "time", "disk", "images from", "run folder"]
     assert "adapter: gralora of rank 32, k 2, " in done.stdout
     assert A_LAYER not in done.stdout
@@ -48,7 +52,7 @@ def test_dry_run_prints_the_plan(tmp_path):
 def test_a_verbose_dry_run_lists_the_layers_after_the_summary(tmp_path):
     done = run(*TRAIN, "--dry_run", "--verbose", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("base: the embedded one\nadapter: gralora of rank ")
+    assert done.stdout.startswith(f"base: {EMBEDDED}\nadapter: gralora of rank ")
     assert '"rank": 64' in done.stdout
     assert len(re.findall(r"^unet[.].*[0-9] -> [0-9]", done.stdout, re.M)) == 56
     assert A_LAYER in done.stdout

@@ -9,7 +9,7 @@ from PIL import Image
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.batches import caption_at
 from gralora_diffusion.data.captions import Variation, forms_of
-from gralora_diffusion.data.dataset import instance_images
+from gralora_diffusion.data.dataset import caption_counts, instance_images
 from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.data.wildcards import FORMS, has_wildcards, wildcard_forms
 from gralora_diffusion.options import ConfigError
@@ -184,3 +184,15 @@ def test_a_second_file_with_another_caption_is_named(tmp_path, capsys):
     note = next(line for line in capsys.readouterr().err.splitlines() if "not used" in line)
     assert "a.png.txt (a.txt is used)" in note
     assert "b.png" not in note
+
+
+def test_captions_are_counted_by_their_source(tmp_path):
+    for name in "abcde":
+        Image.new("RGB", (64, 64), (10 * ord(name) % 256, 0, 0)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text("a dog")
+    (tmp_path / "b.txt").write_text("a cat on a sofa")
+    (tmp_path / "c.txt").write_text(" ")
+    config = TrainConfig(instance_data_dir=str(tmp_path), instance_prompt="a dog")
+    counts = caption_counts(config, instance_images(config))
+    assert counts == "2 from files, 3 from --instance_prompt"
+    assert caption_counts(TrainConfig(), instance_images(TrainConfig())) == "6 from files"

@@ -321,6 +321,7 @@ def test_sample_prompts_name_the_concepts_and_are_in_the_plan(kohya, tmp_path):
         image.with_suffix(".txt").unlink()
     text = plan(config).text()
     assert f"sample prompts: {' | '.join(prompts)}\n" in text
+    assert "captions: 5 from folder names\n" in text
     assert (
         "concepts: 1_tok cat: 3 images x 1, 'tok cat' where there is no caption; 3_sks dog: 2 images" in text
     )

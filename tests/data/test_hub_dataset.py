@@ -82,6 +82,7 @@ def test_without_a_caption_column_the_prompt_stands_in_and_it_is_said(tmp_path, 
     folder = folder_of(tmp_path / "set", "folder")
     found = instance_images(config_of(folder, tmp_path, caption_column=None, instance_prompt="a dog"))
     assert {p.caption for p in found} == {"a dog"}
+    assert all(p.prompted for p in found)
     assert "no --caption_column is given" in capsys.readouterr().err
 
 
@@ -96,8 +97,8 @@ def test_without_a_caption_column_the_prompt_stands_in_and_it_is_said(tmp_path, 
         (dict(image_column="photo"), "image_column", "--image_column is 'photo', which is not a column of"),
         (
             dict(caption_column=None),
-            "dataset_name",
-            "row 0, row 1, row 2 (no caption, and no --instance_prompt",
+            "instance_prompt",
+            "/set have no caption (row 0, row 1, row 2): give --instance_prompt or --caption_",
         ),
         (dict(dataset_name="nowhere/at-all"), "dataset_name", "no dataset can be read from nowhere/at-all"),
         (dict(dataset_config_name="other"), "dataset_name", "no dataset can be read from"),

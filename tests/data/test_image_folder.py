@@ -115,8 +115,15 @@ def test_captions_are_found_and_missed(tmp_path):
     (tmp_path / "A.TXT").write_text("a sks dog")
     assert captions(tmp_path) == {"A.png": "a sks dog"}
     image(tmp_path / "b.png")
-    with pytest.raises(ConfigError, match=r"b\.png \(no caption"):
+    image(tmp_path / "c.png")
+    ways = r"or write a caption beside each \(b\.txt for b\.png\)$"
+    words = rf"^2 of 3 images in \S+ have no caption \(b\.png, c\.png\): give --instance_prompt, {ways}"
+    with pytest.raises(ConfigError, match=words) as refusal:
         find_images(tmp_path, None)
+    assert refusal.value.option == "instance_prompt"
+    with pytest.raises(ConfigError, match=r"2 of 3 .* give --class_prompt, or"):
+        find_images(tmp_path, None, "class_data_dir")
+    assert [found.path.name for found in find_images(tmp_path, None, skip=True)] == ["A.png"]
 
 
 @pytest.mark.parametrize(

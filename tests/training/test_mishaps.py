@@ -466,7 +466,9 @@ def test_a_dry_run_tries_a_step_out_and_writes_nothing(tmp_path, monkeypatch, op
     monkeypatch.chdir(tmp_path)
     made = plan(dataclasses.replace(QUICK, **options), timed=True)
     assert made.seconds_per_step > 0
-    assert "time: about " in made.text()
+    assert ", plus caching the dataset\n" in made.text()  # and no sample images, which QUICK skips
+    with_images = dataclasses.replace(made, config=TrainConfig())
+    assert ", plus sample images and caching the dataset\n" in with_images.text()
     assert not list(tmp_path.iterdir())
 
 

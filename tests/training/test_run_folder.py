@@ -23,6 +23,8 @@ from gralora_diffusion.console import clock_time, duration
 from gralora_diffusion.data.dataset import EXAMPLE
 from gralora_diffusion.options import ConfigError, TrainingError
 from gralora_diffusion.training import checkpoint as checkpoints
+from gralora_diffusion.training.dry_run import plan
+from gralora_diffusion.training.report_charts import loss_chart
 from gralora_diffusion.training.run_folder import Run, read_metrics, read_status, wall_seconds
 from gralora_diffusion.training.run_time import RunTime
 from gralora_diffusion.training.setup import checkpoint_interval
@@ -232,6 +234,29 @@ def test_a_run_whose_config_names_the_old_default_resumes(tmp_path, unbroken):
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | dict(checkpointing_steps=500)))
     assert equal(learned(again(run)), learned(unbroken))
+
+
+def test_a_dry_run_on_a_stopped_run_counts_the_steps_that_are_left(broken, unbroken, tmp_path):
+    made = plan(dataclasses.replace(QUICK, output_dir=str(broken)), timed=True)
+    assert (made.start, made.steps) == (3, 5)
+    text = made.text()
+    assert ", 3 of them done\n" in text
+    assert f" {duration(2 * made.seconds_per_step)} for 2, plus" in text
+    assert f"run folder: {broken} (the run resumes from checkpoint-3)" in text
+    finished = plan(dataclasses.replace(QUICK, output_dir=str(unbroken)))
+    assert f"run folder: {unbroken} (finished: no step is left)" in finished.text()
+    with pytest.raises(ConfigError, match=r"is at step 3 already, beyond the 2 steps of this command"):
+        plan(dataclasses.replace(QUICK, output_dir=str(broken), max_train_steps=2))
+    new = plan(dataclasses.replace(QUICK, output_dir=str(tmp_path / "new")))
+    assert f"run folder: {tmp_path}/new (not created in a dry run)" in new.text()
+
+
+def test_the_smoothed_loss_of_a_resumed_run_goes_on_and_is_that_of_the_report(broken, capsys):
+    again(broken)
+    last = capsys.readouterr().err.strip().split("\r")[-1]
+    assert "| 5/5, " in last
+    in_report = loss_chart(read_metrics(broken))["readings"][-1]["text"].rpartition("smoothed ")[2]
+    assert float(last.rpartition("smoothed loss ")[2]) == pytest.approx(float(in_report), abs=1e-4)
 
 
 def exact_metrics(run: Path) -> list[tuple]:
@@ -485,12 +510,17 @@ def signal_at_step(run: Path, step: int, number: int) -> threading.Thread:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_trap_9_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, unbroken, number):
+def test_trap_9_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, unbroken, number, capsys):
     thread = signal_at_step(tmp_path / "run", 2, number)
     with pytest.raises(
         Stopped, match=r"stopped at step (\d) of 5; run the same command to resume from .*/checkpoint-\1"
-    ):
+    ) as stop:
         again(tmp_path / "run")
+    bar = capsys.readouterr().err
+    done = len(read_metrics(tmp_path / "run"))
+    assert bar.count(f"| {done}/5, ") == 2  # after the step, and as it stays
+    assert bar.endswith("\n")  # while the exception is held, as where its message is printed
+    del stop
     thread.join()
     assert read_status(tmp_path / "run")["state"] == "stopped"
     steps = len(read_metrics(tmp_path / "run"))

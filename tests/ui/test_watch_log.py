@@ -7,7 +7,7 @@ import shutil
 import gradio as gr
 import pytest
 
-from gralora_diffusion.training.start_run import EMBEDDED_BASE
+from gralora_diffusion.training.run_plan import EMBEDDED_BASE
 from gralora_diffusion.ui.page_words import page_words
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.status_strip import StatusStrip
@@ -51,7 +51,8 @@ def test_a_run_without_a_log_has_none(tab, workspace):
 
 def test_the_base_line_names_the_field_that_selects_another(tab, workspace):
     words = page_words(f"base: {EMBEDDED_BASE}", workspace)
-    assert words == "base: the embedded one (64 x 64 pixels); “Base model” selects another"
+    assert words.startswith("base: the embedded one (64 x 64 pixels), which cannot learn photos and ")
+    assert words.endswith(" fit SDXL; “Base model” selects another")
 
 
 @pytest.mark.parametrize(("steps", "visible"), [(0, "hidden"), (1, True)])
