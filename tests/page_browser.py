@@ -14,6 +14,7 @@ PROXY = "photos.example.com"  # a name that leads to this machine, as that of a 
 TABS = ("Dataset", "Train", "Watch", "Sample", "Compare", "Export")
 MILLIS = PATIENCE * 1000
 QUESTIONS = re.compile(r"/gradio_api/(queue/join|run/)")
+WHEN_IDLE = "() => new Promise(done => requestIdleCallback(() => done(true), {timeout: 10000}))"
 STREAMS = ("/heartbeat/", "/queue/data")  # are open as long as the page
 
 
@@ -70,6 +71,7 @@ class Tab:
     def is_quiet(self, milliseconds: int = 700) -> bool:
         count = len(self.requests)
         self.page.wait_for_timeout(milliseconds)
+        self.page.wait_for_function(WHEN_IDLE)  # a slow page may be about to ask
         return count == len(self.requests) and not self.unanswered
 
     @contextmanager
