@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     layers = sum(map(len, adapter.layers.values())) + sum(map(len, adapter.deltas.values()))
     print(f"{args.output}: {counted(layers, 'layer')} of {', '.join(adapter.components)} for {args.to}")
     print(f"prediction: {objective_text(objective)}")
-    if args.to != "merged" and not fits_sdxl(adapter):
-        note("this adapter does not fit SDXL: its layers have other sizes, such as the embedded base's")
+    if base is None and args.to != "merged" and not fits_sdxl(adapter):
+        note("this adapter does not fit SDXL: its layers are those of another base, such as the embedded one")
 
 
 def plain(adapter, args: argparse.Namespace):

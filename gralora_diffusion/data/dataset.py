@@ -152,10 +152,10 @@ def caption_counts(config: TrainConfig, images: list[TrainingImage]) -> str:
     prompted = sum(image.prompted for image in images)
     source = "the dataset" if config.dataset_name is not None else "files"
     prompt = "--instance_prompt"
-    if any(concept.numbered for concept in folder_concepts(config)):
-        prompt = "folder names" + (" or --instance_prompt" if config.instance_prompt else "")
-    elif config.concepts is not None:
+    if config.concepts is not None:
         prompt = "prompts"
+    elif any(concept.numbered for concept in folder_concepts(config)):
+        prompt = "folder names" + (" or --instance_prompt" if config.instance_prompt else "")
     counts = {source: len(images) - prompted, prompt: prompted}
     return ", ".join(f"{count} from {name}" for name, count in counts.items() if count)
 

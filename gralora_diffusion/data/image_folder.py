@@ -14,14 +14,7 @@ from PIL import Image
 
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, key_of
-from gralora_diffusion.data.captions import (
-    PLACES,
-    Caption,
-    NoCaption,
-    Variation,
-    caption_of,
-    files_beside,
-)
+from gralora_diffusion.data.captions import PLACES, Caption, NoCaption, Variation, caption_of, files_beside
 from gralora_diffusion.data.file_facts import facts_of, unchanged
 from gralora_diffusion.data.images import EXTENSIONS, decode, open_image
 from gralora_diffusion.data.listing import (
@@ -164,7 +157,8 @@ def find_images(
     if bare and bare == bad.keys() and not skip:
         names = [str(path.relative_to(folder)) for path in sorted(bare)]
         example = printable(f"{min(bare).stem}.txt for {min(bare).name}")
-        way = f"give --{prompt_option}, or write a caption beside each ({example})"
+        beside_it = "beside it" if len(bare) == 1 else "beside each"
+        way = f"give --{prompt_option}, or write a caption {beside_it} ({example})"
         refuse_without_caption(folder, names, len(paths), way, prompt_option)
     refuse_files(folder, {printable(p.relative_to(folder)): bad[p] for p in sorted(bad)}, skip, option)
     folders = [

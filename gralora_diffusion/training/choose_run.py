@@ -159,10 +159,20 @@ def difference(flag: str, before, now) -> str:
 
 def start_of(run: Path, config: TrainConfig, steps: int) -> int:
     """The step of the checkpoint that a command of so many steps resumes from, or 0 without one."""
-    found = (run / "config.json").exists() and checkpoint_to_resume(run, config.resume_from_checkpoint)
+    wanted = config.resume_from_checkpoint
+    found = holds_run(run, wanted) and checkpoint_to_resume(run, wanted)
     start = checkpoints.step_of(found) if found else 0
     check_steps(run, start, steps)
     return start
+
+
+def holds_run(folder: Path, wanted: str | None) -> bool:
+    """Whether a run was started in the folder.  Raises ConfigError where not, and a checkpoint is wanted."""
+    found = (folder / "config.json").exists()
+    if wanted and not found:
+        problem = f"--resume_from_checkpoint {wanted}: {folder} holds no run"
+        raise ConfigError(problem, option="resume_from_checkpoint")
+    return found
 
 
 def check_steps(run: Path, start: int, steps: int) -> None:

@@ -17,7 +17,7 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.sdxl.fingerprint import fingerprint
 from gralora_diffusion.sdxl.flow import FLOW, is_flow
 from gralora_diffusion.training import checkpoint as checkpoints
-from gralora_diffusion.training.choose_run import check_same, checkpoint_to_resume
+from gralora_diffusion.training.choose_run import check_same, checkpoint_to_resume, holds_run
 from gralora_diffusion.training.run_folder import environment
 
 MUST_MATCH = {  # facts of a run that must be the same when it is resumed, as a message names them
@@ -40,10 +40,7 @@ def resume(path: Path, config: TrainConfig, models: dict, facts: dict) -> tuple[
     Raises ConfigError, with what differs, where options, images or base are not those of the run.
     """
     wanted = config.resume_from_checkpoint
-    if not (path / "config.json").exists():
-        if wanted:
-            problem = f"--resume_from_checkpoint {wanted}: {path} holds no run"
-            raise ConfigError(problem, option="resume_from_checkpoint")
+    if not holds_run(path, wanted):
         return 0, {}
     check_same(path, config)
     checkpoint = checkpoint_to_resume(path, wanted)

@@ -111,7 +111,7 @@ class Plan:
         if self.start >= self.steps:
             return f"{self.run} (finished: no step is left)"
         if self.start:
-            return f"{self.run} (the run resumes from checkpoint-{self.start})"
+            return f"{self.run} (with the same images and base, the run resumes from checkpoint-{self.start})"
         return str(self.run) if self.run.exists() else f"{self.run} (not created in a dry run)"
 
     def summary(self) -> dict[str, str]:
@@ -147,8 +147,8 @@ class Plan:
             )
         if self.no_time:
             facts["time"] = f"not measured: {self.no_time}"
-        if self.seconds_per_step is not None:
-            left = self.steps - self.start
+        left = self.steps - self.start
+        if self.seconds_per_step is not None and left:
             total = duration(self.seconds_per_step * left)
             step = f"about {self.seconds_per_step:.3g} s per step on this machine"
             images = "" if self.config.skip_final_inference else "sample images and "

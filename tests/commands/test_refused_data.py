@@ -58,7 +58,7 @@ ROWS = {
     "some without captions": (
         train_on(("more.png", PNG), ("more.txt", b"a dog"), prompt=None),
         r"^1 of 2 images in \S+ has no caption \(good\.png\): give --instance_prompt, or write a caption "
-        r"beside each \(good\.txt for good\.png\)$",
+        r"beside it \(good\.txt for good\.png\)$",
     ),
     "some without captions, some damaged": (
         train_on(("more.png", PNG), ("more.txt", b"a dog"), ("a.png", b""), prompt=None),

@@ -242,7 +242,7 @@ def test_a_dry_run_on_a_stopped_run_counts_the_steps_that_are_left(broken, unbro
     text = made.text()
     assert ", 3 of them done\n" in text
     assert f" {duration(2 * made.seconds_per_step)} for 2, plus" in text
-    assert f"run folder: {broken} (the run resumes from checkpoint-3)" in text
+    assert f"run folder: {broken} (with the same images and base, the run resumes from checkpoint-3)" in text
     finished = plan(dataclasses.replace(QUICK, output_dir=str(unbroken)))
     assert f"run folder: {unbroken} (finished: no step is left)" in finished.text()
     with pytest.raises(ConfigError, match=r"is at step 3 already, beyond the 2 steps of this command"):
