@@ -32,14 +32,6 @@ NAMELESS = """() => {  // the controls that a screen reader could not name
 }"""
 
 
-@pytest.fixture
-def tab(chromium, filled):
-    tab = Tab(chromium, filled.url)
-    yield tab
-    tab.stays_home()
-    tab.context.close()
-
-
 def test_generate_is_disabled_while_it_runs(tab):
     """Another click would be lost.  It is enabled when it was stopped, and when the request is refused.
 

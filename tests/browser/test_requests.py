@@ -15,14 +15,6 @@ HIDE = """hidden => {
 }"""
 
 
-@pytest.fixture
-def tab(chromium, filled):
-    tab = Tab(chromium, filled.url)
-    yield tab
-    tab.stays_home()
-    tab.context.close()
-
-
 def test_a_gallery_is_loaded_when_its_tab_is_opened(tab):
     """And with it Gradio's video player, a fifth of what the first load was."""
     tab.settle()
