@@ -25,12 +25,14 @@ from gralora_diffusion.formats.read import NATIVE, read_adapter
 from gralora_diffusion.options import fault_of
 from gralora_diffusion.sdxl.load import COMPONENTS, shapes, vae_shapes
 from gralora_diffusion.training.accelerator import precision
+from gralora_diffusion.training.best import is_exhausted
 from gralora_diffusion.training.choose_run import locate, start_of, with_recorded_options
 from gralora_diffusion.training.export import export_sizes
 from gralora_diffusion.training.library_memory import library_memory
 from gralora_diffusion.training.optim import bytes_per_parameter, checkpoint_bytes
 from gralora_diffusion.training.phase_memory import numbers, phase_memory
 from gralora_diffusion.training.preview_scores import encoder_names
+from gralora_diffusion.training.run_folder import read_evaluations, read_status
 from gralora_diffusion.training.run_plan import Plan, PlannedLayer
 from gralora_diffusion.training.setup import checkpoint_interval, evaluations_due, inject_all, steps_of
 from gralora_diffusion.training.step_cost import measure, step_memory
@@ -70,6 +72,8 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     phases = phase_memory(memory, text_encoders, vae, config, resolution, dtype, total)
     steps = steps_of(config, epoch_length(config, images), 1)
     start = start_of(run, config, steps)
+    history = [line for line in read_evaluations(run) if line["step"] <= start] if start else []
+    evaluated = bool(held_out or scored)
     checkpoints = math.ceil(steps / checkpoint_interval(config, steps))
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps
     seconds, no_time = None, None
@@ -97,10 +101,12 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         resolution=resolution,
         source=instance(config)[0],
         held_out=len(held_out),
-        evaluations=evaluations_due(config, images, steps, 1) if held_out or scored else 0,
+        evaluations=evaluations_due(config, images, steps, 1) - len(history) if evaluated else 0,
         concepts=concept_lines(config, images),
         prompts=sample_prompts(with_recorded_options(run, config), images),
         start=start,
+        left=0 if is_exhausted(history, config) else steps - start,
+        exported=read_status(run)["state"] == "done",
     )
 
 

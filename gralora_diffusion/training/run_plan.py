@@ -69,10 +69,12 @@ class Plan:
     resolution: int
     source: Path  # folder or dataset of the images
     held_out: int  # images
-    evaluations: int  # that a run makes, that of step 0 included
+    evaluations: int  # that are left to make, that of step 0 included
     concepts: list[str]  # a line on each, where there are several
     prompts: list[str]  # of the sample images
-    start: int = 0  # step of the checkpoint that the run resumes from, if there is one
+    start: int  # step of the checkpoint that the run resumes from, or 0
+    left: int  # steps, unless --patience ends the run; 0 where it has
+    exported: bool  # whether the run in the folder has ended and has its files
 
     @property
     def parameters(self) -> int:
@@ -108,8 +110,10 @@ class Plan:
 
     def run_text(self) -> str:
         """The run folder, and how the same command without --dry_run uses it."""
-        if self.start >= self.steps:
+        if not self.left and self.exported:
             return f"{self.run} (finished: no step is left)"
+        if not self.left:
+            return f"{self.run} (no step is left to train, but the run has not made its files)"
         if self.start:
             return f"{self.run} (with the same images and base, the run resumes from checkpoint-{self.start})"
         return str(self.run) if self.run.exists() else f"{self.run} (not created in a dry run)"
@@ -147,12 +151,11 @@ class Plan:
             )
         if self.no_time:
             facts["time"] = f"not measured: {self.no_time}"
-        left = self.steps - self.start
-        if self.seconds_per_step is not None and left:
-            total = duration(self.seconds_per_step * left)
+        if self.seconds_per_step is not None and self.left:
+            total = duration(self.seconds_per_step * self.left)
             step = f"about {self.seconds_per_step:.3g} s per step on this machine"
             images = "" if self.config.skip_final_inference else "sample images and "
-            facts["time"] = f"{step}, {total} for {left}, plus {images}caching the dataset"
+            facts["time"] = f"{step}, {total} for {self.left}, plus {images}caching the dataset"
         facts["disk"] = self.disk_text()
         return facts
 
@@ -183,7 +186,7 @@ class Plan:
 
     def evaluated(self) -> dict[str, str]:
         """The held-out images and the evaluations, if there are any; their time, as far as it is known."""
-        if not self.evaluations:
+        if not (self.evaluations and self.left):
             return {}
         text = str(self.evaluations)
         if self.held_out:

@@ -286,6 +286,26 @@ def test_patience_ends_the_run_and_the_same_command_finds_it_done(tmp_path, loss
     assert same(weights(run), weights(run / "checkpoint-4"))
 
 
+def test_a_dry_run_knows_what_patience_and_a_stop_have_left(tmp_path, losses):
+    losses(9.0, 1.0, 2.0, 2.0)
+    options = dict(max_train_steps=9, patience=2, **LOSS)
+    run = quick(tmp_path / "run", **options)
+
+    def planned(**more) -> dict[str, str]:
+        made = plan(dataclasses.replace(QUICK, output_dir=str(run), **options | more), timed=True)
+        return made.summary() | {"run folder": made.run_text()}
+
+    assert planned()["run folder"] == f"{run} (finished: no step is left)"
+    assert not {"time", "evaluations"} & set(planned())
+    more = planned(patience=3)  # which is a run that goes on, with the evaluations of steps 4 to 9
+    assert more["run folder"].endswith("the run resumes from checkpoint-3)")
+    assert more["evaluations"].startswith("6, on ")
+    assert " for 6, plus" in more["time"]
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | dict(state="stopped")))  # before its files were made
+    assert planned()["run folder"] == f"{run} (no step is left to train, but the run has not made its files)"
+
+
 def test_a_run_whose_patience_ends_at_its_last_step_needs_more_of_both(tmp_path, losses, capsys):
     losses(9.0, 1.0, 2.0, 2.0)
     options = dict(max_train_steps=3, patience=2, **LOSS)
