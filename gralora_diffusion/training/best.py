@@ -32,7 +32,7 @@ def best_of(history: list[dict], by: str) -> dict | None:
     Step 0 is not one of them: an adapter that was not trained is no result. None where nothing was measured.
     """
     name = MEASURES[by]
-    measured = [line for line in history if line["step"] > 0 and line.get(name) is not None]
+    measured = [line for line in history if line["step"] > 0 and isinstance(line.get(name), int | float)]
     if not measured:
         return None
     return min(measured, key=lambda line: (line[name] if by == "loss" else -line[name], line["step"]))

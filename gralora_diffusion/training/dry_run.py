@@ -73,7 +73,6 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     steps = steps_of(config, epoch_length(config, images), 1)
     start = start_of(run, config, steps)
     history = [line for line in read_evaluations(run) if line["step"] <= start] if start else []
-    evaluated = bool(held_out or scored)
     checkpoints = math.ceil(steps / checkpoint_interval(config, steps))
     images_per_step = config.train_batch_size * config.gradient_accumulation_steps
     seconds, no_time = None, None
@@ -101,7 +100,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
         resolution=resolution,
         source=instance(config)[0],
         held_out=len(held_out),
-        evaluations=evaluations_due(config, images, steps, 1) - len(history) if evaluated else 0,
+        evaluations=evaluations_due(config, images, start, steps, 1) if held_out or scored else 0,
         concepts=concept_lines(config, images),
         prompts=sample_prompts(with_recorded_options(run, config), images),
         start=start,

@@ -289,7 +289,10 @@ def validation_intervals(config: TrainConfig, images: list[TrainingImage], proce
     return [n for n in intervals if n]
 
 
-def evaluations_due(config: TrainConfig, images: list[TrainingImage], steps: int, processes: int) -> int:
-    """How many evaluations a run of so many steps makes, those of step 0 and of the last one included."""
+def evaluations_due(
+    config: TrainConfig, images: list[TrainingImage], start: int, steps: int, processes: int
+) -> int:
+    """How many evaluations a run of so many steps makes after step `start`, and at it if it is 0."""
     intervals = validation_intervals(config, images, processes)
-    return 2 + sum(any(step % n == 0 for n in intervals) for step in range(1, steps))
+    between = sum(any(step % n == 0 for n in intervals) for step in range(start + 1, steps))
+    return between + (start < steps) + (start == 0)

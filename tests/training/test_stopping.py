@@ -301,6 +301,8 @@ def test_a_dry_run_knows_what_patience_and_a_stop_have_left(tmp_path, losses):
     assert more["run folder"].endswith("the run resumes from checkpoint-3)")
     assert more["evaluations"].startswith("6, on ")
     assert " for 6, plus" in more["time"]
+    with open(run / "evaluations.jsonl", "a") as file:
+        file.write('{"step": 3, "validation_loss": "low"}\n')  # which is no number
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps(status | dict(state="stopped")))  # before its files were made
     assert planned()["run folder"] == f"{run} (no step is left to train, but the run has not made its files)"
