@@ -69,12 +69,12 @@ class Plan:
     resolution: int
     source: Path  # folder or dataset of the images
     held_out: int  # images
-    evaluations: int  # that are left to make, that of step 0 included
+    evaluations: int  # after the step `start`, and that of step 0
     concepts: list[str]  # a line on each, where there are several
     prompts: list[str]  # of the sample images
     start: int  # step of the checkpoint that the run resumes from, or 0
-    left: int  # steps, unless --patience ends the run; 0 where it has
-    exported: bool  # whether the run in the folder has ended and has its files
+    left: int  # steps that are left; 0 where --patience has ended the run
+    exported: bool  # whether the run in the folder is done, with its files
 
     @property
     def parameters(self) -> int:
@@ -113,7 +113,7 @@ class Plan:
         if not self.left and self.exported:
             return f"{self.run} (finished: no step is left)"
         if not self.left:
-            return f"{self.run} (no step is left to train, but the run has not made its files)"
+            return f"{self.run} (no step is left: the same command writes the files)"
         if self.start:
             return f"{self.run} (with the same images and base, the run resumes from checkpoint-{self.start})"
         return str(self.run) if self.run.exists() else f"{self.run} (not created in a dry run)"
@@ -149,7 +149,7 @@ class Plan:
                 f"{sizes['storing']} to keep all sums (less, in more passes, with --gora_memory); "
                 f"{sizes['streaming']} with --allocation and --gora_init random"
             )
-        if self.no_time:
+        if self.no_time and self.left:
             facts["time"] = f"not measured: {self.no_time}"
         if self.seconds_per_step is not None and self.left:
             total = duration(self.seconds_per_step * self.left)

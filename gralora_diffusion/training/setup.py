@@ -292,7 +292,7 @@ def validation_intervals(config: TrainConfig, images: list[TrainingImage], proce
 def evaluations_due(
     config: TrainConfig, images: list[TrainingImage], start: int, steps: int, processes: int
 ) -> int:
-    """How many evaluations a run of so many steps makes after step `start`, and at it if it is 0."""
+    """How many evaluations a run of so many steps makes after step `start`; a new one begins with step 0."""
     intervals = validation_intervals(config, images, processes)
     between = sum(any(step % n == 0 for n in intervals) for step in range(start + 1, steps))
     return between + (start < steps) + (start == 0)

@@ -303,9 +303,10 @@ def test_a_dry_run_knows_what_patience_and_a_stop_have_left(tmp_path, losses):
     assert " for 6, plus" in more["time"]
     with open(run / "evaluations.jsonl", "a") as file:
         file.write('{"step": 3, "validation_loss": "low"}\n')  # which is no number
+        file.write('{"step": 4, "validation_loss": 0.5}\n')  # after the checkpoint, so made again
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps(status | dict(state="stopped")))  # before its files were made
-    assert planned()["run folder"] == f"{run} (no step is left to train, but the run has not made its files)"
+    assert planned()["run folder"] == f"{run} (no step is left: the same command writes the files)"
 
 
 def test_a_run_whose_patience_ends_at_its_last_step_needs_more_of_both(tmp_path, losses, capsys):
