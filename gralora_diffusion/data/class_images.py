@@ -71,11 +71,12 @@ def check_class_folders(config: TrainConfig) -> None:
     trained_on = {resolved(concept.folder) for concept in folder_concepts(config)}
     for own in class_configs(config):
         folder = Path(own.class_data_dir)
-        if resolved(folder) in trained_on:
+        own_folders = [folder, *(path for path, *_ in numbered(folder))]
+        if trained_on & set(map(resolved, own_folders)):
             problem = f"{printable(folder)} holds the training images: class images need another folder"
             raise ConfigError(f"--class_data_dir {problem}", option="class_data_dir")
         name, read, direct = printable(folder), numbered(folder), given_in(folder)
-        others = [path.name for path in subfolders_of(folder) if has_images(path)]
+        others = [path.name for path in subfolders_of(folder) if has_images(path) or numbered(path)]
         if read and direct:
             problem = f"{name} holds both an image ({direct[0]}) and a subfolder with repeats"
             way = "move all images into such a subfolder"
@@ -98,7 +99,8 @@ def class_image_facts(config: TrainConfig) -> dict[str, str]:
         folder = Path(own.class_data_dir)
         if read := numbered(folder):
             count = sum(len(given_in(path)) for path, *_ in read)
-            found.append(f"{counted(count, 'file')} in subfolders of {printable(folder.name)}, none left out")
+            files = f"{counted(count, 'file')} in subfolders of {printable(folder.name)}"
+            found.append(f"{files}, {left_out_text(folder, 'none')}")
             continue
         given = len(given_in(folder)) if folder.is_dir() else 0
         missing = max(0, own.num_class_images - given)
@@ -131,8 +133,17 @@ def in_subfolders(config: TrainConfig, cache: Cache | None) -> list[TrainingImag
         problem = f"no subfolder of {printable(folder)} holds an image that can be used"
         raise ConfigError(f"--class_data_dir: {problem}", option="class_data_dir")
     what = f"{counted(len(found), 'class image')} in subfolders with repeats"
-    note(f"{folder} holds {what}: nothing is left out, and nothing is generated")
+    note(f"{folder} holds {what}: {left_out_text(folder, 'nothing is')}, and nothing is generated")
     return found
+
+
+def left_out_text(folder: Path, nothing: str) -> str:
+    """Which subfolders with images are not read, since their names have no repeats; `nothing`: none."""
+    read = {path.name for path, *_ in numbered(folder)}
+    others = [path.name for path in subfolders_of(folder) if path.name not in read and has_images(path)]
+    if not others:
+        return f"{nothing} left out"
+    return f"{counted(len(others), 'subfolder')} without repeats left out ({some(others)})"
 
 
 def find_class_images(

@@ -120,6 +120,10 @@ def entries_of(file: Path) -> list:
     if not isinstance(entries, list) or not entries:
         shape = '[{"folder": "dog", "prompt": "a photo of sks dog"}, ...], or in TOML [[concepts]] tables'
         raise ConfigError(f"{name} must be a list of entries: {shape}", option="concepts")
+    beside = [key for key in content if key != "concepts"] if isinstance(content, dict) else []
+    if beside:
+        problem = f"{name} has {printable(beside[0])!r} beside its entries, which applies to none"
+        raise ConfigError(f"{problem}: move it into each entry, or give the option itself", option="concepts")
     return entries
 
 

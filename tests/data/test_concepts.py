@@ -119,6 +119,12 @@ def test_a_class_folder_with_subfolders_is_read_and_nothing_is_generated(kohya, 
     config = config_of(kohya / "img", with_prior_preservation=True, class_data_dir=str(kohya / "reg"))
     check_class_folders(config)
     assert plan(config).summary()["class images"] == "2 files in subfolders of reg, none left out"
+    draw(kohya / "reg" / "more", 1, first=8)
+    draw(kohya / "reg" / "0_off", 1, first=9)
+    text = "2 files in subfolders of reg, 2 subfolders without repeats left out (0_off, more)"
+    assert plan(config).summary()["class images"] == text
+    shutil.rmtree(kohya / "reg" / "more")
+    shutil.rmtree(kohya / "reg" / "0_off")
     images = instance_images(config)
     found = class_images(config, images, NO_BASE, Accelerator(cpu=True))
     assert [(p.path.name, p.caption, p.repeats) for p in found] == [("6.png", "cat", 1), ("5.png", "dog", 2)]
@@ -135,6 +141,7 @@ def test_a_class_folder_with_subfolders_is_read_and_nothing_is_generated(kohya, 
     [
         ("reg/more.png", r"holds both an image \(more.png\) and a subfolder with repeats \(1_cat\)"),
         ("other/dog/1.png", r"only in 1 subfolder \(dog\): .* such as '1_dog'"),
+        ("other/reg/1_dog/1.png", r"only in 1 subfolder \(reg\): name a subfolder"),
     ],
 )
 def test_class_images_that_would_be_ignored_stop_the_run(kohya, entry, words):
@@ -167,6 +174,13 @@ def test_class_images_are_no_training_images(kohya):
         class_data_dir=folder,
         class_prompt="x",
     )
+    with pytest.raises(ConfigError, match="class images need another folder"):
+        plan(config)
+
+
+def test_class_images_are_not_the_subfolders_that_are_trained_on(kohya):
+    folder = str(kohya / "img")
+    config = config_of(folder, with_prior_preservation=True, class_data_dir=folder)
     with pytest.raises(ConfigError, match="class images need another folder"):
         plan(config)
 
@@ -207,6 +221,7 @@ def test_a_file_of_concepts_in_json_and_toml(kohya):
         ("{", "the file of --concepts is not JSON"),
         ("[]", "must be a list of entries"),
         ('{"concepts": 5}', "must be a list of entries"),
+        ('{"concepts": [{"folder": "img"}], "repeats": 5}', "has 'repeats' beside its entries"),
         ("[5]", "entry 1 of .*: it is a number, not an object with a folder"),
         ('[{"prompt": "x"}]', "entry 1 of .*: it has no folder"),
         ('[{"folder": ""}]', "entry 1 of .*: folder is ''; it must be text"),
