@@ -7,11 +7,22 @@ import signal
 import psutil
 
 
+def birth_of(pid: int) -> float:
+    """When a process was created, in seconds; on Linux since the machine's start.
+
+    Linux knows nothing else: its creation times by the clock move with a clock that is set meanwhile.
+
+    Raises psutil.Error where there is no such process.
+    """
+    created = psutil.Process(pid).create_time()
+    return created - psutil.boot_time() if psutil.LINUX else created
+
+
 def is_alive(pid: int, born: float) -> bool:
-    """Whether the process that was created at this time still runs; its number may be another's by now."""
+    """Whether the process with this birth_of() still runs; its number may be another's by now."""
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - born) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        # the clock may be set by a second between the two times that birth_of() reads
+        return abs(birth_of(pid) - born) < 2 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, TypeError, ValueError):
         return False
 

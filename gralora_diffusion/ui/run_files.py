@@ -24,7 +24,7 @@ def read_job(run: Path) -> dict:
     """job.json, or {} where there is none or it is not what the page writes.
 
     config: as it was asked for; created: when; state: one of JOB_STATES.
-    started: when the process was started; pid, born: its number and creation time.
+    started: when the process was started; pid, born: its number and birth_of() it.
     """
     job = read_json(run / "job.json")
     if job.get("state") not in JOB_STATES or not isinstance(job.get("config"), dict):

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.files import write_text
 from gralora_diffusion.options import ConfigError, from_dict, to_dict
@@ -22,7 +20,7 @@ from gralora_diffusion.training.checkpoint import candidates
 from gralora_diffusion.training.run_folder import read_status
 from gralora_diffusion.ui.config_form import arguments
 from gralora_diffusion.ui.locks import changing
-from gralora_diffusion.ui.processes import end_group, end_process, is_alive
+from gralora_diffusion.ui.processes import birth_of, end_group, end_process, is_alive
 from gralora_diffusion.ui.run_files import WORDS, config_of, final_message, raw_status, read_job
 from gralora_diffusion.ui.workspace import Workspace
 
@@ -94,8 +92,8 @@ class RunQueue:
         config = from_dict(TrainConfig, job["config"] | dict(output_dir=f"runs/{run.name}"))
         child = start_trainer(config, self.workspace.root, run / "log.txt", env)
         self.children[run.name] = child
-        born = psutil.Process(child.pid).create_time()
-        write_job(run, job | dict(state="started", pid=child.pid, born=born, started=time.time()))
+        process = dict(pid=child.pid, born=birth_of(child.pid), started=time.time())
+        write_job(run, job | dict(state="started", **process))
 
     def stop(self, name: str) -> str:
         """Ask a run to finish its step, save and end, or take it out of the queue; idempotent."""

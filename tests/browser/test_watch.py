@@ -5,10 +5,11 @@ import os
 import shutil
 import time
 
-import psutil
 import pytest
 from page_browser import TABS, Tab
 from page_server import until
+
+from gralora_diffusion.ui.processes import birth_of
 
 pytestmark = pytest.mark.browser
 STATES = (
@@ -61,7 +62,7 @@ class FakeRun:
         self.run = home / "runs" / name
         self.run.mkdir()
         shutil.copy(home / "runs" / "robot-1" / "config.json", self.run)
-        me = dict(pid=os.getpid(), born=psutil.Process().create_time(), started=time.time())
+        me = dict(pid=os.getpid(), born=birth_of(os.getpid()), started=time.time())
         job = dict(config={}, created=time.time(), state="started", **me) | job
         (self.run / "job.json").write_text(json.dumps(job))
 

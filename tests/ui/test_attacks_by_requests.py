@@ -1,15 +1,17 @@
 """Hostile names, texts and requests to the running page: each is refused or kept as data."""
 
 import json
+import os
 import shutil
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 from page_server import SECRET, end_runs, everything, refused, sample_request, until
+
+from gralora_diffusion.ui.processes import birth_of
 
 pytestmark = pytest.mark.browser
 NAMES = [
@@ -41,15 +43,14 @@ def queue(page):
     """A busy run holds the queue, so that nothing starts."""
     busy = page.home / "runs" / "busy"
     busy.mkdir()
-    me = psutil.Process()
     (busy / "job.json").write_text(
         json.dumps(
             dict(
                 config={},
                 created=time.time(),
                 state="started",
-                pid=me.pid,
-                born=me.create_time(),
+                pid=os.getpid(),
+                born=birth_of(os.getpid()),
                 started=time.time() + 99,
             )
         )

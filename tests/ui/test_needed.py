@@ -4,16 +4,16 @@ import json
 import os
 import time
 
-import psutil
 import pytest
 from PIL import Image
 
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui import image_sets
+from gralora_diffusion.ui.processes import birth_of
 from gralora_diffusion.ui.run_changes import RunChanges
 from gralora_diffusion.ui.run_queue import RunQueue
 
-PROCESS = dict(pid=os.getpid(), born=psutil.Process().create_time(), started=time.time() + 5)
+PROCESS = dict(pid=os.getpid(), born=birth_of(os.getpid()), started=time.time() + 5)
 STATES = [("queued", "queued", "remove dog from the queue"), ("started", "starting", "stop dog")]
 
 

@@ -10,7 +10,6 @@ import sys
 import time
 
 import gradio as gr
-import psutil
 import pytest
 from PIL import Image
 
@@ -19,6 +18,7 @@ from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.report import write_report
 from gralora_diffusion.training.run_folder import Run
 from gralora_diffusion.ui import run_cards
+from gralora_diffusion.ui.processes import birth_of
 from gralora_diffusion.ui.run_changes import RunChanges
 from gralora_diffusion.ui.run_queue import RunQueue
 from gralora_diffusion.ui.status_strip import StatusStrip
@@ -176,7 +176,7 @@ def test_no_change_is_offered_of_a_run_that_is_active_or_queued(changes, workspa
             return WatchTab(workspace, changes.queue, StatusStrip(changes.queue, gr.Timer(1)))
 
     tab = asyncio.run(build())
-    me = dict(pid=os.getpid(), born=psutil.Process().create_time(), started=time.time() + 5)
+    me = dict(pid=os.getpid(), born=birth_of(os.getpid()), started=time.time() + 5)
     job = dict(config={}, created=time.time(), state=state) | (me if state == "started" else {})
     (workspace.runs / "other").mkdir()
     (workspace.runs / "other" / "job.json").write_text(json.dumps(job))
@@ -189,7 +189,7 @@ def test_no_change_is_offered_of_a_run_that_is_active_or_queued(changes, workspa
 
 
 def test_a_run_that_is_active_or_queued_is_neither_renamed_nor_deleted(changes, workspace):
-    me = dict(pid=os.getpid(), born=psutil.Process().create_time(), started=time.time() + 5)
+    me = dict(pid=os.getpid(), born=birth_of(os.getpid()), started=time.time() + 5)
     for name, job in (("busy", dict(state="started", **me)), ("waits", dict(state="queued"))):
         (workspace.runs / name).mkdir()
         job = dict(config={}, created=time.time()) | job
@@ -254,7 +254,7 @@ def test_the_order_of_the_queue_is_changed(changes, workspace):
     queue = changes.queue
     busy = workspace.runs / "busy"
     busy.mkdir()
-    me = dict(pid=os.getpid(), born=psutil.Process().create_time(), started=time.time() + 5)
+    me = dict(pid=os.getpid(), born=birth_of(os.getpid()), started=time.time() + 5)
     (busy / "job.json").write_text(json.dumps(dict(config={}, created=1.0, state="started", **me)))
     for name in ("one", "two", "three"):
         queue.add(name, TrainConfig())

@@ -15,7 +15,7 @@ from page_server import until
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.ui.handlers import browser_error
-from gralora_diffusion.ui.processes import end_group, end_process
+from gralora_diffusion.ui.processes import birth_of, end_group, end_process
 from gralora_diffusion.ui.run_files import clean, log_tail
 from gralora_diffusion.ui.run_queue import RunQueue, start_trainer
 
@@ -39,6 +39,16 @@ def test_a_process_with_the_same_number_is_not_the_run(workspace):
     finally:
         sleeper.kill()
         sleeper.wait()
+
+
+@pytest.mark.parametrize("seconds", [-3600, 1, 86400])
+def test_a_run_stays_active_when_the_clock_is_set(workspace, monkeypatch, seconds):
+    me = dict(pid=os.getpid(), born=birth_of(os.getpid()), started=time.time() + 5)
+    run = write_job(workspace, "busy", **me)
+    was = psutil.boot_time()  # what psutil adds to a creation time on Linux
+    for module in (psutil, psutil._psplatform):
+        monkeypatch.setattr(module, "boot_time", lambda: was + seconds)
+    assert RunQueue(workspace).state(run)["state"] == "starting"
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -81,7 +91,7 @@ def test_a_run_is_added_once(workspace):
         workspace,
         "busy",
         pid=os.getpid(),
-        born=psutil.Process().create_time(),
+        born=birth_of(os.getpid()),
         started=time.time() + 5,
     )
     assert "1 in the queue, after busy" in queue.add("one", TrainConfig(), token="hf_secret")
