@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from gralora_diffusion.checks import in_home
@@ -11,12 +12,8 @@ from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.console import fail, program
 from gralora_diffusion.options import ConfigError, Option, did_you_mean, from_flat, options_of
 from gralora_diffusion.presets import BY_CARD, PRESETS, check_preset, preset_options
+from gralora_diffusion.unknown_options import FOREIGN_VALUES, unknown
 
-HERE = Path(__file__).parent
-FOREIGN = json.loads((HERE / "foreign_options.json").read_text())
-# {other trainers' option, or our option with a value of theirs: a sentence with ours}
-FOREIGN_VALUES = {name.lower(): hint for name, hint in FOREIGN.items() if " " in name}
-OWN_NAMES = json.loads((HERE / "own_option_names.json").read_text())  # {name that users try: option}
 MOST_USED = (  # the options that `gralora train --help` shows
     "pretrained_model_name_or_path", "instance_data_dir", "instance_prompt", "resolution",
     "use_aspect_ratio_buckets", "max_train_steps", "train_batch_size", "learning_rate", "train_text_encoder",
@@ -61,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         try:
             namespace, unused = self.parse_known_args(args, namespace)
         except argparse.ArgumentError as error:
-            self.error(sentence(error))
+            self.error(sentence(error, sys.argv[1:] if args is None else args))
         if unused:
             self.error(unknown(unused, self._option_string_actions))
         return namespace
@@ -83,11 +80,13 @@ class Parser(argparse.ArgumentParser):
         fail(message)
 
 
-def sentence(error: argparse.ArgumentError) -> str:
-    """What argparse found wrong with an option, in the words of check_rules()."""
+def sentence(error: argparse.ArgumentError, words: Sequence[str]) -> str:
+    """What argparse found wrong with an option, in the words of check_rules(); words: the command line."""
     if error.argument_name is None:
         return error.message
-    flag = error.argument_name.partition("/")[0]
+    names = error.argument_name.split("/")
+    given = {str(word).partition("=")[0] for word in words}
+    flag = next((name for name in names if name in given), names[0])
     if error.message.startswith("expected"):
         return f"{flag} needs {'at least one value' if 'at least' in error.message else 'a value'}"
     unwanted = "ignored explicit argument "
@@ -99,30 +98,6 @@ def sentence(error: argparse.ArgumentError) -> str:
 def listed(words: list[str]) -> str:
     """a, b and c."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def unknown(words: list[str], known) -> str:
-    """The sentence for options that do not exist; other trainers' options get ours.
-
-    words: what argparse could not read, values included.
-    """
-    flags = list(dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-")))
-    if not flags:
-        return f"{words[0]!r} is not expected here; options start with --"
-    ours = {name: own for name, own in OWN_NAMES.items() if own in known}
-    meant = {name: f"{own} is its name here" for name, own in ours.items()}
-    foreign = FOREIGN if "--help_all" in known else meant  # FOREIGN: of `gralora train`
-    everything = "--help_all" if "--help_all" in known else "--help"
-    if len(flags) == 1:
-        (flag,) = flags
-        if flag in foreign:
-            return f"unknown option {flag}: {foreign[flag]}"
-        return f"unknown option {flag}{did_you_mean(flag, known) or ';'} {everything} lists all options"
-    found = []
-    for flag in flags:
-        hint = foreign.get(flag) or did_you_mean(flag, known).removeprefix("; ")
-        found.append(f"{flag} ({hint})" if hint else flag)
-    return f"unknown options {', '.join(found)}; {everything} lists all options"
 
 
 def whole_number(text: str) -> int:

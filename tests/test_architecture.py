@@ -9,7 +9,7 @@ import gralora_diffusion
 
 PACKAGE = Path(gralora_diffusion.__file__).parent
 FLOORS = (  # lowest first; what stands on one floor may import lower floors, and its own wing
-    ("options", "console", "devices", "files", "seeding"),
+    ("options", "unknown_options", "console", "devices", "files", "seeding"),
     ("checks", "presets"),
     ("config",),
     ("adapters", "command_line"),
@@ -121,6 +121,7 @@ def test_the_top_of_the_package_is_the_ground_floor_and_the_wings():
         "files",
         "presets",
         "seeding",
+        "unknown_options",
     }
     assert {path.stem for path in PACKAGE.glob("*.py")} == ground
 

@@ -1,12 +1,16 @@
 """The captions of images: where they are found, and how they are varied."""
 
+import functools
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from gralora_diffusion.data.file_names import composed
+from gralora_diffusion.data.listing import CAPTIONS
 from gralora_diffusion.data.metadata import LISTS
 from gralora_diffusion.data.text_files import Text, kind_of, lines_of, read_text
 from gralora_diffusion.data.wildcards import wildcard_forms
@@ -47,7 +51,7 @@ class Caption(NamedTuple):
     lines: int = 1  # of that file
     guessed: bool = False  # see Text
     empty: str | None = None  # name of a caption file without words, which counts as none
-    unused: str | None = None  # name of a file with another caption of the same kind
+    unused: str | None = None  # name of a file with another caption
     in_metadata: bool = False  # whether it is in one of LISTS, and not in a file of its own
 
 
@@ -75,20 +79,20 @@ def caption_of(
     beside: {file name: caption file}. lines: which lines of a text file are used (--caption_lines).
     Raises NoCaption where there is none, ValueError, for a message, if it cannot be used.
     """
-    empty = None
-    for suffix in (".txt", ".caption"):
-        found = [from_text(file, lines) for file in files_beside(path, beside, suffix)]
-        if caption := first_with_words(found):
-            return caption
-        empty = empty or next((caption.file for caption in found), None)
-    found = [Caption(from_json(file), file.name) for file in files_beside(path, beside, ".json")]
+    files = [file for suffix in CAPTIONS for file in files_beside(path, beside, suffix)]
+    readers = [functools.partial(from_file, file, lines) for file in files]
+    if path in metadata:
+        readers.append(functools.partial(from_metadata, metadata[path]))
+    found = []
+    for read in readers:
+        try:
+            found.append(read())
+        except ValueError:
+            if not any(caption.text for caption in found):  # else it may be another program's
+                raise
     if caption := first_with_words(found):
         return caption
-    empty = empty or next((caption.file for caption in found), None)
-    if path in metadata:
-        if text := clean(metadata[path], LISTS):
-            return Caption(text, in_metadata=True)
-        empty = empty or LISTS
+    empty = next((caption.file or LISTS for caption in found), None)
     if prompt is None and empty:
         raise ValueError(f"its caption in {empty} is empty, and there is no --{prompt_option}")
     if prompt is None:
@@ -96,17 +100,34 @@ def caption_of(
     return Caption(prompt, empty=empty)
 
 
+def by_name(files: Iterable[Path]) -> dict[str, Path]:
+    """{name with its ending in lower case, spelled in one way: file} of caption files."""
+    return {composed(f"{path.stem}{path.suffix.lower()}"): path for path in files}
+
+
 def files_beside(path: Path, beside: dict[str, Path], suffix: str) -> list[Path]:
-    """NAME.txt and NAME.png.txt of NAME.png, as far as they are there."""
-    return [beside[f"{name}{suffix}"] for name in (path.stem, path.name) if f"{name}{suffix}" in beside]
+    """NAME.txt and NAME.png.txt of NAME.png, as far as they are in by_name()."""
+    names = [composed(f"{name}{suffix}") for name in (path.stem, path.name)]
+    return [beside[name] for name in names if name in beside]
+
+
+def from_file(path: Path, lines: str) -> Caption:
+    """The caption in a file, which may be empty. Raises ValueError, for a message, if it cannot be used."""
+    if path.suffix.lower() == ".json":
+        return Caption(from_json(path), path.name)
+    return from_text(path, lines)
+
+
+def from_metadata(text) -> Caption:
+    return Caption(clean(text, LISTS), in_metadata=True)
 
 
 def first_with_words(found: list[Caption]) -> Caption | None:
-    """The first caption that is not empty, with the file of another one that is different."""
+    """The first caption that is not empty, with the source of another one that is different."""
     found = [caption for caption in found if caption.text]
     if not found:
         return None
-    others = [caption.file for caption in found if caption.text != found[0].text]
+    others = [caption.file or LISTS for caption in found if caption.text != found[0].text]
     return found[0]._replace(unused=others[0] if others else None)
 
 

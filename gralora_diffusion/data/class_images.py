@@ -10,10 +10,10 @@ import torch
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, key_of
-from gralora_diffusion.data.concepts import concepts_of, folder_concepts
-from gralora_diffusion.data.image_folder import TrainingImage, find_images, some
+from gralora_diffusion.data.concepts import concepts_of, folder_concepts, left_out
+from gralora_diffusion.data.image_folder import TrainingImage, find_images
 from gralora_diffusion.data.images import EXTENSIONS, bucket_of
-from gralora_diffusion.data.listing import has_images, listing, numbered, printable
+from gralora_diffusion.data.listing import has_images, listing, numbered, printable, some
 from gralora_diffusion.devices import release_unused
 from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError, TrainingError
@@ -42,8 +42,6 @@ def class_images(
     images: the instance images. Raises ConfigError where a file cannot be used.
     """
     if not config.with_prior_preservation:
-        if (config.class_data_dir or config.class_prompt) and not config.prior_by_prediction:
-            note("--class_data_dir and --class_prompt have no effect without --with_prior_preservation")
         return []
     found = []
     for number, own in enumerate(class_configs(config)):
@@ -68,6 +66,9 @@ def class_configs(config: TrainConfig) -> list[TrainConfig]:
 
 def check_class_folders(config: TrainConfig) -> None:
     """Raises ConfigError, before anything is loaded, for class folders whose images would not be used."""
+    unused = (config.class_data_dir or config.class_prompt) and not config.with_prior_preservation
+    if unused and not config.prior_by_prediction:
+        note("--class_data_dir and --class_prompt have no effect without --with_prior_preservation")
     trained_on = {resolved(concept.folder) for concept in folder_concepts(config)}
     for own in class_configs(config):
         folder = Path(own.class_data_dir)
@@ -82,6 +83,8 @@ def check_class_folders(config: TrainConfig) -> None:
             way = "move all images into such a subfolder"
             named = f"--class_data_dir {problem} ({read[0][0].name})"
             raise ConfigError(f"{named}: {way}", option="class_data_dir")
+        if read and not any(given_in(path) for path, *_ in read):
+            raise no_class_images(folder)
         if others and not read and not direct:
             where = f"{counted(len(others), 'subfolder')} ({some(others)})"
             problem = f"{name} holds class images only in {where}"
@@ -130,20 +133,23 @@ def in_subfolders(config: TrainConfig, cache: Cache | None) -> list[TrainingImag
         images = find_class_images(path, words or config.class_prompt, config, cache)
         found += [dataclasses.replace(image, repeats=repeats) for image in images]
     if not found:
-        problem = f"no subfolder of {printable(folder)} holds an image that can be used"
-        raise ConfigError(f"--class_data_dir: {problem}", option="class_data_dir")
+        raise no_class_images(folder)
     what = f"{counted(len(found), 'class image')} in subfolders with repeats"
     note(f"{folder} holds {what}: {left_out_text(folder, 'nothing is')}, and nothing is generated")
     return found
 
 
+def no_class_images(folder: Path) -> ConfigError:
+    problem = f"no subfolder with repeats of {printable(folder)} holds an image that can be used"
+    return ConfigError(f"--class_data_dir: {problem}", option="class_data_dir")
+
+
 def left_out_text(folder: Path, nothing: str) -> str:
-    """Which subfolders with images are not read, since their names have no repeats; `nothing`: none."""
-    read = {path.name for path, *_ in numbered(folder)}
-    others = [path.name for path in subfolders_of(folder) if path.name not in read and has_images(path)]
+    """Which subfolders are not read, since their names have no repeats; `nothing`: none."""
+    others = left_out(folder, "class_data_dir")
     if not others:
         return f"{nothing} left out"
-    return f"{counted(len(others), 'subfolder')} without repeats left out ({some(others)})"
+    return f"{counted(len(others), 'subfolder')} without repeats in the name left out ({some(others)})"
 
 
 def find_class_images(

@@ -29,6 +29,16 @@ KEYS = {  # of an entry: the option that it stands for
     **{name: name for name in ("caption_lines", "caption_wildcards")},
     MASK_FOLDER: "mask_dir",
 }
+ELSEWHERE = {  # {key: what other trainers' configs call it}
+    FOLDER: ("image_dir", "path", "folder_path", "data_dir", "train_data_dir", "instance_data_dir"),
+    "repeats": ("num_repeats", "repeat"),
+    "prompt": ("class_tokens", "trigger_word", "default_caption", "instance_prompt", "token"),
+    CLASS_FOLDER: ("class_data_dir", "reg_data_dir", "is_reg"),
+    MASK_FOLDER: ("mask_dir", "mask_path", "conditioning_data_dir"),
+    "caption_dropout": ("caption_dropout_rate",),
+    "shuffle_captions": ("shuffle_caption", "shuffle_tokens"),
+    "caption_wildcards": ("enable_wildcard",),
+}
 MAX_BYTES = 2**20  # of the file
 
 
@@ -77,12 +87,12 @@ def in_folder(folder: Path, config: TrainConfig, repeats: int = 1) -> list[Conce
     return found
 
 
-def left_out(folder: Path) -> list[str]:
+def left_out(folder: Path, option: str = "instance_data_dir") -> list[str]:
     """Names of the subfolders that in_folder() does not read, where it reads the others."""
     if has_images(folder) or not (read := numbered(folder)):
         return []
     names = {path.name for path, _, _ in read}
-    return [name for name in listing(folder, "instance_data_dir")[1] if name not in names]
+    return [name for name in listing(folder, option)[1] if name not in names]
 
 
 def concepts_in_file(file: Path, config: TrainConfig) -> list[Concept]:
@@ -106,6 +116,8 @@ def concepts_in_file(file: Path, config: TrainConfig) -> list[Concept]:
 def entries_of(file: Path) -> list:
     """What the file lists."""
     name = printable(file)
+    if file.suffix.lower() in (".yaml", ".yml"):
+        raise ConfigError(f"--concepts names a JSON or TOML file, and {name} is YAML", option="concepts")
     try:
         text = read_text(file, MAX_BYTES).text
         content = tomllib.loads(text) if file.suffix.lower() == ".toml" else json.loads(text)
@@ -116,14 +128,18 @@ def entries_of(file: Path) -> list:
     except (OSError, ValueError) as error:
         problem = f"the file of --concepts cannot be read ({reason_of(error)}): {name}"
         raise ConfigError(problem, option="concepts") from None
+    if isinstance(content, dict) and "datasets" in content:
+        problem = f"{name} is a dataset config of sd-scripts"
+        way = "write each of its subsets as [[concepts]] with folder, repeats and prompt"
+        raise ConfigError(f"{problem}: {way}", option="concepts")
     entries = content.get("concepts") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not entries:
         shape = '[{"folder": "dog", "prompt": "a photo of sks dog"}, ...], or in TOML [[concepts]] tables'
         raise ConfigError(f"{name} must be a list of entries: {shape}", option="concepts")
     beside = [key for key in content if key != "concepts"] if isinstance(content, dict) else []
     if beside:
-        problem = f"{name} has {printable(beside[0])!r} beside its entries, which applies to none"
-        raise ConfigError(f"{problem}: move it into each entry, or give the option itself", option="concepts")
+        problem = f"{name} has the key {printable(beside[0])!r} beside its entries, where no key is read"
+        raise ConfigError(f"{problem}: move it into each entry, or remove it", option="concepts")
     return entries
 
 
@@ -131,10 +147,14 @@ def from_entry(entry, base: Path, config: TrainConfig) -> list[Concept]:
     """The concepts of one entry; its paths are relative to `base`. Raises ConfigError without the place."""
     if not isinstance(entry, dict):
         raise ConfigError(f"it is {kind_of(entry)}, not an object with a folder")
+    if "path" in entry and ("__version" in entry or "include_subdirectories" in entry):
+        way = "write its path as folder and its prompt source as captions or prompt"
+        raise ConfigError(f"it is a concept of OneTrainer, whose keys are others: {way}")
     for key in entry:
         if key not in KEYS:
-            meant = did_you_mean(key, KEYS) or f"; the keys are {', '.join(KEYS)}"
-            raise ConfigError(f"unknown key {key!r}{meant}")
+            ours = next((own for own, names in ELSEWHERE.items() if key in names), None)
+            hint = f"; {ours!r} is its name here" if ours else did_you_mean(key, KEYS)
+            raise ConfigError(f"unknown key {key!r}{hint or '; the keys are ' + ', '.join(KEYS)}")
     for key in (FOLDER, CLASS_FOLDER, MASK_FOLDER, "prompt", "class_prompt"):
         if key in entry and not (isinstance(entry[key], str) and entry[key].strip()):
             raise ConfigError(f"{key} is {entry[key]!r}; it must be text")

@@ -6,6 +6,7 @@ from pathlib import Path
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, default_folder
+from gralora_diffusion.data.caption_notes import check_captions
 from gralora_diffusion.data.captions import Variation
 from gralora_diffusion.data.concepts import (
     EXAMPLE,
@@ -16,11 +17,10 @@ from gralora_diffusion.data.concepts import (
     left_out,
 )
 from gralora_diffusion.data.hub_dataset import find_rows
-from gralora_diffusion.data.image_folder import TrainingImage, find_images, some
-from gralora_diffusion.data.listing import has_images, listing, numbered, printable
+from gralora_diffusion.data.image_folder import TrainingImage, find_images
+from gralora_diffusion.data.listing import has_images, listing, numbered, printable, some
 from gralora_diffusion.data.masked_images import check_masks, with_masks
 from gralora_diffusion.data.metadata import LISTS, metadata_in
-from gralora_diffusion.data.wildcards import has_wildcards
 from gralora_diffusion.options import ConfigError
 
 
@@ -40,7 +40,7 @@ def instance_images(config: TrainConfig, cache: Cache | None = None) -> list[Tra
     common = dict(skip=config.on_bad_image == "skip", cache=cache, workers=config.dataloader_num_workers)
     if config.dataset_name is not None:
         images = find_rows(config, **common)
-        note_wildcards(images, config)
+        check_captions(captions_of(images), config)
         return images
     concepts = concepts_of(config)
     check_columns(concepts)
@@ -54,7 +54,7 @@ def instance_images(config: TrainConfig, cache: Cache | None = None) -> list[Tra
         images = find_images(concept.folder, own.instance_prompt, **how, **common)
         if config.masked_loss:
             images = with_masks(images, concept.folder, masks, **common)
-        note_wildcards(images, own)
+        check_captions(captions_of(images), own)
         about = dict(repeats=concept.repeats, concept=number)
         if config.concepts is not None:
             about["variation"] = Variation.of(own)
@@ -66,6 +66,11 @@ def instance_images(config: TrainConfig, cache: Cache | None = None) -> list[Tra
     return found
 
 
+def captions_of(images: list[TrainingImage]) -> list[tuple[str, str]]:
+    """[(name, caption)]"""
+    return [(printable(image.path.name), image.caption) for image in images]
+
+
 def mask_folder_of(concept: Concept) -> Path | None:
     """The folder of masks of a concept: for a subfolder such as "10_sks dog", that of its name, if any."""
     if concept.config.mask_dir is None:
@@ -74,10 +79,14 @@ def mask_folder_of(concept: Concept) -> Path | None:
     if not folder.is_dir():
         problem = f"{printable(folder)} is not a folder: --mask_dir must name a folder of masks"
         raise ConfigError(problem, option="mask_dir")
+    if not concept.numbered:
+        return folder
     own = folder / concept.folder.name
-    if concept.numbered:
-        return own if own.is_dir() else None
-    return folder
+    if not own.is_dir() and has_images(folder):
+        problem = f"--mask_dir {printable(folder)} holds masks itself"
+        way = f"move those of {printable(own.name)} to its subfolder of that name"
+        raise ConfigError(f"{problem}: {way}", option="mask_dir")
+    return own if own.is_dir() else None
 
 
 def check_columns(concepts: list[Concept]) -> None:
@@ -105,7 +114,7 @@ def check_holds_images(concept: Concept) -> None:
     if with_images:
         what = f"only {counted(len(with_images), 'subfolder')} with images ({some(with_images)})"
         problem = f"{printable(concept.folder)} holds no images itself, {what}"
-        words = with_images[0].lstrip("0123456789 -_") or with_images[0]
+        words = with_images[0].lstrip("0123456789 -_.") or with_images[0]
         ways = f"name a subfolder, or put repeats before each name, such as '10_{printable(words)}'"
         raise ConfigError(f"{problem}: {ways}", option="instance_data_dir")
 
@@ -117,19 +126,11 @@ def note_subfolders(config: TrainConfig) -> None:
     folder = Path(config.instance_data_dir)
     masks = Path(config.mask_dir).name if config.mask_dir else None
     if names := [name for name in left_out(folder) if name != masks]:
-        what = f"{counted(len(names), 'subfolder')} without repeats in the name, left out"
-        note(f"{folder} has {what}: {some(names)}")
+        what = f"{counted(len(names), 'subfolder')} left out, whose names do not begin with repeats"
+        note(f"{folder} has {what} such as 10_: {some(names)}")
     if has_images(folder) and numbered(folder):
         names = some([path.name for path, _, _ in numbered(folder)])
         note(f"{folder} holds images itself, so subfolders with repeats are not read as concepts: {names}")
-
-
-def note_wildcards(images: list[TrainingImage], config: TrainConfig) -> None:
-    """Note captions with wildcards where these are not an option of the run."""
-    names = [image.path.name for image in images if has_wildcards(image.caption)]
-    if names and not config.caption_wildcards:
-        what = f"{{a|b}} is left as it is in {counted(len(names), 'caption')}"
-        note(f"{what}: {some(names)} (--caption_wildcards draws one of the words)")
 
 
 def concept_lines(config: TrainConfig, images: list[TrainingImage]) -> list[str]:

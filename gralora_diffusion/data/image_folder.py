@@ -14,25 +14,33 @@ from PIL import Image
 
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache, key_of
-from gralora_diffusion.data.captions import PLACES, Caption, NoCaption, Variation, caption_of, files_beside
+from gralora_diffusion.data.caption_notes import note_captions
+from gralora_diffusion.data.captions import (
+    PLACES,
+    NoCaption,
+    Variation,
+    by_name,
+    caption_of,
+    files_beside,
+)
 from gralora_diffusion.data.file_facts import facts_of, unchanged
 from gralora_diffusion.data.images import EXTENSIONS, decode, open_image
 from gralora_diffusion.data.listing import (
     CAPTIONS,
     DOCUMENTS,
     NUMBERED,
+    caption_stems,
     listing,
     printable,
     reason_by_name,
     reason_of,
+    some,
 )
 from gralora_diffusion.data.mask_images import Mask
 from gralora_diffusion.data.masks import companions
 from gralora_diffusion.data.metadata import metadata_in, read_metadata
 from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError
-
-NAMED = 10  # files that a note names
 
 
 @dataclass(frozen=True)
@@ -116,8 +124,8 @@ def find_images(
     images = {p for p in files if p.suffix.lower() in EXTENSIONS}
     masks = [p for p in companions(sorted(images)) if p not in metadata]
     paths = sorted(images.difference(masks) | metadata.keys())
-    beside = {f"{p.stem}{p.suffix.lower()}": p for p in files if p.suffix.lower() in CAPTIONS}
-    stems = {name for p in images | metadata.keys() for name in (p.stem, p.name)}
+    beside = by_name(p for p in files if p.suffix.lower() in CAPTIONS)
+    stems = caption_stems(images | metadata.keys())
     for path in files:
         if path not in metadata and (reason := reason_by_name(path, stems)):
             bad[path] = reason
@@ -190,31 +198,6 @@ def note_left_out(folder: Path, folders: list[str], files: list[Path], masks: li
     if masks:
         what = f"{counted(len(masks), 'mask')} beside the images, not trained on"
         note(f"{folder} holds {what}: {printable(masks[0].name)}{' and others' if len(masks) > 1 else ''}")
-
-
-def note_captions(folder: Path, captions: list[Caption], lines: str, prompt_option: str) -> None:
-    """Note which captions were read in a way that their writer may not expect."""
-    guessed = [caption for caption in captions if caption.guessed]
-    several = [caption.file for caption in captions if caption.lines > 1]
-    empty = [caption.empty for caption in captions if caption.empty]
-    if guessed:
-        files = some([caption.file for caption in guessed])
-        first = printable(guessed[0].text[:40])
-        note(f"captions in {folder} that are not UTF-8 are read as cp1252: {files} (the first: {first!r})")
-    if several and lines == "first":
-        what = f"only the first line of {counted(len(several), 'caption file')} in {folder} is used"
-        note(f"{what}: {some(several)} (--caption_lines join or random uses all lines)")
-    unused = [f"{caption.unused} ({caption.file} is used)" for caption in captions if caption.unused]
-    if unused:
-        note(f"captions in {folder} that are not used, since their images have another: {some(unused)}")
-    if empty:
-        note(f"--{prompt_option} replaces empty captions in {folder}: {some(empty)}")
-
-
-def some(names: list[str]) -> str:
-    """Up to NAMED of the names, in one line."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(map(printable, names[:NAMED])) + more
 
 
 def facts_of_file(source: Path | bytes, cache: Cache | None) -> tuple[str, tuple[int, int], str | None]:

@@ -18,6 +18,8 @@ EXTENSIONS = {".png", ".apng", *JPEG, ".webp", ".bmp", ".dib", ".tif", ".tiff", 
 # Never EPS, for which Pillow would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "HEIF")
 RAW = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
+LAYERS = {".psd", ".psb", ".xcf", ".kra", ".clip"}  # of programs to draw with
+OTHER_RASTERS = LAYERS | {".tga", ".jp2", ".j2k", ".jpx", ".exr", ".hdr", ".dds", ".qoi"}
 VECTOR_GRAPHICS = {".svg", ".svgz", ".eps", ".ps", ".pdf", ".ai"}
 NO_HEIF = "HEIC, which needs a package: pip install 'gralora-diffusion[heic]', or convert it to JPEG or PNG"
 NO_JXL = "JPEG XL, which is not supported: convert it to PNG or JPEG, for instance with djxl"

@@ -2,22 +2,27 @@
 
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
-from gralora_diffusion.data.images import EXTENSIONS, NO_JXL, RAW, VECTOR_GRAPHICS
+from gralora_diffusion.data.file_names import composed
+from gralora_diffusion.data.images import EXTENSIONS, NO_JXL, OTHER_RASTERS, RAW, VECTOR_GRAPHICS
 from gralora_diffusion.data.metadata import METADATA, METADATA_CSV, is_list_name, metadata_in
 from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError
 
-IGNORED = {"thumbs.db", "desktop.ini", "readme.md", METADATA, METADATA_CSV}
+IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "readme.md", METADATA, METADATA_CSV}
 IGNORED_FOLDERS = {"__macosx", "@eadir", "_latent_cache", "_t_e_cache"}
 CACHES = {".npz", ".aae"}  # of other trainers, and edits of a phone: ignored
+MARK_OF_THE_WEB = ":zone.identifier"  # what Windows knows of a download, as a file of its own
+LISTS_ELSEWHERE = {"caption", "captions", "metadata", "meta_cap", "meta_clean", "meta_lat", "prompts", "tags"}
 CAPTIONS = (".txt", ".caption", ".json")
 # Documents are neither images nor captions; they are left out with a note.
 DOCUMENTS = {
     ".md", ".rst", ".log", ".csv", ".toml", ".yaml", ".yml", ".ini", ".xmp", ".mov", ".mp4",
 }  # fmt: skip
-NUMBERED = re.compile(r"(\d+)(?:_(.*))?", re.S)
+NAMED = 10  # files that a note names
+NUMBERED = re.compile(r"0*(\d{1,4})(?:_(.*))?", re.S)  # "20240501_beach" is a date
 
 
 def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path, str]]:
@@ -38,7 +43,10 @@ def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path
         if is_list_of_another_case(path):
             bad[path] = f"captions are read from {path.name.lower()}, in lower case: rename it"
             continue
-        if path.name.lower() in IGNORED or path.suffix.lower() in CACHES:
+        if is_ignored(path.name.lower()):
+            continue
+        if is_other_list(path.name.lower()):
+            bad[path] = f"a list of captions by its name, which is read as {METADATA} or {METADATA_CSV} alone"
             continue
         try:
             mode = path.stat().st_mode
@@ -53,6 +61,17 @@ def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path
         else:
             bad[path] = "a pipe, a socket or a device, not a file"
     return files, folders, bad
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a file of this name, in lower case, is neither used nor worth a note."""
+    return name in IGNORED or Path(name).suffix in CACHES or name.endswith(MARK_OF_THE_WEB)
+
+
+def is_other_list(name: str) -> bool:
+    """Whether a file of this name, in lower case, lists captions for another program."""
+    stem, _, ending = name.rpartition(".")
+    return stem in LISTS_ELSEWHERE and ending in ("csv", "tsv", "json", "jsonl", "parquet", "txt")
 
 
 def is_list_of_another_case(path: Path) -> bool:
@@ -71,10 +90,18 @@ def leads_up(folder: Path) -> bool:
     return folder.is_symlink() and (target == parent or target in parent.parents)
 
 
+def caption_stems(images: Iterable[Path]) -> set[str]:
+    """NAME and NAME.png of images, which the names of their captions begin with."""
+    found = set()
+    for path in images:
+        found |= {composed(path.stem), composed(path.name)}
+    return found
+
+
 def reason_by_name(path: Path, stems: set[str]) -> str | None:
-    """Why a file cannot be used, judged by its name alone. stems: NAME and NAME.png of the images."""
-    suffix = path.suffix.lower()
-    if suffix in EXTENSIONS | DOCUMENTS or (suffix in CAPTIONS and path.stem in stems):
+    """Why a file cannot be used, judged by its name alone. stems: caption_stems() the images."""
+    suffix, has_image = path.suffix.lower(), composed(path.stem) in stems
+    if suffix in EXTENSIONS | DOCUMENTS or (suffix in CAPTIONS and has_image):
         return None
     if suffix in CAPTIONS:
         return f"a caption without an image: there is no image named {printable(path.stem)}"
@@ -82,9 +109,11 @@ def reason_by_name(path: Path, stems: set[str]) -> str | None:
         return "vector graphics, not pixels: export it as PNG"
     if suffix == ".jxl":
         return NO_JXL
+    if suffix in OTHER_RASTERS:
+        return "a format of images that is not read: export it as PNG or JPEG"
     if suffix in RAW:
         return "a raw photo: export it as JPEG or PNG"
-    if path.stem in stems:
+    if has_image:
         return "neither an image nor a caption by its name: captions end in .txt, .caption or .json"
     return "not an image"
 
@@ -121,6 +150,12 @@ def has_images(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return metadata_in(folder) is not None or any(name.endswith(tuple(EXTENSIONS)) for name in names)
+
+
+def some(names: list[str]) -> str:
+    """Up to NAMED of the names, in one line."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(printable, names[:NAMED])) + more
 
 
 def printable(name) -> str:

@@ -73,7 +73,7 @@ def jobs_of(folder: Path, output: Path | None, overwrite: bool) -> list[Job]:
                     f"{other.name} and {image.name} of {printable(images)} would share the mask {path.name}"
                 )
                 raise ConfigError(f"{problem}: rename one of them", option="folder")
-            has = first_of(masks, stem_of(where / image.stem), MASKS if output is None else ("", *MASKS))
+            has = first_of(masks, stem_of(where / image.name), MASKS if output is None else ("", *MASKS))
             if has and overwrite and stem_of(has) == stem_of(path) and has != path:
                 problem = f"{printable(has)} would be a second mask beside {path.name}"
                 raise ConfigError(f"{problem}: remove it first", option="overwrite")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from gralora_diffusion.console import counted, note
 from gralora_diffusion.data.cache import Cache
-from gralora_diffusion.data.image_folder import TrainingImage, inspect_all, refuse_files, some
+from gralora_diffusion.data.image_folder import TrainingImage, inspect_all, refuse_files
 from gralora_diffusion.data.images import EXTENSIONS
-from gralora_diffusion.data.listing import listing, printable, reason_of
+from gralora_diffusion.data.listing import listing, printable, reason_of, some
 from gralora_diffusion.data.mask_images import Mask, mask_in_alpha, mask_in_file
 from gralora_diffusion.data.masks import NAMES, masks_in, masks_of, stem_of
 from gralora_diffusion.files import resolved

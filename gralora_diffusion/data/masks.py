@@ -1,21 +1,36 @@
 """Which file is the mask of which image, by name.
 
-Beside the image, as OneTrainer and others name them: a-masklabel.png, a_mask.png or a-mask.png of a.png.
-In a folder of masks: a.png too, which comes first.
+Beside the image, as OneTrainer and others name them: a-masklabel.png, a_mask.png, mask_a.png or
+a.png-mask.png of a.png. In a folder of masks: a.png too, which comes first.
 """
 
+import itertools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
-LABELS = (
-    "-masklabel",
-    "_masklabel",
-    "-condlabel",
-    "_condlabel",
-)  # OneTrainer's: never images to train on, with or without a partner
-MASKS = ("-masklabel", "_masklabel", "_mask", "-mask", ".mask")  # by precedence
-ENDINGS = (*MASKS, "-condlabel", "_condlabel")
+from gralora_diffusion.data.file_names import composed
+from gralora_diffusion.data.images import EXTENSIONS
+
+SEPARATORS = "-_."
+LABELS = tuple(map("".join, itertools.product(SEPARATORS, ("masklabel", "condlabel"))))
+# OneTrainer's: never images to train on, with or without a partner
+WORDS = ("masklabel", "mask", "masks", "matte", "alpha")  # by precedence
+MASKS = tuple(separator + word for word, separator in itertools.product(WORDS, SEPARATORS))
+ENDINGS = "|".join(map(re.escape, dict.fromkeys((*MASKS, *LABELS))))
+IMAGE_SUFFIXES = "|".join(map(re.escape, sorted(EXTENSIONS)))
+AT_THE_END = re.compile(f"(.+?)(?:{IMAGE_SUFFIXES})?({ENDINGS})", re.I | re.S)
+IN_FRONT = re.compile("mask([-_])(.+)", re.I | re.S)
 NAMES = "NAME-masklabel.png, NAME_mask.png or NAME-mask.png"
+
+
+def split_name(path: Path) -> tuple[str, str] | None:
+    """(stem of the image, one of MASKS or LABELS) of a file that is named as a mask; None for others."""
+    if match := AT_THE_END.fullmatch(path.stem):
+        return match[1], match[2].lower()
+    if match := IN_FRONT.fullmatch(path.stem):
+        return match[2], f"{match[1]}mask"
+    return None
 
 
 def masks_of(paths: Iterable[Path]) -> dict[Path, Path]:
@@ -41,9 +56,14 @@ def masks_in(masks: Iterable[Path], stems: dict[Path, str]) -> dict[Path, Path]:
 
 
 def stems_of(paths: Iterable[Path]) -> dict[str, list[Path]]:
+    """{stem_of() a file, or of the mask that it is with the word at the end: such files}."""
     by_stem = {}
     for path in paths:
-        by_stem.setdefault(stem_of(path), []).append(path)
+        stems = [stem_of(path)]
+        if of_mask := split_name(path):
+            stems.append(stem_in(path.parent, "".join(of_mask)))
+        for stem in dict.fromkeys(stems):
+            by_stem.setdefault(stem, []).append(path)
     return by_stem
 
 
@@ -63,13 +83,13 @@ def companions(paths: Iterable[Path]) -> list[Path]:
     """The masks and condition images among the images of a folder, which are not trained on."""
     paths = list(paths)
     stems = {stem_of(path) for path in paths}
-    found = []
-    for path in paths:
-        stem = stem_of(path)
-        ending = next((ending for ending in ENDINGS if stem.endswith(ending)), None)
-        if ending and (ending in LABELS or stem.removesuffix(ending) in stems):
-            found.append(path)
-    return found
+    return [path for path in paths if is_companion(path, stems)]
+
+
+def is_companion(path: Path, stems: set[str]) -> bool:
+    """Whether it is named as a mask of one of these images, or as one of LABELS."""
+    of_mask = split_name(path)
+    return of_mask is not None and (of_mask[1] in LABELS or stem_in(path.parent, of_mask[0]) in stems)
 
 
 def without_masks(paths: Iterable[Path]) -> list[Path]:
@@ -80,4 +100,9 @@ def without_masks(paths: Iterable[Path]) -> list[Path]:
 
 
 def stem_of(path: Path) -> str:
-    return str(path.with_suffix("")).lower()
+    return stem_in(path.parent, path.stem)
+
+
+def stem_in(folder: Path, stem: str) -> str:
+    """A path without its suffix, for comparisons: in lower case, accents in one form."""
+    return composed(str(folder / stem)).lower()

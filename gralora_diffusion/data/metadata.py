@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gralora_diffusion.console import counted
+from gralora_diffusion.data.file_names import as_stored
 from gralora_diffusion.data.text_files import read_text
 from gralora_diffusion.files import resolved
 
@@ -52,9 +53,10 @@ def read_list(path: Path, column: str | None) -> dict[Path, str]:
         image, caption = read_entry(entry, column, where)
         if ".." in Path(image).parts or root not in resolved(root / image).parents:
             raise ValueError(f"{where} names a file outside the folder")
-        if folder / image in found:
+        path = as_stored(folder / image)
+        if path in found:
             raise ValueError(f"{where} names {image} a second time")
-        found[folder / image] = caption
+        found[path] = caption
     return found
 
 
@@ -66,7 +68,9 @@ def of_jsonl(text: str) -> Iterator[tuple[str, object]]:
         try:
             yield f"line {number}", json.loads(line)
         except (ValueError, RecursionError):
-            raise ValueError(f"line {number} is not JSON") from None
+            of_list = line.strip()[0] == "[" or line.rstrip()[-1] in ",]"
+            why = ": each line must be an object of its own, without commas between lines" if of_list else ""
+            raise ValueError(f"line {number} is not JSON{why}") from None
 
 
 def of_csv(text: str) -> Iterator[tuple[str, dict]]:
@@ -86,6 +90,7 @@ def csv_rows(text: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
     rows = []
     try:
         head = next(reader, [])
+        check_head(head)
         for cells in reader:
             where = f"line {reader.line_num}"
             if len(cells) > len(head):
@@ -100,13 +105,29 @@ def csv_rows(text: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
     return head, rows
 
 
+def check_head(head: list[str]) -> None:
+    """Raises ValueError for a first line that names no column "file_name"."""
+    if "file_name" in head:
+        return
+    if head and head[0].lower().startswith("sep="):
+        raise ValueError("its first line sets a separator: remove it, and separate cells by commas")
+    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
+        if len(head) == 1 and separator in head[0]:
+            raise ValueError(f"its cells are separated by {name}: save it with commas")
+    named = ", ".join(map(repr, head)) or "nothing"
+    raise ValueError(f'its first line must name a column "file_name", and names {named}'[:300])
+
+
 def read_entry(entry, column: str | None, where: str) -> tuple[str, str]:
     """(file name, caption) of an entry."""
     image = entry.get("file_name") if isinstance(entry, dict) else None
     if not image or not isinstance(image, str) or "\0" in image:
-        raise ValueError(f'{where} has no "file_name"')
+        keys = f", but {', '.join(map(repr, entry))}" if isinstance(entry, dict) and entry else ""
+        raise ValueError(f'{where} has no "file_name"{keys}'[:300])
     columns = (column,) if column else COLUMNS
     for name in columns:
         if name in entry:
             return image, entry[name]
-    raise ValueError(f"{where} has no {' or '.join(map(repr, columns))}")
+    present = ", ".join(repr(name) for name in entry if name != "file_name")
+    beside = f", but {present}: name one with --caption_column" if present else ""
+    raise ValueError(f"{where} has no {' or '.join(map(repr, columns))}{beside}"[:300])

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gralora_diffusion.data.captioner import Captioner
-from gralora_diffusion.data.captions import files_beside
+from gralora_diffusion.data.captions import by_name, files_beside
+from gralora_diffusion.data.file_names import composed
 from gralora_diffusion.data.images import open_image
 from gralora_diffusion.data.listing import CAPTIONS, is_list_of_another_case, listing, reason_of
 from gralora_diffusion.data.make_masks import folders_in, images_of
@@ -46,14 +47,14 @@ def jobs_of(folder: Path) -> list[Job]:
         files, _, bad = listing(where, "folder")
         for path in filter(is_list_of_another_case, bad):
             raise ConfigError(f"{path} cannot be used: {bad[path]}", option="folder")
-        beside = {f"{path.stem}{path.suffix.lower()}": path for path in files}
+        beside = by_name(files)
         try:
             metadata = read_metadata(where, None)
         except (ValueError, OSError) as error:
             problem = f"{metadata_in(where)} cannot be used: {reason_of(error)}"
             raise ConfigError(problem, option="folder") from None
         for image in images_of(where):
-            caption = beside.get(f"{image.stem}.txt", image.with_suffix(".txt"))
+            caption = beside.get(composed(f"{image.stem}.txt"), image.with_suffix(".txt"))
             other = images.setdefault(caption, image)
             if other != image:
                 problem = f"{other.name} and {image.name} of {where} would share the caption {caption.name}"

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 from gralora_diffusion.data import captions
-from gralora_diffusion.data.listing import CAPTIONS
+from gralora_diffusion.data.file_names import composed
+from gralora_diffusion.data.listing import CAPTIONS, caption_stems
 from gralora_diffusion.data.metadata import metadata_in
 from gralora_diffusion.data.text_files import lines_of
 from gralora_diffusion.files import write_text
@@ -19,11 +20,10 @@ MAX_CAPTION = 2000  # characters
 
 def captions_beside(image: Path) -> dict[str, Path]:
     """{file name with its ending in lower case: caption file} of an image; links are left out."""
-    names = sorted(name for name in os.listdir(image.parent) if name.startswith(f"{image.stem}."))
-    files = [image.with_name(name) for name in names]
-    own = image.stem, image.name
-    files = [path for path in files if path.stem in own and path.suffix.lower() in CAPTIONS]
-    return {f"{path.stem}{path.suffix.lower()}": path for path in files if real_file(path)}
+    own = caption_stems([image])
+    files = [image.with_name(name) for name in sorted(os.listdir(image.parent))]
+    files = [path for path in files if path.suffix.lower() in CAPTIONS and composed(path.stem) in own]
+    return captions.by_name(path for path in files if real_file(path))
 
 
 def found_caption(image: Path, beside: dict[str, Path]) -> captions.Caption:
@@ -97,7 +97,9 @@ def edit(image: Path, caption: str) -> tuple[Path, str | None]:
     beside = captions_beside(image)
     found = found_caption(image, beside)
     if not found.text:
-        return beside.get(f"{image.stem}.txt", image.with_suffix(".txt")), f"{caption}\n" if caption else None
+        return beside.get(
+            composed(f"{image.stem}.txt"), image.with_suffix(".txt")
+        ), f"{caption}\n" if caption else None
     (file,) = [path for path in beside.values() if path.name == found.file]
     if not caption:
         refuse_another(image, found, {name: path for name, path in beside.items() if path != file})

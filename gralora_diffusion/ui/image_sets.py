@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from gralora_diffusion.data.images import EXTENSIONS, open_image
-from gralora_diffusion.data.listing import DOCUMENTS, listing, numbered, reason_by_name
+from gralora_diffusion.data.listing import DOCUMENTS, caption_stems, listing, numbered, reason_by_name
 from gralora_diffusion.data.masks import masks_of, without_masks
 from gralora_diffusion.data.metadata import metadata_in
 from gralora_diffusion.options import ConfigError
@@ -251,7 +251,7 @@ def why_empty(workspace: Workspace, name: str) -> str:
 def check_names(folder: Path, images: list[Path]) -> list[Finding]:
     """Findings on the files that by their names are neither images nor captions that training reads."""
     files, _, bad = listing(folder, "instance_data_dir")
-    stems = {name for path in images for name in (path.stem, path.name)}
+    stems = caption_stems(images)
     findings = []
     for path in files:
         if reason := reason_by_name(path, stems):

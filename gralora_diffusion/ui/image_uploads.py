@@ -11,7 +11,7 @@ from gralora_diffusion.console import counted
 from gralora_diffusion.data.captions import clean, from_json, from_text
 from gralora_diffusion.data.images import EXTENSIONS, open_image
 from gralora_diffusion.data.listing import numbered_name, printable, reason_of
-from gralora_diffusion.data.masks import ENDINGS, LABELS, MASKS
+from gralora_diffusion.data.masks import LABELS, MASKS, split_name
 from gralora_diffusion.data.metadata import LISTS, is_list_name, read_list
 from gralora_diffusion.ui.caption_files import caption_of, write_caption
 from gralora_diffusion.ui.image_sets import MAX_FILES, editable, images_of
@@ -206,13 +206,14 @@ def check_upload(path: Path) -> str:
 
 def mask_ending(path: Path) -> str:
     """What the name of a mask ends in; "" for other images."""
-    return next((ending for ending in ENDINGS if path.stem.lower().endswith(ending)), "")
+    of_mask = split_name(path)
+    return of_mask[1] if of_mask else ""
 
 
 def masked_image(upload: Path, by_stem: dict[str, Path]) -> Path | None:
     """The image that the upload is the mask of; None where it is no mask, or of no image."""
-    ending = mask_ending(upload)
-    return by_stem.get(upload.stem[: -len(ending)]) if ending else None
+    of_mask = split_name(upload)
+    return by_stem.get(of_mask[0]) if of_mask else None
 
 
 def mask_path(upload: Path, by_stem: dict[str, Path]) -> Path | None:
@@ -231,8 +232,9 @@ def free_path(folder: Path, upload: Path) -> Path:
 
     What marks it as no image to train on stays the end of its name.
     """
-    label = mask_ending(upload) if mask_ending(upload) in LABELS else ""
-    stem = upload.stem[: len(upload.stem) - len(label)]
+    stem, label = split_name(upload) or (upload.stem, "")
+    if label not in LABELS:
+        stem, label = upload.stem, ""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-")[:60] or "image"
     if RESERVED.fullmatch(stem):
         stem = f"image-{stem}"

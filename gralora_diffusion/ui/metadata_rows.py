@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from gralora_diffusion.data.file_names import as_stored
 from gralora_diffusion.data.listing import reason_of
 from gralora_diffusion.data.metadata import COLUMNS, METADATA, csv_rows, metadata_in, read_metadata
 from gralora_diffusion.data.text_files import read_text
@@ -83,7 +84,7 @@ def line_of(folder: Path, content: str | list[str], row: dict | None) -> Line:
     """The line with the name of its image, which may be given as ./a.png or with the whole path."""
     if not row:
         return Line(content)
-    path = folder / row["file_name"]
+    path = as_stored(folder / row["file_name"])
     return Line(content, row, str(path.relative_to(folder)) if path.is_relative_to(folder) else None)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from gralora_diffusion.console import counted
 from gralora_diffusion.data.images import EXTENSIONS
 from gralora_diffusion.data.listing import CAPTIONS
-from gralora_diffusion.data.masks import ENDINGS, LABELS, stem_of, without_masks
+from gralora_diffusion.data.masks import LABELS, split_name, stem_in, stem_of, without_masks
 from gralora_diffusion.data.metadata import METADATA
 from gralora_diffusion.files import move_all, move_back
 from gralora_diffusion.options import ConfigError
@@ -59,9 +59,14 @@ def named(workspace: Workspace, name: str, files: list[str]) -> list[Path]:
 
 def masks_beside(image: Path) -> list[Path]:
     """The files that training takes for masks of the image, by their names."""
-    stems = {stem_of(image) + ending for ending in ENDINGS}
     files = [path for path in image.parent.iterdir() if path.suffix.lower() in EXTENSIONS]
-    return sorted(path for path in files if stem_of(path) in stems and real_file(path))
+    return sorted(path for path in files if is_mask(path, image) and real_file(path))
+
+
+def is_mask(path: Path, image: Path) -> bool:
+    """Whether the file has the name of a mask of the image beside it."""
+    of_mask = split_name(path)
+    return of_mask is not None and stem_in(path.parent, of_mask[0]) == stem_of(image)
 
 
 def move_away(workspace: Workspace, name: str, paths: list[Path], rows_of: list[str] = ()) -> str:
@@ -145,18 +150,29 @@ def places(files: list[Path], folder: Path) -> dict[Path, Path]:
     for stem, own in groups(files, images).items():
         if not any(os.path.lexists(targets[path]) for path in own):
             continue
-        number, end = free_number(stem, taken), len(stem)
-        for path in own:  # each keeps its letters, for two may differ in case alone
-            targets[path] = folder / f"{path.name[:end]}-{number}{path.name[end:]}"
+        number = free_number(stem, taken)
+        for path in own:
+            targets[path] = folder / with_number(path, stem, number)
             taken.add(targets[path].name.lower())
     return targets
+
+
+def with_number(path: Path, stem: str, number: int) -> str:
+    """The name of an image, its caption or its mask when the image's stem gets a number.
+
+    Each keeps its letters, for two may differ in case alone.
+    """
+    of_mask = split_name(path)
+    if of_mask and of_mask[0].lower() == stem.lower():
+        return f"{of_mask[0]}-{number}{of_mask[1]}{path.suffix}"
+    return f"{path.name[: len(stem)]}-{number}{path.name[len(stem) :]}"
 
 
 def groups(files: list[Path], images: list[Path]) -> dict[str, list[Path]]:
     """{stem of images: these, with their captions, NAME.txt or NAME.png.txt, and their masks}."""
     found = {path.stem: [] for path in images if not is_mask_of(path, images)}
     for path in files:
-        stems = [path.stem, *(path.stem[: -len(end)] for end in ENDINGS if path.stem.lower().endswith(end))]
+        stems = [path.stem, *(split_name(path) or ())[:1]]
         if path.suffix.lower() in CAPTIONS:
             stems = [path.stem, Path(path.stem).stem]
         same = [stem for stem in stems if stem in found]
@@ -194,4 +210,5 @@ def is_mask_of(path: Path, images: list[Path]) -> bool:
     """Whether it is named as a mask: of one of these images, or with none of its own there."""
     if path not in without_masks(images):
         return True
-    return stem_of(path).endswith(tuple(ending for ending in ENDINGS if ending not in LABELS))
+    of_mask = split_name(path)
+    return of_mask is not None and of_mask[1] not in LABELS

@@ -15,10 +15,11 @@ from run_command import assert_one_sentence, call, run
 from gralora_diffusion import TrainConfig
 from gralora_diffusion.checks import in_home
 from gralora_diffusion.cli.main import COMMANDS, main
-from gralora_diffusion.command_line import FOREIGN, parser_of
+from gralora_diffusion.command_line import parser_of
 from gralora_diffusion.data.concepts import concepts_of
 from gralora_diffusion.options import PATHS, ConfigError, options_of
 from gralora_diffusion.ui import processes
+from gralora_diffusion.unknown_options import FOREIGN
 
 SHORT = ["--max_train_steps", "1", "--skip_final_inference", "--rank", "8", "--train_batch_size", "1"]
 NOBODY = "~no_such_user_here"

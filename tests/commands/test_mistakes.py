@@ -16,7 +16,7 @@ from gralora_diffusion.options import ConfigError
     ("arguments", "words"),
     [
         (["--gralora_ranck", "64"], ["unknown option --gralora_ranck", "did you mean '--gralora_rank'"]),
-        (["--rank", "many"], ["--gralora_rank is 'many'; it must be a whole number"]),
+        (["--rank", "many"], ["--rank is 'many'; it must be a whole number"]),
         (["--learning_rat", "1"], ["unknown option --learning_rat"]),
         (["--adapter", "dora"], ["dora", "gralora"]),
         (["--instance_data_dir", "nowhere", "--instance_prompt", "x"], ["nowhere is not a folder"]),
@@ -58,7 +58,8 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(arguments, words, tmp_path
     ("command", "sentence"),
     [
         ("train --learning_rate fast", "--learning_rate is 'fast'; it must be a number"),
-        ("train --rank 8.5", "--gralora_rank is '8.5'; it must be a whole number"),
+        ("train --rank 8.5", "--rank is '8.5'; it must be a whole number"),
+        ("train --gralora_rank=8.5", "--gralora_rank is '8.5'; it must be a whole number"),
         ("train --seed", "--seed needs a value"),
         ("train --verbose=yes", "--verbose takes no value, but 'yes' is given"),
         ("train --lr_scheduler flat", "--lr_scheduler is 'flat'; it must be one of linear, cosine, "),

@@ -127,6 +127,32 @@ def test_wildcards_are_off_by_default_and_noted(folder, capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("caption", ["a {2$$red|blue} dog", "{0.5::x|0.3::y} dog", "a {red|3::blue} dog"])
+def test_wildcards_with_numbers_are_refused(folder, caption):
+    (folder / "a.txt").write_text(caption)
+    config = TrainConfig(instance_data_dir=str(folder), caption_wildcards=True)
+    with pytest.raises(ConfigError, match=r"the caption of a.png has .* which --caption_wildcards does not"):
+        instance_images(config)
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("[trigger] on a lawn", "a placeholder such as [trigger] is trained on as text in 1 caption: a.png"),
+        ("a photo of [Name], [filewords]", "a placeholder such as [trigger]"),
+        ("a dog <lora:x:0.8>", "<lora:...> is trained on as text"),
+        ("a __color__ dog", "the name of a wildcard file is trained on as text"),
+        ("# made by a tagger", "a comment at its beginning is trained on as text"),
+        ("a [red] dog #1, snake_case, a__b", None),
+    ],
+)
+def test_what_other_programs_replace_is_noted(folder, capsys, caption, words):
+    (folder / "a.txt").write_text(caption)
+    instance_images(TrainConfig(instance_data_dir=str(folder)))
+    notes = capsys.readouterr().err
+    assert words in notes if words else not notes
+
+
 def test_tags_within_brackets_that_set_weights_are_shuffled_together():
     caption = r"a dog, (red hair, long:1.3), sun \(hot, dry\), [x, y"
     forms = forms_of(caption, Variation(shuffle_captions=True), weighted=True)
@@ -184,6 +210,26 @@ def test_a_second_file_with_another_caption_is_named(tmp_path, capsys):
     note = next(line for line in capsys.readouterr().err.splitlines() if "not used" in line)
     assert "a.png.txt (a.txt is used)" in note
     assert "b.png" not in note
+
+
+@pytest.mark.parametrize("other", ["a.caption", "a.json", "metadata.csv"])
+def test_a_source_of_another_kind_with_another_caption_is_named(folder, capsys, other):
+    contents = {"a.json": '{"caption": "a cat"}', "metadata.csv": "file_name,text\na.png,a cat\n"}
+    (folder / "a.txt").write_text("a dog")
+    (folder / other).write_text(contents.get(other, "a cat"))
+    assert first_caption(folder) == "a dog"
+    name = other if other.startswith("a") else "metadata.jsonl or metadata.csv"
+    assert f"{name} (a.txt is used)" in capsys.readouterr().err
+    (folder / "a.txt").write_text("a cat")
+    assert first_caption(folder) == "a cat"
+    assert not capsys.readouterr().err
+
+
+def test_a_file_of_another_program_beside_a_caption_does_not_matter(folder, capsys):
+    (folder / "a.txt").write_text("a dog")
+    (folder / "a.json").write_text('{"width": 64}')
+    assert first_caption(folder) == "a dog"
+    assert not capsys.readouterr().err
 
 
 def test_captions_are_counted_by_their_source(tmp_path):

@@ -67,7 +67,7 @@ def test_kohyas_folders_have_repeats_and_captions(kohya, capsys):
     assert epoch_length(config_of(kohya / "img"), images) == 9
     assert epoch_length(config_of(kohya / "img", repeats=2), images) == 18
     noted = capsys.readouterr().err
-    assert "2 subfolders without repeats in the name, left out: 0_off, drafts\n" in noted
+    assert "2 subfolders left out, whose names do not begin with repeats such as 10_: 0_off, dra" in noted
     assert "loop" not in noted
 
 
@@ -84,11 +84,17 @@ def test_subfolders_without_repeats_are_no_concepts(tmp_path):
         instance_images(config_of(tmp_path / "img"))
 
 
-@pytest.mark.parametrize("name", ["10 sks dog", "10-sks dog", "sks dog"])
+@pytest.mark.parametrize("name", ["10 sks dog", "10-sks dog", "sks dog", "1.5_sks dog", "20240501_sks dog"])
 def test_another_separator_is_answered_by_a_name_that_works(tmp_path, name):
     draw(tmp_path / "img" / name, 1)
     with pytest.raises(ConfigError, match="such as '10_sks dog'"):
         instance_images(config_of(tmp_path / "img"))
+
+
+def test_a_date_is_no_number_of_repeats(kohya, capsys):
+    draw(kohya / "img" / "20240501_beach", 1, first=7)
+    assert len(instance_images(config_of(kohya / "img"))) == 5
+    assert "do not begin with repeats such as 10_: 20240501_beach" in capsys.readouterr().err
 
 
 def test_the_folder_above_kohyas_folders_names_the_right_one(tmp_path):
@@ -121,7 +127,7 @@ def test_a_class_folder_with_subfolders_is_read_and_nothing_is_generated(kohya, 
     assert plan(config).summary()["class images"] == "2 files in subfolders of reg, none left out"
     draw(kohya / "reg" / "more", 1, first=8)
     draw(kohya / "reg" / "0_off", 1, first=9)
-    text = "2 files in subfolders of reg, 2 subfolders without repeats left out (0_off, more)"
+    text = "2 files in subfolders of reg, 2 subfolders without repeats in the name left out (0_off, more)"
     assert plan(config).summary()["class images"] == text
     shutil.rmtree(kohya / "reg" / "more")
     shutil.rmtree(kohya / "reg" / "0_off")
@@ -155,6 +161,20 @@ def test_class_images_that_would_be_ignored_stop_the_run(kohya, entry, words):
     with pytest.raises(ConfigError, match=words):
         plan(config)
     assert not list(kohya.rglob("class-*"))
+
+
+def test_a_class_folder_whose_subfolders_are_empty_stops_the_plan(kohya):
+    (kohya / "other" / "1_dog" / "sub").mkdir(parents=True)
+    config = config_of(
+        kohya / "img", with_prior_preservation=True, class_data_dir=str(kohya / "other"), class_prompt="x"
+    )
+    with pytest.raises(ConfigError, match=r"no subfolder with repeats of .*other holds an image"):
+        plan(config)
+
+
+def test_the_plan_notes_class_images_that_are_not_used(kohya, capsys):
+    plan(config_of(kohya / "img", class_data_dir=str(kohya / "reg")))
+    assert "--class_data_dir and --class_prompt have no effect without --with" in capsys.readouterr().err
 
 
 def test_the_plan_counts_class_images_of_ones_own_and_those_to_generate(kohya):
@@ -221,12 +241,19 @@ def test_a_file_of_concepts_in_json_and_toml(kohya):
         ("{", "the file of --concepts is not JSON"),
         ("[]", "must be a list of entries"),
         ('{"concepts": 5}', "must be a list of entries"),
-        ('{"concepts": [{"folder": "img"}], "repeats": 5}', "has 'repeats' beside its entries"),
+        ('{"concepts": [{"folder": "img"}], "repeats": 5}', "has the key 'repeats' beside its entries"),
         ("[5]", "entry 1 of .*: it is a number, not an object with a folder"),
         ('[{"prompt": "x"}]', "entry 1 of .*: it has no folder"),
         ('[{"folder": ""}]', "entry 1 of .*: folder is ''; it must be text"),
         ('[{"folder": "a"}, {"folder": "gone"}]', "entry 2 of .*: its folder .*gone is not a folder"),
-        ('[{"folder": "a", "repeat": 5}]', "entry 1 of .*: unknown key 'repeat'; did you mean 'repeats'"),
+        ('[{"folder": "a", "repeat": 5}]', "entry 1 of .*: unknown key 'repeat'; 'repeats' is its"),
+        ('[{"folder": "a", "repeets": 5}]', "entry 1 of .*: unknown key 'repeets'; did you mean 'repeats'"),
+        ('[{"image_dir": "a"}]', "entry 1 of .*: unknown key 'image_dir'; 'folder' is its name here"),
+        ('[{"__version": 2, "path": "a"}]', "entry 1 of .*: it is a concept of OneTrainer, whose keys"),
+        (
+            '{"datasets": [{"subsets": []}]}',
+            "is a dataset config of sd-scripts: write each of its subsets",
+        ),
         ('[{"folder": "a", "repeats": 0}]', "entry 1 of .*: --repeats is 0; it must be at least 1"),
         (
             '[{"folder": "a", "repeats": "5"}]',
@@ -246,6 +273,12 @@ def test_a_mistake_in_a_file_of_concepts_is_one_sentence(tmp_path, content, word
         instance_images(TrainConfig(concepts=str(tmp_path / "concepts.json"), instance_prompt="x"))
     assert "\n" not in str(caught.value)
     assert caught.value.option == "concepts"
+
+
+def test_a_file_of_concepts_in_yaml_is_refused(tmp_path):
+    (tmp_path / "concepts.yaml").write_text("- folder: a\n")
+    with pytest.raises(ConfigError, match=r"names a JSON or TOML file, and .*concepts\.yaml is YAML"):
+        instance_images(TrainConfig(concepts=str(tmp_path / "concepts.yaml")))
 
 
 def test_a_file_of_concepts_that_is_not_there():

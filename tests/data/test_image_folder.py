@@ -278,7 +278,7 @@ def test_metadata_may_be_a_table(tmp_path):
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ("image,text\na.png,x\n", 'line 2 has no "file_name"'),
+        ("image,text\na.png,x\n", 'must name a column "file_name"'),
         ("file_name,words\na.png,x\n", "line 2 has no 'text' or 'caption'"),
         ("file_name,text\n../a.png,x\n", "line 2 names a file outside the folder"),
         ("file_name,text\na.png,x\na.png,y\n", "line 3 names a.png a second time"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from gralora_diffusion.data.images import ORIENTATION, crops_of, open_image
 from gralora_diffusion.data.mask_images import alpha_of, decode, gray_of, mask_crops_of, same_aspect
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.training.dry_run import plan
+from gralora_diffusion.ui import caption_files
 
 
 def photo(path, size=(64, 64), mode="RGB", seed=0):
@@ -391,10 +393,46 @@ def test_the_plan_counts_masks(folder):
     assert "\nmasks:" not in plan(config_of(folder, masked_loss=False)).text()
 
 
-@pytest.mark.parametrize("name", ["a-masklabel", "a_masklabel", "a_mask", "a-mask", "a.mask", "A_MASK"])
+ENDINGS = ["-masklabel", "_masklabel", ".masklabel", "_mask", "-mask", ".mask", "_masks", "_alpha", "-matte"]
+OTHERS = ["A_MASK", "mask_a", "mask-a", "Mask_A", "a.png_mask", "a.png.mask", "a.jpg-masklabel"]
+
+
+@pytest.mark.parametrize("name", [*(f"a{ending}" for ending in ENDINGS), *OTHERS])
 def test_every_name_of_a_mask_is_one_and_no_image(tmp_path, name):
     photo(tmp_path / "a.png")
     box(tmp_path / f"{name}.png")
     found = instance_images(config_of(tmp_path))
     assert names(found) == {"a.png": f"{name}.png"}
     assert [image.path.name for image in instance_images(config_of(tmp_path, masked_loss=False))] == ["a.png"]
+
+
+def test_what_is_named_as_a_mask_of_nothing_is_an_image(tmp_path):
+    for name in ("gas_mask.png", "mask_1.png", "alpha.png", "photo.v2.png", "x_alphabet.png"):
+        photo(tmp_path / name)
+    box(tmp_path / "photo.v2_mask.png")
+    found = names(instance_images(config_of(tmp_path)))
+    assert found.pop("photo.v2.png") == "photo.v2_mask.png"
+    assert found == dict.fromkeys(("alpha.png", "gas_mask.png", "mask_1.png", "x_alphabet.png"))
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_with_accents_match_in_both_spellings(tmp_path, forms):
+    """macOS spells them as a letter and an accent."""
+    name, other = (unicodedata.normalize(form, "caf\u00e9") for form in forms)
+    photo(tmp_path / f"{name}.png")
+    photo(tmp_path / f"{name}2.png")
+    box(tmp_path / f"{other}_mask.png")
+    (tmp_path / f"{other}.txt").write_text("a dog")
+    row = dict(file_name=f"{other}2.png", text="a cat")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    found = instance_images(config_of(tmp_path))
+    assert names(found) == {f"{name}.png": f"{other}_mask.png", f"{name}2.png": None}
+    assert {image.caption for image in found} == {"a dog", "a cat"}
+    assert {caption_files.caption_of(image.path) for image in found} == {"a dog", "a cat"}
+
+
+def test_masks_of_numbered_folders_in_one_folder_are_refused(tmp_path):
+    photo(tmp_path / "img" / "2_sks dog" / "x.png")
+    box(tmp_path / "masks" / "x.png")
+    with pytest.raises(ConfigError, match="masks holds masks itself: move those of 2_sks dog to its"):
+        instance_images(config_of(tmp_path / "img", mask_dir=str(tmp_path / "masks")))

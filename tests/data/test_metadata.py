@@ -33,6 +33,14 @@ def captions(folder) -> dict[str, str]:
         ("text,file_name\na dog, running,a.png\n", "line 2 has 3 fields"),
         ("file_name,text,text\na.png,x,y\n", "names the column 'text' twice: rename or remove one"),
         ("file_name,file_name,text\na.png,b.png,y\n", "names the column 'file_name' twice"),
+        ("file_name;text\na.png;x\n", "its cells are separated by semicolons: save it with commas"),
+        ("file_name\ttext\na.png\tx\n", "its cells are separated by tabs: save it with commas"),
+        ("sep=,\nfile_name,text\na.png,x\n", "its first line sets a separator: remove it"),
+        ("File_Name,text\na.png,x\n", "must name a column \"file_name\", and names 'File_Name', 'text'"),
+        (
+            "file_name,Text\na.png,x\n",
+            "line 2 has no 'text' or 'caption', but 'Text': name one with",
+        ),
     ],
 )
 def test_a_table_that_would_lose_words_is_one_sentence(folder, table, words):
@@ -89,4 +97,43 @@ def test_a_list_in_another_case_is_not_dropped(folder, name):
     if (folder / name.lower()).exists():
         pytest.skip("names here have no case")
     with pytest.raises(ConfigError, match=rf"{name} \(captions are read from {name.lower()}, in lower case"):
+        captions(folder)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (
+            '{"file_name": "a.png", "text": "x"},\n',
+            "line 1 is not JSON: each line must be an object of",
+        ),
+        ('[\n{"file_name": "a.png", "text": "x"}\n]\n', "line 1 is not JSON: each line must be an object of"),
+        ('{"file": "a.png", "text": "x"}\n', "line 1 has no \"file_name\", but 'file', 'text'"),
+        ('["a.png"]\n', 'line 1 has no "file_name"'),
+    ],
+)
+def test_lines_that_are_no_objects_with_a_file_name(folder, lines, words):
+    (folder / "metadata.jsonl").write_text(lines)
+    with pytest.raises(ConfigError, match=words):
+        captions(folder)
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "Captions.json", "meta_cap.json", "captions.txt"])
+def test_a_list_under_another_name_is_not_dropped(folder, name):
+    (folder / name).write_text("file_name,text\na.png,x\n")
+    with pytest.raises(ConfigError, match=rf"{name} \(a list of captions by its name, which is read as"):
+        captions(folder)
+
+
+@pytest.mark.parametrize("name", ["a.png:Zone.Identifier", "Icon\r", "ehthumbs.db"])
+def test_files_of_an_operating_system_are_ignored(folder, name, capsys):
+    (folder / name).write_text("[ZoneTransfer]")
+    assert len(captions(folder)) == 2
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".psd", ".tga", ".jp2"])
+def test_other_formats_of_images_are_to_be_exported(folder, suffix):
+    (folder / f"c{suffix}").write_bytes(b"8BPS")
+    with pytest.raises(ConfigError, match="a format of images that is not read: export it as PNG or JPEG"):
         captions(folder)

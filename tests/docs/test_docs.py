@@ -12,10 +12,11 @@ import pytest
 from helpers import GRALORA, ROOT
 
 from gralora_diffusion.cli.main import COMMANDS
-from gralora_diffusion.command_line import FOREIGN, parser_of
+from gralora_diffusion.command_line import parser_of
 from gralora_diffusion.config import GROUPS, TrainConfig
 from gralora_diffusion.options import options_of
 from gralora_diffusion.presets import PRESETS
+from gralora_diffusion.unknown_options import FOREIGN
 
 RESULTS = ROOT / "docs" / "experiments" / "results"  # printed by commands
 DOCUMENTS = [
