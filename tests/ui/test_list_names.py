@@ -41,12 +41,12 @@ def test_the_check_names_a_list_of_another_case(workspace, folder, name):
 
 
 def test_the_check_names_whatever_else_is_not_read(workspace, folder):
-    for name in ("b2.txt", "photo.cr2", "notes.md", "captions.csv", "a.tags", "Thumbs.db", "README.md"):
+    for name in ("b2.txt", "photo.cr2", "notes.md", "captions.csv", "prices.csv", "a.tags", "Thumbs.db"):
         (folder / name).write_text("x")
     findings = {file: (found, advice) for file, found, advice in image_sets.check_set(workspace, "mine", 64)}
     refused = {file for file, (_, advice) in findings.items() if advice.startswith("training refuses it")}
-    assert refused == {"b2.txt", "photo.cr2", "a.tags"}
-    assert findings.keys() - refused == {"notes.md", "captions.csv"}
+    assert refused == {"b2.txt", "photo.cr2", "a.tags", "captions.csv"}
+    assert findings.keys() - refused == {"notes.md", "prices.csv"}
     with pytest.raises(ConfigError) as error:
         find_images(folder, None)
     assert all(name in str(error.value) for name in refused)
