@@ -126,19 +126,25 @@ def is_outdated(tab: Tab) -> bool:
     return "Maybe outdated" in tab.page.evaluate(content)
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_what_comes_next_after_a_drop_is_in_sight_first(chromium, page, folder, width):
-    """Upload results, the check, and the way to Train; what changes whole datasets is folded below them."""
+def dropped(chromium, page, folder, width=1280) -> Tab:
+    """The page after two images and two lists were dropped on it."""
     tab = Tab(chromium, page.url, width)
     tab.wait("cards", "00.png")
     assert not tab.page.locator("#all-captions").is_visible()  # the bundled images cannot be edited
-    tab.fill("new-set", "dropped")
+    tab.fill("new-set", f"dropped-{len(list((page.home / 'images').glob('dropped-*')))}")
     (folder / "Metadata.csv").write_text("file_name,text\n01.png,a photo of sks dog\n")
     (folder / "other.csv").write_text("x")
     files = [folder / name for name in ("01.png", "02.png", "Metadata.csv", "other.csv")]
     tab.page.set_input_files("#drop input[type=file]", files)
     tab.wait("cards", "02.png")
     until(lambda: tab.value("caption-0") == "a photo of sks dog", "the list is read")
+    return tab
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_what_comes_next_after_a_drop_is_in_sight_first(chromium, page, folder, width):
+    """Upload results, the check, and the way to Train; what changes whole datasets is folded below them."""
+    tab = dropped(chromium, page, folder, width)
     until(lambda: "other.csv was left out" in tab.value("notes"), "what is not read is named")
     order = ("set", "drop", "notes", "check-set", "crop-options", "manage-sets")
     tops = [tab.page.locator(f"#{name}").bounding_box()["y"] for name in order]
@@ -147,6 +153,12 @@ def test_what_comes_next_after_a_drop_is_in_sight_first(chromium, page, folder, 
     assert not tab.page.locator("#delete-set").is_visible()
     tab.page.locator("#manage-sets button").first.click()
     until(lambda: tab.page.locator("#delete-set").is_enabled(), "an own dataset can be deleted")
+    tab.stays_home()
+    tab.context.close()
+
+
+def test_checks_of_captions_that_have_changed_are_marked(chromium, page, folder):
+    tab = dropped(chromium, page, folder)
     tab.page.click("#check-set")
     tab.wait("findings", "2 images")
     assert not is_outdated(tab)

@@ -60,12 +60,14 @@ def test_generate_is_disabled_while_it_runs(tab):
     tab.page.wait_for_function("!document.getElementById('generate').disabled")
 
 
-def test_a24_names_and_texts_are_never_markup(chromium, filled):
+@pytest.fixture
+def hostile(filled):
+    """Runs and a dataset whose names and texts are markup."""
     config = json.loads((filled.home / "runs" / "robot-1" / "config.json").read_text())
     config |= dict(validation_prompt=HOSTILE, instance_prompt=HOSTILE)
-    hostile = [filled.home / "runs" / name for name in ("robot-hostile", HOSTILE)]
+    runs = [filled.home / "runs" / name for name in ("robot-hostile", HOSTILE)]
     images = filled.home / "images" / "mine"
-    for run in hostile:
+    for run in runs:
         shutil.copytree(filled.home / "runs" / "robot-1", run)
         (run / "config.json").write_text(json.dumps(config))
         (run / "log.txt").write_text(HOSTILE + "\n")
@@ -73,38 +75,50 @@ def test_a24_names_and_texts_are_never_markup(chromium, filled):
     images.mkdir(parents=True)
     shutil.copy(EXAMPLE / "00.png", images / "a.png")
     (images / "a.txt").write_text(HOSTILE)
-    try:
-        tab = Tab(chromium, filled.url)
-        tab.wait("cards", "00.png")
-        tab.page.locator("#set input").click()
-        tab.page.get_by_role("option", name="mine").click()
-        until(lambda: "<img src=x" in tab.value("caption-0"), "the caption is text")
-        for name in TABS:
-            tab.go(name)
-            tab.settle()
-        tab.go("Train")
-        tab.fill("run-name", HOSTILE)
-        tab.wait("run-name", "cannot be named")
-        tab.page.click("#start")
-        tab.wait("run-name", "a run cannot be named")
-        tab.go("Dataset")
-        tab.fill("new-set", HOSTILE)
-        tab.page.locator("#manage-sets button").first.click()
-        tab.page.click("#create-set")
-        tab.page.locator(".toast-body", has_text="a dataset cannot be named").wait_for()
-        assert not tab.page.get_by_text("Error", exact=True).filter(visible=True).count() > 1, (
-            "the table and the images stay in sight"
-        )
-        tab.go("Watch")
-        until(lambda: HOSTILE in tab.value("message"), "the message is text")
-        assert tab.page.evaluate(
-            "[window.hacked === undefined, document.querySelectorAll('img[src=x]').length]"
-        ) == [True, 0]
-        tab.stays_home()
-        tab.context.close()
-    finally:
-        for folder in (*hostile, images):
-            shutil.rmtree(folder)
+    yield filled
+    for folder in (*runs, images):
+        shutil.rmtree(folder)
+
+
+def assert_nothing_is_markup(tab: Tab) -> None:
+    assert tab.page.evaluate(
+        "[window.hacked === undefined, document.querySelectorAll('img[src=x]').length]"
+    ) == [True, 0]
+    tab.stays_home()
+
+
+def test_a24_names_and_texts_on_disk_are_never_markup(chromium, hostile):
+    tab = Tab(chromium, hostile.url)
+    tab.wait("cards", "00.png")
+    tab.page.locator("#set input").click()
+    tab.page.get_by_role("option", name="mine").click()
+    until(lambda: "<img src=x" in tab.value("caption-0"), "the caption is text")
+    for name in TABS:
+        tab.go(name)
+        tab.settle()
+    tab.go("Watch")
+    until(lambda: HOSTILE in tab.value("message"), "the message is text")
+    assert_nothing_is_markup(tab)
+    tab.context.close()
+
+
+def test_a24_names_that_are_typed_are_never_markup(chromium, filled):
+    tab = Tab(chromium, filled.url)
+    tab.wait("cards", "00.png")
+    tab.go("Train")
+    tab.fill("run-name", HOSTILE)
+    tab.wait("run-name", "cannot be named")
+    tab.page.click("#start")
+    tab.wait("run-name", "a run cannot be named")
+    tab.go("Dataset")
+    tab.fill("new-set", HOSTILE)
+    tab.page.locator("#manage-sets button").first.click()
+    tab.page.click("#create-set")
+    tab.page.locator(".toast-body", has_text="a dataset cannot be named").wait_for()
+    errors = tab.page.get_by_text("Error", exact=True).filter(visible=True)
+    assert errors.count() <= 1, "the table and the images stay in sight"
+    assert_nothing_is_markup(tab)
+    tab.context.close()
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])

@@ -1,5 +1,6 @@
 """Lists of adapters that are open while a run ends."""
 
+import shutil
 from functools import partial
 
 import pytest
@@ -9,7 +10,6 @@ from page_server import until
 pytestmark = pytest.mark.browser
 LISTS = dict(Sample="adapter", Compare="compare-adapters", Export="export-adapter")
 SHORT = dict(
-    name="second",
     max_train_steps="2",
     rank=8,
     k="1",
@@ -34,15 +34,16 @@ def offered(tab: Tab, adapters: str) -> str:
     return names
 
 
-def test_the_adapter_of_a_run_that_ends_is_in_the_list_that_is_open(chromium, filled):
+@pytest.mark.parametrize("name", LISTS)
+def test_the_adapter_of_a_run_that_ends_is_in_the_list_that_is_open(chromium, filled, name):
     """What was chosen stays chosen, as somebody may be working with it."""
-    tabs = {adapters: Tab(chromium, filled.url) for adapters in LISTS.values()}
-    for (name, adapters), tab in zip(LISTS.items(), tabs.values(), strict=True):
-        tab.go(name)
-        until(partial(has_robot_alone, tab, adapters), "the first run is chosen")
-    assert "error" not in filled.call("start", *filled.form(**SHORT))
-    for adapters, tab in tabs.items():
-        until(lambda tab=tab, adapters=adapters: "second" in offered(tab, adapters), "it is offered")
-        until(partial(has_robot_alone, tab, adapters), "the first run stays chosen")
-        tab.stays_home()
-        tab.context.close()
+    adapters, run = LISTS[name], f"next-{name.lower()}"
+    tab = Tab(chromium, filled.url)
+    tab.go(name)
+    until(partial(has_robot_alone, tab, adapters), "the first run is chosen")
+    assert "error" not in filled.call("start", *filled.form(name=run, **SHORT))
+    until(lambda: run in offered(tab, adapters), "it is offered")
+    until(partial(has_robot_alone, tab, adapters), "the first run stays chosen")
+    tab.stays_home()
+    tab.context.close()
+    shutil.rmtree(filled.home / "runs" / run)

@@ -60,8 +60,8 @@ def in_sight(tab: Tab, target: str) -> bool:
     )
 
 
-def test_the_form_survives_a_reload(mine, tab, chromium, filled):
-    """Fields in sight, in the closed list, and the questions; a token does not, nor in another browser."""
+def test_the_form_survives_a_reload(mine, tab):
+    """Fields in sight, in the closed list, and the questions; a token does not."""
     choose(tab, "option-instance_data_dir", "mine")
     tab.page.get_by_label("A style").check()
     choose(tab, "option-pretrained_model_name_or_path", "SDXL 1.0")
@@ -87,6 +87,11 @@ def test_the_form_survives_a_reload(mine, tab, chromium, filled):
     tab.page.get_by_text("All other options").click()
     has(tab, "option-adam_weight_decay", "0.25")
     assert tab.value("option-hub_token") == ""
+
+
+def test_the_form_is_not_kept_in_another_browser(tab, chromium, filled):
+    tab.fill("option-instance_prompt", "a photo of sks dog")
+    tab.settle()
     other = Tab(chromium, filled.url)
     other.go("Train")
     until(lambda: other.value("run-name"), "the form is there")
@@ -94,8 +99,7 @@ def test_the_form_survives_a_reload(mine, tab, chromium, filled):
     other.context.close()
 
 
-def test_what_is_typed_while_an_answer_is_under_way_stays(mine, tab):
-    suggested = tab.value("run-name")  # for the bundled images
+def test_a_prompt_that_is_typed_while_an_answer_is_under_way_stays(mine, tab):
     choose(tab, "option-instance_data_dir", "mine")
     has(tab, "run-name", "mine-1")
     tab.settle()
@@ -103,8 +107,10 @@ def test_what_is_typed_while_an_answer_is_under_way_stays(mine, tab):
         tab.page.get_by_label("A style").check()
         tab.fill("option-instance_prompt", "typed")
     assert tab.value("option-instance_prompt") == "typed"
-    choose(tab, "option-instance_data_dir", BUNDLED)
-    has(tab, "run-name", suggested)
+
+
+def test_a_name_that_is_typed_while_an_answer_is_under_way_stays(mine, tab):
+    suggested = tab.value("run-name")  # for the bundled images
     tab.settle()
     with tab.held():
         choose(tab, "option-instance_data_dir", "mine")
@@ -217,6 +223,7 @@ def test_a_run_generates_previews_six_times_by_itself(tab, filled):
     tab.fill("option-rank", 8)
     tab.page.get_by_text("All other options").click()
     tab.fill("option-num_inference_steps", 1)
+    tab.fill("option-num_validation_images", 1)
     name = "with-previews"
     tab.fill("run-name", name)
     until(lambda: tab.value("run-name") == name, "the name is there")
