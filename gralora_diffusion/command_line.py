@@ -104,7 +104,9 @@ def whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"is {text!r}; it must be a whole number") from None
+        first, separator, _ = text.replace("x", ",").partition(",")
+        what = f"one whole number, such as {first}" if separator and first.isdigit() else "a whole number"
+        raise argparse.ArgumentTypeError(f"is {text!r}; it must be {what}") from None
 
 
 def number(text: str) -> float:

@@ -10,8 +10,10 @@ from gralora_diffusion.data.listing import printable, some
 from gralora_diffusion.data.wildcards import has_wildcards
 from gralora_diffusion.options import ConfigError
 
+NAMES = "trigger|trigger_?word|name|filewords|instance|class|(?:class|instance)_?token|token"
 PLACEHOLDERS = {  # {what other programs replace or leave out of a caption: how a note calls it}
-    re.compile(r"\[(trigger|name|filewords|instance|class)\]", re.I): "a placeholder such as [trigger]",
+    re.compile(rf"\[({NAMES})\]|\{{({NAMES})\}}|%({NAMES})%", re.I): "a placeholder such as [trigger]",
+    re.compile(r"\|\|\||;;;"): "a separator of tags such as |||",
     re.compile(r"<(lora|lyco|lycoris|hypernet):[^<>]{1,200}>", re.I): "<lora:...>",
     re.compile(r"__[\w/*-]{1,100}__"): "the name of a wildcard file",
     re.compile(r"\A(#|//)\s"): "a comment at its beginning",
@@ -20,8 +22,11 @@ PLACEHOLDERS = {  # {what other programs replace or leave out of a caption: how 
 DYNAMIC_PROMPTS = re.compile(r"\{[^{}|]{0,40}\$\$|[{|]\s*\d{0,9}\.?\d{1,9}::")
 
 
-def note_captions(folder: Path, captions: list[Caption], lines: str, prompt_option: str) -> None:
-    """Note which captions were read in a way that their writer may not expect."""
+def note_captions(folder: Path, captions: list[Caption], lines: str, prompt: str | None) -> None:
+    """Note which captions were read in a way that their writer may not expect.
+
+    lines: the value of --caption_lines. prompt: what stands in for empty captions.
+    """
     guessed = [caption for caption in captions if caption.guessed]
     several = [caption.file for caption in captions if caption.lines > 1]
     empty = [caption.empty for caption in captions if caption.empty]
@@ -36,7 +41,7 @@ def note_captions(folder: Path, captions: list[Caption], lines: str, prompt_opti
     if unused:
         note(f"captions in {folder} that are not used, since their images have another: {some(unused)}")
     if empty:
-        note(f"--{prompt_option} replaces empty captions in {folder}: {some(empty)}")
+        note(f"{prompt!r} replaces empty captions in {folder}: {some(empty)}")
 
 
 def check_captions(captions: list[tuple[str, str]], config: TrainConfig) -> None:

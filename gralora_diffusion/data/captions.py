@@ -11,7 +11,7 @@ import torch
 
 from gralora_diffusion.data.file_names import composed
 from gralora_diffusion.data.listing import CAPTIONS
-from gralora_diffusion.data.metadata import LISTS
+from gralora_diffusion.data.metadata import LISTS, has_words
 from gralora_diffusion.data.text_files import Text, kind_of, lines_of, read_text
 from gralora_diffusion.data.wildcards import wildcard_forms
 from gralora_diffusion.sdxl.prompt_weights import split_at_commas
@@ -41,6 +41,10 @@ class Variation(NamedTuple):
 
 class NoCaption(ValueError):
     """An image has neither a caption nor a prompt that stands in for it."""
+
+
+class ForeignJson(ValueError):
+    """A .json beside an image holds no caption: it may be another program's."""
 
 
 class Caption(NamedTuple):
@@ -83,13 +87,17 @@ def caption_of(
     readers = [functools.partial(from_file, file, lines) for file in files]
     if path in metadata:
         readers.append(functools.partial(from_metadata, metadata[path]))
-    found = []
+    found, foreign = [], None
     for read in readers:
         try:
             found.append(read())
+        except ForeignJson as error:
+            foreign = foreign or error
         except ValueError:
             if not any(caption.text for caption in found):  # else it may be another program's
                 raise
+    if foreign and not any(caption.text for caption in found):
+        raise foreign
     if caption := first_with_words(found):
         return caption
     empty = next((caption.file or LISTS for caption in found), None)
@@ -161,11 +169,12 @@ def from_json(path: Path) -> str:
     except (json.JSONDecodeError, RecursionError):
         raise ValueError(f"its caption {path.name} is not JSON") from None
     if not isinstance(entry, dict) or not entry.keys() & {"caption", "text", "tags"}:
-        raise ValueError(f'its caption {path.name} is not a JSON object with "caption", "text" or "tags"')
+        raise ForeignJson(f'its caption {path.name} is not a JSON object with "caption", "text" or "tags"')
     tags = entry.get("tags") or ""
     if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
         tags = ", ".join(tags)
-    parts = [part for part in (entry.get("caption", entry.get("text")), tags) if part]
+    captions = [entry[name] for name in ("caption", "text") if has_words(entry.get(name))]
+    parts = [part for part in (*captions[:1], tags) if part]
     words = [clean(part, path.name) for part in parts]
     return ", ".join(filter(None, words))
 

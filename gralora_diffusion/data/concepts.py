@@ -4,16 +4,19 @@ They are the images of --instance_data_dir, its subfolders where these are named
 the entries of the file of --concepts.
 """
 
+import contextlib
 import dataclasses
 import json
+import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from gralora_diffusion.checks import in_home
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.data.listing import has_images, listing, numbered, printable, reason_of
-from gralora_diffusion.data.text_files import kind_of, read_text
+from gralora_diffusion.data.text_files import kind_of, note_guessed, read_text
 from gralora_diffusion.options import ConfigError, did_you_mean, from_dict
 
 EXAMPLE = Path(__file__).parent.parent / "example"  # six images of a robot, made for this project
@@ -33,7 +36,7 @@ ELSEWHERE = {  # {key: what other trainers' configs call it}
     FOLDER: ("image_dir", "path", "folder_path", "data_dir", "train_data_dir", "instance_data_dir"),
     "repeats": ("num_repeats", "repeat"),
     "prompt": ("class_tokens", "trigger_word", "default_caption", "instance_prompt", "token"),
-    CLASS_FOLDER: ("class_data_dir", "reg_data_dir", "is_reg"),
+    CLASS_FOLDER: ("class_data_dir", "reg_data_dir"),
     MASK_FOLDER: ("mask_dir", "mask_path", "conditioning_data_dir"),
     "caption_dropout": ("caption_dropout_rate",),
     "shuffle_captions": ("shuffle_caption", "shuffle_tokens"),
@@ -50,6 +53,8 @@ class Concept:
     config: TrainConfig
     repeats: int = 1  # beside --repeats
     numbered: bool = False  # whether repeats and caption are from the folder's name
+    unused_prompt: str | None = None  # the prompt of the options, which the folder's name replaces
+    entry: str = ""  # "entry 2 of FILE" in the file of --concepts
 
     @property
     def class_key(self) -> tuple | None:
@@ -82,8 +87,9 @@ def in_folder(folder: Path, config: TrainConfig, repeats: int = 1) -> list[Conce
         return [Concept(folder, config, repeats)]
     found = []
     for path, times, words in subfolders:
-        own = dataclasses.replace(config, instance_prompt=words or config.instance_prompt)
-        found.append(Concept(path, own, repeats * times, True))
+        prompt = config.instance_prompt
+        own = dataclasses.replace(config, instance_prompt=words or prompt)
+        found.append(Concept(path, own, repeats * times, True, prompt if words else None))
     return found
 
 
@@ -100,10 +106,9 @@ def concepts_in_file(file: Path, config: TrainConfig) -> list[Concept]:
     found = []
     for number, entry in enumerate(entries_of(file), 1):
         where = f"entry {number} of {printable(file)}"
-        try:
-            found += from_entry(entry, file.parent, config)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}", option="concepts") from None
+        with in_entry(where):
+            concepts = from_entry(entry, file.parent, config)
+        found += [dataclasses.replace(concept, entry=where) for concept in concepts]
     if config.with_prior_preservation and not any(concept.class_key for concept in found):
         problem = f"--with_prior_preservation needs class images, and {printable(file)} names none"
         ways = (
@@ -113,13 +118,28 @@ def concepts_in_file(file: Path, config: TrainConfig) -> list[Concept]:
     return found
 
 
+@contextlib.contextmanager
+def in_entry(where: str) -> Iterator[None]:
+    """Within it, a ConfigError begins with the place of an entry and names its keys instead of options."""
+    keys = {f"--{option}": key for key, option in KEYS.items()}
+    try:
+        yield
+    except ConfigError as error:
+        if not where:
+            raise
+        text = re.sub(r"--\w+", lambda match: keys.get(match[0], match[0]), str(error))
+        raise ConfigError(f"{where}: {text}", option="concepts") from None
+
+
 def entries_of(file: Path) -> list:
     """What the file lists."""
     name = printable(file)
     if file.suffix.lower() in (".yaml", ".yml"):
         raise ConfigError(f"--concepts names a JSON or TOML file, and {name} is YAML", option="concepts")
     try:
-        text = read_text(file, MAX_BYTES).text
+        read = read_text(file, MAX_BYTES)
+        note_guessed(read, file)
+        text = read.text
         content = tomllib.loads(text) if file.suffix.lower() == ".toml" else json.loads(text)
     except (json.JSONDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         kind = "TOML" if file.suffix.lower() == ".toml" else "JSON"
@@ -147,6 +167,12 @@ def from_entry(entry, base: Path, config: TrainConfig) -> list[Concept]:
     """The concepts of one entry; its paths are relative to `base`. Raises ConfigError without the place."""
     if not isinstance(entry, dict):
         raise ConfigError(f"it is {kind_of(entry)}, not an object with a folder")
+    if "caption_strategy" in entry or "cache_dir_vae" in entry:
+        way = "write its instance_data_dir as folder and its instance_prompt as prompt"
+        raise ConfigError(f"it is a dataset of SimpleTuner, whose keys are others: {way}")
+    if "is_reg" in entry:
+        way = "give its folder as class_folder, beside class_prompt, in the entry of the images it is for"
+        raise ConfigError(f"it has is_reg, and class images have no entry of their own: {way}")
     if "path" in entry and ("__version" in entry or "include_subdirectories" in entry):
         way = "write its path as folder and its prompt source as captions or prompt"
         raise ConfigError(f"it is a concept of OneTrainer, whose keys are others: {way}")
@@ -166,6 +192,9 @@ def from_entry(entry, base: Path, config: TrainConfig) -> list[Concept]:
     of_class = [key for key in CLASS_KEYS if key in entry]
     if of_class and not config.with_prior_preservation:
         raise ConfigError(f"it has {of_class[0]}, which needs --with_prior_preservation")
+    has_class_prompt = "class_prompt" in entry or config.class_prompt
+    if CLASS_FOLDER in entry and not has_class_prompt and not numbered(path_in(base, entry[CLASS_FOLDER])):
+        raise ConfigError("it has class_folder without class_prompt, the prompt of these images")
     if "class_prompt" in entry and not (CLASS_FOLDER in entry or config.class_data_dir):
         raise ConfigError("it has class_prompt without class_folder")
     if MASK_FOLDER in entry and not config.masked_loss:

@@ -4,23 +4,29 @@ import dataclasses
 from pathlib import Path
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.console import counted, note
+from gralora_diffusion.console import counted
 from gralora_diffusion.data.cache import Cache, default_folder
 from gralora_diffusion.data.caption_notes import check_captions
 from gralora_diffusion.data.captions import Variation
+from gralora_diffusion.data.concept_checks import (
+    check_columns,
+    check_holds_images,
+    check_no_masks,
+    note_same,
+    note_subfolders,
+)
 from gralora_diffusion.data.concepts import (
     EXAMPLE,
     EXAMPLE_PROMPT,
     Concept,
     concepts_of,
     folder_concepts,
-    left_out,
+    in_entry,
 )
 from gralora_diffusion.data.hub_dataset import find_rows
 from gralora_diffusion.data.image_folder import TrainingImage, find_images
-from gralora_diffusion.data.listing import has_images, listing, numbered, printable, some
+from gralora_diffusion.data.listing import has_images, numbered, printable
 from gralora_diffusion.data.masked_images import check_masks, with_masks
-from gralora_diffusion.data.metadata import LISTS, metadata_in
 from gralora_diffusion.options import ConfigError
 
 
@@ -44,26 +50,36 @@ def instance_images(config: TrainConfig, cache: Cache | None = None) -> list[Tra
         return images
     concepts = concepts_of(config)
     check_columns(concepts)
+    check_no_masks(concepts)
     keys = list(dict.fromkeys(concept.class_key for concept in concepts if concept.class_key))
     found = []
     for number, concept in enumerate(concepts):
         own = concept.config
-        check_holds_images(concept)
-        masks = mask_folder_of(concept)
-        how = dict(column=own.caption_column, lines=own.caption_lines, mask_folder=masks)
-        images = find_images(concept.folder, own.instance_prompt, **how, **common)
-        if config.masked_loss:
-            images = with_masks(images, concept.folder, masks, **common)
-        check_captions(captions_of(images), own)
+        with in_entry(concept.entry):
+            images = images_of(concept, common)
         about = dict(repeats=concept.repeats, concept=number)
         if config.concepts is not None:
             about["variation"] = Variation.of(own)
             about["class_set"] = keys.index(concept.class_key) if concept.class_key else -1
         found += [dataclasses.replace(image, **about) for image in images]
-    note_subfolders(config)
+    note_subfolders(config, concepts)
+    note_same(found, concepts)
     if config.masked_loss:
         check_masks(found)
     return found
+
+
+def images_of(concept: Concept, common: dict) -> list[TrainingImage]:
+    """The images of one concept. common: the arguments that find_images() and with_masks() share."""
+    own = concept.config
+    check_holds_images(concept)
+    masks = mask_folder_of(concept)
+    how = dict(column=own.caption_column, lines=own.caption_lines, mask_folder=masks)
+    images = find_images(concept.folder, own.instance_prompt, **how, **common)
+    if own.masked_loss:
+        images = with_masks(images, concept.folder, masks, **common)
+    check_captions(captions_of(images), own)
+    return images
 
 
 def captions_of(images: list[TrainingImage]) -> list[tuple[str, str]]:
@@ -87,50 +103,6 @@ def mask_folder_of(concept: Concept) -> Path | None:
         way = f"move those of {printable(own.name)} to its subfolder of that name"
         raise ConfigError(f"{problem}: {way}", option="mask_dir")
     return own if own.is_dir() else None
-
-
-def check_columns(concepts: list[Concept]) -> None:
-    """Raises ConfigError where --caption_column names a column of nothing."""
-    for concept in concepts:
-        column = concept.config.caption_column
-        if column is not None and metadata_in(concept.folder) is None:
-            problem = f"--caption_column names a column of --dataset_name or of {LISTS}"
-            raise ConfigError(f"{problem}, and there is neither", option="caption_column")
-
-
-def check_holds_images(concept: Concept) -> None:
-    """Raises ConfigError for a folder that holds subfolders instead of images."""
-    if concept.numbered or has_images(concept.folder):
-        return
-    subfolders = listing(concept.folder, "instance_data_dir")[1]
-    of_kohya = [name for name in subfolders if numbered(concept.folder / name)]
-    if of_kohya:
-        problem = (
-            f"{printable(concept.folder)} holds no images itself; its subfolder {printable(of_kohya[0])}"
-        )
-        way = f"name it with --instance_data_dir {printable(concept.folder / of_kohya[0])}"
-        raise ConfigError(f"{problem} holds folders of images: {way}", option="instance_data_dir")
-    with_images = [name for name in subfolders if has_images(concept.folder / name)]
-    if with_images:
-        what = f"only {counted(len(with_images), 'subfolder')} with images ({some(with_images)})"
-        problem = f"{printable(concept.folder)} holds no images itself, {what}"
-        words = with_images[0].lstrip("0123456789 -_.") or with_images[0]
-        ways = f"name a subfolder, or put repeats before each name, such as '10_{printable(words)}'"
-        raise ConfigError(f"{problem}: {ways}", option="instance_data_dir")
-
-
-def note_subfolders(config: TrainConfig) -> None:
-    """Note which subfolders are not read beside "10_sks dog", and which of that kind beside images."""
-    if config.concepts is not None or config.instance_data_dir is None:
-        return
-    folder = Path(config.instance_data_dir)
-    masks = Path(config.mask_dir).name if config.mask_dir else None
-    if names := [name for name in left_out(folder) if name != masks]:
-        what = f"{counted(len(names), 'subfolder')} left out, whose names do not begin with repeats"
-        note(f"{folder} has {what} such as 10_: {some(names)}")
-    if has_images(folder) and numbered(folder):
-        names = some([path.name for path, _, _ in numbered(folder)])
-        note(f"{folder} holds images itself, so subfolders with repeats are not read as concepts: {names}")
 
 
 def concept_lines(config: TrainConfig, images: list[TrainingImage]) -> list[str]:

@@ -6,12 +6,15 @@ from pathlib import Path
 import torch
 
 from gralora_diffusion.config import TrainConfig
+from gralora_diffusion.console import note
 from gralora_diffusion.data.cache import Cache
+from gralora_diffusion.data.caption_notes import check_captions
+from gralora_diffusion.data.concept_checks import check_holds_images
 from gralora_diffusion.data.concepts import in_folder
-from gralora_diffusion.data.dataset import instance
+from gralora_diffusion.data.dataset import captions_of, instance
 from gralora_diffusion.data.image_folder import TrainingImage, find_images
 from gralora_diffusion.data.listing import printable
-from gralora_diffusion.data.masked_images import with_masks
+from gralora_diffusion.data.masked_images import count_of_masks, with_masks
 from gralora_diffusion.options import ConfigError
 from gralora_diffusion.seeding import generator
 
@@ -69,10 +72,14 @@ def held_out_folder(
         own = concept.config
         common = dict(skip=own.on_bad_image == "skip", cache=cache, workers=own.dataloader_num_workers)
         how = dict(column=own.caption_column, lines=own.caption_lines)
+        check_holds_images(concept, "validation_dir")
         members = find_images(concept.folder, own.instance_prompt, "validation_dir", **how, **common)
         if config.masked_loss:
             members = with_masks(members, concept.folder, None, **common)
+        check_captions(captions_of(members), own)
         found += members
+    if config.masked_loss:
+        note(f"masks for {count_of_masks(found)} of {config.validation_dir}, found beside them")
     trained = {image.digest: image for image in images}
     for image in found:
         if image.digest in trained:

@@ -24,12 +24,14 @@ from gralora_diffusion.data.captions import (
     files_beside,
 )
 from gralora_diffusion.data.file_facts import facts_of, unchanged
+from gralora_diffusion.data.folder_notes import note_left_out, note_mask_names, note_unlisted
 from gralora_diffusion.data.images import EXTENSIONS, decode, open_image
 from gralora_diffusion.data.listing import (
     CAPTIONS,
-    DOCUMENTS,
     NUMBERED,
     caption_stems,
+    has_images,
+    is_other_list,
     listing,
     printable,
     reason_by_name,
@@ -124,14 +126,17 @@ def find_images(
     images = {p for p in files if p.suffix.lower() in EXTENSIONS}
     masks = [p for p in companions(sorted(images)) if p not in metadata]
     paths = sorted(images.difference(masks) | metadata.keys())
-    beside = by_name(p for p in files if p.suffix.lower() in CAPTIONS)
+    beside = captions_beside(folder, files, metadata)
     stems = caption_stems(images | metadata.keys())
     for path in files:
         if path not in metadata and (reason := reason_by_name(path, stems)):
             bad[path] = reason
     prompt_option = "class_prompt" if option == "class_data_dir" else "instance_prompt"
-    if prompt is None and paths and not any(has_caption(p, beside, metadata) for p in paths):
+    if prompt is None and paths and not any(has_caption(p, beside[p.parent], metadata) for p in paths):
         problem = f"{folder} has no caption for any of its images"
+        texts = [p for p in sorted(bad) if p.suffix.lower() in CAPTIONS or is_other_list(p.name.lower())]
+        if texts:
+            problem += f" ({printable(texts[0].name)}: {bad[texts[0]]})"
         ways = f"give --{prompt_option}, or captions ({PLACES})"
         if (match := NUMBERED.fullmatch(folder.name)) and match[2] and option == "instance_data_dir":
             ways += (
@@ -145,7 +150,7 @@ def find_images(
         """The image, or why it cannot be used."""
         try:
             digest, size, left_out = facts_of_file(path, cache)
-            caption = caption_of(path, beside, metadata, prompt, lines, prompt_option)
+            caption = caption_of(path, beside[path.parent], metadata, prompt, lines, prompt_option)
             captions[path] = caption
             prompted = caption.file is None and not caption.in_metadata
             return TrainingImage(path, caption.text, digest, size, left_out, prompted=prompted)
@@ -169,35 +174,36 @@ def find_images(
         way = f"give --{prompt_option}, or write a caption {beside_it} ({example})"
         refuse_without_caption(folder, names, len(paths), way, prompt_option)
     refuse_files(folder, {printable(p.relative_to(folder)): bad[p] for p in sorted(bad)}, skip, option)
-    folders = [
-        name for name in folders if mask_folder is None or resolved(folder / name) != resolved(mask_folder)
-    ]
+    used = {path.relative_to(folder).parts[0] for path in metadata}
+    if mask_folder is not None:
+        used.update(name for name in folders if resolved(folder / name) == resolved(mask_folder))
+    folders = [name for name in folders if name not in used]
     note_left_out(folder, folders, [p for p in files if p not in metadata], masks)
+    note_mask_names(folder, paths, images)
+    note_unlisted(folder, metadata)
     if len(found) < at_least:
         problem = f"{folder} holds no images that can be used ({', '.join(sorted(EXTENSIONS))})"
+        if inside := [name for name in folders if has_images(folder / name)]:
+            problem += f"; move here those of its {counted(len(inside), 'subfolder')} {some(inside)}"
         raise ConfigError(problem, option=option)
-    note_captions(folder, [captions[image.path] for image in found], lines, prompt_option)
+    note_captions(folder, [captions[image.path] for image in found], lines, prompt)
     note_peculiarities(folder, found)
+    return found
+
+
+def captions_beside(
+    folder: Path, files: list[Path], metadata: dict[Path, str]
+) -> dict[Path, dict[str, Path]]:
+    """{folder: by_name() its caption files}, of the folder, whose files these are, and those of metadata."""
+    found = {folder: by_name(path for path in files if path.suffix.lower() in CAPTIONS)}
+    for parent in {path.parent for path in metadata} - {folder}:
+        others = parent.iterdir() if parent.is_dir() else ()
+        found[parent] = by_name(path for path in others if path.suffix.lower() in CAPTIONS and path.is_file())
     return found
 
 
 def has_caption(path: Path, beside: dict[str, Path], metadata: dict[Path, str]) -> bool:
     return path in metadata or any(files_beside(path, beside, suffix) for suffix in CAPTIONS)
-
-
-def note_left_out(folder: Path, folders: list[str], files: list[Path], masks: list[Path]) -> None:
-    """Note which subfolders, documents and masks are not read."""
-    if folders:
-        what = f"{counted(len(folders), 'subfolder')}, left out"
-        note(f"{folder} has {what}: {', '.join(map(printable, folders))}")
-    documents = [printable(path.name) for path in files if path.suffix.lower() in DOCUMENTS]
-    if documents:
-        names = ", ".join(documents)
-        what = f"{counted(len(documents), 'file')} with neither an image nor a caption, left out"
-        note(f"{folder} holds {what}: {names}")
-    if masks:
-        what = f"{counted(len(masks), 'mask')} beside the images, not trained on"
-        note(f"{folder} holds {what}: {printable(masks[0].name)}{' and others' if len(masks) > 1 else ''}")
 
 
 def facts_of_file(source: Path | bytes, cache: Cache | None) -> tuple[str, tuple[int, int], str | None]:

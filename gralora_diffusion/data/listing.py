@@ -15,7 +15,10 @@ IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "readme.md", MET
 IGNORED_FOLDERS = {"__macosx", "@eadir", "_latent_cache", "_t_e_cache"}
 CACHES = {".npz", ".aae"}  # of other trainers, and edits of a phone: ignored
 MARK_OF_THE_WEB = ":zone.identifier"  # what Windows knows of a download, as a file of its own
-LISTS_ELSEWHERE = {"caption", "captions", "metadata", "meta_cap", "meta_clean", "meta_lat", "prompts", "tags"}
+LISTS_ELSEWHERE = {
+    "caption", "captions", "data", "dataset", "labels", "meta_cap", "meta_clean", "meta_lat", "metadata",
+    "prompts", "tags", "train",
+}  # fmt: skip
 CAPTIONS = (".txt", ".caption", ".json")
 # Documents are neither images nor captions; they are left out with a note.
 DOCUMENTS = {
@@ -90,21 +93,29 @@ def leads_up(folder: Path) -> bool:
     return folder.is_symlink() and (target == parent or target in parent.parents)
 
 
-def caption_stems(images: Iterable[Path]) -> set[str]:
-    """NAME and NAME.png of images, which the names of their captions begin with."""
-    found = set()
+def caption_stems(images: Iterable[Path]) -> dict[str, set[str]]:
+    """{NAME and NAME.png of images in lower case: spellings}; the names of captions begin with them."""
+    found = {}
     for path in images:
-        found |= {composed(path.stem), composed(path.name)}
+        for stem in (composed(path.stem), composed(path.name)):
+            found.setdefault(stem.lower(), set()).add(stem)
     return found
 
 
-def reason_by_name(path: Path, stems: set[str]) -> str | None:
-    """Why a file cannot be used, judged by its name alone. stems: caption_stems() the images."""
-    suffix, has_image = path.suffix.lower(), composed(path.stem) in stems
+def is_among(stem: str, stems: dict[str, set[str]]) -> bool:
+    """Whether it is one of caption_stems(), in its own case."""
+    return composed(stem) in stems.get(composed(stem).lower(), ())
+
+
+def reason_by_name(path: Path, stems: dict[str, set[str]]) -> str | None:
+    """Why a file cannot be used, judged by its name alone. stems: caption_stems() of the images."""
+    suffix, has_image = path.suffix.lower(), is_among(path.stem, stems)
     if suffix in EXTENSIONS | DOCUMENTS or (suffix in CAPTIONS and has_image):
         return None
     if suffix in CAPTIONS:
-        return f"a caption without an image: there is no image named {printable(path.stem)}"
+        spellings = stems.get(composed(path.stem).lower())
+        case = f", but {printable(min(spellings))}: rename one of them" if spellings else ""
+        return f"a caption without an image: there is no image named {printable(path.stem)}{case}"
     if suffix in VECTOR_GRAPHICS:
         return "vector graphics, not pixels: export it as PNG"
     if suffix == ".jxl":

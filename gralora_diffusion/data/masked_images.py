@@ -14,6 +14,7 @@ from gralora_diffusion.data.images import EXTENSIONS
 from gralora_diffusion.data.listing import listing, printable, reason_of, some
 from gralora_diffusion.data.mask_images import Mask, mask_in_alpha, mask_in_file
 from gralora_diffusion.data.masks import NAMES, masks_in, masks_of, stem_of
+from gralora_diffusion.data.metadata import LISTS
 from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError
 
@@ -60,7 +61,11 @@ def files_of_masks(paths: list[Path], folder: Path, mask_folder: Path | None) ->
         for parent in sorted({path.parent for path in paths}):
             own = {path for path in paths if path.parent == parent}
             pairs = masks_of(sorted(own.union(image_files(parent))))
-            beside |= {path: mask for path, mask in pairs.items() if path in own and mask not in own}
+            for path, mask in pairs.items():
+                if path in own and mask in own:
+                    problem = f"{mask.name} is named as the mask of {path.name}, and listed to be trained on"
+                    raise ValueError(f"{problem}: remove its line from {LISTS}, or rename it")
+            beside |= {path: mask for path, mask in pairs.items() if path in own}
         return beside | in_folder(paths, folder, mask_folder)
     except ConfigError:
         raise

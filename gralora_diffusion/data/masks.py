@@ -1,7 +1,8 @@
 """Which file is the mask of which image, by name.
 
-Beside the image, as OneTrainer and others name them: a-masklabel.png, a_mask.png, mask_a.png or
-a.png-mask.png of a.png. In a folder of masks: a.png too, which comes first.
+Beside the image, as OneTrainer and others name them: a-masklabel.png, a_mask.png, "a (mask).png", mask_a.png
+or a.png-mask.png of a.png, also with a number at the end, as in a_mask_00001_.png. In a folder of masks:
+a.png too, which comes first.
 """
 
 import itertools
@@ -12,15 +13,17 @@ from pathlib import Path
 from gralora_diffusion.data.file_names import composed
 from gralora_diffusion.data.images import EXTENSIONS
 
-SEPARATORS = "-_."
+SEPARATORS = "-_. "
 LABELS = tuple(map("".join, itertools.product(SEPARATORS, ("masklabel", "condlabel"))))
 # OneTrainer's: never images to train on, with or without a partner
-WORDS = ("masklabel", "mask", "masks", "matte", "alpha")  # by precedence
+WORDS = ("masklabel", "mask", "masks", "matte", "alpha", "seg", "segmentation")  # by precedence
 MASKS = tuple(separator + word for word, separator in itertools.product(WORDS, SEPARATORS))
 ENDINGS = "|".join(map(re.escape, dict.fromkeys((*MASKS, *LABELS))))
 IMAGE_SUFFIXES = "|".join(map(re.escape, sorted(EXTENSIONS)))
-AT_THE_END = re.compile(f"(.+?)(?:{IMAGE_SUFFIXES})?({ENDINGS})", re.I | re.S)
-IN_FRONT = re.compile("mask([-_])(.+)", re.I | re.S)
+COUNTER = r"(?:[-_ ]?\d{1,6}_?| ?\(\d{1,6}\))?"  # of a second mask, a copy, or ComfyUI's SaveImage
+AT_THE_END = re.compile(f"(.+?)(?:{IMAGE_SUFFIXES})?({ENDINGS}){COUNTER}", re.I | re.S)
+IN_BRACKETS = re.compile(rf"(.+?)[-_. ]?[(\[]({'|'.join(WORDS)})[)\]]{COUNTER}", re.I | re.S)
+IN_FRONT = re.compile("mask([-_ ])(.+)", re.I | re.S)
 NAMES = "NAME-masklabel.png, NAME_mask.png or NAME-mask.png"
 
 
@@ -28,6 +31,8 @@ def split_name(path: Path) -> tuple[str, str] | None:
     """(stem of the image, one of MASKS or LABELS) of a file that is named as a mask; None for others."""
     if match := AT_THE_END.fullmatch(path.stem):
         return match[1], match[2].lower()
+    if match := IN_BRACKETS.fullmatch(path.stem):
+        return match[1], f" {match[2].lower()}"
     if match := IN_FRONT.fullmatch(path.stem):
         return match[2], f"{match[1]}mask"
     return None

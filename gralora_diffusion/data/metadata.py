@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gralora_diffusion.console import counted
 from gralora_diffusion.data.file_names import as_stored
-from gralora_diffusion.data.text_files import read_text
+from gralora_diffusion.data.text_files import note_guessed, read_text
 from gralora_diffusion.files import resolved
 
 METADATA = "metadata.jsonl"
@@ -49,10 +49,16 @@ def read_list(path: Path, column: str | None) -> dict[Path, str]:
     folder = path.parent
     found, root = {}, resolved(folder)
     entries = of_jsonl if path.suffix.lower() == ".jsonl" else of_csv
-    for where, entry in entries(read_text(path).text):
+    read = read_text(path)
+    note_guessed(read, path)
+    for where, entry in entries(read.text):
         image, caption = read_entry(entry, column, where)
+        if "\\" in image and not os.path.lexists(folder / image):
+            image = image.replace("\\", "/")  # as programs on Windows write paths
         if ".." in Path(image).parts or root not in resolved(root / image).parents:
             raise ValueError(f"{where} names a file outside the folder")
+        if Path(image).is_absolute():
+            image = resolved(Path(image)).relative_to(root)
         path = as_stored(folder / image)
         if path in found:
             raise ValueError(f"{where} names {image} a second time")
@@ -77,7 +83,7 @@ def of_csv(text: str) -> Iterator[tuple[str, dict]]:
     """(where, row) of each row that is not blank; the first row names the columns."""
     head, rows = csv_rows(text)
     for where, cells in rows:
-        if cells:
+        if any(cell.strip() for cell in cells):
             yield where, dict(zip(head, cells, strict=False))
 
 
@@ -118,6 +124,11 @@ def check_head(head: list[str]) -> None:
     raise ValueError(f'its first line must name a column "file_name", and names {named}'[:300])
 
 
+def has_words(caption) -> bool:
+    """Whether it is more than null or an empty text; values that are no text count, for the message."""
+    return bool(caption.strip()) if isinstance(caption, str) else caption is not None
+
+
 def read_entry(entry, column: str | None, where: str) -> tuple[str, str]:
     """(file name, caption) of an entry."""
     image = entry.get("file_name") if isinstance(entry, dict) else None
@@ -125,9 +136,9 @@ def read_entry(entry, column: str | None, where: str) -> tuple[str, str]:
         keys = f", but {', '.join(map(repr, entry))}" if isinstance(entry, dict) and entry else ""
         raise ValueError(f'{where} has no "file_name"{keys}'[:300])
     columns = (column,) if column else COLUMNS
-    for name in columns:
-        if name in entry:
-            return image, entry[name]
+    given = [entry[name] for name in columns if name in entry]
+    if given:
+        return image, next((caption for caption in given if has_words(caption)), "")
     present = ", ".join(repr(name) for name in entry if name != "file_name")
     beside = f", but {present}: name one with --caption_column" if present else ""
     raise ValueError(f"{where} has no {' or '.join(map(repr, columns))}{beside}"[:300])

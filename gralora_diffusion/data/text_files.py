@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from gralora_diffusion.console import note
+
 BOMS = (  # of UTF-32 first, since it begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -14,6 +16,7 @@ BOMS = (  # of UTF-32 first, since it begins with that of UTF-16
 )
 ENDS_OF_LINES = re.compile(r"\r\n|\r|\n")
 FALLBACK = "cp1252"  # Windows' in Western Europe and America
+DOCUMENTS = {b"{\\rtf": "RTF", b"<!doctype html": "HTML", b"<html": "HTML"}  # {how they begin: what they are}
 CONTROL = re.compile(r"[\x01-\x08\x0e-\x1f]")  # in no text; NUL has a message of its own
 
 
@@ -45,6 +48,8 @@ def read_text(path: Path, limit: int | None = None) -> Text:
     if limit is not None and path.stat().st_size > limit:
         raise ValueError(f"{path.name} is longer than {limit:,} bytes")
     content = path.read_bytes()
+    if kind := next((kind for start, kind in DOCUMENTS.items() if content.lower().startswith(start)), None):
+        raise ValueError(f"{path.name} is {kind}, not plain text: save it as plain text")
     encoding = next((name for bom, name in BOMS if content.startswith(bom)), "utf-8")
     try:
         return Text(content.decode(encoding), False)
@@ -57,6 +62,12 @@ def read_text(path: Path, limit: int | None = None) -> Text:
     if text is None or CONTROL.search(text):
         raise ValueError(f"{path.name} is not UTF-8 text, nor UTF-16 with a byte order mark, nor {FALLBACK}")
     return Text(text, True)
+
+
+def note_guessed(read: Text, path: Path) -> None:
+    """Note that the file was read in an encoding that nothing in it confirms."""
+    if read.guessed:
+        note(f"{path} is not UTF-8 and is read as {FALLBACK}: save it as UTF-8 if its letters come out wrong")
 
 
 def prompts_in(text: str) -> list[str]:

@@ -7,7 +7,7 @@ import torch
 from gralora_diffusion.adapters import allocation
 from gralora_diffusion.adapters.registry import all_layers
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.data.class_images import check_class_folders
+from gralora_diffusion.data.class_folders import check_class_folders, check_class_images
 from gralora_diffusion.data.dataset import (
     caption_counts,
     concept_lines,
@@ -49,6 +49,7 @@ def plan(config: TrainConfig, timed: bool = False) -> Plan:
     scored = bool(encoder_names(config))
     run = locate(config, images)
     check_class_folders(config)
+    check_class_images(config, images, image_cache(config))
     with fault_of("pretrained_model_name_or_path"):
         components = shapes(config.pretrained_model_name_or_path, config.revision, config.cache_dir)
         vae = numbers(vae_shapes(config.pretrained_model_name_or_path))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import counted, duration
-from gralora_diffusion.data.class_images import class_image_facts
+from gralora_diffusion.data.class_folders import class_image_facts
 from gralora_diffusion.data.listing import printable
 from gralora_diffusion.devices import best_device, name_of
 from gralora_diffusion.formats.run_files import named_after

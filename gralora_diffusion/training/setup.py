@@ -19,7 +19,8 @@ from gralora_diffusion.adapters.quantization import check_quantization, quantize
 from gralora_diffusion.adapters.registry import adapted_layers, adapter_parameters, all_layers, handles
 from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note, share_work
-from gralora_diffusion.data.class_images import check_class_folders, class_images
+from gralora_diffusion.data.class_folders import check_class_folders
+from gralora_diffusion.data.class_images import class_images
 from gralora_diffusion.data.dataset import epoch_length, image_cache, instance_images
 from gralora_diffusion.data.encode import check_captions, check_class_prompt
 from gralora_diffusion.data.held_out import hold_out

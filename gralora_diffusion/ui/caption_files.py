@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gralora_diffusion.data import captions
 from gralora_diffusion.data.file_names import composed
-from gralora_diffusion.data.listing import CAPTIONS, caption_stems
+from gralora_diffusion.data.listing import CAPTIONS, caption_stems, is_among
 from gralora_diffusion.data.metadata import metadata_in
 from gralora_diffusion.data.text_files import lines_of
 from gralora_diffusion.files import write_text
@@ -22,7 +22,7 @@ def captions_beside(image: Path) -> dict[str, Path]:
     """{file name with its ending in lower case: caption file} of an image; links are left out."""
     own = caption_stems([image])
     files = [image.with_name(name) for name in sorted(os.listdir(image.parent))]
-    files = [path for path in files if path.suffix.lower() in CAPTIONS and composed(path.stem) in own]
+    files = [path for path in files if path.suffix.lower() in CAPTIONS and is_among(path.stem, own)]
     return captions.by_name(path for path in files if real_file(path))
 
 

@@ -44,11 +44,11 @@ def pipeline():
 
 
 def folder_of(path, sizes=SIZES, name="p"):
-    """Images that can be told apart, each with its own caption."""
+    """Images that can be told apart, also from those of a longer name, each with its own caption."""
     path.mkdir(exist_ok=True)
     for i, size in enumerate(sizes):
         image = Image.effect_mandelbrot(size, (-2 + i / 9, -1.5, 1, 1.5), 60).convert("RGB")
-        ImageDraw.Draw(image).rectangle((5, 5, 20, 20), fill=(25 * i, 255 - 20 * i, 90))
+        ImageDraw.Draw(image).rectangle((5, 5, 20, 20), fill=(25 * i, 255 - 20 * i, 89 + len(name)))
         image.save(path / f"{name}{i}.png")
         (path / f"{name}{i}.txt").write_text(f"image {i}, red, blue, green, large")
     return path

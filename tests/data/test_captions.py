@@ -63,7 +63,7 @@ def test_json_and_metadata_have_the_same_encodings(folder):
 def test_an_empty_file_is_no_caption(folder, capsys, content, name):
     (folder / name).write_bytes(content)
     assert first_caption(folder) == "the prompt"
-    assert f"--instance_prompt replaces empty captions in {folder}: {name}" in capsys.readouterr().err
+    assert f"'the prompt' replaces empty captions in {folder}: {name}" in capsys.readouterr().err
     (folder / "a.json").write_text('{"tags": ["from", "tags"]}')
     assert first_caption(folder) == "from, tags"
     (folder / "a.json").write_text('{"caption": ""}')

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from gralora_diffusion import AdapterConfig, TrainConfig, load_sdxl
 from gralora_diffusion.data.batches import examples_at, plan_batches
 from gralora_diffusion.data.cache import Cache
-from gralora_diffusion.data.class_images import check_class_folders, class_images
+from gralora_diffusion.data.class_folders import check_class_folders
+from gralora_diffusion.data.class_images import class_images
 from gralora_diffusion.data.dataset import epoch_length, instance_images
 from gralora_diffusion.data.image_folder import find_images
 from gralora_diffusion.data.masks import masks_of
@@ -254,14 +255,14 @@ def test_a_file_of_concepts_in_json_and_toml(kohya):
             '{"datasets": [{"subsets": []}]}',
             "is a dataset config of sd-scripts: write each of its subsets",
         ),
-        ('[{"folder": "a", "repeats": 0}]', "entry 1 of .*: --repeats is 0; it must be at least 1"),
+        ('[{"folder": "a", "repeats": 0}]', "entry 1 of .*: repeats is 0; it must be at least 1"),
         (
             '[{"folder": "a", "repeats": "5"}]',
             "entry 1 of .*: option 'repeats' is '5'; it must be a whole number",
         ),
         ('[{"folder": "a", "keep_tokens": "x"}]', "entry 1 of .*: option 'keep_tokens' is 'x'"),
-        ('[{"folder": "a", "keep_tokens": 1}]', "entry 1 of .*: --keep_tokens has no effect here"),
-        ('[{"folder": "a", "caption_dropout": 2}]', "entry 1 of .*: --caption_dropout is 2; it must be at"),
+        ('[{"folder": "a", "keep_tokens": 1}]', "entry 1 of .*: keep_tokens has no effect here"),
+        ('[{"folder": "a", "caption_dropout": 2}]', "entry 1 of .*: caption_dropout is 2; it must be at"),
         ('[{"folder": "a", "class_prompt": "x"}]', "entry 1 of .*: it has class_prompt, which needs --with_"),
         ('[{"folder": "a\\u0000b"}]', "entry 1 of .*: a path has a NUL character"),
     ],
