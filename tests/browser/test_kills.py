@@ -12,8 +12,18 @@ from page_server import Page, end_runs, until
 pytestmark = pytest.mark.browser
 
 
-def start(page: Page) -> Path:
-    """The folder of a run that goes on until it is ended, and has done two steps."""
+@pytest.fixture
+def page(tmp_path):
+    """A page that trains: its process and its run may be killed."""
+    page = Page(tmp_path / "h")
+    start(page)
+    yield page
+    end_runs(page.home)
+    page.close()
+
+
+def start(page: Page) -> None:
+    """Start the run "long", which goes on until it is ended, and wait for two steps."""
     settings = dict(
         name="long",
         max_train_steps="5000",
@@ -24,49 +34,40 @@ def start(page: Page) -> Path:
         checkpointing_steps=20,
     )
     assert "error" not in page.call("start", *page.form(**settings))
-    run = page.home / "runs" / "long"
-    until(lambda: steps_of(run) > 1, "it steps")
-    return run
+    until(lambda: steps_of(page) > 1, "it steps")
 
 
-def steps_of(run: Path) -> int:
-    metrics = run / "metrics.jsonl"
+def run_of(page: Page) -> Path:
+    return page.home / "runs" / "long"
+
+
+def steps_of(page: Page) -> int:
+    metrics = run_of(page) / "metrics.jsonl"
     return metrics.read_text().count("\n") if metrics.is_file() else 0
 
 
-def test_a_run_goes_on_when_the_page_is_killed_and_a_new_page_displays_it(chromium, tmp_path):
-    page = Page(tmp_path / "h")
+def test_a_run_goes_on_when_the_page_is_killed_and_a_new_page_displays_it(chromium, page):
+    page.close(signal.SIGKILL)
+    before = steps_of(page)
+    other = Page(page.home)
     try:
-        run = start(page)
-        page.close(signal.SIGKILL)
-        before = steps_of(run)
-        page = Page(tmp_path / "h")
-        until(lambda: steps_of(run) > before, "it goes on")
-        tab = Tab(chromium, page.url)
+        until(lambda: steps_of(page) > before, "it goes on")
+        tab = Tab(chromium, other.url)
         tab.wait_state("running")
         tab.context.close()  # it would find the next server on this port
     finally:
-        end_runs(page.home)
-        page.close()
+        other.close()
 
 
-def test_a_run_that_is_killed_is_resumed(chromium, tmp_path):
-    page = Page(tmp_path / "h")
-    try:
-        run = start(page)
-        until(lambda: (run / "checkpoint-20").is_dir(), "a checkpoint")
-        os.kill(json.loads((run / "status.json").read_text())["pid"], signal.SIGKILL)
-        tab = Tab(chromium, page.url)
-        assert tab.wait_state("killed", "failed", "done") == "killed"
-        tab.go("Watch")
-        until(lambda: "Resume continues from checkpoint-" in tab.value("message"), "the message")
-        until(lambda: "training:" in tab.value("log") or "estimate" in tab.value("log"), "the log")
-        tab.page.click("#resume")
-        tab.wait_state("running")
-        until(lambda: tab.step() >= 21, "it goes on from the checkpoint")
-        tab.page.click("#strip-stop")
-        tab.wait_state("stopped")
-        tab.context.close()
-    finally:
-        end_runs(page.home)
-        page.close()
+def test_a_run_that_is_killed_is_resumed(chromium, page):
+    until(lambda: (run_of(page) / "checkpoint-20").is_dir(), "a checkpoint")
+    os.kill(json.loads((run_of(page) / "status.json").read_text())["pid"], signal.SIGKILL)
+    tab = Tab(chromium, page.url)
+    assert tab.wait_state("killed", "failed", "done") == "killed"
+    tab.go("Watch")
+    until(lambda: "Resume continues from checkpoint-" in tab.value("message"), "the message")
+    until(lambda: "training:" in tab.value("log") or "estimate" in tab.value("log"), "the log")
+    tab.page.click("#resume")
+    tab.wait_state("running")
+    until(lambda: tab.step() >= 21, "it goes on from the checkpoint")
+    tab.context.close()

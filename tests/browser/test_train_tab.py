@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from page_browser import Tab
-from page_server import end_runs, until
+from page_server import until
 
 from gralora_diffusion.data.dataset import EXAMPLE
+from gralora_diffusion.ui.run_files import raw_status
 from gralora_diffusion.ui.workspace import BUNDLED, EMBEDDED, SDXL
 
 pytestmark = pytest.mark.browser
@@ -160,8 +161,8 @@ def test_a_mistake_in_the_list_opens_it(tab):
     until(lambda: in_sight(tab, "option-adam_beta1"), "it is in sight")
 
 
-def test_options_and_warnings_follow_the_base(mine, tab):
-    """No 1024 pixels on the demo model, whose name is the same everywhere, and which learns no photos."""
+def test_the_demo_model_is_said_to_learn_no_photos(mine, tab):
+    """Where the base is chosen, which has the same name everywhere."""
     assert tab.value("option-pretrained_model_name_or_path") == EMBEDDED
     assert not tab.page.locator("#base-warning").is_visible()
     choose(tab, "option-instance_data_dir", "mine")
@@ -169,20 +170,24 @@ def test_options_and_warnings_follow_the_base(mine, tab):
     tab.wait("base-warning", "The demo model cannot learn photos")
     below = tab.page.locator("#base-warning").bounding_box()
     base = tab.page.locator("#option-pretrained_model_name_or_path").bounding_box()
-    assert 0 <= below["y"] - base["y"] - base["height"] < 40  # pixels: where the base is chosen
+    assert 0 <= below["y"] - base["y"] - base["height"] < 40  # pixels
     choose(tab, "option-pretrained_model_name_or_path", "SDXL 1.0")
+    tab.page.locator("#base-warning").wait_for(state="hidden")
+
+
+def test_options_follow_the_base_and_the_card(tab):
+    """No 1024 pixels on the demo model."""
     resolution = tab.page.locator("#option-resolution input, #option-resolution textarea")
+    choose(tab, "option-pretrained_model_name_or_path", "SDXL 1.0")
     until(lambda: resolution.get_attribute("placeholder") == "1024", "the placeholder follows")
     choose(tab, "card", "12 GB")
     has(tab, "option-resolution", "1024")
     has(tab, "option-max_train_steps", "800")
     has(tab, "option-rank", "32")
-    tab.page.locator("#base-warning").wait_for(state="hidden")
     choose(tab, "option-pretrained_model_name_or_path", EMBEDDED)
     has(tab, "option-resolution", "")
     has(tab, "option-rank", "64")
     until(lambda: resolution.get_attribute("placeholder") == "64", "the placeholder follows")
-    tab.wait("base-warning", "The demo model cannot learn photos")
 
 
 def test_the_list_of_options_is_searched(tab):
@@ -218,23 +223,15 @@ def test_start_and_the_estimate_stay_in_sight(chromium, filled, width):
     tab.context.close()
 
 
-def test_a_run_generates_previews_six_times_by_itself(tab, filled):
-    tab.fill("option-max_train_steps", 12)
-    tab.fill("option-rank", 8)
-    tab.page.get_by_text("All other options").click()
-    tab.fill("option-num_inference_steps", 1)
-    tab.fill("option-num_validation_images", 1)
+def test_a_run_generates_previews_six_times_by_itself(filled):
     name = "with-previews"
-    tab.fill("run-name", name)
-    until(lambda: tab.value("run-name") == name, "the name is there")
-    tab.page.click("#start")
-    has(tab, "strip-run", name)
-    tab.wait_state("done")
-    samples = filled.home / "runs" / name / "samples"
-    steps = sorted(int(folder.name.removeprefix("step-")) for folder in samples.iterdir())
+    settings = dict(max_train_steps="12", rank=8, num_inference_steps=1, num_validation_images=1)
+    assert "error" not in filled.call("start", *filled.form(name=name, **settings))
+    run = filled.home / "runs" / name
+    until(lambda: raw_status(run).get("state") == "done", "the run ends")
+    steps = sorted(int(folder.name.removeprefix("step-")) for folder in (run / "samples").iterdir())
     assert steps == [0, 2, 4, 6, 8, 10, 12]
-    end_runs(filled.home)
-    shutil.rmtree(filled.home / "runs" / name)
+    shutil.rmtree(run)
 
 
 def test_start_from_lists_the_adapters_of_now(tab, filled):
