@@ -12,7 +12,7 @@ from gralora_diffusion.data.concepts import concepts_of, folder_concepts, left_o
 from gralora_diffusion.data.image_folder import TrainingImage, find_images
 from gralora_diffusion.data.images import EXTENSIONS
 from gralora_diffusion.data.listing import has_images, listing, numbered, printable, some
-from gralora_diffusion.data.metadata import metadata_in, read_metadata
+from gralora_diffusion.data.metadata import COLUMNS, metadata_in, read_metadata
 from gralora_diffusion.files import resolved
 from gralora_diffusion.options import ConfigError
 
@@ -44,7 +44,7 @@ def check_class_folders(config: TrainConfig) -> None:
         if trained_on & set(map(resolved, own_folders)):
             problem = f"{printable(folder)} holds the training images: class images need another folder"
             raise ConfigError(f"--class_data_dir {problem}", option="class_data_dir")
-        name, read, direct = printable(folder), numbered(folder), given_in(folder, own.caption_column)
+        name, read, direct = printable(folder), numbered(folder), given_in(folder, own)
         others = [path.name for path in subfolders_of(folder) if has_images(path) or numbered(path)]
         if metadata_in(folder):  # which names the images
             others = []
@@ -53,7 +53,7 @@ def check_class_folders(config: TrainConfig) -> None:
             way = "move all images into such a subfolder"
             named = f"--class_data_dir {problem} ({read[0][0].name})"
             raise ConfigError(f"{named}: {way}", option="class_data_dir")
-        if read and not any(given_in(path, own.caption_column) for path, *_ in read):
+        if read and not any(given_in(path, own) for path, *_ in read):
             raise no_class_images(folder)
         if others and not read and not direct:
             where = f"{counted(len(others), 'subfolder')} ({some(others)})"
@@ -91,24 +91,21 @@ def class_image_facts(config: TrainConfig) -> dict[str, str]:
     for own in class_configs(config):
         folder = Path(own.class_data_dir)
         if read := numbered(folder):
-            count = sum(len(given_in(path, own.caption_column)) for path, *_ in read)
+            count = sum(len(given_in(path, own)) for path, *_ in read)
             files = f"{counted(count, 'file')} in subfolders of {printable(folder.name)}"
             found.append(f"{files}, {left_out_text(folder, 'none')}")
             continue
-        given = len(given_in(folder, own.caption_column)) if folder.is_dir() else 0
+        given = len(given_in(folder, own)) if folder.is_dir() else 0
         missing = max(0, own.num_class_images - given)
         found.append(f"{given} of your own in {printable(folder.name)}, at most {missing} to generate")
     return {"class images": "; ".join(found)} if found else {}
 
 
-def given_in(folder: Path, column: str | None) -> list[str]:
-    """Names of the images in a folder of class images that were not generated.
-
-    column: of its metadata.jsonl or metadata.csv, which may name images in subfolders.
-    """
+def given_in(folder: Path, config: TrainConfig) -> list[str]:
+    """Names of the images in a folder of class images that were not generated."""
     try:
         names = sorted(path.name for path in folder.iterdir())
-        listed = read_metadata(folder, column if metadata_in(folder) else None)
+        listed = read_metadata(folder, columns_of(config))
     except (OSError, ValueError):
         return []  # find_class_images() says why
     names += sorted(str(path.relative_to(folder)) for path in listed if path.parent != folder)
@@ -147,12 +144,16 @@ def left_out_text(folder: Path, nothing: str) -> str:
     return f"{counted(len(others), 'subfolder')} without repeats in the name left out ({some(others)})"
 
 
+def columns_of(config: TrainConfig) -> tuple[str, ...] | None:
+    """The columns of metadata in a folder of class images: the training images' first, if that is set."""
+    return (config.caption_column, *COLUMNS) if config.caption_column else None
+
+
 def find_class_images(
     folder: Path, prompt: str | None, config: TrainConfig, cache: Cache | None
 ) -> list[TrainingImage]:
     """The images of such a folder, generated ones included. Raises ConfigError as find_images() does."""
-    column = config.caption_column if metadata_in(folder) else None
-    how = dict(column=column, lines=config.caption_lines, at_least=0)
+    how = dict(column=columns_of(config), lines=config.caption_lines, at_least=0)
     common = dict(skip=config.on_bad_image == "skip", cache=cache, workers=config.dataloader_num_workers)
     found = find_images(folder, prompt, "class_data_dir", **how, **common)
     check_captions([(printable(image.path.name), image.caption) for image in found], config)

@@ -45,8 +45,11 @@ def check_holds_images(concept: Concept, option: str = "instance_data_dir") -> N
         raise ConfigError(f"{problem}: {ways}", option=option)
 
 
-def check_no_masks(concepts: list[Concept]) -> None:
-    """Raises ConfigError for a folder of masks that is named as a concept is: "10_sks_mask" or "10_mask"."""
+def check_no_masks(concepts: list[Concept], option: str = "instance_data_dir") -> None:
+    """Raises ConfigError for a folder of masks that is named as a concept is: "10_sks_mask" or "10_mask".
+
+    option: the one that names the folder of these folders.
+    """
     folders = {stem_of(concept.folder): concept.folder for concept in concepts if concept.numbered}
     for folder in folders.values():
         words = numbered_name(folder.name)[1].lower()
@@ -55,8 +58,8 @@ def check_no_masks(concepts: list[Concept]) -> None:
         others = [partner] if partner else [other for other in folders.values() if other != folder]
         if (partner or words in WORDS) and (image := with_names_of(folder, others)):
             problem = f"{printable(folder)} holds masks by its name, and its files have the names of images"
-            ways = "move it into a folder for --mask_dir, or rename it if these are images to train on"
-            raise ConfigError(f"{problem} in {printable(image)}: {ways}", option="instance_data_dir")
+            ways = "put masks beside their images, or rename the folder if these are images to train on"
+            raise ConfigError(f"{problem} in {printable(image)}: {ways}", option=option)
 
 
 def with_names_of(folder: Path, others: list[Path]) -> Path | None:

@@ -9,7 +9,7 @@ from gralora_diffusion.config import TrainConfig
 from gralora_diffusion.console import note
 from gralora_diffusion.data.cache import Cache
 from gralora_diffusion.data.caption_notes import check_captions
-from gralora_diffusion.data.concept_checks import check_holds_images
+from gralora_diffusion.data.concept_checks import check_holds_images, check_no_masks
 from gralora_diffusion.data.concepts import in_folder
 from gralora_diffusion.data.dataset import captions_of, instance
 from gralora_diffusion.data.image_folder import TrainingImage, find_images
@@ -66,9 +66,10 @@ def held_out_folder(
     """
     prompt = instance(config)[1]
     found = []
-    for concept in in_folder(
-        Path(config.validation_dir), dataclasses.replace(config, instance_prompt=prompt)
-    ):
+    folder = Path(config.validation_dir)
+    concepts = in_folder(folder, dataclasses.replace(config, instance_prompt=prompt))
+    check_no_masks(concepts, "validation_dir")
+    for concept in concepts:
         own = concept.config
         common = dict(skip=own.on_bad_image == "skip", cache=cache, workers=own.dataloader_num_workers)
         how = dict(column=own.caption_column, lines=own.caption_lines)

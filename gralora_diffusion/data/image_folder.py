@@ -102,7 +102,7 @@ def find_images(
     folder: str | Path,
     prompt: str | None,
     option: str = "instance_data_dir",
-    column: str | None = None,
+    column: str | tuple[str, ...] | None = None,
     skip: bool = False,
     cache: Cache | None = None,
     workers: int = 0,

@@ -15,10 +15,8 @@ IGNORED = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "readme.md", MET
 IGNORED_FOLDERS = {"__macosx", "@eadir", "_latent_cache", "_t_e_cache"}
 CACHES = {".npz", ".aae"}  # of other trainers, and edits of a phone: ignored
 MARK_OF_THE_WEB = ":zone.identifier"  # what Windows knows of a download, as a file of its own
-LISTS_ELSEWHERE = {
-    "caption", "captions", "data", "dataset", "labels", "meta_cap", "meta_clean", "meta_lat", "metadata",
-    "prompts", "tags", "train",
-}  # fmt: skip
+LISTS_ELSEWHERE = {"caption", "captions", "metadata", "meta_cap", "meta_clean", "meta_lat", "prompts", "tags"}
+TABLES_ELSEWHERE = LISTS_ELSEWHERE | {"data", "dataset", "labels", "train"}
 CAPTIONS = (".txt", ".caption", ".json")
 # Documents are neither images nor captions; they are left out with a note.
 DOCUMENTS = {
@@ -42,13 +40,14 @@ def listing(folder: Path, option: str) -> tuple[list[Path], list[str], dict[Path
     except (OSError, ValueError) as error:
         what = name if option == "folder" else f"the folder of {name}"
         raise ConfigError(f"{what} cannot be read: {error}", option=option) from None
+    images = {path.stem for path in entries if path.suffix.lower() in EXTENSIONS}
     for path in entries:
         if is_list_of_another_case(path):
             bad[path] = f"captions are read from {path.name.lower()}, in lower case: rename it"
             continue
         if is_ignored(path.name.lower()):
             continue
-        if is_other_list(path.name.lower()):
+        if is_other_list(path.name.lower()) and path.stem not in images:
             bad[path] = f"a list of captions by its name, which is read as {METADATA} or {METADATA_CSV} alone"
             continue
         try:
@@ -74,7 +73,9 @@ def is_ignored(name: str) -> bool:
 def is_other_list(name: str) -> bool:
     """Whether a file of this name, in lower case, lists captions for another program."""
     stem, _, ending = name.rpartition(".")
-    return stem in LISTS_ELSEWHERE and ending in ("csv", "tsv", "json", "jsonl", "parquet", "txt")
+    if ending == "txt":
+        return stem in LISTS_ELSEWHERE
+    return stem in TABLES_ELSEWHERE and ending in ("csv", "tsv", "json", "jsonl", "parquet")
 
 
 def is_list_of_another_case(path: Path) -> bool:

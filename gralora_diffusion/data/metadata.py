@@ -24,9 +24,10 @@ def metadata_in(folder: Path) -> Path | None:
     return next((path for path in lists if os.path.lexists(path)), None)
 
 
-def read_metadata(folder: Path, column: str | None) -> dict[Path, str]:
+def read_metadata(folder: Path, column: str | tuple[str, ...] | None) -> dict[Path, str]:
     """{image: caption} of the folder's metadata.jsonl or metadata.csv; {} if it has neither.
 
+    column: with the captions; of several, the first that has words; None: COLUMNS.
     Raises ValueError with the line's number.
     """
     path = metadata_in(folder)
@@ -42,7 +43,7 @@ def is_list_name(name: str) -> bool:
     return name.lower() in (METADATA, METADATA_CSV)
 
 
-def read_list(path: Path, column: str | None) -> dict[Path, str]:
+def read_list(path: Path, column: str | tuple[str, ...] | None) -> dict[Path, str]:
     """{image: caption} of one such file.  Raises ValueError that names the line."""
     if not path.is_file():
         raise ValueError("it is not a file")
@@ -129,13 +130,13 @@ def has_words(caption) -> bool:
     return bool(caption.strip()) if isinstance(caption, str) else caption is not None
 
 
-def read_entry(entry, column: str | None, where: str) -> tuple[str, str]:
+def read_entry(entry, column: str | tuple[str, ...] | None, where: str) -> tuple[str, str]:
     """(file name, caption) of an entry."""
     image = entry.get("file_name") if isinstance(entry, dict) else None
     if not image or not isinstance(image, str) or "\0" in image:
         keys = f", but {', '.join(map(repr, entry))}" if isinstance(entry, dict) and entry else ""
         raise ValueError(f'{where} has no "file_name"{keys}'[:300])
-    columns = (column,) if column else COLUMNS
+    columns = column if isinstance(column, tuple) else (column,) if column else COLUMNS
     given = [entry[name] for name in columns if name in entry]
     if given:
         return image, next((caption for caption in given if has_words(caption)), "")

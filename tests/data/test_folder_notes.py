@@ -6,7 +6,12 @@ import pytest
 from PIL import Image
 
 from gralora_diffusion.config import TrainConfig
-from gralora_diffusion.data.class_folders import check_class_folders, check_class_images, class_image_facts
+from gralora_diffusion.data.class_folders import (
+    check_class_folders,
+    check_class_images,
+    class_image_facts,
+    find_class_images,
+)
 from gralora_diffusion.data.dataset import instance_images
 from gralora_diffusion.data.held_out import hold_out
 from gralora_diffusion.data.image_folder import find_images
@@ -67,7 +72,7 @@ def test_a_mask_of_no_image_is_named(tmp_path, capsys):
 def test_a_folder_of_masks_is_no_concept(tmp_path, folder, names):
     draw(tmp_path / "10_sks", "a.png", "b.png")
     draw(tmp_path / folder, *names.split())
-    with pytest.raises(ConfigError, match=f"{folder} holds masks by its name, .*--mask_dir"):
+    with pytest.raises(ConfigError, match=f"{folder} holds masks by its name, .*beside their images"):
         images_of(tmp_path)
 
 
@@ -189,6 +194,18 @@ def test_a_caption_with_another_name_is_named(tmp_path, files, words):
         captions(tmp_path, None)
 
 
+def test_an_image_that_is_called_as_lists_are_has_its_caption(tmp_path):
+    draw(tmp_path, "train.png", "labels.png", "data.png")
+    (tmp_path / "train.txt").write_text("a train")
+    (tmp_path / "labels.txt").write_text("labels")
+    (tmp_path / "data.json").write_text('{"caption": "a diagram"}')
+    assert captions(tmp_path, None) == {
+        "data.png": "a diagram",
+        "labels.png": "labels",
+        "train.png": "a train",
+    }
+
+
 def test_images_one_level_deeper_are_named(tmp_path):
     draw(tmp_path / "10_dog" / "sorted", "a.png")
     with pytest.raises(ConfigError, match=r"10_dog holds no images .*; move here those of its 1 subfolder"):
@@ -219,6 +236,27 @@ def test_class_images_are_read_and_checked_as_training_images_are(tmp_path):
     (tmp_path / "reg" / "images" / "r.png").write_text("no image")
     with pytest.raises(ConfigError, match=r"reg holds 1 file that cannot be used; .*r\.png"):
         check_class_images(config, instance_images(config), None)
+
+
+def test_the_metadata_of_class_images_may_have_other_columns(tmp_path):
+    draw(tmp_path / "img", "a.png")
+    draw(tmp_path / "reg", "r.png")
+    (tmp_path / "img" / "metadata.jsonl").write_text('{"file_name": "a.png", "words": "sks dog"}')
+    (tmp_path / "reg" / "metadata.jsonl").write_text('{"file_name": "r.png", "text": "a dog"}')
+    config = prior(tmp_path, caption_column="words")
+    (found,) = find_class_images(tmp_path / "reg", "x", config, None)
+    assert found.caption == "a dog"
+
+
+def test_masks_of_held_out_images_are_no_concept(tmp_path):
+    draw(tmp_path / "img", "a.png")
+    draw(tmp_path / "held" / "10_dog", "h.png")
+    draw(tmp_path / "held" / "10_dog_mask", "h.png")
+    folder = dict(instance_data_dir=str(tmp_path / "img"), validation_dir=str(tmp_path / "held"))
+    config = TrainConfig(instance_prompt="x", **folder)
+    with pytest.raises(ConfigError, match="10_dog_mask holds masks by its name") as caught:
+        hold_out(config, instance_images(config))
+    assert caught.value.option == "validation_dir"
 
 
 def test_a_training_image_is_no_class_image(tmp_path):
